@@ -1,0 +1,236 @@
+"""One definition of a field: the widget, the check, the default, the tooltip and the line in the docs.
+
+A node's inputs are a frozen dataclass whose annotations carry the rest:
+
+    rank: Annotated[int, Range(1, 512), Doc("Inner dimension of the update.")] = 16
+
+Field order is the order of `widgets_values` in workflows saved by the editor: new fields go last, names never change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from .problems import Problem, nearest
+
+
+@dataclass(frozen=True)
+class Range:
+    """Inclusive bounds and the step of the editor's arrows (a float without a step is rounded to 0.1 by the editor)."""
+
+    low: float
+    high: float
+    step: float = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these names."""
+
+    options: tuple[str, ...]
+
+    def __init__(self, *options: str):
+        object.__setattr__(self, "options", options)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file from the models folders of this kind, or `none_label` for none."""
+
+    kind: str
+    none_label: str
+
+
+@dataclass(frozen=True)
+class Doc:
+    """Tooltip and docs text, one or two sentences."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text field's manner."""
+
+    multiline: bool = False
+    placeholder: str = ""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A seed: the editor gives it a control for what happens after a run, and saves one value more."""
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A connection of this type instead of a widget."""
+
+    type: str
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Folded away until asked for."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A resolved field of a node's inputs."""
+
+    name: str
+    kind: type
+    doc: str
+    default: Any
+    required: bool
+    range: Range | None = None
+    choice: Choice | None = None
+    model_file: ModelFile | None = None
+    text: Text | None = None
+    socket: Socket | None = None
+    seed: bool = False
+    advanced: bool = False
+
+    @property
+    def is_widget(self) -> bool:
+        return self.socket is None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a node: its name, its type and what it is."""
+
+    name: str
+    type: str
+    doc: str
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """A node as data: what it is called, what it takes, what it gives, and where its function lies.
+
+    Args:
+        id: never renamed; workflows refer to it.
+        inputs: frozen dataclass, see the module's docstring. A method `problems(self) -> list[Problem]` may check fields together.
+        run: "module:function", imported only when the node runs. Called as run(inputs, host), returns a tuple as long as outputs.
+        is_output: the run starts from nodes like this one.
+    """
+
+    id: str
+    title: str
+    category: str
+    description: str
+    inputs: type
+    outputs: tuple[Output, ...]
+    run: str
+    is_output: bool = False
+    search_aliases: tuple[str, ...] = ()
+
+    def fields(self) -> tuple[Field, ...]:
+        return fields_of(self.inputs)
+
+    def function(self, package: str) -> Callable[..., tuple[Any, ...]]:
+        module, name = self.run.split(":")
+        return getattr(importlib.import_module(module, package), name)
+
+
+@cache
+def fields_of(inputs: type) -> tuple[Field, ...]:
+    """The fields of an inputs dataclass, in order, inherited ones first."""
+    hints = typing.get_type_hints(inputs, include_extras=True)
+    return tuple(_field(item, hints[item.name]) for item in dataclasses.fields(inputs))
+
+
+def _field(item: dataclasses.Field, hint: Any) -> Field:
+    assert typing.get_origin(hint) is Annotated, f"{item.name} needs Annotated[type, ..., Doc(...)]"
+    base, *marks = typing.get_args(hint)
+    found = {type(mark): mark for mark in marks}
+    required = item.default is dataclasses.MISSING
+    return Field(
+        name=item.name,
+        kind=base,
+        doc=found[Doc].text,
+        default=None if required else item.default,
+        required=required,
+        range=found.get(Range),
+        choice=found.get(Choice),
+        model_file=found.get(ModelFile),
+        text=found.get(Text),
+        socket=found.get(Socket),
+        seed=Seed in found,
+        advanced=Advanced in found,
+    )
+
+
+def check_value(field: Field, value: Any) -> tuple[Any, Problem | None]:
+    """The value in the field's own type, and the fault it has, if any. JSON's 1 is a fine float, 1.0 a fine int, "1" is neither."""
+    if field.kind is bool:
+        return _fault(field, value, "true or false") if not isinstance(value, bool) else (value, None)
+    if field.kind in (int, float):
+        return _check_number(field, value)
+    if field.kind is str:
+        if not isinstance(value, str):
+            return _fault(field, value, "a text")
+        if field.choice and value not in field.choice.options:
+            hint = nearest(value, field.choice.options)
+            return value, Problem(field.name, f"{value!r} is not one of {', '.join(field.choice.options)}{hint}")
+    return value, None
+
+
+def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
+    wanted = "a whole number" if field.kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _fault(field, value, wanted)
+    if not math.isfinite(value):
+        return _fault(field, value, f"{wanted}, and finite")
+    if field.kind is int and value != int(value):
+        return _fault(field, value, f"{wanted}; use {math.floor(value)} or {math.ceil(value)}")
+    number = field.kind(value)
+    if field.range and not field.range.low <= number <= field.range.high:
+        low, high = field.range.low, field.range.high
+        clamped = field.kind(min(max(number, low), high))
+        return number, Problem(field.name, f"{value} is out of range; use {low:g} to {high:g}, nearest is {clamped:g}")
+    return number, None
+
+
+def _fault(field: Field, value: Any, wanted: str) -> tuple[Any, Problem]:
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return value, Problem(field.name, f"{shown} is not {wanted}")
+
+
+def build_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> tuple[Any | None, list[Problem]]:
+    """The inputs dataclass from named values, or every fault. Sockets are taken as they are; unknown names are faults."""
+    fields = {field.name: field for field in spec.fields()}
+    problems = [
+        Problem(name, f"{spec.id} has no input of this name{nearest(name, tuple(fields))}")
+        for name in values
+        if name not in fields
+    ]
+    checked: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in values:
+            if field.required:
+                problems.append(Problem(name, f"nothing is connected; {_wanted(field)}"))
+            continue
+        if field.socket:
+            checked[name] = values[name]
+            continue
+        checked[name], problem = check_value(field, values[name])
+        if problem:
+            problems.append(problem)
+    if problems:
+        return None, problems
+    inputs = spec.inputs(**checked)
+    problems = list(inputs.problems()) if hasattr(inputs, "problems") else []
+    return (None, problems) if problems else (inputs, [])
+
+
+def _wanted(field: Field) -> str:
+    return f"connect an output of type {field.socket.type}" if field.socket else "give a value"
