@@ -1,0 +1,84 @@
+"""What a model family brings. One file and one registry line add a family; tests/contracts/ runs over all of them.
+
+A family holds no state: every method takes what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from ..problems import Problem
+
+
+class TextEncoder(Protocol):
+    """Prompts -> embeddings, with the family's own rule of length."""
+
+    identity: str  # hex digest of the weights, the tokenizer and the rule of length: the cache's key
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """One (tokens, width) tensor a prompt, on the CPU, in the encoder's dtype."""
+        ...
+
+
+class ImageCodec(Protocol):
+    """Pictures <-> normalised latents."""
+
+    identity: str  # hex digest of the weights and of the normalisation: the cache's key
+    factor: int  # pixels a latent cell, along an edge
+    channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), the mean, shifted and scaled; fp32, CPU."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The way back: (B, 3, H, W) in [-1, 1], fp32, CPU."""
+        ...
+
+
+class Family(Protocol):
+    """Everything the engine asks of a model family."""
+
+    name: str
+    architecture: str  # modelspec.architecture of the LoRA, such as "chroma/lora"
+    base_version: str  # ss_base_model_version
+    pixel_step: int  # picture edges are multiples of this (VAE factor x patch)
+    full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantised
+    targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see lora/targets.py
+
+    def problems(self, model: ModelConfig) -> list[Problem]:
+        """What is wrong with the model's files, without loading weights: missing parts, wrong kind of file, no network."""
+        ...
+
+    def identity(self, model: ModelConfig) -> str:
+        """Hex digest that names the base's weights, from file headers and sizes (never from a path)."""
+        ...
+
+    def load_text_encoder(self, model: ModelConfig, device: torch.device) -> TextEncoder: ...
+
+    def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...
+
+    def load_transformer(self, model: ModelConfig) -> nn.Module:
+        """On the CPU, in the model's dtype, frozen, in eval mode."""
+        ...
+
+    def blocks(self, transformer: nn.Module) -> list[nn.Module]:
+        """The repeated blocks, in order: what is checkpointed, compiled and offloaded one by one."""
+        ...
+
+    def predict(self, transformer: nn.Module, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
+        """The velocity noise - x0 at x_sigma.
+
+        Args:
+            x_sigma: (B, channels, h, w), in the transformer's dtype or fp32.
+            sigma: (B,), fp32, in [0, 1].
+            text: B tensors (tokens, width), lengths may differ; how they are batched and masked is the family's rule.
+        Returns:
+            (B, channels, h, w), fp32.
+        """
+        ...
