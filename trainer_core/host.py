@@ -6,10 +6,10 @@ Events are frozen values; sinks subscribe to them and nothing reaches back into 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .problems import Cancelled, Problem, UserError, nearest
 
@@ -161,6 +161,21 @@ class Host(Protocol):
     @property
     def paths(self) -> Paths: ...
 
+    @property
+    def device(self) -> str:
+        """The accelerator to use, such as "cuda:0"; "" lets the engine pick the best there is."""
+        ...
+
+    @property
+    def prompt(self) -> Mapping[str, Any]:
+        """The running workflow in ComfyUI's API form, {} where there is none."""
+        ...
+
+    @property
+    def node_id(self) -> str:
+        """Id of the running node in the prompt, "" outside of one."""
+        ...
+
     def emit(self, event: Event) -> None:
         """Tell the sinks. Never raises for a sink's own fault."""
         ...
@@ -174,22 +189,23 @@ class Host(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class SinkHost:
     """A Host for the CLI and for tests: hands every event to its sinks, in order."""
 
-    def __init__(self, paths: Paths, sinks: Sequence[Callable[[Event], None]] = (), cancelled: Callable[[], bool] = lambda: False):
-        self._paths, self._sinks, self._cancelled = paths, tuple(sinks), cancelled
-
-    @property
-    def paths(self) -> Paths:
-        return self._paths
+    paths: Paths
+    sinks: tuple[Callable[[Event], None], ...] = ()
+    is_cancelled: Callable[[], bool] = lambda: False
+    device: str = ""
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    node_id: str = ""
 
     def emit(self, event: Event) -> None:
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink(event)
 
     def check_cancelled(self) -> None:
-        if self._cancelled():
+        if self.is_cancelled():
             raise Cancelled
 
     def free_memory(self) -> None:

@@ -10,7 +10,6 @@ Field order is the order of `widgets_values` in workflows saved by the editor: n
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import typing
 from collections.abc import Callable, Mapping
@@ -119,7 +118,9 @@ class NodeSpec:
     Args:
         id: never renamed; workflows refer to it.
         inputs: frozen dataclass, see the module's docstring. A method `problems(self) -> list[Problem]` may check fields together.
-        run: "module:function", imported only when the node runs. Called as run(inputs, host), returns a tuple as long as outputs.
+        run: run(inputs, host) -> a tuple as long as outputs. Imports what is heavy only when it is called.
+        light: run is quick, needs no torch and writes nothing, so that a check of the workflow calls it as well.
+        preflight: preflight(inputs, host) -> problems that can be seen before a model loads; for nodes that are not light.
         is_output: the run starts from nodes like this one.
     """
 
@@ -129,16 +130,14 @@ class NodeSpec:
     description: str
     inputs: type
     outputs: tuple[Output, ...]
-    run: str
+    run: Callable[[Any, Any], tuple[Any, ...]]
+    light: bool = False
+    preflight: Callable[[Any, Any], list[Problem]] | None = None
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
 
     def fields(self) -> tuple[Field, ...]:
         return fields_of(self.inputs)
-
-    def function(self, package: str) -> Callable[..., tuple[Any, ...]]:
-        module, name = self.run.split(":")
-        return getattr(importlib.import_module(module, package), name)
 
 
 @cache

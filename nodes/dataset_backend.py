@@ -1,0 +1,37 @@
+"""DatasetBackend: a folder of images with captions; several in a chain make one dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
+from ..trainer_core.host import Host
+from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(FolderConfig):
+    dataset: Annotated[DatasetConfig | None, Socket("TRAIN_DATASET"), Doc(
+        "Another DatasetBackend, whose images are trained on as well."
+    )] = None
+
+
+def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
+    root = host.paths.find_dataset(inputs.folder, "folder")
+    part = FolderConfig(**{field.name: getattr(inputs, field.name) for field in fields(FolderConfig)})
+    earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
+    return (DatasetConfig(parts=(*earlier.parts, part), roots=(*earlier.roots, str(root))),)
+
+
+SPEC = NodeSpec(
+    id="DatasetBackend",
+    title="Dataset Backend",
+    category="ChromaTrainer",
+    description="A folder of images and captions to train on. Chain several for one dataset of several folders.",
+    inputs=Inputs,
+    outputs=(Output("dataset", "TRAIN_DATASET", "The dataset, for LoRATrainer or for another DatasetBackend."),),
+    run=run,
+    light=True,
+    search_aliases=("dataset", "images", "captions", "folder"),
+)

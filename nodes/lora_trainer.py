@@ -1,0 +1,63 @@
+"""LoRATrainer: the training itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from ..trainer_core.config.dataset import DatasetConfig
+from ..trainer_core.config.model import ModelConfig
+from ..trainer_core.config.request import TrainRequest
+from ..trainer_core.config.training import TrainingConfig
+from ..trainer_core.config.validation import ValidationConfig
+from ..trainer_core.host import Host
+from ..trainer_core.problems import Problem
+from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(TrainingConfig):
+    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma or QuantizeModel.")]
+    dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("What to train on, from DatasetBackend.")]
+    validation: Annotated[ValidationConfig | None, Socket("VALIDATION"), Doc(
+        "A ValidateSampler's settings: its pictures are drawn with the live model while it trains, beside the base model's."
+    )] = None
+
+
+def request_of(inputs: Inputs) -> TrainRequest:
+    training = TrainingConfig(**{field.name: getattr(inputs, field.name) for field in fields(TrainingConfig)})
+    return TrainRequest(model=inputs.model, dataset=inputs.dataset, training=training, validation=inputs.validation)
+
+
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    from ..trainer_core.train.preflight import problems_of
+
+    return problems_of(request_of(inputs), host)
+
+
+def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
+    from ..trainer_core.lora.export import read_tensors
+    from ..trainer_core.train.run import run as train
+    from .record import recorded_prompt
+
+    result = train(request_of(inputs), host, recorded_prompt(host))
+    return result.lora, read_tensors(result.lora.path), {"loss": list(result.losses)}, result.lora.name
+
+
+SPEC = NodeSpec(
+    id="LoRATrainer",
+    title="LoRA Trainer",
+    category="ChromaTrainer",
+    description="Trains a LoRA and saves it to output/loras, where ComfyUI's LoRA loaders find it at once.",
+    inputs=Inputs,
+    outputs=(
+        Output("lora", "TRAINED_LORA", "The trained LoRA, for ValidateSampler."),
+        Output("lora_model", "LORA_MODEL", "Its weights, for ComfyUI's Load LoRA Model node."),
+        Output("loss_map", "LOSS_MAP", "The loss of every step, for ComfyUI's Plot Loss Graph node."),
+        Output("lora_name", "STRING", "Name of the saved file, as the LoRA loaders list it."),
+    ),
+    run=run,
+    preflight=preflight,
+    is_output=True,
+    search_aliases=("train", "lora", "finetune", "fine-tune"),
+)

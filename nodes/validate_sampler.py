@@ -1,0 +1,60 @@
+"""ValidateSampler: pictures that show what was learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from ..trainer_core.config.model import ModelConfig
+from ..trainer_core.config.request import TrainedLora
+from ..trainer_core.config.validation import ValidationConfig
+from ..trainer_core.host import Host
+from ..trainer_core.problems import Problem
+from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(ValidationConfig):
+    model: Annotated[ModelConfig | None, Socket("TRAIN_MODEL"), Doc(
+        "Draw with this model. With neither a model nor a LoRA connected nothing is drawn here: connect `validation` to LoRATrainer."
+    )] = None
+    lora: Annotated[TrainedLora | None, Socket("TRAINED_LORA"), Doc(
+        "A trained LoRA; it brings its base model, unless another is connected. Its pictures stand beside the base model's."
+    )] = None
+
+
+def settings_of(inputs: Inputs) -> ValidationConfig:
+    return ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
+
+
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    from ..trainer_core.registry import load
+
+    return load("family", inputs.model.family).check_files(inputs.model) if isinstance(inputs.model, ModelConfig) else []
+
+
+def run(inputs: Inputs, host: Host) -> tuple[Any, ValidationConfig]:
+    settings = settings_of(inputs)
+    model = inputs.model or (inputs.lora.model if inputs.lora else None)
+    if model is None:
+        return None, settings
+    from ..trainer_core.validation.pictures import draw
+
+    return draw(settings, model, inputs.lora, host), settings
+
+
+SPEC = NodeSpec(
+    id="ValidateSampler",
+    title="Validate Sampler",
+    category="ChromaTrainer",
+    description="Draws prompts with the base model and with a trained LoRA, sampled as ComfyUI samples.",
+    inputs=Inputs,
+    outputs=(
+        Output("images", "IMAGE", "The pictures, labelled: base first, then each strength of the LoRA."),
+        Output("validation", "VALIDATION", "These settings, for LoRATrainer to draw while it trains."),
+    ),
+    run=run,
+    preflight=preflight,
+    is_output=True,
+    search_aliases=("validation", "preview", "sample", "grid"),
+)
