@@ -9,7 +9,6 @@ from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.host import Host
-from ..trainer_core.problems import Problem
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -27,17 +26,11 @@ def settings_of(inputs: Inputs) -> ValidationConfig:
     return ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
 
 
-def preflight(inputs: Inputs, host: Host) -> list[Problem]:
-    from ..trainer_core.registry import load
-
-    return load("family", inputs.model.family).check_files(inputs.model) if isinstance(inputs.model, ModelConfig) else []
-
-
-def run(inputs: Inputs, host: Host) -> tuple[Any, ValidationConfig]:
+def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig]:
     settings = settings_of(inputs)
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
-        return None, settings
+        return [], settings
     from ..trainer_core.validation.pictures import draw
 
     return draw(settings, model, inputs.lora, host), settings
@@ -50,11 +43,10 @@ SPEC = NodeSpec(
     description="Draws prompts with the base model and with a trained LoRA, sampled as ComfyUI samples.",
     inputs=Inputs,
     outputs=(
-        Output("images", "IMAGE", "The pictures, labelled: base first, then each strength of the LoRA."),
+        Output("images", "IMAGE", "The labelled grids, one a resolution: base first, then each strength of the LoRA.", is_list=True),
         Output("validation", "VALIDATION", "These settings, for LoRATrainer to draw while it trains."),
     ),
     run=run,
-    preflight=preflight,
     is_output=True,
     search_aliases=("validation", "preview", "sample", "grid"),
 )

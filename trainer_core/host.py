@@ -138,7 +138,7 @@ class Paths:
         text = folder.strip().strip('"')
         if not text:
             raise UserError.at(field_name, "no folder is given; name a folder of images")
-        roots = [*self.datasets, *extra_roots()]
+        roots = [*self.datasets, ASSETS, *extra_roots()]
         for root in roots:
             path = (root / text.replace("\\", "/")).resolve()
             if path.is_dir() and any(path.is_relative_to(r.resolve()) for r in roots):

@@ -18,8 +18,6 @@ from ..problems import Problem
 class TextEncoder(Protocol):
     """Prompts -> embeddings, with the family's own rule of length."""
 
-    identity: str  # hex digest of the weights, the tokenizer and the rule of length: the cache's key
-
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """One (tokens, width) tensor a prompt, on the CPU, in the encoder's dtype."""
         ...
@@ -28,7 +26,6 @@ class TextEncoder(Protocol):
 class ImageCodec(Protocol):
     """Pictures <-> normalised latents."""
 
-    identity: str  # hex digest of the weights and of the normalisation: the cache's key
     factor: int  # pixels a latent cell, along an edge
     channels: int
 
@@ -55,8 +52,11 @@ class Family(Protocol):
         """What is wrong with the model's files, without loading weights: missing parts, wrong kind of file, no network."""
         ...
 
-    def identity(self, model: ModelConfig) -> str:
-        """Hex digest that names the base's weights, from file headers and sizes (never from a path)."""
+    def identity(self, model: ModelConfig, part: str) -> str:
+        """Hex digest that names a part's weights and rules, from its files' headers and sizes (never from a path), without loading it.
+
+        part: "transformer", "text_encoder" (with tokenizer and rule of length) or "codec" (with normalisation). The caches' keys.
+        """
         ...
 
     def load_text_encoder(self, model: ModelConfig, device: torch.device) -> TextEncoder: ...

@@ -1,0 +1,47 @@
+"""Every problem of a workflow at once, before anything is loaded. Needs neither torch nor ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..host import Host, collect
+from ..problems import Problem
+from ..spec import NodeSpec, build_inputs
+from .graph import Graph
+from .resolve import resolve, unknown_types
+
+
+def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
+    """All faults, in the order in which the nodes would run; an empty list means that a run can begin.
+
+    Light nodes are run, so that a folder that is not there is found here; heavy ones are asked for their preflight.
+    """
+    problems = unknown_types(graph, catalogue)
+    if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
+        outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
+        problems.append(Problem("workflow", f"has nothing to run; add a {outputs} node"))
+    values: dict[str, tuple[Any, ...]] = {}
+    for node_id in graph.order():
+        node = graph.nodes[node_id]
+        if node.type not in catalogue:
+            continue
+        spec = catalogue[node.type]
+        found = resolve(node, graph, catalogue, values)
+        missing = {problem.field for problem in found.problems}
+        inputs, faults = build_inputs(spec, found.values)
+        faults = found.problems + [fault for fault in faults if fault.field not in missing]
+        if inputs is not None and not faults and found.complete:
+            if spec.light:
+                result = collect(faults, spec.run, inputs, host)
+                if result is not None:
+                    values[node_id] = result  # type: ignore[assignment]
+            elif spec.preflight:
+                faults.extend(spec.preflight(inputs, host))
+        problems.extend(fault.at(node.id, node.type) for fault in faults)
+    return problems
+
+
+def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec], known: frozenset[str]) -> list[str]:
+    """Nodes that a headless run leaves out, as "9 (LoraLoader)"."""
+    return [f"{node.id} ({node.type})" for node in graph.nodes.values() if node.type not in catalogue and node.type not in known]

@@ -1,0 +1,50 @@
+"""Runs a checked graph, node after node, as ComfyUI's executor would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..host import Notice, SinkHost
+from ..problems import UserError
+from ..spec import NodeSpec, build_inputs
+from .check import check, skipped
+from .graph import Graph, Link
+from .images import SAVERS, save_images
+from .read import to_api
+from .resolve import LITERALS, resolve
+
+
+def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> dict[str, tuple[Any, ...]]:
+    """Outputs of every node of the catalogue, by node id.
+
+    Raises:
+        UserError: every problem of the graph, before the first node runs; or a node's own, placed on it.
+        Cancelled: the user ended it.
+    """
+    problems = check(graph, catalogue, host)
+    if problems:
+        raise UserError(problems)
+    left_out = skipped(graph, catalogue, frozenset(SAVERS) | LITERALS)
+    if left_out:
+        host.emit(Notice(f"left to ComfyUI, not run here: {', '.join(left_out)}"))
+    outputs: dict[str, tuple[Any, ...]] = {}
+    prompt = to_api(graph)
+    for node_id in graph.order():
+        node = graph.nodes[node_id]
+        if node.type in SAVERS:
+            source = node.inputs.get("images")
+            if isinstance(source, Link) and source.node in outputs:
+                save_images(outputs[source.node][source.slot], node, host)
+        if node.type not in catalogue:
+            continue
+        spec = catalogue[node.type]
+        inputs, faults = build_inputs(spec, resolve(node, graph, catalogue, outputs).values)
+        try:
+            if inputs is None:
+                raise UserError(faults)
+            outputs[node_id] = spec.run(inputs, replace(host, prompt=prompt, node_id=node_id))
+        except UserError as error:
+            raise UserError(problem.at(node.id, node.type) for problem in error.problems) from error
+    return outputs

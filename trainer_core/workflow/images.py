@@ -1,0 +1,35 @@
+"""ComfyUI's image outputs, where a headless run meets them: SaveImage writes files, PreviewImage needs no file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..files import replace_atomic
+from ..host import Notice, SinkHost
+from .graph import Node
+
+SAVERS = ("SaveImage", "PreviewImage")
+
+
+def save_images(images: Any, node: Node, host: SinkHost) -> None:
+    """PNG files under the output folder, numbered as ComfyUI numbers them. images: list of (B, H, W, 3) in [0, 1]."""
+    if node.type != "SaveImage" or not images:
+        return
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(dict(host.prompt)))
+    prefix = str(node.inputs.get("filename_prefix", "ComfyUI")).replace("\\", "/")
+    target = (host.paths.output / prefix).resolve()
+    if not target.is_relative_to(host.paths.output.resolve()):
+        host.emit(Notice(f"node {node.id} (SaveImage): {prefix!r} lies outside the output folder; nothing is saved", "warning"))
+        return
+    counter = 1
+    for picture in (picture for batch in images for picture in batch):
+        pixels = (picture.clamp(0, 1) * 255).round().byte().numpy()
+        while (path := target.with_name(f"{target.name}_{counter:05}_.png")).exists():
+            counter += 1
+        replace_atomic(path, lambda temporary, pixels=pixels: Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info))
+        host.emit(Notice(f"saved {path}"))
