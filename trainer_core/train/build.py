@@ -1,0 +1,133 @@
+"""From a request to a Run: text and latents cached, base loaded and quantised, LoRA injected. Each heavy part is freed before the next is loaded."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.request import TrainRequest
+from ..data.index import Index, build_index, crop_sheet
+from ..data.latents import LatentCache, cache_latents
+from ..data.sampler import BatchPlan
+from ..devices import empty_cache, pick_device
+from ..families.checkpointing import checkpoint_blocks_
+from ..families.contract import Family
+from ..files import sha256_text
+from ..flow.timesteps import density
+from ..host import Host, Notice, PhaseStarted, collect
+from ..lora.inject import inject_
+from ..lora.targets import resolve_targets
+from ..problems import Problem, UserError
+from ..registry import load
+from ..seeds import generator
+from ..shards import Store
+from ..text.cache import TextCache, cache_prompts
+from ..validation.pictures import prompts_of
+from .checkpoint import trainable
+from .loop import Run
+from .phases import Phases
+from .preflight import problems_of
+
+# Fields that do not change the course of a run: it may be resumed after they were edited.
+WITHOUT_EFFECT = ("resume", "checkpoint_every", "keep_checkpoints", "validate_every")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request, its dataset and its folder: all that is known before anything heavy is loaded."""
+
+    request: TrainRequest
+    family: Family
+    quantizer: Any
+    index: Index
+    folder: Path
+    device: torch.device
+
+
+def plan_run(request: TrainRequest, host: Host) -> Plan:
+    """Check everything that can be checked without weights.
+
+    Raises:
+        UserError: every problem of the model's files, the dataset and the settings, together.
+    """
+    family: Family = load("family", request.model.family)()
+    quantizer = load("quantization", request.model.quantization.level)()
+    found = [*problems_of(request, host), *family.problems(request.model)]
+    if quantizer.missing():
+        found.append(Problem("level", quantizer.missing()))
+    index = collect(found, build_index, request.dataset, host, request.training.seed)
+    if found:
+        raise UserError(found)
+    assert isinstance(index, Index)
+    folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{run_digest(request, family, index)[:8]}"
+    crop_sheet(index, folder / "crops.png")
+    return Plan(request, family, quantizer, index, folder, pick_device(host.device))
+
+
+def run_digest(request: TrainRequest, family: Family, index: Index) -> str:
+    """Names everything that decides the course of the training, so that only the same run is resumed."""
+    value = request.as_json()
+    value.pop("validation")
+    for name in WITHOUT_EFFECT:
+        value["training"].pop(name)
+    if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
+        value["training"].pop("steps")
+        value["training"].pop("epochs")
+    return sha256_text(json.dumps(value, sort_keys=True), index.digest, family.identity(request.model, "transformer"))
+
+
+def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
+    """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
+    config, family, device = plan.request.training, plan.family, plan.device
+    host.free_memory()
+    with phases("text"):
+        text = _cache_text(plan, host)
+    with phases("latents"):
+        latents = _cache_latents(plan, host)
+    gc.collect()
+    empty_cache(device)
+    with phases("load"):
+        host.emit(PhaseStarted("load"))
+        transformer = family.load_transformer(plan.request.model)
+        transformer = plan.quantizer.quantize_(transformer, family.full_precision).to(device)
+        names = resolve_targets(transformer, family, config.targets)
+        layers = inject_(transformer, names, config.rank, config.alpha, config.init, generator(config.seed, "init"))
+        if config.gradient_checkpointing:
+            checkpoint_blocks_(family.blocks(transformer))
+        parameters = list(trainable(layers).values())
+        optimizer = load("optimizer", "adamw")(parameters, config.learning_rate, config.weight_decay)
+    batches = BatchPlan(
+        [sample.placement.bucket for sample in plan.index.samples],
+        [plan.request.dataset.parts[sample.part].repeats for sample in plan.index.samples],
+        config.batch_size,
+        config.seed,
+    )
+    num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
+    host.emit(Notice(batches.explain(num_steps * config.accumulation)))
+    return Run(
+        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
+        density=density(config.sigma_density, config.shift), samples=plan.index.samples, plan=batches,
+        latents=latents, text=text, device=device, num_steps=num_steps,
+    )  # fmt: skip
+
+
+def _cache_text(plan: Plan, host: Host) -> TextCache:
+    prompts = {caption for sample in plan.index.samples for caption in sample.captions} | {""}
+    if plan.request.validation:
+        prompts |= set(prompts_of(plan.request.validation))
+    return cache_prompts(
+        sorted(prompts), plan.family.identity(plan.request.model, "text_encoder"),
+        lambda: plan.family.load_text_encoder(plan.request.model, plan.device), Store(host.paths.cache / "text"), host,
+    )  # fmt: skip
+
+
+def _cache_latents(plan: Plan, host: Host) -> LatentCache:
+    return cache_latents(
+        plan.index, plan.family.identity(plan.request.model, "codec"),
+        lambda: plan.family.load_codec(plan.request.model, plan.device), Store(host.paths.cache / "latents"), host,
+    )  # fmt: skip

@@ -1,0 +1,132 @@
+"""The algorithm: batch -> sigma -> x_sigma -> predict -> loss -> backward -> step -> hooks.
+
+    x_sigma = (1 - sigma) x0 + sigma noise,   loss = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
+
+All that is random in step k is drawn from generators seeded by (run seed, purpose, micro-batch, sample), never from a global state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.training import TrainingConfig
+from ..data.index import Sample
+from ..data.latents import LatentCache
+from ..data.sampler import BatchPlan
+from ..families.contract import Family
+from ..flow.loss import velocity_loss
+from ..flow.path import interpolate
+from ..flow.timesteps import Density
+from ..host import Host, StepReport
+from ..optim.schedule import learning_rate_at
+from ..problems import UserError
+from ..seeds import generator
+from ..text.cache import TextCache
+
+
+@dataclass
+class Run:
+    """What a step needs, ready in memory. losses and step grow as the run goes on; the rest stays."""
+
+    config: TrainingConfig
+    family: Family
+    transformer: nn.Module
+    layers: dict[str, Any]
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    density: Density
+    samples: Sequence[Sample]
+    plan: BatchPlan
+    latents: LatentCache
+    text: TextCache
+    device: torch.device
+    num_steps: int
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+
+Hook = Callable[[Run], None]
+
+
+def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
+    """Train from run.step to run.num_steps; every hook is called after every step.
+
+    Raises:
+        Cancelled (or the host's own interrupt): between two steps, so that run is whole.
+        UserError: the loss or the gradient is not finite; the weights are those of the step before.
+    """
+    while run.step < run.num_steps:
+        host.check_cancelled()
+        began = time.perf_counter()
+        rate = learning_rate_at(
+            run.step, peak=run.config.learning_rate, schedule=run.config.lr_schedule,
+            warmup_steps=run.config.warmup_steps, num_steps=run.num_steps,
+        )  # fmt: skip
+        loss, norm = train_step(run, rate)
+        run.step += 1
+        run.losses.append(loss)
+        run.learning_rates.append(rate)
+        host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, time.perf_counter() - began))
+        for hook in hooks:
+            hook(run)
+
+
+def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
+    """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    total = torch.zeros((), device=run.device)
+    first = run.step * run.config.accumulation
+    for micro in range(first, first + run.config.accumulation):
+        loss = micro_loss(run, micro) / run.config.accumulation
+        loss.backward()
+        total += loss.detach()
+    limit = run.config.max_grad_norm or math.inf
+    norm = nn.utils.clip_grad_norm_(run.parameters, limit)
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        _raise_not_finite(run, first, loss_value, norm_value)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return loss_value, norm_value
+
+
+def micro_loss(run: Run, micro: int) -> Tensor:
+    """Mean loss of micro-batch number `micro`, counted from the run's beginning."""
+    batch = [run.samples[i] for i in run.plan.batch(micro)]
+    x0 = torch.stack([run.latents.get(sample) for sample in batch])
+    noise = torch.stack([
+        torch.randn(x0.shape[1:], generator=generator(run.config.seed, "noise", micro, place, sample.key))
+        for place, sample in enumerate(batch)
+    ])  # fmt: skip
+    sigma = run.density.sample(len(batch), generator(run.config.seed, "sigma", micro))
+    text = [run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)]
+    x_sigma, velocity = interpolate(x0, noise, sigma)
+    prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), text)
+    return velocity_loss(prediction, velocity.to(run.device)).mean()
+
+
+def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
+    """The caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
+    draw = generator(config.seed, "caption", micro, place, sample.key)
+    if torch.rand((), generator=draw).item() < config.caption_dropout:
+        return ""
+    return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
+
+
+def _raise_not_finite(run: Run, first: int, loss: float, norm: float) -> None:
+    files = [str(run.samples[i].path) for micro in range(first, first + run.config.accumulation) for i in run.plan.batch(micro)]
+    run.optimizer.zero_grad(set_to_none=True)
+    raise UserError.at(
+        "learning_rate",
+        f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite; the batch was {', '.join(files)}. "
+        f"The LoRA of step {run.step} is kept. Try a lower learning rate, or dtype bf16 in place of fp16",
+    )
