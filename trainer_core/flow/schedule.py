@@ -1,7 +1,7 @@
 """Noise levels of a sampling run, equal to ComfyUI's behind ModelSamplingAuraFlow, bit for bit.
 
-That model sampling holds a table of 1000 levels, s_i = shift_sigma(i / 1000), and its schedulers read it in three ways. They
-are restated here from their behaviour; tests hold ComfyUI's own figures.
+That model sampling holds a table of 1000 levels, s_i = shift_sigma(i / 1000), and its schedulers read it in three ways.
+They are restated here from their behaviour; tests hold ComfyUI's own figures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def sampling_sigmas(scheduler: str, steps: int, shift: float = 1.0) -> Tensor:
         steps: 1 or more.
         shift: as in ModelSamplingAuraFlow; 1 leaves the levels.
     Returns:
-        (steps + 1,), fp32. `beta` may give fewer: it names some levels twice when there are many steps, and drops the second.
+        (steps + 1,), fp32. `beta` may give fewer: of many steps some share a level, which is then visited once.
     """
     assert steps >= 1
     table = shift_sigma(torch.arange(1, NUM_LEVELS + 1) / NUM_LEVELS, shift)

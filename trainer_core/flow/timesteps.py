@@ -21,8 +21,9 @@ BISECTIONS = 60  # halves [0, 1] below the spacing of fp64
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """s' = a s / (1 + (a - 1) s): keeps 0 and 1, moves what lies between towards noise for a > 1. Its inverse has 1 / a.
+    """s' = a s / (1 + (a - 1) s): keeps 0 and 1, moves what lies between towards noise for a > 1.
 
+    Its inverse is the shift by 1 / a.
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 23.
     """
     return sigma if shift == 1 else shift * sigma / (1 + (shift - 1) * sigma)
@@ -76,8 +77,9 @@ class Uniform(Density):
 class Chroma(Density):
     """p(s) = (2 - 7.7 (s - 1/2)^2) / Z,   Z = 2 - 7.7 / 12 = 1.3583;   positive on all of [0, 1] (0.055 at its ends).
 
-    CDF(s) = (2 s - 7.7/3 ((s - 1/2)^3 + 1/8)) / Z. Its inverse is the middle root of a cubic: with y = s - 1/2,
-    y^3 - 3 r^2 y + q = 0, r^2 = 2 / 7.7, q = 3 Z (u - 1/2) / 7.7, and y = 2 r sin(t) turns it into sin(3 t) = q / (2 r^3).
+    CDF(s) = (2 s - 7.7/3 ((s - 1/2)^3 + 1/8)) / Z. Its inverse is the middle root of a cubic: with
+    y = s - 1/2, y^3 - 3 r^2 y + q = 0, r^2 = 2 / 7.7, q = 3 Z (u - 1/2) / 7.7, and y = 2 r sin(t) turns it into
+    sin(3 t) = q / (2 r^3).
 
     Source: the run that trained Chroma (lodestone-rock/flow).
     """
@@ -136,13 +138,14 @@ class Beta22(Density):
         return sigma.square() * (3 - 2 * sigma)
 
     def quantile(self, u: Tensor) -> Tensor:
-        return 0.5 - torch.sin(torch.asin(1 - 2 * u) / 3)
+        return (0.5 - torch.sin(torch.asin(1 - 2 * u) / 3)).clamp(0, 1)
 
 
 class Mode(Density):
     """Heavy in the middle without giving up the ends: defined by its quantile,   Q(u) = u + m (u - sin^2(pi u / 2)).
 
-    CDF = Q^-1 (by bisection: Q rises for -1 <= m <= 2 / (pi - 2)),   p(s) = 1 / Q'(CDF(s)),   Q'(u) = 1 + m (1 - pi/2 sin(pi u)).
+    CDF = Q^-1 (by bisection: Q rises for -1 <= m <= 2 / (pi - 2)),
+    p(s) = 1 / Q'(CDF(s)),   Q'(u) = 1 + m (1 - pi/2 sin(pi u)).
     m = 1.29: p is 0.437 at both ends and 3.80 in the middle.
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20 with u for their 1 - u; m as they chose it.
     """
@@ -169,7 +172,8 @@ class Mode(Density):
 class CosMap(Density):
     """The cosine schedule of DDPMs, mapped to the straight path:   p(s) = 2 / (pi - 2 pi s + 2 pi s^2).
 
-    CDF(s) = 2/pi atan(s / (1 - s)),   inverse: sin(pi u / 2) / (sin(pi u / 2) + cos(pi u / 2)).   p is 2/pi at both ends, 4/pi in the middle.
+    CDF(s) = 2/pi atan(s / (1 - s)),   inverse: sin(pi u / 2) / (sin(pi u / 2) + cos(pi u / 2)).
+    p is 2/pi at both ends, 4/pi in the middle.
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 21.
     """
 
@@ -230,7 +234,10 @@ class QuadraticTailLegacy(Density):
 
 
 class Shifted(Density):
-    """A density after s' = shift_sigma(s, a):   CDF'(s') = CDF(s),   p'(s') = p(s) ds/ds',   ds/ds' = a / (a - (a - 1) s')^2."""
+    """A density after s' = shift_sigma(s, a).
+
+    CDF'(s') = CDF(s),   p'(s') = p(s) ds/ds',   ds/ds' = a / (a - (a - 1) s')^2,   s = shift_sigma(s', 1 / a)
+    """
 
     def __init__(self, inner: Density, shift: float):
         assert shift > 0
@@ -238,13 +245,16 @@ class Shifted(Density):
 
     def pdf(self, sigma: Tensor) -> Tensor:
         slope = self.shift / (self.shift - (self.shift - 1) * sigma).square()
-        return self.inner.pdf(shift_sigma(sigma, 1 / self.shift)) * slope
+        return self.inner.pdf(self._unshifted(sigma)) * slope
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        return self.inner.cdf(shift_sigma(sigma, 1 / self.shift))
+        return self.inner.cdf(self._unshifted(sigma))
 
     def quantile(self, u: Tensor) -> Tensor:
-        return shift_sigma(self.inner.quantile(u), self.shift)
+        return shift_sigma(self.inner.quantile(u), self.shift).clamp(0, 1)
+
+    def _unshifted(self, sigma: Tensor) -> Tensor:
+        return shift_sigma(sigma, 1 / self.shift).clamp(0, 1)  # rounding may pass 1
 
 
 class Listed(Density):

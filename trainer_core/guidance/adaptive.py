@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SAME_LEVEL = 1e-6  # relative; fp32 levels may have gone through another dtype's arithmetic
+
 Predict = Callable[[bool], tuple[Tensor, Tensor | None]]
 
 
@@ -29,9 +31,11 @@ def similarity(cond: Tensor, uncond: Tensor) -> float:
 
 
 def stretch(cond: Tensor, scale: float) -> Tensor:
-    """Guidance from the positive pass alone: the negative one is taken to be flat, the mean of c, and the deviation is bounded.
+    """Guidance from the positive pass alone: the negative one is taken to be flat, the mean of c.
 
     denoised = m + scale / sqrt(d) (c - m),   m and d the mean and the standard deviation of each sample of c
+
+    The deviation of the result is scale sqrt(d), so a picture that has become strong already is not made stronger.
     """
     dims = tuple(range(1, cond.ndim))
     mean, deviation = cond.mean(dims, keepdim=True), cond.std(dims, keepdim=True)
@@ -44,9 +48,9 @@ class AdaptiveGuidance:
 
     Args:
         cfg: strength while both run; 1 never runs the negative prompt.
-        threshold: cosine similarity of the two denoised latents from which on later steps run the positive prompt alone;
-            1 or more: never.
-        uncond_zero_scale: 0 to 2; strength of `stretch` in the steps after the threshold. 0: the positive prompt as it is.
+        threshold: cosine similarity of the two denoised latents; once it is reached, later steps run the positive
+            prompt alone. 1 or more: never.
+        uncond_zero_scale: 0 to 2; strength of `stretch` in those later steps. 0: the positive prompt as it is.
         cfg_start_pct: share of the run, in noise levels, before which the positive prompt runs alone. In [0, 1].
         initial_disabled_steps: so many first steps run the positive prompt alone. Steps, not evaluations of the model.
     """
@@ -58,16 +62,17 @@ class AdaptiveGuidance:
     initial_disabled_steps: int = 0
 
     def start(self, sigmas: Sequence[float], start_sigma: float = math.inf) -> GuidanceRun:
-        """A fresh run over these noise levels (falling, the last one included); nothing is carried over from an earlier one.
+        """A fresh run; nothing is carried over from an earlier one.
 
         Args:
-            start_sigma: the level that belongs to cfg_start_pct: shift_sigma(1 - pct), or ComfyUI's percent_to_sigma(pct).
+            sigmas: noise levels, falling, the last one (0) included.
+            start_sigma: the level of cfg_start_pct: shift_sigma(1 - pct), or ComfyUI's percent_to_sigma(pct).
         """
         return GuidanceRun(self, sigmas, start_sigma if self.cfg_start_pct > 0 else math.inf)
 
 
 class GuidanceRun:
-    """What one sampling run has seen so far. `both` and `alone` count the evaluations with and without the negative prompt."""
+    """What one run has seen so far. `both` and `alone`: evaluations with and without the negative prompt."""
 
     def __init__(self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float):
         self.settings, self.sigmas, self.start_sigma = settings, tuple(map(float, sigmas)), start_sigma
@@ -86,7 +91,7 @@ class GuidanceRun:
 
         Args:
             sigma: noise level of the evaluation.
-            predict: given whether the negative prompt is wanted, the denoised latents (c, u), with u None where it is not.
+            predict: takes whether the negative prompt is wanted, gives the denoised latents (c, u); u is None where not.
         """
         step, settings = self._step(sigma), self.settings
         settled = self.settled_step is not None and step > self.settled_step
@@ -105,11 +110,12 @@ class GuidanceRun:
     def _step(self, sigma: float) -> int:
         """The step this evaluation belongs to: the last one whose level is not below sigma.
 
-        Heun's method evaluates at the next step's level to correct the present step, then comes back to it. Once a level has
-        been visited twice, the first visit of each later level is known to be such a correction.
+        Heun's method evaluates at the next step's level to correct the present step, then comes back to it. Once a
+        level has been visited twice, the first visit of each later level is known to be such a correction.
         """
-        level = max((i for i, s in enumerate(self.sigmas[:-1]) if s >= sigma or math.isclose(s, sigma, rel_tol=1e-6)), default=0)
-        exact = math.isclose(self.sigmas[level], sigma, rel_tol=1e-6)
+        above = sum(s > sigma * (1 - SAME_LEVEL) for s in self.sigmas[:-1])  # levels at or above this one
+        level = max(0, above - 1)
+        exact = math.isclose(self.sigmas[level], sigma, rel_tol=SAME_LEVEL)
         first = level not in self._seen
         self._returns |= exact and not first
         if exact:

@@ -13,9 +13,8 @@ FUSED_DEVICES = frozenset({"cuda"})
 def build(params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay; betas (0.9, 0.999), eps 1e-8.
 
-    One fused kernel a step on CUDA, torch's grouped (foreach) steps elsewhere. Both are elementwise, hence the same on every run.
-    Not fused on a CPU: there the chunks of the threads decide which elements are rounded by vector instructions, and so the
-    number of threads would decide the last bit.
+    One fused kernel a step on CUDA, torch's grouped (foreach) steps elsewhere. Both are elementwise, hence the same on
+    every run.
 
     Args:
         params: what is trained; fp32, all on one device.

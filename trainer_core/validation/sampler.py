@@ -16,11 +16,13 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 def starting_noise(width: int, height: int, *, seed: int, channels: int, factor: int) -> Tensor:
-    """The noise that ComfyUI draws for one picture and this seed: (1, channels, height / factor, width / factor), fp32, CPU.
+    """The noise that ComfyUI draws for one picture and this seed.
 
     Args:
         width, height: in pixels, multiples of factor.
         factor: pixels a latent cell, along an edge.
+    Returns:
+        (1, channels, height / factor, width / factor), fp32, on the CPU.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(1, channels, height // factor, width // factor, generator=generator, dtype=torch.float32)
@@ -59,10 +61,10 @@ def sample(
         channels, factor: of the latents, as the ImageCodec says.
         scheduler, shift: see flow/schedule.py.
         guidance: None: CFG at every step.
-        on_step: called after each step with (steps done, steps in all, denoised latents (1, C, h, w) on the device). May
-            raise to end the run.
+        on_step: called after each step with (steps done, steps in all, denoised latents (1, C, h, w) on the device).
+            May raise to end the run.
     Returns:
-        (1, channels, height / factor, width / factor), fp32, on the transformer's device, normalised as ImageCodec.decode takes them.
+        (1, channels, height / factor, width / factor), fp32, on the transformer's device, as ImageCodec.decode takes them.
     """
     sigmas = sampling_sigmas(scheduler, steps, shift)
     plan = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
