@@ -72,7 +72,7 @@ class AdaptiveGuidance:
 
 
 class GuidanceRun:
-    """What one run has seen so far. `both` and `alone`: evaluations with and without the negative prompt."""
+    """What one run has seen so far. `both`, `alone`: evaluations with and without the negative prompt."""
 
     def __init__(self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float):
         self.settings, self.sigmas, self.start_sigma = settings, tuple(map(float, sigmas)), start_sigma
@@ -91,7 +91,7 @@ class GuidanceRun:
 
         Args:
             sigma: noise level of the evaluation.
-            predict: takes whether the negative prompt is wanted, gives the denoised latents (c, u); u is None where not.
+            predict: takes whether the negative prompt is wanted, gives the denoised latents (c, u), u None where not.
         """
         step, settings = self._step(sigma), self.settings
         settled = self.settled_step is not None and step > self.settled_step

@@ -10,11 +10,26 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..flow.timesteps import density as density_of
-from ..validation.canvas import AMBER, BLUE, INK, PAPER, ROSE, RULE, SOFT_INK, TEAL, Colour, shapes, text_width, write
+from ..validation.canvas import (
+    AMBER,
+    BLUE,
+    PAPER,
+    ROSE,
+    RULE,
+    SOFT_INK,
+    TEAL,
+    Colour,
+    shapes,
+    shorten,
+    text_width,
+    write,
+)
 
 SIZE = (1280, 680)
 LEFT, RIGHT, TOP, BOTTOM = 92, 92, 116, 78  # room around the plot
 TITLE, LABEL, SMALL = 28, 17, 15  # text sizes
+OVERHANG = 8  # pixels that dots and glyphs may stand out of the plot
+FEW_MARKERS = 60  # with more, their lines would hide the plot
 MAX_POINTS = 4000  # dots beyond this many can't be told apart
 HALF_LIFE_SHARE = 0.02  # of the run: how far back the smoothed line looks
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -44,20 +59,33 @@ MARKER_COLOURS: dict[str, Colour] = {"checkpoint": TEAL, "validation": ROSE}
 
 
 def smooth(values: Sequence[float], half_life: float) -> list[float]:
-    """Exponential mean, corrected for its start:   m_t = b m_{t-1} + (1 - b) x_t,   y_t = m_t / (1 - b^t),   b = 2^(-1 / half_life).
+    """Exponential mean to both sides, so that it neither lags nor starts at 0:
 
-    Values that are not finite are passed over. Source of the correction: Kingma and Ba 2015, arXiv:1412.6980, section 3.
+    y_t = sum_s b^|t - s| x_s / sum_s b^|t - s|,   b = 2^(-1 / half_life)
+
+    The last value is the one-sided mean with Adam's correction of its start (Kingma and Ba 2015, arXiv:1412.6980).
+
+    Args:
+        values: finite.
+        half_life: in values; one so far away counts half.
     """
-    decay, mean, weight, out = 2 ** (-1 / half_life), 0.0, 0.0, []
+    decay = 2 ** (-1 / half_life)
+    before = _decayed_sums(values, decay)
+    after = _decayed_sums(values[::-1], decay)[::-1]
+    return [(a + b - x) / (v + w - 1) for x, (a, v), (b, w) in zip(values, before, after, strict=True)]
+
+
+def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
+    """(sum_{s <= t} b^(t - s) x_s, sum_{s <= t} b^(t - s)) for each t."""
+    total, weight, sums = 0.0, 0.0, []
     for value in values:
-        if math.isfinite(value):
-            mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        out.append(mean / weight if weight else math.nan)
-    return out
+        total, weight = decay * total + value, decay * weight + 1
+        sums.append((total, weight))
+    return sums
 
 
 def half_life_of(num_steps: int) -> float:
-    """Steps after which a loss counts half in the smoothed line: 2 % of the run, at least 3."""
+    """Steps away at which a loss counts half in the smoothed line: 2 % of the run, at least 3."""
     return max(3.0, HALF_LIFE_SHARE * num_steps)
 
 
@@ -72,11 +100,14 @@ def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def draw_loss_chart(
-    history: Sequence[StepPoint], markers: Sequence[Marker] = (), title: str = "Training loss", size: tuple[int, int] = SIZE
+    history: Sequence[StepPoint],
+    markers: Sequence[Marker] = (),
+    title: str = "Training loss",
+    size: tuple[int, int] = SIZE,
 ) -> Image.Image:
     """The loss of each step and its smoothed course, the learning rate on a second axis, and what happened when.
 
-    The loss axis holds the smoothed line and 98 % of the steps: one wild step doesn't flatten the rest, it sits at the edge.
+    The loss axis holds the smoothed line and 98 % of the steps: a wild step sits at the edge, the rest isn't flattened.
 
     Args:
         history: in order of steps; losses that are not finite are left out.
@@ -97,16 +128,17 @@ def draw_loss_chart(
     losses = sorted(point.loss for point in points)
     low = min(losses[int(0.01 * (len(losses) - 1))], min(smoothed))
     high = max(losses[math.ceil(0.99 * (len(losses) - 1))], max(smoothed))
-    loss_ticks = nice_ticks(low, high) if high > low else nice_ticks(low - abs(low) * 0.1, high + abs(high) * 0.1 or 1.0)
+    margin = 0.0 if high > low else abs(low) * 0.1
+    loss_ticks = nice_ticks(low - margin, high + margin)
     rate_ticks = nice_ticks(0.0, max(point.learning_rate for point in points) * 1.05 or 1.0)
-    first, last = points[0].step, max(points[-1].step, points[0].step + 1)
+    first, last = points[0].step - 1, points[-1].step
     step_ticks = [t for t in nice_ticks(first, last, 9) if first <= t <= last and t == int(t)]
 
     width, height = box[2] - box[0], box[3] - box[1]
     steps = _Axis(first, last, 0, width)
     loss_axis = _Axis(loss_ticks[0], loss_ticks[-1], height, 0)
     rate_axis = _Axis(rate_ticks[0], rate_ticks[-1], height, 0)
-    _frame(page, draw, box, loss_ticks, loss_axis, step_ticks, steps)
+    _frame(draw, box, loss_ticks, loss_axis, step_ticks, steps)
     for tick in rate_ticks:
         write(draw, (box[2] + 12, box[1] + rate_axis(tick)), _rate_text(tick), SMALL, AMBER, "lm")
     write(draw, (box[0], box[1] - 12), "loss", SMALL, BLUE, "rs")
@@ -115,7 +147,7 @@ def draw_loss_chart(
 
     def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
         def place(step: float, value: float, axis: _Axis) -> tuple[float, float]:
-            return steps(step) * k, min(max(axis(value), 0), height) * k
+            return (steps(step) + OVERHANG) * k, (min(max(axis(value), 0), height) + OVERHANG) * k
 
         radius = (2.4 if len(points) <= 600 else 1.7) * k
         for point in points[:: math.ceil(len(points) / MAX_POINTS)]:
@@ -123,9 +155,10 @@ def draw_loss_chart(
             brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*BLUE, 60))
         rates = [place(point.step, point.learning_rate, rate_axis) for point in points]
         _polyline(brush, rates, (*AMBER, 255), 2 * k)
-        _polyline(brush, [place(p.step, y, loss_axis) for p, y in zip(points, smoothed, strict=True)], (*BLUE, 255), 3 * k)
+        curve = [place(point.step, value, loss_axis) for point, value in zip(points, smoothed, strict=True)]
+        _polyline(brush, curve, (*BLUE, 255), 3 * k)
 
-    shapes(page, box, paint)
+    shapes(page, _grown(box), paint)
     _markers(page, box, [m for m in markers if first <= m.step <= last], steps)
     _legend(page, draw, size[0] - RIGHT, [kind for kind in MARKER_COLOURS if any(m.kind == kind for m in markers)])
     return page
@@ -142,13 +175,11 @@ class _Axis:
 
 
 def _summary(points: Sequence[StepPoint], smoothed: Sequence[float]) -> str:
-    half = half_life_of(len(points))
-    start = smoothed[min(len(smoothed) - 1, round(half))]
-    return f"step {points[-1].step:,}   ·   smoothed loss {smoothed[-1]:.4g}   ·   at the start {start:.4g}"
+    return f"step {points[-1].step:,}   ·   smoothed loss {smoothed[0]:.4g} at the start, {smoothed[-1]:.4g} now"
 
 
 def _frame(
-    page: Image.Image, draw: ImageDraw.ImageDraw, box: Box, y_ticks: list[float], y: _Axis, x_ticks: list[float], x: _Axis
+    draw: ImageDraw.ImageDraw, box: Box, y_ticks: Sequence[float], y: _Axis, x_ticks: Sequence[float], x: _Axis
 ) -> None:
     """Horizontal rules and the labels of the left and the lower axis."""
     places = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
@@ -162,7 +193,14 @@ def _frame(
         write(draw, (at, box[3] + 12), f"{tick:,.10g}", SMALL, SOFT_INK, "ma")
 
 
-def _polyline(brush: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, ...], width: int) -> None:
+def _grown(box: Box) -> Box:
+    """The box with room for dots and glyphs that lie on its edge."""
+    return box[0] - OVERHANG, box[1] - OVERHANG, box[2] + OVERHANG, box[3] + OVERHANG
+
+
+def _polyline(
+    brush: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: tuple[int, ...], width: int
+) -> None:
     """A line with round joints, thinned out to what can be seen."""
     kept = points[:: math.ceil(len(points) / MAX_POINTS)]
     kept = kept if kept[-1] == points[-1] else [*kept, points[-1]]
@@ -182,19 +220,17 @@ GLYPHS = {"checkpoint": _triangle, "validation": _diamond}
 
 def _markers(page: Image.Image, box: Box, markers: Sequence[Marker], steps: _Axis) -> None:
     """A glyph for each on the lower axis, and a faint line up while there are few."""
-    reach = 8
-    area = (box[0] - reach, box[1], box[2] + reach, box[3] + reach)
-
     def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
-        bottom = box[3] - box[1]
+        bottom = box[3] - box[1] + OVERHANG
+        radius = 5.5 if len(markers) <= FEW_MARKERS else 3
         for marker in markers:
-            x, colour = (steps(marker.step) + reach) * k, MARKER_COLOURS[marker.kind]
-            if len(markers) <= 60:
-                brush.line((x, 0, x, bottom * k), fill=(*colour, 56), width=k)
+            x, colour = (steps(marker.step) + OVERHANG) * k, MARKER_COLOURS[marker.kind]
+            if len(markers) <= FEW_MARKERS:
+                brush.line((x, OVERHANG * k, x, bottom * k), fill=(*colour, 56), width=k)
             shift = 0 if marker.kind == "checkpoint" else -11
-            GLYPHS[marker.kind](brush, x, (bottom + shift) * k, 5.5 * k, colour)
+            GLYPHS[marker.kind](brush, x, (bottom + shift) * k, radius * k, colour)
 
-    shapes(page, area, paint)
+    shapes(page, _grown(box), paint)
 
 
 def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, right: int, kinds: Sequence[str]) -> None:
@@ -212,7 +248,8 @@ def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, right: int, kinds: Seq
                 brush.ellipse((10 * k, 5 * k, 16 * k, 11 * k), fill=(*BLUE, 100))
             else:
                 colour = BLUE if name == "smoothed" else AMBER
-                brush.line((3 * k, 8 * k, 21 * k, 8 * k), fill=(*colour, 255), width=(3 if name == "smoothed" else 2) * k)
+                width = 3 if name == "smoothed" else 2
+                brush.line((3 * k, 8 * k, 21 * k, 8 * k), fill=(*colour, 255), width=width * k)
 
         shapes(page, (left, y - 8, left + 26, y + 8), paint)
         right = left - 16
@@ -248,10 +285,11 @@ def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 5
     shifted = "" if shift == 1 else f", shift {shift:g}"
     write(draw, (LEFT, 26), f"Noise levels of the training: {name}{shifted}", TITLE)
     told = "a quarter below {:.3f}   ·   half below {:.3f}   ·   a quarter above {:.3f}".format(*quartiles)
-    write(draw, (LEFT, 66), told, LABEL, SOFT_INK)
+    warning = density_of(name, shift).warning
+    write(draw, (LEFT, 66), shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or told, LABEL, ROSE if warning else SOFT_INK)
     ticks = nice_ticks(0, max(heights), 5)
     x, y = _Axis(0, 1, 0, box[2] - box[0]), _Axis(0, ticks[-1], box[3] - box[1], 0)
-    _frame(page, draw, box, ticks, y, [i / 10 for i in range(11)], x)
+    _frame(draw, box, ticks, y, [i / 10 for i in range(11)], x)
     write(draw, (box[0], box[3] + 40), "sigma 0: the picture", SMALL, SOFT_INK, "la")
     write(draw, (box[2], box[3] + 40), "sigma 1: pure noise", SMALL, SOFT_INK, "ra")
 
@@ -279,7 +317,7 @@ def density_text(name: str, shift: float = 1.0, width: int = 50, height: int = 6
     """
     shares = bin_shares(name, shift, width)
     blocks, top = ASCII_BLOCKS if ascii_only else BLOCKS, max(shares)
-    levels = [round(share / top * height * 8) if share == 0 else max(1, round(share / top * height * 8)) for share in shares]
+    levels = [max(int(share > 0), round(share / top * height * 8)) for share in shares]
     lines = ["".join(blocks[min(8, max(0, level - 8 * row))] for level in levels) for row in range(height - 1, -1, -1)]
     axis = "0 picture" + "noise 1".rjust(width - len("0 picture"))
     return "\n".join([*(line.rstrip() for line in lines), ("-" if ascii_only else "─") * width, axis])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -21,9 +22,10 @@ TEAL: Colour = (18, 150, 130)
 ROSE: Colour = (212, 70, 110)
 
 OVERSAMPLING = 3  # shapes are drawn this much larger and scaled down: Pillow's own edges are jagged
+LARGEST_TEXT = 28
 ELLIPSIS = "…"
-LAST_LATIN = 0x24F  # Pillow's own font covers Latin and common punctuation
-WIDER_FONTS = (  # tried in turn for other scripts; each system has one of them
+NO_GLYPH = "\uffff"  # never a character, so every font shows its sign for a missing one
+WIDER_FONTS = (  # tried in turn for what Pillow's own font lacks; most systems have one of them
     "NotoSansCJK-Regular.ttc",
     "YuGothM.ttc",
     "msyh.ttc",
@@ -31,35 +33,60 @@ WIDER_FONTS = (  # tried in turn for other scripts; each system has one of them
     "PingFang.ttc",
     "Arial Unicode.ttf",
     "DejaVuSans.ttf",
+    "LiberationSans-Regular.ttf",
 )
 
 
 @lru_cache(maxsize=64)
-def font(size: float, wide: bool = False) -> Font:
-    """Pillow's own font, or for scripts it lacks (wide) the first of the system's that is there. size in pixels."""
-    for name in WIDER_FONTS if wide else ():
+def wide_font(size: float) -> Font | None:
+    """The first of the system's fonts for many scripts, or None. size in pixels."""
+    for name in WIDER_FONTS:
         try:
             return ImageFont.truetype(name, round(size))
         except OSError:
             continue
+    return None
+
+
+@lru_cache(maxsize=64)
+def own_font(size: float) -> Font:
+    """Pillow's own font: there on every system, but for little more than English."""
     return ImageFont.load_default(size)
 
 
+@lru_cache(maxsize=4096)
+def has_glyph(character: str) -> bool:
+    """Whether Pillow's own font can show it."""
+    if character < "\x7f":
+        return True
+    mask, missing = (bytes(own_font(20).getmask(c)) for c in (character, NO_GLYPH))
+    return mask != missing
+
+
 def font_for(text: str, size: float) -> Font:
-    """The font that can show this text."""
-    return font(size, any(ord(c) > LAST_LATIN and not 0x2000 <= ord(c) <= 0x22FF for c in text))
+    """The font that can show this text, as far as there is one."""
+    return own_font(size) if all(map(has_glyph, text)) else wide_font(size) or own_font(size)
+
+
+def readable(text: str) -> str:
+    """The text, without its accents where no font of this system could show them."""
+    if all(map(has_glyph, text)) or wide_font(LARGEST_TEXT) is not None:
+        return text
+    plain = (unicodedata.normalize("NFKD", c) for c in text)
+    return "".join(c if has_glyph(c) else p[0] for c, p in zip(text, plain, strict=True))
 
 
 def write(
     draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, colour: Colour = INK, anchor: str = "la"
 ) -> None:
     """One line of text. anchor: Pillow's two letters, such as "la" (left, ascender) or "mm" (middle, middle)."""
+    text = readable(text)
     draw.text(at, text, fill=colour, font=font_for(text, size), anchor=anchor)
 
 
 def text_width(text: str, size: float) -> float:
     """Pixels that one line takes."""
-    return font_for(text, size).getlength(text)
+    return font_for(text, size).getlength(readable(text))
 
 
 def wrap(text: str, size: float, width: float, max_lines: int) -> list[str]:
@@ -99,7 +126,7 @@ def shapes(
 ) -> None:
     """Draw with smooth edges over `box` (left, top, right, bottom) of an RGB image.
 
-    paint(draw, k) gets a canvas k times as large, with its origin at the box's corner; its RGBA colours are blended over.
+    paint(draw, k) gets a canvas k times as large, its origin at the box's corner; RGBA colours are blended over.
     """
     left, top, right, bottom = box
     size = (right - left, bottom - top)

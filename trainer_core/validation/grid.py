@@ -19,6 +19,7 @@ MARGIN, GAP, RADIUS = 28, 14, 8
 TITLE, LABEL = 26, 17  # text sizes
 LINE = 1.35  # of the text's size
 LABEL_WIDTH = 230
+TITLED_WIDTH = 480  # a page with a title is at least so wide
 CHUNK = "chroma_trainer"
 
 
@@ -27,8 +28,8 @@ def draw_grid(
 ) -> Image.Image:
     """A grid of pictures, each in its own proportions.
 
-    Pictures are shown in 160 to 512 pixels along their longer edge: small ones are enlarged by a whole factor, large ones
-    scaled down. Long labels wrap.
+    Pictures are shown in 160 to 512 pixels along their longer edge: small ones are enlarged by a whole factor, large
+    ones scaled down. Long labels wrap.
 
     Args:
         rows: pictures (H, W, 3), uint8; None leaves a cell empty. Rows may differ in length.
@@ -49,19 +50,20 @@ def draw_grid(
     head_lines = [wrap(text, LABEL, width, 3) for text, width in zip(column_labels, widths, strict=False)]
     left = MARGIN + (LABEL_WIDTH + GAP if any(row_labels) else 0)
     width = left + sum(widths) + GAP * (columns - 1) + MARGIN
+    width = max(width, TITLED_WIDTH) if heading else width
     titles = [
-        (line, TITLE if i == 0 else LABEL)
-        for i, text in enumerate(heading)
-        for line in wrap(text, TITLE if i == 0 else LABEL, width - 2 * MARGIN, 2)
+        (line, *style)
+        for text, style in zip(heading, [(TITLE, INK)] + [(LABEL, SOFT_INK)] * len(heading), strict=False)
+        for line in wrap(text, style[0], width - 2 * MARGIN, 2)
     ]
-    head = MARGIN + sum(round(size * LINE) for _, size in titles) + (GAP if titles else 0)
+    head = MARGIN + sum(round(size * LINE) for _, size, _ in titles) + (GAP if titles else 0)
     top = head + (round(LABEL * LINE) * max(map(len, head_lines), default=0) + GAP // 2 if head_lines else 0)
     page = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) - 1) + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
 
     y = MARGIN
-    for i, (line, size) in enumerate(titles):
-        write(draw, (MARGIN, y), line, size, INK if i == 0 else SOFT_INK)
+    for line, size, colour in titles:
+        write(draw, (MARGIN, y), line, size, colour)
         y += round(size * LINE)
     lefts = [left + sum(widths[:c]) + GAP * c for c in range(columns)]
     for lines, x, cell_width in zip(head_lines, lefts, widths, strict=False):
@@ -116,7 +118,7 @@ def save_png(
 
     Args:
         request: kept as JSON in the chunk `chroma_trainer`.
-        workflow: kept as JSON in the chunk `workflow`, from which ComfyUI opens the graph when the picture is dropped on it.
+        workflow: kept as JSON in the chunk `workflow`: ComfyUI opens the graph when the picture is dropped on it.
     Raises:
         OSError: the file can't be written; the old one is intact.
     """

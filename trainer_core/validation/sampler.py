@@ -64,7 +64,7 @@ def sample(
         on_step: called after each step with (steps done, steps in all, denoised latents (1, C, h, w) on the device).
             May raise to end the run.
     Returns:
-        (1, channels, height / factor, width / factor), fp32, on the transformer's device, as ImageCodec.decode takes them.
+        (1, channels, height / factor, width / factor), fp32, on the device, as ImageCodec.decode takes them.
     """
     sigmas = sampling_sigmas(scheduler, steps, shift)
     plan = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
