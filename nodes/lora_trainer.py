@@ -36,7 +36,7 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    from ..trainer_core.lora.export import read_tensors
+    from ..trainer_core.lora.read import read_tensors
     from ..trainer_core.train.run import run as train
     from .record import recorded_prompt
 

@@ -46,6 +46,7 @@ class Family(Protocol):
     base_version: str  # ss_base_model_version
     pixel_step: int  # picture edges are multiples of this (VAE factor x patch)
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantised
+    frozen: tuple[str, ...]  # fnmatch patterns of modules that a LoRA never touches
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see lora/targets.py
 
     def problems(self, model: ModelConfig) -> list[Problem]:

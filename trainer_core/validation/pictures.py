@@ -17,8 +17,8 @@ from ..config.validation import ValidationConfig
 from ..families.contract import Family, ImageCodec
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted, PreviewReady
-from ..lora.export import apply_lora_
 from ..lora.inject import set_strength_
+from ..lora.read import apply_lora_
 from ..registry import load
 from ..shards import Store
 from ..text.cache import cache_prompts

@@ -1,0 +1,117 @@
+"""The 16-channel VAE of Flux and Chroma: pictures <-> normalised latents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from .identity import identity_of
+from .sources import Part, find_part, shipped_config
+from .weights import Weights, load_weights_
+
+ANCHORS = ("decoder.conv_in.weight",)
+
+
+class VaeCodec:
+    """z' = (z - shift) * scale, with z the mean of the encoder's distribution.
+
+    The VAE computes in fp32 whatever the model's dtype: its weights are small, and its fp16 overflows.
+    """
+
+    def __init__(self, vae: Any, device: torch.device):
+        self.vae, self.device = vae.to(device), device
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.channels = int(vae.config.latent_channels)
+        self.shift, self.scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""
+        mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mean
+        return ((mean - self.shift) * self.scale).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
+        z = latents.to(self.device, torch.float32) / self.scale + self.shift
+        return self.vae.decode(z).sample.clamp(-1, 1).cpu()
+
+
+def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
+    """The VAE of a model's repo or single file.
+
+    Raises:
+        UserError: files are missing or do not fit.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    part = find_part(model, "vae")
+    weights = Weights(part.files, ANCHORS, "VAE")
+    is_original = "decoder.mid.block_1.conv1.weight" in weights.entries
+    config = _config(part, weights)
+    with torch.device("meta"):
+        vae: nn.Module = AutoencoderKL.from_config(config)  # pyright: ignore[reportAssignmentType]
+    num_levels = len(config["block_out_channels"])
+    load_weights_(
+        vae,
+        weights,
+        dtype=lambda name: torch.float32,
+        layout=lambda name: ((original_vae_parameter(name, num_levels) if is_original else name,), slice(None)),
+        ignored=lambda key: False,
+    )
+    return VaeCodec(vae, device)
+
+
+def codec_identity(model: ModelConfig) -> str:
+    """Digest of what decides a latent: weights, normalisation, and that it is the mean."""
+    part = find_part(model, "vae")
+    config = part.config or shipped_config("flux_vae")
+    return identity_of(part.files, f"mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
+
+
+def original_vae_parameter(name: str, num_levels: int) -> str:
+    """Key in the original layout (ae.safetensors) of a diffusers parameter. The original counts up-blocks from the other end."""
+
+    def up(match: re.Match[str]) -> str:
+        return f"decoder.up.{num_levels - 1 - int(match[1])}."
+
+    rules: Sequence[tuple[str, Any]] = (
+        (r"decoder\.up_blocks\.(\d+)\.", up),
+        (r"encoder\.down_blocks\.(\d+)\.", r"encoder.down.\1."),
+        (r"\.mid_block\.resnets\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}."),
+        (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+        (r"\.resnets\.(\d+)\.", r".block.\1."),
+        (r"\.(down|up)samplers\.0\.", r".\1sample."),
+        (r"\.conv_shortcut\.", ".nin_shortcut."),
+        (r"\.conv_norm_out\.", ".norm_out."),
+        (r"\.group_norm\.", ".norm."),
+        (r"\.to_([qkv])\.", r".\1."),
+        (r"\.to_out\.0\.", ".proj_out."),
+    )
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _config(part: Part, weights: Weights) -> dict[str, Any]:
+    if part.config.get("_class_name") == "AutoencoderKL":
+        return part.config
+    keys = weights.entries
+    if "decoder.mid.block_1.conv1.weight" not in keys:  # diffusers names without a config: the released VAE
+        return shipped_config("flux_vae")
+    num_levels = weights.count("encoder.down")
+    channels = [weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
+    return {
+        **shipped_config("flux_vae"),
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
+        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
+        "layers_per_block": weights.count("encoder.down.0.block"),
+        "latent_channels": weights.shape("decoder.conv_in.weight")[1],
+        "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in keys,
+    }

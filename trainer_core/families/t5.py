@@ -1,0 +1,125 @@
+"""The T5 encoder: prompts -> embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from .identity import identity_of
+from .sources import Part, find_part, shipped_config
+from .tokenizer import find_tokenizer, read_tokenizer
+from .weights import DTYPES, Weights, load_weights_
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ANCHORS = ("encoder.block.0.layer.0.SelfAttention.q.weight",)
+PAD_ID = 0
+MAX_TOKENS = 512
+
+
+class T5TextEncoder:
+    """Embeds one prompt at a time, trimmed before encoding: the encoder masks its padding, so nothing else changes (1.4e-15).
+
+    One at a time, because the sums of a batch are rounded otherwise than those of one prompt: a cache must not depend on what
+    else was encoded that day.
+
+    Args:
+        max_tokens: real tokens, the end token among them, and pads together.
+        num_pads: pad tokens that are kept behind the real ones, for the transformer attends them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        max_tokens: int = MAX_TOKENS,
+        num_pads: int = 1,
+    ):
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+        self.max_tokens, self.num_pads = max_tokens, num_pads
+
+    def token_ids(self, prompt: str) -> tuple[list[int], int]:
+        """Ids with pads, and the number of real ones. A prompt that is too long is cut and keeps its end token."""
+        ids = self.tokenizer.encode(prompt).ids
+        if len(ids) > self.max_tokens:
+            ids = [*ids[: self.max_tokens - 1], ids[-1]]
+        num_pads = min(self.num_pads, self.max_tokens - len(ids))
+        return ids + [PAD_ID] * num_pads, len(ids)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """One (tokens, width) tensor a prompt: k real tokens and the pads, on the CPU, in the encoder's dtype."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: str) -> Tensor:
+        ids, num_real = self.token_ids(prompt)
+        mask = torch.zeros(1, len(ids), dtype=torch.long, device=self.device)
+        mask[:, :num_real] = 1
+        hidden = self.model(input_ids=torch.tensor([ids], device=self.device), attention_mask=mask)[0][0]
+        return hidden.cpu()
+
+
+def load_t5(model: ModelConfig, device: torch.device) -> T5TextEncoder:
+    """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
+
+    Raises:
+        UserError: files are missing or do not fit.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer_file = find_tokenizer(model)
+    part = find_part(model, "text_encoder")
+    weights = Weights(part.files, ANCHORS, "T5 text encoder")
+    config = T5Config(**_config(part, weights))
+    with torch.device("meta"):
+        encoder = T5EncoderModel(config)
+    dtype = DTYPES[model.dtype]
+    load_weights_(
+        encoder,
+        weights,
+        # In fp16 the second feed-forward projection overflows; transformers keeps it in fp32 as well.
+        dtype=lambda name: torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype,
+        layout=lambda name: (_same_table(name), slice(None)),
+        ignored=_is_unused,
+    )
+    return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device)
+
+
+def text_identity(model: ModelConfig) -> str:
+    """Digest of what decides an embedding: weights, tokenizer, precision and the rule of length."""
+    files = [*find_part(model, "text_encoder").files, find_tokenizer(model)]
+    return identity_of(files, f"t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
+
+
+def _same_table(name: str) -> Sequence[str]:
+    """The table of embeddings has two names, and files hold one of them or both."""
+    table = ("shared.weight", "encoder.embed_tokens.weight")
+    return table if name in table else (name,)
+
+
+def _is_unused(key: str) -> bool:
+    return key.startswith(("decoder.", "lm_head.")) or key in ("shared.weight", "encoder.embed_tokens.weight", "spiece_model")
+
+
+def _config(part: Part, weights: Weights) -> dict[str, Any]:
+    if part.config.get("model_type") == "t5":
+        return part.config
+    block = "encoder.block.0.layer"
+    vocab_size, width = weights.shape("shared.weight" if "shared.weight" in weights.entries else "encoder.embed_tokens.weight")
+    num_buckets, num_heads = weights.shape(f"{block}.0.SelfAttention.relative_attention_bias.weight")
+    return {
+        **shipped_config("t5_xxl"),
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "num_layers": weights.count("encoder.block"),
+        "num_heads": num_heads,
+        "relative_attention_num_buckets": num_buckets,
+        "d_kv": weights.shape(f"{block}.0.SelfAttention.q.weight")[0] // num_heads,
+        "d_ff": weights.shape(f"{block}.1.DenseReluDense.wi_0.weight")[0],
+    }

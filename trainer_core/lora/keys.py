@@ -1,0 +1,98 @@
+"""Names of the same modules in two layouts: diffusers (ours) and the original one (ComfyUI's and lodestones' files).
+
+The original layout fuses projections along their output rows: q, k, v -> `qkv`, and in single blocks q, k, v, mlp -> `linear1`
+(h, h, h, 4h). Everything else is a rename. Weights, biases and LoRA deltas all follow the one table below.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ORIGINAL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+
+# diffusers module -> original module, and which row block of it: 0, 1, 2 for q, k, v; 3 for the rest (mlp); None for all.
+DOUBLE_BLOCK = {
+    "attn.to_q": ("img_attn.qkv", 0),
+    "attn.to_k": ("img_attn.qkv", 1),
+    "attn.to_v": ("img_attn.qkv", 2),
+    "attn.add_q_proj": ("txt_attn.qkv", 0),
+    "attn.add_k_proj": ("txt_attn.qkv", 1),
+    "attn.add_v_proj": ("txt_attn.qkv", 2),
+    "attn.to_out.0": ("img_attn.proj", None),
+    "attn.to_add_out": ("txt_attn.proj", None),
+    "attn.norm_q": ("img_attn.norm.query_norm", None),
+    "attn.norm_k": ("img_attn.norm.key_norm", None),
+    "attn.norm_added_q": ("txt_attn.norm.query_norm", None),
+    "attn.norm_added_k": ("txt_attn.norm.key_norm", None),
+    "ff.net.0.proj": ("img_mlp.0", None),
+    "ff.net.2": ("img_mlp.2", None),
+    "ff_context.net.0.proj": ("txt_mlp.0", None),
+    "ff_context.net.2": ("txt_mlp.2", None),
+}
+SINGLE_BLOCK = {
+    "attn.to_q": ("linear1", 0),
+    "attn.to_k": ("linear1", 1),
+    "attn.to_v": ("linear1", 2),
+    "proj_mlp": ("linear1", 3),
+    "proj_out": ("linear2", None),
+    "attn.norm_q": ("norm.query_norm", None),
+    "attn.norm_k": ("norm.key_norm", None),
+}
+OUTSIDE_BLOCKS = {
+    "x_embedder": ("img_in", None),
+    "context_embedder": ("txt_in", None),
+    "proj_out": ("final_layer.linear", None),
+    "distilled_guidance_layer.in_proj": ("distilled_guidance_layer.in_proj", None),
+    "distilled_guidance_layer.out_proj": ("distilled_guidance_layer.out_proj", None),
+}
+APPROXIMATOR_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module's rows lie in the original layout. part: 0, 1, 2 for q, k, v; 3 for mlp; None where nothing is fused."""
+
+    module: str
+    part: int | None = None
+
+    def rows(self, width: int) -> slice:
+        """Rows of the fused weight. width: h, the hidden width; q, k and v have h rows each, mlp has the rest."""
+        if self.part is None:
+            return slice(None)
+        return slice(self.part * width, None if self.part == 3 else (self.part + 1) * width)
+
+
+def original_place(module: str) -> Place:
+    """The place of a diffusers module in the original layout.
+
+    Raises:
+        KeyError: the module has no counterpart there.
+    """
+    if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module):
+        name, part = DOUBLE_BLOCK[match[2]]
+        return Place(f"double_blocks.{match[1]}.{name}", part)
+    if match := re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)", module):
+        name, part = SINGLE_BLOCK[match[2]]
+        return Place(f"single_blocks.{match[1]}.{name}", part)
+    if match := re.fullmatch(r"(distilled_guidance_layer\.layers\.\d+)\.(.+)", module):
+        return Place(f"{match[1]}.{APPROXIMATOR_LAYER[match[2]]}")
+    if re.fullmatch(r"distilled_guidance_layer\.norms\.\d+", module):
+        return Place(module)
+    return Place(*OUTSIDE_BLOCKS[module])
+
+
+def original_parameter(parameter: str) -> tuple[str, Place]:
+    """Original name of a diffusers parameter such as `proj_out.weight`, and its place. Norm weights are called `scale` there."""
+    module, _, leaf = parameter.rpartition(".")
+    place = original_place(module)
+    is_norm = ".norm_" in f".{module}" or ".norms." in module
+    return f"{place.module}.{'scale' if is_norm else leaf}", place
+
+
+def without_prefix(key: str) -> str:
+    """The key without the prefix that names the model it belongs to."""
+    for prefix in ORIGINAL_PREFIXES:
+        if key.startswith(prefix):
+            return key[len(prefix) :]
+    return key
