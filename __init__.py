@@ -1,0 +1,13 @@
+"""ChromaTrainer: Chroma and Flux LoRAs trained from a ComfyUI graph, or headless by `chroma-trainer`.
+
+ComfyUI imports this file at its start, so that nothing is imported here.
+"""
+
+WEB_DIRECTORY = "./js"
+
+
+async def comfy_entrypoint():
+    """ComfyUI's entry: the extension with its nodes."""
+    from .nodes.comfy import ChromaTrainerExtension
+
+    return ChromaTrainerExtension()

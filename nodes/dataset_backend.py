@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
-from ..trainer_core.host import Host
+from ..trainer_core.files import sha256_text
+from ..trainer_core.host import Host, Paths
+from ..trainer_core.problems import UserError
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -24,6 +27,16 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     return (DatasetConfig(parts=(*earlier.parts, part), roots=(*earlier.roots, str(root))),)
 
 
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Changes when a file of the folder is added, removed or edited."""
+    try:
+        root = paths.find_dataset(values.get("folder") or "", "folder")
+    except UserError as error:
+        return str(error)
+    stats = ((path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
+    return sha256_text(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
+
+
 SPEC = NodeSpec(
     id="DatasetBackend",
     title="Dataset Backend",
@@ -33,5 +46,6 @@ SPEC = NodeSpec(
     outputs=(Output("dataset", "TRAIN_DATASET", "The dataset, for LoRATrainer or for another DatasetBackend."),),
     run=run,
     light=True,
+    fingerprint=fingerprint,
     search_aliases=("dataset", "images", "captions", "folder"),
 )

@@ -83,7 +83,14 @@ class LoraSaved:
     num_keys: int
 
 
-Event = Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved
+@dataclass(frozen=True)
+class RunReported:
+    """A run is over; report: JSON values, see docs/report.md."""
+
+    report: dict[str, Any]
+
+
+Event = Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunReported
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class NodeSpec:
         run: run(inputs, host) -> a tuple as long as outputs. Imports what is heavy only when it is called.
         light: run is quick, needs no torch and writes nothing, so that a check of the workflow calls it as well.
         preflight: preflight(inputs, host) -> problems that can be seen before a model loads; for nodes that are not light.
+        fingerprint: fingerprint(values, paths) -> a text that changes when files behind equal values change, so that the node runs again.
         is_output: the run starts from nodes like this one.
     """
 
@@ -133,6 +134,7 @@ class NodeSpec:
     run: Callable[[Any, Any], tuple[Any, ...]]
     light: bool = False
     preflight: Callable[[Any, Any], list[Problem]] | None = None
+    fingerprint: Callable[[Mapping[str, Any], Any], str] | None = None
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Annotated
@@ -58,7 +57,3 @@ class TrainingConfig:
         if self.learning_rate == 0:
             found.append(Problem("learning_rate", "is 0, so nothing would be learnt; 1e-4 is usual"))
         return found
-
-    def num_steps(self, num_samples: int) -> int:
-        """Optimiser steps of the run: `steps`, or epochs x samples / images a step, rounded up."""
-        return self.steps or math.ceil(self.epochs * num_samples / (self.batch_size * self.accumulation))

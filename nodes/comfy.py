@@ -1,0 +1,162 @@
+"""The only file that knows ComfyUI: NodeSpec -> io.ComfyNode, and the Host that speaks to its server."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..trainer_core.host import Event, Notice, Paths, PhaseProgress, PhaseStarted, PreviewReady, StepReport
+from ..trainer_core.problems import UserError
+from ..trainer_core.spec import Field, NodeSpec, build_inputs
+from . import CATALOGUE
+
+MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
+PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
+EVENT_NAME = "chroma_trainer.event"
+
+
+class ChromaTrainerExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node_class(spec) for spec in CATALOGUE.values()]
+
+
+def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
+    """A ComfyUI node that does what the spec says."""
+
+    def define_schema(cls) -> io.Schema:
+        return schema_of(spec)
+
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        inputs, problems = build_inputs(spec, {name: value for name, value in values.items() if value is not None})
+        if inputs is None:
+            raise UserError(problem.at(str(cls.hidden.unique_id), spec.id) for problem in problems)
+        host = ComfyHost(prompt=cls.hidden.prompt or {}, node_id=str(cls.hidden.unique_id))
+        try:
+            results = spec.run(inputs, host)
+        except UserError as error:
+            raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
+        return io.NodeOutput(*[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)])
+
+    members: dict[str, Any] = {"define_schema": classmethod(define_schema), "execute": classmethod(execute), "__doc__": spec.description}
+    if spec.fingerprint:
+        members["fingerprint_inputs"] = classmethod(lambda cls, **values: spec.fingerprint(values, _paths()))
+    return type(spec.id, (io.ComfyNode,), members)
+
+
+def _output(is_list: bool, value: Any) -> Any:
+    """A list output without items blocks what hangs on it, where ComfyUI would fail."""
+    return [ExecutionBlocker(None)] if is_list and not value else value
+
+
+def schema_of(spec: NodeSpec) -> io.Schema:
+    """ComfyUI's schema; keywords that this version does not know are left out, one of them would drop the whole pack."""
+    keywords = {
+        "node_id": spec.id,
+        "display_name": spec.title,
+        "category": spec.category,
+        "description": spec.description,
+        "inputs": [_input(field) for field in spec.fields()],
+        "outputs": [
+            io.Custom(output.type).Output(output.name, display_name=output.name, tooltip=output.doc, is_output_list=output.is_list)
+            for output in spec.outputs
+        ],
+        "hidden": [io.Hidden.prompt, io.Hidden.unique_id],
+        "is_output_node": spec.is_output,
+        "search_aliases": list(spec.search_aliases),
+    }
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+
+
+def _input(field: Field) -> io.Input:
+    common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required and field.socket is not None}
+    if field.socket:
+        return io.Custom(field.socket.type).Input(field.name, **common)
+    common["default"] = field.default
+    if field.advanced:
+        common["extra_dict"] = {"advanced": True}
+    if field.kind is bool:
+        return io.Boolean.Input(field.name, **common)
+    if field.kind is int and field.range:
+        control = {"control_after_generate": True} if field.seed else {}
+        return io.Int.Input(field.name, min=int(field.range.low), max=int(field.range.high), step=int(field.range.step), **control, **common)
+    if field.kind is float and field.range:
+        return io.Float.Input(field.name, min=field.range.low, max=field.range.high, step=field.range.step, round=False, **common)
+    if field.choice:
+        return io.Combo.Input(field.name, options=list(field.choice.options), **common)
+    if field.model_file:
+        options = [field.model_file.none_label, *folder_paths.get_filename_list(field.model_file.kind)]
+        return io.Combo.Input(field.name, options=options, **common)
+    text = field.text
+    return io.String.Input(
+        field.name, multiline=bool(text and text.multiline), placeholder=(text.placeholder if text else "") or None, dynamic_prompts=False, **common
+    )
+
+
+def _paths() -> Paths:
+    output = Path(folder_paths.get_output_directory())
+    known = {kind: tuple(Path(p) for p in folder_paths.get_folder_paths(kind)) for kind in MODEL_KINDS if kind in folder_paths.folder_names_and_paths}
+    datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
+    return Paths(output=output, cache=output / "chroma_trainer" / ".cache", models=known, datasets=datasets)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComfyHost:
+    """Events to the page, ComfyUI's cancel, its folders and its memory manager."""
+
+    prompt: dict[str, Any]
+    node_id: str
+
+    @cached_property
+    def paths(self) -> Paths:
+        return _paths()
+
+    @property
+    def device(self) -> str:
+        return str(memory.get_torch_device())
+
+    def check_cancelled(self) -> None:
+        memory.throw_exception_if_processing_interrupted()
+
+    def free_memory(self) -> None:
+        memory.unload_all_models()
+        memory.soft_empty_cache()
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, (StepReport, PhaseProgress)):
+            self._progress(event)
+        elif isinstance(event, PreviewReady):
+            self._preview(event)
+        elif isinstance(event, Notice):
+            print(f"[ChromaTrainer] {event.text}", file=sys.stderr)
+        if isinstance(event, (StepReport, PhaseStarted, PhaseProgress, Notice)):
+            self._send({"kind": type(event).__name__, **dataclasses.asdict(event)})
+
+    def _progress(self, event: StepReport | PhaseProgress) -> None:
+        from comfy.utils import ProgressBar
+
+        done = event.step if isinstance(event, StepReport) else event.done
+        ProgressBar(event.total, node_id=self.node_id).update_absolute(done, event.total)
+
+    def _preview(self, event: PreviewReady) -> None:
+        from comfy.utils import ProgressBar
+        from PIL import Image
+
+        with Image.open(event.path) as picture:
+            preview = picture.convert("RGB")
+        ProgressBar(1, node_id=self.node_id).update_absolute(1, 1, ("JPEG", preview, PREVIEW_EDGE))
+
+    def _send(self, detail: dict[str, Any]) -> None:
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            server.send_sync(EVENT_NAME, {"node": self.node_id, **detail}, server.client_id)
