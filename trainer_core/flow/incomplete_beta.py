@@ -6,7 +6,8 @@ import math
 
 MAX_TERMS = 500
 TINY = 1e-300
-BISECTIONS = 1100  # enough to reach the smallest fp64 from 1; ends as soon as the interval can't be halved
+MAX_STEPS = 1100  # halvings that reach the smallest fp64 from 1
+PRECISION = 2e-16
 
 
 def cdf(x: float, a: float, b: float) -> float:
@@ -20,8 +21,13 @@ def cdf(x: float, a: float, b: float) -> float:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - cdf(1 - x, b, a)
+    return pdf(x, a, b) * x * (1 - x) / a * _fraction(x, a, b)
+
+
+def pdf(x: float, a: float, b: float) -> float:
+    """x^(a - 1) (1 - x)^(b - 1) / B(a, b), for x in (0, 1)."""
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    return math.exp(a * math.log(x) + b * math.log1p(-x) - log_beta) / a * _fraction(x, a, b)
+    return math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - log_beta)
 
 
 def _fraction(x: float, a: float, b: float) -> float:
@@ -41,17 +47,18 @@ def _fraction(x: float, a: float, b: float) -> float:
 
 
 def quantile(p: float, a: float, b: float) -> float:
-    """x with I_x(a, b) = p, for p in [0, 1], to the last bit or two: bisection, which can't go astray."""
+    """x with I_x(a, b) = p, for p in [0, 1], to the last bits: Newton's method, kept between bounds by bisection."""
     if p <= 0 or p >= 1:
         return float(p >= 1)
-    if a == b and p > 0.5:
-        return 1 - quantile(1 - p, a, b)  # the symmetric half, where x is small and its spacing fine
-    if a == b and p == 0.5:
-        return 0.5
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if cdf(middle, a, b) < p else (low, middle)
-    return (low + high) / 2
+    if a == b and p >= 0.5:  # the symmetric half, where x is small and its spacing fine
+        return 0.5 if p == 0.5 else 1 - quantile(1 - p, a, b)
+    low, high, x = 0.0, 1.0, 0.5
+    for _ in range(MAX_STEPS):
+        error = cdf(x, a, b) - p
+        low, high = (low, x) if error > 0 else (x, high)
+        newton = x - error / pdf(x, a, b)
+        following = newton if low < newton < high else (low + high) / 2
+        if abs(following - x) <= PRECISION * x or following == 0:
+            return following
+        x = following
+    return x

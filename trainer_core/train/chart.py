@@ -286,7 +286,8 @@ def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 5
     write(draw, (LEFT, 26), f"Noise levels of the training: {name}{shifted}", TITLE)
     told = "a quarter below {:.3f}   ·   half below {:.3f}   ·   a quarter above {:.3f}".format(*quartiles)
     warning = density_of(name, shift).warning
-    write(draw, (LEFT, 66), shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or told, LABEL, ROSE if warning else SOFT_INK)
+    told = shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or told
+    write(draw, (LEFT, 66), told, LABEL, ROSE if warning else SOFT_INK)
     ticks = nice_ticks(0, max(heights), 5)
     x, y = _Axis(0, 1, 0, box[2] - box[0]), _Axis(0, ticks[-1], box[3] - box[1], 0)
     _frame(draw, box, ticks, y, [i / 10 for i in range(11)], x)

@@ -59,8 +59,13 @@ def has_glyph(character: str) -> bool:
     """Whether Pillow's own font can show it."""
     if character < "\x7f":
         return True
-    mask, missing = (bytes(own_font(20).getmask(c)) for c in (character, NO_GLYPH))
-    return mask != missing
+    return _drawn(character) != _drawn(NO_GLYPH)
+
+
+def _drawn(character: str) -> bytes:
+    image = Image.new("L", (40, 40))
+    ImageDraw.Draw(image).text((4, 4), character, fill=255, font=own_font(24))
+    return image.tobytes()
 
 
 def font_for(text: str, size: float) -> Font:

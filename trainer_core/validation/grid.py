@@ -112,18 +112,18 @@ def _place(page: Image.Image, cell: Image.Image | None, box: tuple[int, int, int
 
 
 def save_png(
-    image: Image.Image, path: Path, request: dict[str, Any] | None = None, workflow: dict[str, Any] | None = None
+    image: Image.Image, path: Path, request: Mapping[str, Any] | None = None, prompt: Mapping[str, Any] | None = None
 ) -> None:
     """Write a PNG, atomically, with what made it in its tEXt chunks.
 
     Args:
         request: kept as JSON in the chunk `chroma_trainer`.
-        workflow: kept as JSON in the chunk `workflow`: ComfyUI opens the graph when the picture is dropped on it.
+        prompt: workflow in API form, kept as JSON in the chunk `prompt`: ComfyUI opens the graph when the picture is dropped on it.
     Raises:
         OSError: the file can't be written; the old one is intact.
     """
     chunks = PngImagePlugin.PngInfo()
-    for name, value in ((CHUNK, request), ("workflow", workflow)):
+    for name, value in ((CHUNK, request), ("prompt", prompt)):
         if value is not None:
-            chunks.add_text(name, json.dumps(value, allow_nan=False))  # ASCII, as tEXt wants
+            chunks.add_text(name, json.dumps(dict(value), allow_nan=False))  # ASCII, as tEXt wants
     replace_atomic(Path(path), lambda temporary: image.save(temporary, "PNG", pnginfo=chunks))

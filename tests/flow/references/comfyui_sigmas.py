@@ -1,0 +1,47 @@
+"""Writes comfyui_sigmas.json beside itself: the noise levels that a ComfyUI checkout computes.
+
+    python comfyui_sigmas.py PATH_OF_COMFYUI     (needs torch, numpy and scipy; nothing of ours)
+
+Only the functions concerned are taken out of ComfyUI's files, so that none of its other requirements are needed.
+The committed file: ComfyUI 0.33.0, scipy 1.17.1, torch 2.13.0, x86-64. scipy 1.11.4 gave the same file.
+"""
+
+import ast
+import json
+import math
+import sys
+import zlib
+from pathlib import Path
+
+import numpy
+import scipy.stats
+import torch
+
+SHIFTS = (0.01, 0.5, 1.0, 1.73, 3.0, 3.158, 10.0)
+STEPS = (*range(1, 61), 75, 100, 150, 200, 333, 500, 999, 1000, 1500)
+IN_FULL = ((26, 1.0), (7, 3.0), (3, 0.01))
+
+
+def take(path: Path, names: set[str], space: dict) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") in names]
+    exec(compile(tree, str(path), "exec"), space)
+
+
+comfy = Path(sys.argv[1]) / "comfy"
+space = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math}
+take(comfy / "model_sampling.py", {"time_snr_shift", "ModelSamplingDiscreteFlow"}, space)
+take(comfy / "samplers.py", {"simple_scheduler", "normal_scheduler", "beta_scheduler"}, space)
+
+crc: dict[str, dict[str, list[int]]] = {}
+full: dict[str, list[float]] = {}
+for scheduler in ("beta", "simple", "normal"):
+    for shift in SHIFTS:
+        model_sampling = space["ModelSamplingDiscreteFlow"]()
+        model_sampling.set_parameters(shift=shift, multiplier=1.0)  # as ModelSamplingAuraFlow does
+        sigmas = {steps: space[f"{scheduler}_scheduler"](model_sampling, steps) for steps in STEPS}
+        crc.setdefault(scheduler, {})[str(shift)] = [zlib.crc32(sigmas[steps].numpy().tobytes()) for steps in STEPS]
+        full |= {f"{scheduler} {n} {shift}": sigmas[n].tolist() for n, s in IN_FULL if s == shift}
+
+text = json.dumps({"steps": STEPS, "crc32": crc, "sigmas": full}, separators=(",", ":"))
+Path(__file__).with_suffix(".json").write_text(text.replace("},", "},\n").replace("],", "],\n") + "\n", encoding="utf-8")
