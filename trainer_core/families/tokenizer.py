@@ -81,12 +81,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _from_sentencepiece(data: bytes) -> Tokenizer:
-    """T5's rules around the pieces of a SentencePiece model.
+    """T5's rules around the pieces of a SentencePiece model, as transformers 5 builds them.
 
     ModelProto: 1 = piece (1 = text, 2 = score), 3 = normaliser (2 = its compiled table of characters).
     Source: sentencepiece_model.proto of github.com/google/sentencepiece.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     pieces: list[tuple[str, float]] = []
     table = b""
@@ -100,8 +100,8 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
         raise ValueError("it holds no pieces")
     extra = [f"<extra_id_{i}>" for i in reversed(range(NUM_EXTRA_IDS))]
     tokenizer = Tokenizer(models.Unigram(pieces + [(token, 0.0) for token in extra], unk_id=UNKNOWN_ID))
-    spaces = [normalizers.Replace(Regex(" {2,}"), " ")]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(table), *spaces] if table else spaces)
+    if table:
+        tokenizer.normalizer = normalizers.Precompiled(table)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )

@@ -46,10 +46,10 @@ def read_header(file: Path) -> dict[str, Any]:
     """
     try:
         with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
+            size = int.from_bytes(stream.read(8).ljust(8, b"\0"), "little")
             if not 2 <= size <= MAX_HEADER_BYTES:
-                raise ValueError(f"its first 8 bytes say a header of {size} bytes")
-            header = json.loads(stream.read(size).decode("utf-8"))
+                raise ValueError(f"its first 8 bytes say a header of {size} bytes; only .safetensors files are read")
+            header = _parse(stream.read(size))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         wanted = 8 + size + max(ends, default=0)
         if file.stat().st_size != wanted:
@@ -59,6 +59,13 @@ def read_header(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError.at(file.name, f"is not a whole safetensors file: {error} ({file})") from error
     return header
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError("its header is not JSON; it is damaged or of another format") from error
 
 
 class Weights:
