@@ -1,7 +1,6 @@
 """Reference values: scipy 1.17.1, (a, b, x, scipy.stats.beta.cdf(x, a, b), scipy.stats.beta.ppf(x, a, b))."""
 
 import pytest
-
 from chroma_trainer.trainer_core.flow.incomplete_beta import cdf, pdf, quantile
 
 REFERENCE = [

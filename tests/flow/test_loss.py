@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 
 

@@ -1,5 +1,4 @@
 import torch
-
 from chroma_trainer.trainer_core.flow.path import interpolate
 
 

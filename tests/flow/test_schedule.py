@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
 
 REFERENCE = json.loads((Path(__file__).parent / "references" / "comfyui_sigmas.json").read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-
 from chroma_trainer.trainer_core.config.training import SIGMA_DENSITIES
 from chroma_trainer.trainer_core.flow.timesteps import (
     DENSITIES,

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from chroma_trainer.trainer_core.guidance.adaptive import AdaptiveGuidance, guide, similarity, stretch
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]

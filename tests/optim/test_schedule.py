@@ -1,7 +1,7 @@
+import itertools
 import math
 
 import pytest
-
 from chroma_trainer.trainer_core.optim.schedule import learning_rate_at
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -32,7 +32,7 @@ def test_constant_stays():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_others_fall_to_just_above_0(schedule):
     fall = rates(schedule)[20:]
-    assert all(a > b for a, b in zip(fall, fall[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(fall))
     assert 0 < fall[-1] <= 1e-4 / 80
     end = learning_rate_at(100, peak=1e-4, schedule=schedule, warmup_steps=20, num_steps=100)
     assert end == pytest.approx(0, abs=1e-18)

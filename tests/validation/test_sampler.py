@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
 from chroma_trainer.trainer_core.guidance.adaptive import AdaptiveGuidance
 from chroma_trainer.trainer_core.validation.sampler import sample, starting_noise

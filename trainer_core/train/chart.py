@@ -107,7 +107,7 @@ def draw_loss_chart(
 ) -> Image.Image:
     """The loss of each step and its smoothed course, the learning rate on a second axis, and what happened when.
 
-    The loss axis holds the smoothed line and 98 % of the steps: a wild step sits at the edge, the rest isn't flattened.
+    The loss axis holds 98 % of the steps: a wild one sits at the edge, and the line with it, but the rest isn't flattened.
 
     Args:
         history: in order of steps; losses that are not finite are left out.
@@ -126,9 +126,8 @@ def draw_loss_chart(
     write(draw, (LEFT, 66), _summary(points, smoothed), LABEL, SOFT_INK)
 
     losses = sorted(point.loss for point in points)
-    low = min(losses[int(0.01 * (len(losses) - 1))], min(smoothed))
-    high = max(losses[math.ceil(0.99 * (len(losses) - 1))], max(smoothed))
-    margin = 0.0 if high > low else abs(low) * 0.1
+    low, high = losses[int(0.01 * (len(losses) - 1))], losses[math.ceil(0.99 * (len(losses) - 1))]
+    margin = 0.0 if high - low > 1e-6 * abs(high) else 0.1 * abs(high)  # all but equal losses have no span of their own
     loss_ticks = nice_ticks(low - margin, high + margin)
     rate_ticks = nice_ticks(0.0, max(point.learning_rate for point in points) * 1.05 or 1.0)
     first, last = points[0].step - 1, points[-1].step
@@ -186,7 +185,8 @@ def _frame(
     for tick in y_ticks:
         at = round(box[1] + y(tick))
         draw.line((box[0], at, box[2], at), fill=RULE)
-        write(draw, (box[0] - 12, at), f"{tick:.{places}f}", SMALL, SOFT_INK, "rm")
+        text = f"{tick:.{places}f}" if abs(tick) < 1e5 else f"{tick:.5g}"
+        write(draw, (box[0] - 12, at), text, SMALL, SOFT_INK, "rm")
     for tick in x_ticks:
         at = round(box[0] + x(tick))
         draw.line((at, box[3], at, box[3] + 5), fill=RULE)

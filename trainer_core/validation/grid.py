@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +112,23 @@ def _place(page: Image.Image, cell: Image.Image | None, box: tuple[int, int, int
 
 
 def save_png(
-    image: Image.Image, path: Path, request: Mapping[str, Any] | None = None, prompt: Mapping[str, Any] | None = None
+    image: Image.Image,
+    path: Path,
+    request: Mapping[str, Any] | None = None,
+    workflow: Mapping[str, Any] | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a PNG, atomically, with what made it in its tEXt chunks.
+    """Write a PNG, atomically, with what made it as JSON in its tEXt chunks. What is None or empty gets no chunk.
 
     Args:
-        request: kept as JSON in the chunk `chroma_trainer`.
-        prompt: workflow in API form, kept as JSON in the chunk `prompt`: ComfyUI opens the graph when the picture is dropped on it.
+        request: in the chunk `chroma_trainer`.
+        workflow: the graph as the editor saves it, in the chunk `workflow`, which ComfyUI opens.
+        prompt: the graph as it was run (API format), in the chunk `prompt`, which ComfyUI opens as well.
     Raises:
         OSError: the file can't be written; the old one is intact.
     """
     chunks = PngImagePlugin.PngInfo()
-    for name, value in ((CHUNK, request), ("prompt", prompt)):
-        if value is not None:
-            chunks.add_text(name, json.dumps(dict(value), allow_nan=False))  # ASCII, as tEXt wants
+    for name, value in ((CHUNK, request), ("workflow", workflow), ("prompt", prompt)):
+        if value:
+            chunks.add_text(name, json.dumps(value, allow_nan=False))  # ASCII, as tEXt wants
     replace_atomic(Path(path), lambda temporary: image.save(temporary, "PNG", pnginfo=chunks))

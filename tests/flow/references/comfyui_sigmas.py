@@ -44,4 +44,5 @@ for scheduler in ("beta", "simple", "normal"):
         full |= {f"{scheduler} {n} {shift}": sigmas[n].tolist() for n, s in IN_FULL if s == shift}
 
 text = json.dumps({"steps": STEPS, "crc32": crc, "sigmas": full}, separators=(",", ":"))
-Path(__file__).with_suffix(".json").write_text(text.replace("},", "},\n").replace("],", "],\n") + "\n", encoding="utf-8")
+text = text.replace("},", "},\n").replace("],", "],\n") + "\n"
+Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")

@@ -2,7 +2,8 @@
 
     python comfyui_euler.py PATH_OF_COMFYUI     (needs torch, numpy and scipy; nothing of ours)
 
-Only the functions concerned are taken out of ComfyUI's files. The committed file: ComfyUI 0.33.0, scipy 1.17.1, torch 2.13.0.
+Only the functions concerned are taken out of ComfyUI's files.
+The committed file: ComfyUI 0.33.0, scipy 1.17.1, torch 2.13.0.
 """
 
 import ast
