@@ -1,0 +1,81 @@
+"""ComfyUI's API format: {id: {"class_type", "inputs", "_meta"}}, a link is ["id", slot]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..problems import Problem, UserError
+from .graph import Graph, Link, Node
+
+
+def looks_like_api(data: Any) -> bool:
+    """An object with at least one node in it."""
+    return isinstance(data, dict) and any(isinstance(node, dict) and "class_type" in node for node in data.values())
+
+
+def graph_from_api(data: dict[str, Any], where: str) -> Graph:
+    """The graph as it stands.
+
+    Raises:
+        UserError: every entry that is no node, and every link that leads nowhere.
+    """
+    problems: list[Problem] = []
+    nodes: dict[str, Node] = {}
+    for node_id, entry in data.items():
+        node = _node(str(node_id), entry, problems, where)
+        if node:
+            nodes[node.id] = node
+    for node in nodes.values():
+        problems += [
+            Problem(name, f"comes from node {value.node}, which the workflow does not have; connect it again", node.id, node.type)
+            for name, value in node.inputs.items()
+            if isinstance(value, Link) and value.node not in data
+        ]
+    if problems:
+        raise UserError(problems)
+    return Graph(nodes, "api")
+
+
+def _node(node_id: str, entry: Any, problems: list[Problem], where: str) -> Node | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("class_type"), str):
+        problems.append(Problem(where, f'entry {node_id!r} is no node: it has no "class_type"; export the workflow again'))
+        return None
+    inputs = entry.get("inputs", {})
+    if not isinstance(inputs, dict):
+        problems.append(Problem("inputs", "is not an object of names and values; export the workflow again", node_id, entry["class_type"]))
+        return None
+    meta = entry.get("_meta")
+    title = meta.get("title") if isinstance(meta, dict) else None
+    values = {name: _value(value) for name, value in inputs.items()}
+    return Node(node_id, entry["class_type"], title if isinstance(title, str) and title else entry["class_type"], values)
+
+
+def _value(value: Any) -> Any:
+    """Links as Link; the page wraps a list that is a value, so that it is not taken for a link."""
+    if isinstance(value, list) and len(value) == 2 and _is_id(value[0]) and isinstance(value[1], (int, float)) and not isinstance(value[1], bool):
+        return Link(str(value[0]), int(value[1]))
+    if isinstance(value, dict) and set(value) == {"__value__"}:
+        return value["__value__"]
+    return value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def api_from_graph(graph: Graph) -> dict[str, dict[str, Any]]:
+    """The graph as ComfyUI's server takes it."""
+    return {
+        node.id: {
+            "inputs": {name: _plain(value) for name, value in node.inputs.items()},
+            "class_type": node.type,
+            "_meta": {"title": node.title},
+        }
+        for node in graph.nodes.values()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Link):
+        return [value.node, value.slot]
+    return {"__value__": value} if isinstance(value, list) else value

@@ -1,0 +1,47 @@
+"""Any workflow that ComfyUI writes -> Graph: the editor's own format or the API's, from a .json, a picture or a LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..problems import UserError
+from .api_format import api_from_graph, graph_from_api, looks_like_api
+from .carriers import read_carrier
+from .editor_format import graph_from_editor, looks_like_editor
+from .graph import Graph, Schema
+
+HOW_TO_EXPORT = "export one from ComfyUI's menu: Workflow > Export or Export (API)"
+
+
+def read_workflow(path: Path, schemas: Mapping[str, Schema]) -> Graph:
+    """The workflow in a file: .json in either format, a .png that ComfyUI saved, or a .safetensors that carries one.
+
+    Args:
+        schemas: widget orders by node type; the editor saves values by position.
+
+    Raises:
+        UserError: no such file, no workflow in it, or one that is broken; every fault that can be told apart.
+    """
+    return graph_from_json(read_carrier(Path(path)), schemas, str(path))
+
+
+def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "workflow") -> Graph:
+    """The workflow in a JSON value. where: what messages call it.
+
+    Raises:
+        UserError: it is no workflow, or a broken one.
+    """
+    if isinstance(data, dict) and isinstance(data.get("prompt"), dict) and "class_type" not in data["prompt"]:
+        data = data["prompt"]  # the body that is posted to ComfyUI's /prompt
+    if looks_like_editor(data):
+        return graph_from_editor(data, schemas, where)
+    if looks_like_api(data):
+        return graph_from_api(data, where)
+    raise UserError.at(where, f"is JSON, but no ComfyUI workflow; {HOW_TO_EXPORT}")
+
+
+def to_api(graph: Graph) -> dict[str, dict[str, Any]]:
+    """ComfyUI's API format: {id: {"class_type", "inputs", "_meta": {"title"}}}, a link as [id, slot]."""
+    return api_from_graph(graph)
