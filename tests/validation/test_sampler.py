@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
 from chroma_trainer.trainer_core.guidance.adaptive import AdaptiveGuidance
 from chroma_trainer.trainer_core.validation.sampler import sample, starting_noise
@@ -81,6 +82,30 @@ def test_each_step_is_reported_and_may_end_the_run():
     with pytest.raises(KeyboardInterrupt):
         sample(Toy(), MODEL, POSITIVE, None, **SETTINGS, steps=4, cfg=1.0, on_step=on_step)
     assert seen == [(1, 4, (1, 2, 3, 4)), (2, 4, (1, 2, 3, 4))]
+
+
+@pytest.fixture(scope="module")
+def chroma(tiny_model):
+    family = ChromaFamily()
+    encoder = family.load_text_encoder(tiny_model, torch.device("cpu"))
+    return family, family.load_transformer(tiny_model), encoder.encode(["a red cat", "a blue dog of the photo"])
+
+
+def test_a_real_chroma_is_sampled_the_same_each_time(chroma):
+    family, transformer, (positive, negative) = chroma
+    settings = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
+    first, second = (sample(family, transformer, positive, negative, **settings, cfg=3.5) for _ in range(2))
+    assert first.shape == (1, 16, 6, 8) and first.isfinite().all()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, sample(family, transformer, positive, None, **settings, cfg=1.0))
+
+
+def test_cfg_between_equal_prompts_changes_nothing(chroma):
+    family, transformer, (positive, _) = chroma
+    settings = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
+    alone = sample(family, transformer, positive, None, **settings, cfg=1.0)
+    guided = sample(family, transformer, positive, positive, **settings, cfg=7.0)
+    torch.testing.assert_close(guided, alone, rtol=0, atol=1e-5)
 
 
 def test_global_randomness_is_neither_used_nor_moved():

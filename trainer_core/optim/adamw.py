@@ -13,9 +13,9 @@ FUSED_DEVICES = frozenset({"cuda", "cpu"})
 def build(params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay; betas (0.9, 0.999), eps 1e-8.
 
-    One fused kernel a step where torch has one for the device, else its grouped (foreach) steps. On a CPU the fused step
-    takes a quarter of the time (29 against 114 ms for 600 tensors, 20 M numbers, 1 thread, torch 2.13), and its chunks are
-    whole cache lines, so that the number of threads doesn't change a bit: tests/optim/test_adamw.py.
+    One fused kernel a step where torch has one for the device, else its grouped (foreach) steps. On a CPU the fused
+    step takes a quarter of the time (29 against 114 ms for 600 tensors, 20 M numbers, 1 thread, torch 2.13), and the
+    number of threads doesn't change a bit: tests/optim/test_adamw.py.
 
     Args:
         params: what is trained; fp32.

@@ -107,7 +107,7 @@ def draw_loss_chart(
 ) -> Image.Image:
     """The loss of each step and its smoothed course, the learning rate on a second axis, and what happened when.
 
-    The loss axis holds 98 % of the steps: a wild one sits at the edge, and the line with it, but the rest isn't flattened.
+    The loss axis holds 98 % of the steps: a wild one sits at the edge, and the line with it; the rest isn't flattened.
 
     Args:
         history: in order of steps; losses that are not finite are left out.
