@@ -30,6 +30,7 @@ LEFT, RIGHT, TOP, BOTTOM = 92, 92, 116, 78  # room around the plot
 TITLE, LABEL, SMALL = 28, 17, 15  # text sizes
 OVERHANG = 8  # pixels that dots and glyphs may stand out of the plot
 FEW_MARKERS = 60  # with more, their lines would hide the plot
+DOTS = ((100, 3.2, 130), (600, 2.4, 80), (math.inf, 1.7, 60))  # up to so many steps: radius, alpha
 MAX_POINTS = 4000  # dots beyond this many can't be told apart
 HALF_LIFE_SHARE = 0.02  # of the run: how far back the smoothed line looks
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -148,10 +149,10 @@ def draw_loss_chart(
         def place(step: float, value: float, axis: _Axis) -> tuple[float, float]:
             return (steps(step) + OVERHANG) * k, (min(max(axis(value), 0), height) + OVERHANG) * k
 
-        radius = (2.4 if len(points) <= 600 else 1.7) * k
+        radius, alpha = next((r * k, a) for limit, r, a in DOTS if len(points) <= limit)
         for point in points[:: math.ceil(len(points) / MAX_POINTS)]:
             x, y = place(point.step, point.loss, loss_axis)
-            brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*BLUE, 60))
+            brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*BLUE, alpha))
         rates = [place(point.step, point.learning_rate, rate_axis) for point in points]
         _polyline(brush, rates, (*AMBER, 255), 2 * k)
         curve = [place(point.step, value, loss_axis) for point, value in zip(points, smoothed, strict=True)]
