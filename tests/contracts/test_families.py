@@ -1,4 +1,4 @@
-"""Every family of the registry holds families/contract.py, on the tiny model that conftest.py writes for it (tiny_<family>)."""
+"""Every family of the registry holds families/contract.py, on the tiny model of conftest.py (tiny_<family>)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_predict(family, model, dtype):
     x, sigma, text = inputs(family, model, 3)
     with torch.no_grad():
         velocity = family.predict(transformer, x, sigma, text)
-        alone = torch.cat([family.predict(transformer, x[i : i + 1], sigma[i : i + 1], text[i : i + 1]) for i in range(3)])
+        alone = torch.cat(
+            [family.predict(transformer, x[i : i + 1], sigma[i : i + 1], text[i : i + 1]) for i in range(3)]
+        )
     assert velocity.shape == x.shape and velocity.dtype == torch.float32 and velocity.isfinite().all()
     tolerance = 1e-5 if dtype == "fp32" else 0.05
     torch.testing.assert_close(velocity, alone, rtol=tolerance, atol=tolerance)
@@ -139,7 +141,9 @@ def test_targets_resolve_and_leave_the_frozen_alone(family, model):
 
 
 def test_gradients_reach_every_layer_of_a_lora(family, model, transformer):
-    layers = inject_(transformer, resolve_targets(transformer, family, "*"), 2, 2, generator=torch.Generator().manual_seed(0))
+    layers = inject_(
+        transformer, resolve_targets(transformer, family, "*"), 2, 2, generator=torch.Generator().manual_seed(0)
+    )
     for layer in layers.values():
         nn.init.normal_(layer.lora_B)
     family.predict(transformer, *inputs(family, model, 2)).square().mean().backward()

@@ -1,4 +1,4 @@
-"""Every quantiser of the registry holds the contract: small error, kept layers untouched, and a LoRA learns on top of it."""
+"""Every quantiser of the registry holds the contract: small error, kept layers untouched, a LoRA learns on top."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_the_error_of_the_loras_gradient_is_small(tiny_model, level, inputs):
 
 def test_a_lora_learns_on_top_and_its_file_fits(tiny_model, level, inputs, tmp_path):
     transformer = quantized(tiny_model, level)
-    layers = inject_(transformer, resolve_targets(transformer, FAMILY, "all"), 4, 4, generator=torch.Generator().manual_seed(1))
+    layers = inject_(
+        transformer, resolve_targets(transformer, FAMILY, "all"), 4, 4, generator=torch.Generator().manual_seed(1)
+    )
     optimizer = torch.optim.AdamW([p for _, p in trainable_parameters(layers)], lr=1e-2)
     target = torch.zeros(2, 16, 8, 6)
     losses = []

@@ -76,5 +76,5 @@ def test_the_shipped_config_is_the_released_vae():
 
 def test_another_file_is_named(tiny_model, tiny_chroma):
     file = str(tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors: is no VAE: none of its keys is decoder\.conv_in"):
+    with pytest.raises(UserError, match=r"_model\.safetensors: is no VAE: none of its keys is decoder\.conv_in"):
         load_vae(replace(tiny_model, vae_file=file), CPU)

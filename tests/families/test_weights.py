@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.chroma_layout import TRANSFORMER
 from chroma_trainer.trainer_core.families.weights import Weights, read_header
 from chroma_trainer.trainer_core.lora.keys import original_parameter
 from chroma_trainer.trainer_core.problems import UserError
@@ -50,9 +51,10 @@ def scaled_fp8(state: dict[str, torch.Tensor], scale_name: str, num_scales: str)
 def single(tiny_model, tmp_path):
     """Writes a state as a single file; gives the transformer loaded from it."""
 
-    def load(state, metadata=None, dtype="fp32"):
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "single.safetensors", metadata)
-        model = replace(tiny_model, transformer_file=str(tmp_path / "single.safetensors"), dtype=dtype)
+    def load(state, dtype="fp32"):
+        file = tmp_path / "single.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
+        model = replace(tiny_model, transformer_file=str(file), dtype=dtype)
         return FAMILY.load_transformer(model)
 
     return load
@@ -117,7 +119,7 @@ def test_scaled_fp8_is_multiplied_out(single, tiny_chroma, layout, scale_name, n
 
 
 def test_scaled_fp8_equals_the_product_exactly(single, tiny_chroma):
-    """The same fused tensor gives each of q, k and v; its rows times the scale, in fp32, then rounded to the model's dtype."""
+    """A fused tensor gives q, k and v: its rows times the scale, in fp32, then rounded to the model's dtype."""
     state = scaled_fp8(original_state(tiny_chroma), "scale_weight", "one")
     transformer = single({**state, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, dtype="bf16")
     key = "double_blocks.1.img_attn.qkv"
@@ -175,7 +177,7 @@ def test_shards(tiny_model, tiny_chroma, tmp_path):
     assert torch.equal(velocity(transformer), velocity(FAMILY.load_transformer(tiny_model)))
 
 
-# --- what is wrong is said ----------------------------------------------------------------------------------------------------
+# --- what is wrong is said ---
 
 
 def message(call) -> str:
@@ -190,18 +192,22 @@ def test_missing_and_unknown_keys_are_counted_in_one_message(single, tiny_chroma
         del state[f"double_blocks.{i}.img_mlp.0.weight"], state[f"double_blocks.{i}.img_mlp.0.bias"]
     state["guidance_in.weight"] = torch.zeros(2)
     text = message(lambda: single(state))
-    assert text.startswith("single.safetensors: does not fit a Chroma transformer; keys: 4 missing (double_blocks.0.img_mlp.0.")
+    assert text.startswith(
+        "single.safetensors: does not fit a Chroma transformer; keys: 4 missing (double_blocks.0.img_"
+    )
     assert "..." in text and "; 1 not known (guidance_in.weight) (" in text
 
 
 def test_other_shapes_are_named(single, tiny_chroma):
     state = original_state(tiny_chroma)
     state["double_blocks.1.img_mlp.0.bias"] = torch.zeros(3)
-    assert "1 of another shape (double_blocks.1.img_mlp.0.bias is [3] instead of [256])" in message(lambda: single(state))
+    text = message(lambda: single(state))
+    assert "1 of another shape (double_blocks.1.img_mlp.0.bias is [3] instead of [256])" in text
 
 
 def test_another_kind_of_file(single):
-    text = message(lambda: single({"double_blocks.0.img_mod.lin.weight": torch.zeros(2), "img_in.weight": torch.zeros(2)}))
+    flux = {"double_blocks.0.img_mod.lin.weight": torch.zeros(2), "img_in.weight": torch.zeros(2)}
+    text = message(lambda: single(flux))
     assert text == (
         "single.safetensors: is no Chroma transformer: none of its keys is distilled_guidance_layer.in_proj.weight "
         "(it has double_blocks.0.img_mod.lin.weight, img_in.weight, ...)"
@@ -213,7 +219,8 @@ def test_an_integer_format_with_a_scale_is_refused(single, tiny_chroma):
     key = "double_blocks.0.img_mlp.0.weight"
     state[key] = state[key].to(torch.int8)
     state["double_blocks.0.img_mlp.0.weight_scale"] = torch.tensor(1.0)
-    assert f"{key} is stored as I8 with a scale, which can't be read; use a bf16 or fp8 file" in message(lambda: single(state))
+    text = message(lambda: single(state))
+    assert f"{key} is stored as I8 with a scale, which can't be read; use a bf16 or fp8 file" in text
 
 
 @pytest.mark.parametrize(
@@ -247,7 +254,7 @@ def test_a_missing_shard_is_named(tiny_model, tiny_chroma, tmp_path):
 def test_tensors_are_mapped_not_copied(tiny_chroma):
     """A model in its file's own precision costs no memory of its own until it is quantised or moved."""
     file = tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = Weights([file], ["distilled_guidance_layer.in_proj.weight"], "transformer")
+    weights = Weights([file], TRANSFORMER)
     first, second = weights.read("x_embedder.weight"), weights.read("x_embedder.weight", slice(0, 4))
     assert first.shape == (64, 64) and second.shape == (4, 64)
     assert torch.equal(first[:4], second)

@@ -74,7 +74,10 @@ def test_the_star_never_takes_the_approximator(chroma):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("to_q", "targets: 'to_q' matches no layer; near: transformer_blocks.*.attn.to_q, single_transformer_blocks.*.attn.to_q"),
+        (
+            "to_q",
+            "targets: 'to_q' matches no layer; near: transformer_blocks.*.attn.to_q, single_transformer_blocks.*.",
+        ),
         ("al", "targets: 'al' matches no layer; did you mean 'all'?; near: "),
         ("transformer_blocks.*.attn.to_qq", "near: transformer_blocks.*.attn.to_q, "),
         ("transformer_blocks.19.attn.to_q", "near: transformer_blocks.*.attn.to_q"),
@@ -95,5 +98,5 @@ def test_every_word_without_a_match_is_named(chroma):
 
 
 def test_a_preset_for_blocks_that_a_small_model_lacks(tiny_model):
-    with pytest.raises(UserError, match=r"'nano' asks for single_transformer_blocks\.7\.proj_out, which this model does"):
+    with pytest.raises(UserError, match=r"'nano' asks for single_transformer_blocks\.7\.proj_out, which this model"):
         resolve_targets(FAMILY.load_transformer(tiny_model), FAMILY, "nano")

@@ -68,7 +68,7 @@ def test_blocks_run_twice_with_grad_once_without_and_can_be_undone(tiny_model):
 
 
 def test_fewer_activations_are_kept(tiny_model):
-    transformer, layers = prepared(tiny_model, "none")
+    transformer, _ = prepared(tiny_model, "none")
     text = [torch.randn(5, 32)]
 
     def saved_bytes() -> int:

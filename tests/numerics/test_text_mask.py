@@ -1,11 +1,11 @@
-"""Trimmed text without a mask, padded text with a boolean mask, and each sample alone: the same velocity and the same LoRA gradient."""
+"""Trimmed text without a mask, padded text with a boolean mask, each sample alone: same output, same gradient."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily, batch_text
-from chroma_trainer.trainer_core.families.packing import image_ids, pack, text_ids, unpack
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.packing import batch_text, image_ids, pack, text_ids, unpack
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
 

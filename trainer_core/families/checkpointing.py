@@ -1,7 +1,7 @@
 """Gradient checkpointing, block by block: activations inside a block are computed again in the backward pass.
 
-diffusers' own switch drops Chroma's mask in single blocks (LoRA gradient off by 0.58 relative, diffusers 0.42.1), so we wrap the
-blocks ourselves, with everything they are called with.
+diffusers' own switch drops Chroma's mask in single blocks (LoRA gradient off by 0.58 relative, diffusers 0.42.1), so we
+wrap the blocks ourselves, with everything they are called with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_blocks_(blocks: Iterable[nn.Module]) -> None:
-    """Recompute each block's activations in the backward pass. Same outputs and gradients; without grad, nothing changes."""
+    """Recompute each block's activations in the backward pass. Same outputs and gradients; once is enough."""
     for block in blocks:
         if "forward" not in block.__dict__:
             block.forward = functools.partial(_recomputed, block.forward)

@@ -10,31 +10,26 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..host import collect
-from ..lora.keys import original_parameter
 from ..problems import Problem, UserError
+from .chroma_layout import TRANSFORMER, is_original, original_layout, transformer_config
 from .identity import identity_of
-from .packing import image_ids, pack, unpack
-from .sources import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline, shipped_config
+from .packing import batch_text, image_ids, pack, unpack
+from .sources import SINGLE_FILES, cached_folder, find_part, is_local, is_offline
 from .tokenizer import find_tokenizer
-from .weights import DTYPES, Layout, Weights, load_weights_, same_names
+from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
-TRANSFORMER_ANCHORS = ("distilled_guidance_layer.in_proj.weight",)  # no Flux has it
-ANCHORS = {
-    "transformer": (TRANSFORMER_ANCHORS, "Chroma transformer"),
-    "text_encoder": (("encoder.block.0.layer.0.SelfAttention.q.weight",), "T5 text encoder"),
-    "vae": (("decoder.conv_in.weight",), "VAE"),
-}
+KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
 TEXT_ATTENTION = ("*.attn.add_q_proj", "*.attn.add_k_proj", "*.attn.add_v_proj", "*.attn.to_add_out")
 TEXT_MLP = ("*.ff_context.net.0.proj", "*.ff_context.net.2")
-# `single_transformer_blocks.*.proj_out`, for a bare proj_out is the final projection.
+# Not `*proj_out`: that takes the final projection as well.
 MLP = ("*.ff.net.0.proj", "*.ff.net.2", *TEXT_MLP, "*.proj_mlp", "single_transformer_blocks.*.proj_out")
 
 
 class ChromaFamily:
-    """See families/contract.py for what each member does, and shared facts in docs/decisions."""
+    """The members are those of contract.Family."""
 
     name = "chroma"
     architecture = "chroma/lora"
@@ -88,11 +83,11 @@ class ChromaFamily:
         from .chroma_transformer import ChromaTransformer2DModel
 
         part = find_part(model, "transformer")
-        weights = Weights(part.files, *ANCHORS["transformer"])
+        weights = Weights(part.files, TRANSFORMER)
         with torch.device("meta"):
             transformer: Any = ChromaTransformer2DModel.from_config(transformer_config(part, weights))
         transformer.restore_buffers_()
-        layout = _original_layout(transformer.inner_dim) if _is_original(weights) else same_names
+        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
         load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout)
         return transformer
 
@@ -117,87 +112,15 @@ class ChromaFamily:
         if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
             _check_hub(model.repo, part)
             return
-        anchors, what = ANCHORS[part]
-        Weights(find_part(model, part).files, anchors, what)
+        Weights(find_part(model, part).files, KINDS[part])
 
     def _check_tokenizer(self, model: ModelConfig) -> None:
         if is_local(model.repo) or not model.repo or is_offline():
             find_tokenizer(model)
 
 
-def batch_text(text: Sequence[Tensor], num_image_tokens: int) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of different lengths as one batch, and who may be attended.
-
-    Equal lengths need no mask, so flash attention stays available. Otherwise each sample attends its own tokens (and all of the
-    picture); a mask must be boolean, for a float mask is added to the logits.
-
-    Args:
-        text: B tensors (tokens, width), each k real tokens and one pad.
-    Returns:
-        (B, longest, width), and None or boolean (B, longest + num_image_tokens), True where attended.
-    """
-    lengths = [len(tokens) for tokens in text]
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return torch.stack(list(text)), None
-    batch = text[0].new_zeros(len(text), longest, text[0].shape[1])
-    mask = torch.ones(len(text), longest + num_image_tokens, dtype=torch.bool, device=text[0].device)
-    for i, tokens in enumerate(text):
-        batch[i, : len(tokens)] = tokens
-        mask[i, len(tokens) : longest] = False
-    return batch, mask
-
-
-def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:
-    """The constructor's arguments: from config.json, or read off the shapes of a single file."""
-    if part.config.get("_class_name") == "ChromaTransformer2DModel":
-        return part.config
-    config = shipped_config("chroma_transformer")
-    original = _is_original(weights)
-
-    def shape(ours: str, theirs: str) -> tuple[int, ...]:
-        names = (theirs, theirs.replace(".scale", ".weight")) if original else (ours,)
-        found = next((name for name in names if name in weights.entries), None)
-        if found is None:
-            raise UserError.at(weights.files[0].name, f"is no Chroma transformer: {names[0]} is missing ({weights.files[0]})")
-        return weights.shape(found)
-
-    hidden, in_channels = shape("x_embedder.weight", "img_in.weight")
-    head = shape("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")[0]
-    approximator_hidden, approximator_channels = shape(*["distilled_guidance_layer.in_proj.weight"] * 2)
-    config.update(
-        in_channels=in_channels,
-        num_layers=weights.count("double_blocks" if original else "transformer_blocks"),
-        num_single_layers=weights.count("single_blocks" if original else "single_transformer_blocks"),
-        attention_head_dim=head,
-        num_attention_heads=hidden // head,
-        joint_attention_dim=shape("context_embedder.weight", "txt_in.weight")[1],
-        approximator_num_channels=approximator_channels,
-        approximator_hidden_dim=approximator_hidden,
-        approximator_layers=weights.count("distilled_guidance_layer.layers"),
-    )
-    if head != 128:  # an eighth of the head for time, the rest for y and x, all even, like (16, 56, 56) of 128
-        plane = (head - head // 8) // 4 * 2
-        config["axes_dims_rope"] = [head - 2 * plane, plane, plane]
-    return config
-
-
-def _is_original(weights: Weights) -> bool:
-    return "img_in.weight" in weights.entries
-
-
-def _original_layout(width: int) -> Layout:
-    """Keys of ComfyUI's and lodestones' files; newer ones call a norm's scale `weight`."""
-
-    def layout(parameter: str) -> tuple[Sequence[str], slice]:
-        key, place = original_parameter(parameter)
-        return (key, key.replace(".scale", ".weight")), place.rows(width)
-
-    return layout
-
-
 def _rope(transformer: Any, num_text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of all positions, fp32. Those of the picture are kept by shape; text is at (0, 0, 0), where they are 1 and 0."""
+    """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0."""
     kept: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
     key = (height, width, str(device))
     if key not in kept:
@@ -213,6 +136,7 @@ def _rope(transformer: Any, num_text: int, height: int, width: int, device: torc
 def _check_hub(repo: str, part: str) -> None:
     if cached_folder(repo, part) is None and is_offline():
         raise UserError.at(
-            "repo", f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
-            "unset it, or name a local diffusers folder or single files"
+            "repo",
+            f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
+            "unset it, or name a local diffusers folder or single files",
         )

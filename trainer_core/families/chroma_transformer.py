@@ -1,7 +1,7 @@
 """Chroma's transformer: diffusers' modules, with a forward that keeps sigma in fp32.
 
-diffusers 0.42.1 rounds sigma to the model's dtype before it multiplies by 1000; in bf16 that is off by up to 3.95 of 1000.
-ComfyUI, where the LoRA will be used, takes the sines of sigma in fp32 and rounds those. So do we.
+diffusers 0.42.1 rounds sigma to the model's dtype before it multiplies by 1000; in bf16 that is off by up to 3.95 of
+1000. ComfyUI, where the LoRA will be used, takes the sines of sigma in fp32 and rounds those. So do we.
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from ..config.model import ModelConfig
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
-from .weights import Weights, load_weights_
-
-ANCHORS = ("decoder.conv_in.weight",)
+from .weights import VAE, Weights, load_weights_
 
 
 class VaeCodec:
@@ -51,7 +49,7 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     part = find_part(model, "vae")
-    weights = Weights(part.files, ANCHORS, "VAE")
+    weights = Weights(part.files, VAE)
     is_original = "decoder.mid.block_1.conv1.weight" in weights.entries
     config = _config(part, weights)
     with torch.device("meta"):
@@ -62,7 +60,6 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
         weights,
         dtype=lambda name: torch.float32,
         layout=lambda name: ((original_vae_parameter(name, num_levels) if is_original else name,), slice(None)),
-        ignored=lambda key: False,
     )
     return VaeCodec(vae, device)
 
@@ -75,7 +72,7 @@ def codec_identity(model: ModelConfig) -> str:
 
 
 def original_vae_parameter(name: str, num_levels: int) -> str:
-    """Key in the original layout (ae.safetensors) of a diffusers parameter. The original counts up-blocks from the other end."""
+    """Key in the original layout (ae.safetensors) of a diffusers parameter. It counts up-blocks from the other end."""
 
     def up(match: re.Match[str]) -> str:
         return f"decoder.up.{num_levels - 1 - int(match[1])}."

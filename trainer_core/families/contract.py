@@ -50,13 +50,13 @@ class Family(Protocol):
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see lora/targets.py
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        """What is wrong with the model's files, without loading weights: missing parts, wrong kind of file, no network."""
+        """What is wrong with the model's files, without loading weights: missing parts, wrong files, no network."""
         ...
 
     def identity(self, model: ModelConfig, part: str) -> str:
-        """Hex digest that names a part's weights and rules, from its files' headers and sizes (never from a path), without loading it.
+        """Hex digest that names a part's weights and rules, from samples of its files (not from paths): a cache's key.
 
-        part: "transformer", "text_encoder" (with tokenizer and rule of length) or "codec" (with normalisation). The caches' keys.
+        part: "transformer", "text_encoder" (with tokenizer and rule of length) or "codec" (with normalisation).
         """
         ...
 

@@ -15,7 +15,7 @@ NUM_SAMPLES = 8
 
 
 def identity_of(files: Iterable[Path], *rules: str) -> str:
-    """Hex digest of the files' contents (header and samples of each) and of rules, such as a length; order and paths don't count."""
+    """Hex digest of the files' contents and of rules, such as a length; order and paths don't count."""
     return sha256_text(*sorted(content_digest(file) for file in files), *rules)
 
 

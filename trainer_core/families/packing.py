@@ -1,6 +1,8 @@
-"""Latents <-> the sequence of image tokens, and where each token lies."""
+"""Latents and text <-> sequences of tokens, where each token lies, and who attends whom."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,3 +32,26 @@ def image_ids(height: int, width: int, device: torch.device | None = None) -> Te
 def text_ids(num_tokens: int, device: torch.device | None = None) -> Tensor:
     """(num_tokens, 3): zeros, for text has no place in the picture."""
     return torch.zeros(num_tokens, 3, device=device)
+
+
+def batch_text(text: Sequence[Tensor], num_image_tokens: int) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of different lengths as one batch, and who may be attended.
+
+    Equal lengths need no mask, so flash attention stays available. Otherwise each sample attends its own tokens (and
+    all of the picture). The mask is boolean, for a float mask is added to the logits.
+
+    Args:
+        text: B tensors (tokens, width), each k real tokens and one pad.
+    Returns:
+        (B, longest, width), and None or boolean (B, longest + num_image_tokens), True where attended.
+    """
+    lengths = [len(tokens) for tokens in text]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.stack(list(text)), None
+    batch = text[0].new_zeros(len(text), longest, text[0].shape[1])
+    mask = torch.ones(len(text), longest + num_image_tokens, dtype=torch.bool, device=text[0].device)
+    for i, tokens in enumerate(text):
+        batch[i, : len(tokens)] = tokens
+        mask[i, len(tokens) : longest] = False
+    return batch, mask

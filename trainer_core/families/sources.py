@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def find_part(model: ModelConfig, part: str) -> Part:
     folder = find_folder(model, part)
     files = weight_files(folder, model.dtype)
     if not files:
-        raise UserError.at("repo", f"{folder} holds no .safetensors file; only safetensors are read, never pickles (.bin)")
+        raise UserError.at("repo", f"{folder} holds no .safetensors file; pickles (.bin) are never read")
     return Part(files, read_json(folder / "config.json"))
 
 
@@ -104,7 +103,7 @@ def is_offline() -> bool:
 
 
 def weight_files(folder: Path, dtype: str = "") -> tuple[Path, ...]:
-    """The weights in a folder: the shards its index names, the plain file, a variant such as `.fp16`, or a lone file."""
+    """The weights in a folder: the shards that its index names, the plain file, a variant (`.fp16`), or a lone file."""
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
@@ -132,8 +131,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def shipped_config(name: str) -> dict[str, Any]:
     """A config that comes with this package, for single files without one of their own."""
     return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def class_config(config: dict[str, Any], accepted: Sequence[str]) -> dict[str, Any]:
-    """The entries of a config that a constructor takes."""
-    return {name: value for name, value in config.items() if name in accepted}

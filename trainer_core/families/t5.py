@@ -12,21 +12,22 @@ from ..config.model import ModelConfig
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
 from .tokenizer import find_tokenizer, read_tokenizer
-from .weights import DTYPES, Weights, load_weights_
+from .weights import DTYPES, T5, Weights, load_weights_
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ANCHORS = ("encoder.block.0.layer.0.SelfAttention.q.weight",)
+# The table of embeddings has two names; files hold one of them or both.
+TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 PAD_ID = 0
 MAX_TOKENS = 512
 
 
 class T5TextEncoder:
-    """Embeds one prompt at a time, trimmed before encoding: the encoder masks its padding, so nothing else changes (1.4e-15).
+    """Embeds one prompt at a time, trimmed before encoding: the encoder masks its padding, so nothing is lost.
 
-    One at a time, because the sums of a batch are rounded otherwise than those of one prompt: a cache must not depend on what
-    else was encoded that day.
+    One at a time, because the sums of a batch are rounded otherwise than those of one prompt: a cache must not depend
+    on what else was encoded that day.
 
     Args:
         max_tokens: real tokens, the end token among them, and pads together.
@@ -75,7 +76,7 @@ def load_t5(model: ModelConfig, device: torch.device) -> T5TextEncoder:
 
     tokenizer_file = find_tokenizer(model)
     part = find_part(model, "text_encoder")
-    weights = Weights(part.files, ANCHORS, "T5 text encoder")
+    weights = Weights(part.files, T5)
     config = T5Config(**_config(part, weights))
     with torch.device("meta"):
         encoder = T5EncoderModel(config)
@@ -98,20 +99,18 @@ def text_identity(model: ModelConfig) -> str:
 
 
 def _same_table(name: str) -> Sequence[str]:
-    """The table of embeddings has two names, and files hold one of them or both."""
-    table = ("shared.weight", "encoder.embed_tokens.weight")
-    return table if name in table else (name,)
+    return TABLES if name in TABLES else (name,)
 
 
 def _is_unused(key: str) -> bool:
-    return key.startswith(("decoder.", "lm_head.")) or key in ("shared.weight", "encoder.embed_tokens.weight", "spiece_model")
+    return key.startswith(("decoder.", "lm_head.")) or key in (*TABLES, "spiece_model")
 
 
 def _config(part: Part, weights: Weights) -> dict[str, Any]:
     if part.config.get("model_type") == "t5":
         return part.config
     block = "encoder.block.0.layer"
-    vocab_size, width = weights.shape("shared.weight" if "shared.weight" in weights.entries else "encoder.embed_tokens.weight")
+    vocab_size, width = weights.shape(next(name for name in TABLES if name in weights.entries))
     num_buckets, num_heads = weights.shape(f"{block}.0.SelfAttention.relative_attention_bias.weight")
     return {
         **shipped_config("t5_xxl"),

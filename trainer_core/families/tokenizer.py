@@ -1,7 +1,7 @@
 """T5's tokenizer: where it is found, and the two formats it comes in.
 
-It is a unigram model of 32,100 pieces. Repositories hold it as `tokenizer.json` or as SentencePiece's `spiece.model`; the latter is
-a protocol buffer of a few fields, read here so that no further package is needed.
+It is a unigram model of 32,100 pieces. Repositories hold it as `tokenizer.json` or as SentencePiece's `spiece.model`;
+the latter is a protocol buffer of a few fields, read here so that no further package is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNKNOWN_ID, END_ID = 2, 1
 
 
 def find_tokenizer(model: ModelConfig) -> Path:
-    """The tokenizer's file: in the repo, in a folder `tokenizer` beside the text encoder's file, or in an installed ComfyUI above it.
+    """The tokenizer's file: beside the text encoder's file, in the repo, or in an installed ComfyUI above the file.
 
     Raises:
         UserError: it is nowhere; names what to put where.
@@ -42,8 +42,8 @@ def find_tokenizer(model: ModelConfig) -> Path:
     beside = Path(model.text_encoder_file).parent if model.text_encoder_file else Path(model.repo)
     raise UserError.at(
         "text_encoder_file" if model.text_encoder_file else "repo",
-        f"T5's tokenizer was not found; put tokenizer.json or spiece.model (from the model's repository, folder `tokenizer`) "
-        f"into {beside / 'tokenizer'}",
+        "T5's tokenizer was not found; put tokenizer.json or spiece.model (from the model's repository, folder "
+        f"`tokenizer`) into {beside / 'tokenizer'}",
     )
 
 
@@ -72,7 +72,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = _from_sentencepiece(path.read_bytes()) if path.suffix == ".model" else Tokenizer.from_file(str(path))
+        is_sentencepiece = path.suffix == ".model"
+        tokenizer = _from_sentencepiece(path.read_bytes()) if is_sentencepiece else Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise UserError.at(path.name, f"is no readable tokenizer: {error} ({path})") from error
     tokenizer.no_padding()

@@ -1,13 +1,13 @@
 """Reading weights: safetensors files in any of the layouts in the wild, into a model built without memory of its own.
 
-A model says which parameters it needs; a layout says under which keys a file may hold them. So what is missing or left over is
-known exactly. Tensors are mapped from disk, and only what must change its precision is copied.
+A model says which parameters it needs; a layout says under which keys a file may hold them. So what is missing or left
+over is known exactly. Tensors are mapped from disk, and only what must change its precision is copied.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,24 @@ class Entry:
     key: str
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a part of a model is recognised by.
+
+    Args:
+        name: in words, for messages.
+        anchors: ends of keys, one of which this part always has. What stands before it is cut from every key, and keys
+            without that prefix belong to other parts.
+    """
+
+    name: str
+    anchors: tuple[str, ...]
+
+
+T5 = Kind("T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",))
+VAE = Kind("VAE", ("decoder.conv_in.weight",))
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -73,20 +91,20 @@ class Weights:
 
     Args:
         files: the part's shards, or one single file; a file that holds several parts is fine.
-        anchors: ends of keys, one of which this part always has; what stands before it is cut from every key, and keys without
-            that prefix belong to other parts.
-        what: the part in words, for messages.
+        kind: what the part is.
+    Raises:
+        UserError: a file is damaged, or none of them holds such a part.
     """
 
-    def __init__(self, files: Sequence[Path], anchors: Sequence[str], what: str):
+    def __init__(self, files: Sequence[Path], kind: Kind):
         entries = [
             Entry(file, key, tuple(entry["shape"]), entry["dtype"])
             for file in files
             for key, entry in read_header(file).items()
             if key != "__metadata__"
         ]
-        self.what, self.files = what, tuple(files)
-        self.prefix = _prefix([entry.key for entry in entries], anchors, what, files)
+        self.kind, self.files = kind, tuple(files)
+        self.prefix = _prefix([entry.key for entry in entries], kind, files)
         self.entries = {
             entry.key[len(self.prefix) :]: entry for entry in entries if entry.key.startswith(self.prefix)
         }
@@ -114,7 +132,8 @@ class Weights:
         if tensor.dtype not in FP8:
             raise UserError.at(
                 self.entries[key].file.name,
-                f"{key} is stored as {self.entries[key].dtype} with a scale, which can't be read; use a bf16 or fp8 file",
+                f"{key} is stored as {self.entries[key].dtype} with a scale, which can't be read; "
+                "use a bf16 or fp8 file",
             )
         if scale.numel() > 1:  # one scale a row
             scale = scale.reshape(-1, *[1] * (tensor.ndim - 1))[rows]
@@ -134,15 +153,15 @@ class Weights:
         return self._open[entry.file].get_tensor(entry.key)
 
 
-def _prefix(keys: Iterable[str], anchors: Sequence[str], what: str, files: Sequence[Path]) -> str:
-    keys = list(keys)
-    for anchor in anchors:
+def _prefix(keys: Sequence[str], kind: Kind, files: Sequence[Path]) -> str:
+    for anchor in kind.anchors:
         for key in keys:
             if key == anchor or key.endswith("." + anchor):
                 return key[: len(key) - len(anchor)]
-    name = files[0].name if files else what
     shown = ", ".join(sorted(keys)[:NUM_EXAMPLES]) or "nothing"
-    raise UserError.at(name, f"is no {what}: none of its keys is {' or '.join(anchors)} (it has {shown}, ...)")
+    raise UserError.at(
+        files[0].name, f"is no {kind.name}: none of its keys is {' or '.join(kind.anchors)} (it has {shown}, ...)"
+    )
 
 
 # A parameter's name -> keys that may hold it, and the rows of it. Extra axes of length 1 are dropped.
@@ -202,7 +221,7 @@ def _complain(weights: Weights, missing: list[str], left_over: list[str], missha
     ]
     if faults:
         file = weights.files[0]
-        raise UserError.at(file.name, f"does not fit a {weights.what}; keys: {'; '.join(faults)} ({file})")
+        raise UserError.at(file.name, f"does not fit a {weights.kind.name}; keys: {'; '.join(faults)} ({file})")
 
 
 def _product(shape: Sequence[int]) -> int:

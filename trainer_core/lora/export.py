@@ -1,7 +1,7 @@
 """One LoRA file that loads everywhere: ComfyUI, diffusers and peft.
 
-diffusers' names with the prefix `transformer.`, `lora_A.weight` and `lora_B.weight`, alpha / rank multiplied into B, no `.alpha`.
-Measured exact in all three (docs/decisions).
+diffusers' names with the prefix `transformer.`, `lora_A.weight` and `lora_B.weight`, alpha / rank multiplied into B, no
+`.alpha`. Measured exact in all three (tests/lora/test_export.py, tests/comfyui).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIX = "transformer."
 
 @dataclass(frozen=True)
 class ExportedLora:
-    """What was written, and read back. applied of num_keys keys fit a module of the model: equal, or the export failed."""
+    """What was written, and read back. applied of num_keys keys fit the model: equal, or the export failed."""
 
     sha256: str
     applied: int
@@ -77,7 +77,9 @@ def universal_tensors(layers: Mapping[str, LoraLinear], dtype: torch.dtype = tor
     return tensors
 
 
-def _check(file: Path, layers: Mapping[str, LoraLinear], transformer: nn.Module, written: Mapping[str, Tensor]) -> None:
+def _check(
+    file: Path, layers: Mapping[str, LoraLinear], transformer: nn.Module, written: Mapping[str, Tensor]
+) -> None:
     """Every key names a layer of the model, with that layer's shapes, and holds what the adapter holds."""
     modules = dict(transformer.named_modules())
     pairs = read_lora(file)

@@ -18,8 +18,8 @@ INITS = ("default", "gaussian")
 class LoraLinear(nn.Module):
     """A frozen Linear, quantised or not, with a low-rank update beside it.
 
-    The weights of the update are fp32 masters; the product runs in the precision of the layer's input. alpha / rank is multiplied
-    into B before B is rounded, exactly as in the exported file.
+    The weights of the update are fp32 masters; the product runs in the precision of the layer's input. alpha / rank is
+    multiplied into B before B is rounded, exactly as in the exported file.
 
     Args:
         base: the layer, (in,) -> (out,).
@@ -78,8 +78,8 @@ def inject_(
 
     Args:
         names: full module names, see targets.resolve_targets.
-        init: of A. default: Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(in), as peft's; gaussian: normal with
-            deviation 1 / rank.
+        init: of A. default: Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(in), as peft's; gaussian:
+            normal with deviation 1 / rank.
         generator: on the CPU; drawn from in the order of names. None: A stays 0, to be loaded.
     """
     layers = {name: wrap_(transformer, name, rank, alpha) for name in names}

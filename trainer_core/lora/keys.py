@@ -1,7 +1,7 @@
 """Names of the same modules in two layouts: diffusers (ours) and the original one (ComfyUI's and lodestones' files).
 
-The original layout fuses projections along their output rows: q, k, v -> `qkv`, and in single blocks q, k, v, mlp -> `linear1`
-(h, h, h, 4h). Everything else is a rename. Weights, biases and LoRA deltas all follow the one table below.
+The original layout fuses projections along their output rows: q, k, v -> `qkv`, and in single blocks q, k, v, mlp ->
+`linear1` (h, h, h, 4h). Everything else is a rename. Weights, biases and LoRA deltas all follow the one table below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 ORIGINAL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 
-# diffusers module -> original module, and which row block of it: 0, 1, 2 for q, k, v; 3 for the rest (mlp); None for all.
+# diffusers module -> original module, and which rows of it: 0, 1, 2 for q, k, v; 3 for the rest (mlp); None for all.
 DOUBLE_BLOCK = {
     "attn.to_q": ("img_attn.qkv", 0),
     "attn.to_k": ("img_attn.qkv", 1),
@@ -51,7 +51,7 @@ APPROXIMATOR_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module's rows lie in the original layout. part: 0, 1, 2 for q, k, v; 3 for mlp; None where nothing is fused."""
+    """Where a module's rows lie in the original layout. part: as in the tables above."""
 
     module: str
     part: int | None = None
@@ -83,7 +83,7 @@ def original_place(module: str) -> Place:
 
 
 def original_parameter(parameter: str) -> tuple[str, Place]:
-    """Original name of a diffusers parameter such as `proj_out.weight`, and its place. Norm weights are called `scale` there."""
+    """Original name of a diffusers parameter such as `proj_out.weight`, and its place. Norms have a `scale` there."""
     module, _, leaf = parameter.rpartition(".")
     place = original_place(module)
     is_norm = ".norm_" in f".{module}" or ".norms." in module

@@ -36,7 +36,8 @@ class LoraPair:
 def read_lora(path: Path | str) -> dict[str, LoraPair]:
     """Updates by module name, as the file has it: diffusers' or the original names, without the model's prefix.
 
-    Understands `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, and kohya's `lora_unet_X`.
+    Understands `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, and kohya's
+    `lora_unet_X`.
 
     Raises:
         UserError: not a safetensors file, or it holds other keys than those of a plain LoRA.
@@ -129,7 +130,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 
 def _file_names(transformer: nn.Module) -> dict[str, list[tuple[str, Place]]]:
-    """Name in a file -> the layers it is for, and their rows: diffusers' name, the original one, and kohya's of both."""
+    """Name in a file -> the layers it is for, and their rows. Names: diffusers', the original ones, kohya's of both."""
     found: dict[str, list[tuple[str, Place]]] = {}
     for module, layer in transformer.named_modules():
         if not isinstance(layer, nn.Linear):

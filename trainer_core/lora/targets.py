@@ -30,8 +30,9 @@ def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> lis
     """Full names of the Linear layers that learn, in the model's order.
 
     Args:
-        text: names of presets or patterns of full module names (`*` stands for anything, dots too), separated by commas, spaces or
-            lines. A pattern matches the whole name: `proj_out` is the final projection alone, `*.proj_out` those of the blocks.
+        text: names of presets or patterns of full module names (`*` stands for anything, dots too), separated by
+            commas, spaces or lines. A pattern matches the whole name: `proj_out` is the final projection alone,
+            `*.proj_out` those of the blocks.
     Raises:
         UserError: a pattern matches no layer; all such, each with the nearest names.
     """
