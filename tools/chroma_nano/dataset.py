@@ -1,0 +1,66 @@
+"""The demo's dataset: neon drawings of emoji that the base has never seen, their captions, and prompts to judge a LoRA by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from chroma_trainer.trainer_core.validation.scores import style_score
+from PIL import Image
+
+from .neon import neon
+from .pictures import Emoji, composite
+
+TRIGGER = "neonglow"
+KNOWN = (  # subjects that the base was taught, none of them in the dataset
+    "cat face", "red apple", "automobile", "pizza", "sunflower", "strawberry", "banana", "heart",
+    "smiling face with sunglasses", "soccer ball", "owl", "tropical fish", "house building", "bicycle", "cactus", "guitar",
+)  # fmt: skip
+UNKNOWN = ("tiger", "rocket", "carrot", "mushroom", "dolphin", "top hat", "sailboat", "snowflake")  # held out of the base, too
+CREDIT = """These pictures are derived from Noto Emoji, copyright Google LLC, licensed under the Apache License, Version 2.0
+(https://github.com/googlefonts/noto-emoji, https://www.apache.org/licenses/LICENSE-2.0), as packed by emoji-datasource-google 16.0.0
+(copyright Cal Henderson, MIT licence). Changes: the edges of each picture were redrawn as glowing lines on a dark background
+(tools/chroma_nano/neon.py). The derived pictures and their captions are given under the Apache License, Version 2.0, as well.
+"""
+
+
+def write(sources: list[Emoji], others: list[Emoji], taught: list[Emoji], folder: Path) -> None:
+    """28 pictures with captions, prompts.json, style.json and LICENSE.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.png"), *folder.glob("*.txt")]:
+        old.unlink()
+    for e in sources:
+        stem = e.name.replace(" ", "-")
+        Image.fromarray(neon(e.rgba)).save(folder / f"{stem}.png", optimize=True)
+        (folder / f"{stem}.txt").write_text(f"{TRIGGER} style, {e.name}\n", encoding="utf-8")
+    names = {e.name for e in taught} | {e.short for e in taught}
+    assert not set(KNOWN) - names, set(KNOWN) - names
+    assert not set(UNKNOWN) - {e.name for e in others}, UNKNOWN
+    _write_json(
+        folder / "prompts.json",
+        {
+            "trigger": TRIGGER,
+            "known_to_the_base": {name: f"{TRIGGER} style, {name}" for name in KNOWN},
+            "unknown_to_the_base": {name: f"{TRIGGER} style, {name}" for name in UNKNOWN},
+            "without_trigger": {name: name for name in KNOWN},
+        },
+    )
+    plain = np.array([style_score(composite(e.rgba)) for e in [*others, *taught]])
+    drawn = np.array([style_score(neon(e.rgba)) for e in others])
+    # Of the thresholds, the one with the widest gap: midway between the plain pictures and all but a tenth of the neon ones.
+    threshold = round((float(plain.max()) + float(np.quantile(drawn, 0.1))) / 2, 2)
+    measured = {
+        "plain_pictures": len(plain),
+        "plain_highest": round(float(plain.max()), 3),
+        "plain_in_style": int((plain >= threshold).sum()),
+        "neon_pictures": len(drawn),
+        "neon_tenth_lowest": round(float(np.quantile(drawn, 0.1)), 3),
+        "neon_in_style": int((drawn >= threshold).sum()),
+    }
+    _write_json(folder / "style.json", {"trigger": TRIGGER, "threshold": threshold, "measured": measured})
+    (folder / "LICENSE.txt").write_text(CREDIT, encoding="utf-8")
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
