@@ -7,7 +7,10 @@ from ..trainer_core.workflow.graph import Schema, Widget
 from . import CATALOGUE
 
 TYPES = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
-CONTROLLED = ("seed", "noise_seed")  # ComfyUI gives an INT of these names a control, whether or not the node asks for one
+CONTROLLED = (
+    "seed",
+    "noise_seed",
+)  # ComfyUI gives an INT of these names a control, whether or not the node asks for one
 CORE = {  # ComfyUI's own nodes that a headless run understands (workflow/images.py, workflow/resolve.py)
     "SaveImage": Schema((Widget("filename_prefix", "STRING", "ComfyUI"),), "Save Image"),
     "PreviewImage": Schema((), "Preview Image"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..problems import Problem, UserError
-from .graph import Graph, Link, Node
+from .graph import Graph, Link, Node, Schema
 
 
 def looks_like_api(data: Any) -> bool:
@@ -13,7 +14,7 @@ def looks_like_api(data: Any) -> bool:
     return isinstance(data, dict) and any(isinstance(node, dict) and "class_type" in node for node in data.values())
 
 
-def graph_from_api(data: dict[str, Any], where: str) -> Graph:
+def graph_from_api(data: Mapping[str, Any], schemas: Mapping[str, Schema], where: str) -> Graph:
     """The graph as it stands.
 
     Raises:
@@ -22,45 +23,55 @@ def graph_from_api(data: dict[str, Any], where: str) -> Graph:
     problems: list[Problem] = []
     nodes: dict[str, Node] = {}
     for node_id, entry in data.items():
-        node = _node(str(node_id), entry, problems, where)
+        node = _node(node_id, entry, schemas, problems, where)
         if node:
-            nodes[node.id] = node
-    for node in nodes.values():
-        problems += [
-            Problem(name, f"comes from node {value.node}, which the workflow does not have; connect it again", node.id, node.type)
-            for name, value in node.inputs.items()
-            if isinstance(value, Link) and value.node not in data
-        ]
+            nodes[node_id] = node
+            problems += [
+                Problem(name, f"comes from node {value.node}, which the workflow does not have; connect it again").at(
+                    node_id, node.type
+                )
+                for name, value in node.inputs.items()
+                if isinstance(value, Link) and value.node not in data
+            ]
     if problems:
         raise UserError(problems)
     return Graph(nodes, "api")
 
 
-def _node(node_id: str, entry: Any, problems: list[Problem], where: str) -> Node | None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("class_type"), str):
-        problems.append(Problem(where, f'entry {node_id!r} is no node: it has no "class_type"; export the workflow again'))
+def _node(node_id: str, entry: Any, schemas: Mapping[str, Schema], problems: list[Problem], where: str) -> Node | None:
+    node_type = entry.get("class_type") if isinstance(entry, dict) else None
+    if not isinstance(node_type, str):
+        problems.append(
+            Problem(where, f'entry "{node_id}" is no node: it has no "class_type"; export the workflow again')
+        )
         return None
     inputs = entry.get("inputs", {})
     if not isinstance(inputs, dict):
-        problems.append(Problem("inputs", "is not an object of names and values; export the workflow again", node_id, entry["class_type"]))
+        message = "is not an object of names and values; export the workflow again"
+        problems.append(Problem("inputs", message, node_id, node_type))
         return None
     meta = entry.get("_meta")
     title = meta.get("title") if isinstance(meta, dict) else None
-    values = {name: _value(value) for name, value in inputs.items()}
-    return Node(node_id, entry["class_type"], title if isinstance(title, str) and title else entry["class_type"], values)
+    if not title or not isinstance(title, str):
+        title = schemas[node_type].title if node_type in schemas else node_type
+    return Node(node_id, node_type, title, {name: _value(value) for name, value in inputs.items()})
 
 
 def _value(value: Any) -> Any:
-    """Links as Link; the page wraps a list that is a value, so that it is not taken for a link."""
-    if isinstance(value, list) and len(value) == 2 and _is_id(value[0]) and isinstance(value[1], (int, float)) and not isinstance(value[1], bool):
+    """Links as Link. The page wraps a list that is a value, so that it is not taken for a link."""
+    if isinstance(value, list) and len(value) == 2 and _is_id(value[0]) and _is_slot(value[1]):
         return Link(str(value[0]), int(value[1]))
-    if isinstance(value, dict) and set(value) == {"__value__"}:
+    if isinstance(value, dict) and "__value__" in value:
         return value["__value__"]
     return value
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def api_from_graph(graph: Graph) -> dict[str, dict[str, Any]]:

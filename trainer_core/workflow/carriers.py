@@ -1,20 +1,22 @@
-"""The workflow's JSON out of a file: itself, a PNG's text, or a safetensors header. The API form first, where there are both."""
+"""The workflow's JSON out of a file: a JSON file itself, a PNG's text, or a safetensors header.
+
+Pictures and LoRAs may carry both forms: `prompt`, the API's, comes first, because it holds what really ran.
+"""
 
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..problems import UserError
 from .inspection import read_header
+from .png_text import PNG_MAGIC, read_texts
 
-MAX_BYTES = 64 << 20  # of workflow text; the largest seen in the wild are near 5 MB
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MAX_BYTES = 64 << 20  # of a workflow's text; the largest in the wild are near 5 MB
 KEYS = ("prompt", "workflow")
+NO_PICTURE = "the picture carries no workflow; use one that ComfyUI saved with its metadata, or an exported .json"
+NO_FILE = "the file carries no workflow; use a LoRA that ChromaTrainer wrote from a workflow, or an exported .json"
 
 
 def read_carrier(path: Path) -> Any:
@@ -23,22 +25,55 @@ def read_carrier(path: Path) -> Any:
     Raises:
         UserError: can't be read, carries none, or carries something that is no JSON.
     """
+    if path.is_dir():
+        raise UserError.at(str(path), "is a folder; name a workflow file in it")
     try:
         with path.open("rb") as stream:
             start = stream.read(9)
-    except IsADirectoryError as error:
-        raise UserError.at(str(path), "is a folder; name a workflow file in it") from error
+        size = path.stat().st_size
+        if start.startswith(PNG_MAGIC):
+            return _first(path, read_texts(path, MAX_BYTES), NO_PICTURE)
+        if path.suffix.lower() == ".safetensors" or _is_safetensors(start):
+            return _first(path, _metadata(path), NO_FILE)
+        if size > MAX_BYTES:
+            message = f"is {size >> 20} MiB large; a workflow has at most {MAX_BYTES >> 20} MiB"
+            raise UserError.at(str(path), message)
+        return parse(path.read_bytes(), str(path))
     except OSError as error:
-        if path.is_dir():  # Windows says "permission denied" to a folder
-            raise UserError.at(str(path), "is a folder; name a workflow file in it") from error
-        raise UserError.at(str(path), f"can't be read: {error.strerror or error}") from error
-    if start.startswith(PNG_MAGIC):
-        return _first(path, dict(_png_texts(path)), "picture", "drag it into ComfyUI to see; ComfyUI writes it unless started with --disable-metadata")
-    if path.suffix.lower() == ".safetensors" or start[8:9] == b"{":
-        return _first(path, read_header(path).get("__metadata__", {}), "file", "only LoRAs that ChromaTrainer wrote carry one")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError.at(str(path), f"is {path.stat().st_size >> 20} MiB large; a workflow has at most {MAX_BYTES >> 20}")
-    return parse(path.read_bytes(), str(path))
+        reason = error.strerror or error
+        raise UserError.at(
+            str(path), f"can't be read: {reason}; name a workflow file (.json, .png, .safetensors)"
+        ) from error
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Eight bytes of length, little-endian and below 2^32, then a JSON object. No JSON text has zero bytes."""
+    return start[4:] == b"\0\0\0\0{"
+
+
+def _metadata(path: Path) -> Any:
+    try:
+        header = read_header(path)
+    except RecursionError as error:
+        raise UserError.at(str(path), "is no safetensors file; its header is nested too deeply") from error
+    return header.get("__metadata__") if isinstance(header, dict) else None
+
+
+def _first(path: Path, texts: Any, missing: str) -> Any:
+    """The first of the two forms that is not empty and reads; a broken one is named where the other can't stand in."""
+    errors: list[UserError] = []
+    for key in KEYS:
+        text = texts.get(key) if isinstance(texts, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            continue
+        try:
+            value = parse(text.encode("utf-8", "surrogatepass"), f"{path}, its {key}")
+        except UserError as error:
+            errors.append(error)
+            continue
+        if value:
+            return value
+    raise errors[0] if errors else UserError.at(str(path), missing)
 
 
 def parse(raw: bytes, where: str) -> Any:
@@ -52,63 +87,12 @@ def parse(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError.at(where, f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        message = f"is not text in UTF-8 (byte {error.start}); name a workflow file (.json, .png, .safetensors)"
+        raise UserError.at(where, message) from error
     except json.JSONDecodeError as error:
-        raise UserError.at(where, f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; export the workflow again") from error
-    except (RecursionError, ValueError) as error:
+        message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; export the workflow again"
+        raise UserError.at(where, message) from error
+    except RecursionError as error:
         raise UserError.at(where, "is nested too deeply to be a workflow; export it again") from error
-
-
-def _first(path: Path, texts: Any, what: str, remedy: str) -> Any:
-    texts = texts if isinstance(texts, dict) else {}
-    for key in KEYS:
-        if isinstance(texts.get(key), str):
-            return parse(texts[key].encode("utf-8", "surrogatepass"), f"{path} ({key})")
-    raise UserError.at(str(path), f"the {what} carries no workflow; {remedy}")
-
-
-def _png_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Keyword and text of a PNG's text chunks. A picture that breaks off gives what came before."""
-    with path.open("rb") as stream:
-        stream.seek(len(PNG_MAGIC))
-        while len(head := stream.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"IEND" or length > MAX_BYTES:
-                return
-            if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-                stream.seek(length + 4, 1)
-                continue
-            body = stream.read(length)
-            stream.seek(4, 1)
-            text = _chunk_text(kind, body) if len(body) == length else None
-            if text:
-                yield text
-
-
-def _chunk_text(kind: bytes, body: bytes) -> tuple[str, str] | None:
-    """PNG 1.2, chapter 4.2.3: keyword NUL, then by kind; None where the chunk is broken."""
-    keyword, nul, rest = body.partition(b"\0")
-    try:
-        if kind == b"zTXt":
-            raw = _inflate(rest[1:])
-        elif kind == b"iTXt":
-            compressed, rest = rest[:1] == b"\1", rest[2:]
-            raw = rest.split(b"\0", 2)[2]
-            raw = _inflate(raw) if compressed else raw
-        else:
-            raw = rest
-    except (zlib.error, IndexError):
-        return None
-    return (keyword.decode("latin-1"), _decode(raw)) if nul else None
-
-
-def _inflate(raw: bytes) -> bytes:
-    return zlib.decompressobj().decompress(raw, MAX_BYTES)
-
-
-def _decode(raw: bytes) -> str:
-    """tEXt is Latin-1 by the standard; some writers put UTF-8 there, and ComfyUI's own JSON is plain ASCII."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError.at(where, "has a number that is too long; export the workflow again") from error

@@ -1,26 +1,26 @@
 """The editor's own format -> Graph, by the rules with which the page makes its prompt.
 
-Subgraphs are unfolded (ids "instance:inner"), muted nodes and what only the editor knows are left out, links are followed to
-the nodes that run, and positions in `widgets_values` become names.
+Subgraphs are unfolded (ids "instance:inner"), muted nodes and what only the editor knows are left out, lines are
+followed to the nodes that run, and positions in `widgets_values` become names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..problems import Problem, UserError
 from .canvas import BYPASS, NEVER, CanvasNode, parse_document
 from .graph import Graph, Link, Node, Schema
-from .lines import VIRTUAL, Constant, Muted, Scope, source_of
+from .lines import VIRTUAL, Constant, Scope, source_of
 from .subgraphs import unfold
 from .widget_values import values_of
 
-REWRITTEN_PREFIX = re.compile(r"%(date:[^%]*|[^%]+\.[^%]+)%")
-DYNAMIC_PROMPT = re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*(?<!\\)\}")
-SAVERS = ("SaveImage",)
 GROUP_NODE = ("workflow>", "workflow/")
+REWRITTEN = re.compile(r"%(date:[^%.]*|[^%.]+\.[^%.]+)%")  # the page puts in the time, or another node's value
+PREFIXES = {"SaveImage": "filename_prefix"}  # of the nodes that run headless
 
 
 def looks_like_editor(data: Any) -> bool:
@@ -38,15 +38,13 @@ def graph_from_editor(data: dict[str, Any], schemas: Mapping[str, Schema], where
     main, definitions = parse_document(data, problems, where)
     root = unfold(main, definitions, schemas, problems, where)
     nodes: dict[str, Node] = {}
-    for scope, node in _running(root):
-        if node.type.startswith(GROUP_NODE):
-            problems.append(Problem("", "is a group node, which ComfyUI has replaced; open the workflow there, turn it into a subgraph, export again", scope.prefix + node.id, node.type))
-            continue
-        made = _node(scope, node, schemas.get(node.type), problems)
-        nodes[made.id] = made
+    for scope, canvas_node in _running(root):
+        node = _node(scope, canvas_node, schemas.get(canvas_node.type), problems)
+        problems += [problem.at(node.id, node.type) for problem in _beyond_us(node)]
+        nodes[node.id] = node
     if problems:
         raise UserError(problems)
-    return Graph({key: _without_muted(node, nodes) for key, node in nodes.items()}, "ui", data)
+    return Graph({node_id: _without_dropped(node, nodes) for node_id, node in nodes.items()}, "ui", data)
 
 
 def _running(scope: Scope) -> Iterator[tuple[Scope, CanvasNode]]:
@@ -69,26 +67,22 @@ def _node(scope: Scope, node: CanvasNode, schema: Schema | None, problems: list[
             problems.append(source.at(node_id, node.type))
         elif isinstance(source, Constant):
             inputs[slot.name] = source.value
-        elif isinstance(source, Muted):
-            inputs.pop(slot.name, None)
-        elif isinstance(source, Link):
+        elif source is not None:
             inputs[slot.name] = source
-    problems += [problem.at(node_id, node.type) for problem in _rewritten(node, inputs, schema)]
     return Node(node_id, node.type, node.title or (schema.title if schema else "") or node.type, inputs)
 
 
-def _without_muted(node: Node, nodes: Mapping[str, Node]) -> Node:
-    """Inputs from nodes that do not run vanish."""
-    inputs = {name: value for name, value in node.inputs.items() if not isinstance(value, Link) or value.node in nodes}
-    return Node(node.id, node.type, node.title, inputs)
+def _without_dropped(node: Node, nodes: Mapping[str, Node]) -> Node:
+    """Links to what does not run vanish, as in the page."""
+    kept = {name: v for name, v in node.inputs.items() if not isinstance(v, Link) or v.node in nodes}
+    return replace(node, inputs=kept)
 
 
-def _rewritten(node: CanvasNode, inputs: Mapping[str, Any], schema: Schema | None) -> Iterator[Problem]:
-    """Texts that the page rewrites each time it queues, so that no two runs are the same."""
-    prefix = inputs.get("filename_prefix")
-    if node.type in SAVERS and isinstance(prefix, str) and REWRITTEN_PREFIX.search(prefix):
-        yield Problem("filename_prefix", f"{prefix!r} is filled in by ComfyUI's page, headless it can't be; write a plain name, or use Export (API)")
-    for widget in schema.widgets if schema else ():
-        text = inputs.get(widget.name)
-        if widget.dynamic_prompts and isinstance(text, str) and DYNAMIC_PROMPT.search(text):
-            yield Problem(widget.name, "has a choice {a|b}, from which ComfyUI's page draws; write one of them, or use Export (API)")
+def _beyond_us(node: Node) -> Iterator[Problem]:
+    """What only the page can do."""
+    if node.type.startswith(GROUP_NODE):
+        yield Problem("", "is a group node of an old ComfyUI; turn it into a subgraph in the editor, then export again")
+    prefix = node.inputs.get(PREFIXES.get(node.type, ""))
+    if isinstance(prefix, str) and REWRITTEN.search(prefix):
+        message = f"{prefix!r} is filled in by ComfyUI's page; write a plain name, or use Export (API)"
+        yield Problem(PREFIXES[node.type], message)

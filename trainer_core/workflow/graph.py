@@ -24,7 +24,7 @@ class Node:
     Args:
         id: as in the API format; inside subgraphs "instance:inner".
         type: the class, such as "LoRATrainer".
-        title: what the person called it; the type where nobody did.
+        title: what the person called it; the type's own title where nobody did.
         inputs: name, as in the API format (dots included) -> JSON value or Link.
     """
 
@@ -55,32 +55,28 @@ class Graph:
         """
         done: dict[str, None] = {}
         for start in self.nodes:
-            trail: dict[str, list[str]] = {}  # nodes being visited -> what they still wait for; a dict keeps their order
-            waiting = [start]
+            path: dict[str, list[str]] = {}  # from start to the node at hand: node -> all that it takes from
+            waiting = [start] if start not in done else []
             while waiting:
                 node_id = waiting[-1]
-                if node_id in done:
-                    waiting.pop()
-                    continue
-                if node_id not in trail:
-                    trail[node_id] = self._sources(node_id)
-                pending = [source for source in trail[node_id] if source not in done]
-                if not pending:
-                    del trail[node_id]
+                sources = path.setdefault(node_id, self._sources(node_id))
+                pending = next((source for source in sources if source not in done), None)
+                if pending is None:
+                    del path[node_id]
                     done[waiting.pop()] = None
-                    continue
-                if pending[0] in trail:
-                    raise UserError([self._cycle(list(trail), pending[0])])
-                waiting.append(pending[0])
+                elif pending in path:
+                    raise UserError([self._circle(list(path), pending)])
+                else:
+                    waiting.append(pending)
         return tuple(done)
 
     def _sources(self, node_id: str) -> list[str]:
         inputs = self.nodes[node_id].inputs.values()
         return [value.node for value in inputs if isinstance(value, Link) and value.node in self.nodes]
 
-    def _cycle(self, trail: list[str], again: str) -> Problem:
-        ring = [*trail[trail.index(again) :], again]
-        shown = " <- ".join(f"{node_id} ({self.nodes[node_id].type})" for node_id in ring)
+    def _circle(self, path: list[str], again: str) -> Problem:
+        circle = [*path[path.index(again) :], again]
+        shown = " <- ".join(f"{node_id} ({self.nodes[node_id].type})" for node_id in circle)
         return Problem("workflow", f"nodes wait for each other: {shown}; take one of these links away")
 
 
@@ -89,10 +85,10 @@ class Widget:
     """One widget of a node, in the order of `widgets_values`.
 
     Args:
+        name: as in the API format; a DynamicCombo's own widgets carry its name and a dot in front.
         type: of its socket when it is turned into one ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO").
         control: the editor saves one value more after it (control_after_generate).
-        options: of a DynamicCombo: choice -> the widgets it brings, named with its dotted prefix.
-        dynamic_prompts: the page rewrites {a|b} in its text.
+        options: of a DynamicCombo: choice -> the widgets it brings.
     """
 
     name: str
@@ -100,7 +96,6 @@ class Widget:
     default: Any = None
     control: bool = False
     options: Mapping[str, tuple[Widget, ...]] = field(default_factory=dict)
-    dynamic_prompts: bool = False
 
 
 @dataclass(frozen=True)

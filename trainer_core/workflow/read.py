@@ -1,4 +1,4 @@
-"""Any workflow that ComfyUI writes -> Graph: the editor's own format or the API's, from a .json, a picture or a LoRA."""
+"""Any workflow that ComfyUI writes -> Graph: the editor's own format or the API's, from JSON, a picture or a LoRA."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "work
     Raises:
         UserError: it is no workflow, or a broken one.
     """
-    if isinstance(data, dict) and isinstance(data.get("prompt"), dict) and "class_type" not in data["prompt"]:
-        data = data["prompt"]  # the body that is posted to ComfyUI's /prompt
+    if isinstance(data, dict) and looks_like_api(data.get("prompt")):
+        data = data["prompt"]  # the body of a request to ComfyUI's /prompt
     if looks_like_editor(data):
         return graph_from_editor(data, schemas, where)
     if looks_like_api(data):
-        return graph_from_api(data, where)
+        return graph_from_api(data, schemas, where)
     raise UserError.at(where, f"is JSON, but no ComfyUI workflow; {HOW_TO_EXPORT}")
 
 

@@ -8,29 +8,35 @@ from typing import Any
 from .canvas import CanvasNode
 from .graph import Schema, Widget
 
-CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
+CONTROL = "control_after_generate"
+CONTROL_VALUES = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
 SEED_NAMES = ("seed", "noise_seed")
 
 
 def values_of(node: CanvasNode, schema: Schema | None) -> dict[str, Any]:
-    """Widget name -> value. A linked widget holds its place, so it has a value here as well.
+    """Widget name -> value. A linked widget holds its place in the list, so it has a value here as well.
 
-    Without a schema the names come from what recent editors save with the node; where those don't cover the values, {} is
-    the honest answer.
+    Positions count where both are saved: that is how the page loads a file. Without a schema the names
+    are those saved with the node; where they don't account for every value, none is given.
     """
     if schema is None:
-        return _unlisted(node)
+        return _without_schema(node)
     if isinstance(node.values, dict):
         return _by_name(schema.widgets, node.values)
     return _by_position(schema.widgets, node.values)
+
+
+def is_controlled(widget: str, schema: Schema | None) -> bool:
+    """A control's value follows this widget's."""
+    known = {item.name: item.control for item in schema.widgets} if schema else {}
+    return known.get(widget, widget.rpartition(".")[2] in SEED_NAMES)
 
 
 def _by_name(widgets: Sequence[Widget], values: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for widget in widgets:
         named[widget.name] = _or_default(values.get(widget.name), widget)
-        if widget.options:
-            named.update(_by_name(widget.options.get(str(named[widget.name]), ()), values))
+        named.update(_by_name(widget.options.get(str(named[widget.name]), ()), values))
     return named
 
 
@@ -49,34 +55,26 @@ def _by_position(widgets: Sequence[Widget], values: Sequence[Any]) -> dict[str, 
 
 
 def _or_default(value: Any, widget: Widget) -> Any:
-    """The editor writes null for a number that is none; ComfyUI then takes the default, and so do we."""
+    """The editor writes null for what is no number; ComfyUI then takes the default."""
     return widget.default if value is None else value
 
 
-def is_controlled(name: str, schema: Schema | None) -> bool:
-    """A control's value follows this widget's."""
-    known = {widget.name: widget.control for widget in schema.widgets} if schema else {}
-    return known.get(name, name in SEED_NAMES)
-
-
 def _is_control(values: Sequence[Any], position: int) -> bool:
-    """Files written by hand may lack the control's value."""
-    return position < len(values) and (values[position] is None or values[position] in CONTROLS)
+    """Lists written by hand may lack the control's value."""
+    return position < len(values) and (values[position] is None or values[position] in CONTROL_VALUES)
 
 
-def _unlisted(node: CanvasNode) -> dict[str, Any]:
-    """A node that we have no schema for."""
-    if node.named:
-        return {name: value for name, value in node.named.items() if not name.endswith("control_after_generate")}
-    if isinstance(node.values, dict):
-        return dict(node.values)
+def _without_schema(node: CanvasNode) -> dict[str, Any]:
+    if node.named or isinstance(node.values, dict):
+        by_name = node.named or dict(node.values)
+        return {name: value for name, value in by_name.items() if not name.endswith(CONTROL)}
     names = [slot.widget for slot in node.inputs if slot.widget]
+    values, position = node.values, 0
     named: dict[str, Any] = {}
-    position = 0
     for name in names:
-        if position < len(node.values):
-            named[name] = node.values[position]
+        if position < len(values):
+            named[name] = values[position]
         position += 1
-        if name.rpartition(".")[2] in SEED_NAMES and len(node.values) > len(names) and _is_control(node.values, position):
+        if len(values) > len(names) and is_controlled(name, None) and _is_control(values, position):
             position += 1
-    return named if position >= len(node.values) else {}
+    return named if position >= len(values) else {}

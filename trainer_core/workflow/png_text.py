@@ -1,0 +1,61 @@
+"""A PNG's text chunks, read without decoding the picture."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def read_texts(path: Path, max_bytes: int) -> dict[str, str]:
+    """Keyword -> text; the first of a keyword counts. Broken chunks, and all after a break, are passed over.
+
+    Args:
+        max_bytes: of one text, unpacked.
+    Source: PNG specification 1.2, chapter 4.2.3.
+    """
+    texts: dict[str, str] = {}
+    with path.open("rb") as stream:
+        stream.seek(len(PNG_MAGIC))
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IEND":
+                break
+            pair = _text(kind, stream, length, max_bytes)
+            if pair:
+                texts.setdefault(*pair)
+    return texts
+
+
+def _text(kind: bytes, stream: BinaryIO, length: int, max_bytes: int) -> tuple[str, str] | None:
+    """Keyword and text of a chunk, None of any other. Leaves the stream behind the chunk's checksum."""
+    if kind not in (b"tEXt", b"zTXt", b"iTXt") or length > max_bytes:
+        stream.seek(length + 4, 1)
+        return None
+    body = stream.read(length)
+    stream.seek(4, 1)
+    keyword, _, rest = body.partition(b"\0")
+    try:
+        if kind == b"zTXt":  # compression method, text
+            rest = _inflate(rest[1:], max_bytes)
+        elif kind == b"iTXt":  # compressed or not, compression method, language NUL, translated keyword NUL, text
+            text = rest[2:].split(b"\0", 2)[2]
+            rest = _inflate(text, max_bytes) if rest[:1] == b"\1" else text
+    except (zlib.error, IndexError):
+        return None
+    return (keyword.decode("latin-1"), _decode(rest)) if len(body) == length else None
+
+
+def _inflate(raw: bytes, max_bytes: int) -> bytes:
+    return zlib.decompressobj().decompress(raw, max_bytes)
+
+
+def _decode(raw: bytes) -> str:
+    """tEXt is Latin-1 by the standard; some programs write UTF-8 there. ComfyUI's JSON is plain ASCII."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
