@@ -102,7 +102,11 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Print how a LoRA came to be."""
     from .trainer_core.workflow.inspection import describe
 
-    print(json.dumps(describe(Path(arguments.file)), indent=2, ensure_ascii=False) if arguments.json else describe(Path(arguments.file)).text())
+    print(
+        json.dumps(describe(Path(arguments.file)), indent=2, ensure_ascii=False)
+        if arguments.json
+        else describe(Path(arguments.file)).text()
+    )
     return 0
 
 
@@ -119,7 +123,9 @@ def demo(arguments: argparse.Namespace) -> int:
     for path in report["files"]["validation"]:
         print(f"before / after  {path}")
     print(f"report          {arguments.report}")
-    print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f}   in {report['steps']} steps, {report['total_seconds']:.0f} s in all")
+    print(
+        f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f}   in {report['steps']} steps, {report['total_seconds']:.0f} s in all"
+    )
     return 0
 
 
@@ -130,12 +136,19 @@ def _graph(arguments: argparse.Namespace) -> Graph:
 
 def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = lambda: False) -> SinkHost:
     config = Path(arguments.model_config) if arguments.model_config else None
-    paths = local_paths([Path(p) for p in arguments.models], Path(arguments.output or "output"), [Path(p) for p in arguments.datasets], config)
+    paths = local_paths(
+        [Path(p) for p in arguments.models],
+        Path(arguments.output or "output"),
+        [Path(p) for p in arguments.datasets],
+        config,
+    )
     return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=getattr(arguments, "device", ""))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows.")
+    parser = argparse.ArgumentParser(
+        prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, call: Any) -> argparse.ArgumentParser:
@@ -145,11 +158,27 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, call in (("run", run), ("check", check_workflow)):
         sub = command(name, call)
-        sub.add_argument("workflow", help="exported workflow (.json, either format), or a PNG or LoRA file that carries one")
-        sub.add_argument("--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="replace a value; NODE is a node's title, id or type")
-        sub.add_argument("--models", action="append", default=[], metavar="DIR", help="a ComfyUI models folder; may be given several times")
+        sub.add_argument(
+            "workflow", help="exported workflow (.json, either format), or a PNG or LoRA file that carries one"
+        )
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NODE.FIELD=VALUE",
+            help="replace a value; NODE is a node's title, id or type",
+        )
+        sub.add_argument(
+            "--models",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="a ComfyUI models folder; may be given several times",
+        )
         sub.add_argument("--model-config", metavar="FILE", help="an extra_model_paths.yaml")
-        sub.add_argument("--datasets", action="append", default=[], metavar="DIR", help="a folder that datasets may lie under")
+        sub.add_argument(
+            "--datasets", action="append", default=[], metavar="DIR", help="a folder that datasets may lie under"
+        )
         sub.add_argument("--output", metavar="DIR", help="where results go (default: output)")
     runner = commands.choices["run"]
     runner.add_argument("--report", metavar="FILE", help="write a JSON report")
@@ -158,7 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file", help="a LoRA (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub = command("demo", demo)
-    sub.add_argument("--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="replace a value of the demo's workflow")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="replace a value of the demo's workflow"
+    )
     sub.add_argument("--output", metavar="DIR", help=f"where results go (default: {DEMO_OUTPUT})")
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)

@@ -43,9 +43,15 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
             results = spec.run(inputs, host)
         except UserError as error:
             raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
-        return io.NodeOutput(*[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)])
+        return io.NodeOutput(
+            *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)]
+        )
 
-    members: dict[str, Any] = {"define_schema": classmethod(define_schema), "execute": classmethod(execute), "__doc__": spec.description}
+    members: dict[str, Any] = {
+        "define_schema": classmethod(define_schema),
+        "execute": classmethod(execute),
+        "__doc__": spec.description,
+    }
     if spec.fingerprint:
         members["fingerprint_inputs"] = classmethod(lambda cls, **values: spec.fingerprint(values, _paths()))
     return type(spec.id, (io.ComfyNode,), members)
@@ -65,7 +71,9 @@ def schema_of(spec: NodeSpec) -> io.Schema:
         "description": spec.description,
         "inputs": [_input(field) for field in spec.fields()],
         "outputs": [
-            io.Custom(output.type).Output(output.name, display_name=output.name, tooltip=output.doc, is_output_list=output.is_list)
+            io.Custom(output.type).Output(
+                output.name, display_name=output.name, tooltip=output.doc, is_output_list=output.is_list
+            )
             for output in spec.outputs
         ],
         "hidden": [io.Hidden.prompt, io.Hidden.unique_id],
@@ -87,9 +95,18 @@ def _input(field: Field) -> io.Input:
         return io.Boolean.Input(field.name, **common)
     if field.kind is int and field.range:
         control = {"control_after_generate": True} if field.seed else {}
-        return io.Int.Input(field.name, min=int(field.range.low), max=int(field.range.high), step=int(field.range.step), **control, **common)
+        return io.Int.Input(
+            field.name,
+            min=int(field.range.low),
+            max=int(field.range.high),
+            step=int(field.range.step),
+            **control,
+            **common,
+        )
     if field.kind is float and field.range:
-        return io.Float.Input(field.name, min=field.range.low, max=field.range.high, step=field.range.step, round=False, **common)
+        return io.Float.Input(
+            field.name, min=field.range.low, max=field.range.high, step=field.range.step, round=False, **common
+        )
     if field.choice:
         return io.Combo.Input(field.name, options=list(field.choice.options), **common)
     if field.model_file:
@@ -97,13 +114,21 @@ def _input(field: Field) -> io.Input:
         return io.Combo.Input(field.name, options=options, **common)
     text = field.text
     return io.String.Input(
-        field.name, multiline=bool(text and text.multiline), placeholder=(text.placeholder if text else "") or None, dynamic_prompts=False, **common
+        field.name,
+        multiline=bool(text and text.multiline),
+        placeholder=(text.placeholder if text else "") or None,
+        dynamic_prompts=False,
+        **common,
     )
 
 
 def _paths() -> Paths:
     output = Path(folder_paths.get_output_directory())
-    known = {kind: tuple(Path(p) for p in folder_paths.get_folder_paths(kind)) for kind in MODEL_KINDS if kind in folder_paths.folder_names_and_paths}
+    known = {
+        kind: tuple(Path(p) for p in folder_paths.get_folder_paths(kind))
+        for kind in MODEL_KINDS
+        if kind in folder_paths.folder_names_and_paths
+    }
     datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
     return Paths(output=output, cache=output / "chroma_trainer" / ".cache", models=known, datasets=datasets)
 

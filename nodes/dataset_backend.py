@@ -15,9 +15,11 @@ from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(FolderConfig):
-    dataset: Annotated[DatasetConfig | None, Socket("TRAIN_DATASET"), Doc(
-        "Another DatasetBackend, whose images are trained on as well."
-    )] = None
+    dataset: Annotated[
+        DatasetConfig | None,
+        Socket("TRAIN_DATASET"),
+        Doc("Another DatasetBackend, whose images are trained on as well."),
+    ] = None
 
 
 def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:

@@ -19,9 +19,13 @@ from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 class Inputs(TrainingConfig):
     model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma or QuantizeModel.")]
     dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("What to train on, from DatasetBackend.")]
-    validation: Annotated[ValidationConfig | None, Socket("VALIDATION"), Doc(
-        "A ValidateSampler's settings: its pictures are drawn with the live model while it trains, beside the base model's."
-    )] = None
+    validation: Annotated[
+        ValidationConfig | None,
+        Socket("VALIDATION"),
+        Doc(
+            "A ValidateSampler's settings: its pictures are drawn with the live model while it trains, beside the base model's."
+        ),
+    ] = None
 
 
 def request_of(inputs: Inputs) -> TrainRequest:

@@ -14,10 +14,14 @@ from ..trainer_core.spec import Choice, Doc, NodeSpec, Output, Socket
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The model to quantise.")]
-    level: Annotated[str, Choice(*names("quantization")), Doc(
-        "none: as loaded. int8-quanto: block weights in 8 bits, about 0.28 of fp32's memory, output within 0.3 %. Only the frozen base is "
-        "quantised; embedders, norms, the approximator and the final projection stay as they are."
-    )] = "int8-quanto"
+    level: Annotated[
+        str,
+        Choice(*names("quantization")),
+        Doc(
+            "none: as loaded. int8-quanto: block weights in 8 bits, about 0.28 of fp32's memory, output within 0.3 %. Only the frozen base is "
+            "quantised; embedders, norms, the approximator and the final projection stay as they are."
+        ),
+    ] = "int8-quanto"
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:

@@ -20,7 +20,10 @@ def recorded_prompt(host: Host) -> dict[str, Any]:
         wanted.add(node_id)
         waiting.extend(value[0] for value in prompt[node_id]["inputs"].values() if _is_link(value, prompt))
     return {
-        node_id: {"class_type": prompt[node_id]["class_type"], "inputs": dict(sorted(prompt[node_id]["inputs"].items()))}
+        node_id: {
+            "class_type": prompt[node_id]["class_type"],
+            "inputs": dict(sorted(prompt[node_id]["inputs"].items())),
+        }
         for node_id in sorted(wanted)
     }
 

@@ -14,12 +14,20 @@ from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(ValidationConfig):
-    model: Annotated[ModelConfig | None, Socket("TRAIN_MODEL"), Doc(
-        "Draw with this model. With neither a model nor a LoRA connected nothing is drawn here: connect `validation` to LoRATrainer."
-    )] = None
-    lora: Annotated[TrainedLora | None, Socket("TRAINED_LORA"), Doc(
-        "A trained LoRA; it brings its base model, unless another is connected. Its pictures stand beside the base model's."
-    )] = None
+    model: Annotated[
+        ModelConfig | None,
+        Socket("TRAIN_MODEL"),
+        Doc(
+            "Draw with this model. With neither a model nor a LoRA connected nothing is drawn here: connect `validation` to LoRATrainer."
+        ),
+    ] = None
+    lora: Annotated[
+        TrainedLora | None,
+        Socket("TRAINED_LORA"),
+        Doc(
+            "A trained LoRA; it brings its base model, unless another is connected. Its pictures stand beside the base model's."
+        ),
+    ] = None
 
 
 def settings_of(inputs: Inputs) -> ValidationConfig:
@@ -43,7 +51,12 @@ SPEC = NodeSpec(
     description="Draws prompts with the base model and with a trained LoRA, sampled as ComfyUI samples.",
     inputs=Inputs,
     outputs=(
-        Output("images", "IMAGE", "The labelled grids, one a resolution: base first, then each strength of the LoRA.", is_list=True),
+        Output(
+            "images",
+            "IMAGE",
+            "The labelled grids, one a resolution: base first, then each strength of the LoRA.",
+            is_list=True,
+        ),
         Output("validation", "VALIDATION", "These settings, for LoRATrainer to draw while it trains."),
     ),
     run=run,

@@ -33,7 +33,10 @@ class Console:
     def __call__(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             if event.phase != self.phase or event.total:
-                self._line(f"- {PHASES.get(event.phase, event.phase)}" + (f": {event.total} {event.unit}" if event.total else ""))
+                self._line(
+                    f"- {PHASES.get(event.phase, event.phase)}"
+                    + (f": {event.total} {event.unit}" if event.total else "")
+                )
             self.phase = event.phase
         elif isinstance(event, PhaseProgress):
             self._living(f"  {event.done}/{event.total}", event.done, event.total)

@@ -15,7 +15,9 @@ OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # ComfyUI's o
 CONFIG_NAME = "extra_model_paths.yaml"
 
 
-def local_paths(models: Sequence[Path], output: Path, datasets: Sequence[Path] = (), config: Path | None = None) -> Paths:
+def local_paths(
+    models: Sequence[Path], output: Path, datasets: Sequence[Path] = (), config: Path | None = None
+) -> Paths:
     """Folders for a headless run.
 
     Args:
@@ -34,12 +36,21 @@ def local_paths(models: Sequence[Path], output: Path, datasets: Sequence[Path] =
         for kind in KINDS:
             names = [kind, *(old for old, new in OLD_NAMES.items() if new == kind)]
             found[kind].extend(folder / name for name in names)
-    configs = [config] if config else [p / CONFIG_NAME for p in (Path.cwd(), *(m.parent for m in models)) if (p / CONFIG_NAME).is_file()]
+    configs = (
+        [config]
+        if config
+        else [p / CONFIG_NAME for p in (Path.cwd(), *(m.parent for m in models)) if (p / CONFIG_NAME).is_file()]
+    )
     for path in configs:
         _add_config_(found, path)
     found["loras"].append(output / "loras")
     roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *(m.parent / "input" for m in models))
-    return Paths(output=output, cache=output / "chroma_trainer" / ".cache", models={k: tuple(v) for k, v in found.items()}, datasets=roots)
+    return Paths(
+        output=output,
+        cache=output / "chroma_trainer" / ".cache",
+        models={k: tuple(v) for k, v in found.items()},
+        datasets=roots,
+    )
 
 
 def _add_config_(found: dict[str, list[Path]], path: Path) -> None:
@@ -55,7 +66,9 @@ def _add_config_(found: dict[str, list[Path]], path: Path) -> None:
     except yaml.YAMLError as error:
         raise UserError.at(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values() if section):
-        raise UserError.at(str(path), "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example")
+        raise UserError.at(
+            str(path), "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"
+        )
     for section in filter(None, sections.values()):
         base = Path(os.path.expandvars(os.path.expanduser(str(section.get("base_path", "")))))
         base = base if base.is_absolute() else path.parent / base

@@ -13,41 +13,98 @@ from ..spec import Advanced, Choice, Doc, Range, Text
 class FolderConfig:
     """A local folder of images: the widgets of DatasetBackend."""
 
-    folder: Annotated[str, Text(placeholder="folder of images"), Doc(
-        "Folder of images, with subfolders. A name is looked up in ComfyUI's input folder and in the datasets folders; "
-        "an absolute path must lie under one of them."
-    )] = "neon-emoji"
-    captions: Annotated[str, Choice("textfile", "filename", "instance prompt"), Doc(
-        "Where captions come from: a .txt beside each image (one caption a line, one of them drawn each time), the file's name, or the one instance prompt."
-    )] = "textfile"
+    folder: Annotated[
+        str,
+        Text(placeholder="folder of images"),
+        Doc(
+            "Folder of images, with subfolders. A name is looked up in ComfyUI's input folder and in the datasets folders; "
+            "an absolute path must lie under one of them."
+        ),
+    ] = "neon-emoji"
+    captions: Annotated[
+        str,
+        Choice("textfile", "filename", "instance prompt"),
+        Doc(
+            "Where captions come from: a .txt beside each image (one caption a line, one of them drawn each time), the file's name, or the one instance prompt."
+        ),
+    ] = "textfile"
     instance_prompt: Annotated[str, Text(), Doc("The caption of every image when captions is 'instance prompt'.")] = ""
-    trigger: Annotated[str, Text(), Doc(
-        "Word that calls up what is learnt. Put in front of every caption that lacks it, and recorded in the LoRA file. May be empty."
-    )] = ""
-    resolution: Annotated[float, Range(0.01, 8192, 0.01), Doc(
-        "Size to train at, read by resolution_type: 1024 as pixel or pixel_area, 1.0 as area."
-    )] = 1024
-    resolution_type: Annotated[str, Choice("pixel_area", "pixel", "area"), Doc(
-        "pixel_area: area of a square with this edge. pixel: length of the shorter edge. area: megapixels (1.0 = 1024 x 1024)."
-    )] = "pixel_area"
-    crop: Annotated[bool, Doc("Crop to the bucket's shape. Off: the whole image is resized to the nearest bucket, slightly out of proportion.")] = True
-    crop_style: Annotated[str, Choice("center", "random", "corner"), Doc("Which part is kept: the centre, a part drawn by the seed, or the upper left corner.")] = "center"
-    crop_aspect: Annotated[str, Choice("preserve", "square"), Doc("preserve: the bucket whose shape is nearest to the image's. square: every image becomes a square.")] = "preserve"
+    trigger: Annotated[
+        str,
+        Text(),
+        Doc(
+            "Word that calls up what is learnt. Put in front of every caption that lacks it, and recorded in the LoRA file. May be empty."
+        ),
+    ] = ""
+    resolution: Annotated[
+        float,
+        Range(0.01, 8192, 0.01),
+        Doc("Size to train at, read by resolution_type: 1024 as pixel or pixel_area, 1.0 as area."),
+    ] = 1024
+    resolution_type: Annotated[
+        str,
+        Choice("pixel_area", "pixel", "area"),
+        Doc(
+            "pixel_area: area of a square with this edge. pixel: length of the shorter edge. area: megapixels (1.0 = 1024 x 1024)."
+        ),
+    ] = "pixel_area"
+    crop: Annotated[
+        bool,
+        Doc(
+            "Crop to the bucket's shape. Off: the whole image is resized to the nearest bucket, slightly out of proportion."
+        ),
+    ] = True
+    crop_style: Annotated[
+        str,
+        Choice("center", "random", "corner"),
+        Doc("Which part is kept: the centre, a part drawn by the seed, or the upper left corner."),
+    ] = "center"
+    crop_aspect: Annotated[
+        str,
+        Choice("preserve", "square"),
+        Doc("preserve: the bucket whose shape is nearest to the image's. square: every image becomes a square."),
+    ] = "preserve"
     repeats: Annotated[int, Range(1, 10000), Doc("How many times each image is seen in an epoch; 1 is once.")] = 1
-    min_size: Annotated[int, Range(0, 8192), Doc("Images whose shorter edge has fewer pixels are skipped; 0 keeps all.")] = 0
-    bucket_step: Annotated[str, Choice("auto", "64", "32", "16"), Advanced(), Doc(
-        "Bucket edges are multiples of this many pixels. auto: 64, and 16 below 256 px."
-    )] = "auto"
-    on_broken: Annotated[str, Choice("skip", "stop"), Doc("What an unreadable image or a missing caption does: it is skipped and reported, or it stops the run before it starts.")] = "skip"
+    min_size: Annotated[
+        int, Range(0, 8192), Doc("Images whose shorter edge has fewer pixels are skipped; 0 keeps all.")
+    ] = 0
+    bucket_step: Annotated[
+        str,
+        Choice("auto", "64", "32", "16"),
+        Advanced(),
+        Doc("Bucket edges are multiples of this many pixels. auto: 64, and 16 below 256 px."),
+    ] = "auto"
+    on_broken: Annotated[
+        str,
+        Choice("skip", "stop"),
+        Doc(
+            "What an unreadable image or a missing caption does: it is skipped and reported, or it stops the run before it starts."
+        ),
+    ] = "skip"
 
     def problems(self) -> list[Problem]:
         found = []
         if self.captions == "instance prompt" and not self.instance_prompt.strip():
-            found.append(Problem("instance_prompt", "is empty, but captions is 'instance prompt'; write the caption of every image here"))
+            found.append(
+                Problem(
+                    "instance_prompt",
+                    "is empty, but captions is 'instance prompt'; write the caption of every image here",
+                )
+            )
         if self.resolution_type != "area" and not 16 <= self.resolution <= 8192:
-            found.append(Problem("resolution", f"{self.resolution:g} is out of range; {self.resolution_type} wants pixels, 16 to 8192"))
+            found.append(
+                Problem(
+                    "resolution",
+                    f"{self.resolution:g} is out of range; {self.resolution_type} wants pixels, 16 to 8192",
+                )
+            )
         if self.resolution_type == "area" and self.resolution > 16:
-            found.append(Problem("resolution", f"{self.resolution:g} megapixels are too many; area wants at most 16 (1.0 is 1024 x 1024)"))
+            found.append(
+                Problem(
+                    "resolution",
+                    f"{self.resolution:g} megapixels are too many; area wants at most 16 (1.0 is 1024 x 1024)",
+                )
+            )
         return found
 
 

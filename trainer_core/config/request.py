@@ -26,7 +26,11 @@ class TrainRequest:
         value = dataclasses.asdict(self)
         value["dataset"].pop("roots")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
-            value["model"][name] = value["model"][name].replace("\\", "/").rsplit("/", 1)[-1] if _is_path(value["model"][name]) else value["model"][name]
+            value["model"][name] = (
+                value["model"][name].replace("\\", "/").rsplit("/", 1)[-1]
+                if _is_path(value["model"][name])
+                else value["model"][name]
+            )
         return value
 
 

@@ -9,45 +9,127 @@ from typing import Annotated
 from ..problems import Problem
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
 
-SIGMA_DENSITIES = ("chroma", "uniform", "logit-normal", "sigmoid", "beta", "mode", "cosmap", "quadratic_tail", "quadratic_tail_legacy")
+SIGMA_DENSITIES = (
+    "chroma",
+    "uniform",
+    "logit-normal",
+    "sigmoid",
+    "beta",
+    "mode",
+    "cosmap",
+    "quadratic_tail",
+    "quadratic_tail_legacy",
+)
 NAME_PATTERN = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]+")
-RESERVED_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))})
+RESERVED_NAMES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Everything about the training itself that a person sets. Defaults: a sound first LoRA (docs/first-lora.md)."""
 
-    name: Annotated[str, Text(), Doc("Name of the LoRA's file, without its ending. A finished LoRA of that name is replaced; another request of that name gets a run folder of its own.")] = "my-lora"
-    rank: Annotated[int, Range(1, 512), Doc("Inner dimension of the update B A. 16 suits most styles and subjects.")] = 16
-    alpha: Annotated[float, Range(0.01, 1024, 0.01), Doc("Scale of the update is alpha / rank. Equal to rank: 1.")] = 16.0
-    targets: Annotated[str, Text(), Doc(
-        "Which layers learn: mmdit, all, context, context+ffs, all+ffs, all+ffs+embedder, tiny, nano, or a comma list of module patterns such as single_transformer_blocks.*.proj_out."
-    )] = "all"
-    init: Annotated[str, Choice("default", "gaussian"), Advanced(), Doc("Start of A: Kaiming-uniform (default) or normal with deviation 1 / rank (gaussian). B starts at 0.")] = "default"
+    name: Annotated[
+        str,
+        Text(),
+        Doc(
+            "Name of the LoRA's file, without its ending. A finished LoRA of that name is replaced; another request of that name gets a run folder of its own."
+        ),
+    ] = "my-lora"
+    rank: Annotated[
+        int, Range(1, 512), Doc("Inner dimension of the update B A. 16 suits most styles and subjects.")
+    ] = 16
+    alpha: Annotated[float, Range(0.01, 1024, 0.01), Doc("Scale of the update is alpha / rank. Equal to rank: 1.")] = (
+        16.0
+    )
+    targets: Annotated[
+        str,
+        Text(),
+        Doc(
+            "Which layers learn: mmdit, all, context, context+ffs, all+ffs, all+ffs+embedder, tiny, nano, or a comma list of module patterns such as single_transformer_blocks.*.proj_out."
+        ),
+    ] = "all"
+    init: Annotated[
+        str,
+        Choice("default", "gaussian"),
+        Advanced(),
+        Doc("Start of A: Kaiming-uniform (default) or normal with deviation 1 / rank (gaussian). B starts at 0."),
+    ] = "default"
     steps: Annotated[int, Range(0, 1_000_000), Doc("Optimiser steps to train. 0: train for `epochs` instead.")] = 1000
     epochs: Annotated[int, Range(0, 100_000), Doc("Passes over the dataset when steps is 0.")] = 0
     batch_size: Annotated[int, Range(1, 1024), Doc("Images in one forward pass.")] = 1
-    accumulation: Annotated[int, Range(1, 1024), Doc("Forward passes whose gradients are averaged into one step. Images a step: batch_size x accumulation.")] = 1
-    learning_rate: Annotated[float, Range(0.0, 10.0, 0.000001), Doc("Peak learning rate. 1e-4 to 3e-4 at rank 16 are usual.")] = 1e-4
-    lr_schedule: Annotated[str, Choice("constant", "cosine", "linear"), Doc("Course of the learning rate after warm-up: constant, down to 0 along a half cosine, or straight down to 0.")] = "constant"
-    warmup_steps: Annotated[int, Range(0, 1_000_000), Doc("Steps over which the learning rate climbs from 0 to its peak.")] = 20
+    accumulation: Annotated[
+        int,
+        Range(1, 1024),
+        Doc("Forward passes whose gradients are averaged into one step. Images a step: batch_size x accumulation."),
+    ] = 1
+    learning_rate: Annotated[
+        float, Range(0.0, 10.0, 0.000001), Doc("Peak learning rate. 1e-4 to 3e-4 at rank 16 are usual.")
+    ] = 1e-4
+    lr_schedule: Annotated[
+        str,
+        Choice("constant", "cosine", "linear"),
+        Doc(
+            "Course of the learning rate after warm-up: constant, down to 0 along a half cosine, or straight down to 0."
+        ),
+    ] = "constant"
+    warmup_steps: Annotated[
+        int, Range(0, 1_000_000), Doc("Steps over which the learning rate climbs from 0 to its peak.")
+    ] = 20
     weight_decay: Annotated[float, Range(0.0, 10.0, 0.0001), Advanced(), Doc("AdamW's decoupled weight decay.")] = 0.01
-    max_grad_norm: Annotated[float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("The gradient is scaled down to this norm; 0 leaves it.")] = 1.0
-    gradient_checkpointing: Annotated[bool, Doc("Compute each block again in the backward pass: same gradients, less memory, about a third more time.")] = True
-    sigma_density: Annotated[str, Choice(*SIGMA_DENSITIES), Doc("How often each noise level is trained. chroma: the density Chroma itself was trained with.")] = "chroma"
-    shift: Annotated[float, Range(0.01, 100.0, 0.01), Advanced(), Doc("Moves noise levels towards noise (> 1) or towards the picture (< 1): s' = a s / (1 + (a - 1) s). 1 leaves them.")] = 1.0
-    caption_dropout: Annotated[float, Range(0.0, 1.0, 0.01), Doc("Share of samples trained with an empty caption, which keeps CFG working.")] = 0.05
+    max_grad_norm: Annotated[
+        float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("The gradient is scaled down to this norm; 0 leaves it.")
+    ] = 1.0
+    gradient_checkpointing: Annotated[
+        bool,
+        Doc("Compute each block again in the backward pass: same gradients, less memory, about a third more time."),
+    ] = True
+    sigma_density: Annotated[
+        str,
+        Choice(*SIGMA_DENSITIES),
+        Doc("How often each noise level is trained. chroma: the density Chroma itself was trained with."),
+    ] = "chroma"
+    shift: Annotated[
+        float,
+        Range(0.01, 100.0, 0.01),
+        Advanced(),
+        Doc(
+            "Moves noise levels towards noise (> 1) or towards the picture (< 1): s' = a s / (1 + (a - 1) s). 1 leaves them."
+        ),
+    ] = 1.0
+    caption_dropout: Annotated[
+        float, Range(0.0, 1.0, 0.01), Doc("Share of samples trained with an empty caption, which keeps CFG working.")
+    ] = 0.05
     seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("All randomness comes from this number.")] = 0
-    checkpoint_every: Annotated[int, Range(0, 1_000_000), Doc("Save a state to resume from every so many steps; 0: only at the end.")] = 250
-    keep_checkpoints: Annotated[int, Range(1, 1000), Advanced(), Doc("How many of the newest checkpoints are kept.")] = 2
+    checkpoint_every: Annotated[
+        int, Range(0, 1_000_000), Doc("Save a state to resume from every so many steps; 0: only at the end.")
+    ] = 250
+    keep_checkpoints: Annotated[
+        int, Range(1, 1000), Advanced(), Doc("How many of the newest checkpoints are kept.")
+    ] = 2
     resume: Annotated[bool, Doc("Go on from the newest checkpoint of the same request, if there is one.")] = True
-    validate_every: Annotated[int, Range(0, 1_000_000), Doc("Draw the validation pictures every so many steps, when a ValidateSampler is connected; 0: only before and after.")] = 250
+    validate_every: Annotated[
+        int,
+        Range(0, 1_000_000),
+        Doc(
+            "Draw the validation pictures every so many steps, when a ValidateSampler is connected; 0: only before and after."
+        ),
+    ] = 250
 
     def problems(self) -> list[Problem]:
         found = []
-        if not NAME_PATTERN.fullmatch(self.name) or self.name != self.name.strip(" .") or self.name.lower() in RESERVED_NAMES:
-            found.append(Problem("name", f"{self.name!r} can't be a file's name on every system; use letters, digits, spaces, - and _"))
+        if (
+            not NAME_PATTERN.fullmatch(self.name)
+            or self.name != self.name.strip(" .")
+            or self.name.lower() in RESERVED_NAMES
+        ):
+            found.append(
+                Problem(
+                    "name",
+                    f"{self.name!r} can't be a file's name on every system; use letters, digits, spaces, - and _",
+                )
+            )
         if len(self.name.encode("utf-8")) > 120:
             found.append(Problem("name", f"is {len(self.name.encode('utf-8'))} bytes long; use at most 120"))
         if self.steps == 0 and self.epochs == 0:

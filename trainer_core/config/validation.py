@@ -17,17 +17,35 @@ RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
 class ValidationConfig:
     """Prompts and sampling. Defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used."""
 
-    prompts: Annotated[str, Text(multiline=True, placeholder='one prompt a line, or {"nickname": "prompt"}'), Doc(
-        'One prompt a line, or a JSON prompt library {"nickname": "prompt", ...}.'
-    )] = ""
-    negative_prompt: Annotated[str, Text(multiline=True), Doc("What CFG steers away from. Without effect at cfg 1.")] = ""
+    prompts: Annotated[
+        str,
+        Text(multiline=True, placeholder='one prompt a line, or {"nickname": "prompt"}'),
+        Doc('One prompt a line, or a JSON prompt library {"nickname": "prompt", ...}.'),
+    ] = ""
+    negative_prompt: Annotated[
+        str, Text(multiline=True), Doc("What CFG steers away from. Without effect at cfg 1.")
+    ] = ""
     steps: Annotated[int, Range(1, 1000), Doc("Sampling steps.")] = 26
     cfg: Annotated[float, Range(1.0, 30.0, 0.1), Doc("Strength of real CFG; 1.0 is a single pass without it.")] = 3.5
-    resolutions: Annotated[str, Text(), Doc("Width x height, several by commas: 1024x1024, 832x1216. Each prompt is drawn at each.")] = "1024x1024"
-    seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("Seed of the starting noise, the same for every picture.")] = 0
-    scheduler: Annotated[str, Choice("beta", "simple", "normal"), Doc("Spacing of the noise levels, as ComfyUI's schedulers of these names.")] = "beta"
-    shift: Annotated[float, Range(0.01, 100.0, 0.01), Doc("As ModelSamplingAuraFlow's shift; ComfyUI's Chroma template uses 1.")] = 1.0
-    lora_strength: Annotated[str, Text(), Doc("Strength of the LoRA, several by commas: 0.5, 1.0. Without effect where no LoRA is connected.")] = "1.0"
+    resolutions: Annotated[
+        str, Text(), Doc("Width x height, several by commas: 1024x1024, 832x1216. Each prompt is drawn at each.")
+    ] = "1024x1024"
+    seed: Annotated[
+        int, Range(0, 2**53 - 1), Seed(), Doc("Seed of the starting noise, the same for every picture.")
+    ] = 0
+    scheduler: Annotated[
+        str,
+        Choice("beta", "simple", "normal"),
+        Doc("Spacing of the noise levels, as ComfyUI's schedulers of these names."),
+    ] = "beta"
+    shift: Annotated[
+        float, Range(0.01, 100.0, 0.01), Doc("As ModelSamplingAuraFlow's shift; ComfyUI's Chroma template uses 1.")
+    ] = 1.0
+    lora_strength: Annotated[
+        str,
+        Text(),
+        Doc("Strength of the LoRA, several by commas: 0.5, 1.0. Without effect where no LoRA is connected."),
+    ] = "1.0"
 
     def problems(self) -> list[Problem]:
         found = []
@@ -48,7 +66,9 @@ class ValidationConfig:
         try:
             library = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError.at("prompts", f"begins with {{ but is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+            raise UserError.at(
+                "prompts", f"begins with {{ but is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+            ) from error
         wrong = [key for key, value in library.items() if not isinstance(value, str)]
         if wrong or not library:
             raise UserError.at("prompts", f"a prompt library wants texts; not a text: {', '.join(wrong) or '(empty)'}")
@@ -65,7 +85,10 @@ class ValidationConfig:
             for edge in (width, height):
                 if edge % 16 or not 16 <= edge <= 8192:
                     low = max(16, edge // 16 * 16)
-                    raise UserError.at("resolutions", f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; use {min(low, 8192)} or {min(low + 16, 8192)}")
+                    raise UserError.at(
+                        "resolutions",
+                        f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; use {min(low, 8192)} or {min(low + 16, 8192)}",
+                    )
             sizes.append((width, height))
         if not sizes:
             raise UserError.at("resolutions", "is empty; write for example 1024x1024")
@@ -76,7 +99,11 @@ class ValidationConfig:
         try:
             values = [float(part) for part in self.lora_strength.split(",") if part.strip()]
         except ValueError as error:
-            raise UserError.at("lora_strength", f"{self.lora_strength!r} is not a list of numbers; write for example 0.5, 1.0") from error
+            raise UserError.at(
+                "lora_strength", f"{self.lora_strength!r} is not a list of numbers; write for example 0.5, 1.0"
+            ) from error
         if not values or any(not -10 <= value <= 10 for value in values):
-            raise UserError.at("lora_strength", f"{self.lora_strength!r} wants numbers from -10 to 10, such as 0.5, 1.0")
+            raise UserError.at(
+                "lora_strength", f"{self.lora_strength!r} wants numbers from -10 to 10, such as 0.5, 1.0"
+            )
         return values

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from ..config.request import TrainRequest
-from ..data.index import Index, build_index, crop_sheet
+from ..data.index import Index, build_index
 from ..data.latents import LatentCache, cache_latents
 from ..data.sampler import BatchPlan
+from ..data.sheet import draw_crop_sheet
 from ..devices import empty_cache, pick_device
 from ..families.checkpointing import checkpoint_blocks_
 from ..families.contract import Family
 from ..files import sha256_text
 from ..flow.timesteps import density
 from ..host import Host, Notice, PhaseStarted, collect
-from ..lora.inject import inject_
+from ..lora.inject import inject_, trainable_parameters
 from ..lora.targets import resolve_targets
 from ..problems import Problem, UserError
 from ..registry import load
@@ -28,7 +29,6 @@ from ..seeds import generator
 from ..shards import Store
 from ..text.cache import TextCache, cache_prompts
 from ..validation.pictures import prompts_of
-from .checkpoint import trainable
 from .loop import Run
 from .phases import Phases
 from .preflight import problems_of
@@ -65,7 +65,7 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
         raise UserError(found)
     assert isinstance(index, Index)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{run_digest(request, family, index)[:8]}"
-    crop_sheet(index, folder / "crops.png")
+    draw_crop_sheet(index, folder / "crops.png")
     return Plan(request, family, quantizer, index, folder, pick_device(host.device))
 
 
@@ -99,7 +99,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         layers = inject_(transformer, names, config.rank, config.alpha, config.init, generator(config.seed, "init"))
         if config.gradient_checkpointing:
             checkpoint_blocks_(family.blocks(transformer))
-        parameters = list(trainable(layers).values())
+        parameters = [parameter for _, parameter in trainable_parameters(layers)]
         optimizer = load("optimizer", "adamw")(parameters, config.learning_rate, config.weight_decay)
     batches = BatchPlan(
         [sample.placement.bucket for sample in plan.index.samples],
@@ -108,7 +108,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         config.seed,
     )
     num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
-    host.emit(Notice(batches.explain(num_steps * config.accumulation)))
+    host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     return Run(
         config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
         density=density(config.sigma_density, config.shift), samples=plan.index.samples, plan=batches,

@@ -221,6 +221,7 @@ GLYPHS = {"checkpoint": _triangle, "validation": _diamond}
 
 def _markers(page: Image.Image, box: Box, markers: Sequence[Marker], steps: _Axis) -> None:
     """A glyph for each on the lower axis, and a faint line up while there are few."""
+
     def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
         bottom = box[3] - box[1] + OVERHANG
         radius = 5.5 if len(markers) <= FEW_MARKERS else 3

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from ..files import sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
+from ..lora.inject import adapter_state, load_adapter_state_
 from ..problems import UserError
 from .loop import Run
 
 PATTERN = "step-*"
-
-
-def trainable(layers: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by full name, in the order of its layers."""
-    return {
-        f"{layer_name}.{name}": parameter
-        for layer_name, layer in layers.items()
-        for name, parameter in layer.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
@@ -57,7 +48,10 @@ def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise UserError.at(str(folder), f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact") from error
+        raise UserError.at(
+            str(folder),
+            f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
+        ) from error
     for old in sorted(folder.glob(PATTERN))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     host.emit(CheckpointSaved(run.step, target))
@@ -65,9 +59,9 @@ def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
 
 
 def _write(staging: Path, run: Run) -> None:
-    parameters = trainable(run.layers)
-    save_file({name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}, staging / "adapter.safetensors")
-    tensors, plain = _optimizer_state(run.optimizer, list(parameters))
+    adapter = adapter_state(run.layers)
+    save_file(adapter, staging / "adapter.safetensors")
+    tensors, plain = _optimizer_state(run.optimizer, list(adapter))
     save_file(tensors, staging / "optimizer.safetensors")
     state = {"step": run.step, "losses": run.losses, "learning_rates": run.learning_rates, "optimizer": plain}
     write_json(staging / "state.json", state)
@@ -77,7 +71,9 @@ def _write(staging: Path, run: Run) -> None:
     write_json(staging / "manifest.json", {path.name: sha256_of(path) for path in sorted(staging.iterdir())})
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, names: list[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     tensors, plain = {}, {}
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
@@ -90,15 +86,12 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> tupl
 
 def restore_(run: Run, checkpoint: Path) -> None:
     """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`."""
-    parameters = trainable(run.layers)
-    saved = load_file(checkpoint / "adapter.safetensors")
-    assert saved.keys() == parameters.keys(), "a run folder belongs to one request"
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+    load_adapter_state_(run.layers, load_file(checkpoint / "adapter.safetensors"))
     state = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    names = list(parameters)
-    by_index: dict[int, dict[str, Any]] = {names.index(name): dict(values) for name, values in state["optimizer"].items()}
+    names = list(adapter_state(run.layers))
+    by_index: dict[int, dict[str, Any]] = {
+        names.index(name): dict(values) for name, values in state["optimizer"].items()
+    }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
         by_index.setdefault(names.index(name), {})[value_name] = tensor
@@ -115,7 +108,12 @@ def newest_intact(folder: Path, host: Host) -> Path | None:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-        host.emit(Notice(f"checkpoint {path.name} is damaged ({fault}) and was set aside as {aside.name}; trying the one before", "warning"))
+        host.emit(
+            Notice(
+                f"checkpoint {path.name} is damaged ({fault}) and was set aside as {aside.name}; trying the one before",
+                "warning",
+            )
+        )
     return None
 
 

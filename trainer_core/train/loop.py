@@ -108,7 +108,9 @@ def micro_loss(run: Run, micro: int) -> Tensor:
         for place, sample in enumerate(batch)
     ])  # fmt: skip
     sigma = run.density.sample(len(batch), generator(run.config.seed, "sigma", micro))
-    text = [run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)]
+    text = [
+        run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)
+    ]
     x_sigma, velocity = interpolate(x0, noise, sigma)
     prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), text)
     return velocity_loss(prediction, velocity.to(run.device)).mean()
@@ -123,7 +125,11 @@ def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) ->
 
 
 def _raise_not_finite(run: Run, first: int, loss: float, norm: float) -> None:
-    files = [str(run.samples[i].path) for micro in range(first, first + run.config.accumulation) for i in run.plan.batch(micro)]
+    files = [
+        str(run.samples[i].path)
+        for micro in range(first, first + run.config.accumulation)
+        for i in run.plan.batch(micro)
+    ]
     run.optimizer.zero_grad(set_to_none=True)
     raise UserError.at(
         "learning_rate",

@@ -17,8 +17,17 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
         if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in Path(root).rglob("*")):
             endings = " ".join(sorted(IMAGE_SUFFIXES))
-            found.append(Problem("dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"))
+            found.append(
+                Problem(
+                    "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"
+                )
+            )
     training = request.training
     if training.steps and training.warmup_steps >= training.steps:
-        found.append(Problem("warmup_steps", f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}"))
+        found.append(
+            Problem(
+                "warmup_steps",
+                f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}",
+            )
+        )
     return found

@@ -59,5 +59,8 @@ def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, 
         "modelspec.resolution": f"{max(widths)}x{max(widths)}",
         "modelspec.trigger_phrase": record["trigger"],
         "prompt": json.dumps(record["workflow"], sort_keys=True),
-        "chroma_trainer": json.dumps({key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": run.step}, sort_keys=True),
+        "chroma_trainer": json.dumps(
+            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": run.step},
+            sort_keys=True,
+        ),
     }

@@ -16,8 +16,9 @@ from ..files import write_json
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunReported
 from ..lora.export import export_lora
 from ..lora.inject import set_strength_
+from ..validation.grid import save_png
 from .build import Plan, build_run, plan_run
-from .chart import StepPoint, density_text, draw_density, draw_loss_chart
+from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
 from .checkpoint import checkpoint_hook, newest_intact, restore_, save_checkpoint
 from .evaluation import eval_loss
 from .live import LiveValidation
@@ -56,8 +57,12 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
     run = build_run(plan, host, phases)
     record = run_record(plan, prompt)
     write_json(plan.folder / "request.json", record)
-    host.emit(Notice(f"noise levels to be trained ({request.training.sigma_density}):\n{density_text(run.density)}"))
-    draw_density(run.density, request.training.shift).save(plan.folder / "density.png")
+    host.emit(
+        Notice(
+            f"noise levels to be trained ({request.training.sigma_density}):\n{density_text(request.training.sigma_density, request.training.shift)}"
+        )
+    )
+    save_png(draw_density(request.training.sigma_density, request.training.shift), plan.folder / "density.png")
 
     with phases("load"):
         live = LiveValidation.build(plan, run, host, record, phases)
@@ -73,7 +78,10 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         restore_(run, newest)
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
     first = run.step
-    hooks = (checkpoint_hook(checkpoints, request.training.checkpoint_every, request.training.keep_checkpoints, host), live.hook)
+    hooks = (
+        checkpoint_hook(checkpoints, request.training.checkpoint_every, request.training.keep_checkpoints, host),
+        live.hook,
+    )
     try:
         with phases("train"):
             host.emit(PhaseStarted("train", run.num_steps, "steps"))
@@ -117,12 +125,22 @@ def _keep(plan: Plan, run: Run, checkpoints: Path, record: Mapping[str, Any], ho
 
 
 def _draw_chart(plan: Plan, run: Run) -> None:
-    history = [StepPoint(i + 1, loss, rate) for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))]
-    draw_loss_chart(history).save(plan.folder / "loss.png")
+    history = [
+        StepPoint(i + 1, loss, rate) for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+    ]
+    every = run.config.checkpoint_every
+    markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
+    save_png(draw_loss_chart(history, markers, f"{run.config.name}: training loss"), plan.folder / "loss.png")
 
 
 def _report(
-    plan: Plan, run: Run, lora: TrainedLora, phases: Phases, evals: tuple[float, float], first: int, live: LiveValidation
+    plan: Plan,
+    run: Run,
+    lora: TrainedLora,
+    phases: Phases,
+    evals: tuple[float, float],
+    first: int,
+    live: LiveValidation,
 ) -> dict[str, Any]:
     seconds = phases.read()
     trained = run.step - first

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config.model import ModelConfig
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
+from ..devices import pick_device
 from ..families.contract import Family, ImageCodec
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted, PreviewReady
@@ -22,12 +23,13 @@ from ..lora.read import apply_lora_
 from ..registry import load
 from ..shards import Store
 from ..text.cache import cache_prompts
-from ..devices import pick_device
 from .grid import draw_grid, save_png
 from .sampler import sample
 
 Size = tuple[int, int]
-Pictures = dict[Size, list[np.ndarray]]  # (width, height) -> one (H, W, 3) uint8 picture a prompt, in the library's order
+Pictures = dict[
+    Size, list[np.ndarray]
+]  # (width, height) -> one (H, W, 3) uint8 picture a prompt, in the library's order
 
 
 class Embeddings(Protocol):
@@ -76,8 +78,11 @@ def pixels_of(decoded: Tensor) -> np.ndarray:
 def draw_grids(columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str) -> dict[Size, object]:
     """One PIL image a size: a row a prompt, a column a model."""
     labels = list(settings.library())
+    names = [name for name, _ in columns]
     return {
-        size: draw_grid([[pictures[size][row] for _, pictures in columns] for row in range(len(labels))], labels, [name for name, _ in columns], title)
+        size: draw_grid(
+            [[pictures[size][row] for _, pictures in columns] for row in range(len(labels))], labels, names, title
+        )
         for size in columns[0][1]
     }
 
@@ -101,7 +106,9 @@ def _draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | No
     )  # fmt: skip
     gc.collect()
     transformer = family.load_transformer(model)
-    transformer = load("quantization", model.quantization.level)().quantize_(transformer, family.full_precision).to(device)
+    transformer = (
+        load("quantization", model.quantization.level)().quantize_(transformer, family.full_precision).to(device)
+    )
     if lora:
         apply_lora_(transformer, Path(lora.path), 1.0)
     codec = family.load_codec(model, device)
@@ -130,7 +137,7 @@ def _save(grids: dict, settings: ValidationConfig, name: str, host: Host) -> lis
     for (width, height), grid in grids.items():
         key = sha256_text(repr(settings), name)[:8]
         path = folder / f"{name}-{width}x{height}-{key}.png"
-        save_png(grid, path, {"workflow": dict(host.prompt)})
+        save_png(grid, path, prompt=host.prompt)
         host.emit(PreviewReady(-1, path))
         images.append(torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None])
     return images

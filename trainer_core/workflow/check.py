@@ -44,4 +44,8 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
 
 def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec], known: frozenset[str]) -> list[str]:
     """Nodes that a headless run leaves out, as "9 (LoraLoader)"."""
-    return [f"{node.id} ({node.type})" for node in graph.nodes.values() if node.type not in catalogue and node.type not in known]
+    return [
+        f"{node.id} ({node.type})"
+        for node in graph.nodes.values()
+        if node.type not in catalogue and node.type not in known
+    ]

@@ -24,12 +24,18 @@ def save_images(images: Any, node: Node, host: SinkHost) -> None:
     prefix = str(node.inputs.get("filename_prefix", "ComfyUI")).replace("\\", "/")
     target = (host.paths.output / prefix).resolve()
     if not target.is_relative_to(host.paths.output.resolve()):
-        host.emit(Notice(f"node {node.id} (SaveImage): {prefix!r} lies outside the output folder; nothing is saved", "warning"))
+        host.emit(
+            Notice(
+                f"node {node.id} (SaveImage): {prefix!r} lies outside the output folder; nothing is saved", "warning"
+            )
+        )
         return
     counter = 1
     for picture in (picture for batch in images for picture in batch):
         pixels = (picture.clamp(0, 1) * 255).round().byte().numpy()
         while (path := target.with_name(f"{target.name}_{counter:05}_.png")).exists():
             counter += 1
-        replace_atomic(path, lambda temporary, pixels=pixels: Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info))
+        replace_atomic(
+            path, lambda temporary, pixels=pixels: Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+        )
         host.emit(Notice(f"saved {path}"))

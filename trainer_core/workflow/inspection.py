@@ -37,16 +37,26 @@ class Description(dict[str, Any]):
     def text(self) -> str:
         request = self.get("request", {})
         training, model = request.get("training", {}), request.get("model", {})
-        lines = [self["file"], f"  tensors   {self['tensors']} ({', '.join(f'{n} {kind}' for kind, n in self['dtypes'].items())})"]
+        lines = [
+            self["file"],
+            f"  tensors   {self['tensors']} ({', '.join(f'{n} {kind}' for kind, n in self['dtypes'].items())})",
+        ]
         if not request:
-            return "\n".join([*lines, "  not written by ChromaTrainer, or its record was removed", *(f"  {k}: {v}" for k, v in self["metadata"].items())])
+            return "\n".join(
+                [
+                    *lines,
+                    "  not written by ChromaTrainer, or its record was removed",
+                    *(f"  {k}: {v}" for k, v in self["metadata"].items()),
+                ]
+            )
         lines += [
             f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, {model['quantization']['level']}",
             f"  trigger   {self['trigger'] or '(none)'}",
             f"  trained   {self['step']} steps on {self['dataset']['images']} images (digest {self['dataset']['digest'][:16]})",
             "  settings  " + ", ".join(f"{key} {value}" for key, value in training.items() if key != "name"),
             "  versions  " + ", ".join(f"{key} {value}" for key, value in self["versions"].items()),
-            "  workflow  " + (", ".join(f"{k} ({node['class_type']})" for k, node in self["workflow"].items()) or "(none)"),
+            "  workflow  "
+            + (", ".join(f"{k} ({node['class_type']})" for k, node in self["workflow"].items()) or "(none)"),
         ]
         return "\n".join(lines)
 

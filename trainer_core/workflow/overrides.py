@@ -24,16 +24,24 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
         target, equals, text = setting.partition("=")
         name, dot, field = target.rpartition(".")
         if not equals or not dot:
-            problems.append(Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200"))
+            problems.append(
+                Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200")
+            )
             continue
         found = _named(nodes, name)
         if len(found) != 1:
             problems.append(Problem(f"--set {setting}", _miss(nodes, name, found)))
             continue
         node = found[0]
-        fields = {item.name: item for item in catalogue[node.type].fields() if item.is_widget} if node.type in catalogue else {}
+        fields = (
+            {item.name: item for item in catalogue[node.type].fields() if item.is_widget}
+            if node.type in catalogue
+            else {}
+        )
         if node.type in catalogue and field not in fields:
-            problems.append(Problem(f"--set {setting}", f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}"))
+            problems.append(
+                Problem(f"--set {setting}", f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}")
+            )
             continue
         kind = fields[field].kind if field in fields else None
         nodes[node.id] = replace(node, inputs={**node.inputs, field: text if kind is str else _value(text)})

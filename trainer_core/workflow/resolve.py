@@ -33,7 +33,9 @@ class Resolved:
     complete: bool = True
 
 
-def resolve(node: Node, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs: Mapping[str, tuple[Any, ...]]) -> Resolved:
+def resolve(
+    node: Node, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs: Mapping[str, tuple[Any, ...]]
+) -> Resolved:
     """Named values of a node of the catalogue. outputs: of the nodes that ran; what is missing there is PENDING.
 
     A pending value on a socket is passed on as PENDING; one on a widget is left out, so that the other fields can be checked.
@@ -44,11 +46,20 @@ def resolve(node: Node, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs
     for name, raw in node.inputs.items():
         if not isinstance(raw, Link):
             if name in fields and fields[name].socket:
-                found.problems.append(Problem(name, f"wants a connection of type {fields[name].socket.type}, not a value"))  # type: ignore[union-attr]
+                found.problems.append(
+                    Problem(name, f"wants a connection of type {fields[name].socket.type}, not a value")
+                )  # type: ignore[union-attr]
                 continue
             found.values[name] = raw
             continue
-        value, problem = _follow(raw, name, fields[name].socket.type if name in fields and fields[name].socket else "", graph, catalogue, outputs)  # type: ignore[union-attr]
+        value, problem = _follow(
+            raw,
+            name,
+            fields[name].socket.type if name in fields and fields[name].socket else "",
+            graph,
+            catalogue,
+            outputs,
+        )  # type: ignore[union-attr]
         if problem:
             found.problems.append(problem)
         found.complete = found.complete and value is not PENDING
@@ -58,23 +69,42 @@ def resolve(node: Node, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs
 
 
 def _follow(
-    link: Link, name: str, wanted: str, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs: Mapping[str, tuple[Any, ...]]
+    link: Link,
+    name: str,
+    wanted: str,
+    graph: Graph,
+    catalogue: Mapping[str, NodeSpec],
+    outputs: Mapping[str, tuple[Any, ...]],
 ) -> tuple[Any, Problem | None]:
     source = graph.nodes[link.node]
     if source.type in LITERALS and not wanted:
         return source.inputs.get("value"), None
     if source.type not in catalogue:
         wants = f"connect an output of type {wanted}" if wanted else "give the value itself"
-        return PENDING, Problem(name, f"comes from node {source.id} ({source.type}), which only ComfyUI can run; {wants}")
+        return PENDING, Problem(
+            name, f"comes from node {source.id} ({source.type}), which only ComfyUI can run; {wants}"
+        )
     offered = catalogue[source.type].outputs
     if not 0 <= link.slot < len(offered):
-        return PENDING, Problem(name, f"comes from output {link.slot} of node {source.id} ({source.type}), which has {len(offered)}; connect it again")
+        return PENDING, Problem(
+            name,
+            f"comes from output {link.slot} of node {source.id} ({source.type}), which has {len(offered)}; connect it again",
+        )
     given = offered[link.slot].type
     if wanted and given != wanted:
-        fits = [f"{spec.id}.{output.name}" for spec in catalogue.values() for output in spec.outputs if output.type == wanted]
-        return PENDING, Problem(name, f"gets {given} from node {source.id} ({source.type}), wants {wanted}; connect {' or '.join(fits)}")
+        fits = [
+            f"{spec.id}.{output.name}"
+            for spec in catalogue.values()
+            for output in spec.outputs
+            if output.type == wanted
+        ]
+        return PENDING, Problem(
+            name, f"gets {given} from node {source.id} ({source.type}), wants {wanted}; connect {' or '.join(fits)}"
+        )
     if not wanted and given not in SOCKET_KINDS:
-        return PENDING, Problem(name, f"gets {given} from node {source.id} ({source.type}), which is no value for a widget; disconnect it")
+        return PENDING, Problem(
+            name, f"gets {given} from node {source.id} ({source.type}), which is no value for a widget; disconnect it"
+        )
     values = outputs.get(source.id)
     return (values[link.slot] if values else PENDING), None
 

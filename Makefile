@@ -1,0 +1,31 @@
+# make demo: a LoRA trained on the embedded model, in demo-output/.   make test: the tests.   Both make the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check docs clean
+
+demo: $(READY)
+	$(BIN)/chroma-trainer demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/node_docs.py --check
+
+docs: $(READY)
+	$(BIN)/python tools/node_docs.py
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch -c constraints.txt
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,83 @@
+"""Any picture a person may have -> RGB, 8 bits, upright, as it looks on a screen."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 300_000_000  # a larger one is a mistake or an attack; a 300-megapixel RGB picture takes 0.9 GB
+WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BrokenImage(Exception):
+    """The bytes are no picture that can be read. str() says why, for a person."""
+
+
+def image_size(raw: bytes) -> tuple[int, int]:
+    """(width, height) as it will be seen, EXIF's rotation included, from the header alone.
+
+    Raises:
+        BrokenImage
+    """
+    with _open(raw) as image:
+        width, height = image.size
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (height, width) if sideways else (width, height)
+
+
+def decode(raw: bytes) -> Image.Image:
+    """RGB, upright. Alpha is laid on white, 16 bits are scaled to 8, CMYK and palettes converted, of an animation the first frame is taken.
+
+    Raises:
+        BrokenImage
+    """
+    with _open(raw) as image:
+        try:
+            image.seek(0)
+            image.load()
+            return _flatten(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+            raise BrokenImage(f"its data is broken or cut short ({error})") from error
+
+
+def _open(raw: bytes) -> Image.Image:
+    if not raw:
+        raise BrokenImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(raw))
+    except UnidentifiedImageError as error:
+        raise BrokenImage("it is no image, whatever its name says") from error
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(f"it has more than {MAX_PIXELS // 1_000_000} megapixels") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BrokenImage(f"its header is broken ({error})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise BrokenImage(
+            f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} megapixels"
+        )
+    if image.width == 0 or image.height == 0:
+        raise BrokenImage("it has no pixels")
+    return image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode in WIDE_MODES:
+        image = _eight_bits(image)
+    if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits. Pillow's own convert clips at 255 instead of scaling."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        top = 65535.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 255.0
+    return Image.fromarray(np.clip(np.rint(values / top * 255), 0, 255).astype(np.uint8))

@@ -1,0 +1,106 @@
+"""Images -> latents, once: content-keyed by the image's bytes, its placement and the codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..files import sha256_text
+from ..host import Host, PhaseProgress, PhaseStarted
+from ..shards import Store, fill
+from .images import decode
+from .index import Index, Sample
+
+BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
+LARGEST_BATCH = 64
+WORKERS = 2  # pictures are decoded while the codec works
+
+
+class Codec(Protocol):
+    """See families/contract.py: ImageCodec."""
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+
+class LatentCache:
+    """The latent of every sample, read from the store."""
+
+    def __init__(self, store: Store, identity: str):
+        self._store, self._identity = store, identity
+
+    def get(self, sample: Sample) -> Tensor:
+        """(channels, height / factor, width / factor), fp32, normalised."""
+        return self._store.get(latent_key(sample, self._identity))
+
+
+def latent_key(sample: Sample, identity: str) -> str:
+    return sha256_text("latent", sample.sha256, repr(sample.placement), identity)
+
+
+def cache_latents(index: Index, identity: str, load: Callable[[], Codec], store: Store, host: Host) -> LatentCache:
+    """Encode what is missing. The codec is loaded only if something is.
+
+    Args:
+        identity: of the codec: Family.identity(model, "codec").
+    Raises:
+        Cancelled: between two batches; what was encoded is kept.
+    """
+    by_key = {latent_key(sample, identity): sample for sample in index.samples}
+
+    def make(absent: list[str]) -> Iterator[Mapping[str, Tensor]]:
+        host.emit(PhaseStarted("latents", len(absent), "images"))
+        codec = load()
+        done = 0
+        batches = list(_batches([by_key[key] for key in absent]))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            waiting = [pool.submit(_pixels, index, batch) for batch in batches[:WORKERS]]
+            for i, batch in enumerate(batches):
+                host.check_cancelled()
+                pixels = waiting.pop(0).result()
+                if i + WORKERS < len(batches):
+                    waiting.append(pool.submit(_pixels, index, batches[i + WORKERS]))
+                with torch.no_grad():
+                    latents = codec.encode(pixels).float()
+                yield {
+                    latent_key(sample, identity): latent.clone() for sample, latent in zip(batch, latents, strict=True)
+                }
+                done += len(batch)
+                host.emit(PhaseProgress("latents", done, len(absent)))
+
+    fill(store, by_key, make)
+    return LatentCache(store, identity)
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Samples of one bucket together, as many as BATCH_PIXELS allow."""
+    ordered = sorted(samples, key=lambda sample: sample.placement.bucket)
+    for (width, height), group in groupby(ordered, key=lambda sample: sample.placement.bucket):
+        same = list(group)
+        size = min(LARGEST_BATCH, max(1, BATCH_PIXELS // (width * height)))
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _pixels(index: Index, batch: Sequence[Sample]) -> Tensor:
+    """(B, 3, H, W) in [-1, 1]."""
+    return torch.stack([to_tensor(placed(decode(index.read(sample)), sample)) for sample in batch])
+
+
+def placed(image: Image.Image, sample: Sample) -> Image.Image:
+    """The picture as it is trained: resized and cropped to its bucket."""
+    placement = sample.placement
+    left, top = placement.crop
+    resized = image if image.size == placement.resize else image.resize(placement.resize, Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + placement.bucket[0], top + placement.bucket[1]))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) in [-1, 1], fp32."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -1,0 +1,46 @@
+"""A picture of what is trained: each image whole, and on it the frame that is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ..files import replace_atomic
+from .images import decode
+from .index import Index, Sample
+
+MAX_IMAGES, CELL, GAP, COLUMNS = 64, 192, 10, 8
+PAPER, SHADE, FRAME = (250, 250, 252), (20, 22, 30, 150), (16, 150, 140)
+
+
+def draw_crop_sheet(index: Index, path: Path) -> None:
+    """Up to 64 images, evenly spread over the dataset; what a crop leaves out is darkened."""
+    stride = -(-len(index.samples) // MAX_IMAGES)
+    shown = index.samples[::stride]
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    page = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), PAPER)
+    for i, sample in enumerate(shown):
+        cell = _cell(index, sample)
+        left, top = GAP + (i % columns) * (CELL + GAP), GAP + (i // columns) * (CELL + GAP)
+        page.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
+    replace_atomic(path, lambda temporary: page.save(temporary, "PNG"))
+
+
+def _cell(index: Index, sample: Sample) -> Image.Image:
+    image = decode(index.read(sample))
+    scale = min(CELL / image.width, CELL / image.height)
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    placement = sample.placement
+    across, down = small.width / placement.resize[0], small.height / placement.resize[1]
+    left, top = placement.crop[0] * across, placement.crop[1] * down
+    box = (
+        round(left),
+        round(top),
+        round(left + placement.bucket[0] * across) - 1,
+        round(top + placement.bucket[1] * down) - 1,
+    )
+    shade = Image.new("RGBA", small.size, SHADE)
+    ImageDraw.Draw(shade).rectangle(box, fill=(0, 0, 0, 0), outline=(*FRAME, 255), width=2)
+    return Image.alpha_composite(small.convert("RGBA"), shade).convert("RGB")
