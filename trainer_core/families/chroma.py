@@ -126,8 +126,9 @@ def _rope(transformer: Any, num_text: int, height: int, width: int, device: torc
     if key not in kept:
         if len(kept) >= MAX_ROPE_GRIDS:
             kept.pop(next(iter(kept)))
-        cosines, sines = transformer.pos_embed(image_ids(height, width))
-        kept[key] = cosines.to(device), sines.to(device)
+        with torch.inference_mode(False):  # a preview under inference mode may be the first to ask, and training reads it
+            cosines, sines = transformer.pos_embed(image_ids(height, width))
+            kept[key] = cosines.to(device), sines.to(device)
     cosines, sines = kept[key]
     shape = num_text, cosines.shape[1]
     return torch.cat([cosines.new_ones(shape), cosines]), torch.cat([sines.new_zeros(shape), sines])
