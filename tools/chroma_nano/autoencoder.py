@@ -72,13 +72,22 @@ def train(emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget,
     vae.load_state_dict(average.values, strict=False)
     vae.eval().requires_grad_(False)
     latents = torch.cat([vae.encode(x).latent_dist.mean for x in to_tensor(plain(emoji)).split(64)])
-    vae.register_to_config(shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4))
-    psnr = reconstruction_psnr(vae, plain(held_out)), reconstruction_psnr(vae, np.stack([neon(e.rgba) for e in held_out[:32]]))
-    say(f"vae done: {step} steps, held-out PSNR plain {psnr[0]:.1f} dB, neon {psnr[1]:.1f} dB, channel std {latents.std((0, 2, 3))}")
+    vae.register_to_config(
+        shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)
+    )
+    psnr = (
+        reconstruction_psnr(vae, plain(held_out)),
+        reconstruction_psnr(vae, np.stack([neon(e.rgba) for e in held_out[:32]])),
+    )
+    say(
+        f"vae done: {step} steps, held-out PSNR plain {psnr[0]:.1f} dB, neon {psnr[1]:.1f} dB, channel std {latents.std((0, 2, 3))}"
+    )
     return vae
 
 
-def refine_decoder_(vae: AutoencoderKL, emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget, seed: int = 3) -> None:
+def refine_decoder_(
+    vae: AutoencoderKL, emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget, seed: int = 3
+) -> None:
     """More steps for the decoder alone: latents stay as they are, so this may run while the transformer learns them."""
     vae.requires_grad_(False).to(memory_format=torch.channels_last)
     decoder = vae.decoder.requires_grad_(True)
@@ -110,7 +119,10 @@ def refine_decoder_(vae: AutoencoderKL, emoji: list[Emoji], held_out: list[Emoji
     checkpoint.save(step, budget.seconds(), log)
     decoder.load_state_dict(average.values, strict=False)
     vae.eval().requires_grad_(False)
-    psnr = reconstruction_psnr(vae, plain(held_out)), reconstruction_psnr(vae, np.stack([neon(e.rgba) for e in held_out[:32]]))
+    psnr = (
+        reconstruction_psnr(vae, plain(held_out)),
+        reconstruction_psnr(vae, np.stack([neon(e.rgba) for e in held_out[:32]])),
+    )
     say(f"decoder done: {step} steps, held-out PSNR plain {psnr[0]:.1f} dB, neon {psnr[1]:.1f} dB")
 
 
@@ -168,7 +180,9 @@ def to_pictures(pixels: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
-    return to_pictures(torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in to_tensor(pictures).split(32)]))
+    return to_pictures(
+        torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in to_tensor(pictures).split(32)])
+    )
 
 
 def reconstruction_psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:

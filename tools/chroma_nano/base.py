@@ -9,15 +9,10 @@ ten is empty, so that sampling can be guided.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from transformers import T5EncoderModel
-
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer2DModel
 from chroma_trainer.trainer_core.families.packing import image_ids, pack, unpack
@@ -25,6 +20,9 @@ from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
 from chroma_trainer.trainer_core.flow.timesteps import density
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from .autoencoder import decode, sheet
 from .pictures import Emoji, caption
@@ -74,7 +72,9 @@ class Nano(nn.Module):
         attended = torch.arange(num_text)[None] <= lengths[:, None]  # k real tokens and one pad
         mask = torch.cat([attended, attended.new_ones(len(ids), num_image)], dim=1)
         if num_text not in self._rope:
-            self._rope[num_text] = self.transformer.pos_embed(torch.cat([torch.zeros(num_text, 3), image_ids(height, width)]))
+            self._rope[num_text] = self.transformer.pos_embed(
+                torch.cat([torch.zeros(num_text, 3), image_ids(height, width)])
+            )
         tokens = self.transformer(
             hidden_states=pack(x_sigma),
             encoder_hidden_states=embed(self.text_encoder, ids, lengths),
@@ -155,7 +155,10 @@ class Batches:
         n = BATCH * SORTED_BATCHES
         rows = torch.randint(len(self.emoji), (n,), generator=g).tolist()
         choices = torch.rand(n, 3, generator=g).tolist()
-        drawn = [(self._ids("" if d < DROPOUT else caption(self.emoji[row], u, v)), row) for row, (u, v, d) in zip(rows, choices, strict=True)]
+        drawn = [
+            (self._ids("" if d < DROPOUT else caption(self.emoji[row], u, v)), row)
+            for row, (u, v, d) in zip(rows, choices, strict=True)
+        ]
         order = torch.randperm(SORTED_BATCHES, generator=g).tolist()
         start = order[turn] * BATCH
         part = sorted(drawn, key=lambda pair: len(pair[0]))[start : start + BATCH]
@@ -203,13 +206,15 @@ class Averaged:
 
 
 @torch.no_grad()
-def draw(nano: Nano, tokenizer: Tokenizer, prompts: Sequence[str], steps: int = 20, cfg: float = 3.0, seed: int = 0) -> Tensor:
+def draw(
+    nano: Nano, tokenizer: Tokenizer, prompts: Sequence[str], steps: int = 20, cfg: float = 3.0, seed: int = 0
+) -> Tensor:
     """Latents of the prompts, by Euler with classifier-free guidance against the empty caption."""
     x = torch.randn(len(prompts), 16, 8, 8, generator=generator(seed, "draw"))
     wanted = batch_ids([tokenizer.encode(p).ids for p in prompts])
     empty = batch_ids([tokenizer.encode("").ids] * len(prompts))
     sigmas = sampling_sigmas("beta", steps)
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in pairwise(sigmas):
         sigma = now.expand(len(x))
         v_empty = nano(x, sigma, *empty)
         x = x + (then - now) * (v_empty + cfg * (nano(x, sigma, *wanted) - v_empty))
@@ -224,6 +229,8 @@ def _assert_same_as_family(nano: Nano, batch: tuple[Tensor, Tensor, Tensor]) -> 
     text = embed(nano.text_encoder, ids, lengths)
     trimmed = [row[: k + 1] for row, k in zip(text, lengths.tolist(), strict=True)]
     nn.init.normal_(nano.transformer.proj_out.weight)
-    difference = (nano(x0, sigma, ids, lengths) - ChromaFamily().predict(nano.transformer, x0, sigma, trimmed)).abs().max()
+    difference = (
+        (nano(x0, sigma, ids, lengths) - ChromaFamily().predict(nano.transformer, x0, sigma, trimmed)).abs().max()
+    )
     nn.init.zeros_(nano.transformer.proj_out.weight)
     assert difference < 1e-3, difference

@@ -17,7 +17,16 @@ KNOWN = (  # subjects that the base was taught, none of them in the dataset
     "cat face", "red apple", "automobile", "pizza", "sunflower", "strawberry", "banana", "heart",
     "smiling face with sunglasses", "soccer ball", "owl", "tropical fish", "house building", "bicycle", "cactus", "guitar",
 )  # fmt: skip
-UNKNOWN = ("tiger", "rocket", "carrot", "mushroom", "dolphin", "top hat", "sailboat", "snowflake")  # held out of the base, too
+UNKNOWN = (
+    "tiger",
+    "rocket",
+    "carrot",
+    "mushroom",
+    "dolphin",
+    "top hat",
+    "sailboat",
+    "snowflake",
+)  # held out of the base, too
 CREDIT = """These pictures are derived from Noto Emoji, copyright Google LLC, licensed under the Apache License, Version 2.0
 (https://github.com/googlefonts/noto-emoji, https://www.apache.org/licenses/LICENSE-2.0), as packed by emoji-datasource-google 16.0.0
 (copyright Cal Henderson, MIT licence). Changes: the edges of each picture were redrawn as glowing lines on a dark background

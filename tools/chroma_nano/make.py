@@ -16,15 +16,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "output" / "chroma-nano", help="where the state of the trainings lies")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "output" / "chroma-nano", help="where the state of the trainings lies"
+    )
     parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="where the results go")
     parser.add_argument("--vae-minutes", type=float, default=8.5)
-    parser.add_argument("--decoder-minutes", type=float, default=10, help="the VAE's decoder alone, after the latents are fixed")
+    parser.add_argument(
+        "--decoder-minutes", type=float, default=10, help="the VAE's decoder alone, after the latents are fixed"
+    )
     parser.add_argument("--minutes", type=float, default=50, help="text encoder and transformer")
-    parser.add_argument("--steps", type=int, default=0, help="length of each training in steps instead: repeatable to the bit")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="length of each training in steps instead: repeatable to the bit"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--untrained", action="store_true", help="final layout and dataset with random weights")
-    parser.add_argument("--stage", choices=("all", "vae", "decoder", "base", "publish"), default="all", help="one stage alone")
+    parser.add_argument(
+        "--stage", choices=("all", "vae", "decoder", "base", "publish"), default="all", help="one stage alone"
+    )
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     sys.path[:0] = [str(ROOT)] if __package__ is None or __package__ == "" else []

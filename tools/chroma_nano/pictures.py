@@ -19,7 +19,14 @@ PACKAGE = "emoji-datasource-google@16.0.0"  # artwork: Noto Emoji by Google, Apa
 SIZE = 64
 NUM_HELD_OUT = 120
 NUM_NEON_SOURCES = 28
-SOURCE_CATEGORIES = ("Animals & Nature", "Food & Drink", "Smileys & Emotion", "Travel & Places", "Objects", "Activities")
+SOURCE_CATEGORIES = (
+    "Animals & Nature",
+    "Food & Drink",
+    "Smileys & Emotion",
+    "Travel & Places",
+    "Objects",
+    "Activities",
+)
 COLOUR_SHARE = 0.18  # of the drawn pixels: from here on a colour is named
 
 
@@ -136,7 +143,15 @@ def _colour(r: float, g: float, b: float) -> str:
     degrees = hue * 360
     if 15 <= degrees < 48 and value < 0.7:
         return "brown"
-    for limit, word in ((15, "red"), (36, "orange"), (70, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (340, "pink")):
+    for limit, word in (
+        (15, "red"),
+        (36, "orange"),
+        (70, "yellow"),
+        (165, "green"),
+        (255, "blue"),
+        (290, "purple"),
+        (340, "pink"),
+    ):
         if degrees < limit:
             return word
     return "red"

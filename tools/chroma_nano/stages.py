@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -61,14 +60,18 @@ def _tokenizer(drawn: Pictures, work: Path) -> Tokenizer:
 
 def _vae(drawn: Pictures, options: Namespace) -> None:
     if not (options.work / "vae" / "config.json").is_file():
-        vae = autoencoder.train(drawn.all, drawn.sources + drawn.others, options.work, Budget(options.vae_minutes, options.steps))
+        vae = autoencoder.train(
+            drawn.all, drawn.sources + drawn.others, options.work, Budget(options.vae_minutes, options.steps)
+        )
         vae.save_pretrained(options.work / "vae")
 
 
 def _decoder(drawn: Pictures, options: Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(options.work / "vae")
     if not (options.work / "vae-final" / "config.json").is_file():
-        autoencoder.refine_decoder_(vae, drawn.all, drawn.sources + drawn.others, options.work, Budget(options.decoder_minutes, options.steps))
+        autoencoder.refine_decoder_(
+            vae, drawn.all, drawn.sources + drawn.others, options.work, Budget(options.decoder_minutes, options.steps)
+        )
         vae.save_pretrained(options.work / "vae-final")
 
 
@@ -104,8 +107,15 @@ def _publish(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
     vae_log = json.loads((work / "vae.log.json").read_text(encoding="utf-8"))
     log = {
         "bytes": sizes,
-        "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in {**dict(nano.named_children()), "vae": vae}.items()},
-        "pictures": {"vae": len(drawn.all), "transformer": len(drawn.taught), "neon": len(drawn.sources), "held_out": len(drawn.others)},
+        "parameters": {
+            n: sum(p.numel() for p in m.parameters()) for n, m in {**dict(nano.named_children()), "vae": vae}.items()
+        },
+        "pictures": {
+            "vae": len(drawn.all),
+            "transformer": len(drawn.taught),
+            "neon": len(drawn.sources),
+            "held_out": len(drawn.others),
+        },
         "steps": {"base": step, "vae": vae_log[-1]["step"]},
         "seconds": {"base": round(seconds), "vae": vae_log[-1]["seconds"]},
         "batch": base.BATCH,

@@ -40,10 +40,16 @@ def train_tokenizer(emoji: Sequence[Emoji]) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     space = {"replacement": "▁", "prepend_scheme": "always"}
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    )
     tokenizer.decoder = decoders.Metaspace(**space)
     trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=[PAD, END, UNKNOWN], unk_token=UNKNOWN, initial_alphabet=[*LETTERS, "▁"], show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, END, UNKNOWN],
+        unk_token=UNKNOWN,
+        initial_alphabet=[*LETTERS, "▁"],
+        show_progress=False,
     )
     texts = [text for e in emoji for text in all_captions(e)]
     tokenizer.train_from_iterator([*texts, *[letter for letter in LETTERS for _ in range(5)]], trainer)

@@ -53,8 +53,8 @@ class Average:
     @torch.no_grad()
     def update_(self, step: int) -> None:
         d = min(self.decay, (1 + step) / (10 + step))
-        values, parameters = list(self.values.values()), [p for _, p in self.model.named_parameters()]
-        torch._foreach_lerp_(values, parameters, 1 - d)
+        for name, p in self.model.named_parameters():
+            self.values[name].lerp_(p, 1 - d)
 
 
 class Checkpoint:
@@ -76,7 +76,11 @@ class Checkpoint:
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         partial = self.file.with_suffix(".partial")
-        save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, {"step": str(step), "seconds": str(seconds)})
+        save_file(
+            {k: v.detach().clone().contiguous() for k, v in tensors.items()},
+            partial,
+            {"step": str(step), "seconds": str(seconds)},
+        )
         partial.replace(self.file)
         self.file.with_suffix(".log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
         self.saved_at = time.monotonic()
@@ -94,7 +98,11 @@ class Checkpoint:
         self.model.load_state_dict(part(tensors, "model."))
         self.average.values = part(tensors, "average.")
         for name, p in self.model.named_parameters():
-            state = {k: tensors[f"optimizer.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{k}.{name}" in tensors}
+            state = {
+                k: tensors[f"optimizer.{k}.{name}"]
+                for k in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{k}.{name}" in tensors
+            }
             if state:
                 self.optimizer.state[p] = state
         return step, seconds, json.loads(self.file.with_suffix(".log.json").read_text(encoding="utf-8"))
