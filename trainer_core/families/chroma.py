@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,8 @@ class ChromaFamily:
 
         part = find_part(model, "transformer")
         weights = Weights(part.files, TRANSFORMER)
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers 0.42 uses a class of its own that it deprecates
             transformer: Any = ChromaTransformer2DModel.from_config(transformer_config(part, weights))
         transformer.restore_buffers_()
         layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
