@@ -69,7 +69,8 @@ def _buckets(edge: float, step: int) -> list[tuple[int, int]]:
         height = max(step, round(edge * edge / width / step) * step)
         if 1 / MAX_ASPECT <= width / height <= MAX_ASPECT:
             found.append((width, height))
-    return found or [(max(step, round(edge / step) * step),) * 2]
+    square = max(step, round(edge / step) * step)
+    return found or [(square, square)]
 
 
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:

@@ -13,7 +13,7 @@ class Phases:
     """A stopwatch with one hand: entering a phase pauses the one around it."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(NAMES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(NAMES, 0.0)
         self._current, self._since = "start", time.perf_counter()
 
     @contextmanager

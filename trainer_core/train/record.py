@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from ..version import VERSION
 from .build import Plan
 from .loop import Run
 
@@ -18,8 +19,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors
 
 def versions() -> dict[str, str]:
     """Of this package and of those that decide numbers."""
-    found = {}
-    for name in ("chroma-trainer", *PACKAGES):
+    found = {"chroma-trainer": VERSION}
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
@@ -75,7 +76,7 @@ def pixels_of(decoded: Tensor) -> np.ndarray:
     return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def draw_grids(columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str) -> dict[Size, object]:
+def draw_grids(columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str) -> dict[Size, Image.Image]:
     """One PIL image a size: a row a prompt, a column a model."""
     labels = list(settings.library())
     names = [name for name, _ in columns]

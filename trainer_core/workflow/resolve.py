@@ -40,31 +40,20 @@ def resolve(
 
     A pending value on a socket is passed on as PENDING; one on a widget is left out, so that the other fields can be checked.
     """
-    spec = catalogue[node.type]
-    fields = {item.name: item for item in spec.fields()}
+    sockets = {item.name: item.socket.type for item in catalogue[node.type].fields() if item.socket}
     found = Resolved()
     for name, raw in node.inputs.items():
-        if not isinstance(raw, Link):
-            if name in fields and fields[name].socket:
-                found.problems.append(
-                    Problem(name, f"wants a connection of type {fields[name].socket.type}, not a value")
-                )  # type: ignore[union-attr]
-                continue
+        wanted = sockets.get(name, "")
+        if isinstance(raw, Link):
+            value, problem = _follow(raw, name, wanted, graph, catalogue, outputs)
+            found.problems.extend([problem] if problem else [])
+            found.complete = found.complete and value is not PENDING
+            if value is not PENDING or wanted:
+                found.values[name] = value
+        elif wanted:
+            found.problems.append(Problem(name, f"wants a connection of type {wanted}, not a value"))
+        else:
             found.values[name] = raw
-            continue
-        value, problem = _follow(
-            raw,
-            name,
-            fields[name].socket.type if name in fields and fields[name].socket else "",
-            graph,
-            catalogue,
-            outputs,
-        )  # type: ignore[union-attr]
-        if problem:
-            found.problems.append(problem)
-        found.complete = found.complete and value is not PENDING
-        if value is not PENDING or (name in fields and fields[name].socket):
-            found.values[name] = value
     return found
 
 
