@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -53,7 +54,7 @@ class Interrupts:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 for the user's mistake, 130 for a cancel."""
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not know the characters we print
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:

@@ -49,7 +49,7 @@ def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, 
     widths = [edge for sample in run.samples for edge in sample.placement.bucket]
     return {
         "ss_network_dim": str(config.rank),
-        "ss_network_alpha": f"{config.alpha:g}",
+        "ss_network_alpha": str(config.rank),  # alpha / rank is in B already: tools that scale again must find 1
         "ss_network_module": "networks.lora",
         "ss_base_model_version": family.base_version,
         "ss_output_name": config.name,
