@@ -57,8 +57,8 @@ class Cancelled(Exception):
     """The user asked the run to end. Not an error: what was reached is kept."""
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """'; did you mean X?' for the closest of the names, or '' where nothing is near."""
-    found = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
+def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
+    """'; did you mean X?' for the closest of the names, or '' where nothing is near. cutoff: 1 is equal but for case."""
+    found = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=cutoff)
     original = {n.lower(): n for n in names}
     return f"; did you mean {original[found[0]]!r}?" if found else ""

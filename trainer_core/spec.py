@@ -195,9 +195,10 @@ def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
         return _fault(field, value, f"{wanted}; use {math.floor(value)} or {math.ceil(value)}")
     number = field.kind(value)
     if field.range and not field.range.low <= number <= field.range.high:
-        low, high = field.range.low, field.range.high
-        clamped = field.kind(min(max(number, low), high))
-        return number, Problem(field.name, f"{value} is out of range; use {low:g} to {high:g}, nearest is {clamped:g}")
+        low, high = field.kind(field.range.low), field.kind(field.range.high)
+        clamped = min(max(number, low), high)
+        shown = [f"{bound:g}" if field.kind is float else str(bound) for bound in (low, high, clamped)]
+        return number, Problem(field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}")
     return number, None
 
 
@@ -208,6 +209,25 @@ def _fault(field: Field, value: Any, wanted: str) -> tuple[Any, Problem]:
 
 def build_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> tuple[Any | None, list[Problem]]:
     """The inputs dataclass from named values, or every fault. Sockets are taken as they are; unknown names are faults."""
+    draft = draft_inputs(spec, values)
+    return (None if draft.problems else draft.inputs), draft.problems
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Inputs with defaults in place of what is at fault, so that a check can go on.
+
+    Args:
+        complete: nothing that has no default is missing.
+    """
+
+    inputs: Any
+    problems: list[Problem]
+    complete: bool
+
+
+def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
+    """The inputs dataclass and every fault: of each field alone, then of fields together."""
     fields = {field.name: field for field in spec.fields()}
     problems = [
         Problem(name, f"{spec.id} has no input of this name{nearest(name, tuple(fields))}")
@@ -223,14 +243,17 @@ def build_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> tuple[Any | None,
         if field.socket:
             checked[name] = values[name]
             continue
-        checked[name], problem = check_value(field, values[name])
+        value, problem = check_value(field, values[name])
         if problem:
             problems.append(problem)
-    if problems:
-        return None, problems
-    inputs = spec.inputs(**checked)
-    problems = list(inputs.problems()) if hasattr(inputs, "problems") else []
-    return (None, problems) if problems else (inputs, [])
+        else:
+            checked[name] = value
+    missing = {name: None for name, field in fields.items() if field.required and name not in checked}
+    inputs = spec.inputs(**checked, **missing)
+    faulty = {problem.field for problem in problems}
+    together = inputs.problems() if hasattr(inputs, "problems") else []
+    problems += [problem for problem in together if problem.field not in faulty]
+    return Draft(inputs, problems, not missing)
 
 
 def _wanted(field: Field) -> str:

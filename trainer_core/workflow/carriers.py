@@ -42,7 +42,7 @@ def read_carrier(path: Path) -> Any:
     except OSError as error:
         reason = error.strerror or error
         raise UserError.at(
-            str(path), f"can't be read: {reason}; name a workflow file (.json, .png, .safetensors)"
+            str(path), f"can't be read: {reason}; name a .json, .png or .safetensors file"
         ) from error
 
 
@@ -87,7 +87,7 @@ def parse(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        message = f"is not text in UTF-8 (byte {error.start}); name a workflow file (.json, .png, .safetensors)"
+        message = f"is not text in UTF-8 (byte {error.start}); save it as UTF-8, or name a .json, .png or .safetensors file"
         raise UserError.at(where, message) from error
     except json.JSONDecodeError as error:
         message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; export the workflow again"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..host import Host, collect
 from ..problems import Problem
-from ..spec import NodeSpec, build_inputs
+from ..spec import NodeSpec, draft_inputs
 from .graph import Graph
 from .resolve import resolve, unknown_types
 
@@ -22,22 +22,25 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
         outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
         problems.append(Problem("workflow", f"has nothing to run; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
-    for node_id in graph.order():
+    order = collect(problems, graph.order) or tuple(graph.nodes)
+    for node_id in order:  # type: ignore[union-attr]
         node = graph.nodes[node_id]
         if node.type not in catalogue:
             continue
         spec = catalogue[node.type]
         found = resolve(node, graph, catalogue, values)
         missing = {problem.field for problem in found.problems}
-        inputs, faults = build_inputs(spec, found.values)
-        faults = found.problems + [fault for fault in faults if fault.field not in missing]
-        if inputs is not None and not faults and found.complete:
-            if spec.light:
-                result = collect(faults, spec.run, inputs, host)
-                if result is not None:
-                    values[node_id] = result  # type: ignore[assignment]
-            elif spec.preflight:
-                faults.extend(spec.preflight(inputs, host))
+        draft = draft_inputs(spec, found.values)
+        faults = found.problems + [fault for fault in draft.problems if fault.field not in missing]
+        if spec.light and draft.complete and found.complete:
+            faulty, sound = {fault.field for fault in faults}, not faults
+            ran: list[Problem] = []
+            result = collect(ran, spec.run, draft.inputs, host)
+            faults += [fault for fault in ran if fault.field not in faulty]
+            if result is not None and sound:
+                values[node_id] = result  # type: ignore[assignment]
+        elif spec.preflight and not faults and found.complete:
+            faults.extend(spec.preflight(draft.inputs, host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 

@@ -39,9 +39,10 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
             else {}
         )
         if node.type in catalogue and field not in fields:
-            problems.append(
-                Problem(f"--set {setting}", f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}")
-            )
+            is_socket = any(item.name == field for item in catalogue[node.type].fields())
+            unknown = f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}"
+            fault = f"{node.type}.{field} is a connection, not a value" if is_socket else unknown
+            problems.append(Problem(f"--set {setting}", fault))
             continue
         kind = fields[field].kind if field in fields else None
         nodes[node.id] = replace(node, inputs={**node.inputs, field: text if kind is str else _value(text)})
@@ -62,7 +63,8 @@ def _miss(nodes: Mapping[str, Node], name: str, found: list[Node]) -> str:
     if found:
         return f"{name!r} names {len(found)} nodes; use one of the ids {', '.join(node.id for node in found)}"
     known = [*{node.type for node in nodes.values()}, *{node.title for node in nodes.values()}]
-    return f"no node is called {name!r}{nearest(name, known)}"
+    hint = nearest(name, known) or f"; there are {', '.join(dict.fromkeys(node.type for node in nodes.values()))}"
+    return f"no node is called {name!r}{hint}"
 
 
 def _value(text: str) -> Any:
