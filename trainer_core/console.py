@@ -52,7 +52,7 @@ class Console:
             self._line(f"  LoRA: {event.path} ({event.applied} of {event.num_keys} keys apply)")
 
     def _step(self, event: StepReport) -> None:
-        if self.loss is None:
+        if self.loss is None or event.step <= self.first_step:  # another training of the same graph
             self.loss, self.began, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
         self.loss += SMOOTHING * (event.loss - self.loss)
         rate = (time.monotonic() - self.began) / max(1, event.step - self.first_step)

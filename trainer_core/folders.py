@@ -31,6 +31,10 @@ def local_paths(
     for folder in models:
         if not folder.is_dir():
             raise UserError.at("--models", f"{str(folder)!r} is not a folder; name ComfyUI's models folder")
+    for folder in datasets:
+        if not folder.is_dir():
+            raise UserError.at("--datasets", f"{str(folder)!r} is not a folder; name one that datasets lie under")
+    output = output.absolute()  # results are named in reports and on sockets
     found: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for folder in models:
         for kind in KINDS:

@@ -38,6 +38,8 @@ class Store:
         self._verified: set[Path] = set()
         self._handles: dict[Path, safe_open] = {}
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []:
+            if path.name.startswith("."):  # another process is writing it, or was ended while it did
+                continue
             for key in _keys(path):
                 self._places[key] = path
 

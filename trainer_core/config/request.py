@@ -26,17 +26,16 @@ class TrainRequest:
         value = dataclasses.asdict(self)
         value["dataset"].pop("roots")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
-            value["model"][name] = (
-                value["model"][name].replace("\\", "/").rsplit("/", 1)[-1]
-                if _is_path(value["model"][name])
-                else value["model"][name]
-            )
+            value["model"][name] = _last_of_path(value["model"][name])
+        for part in value["dataset"]["parts"]:
+            part["folder"] = _last_of_path(part["folder"])
         return value
 
 
-def _is_path(text: str) -> bool:
-    """A hub id has one slash and never starts with one; a path is absolute."""
-    return text.startswith(("/", "\\")) or text[1:2] == ":"
+def _last_of_path(text: str) -> str:
+    """The last name of an absolute path; a hub id or a relative name (no slash in front, no drive) as it is."""
+    is_absolute = text.startswith(("/", "\\")) or text[1:2] == ":"
+    return text.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_absolute else text
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,10 @@ def _sample(
         return None, scan.fault
     if min(scan.width, scan.height) < settings.min_size:
         return None, f"its shorter edge has {min(scan.width, scan.height)} pixels, min_size is {settings.min_size}"
-    text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
+    try:
+        text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
+    except OSError as error:
+        return None, f"its caption file can't be read ({error.strerror or error})"
     captions = captions_of(entry.name, text, settings)
     if not captions:
         what = "is empty" if text is not None else "is missing"
@@ -153,7 +156,8 @@ def _scan(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
             part = entries[start : start + PROGRESS_EVERY]
             scans = pool.map(lambda entry: _scan_one(backend, entry, known), part)
             for entry, scan in zip(part, scans, strict=True):
-                fresh[entry.name] = [entry.stamp, scan.sha256, scan.width, scan.height, scan.fault]
+                if not scan.fault:  # a fault may be gone though the file is as it was: rights, a network share
+                    fresh[entry.name] = [entry.stamp, scan.sha256, scan.width, scan.height]
                 yield scan
             if total > PROGRESS_EVERY:
                 host.emit(PhaseProgress("start", min(start + PROGRESS_EVERY, total), total))

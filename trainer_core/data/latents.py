@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted
+from ..problems import UserError
 from ..shards import Store, fill
-from .images import decode
+from .images import BrokenImage, decode
 from .index import Index, Sample
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
@@ -51,6 +52,7 @@ def cache_latents(index: Index, identity: str, load: Callable[[], Codec], store:
         identity: of the codec: Family.identity(model, "codec").
     Raises:
         Cancelled: between two batches; what was encoded is kept.
+        UserError: an image that was sound when it was scanned can't be read any more; names it.
     """
     by_key = {latent_key(sample, identity): sample for sample in index.samples}
 
@@ -90,7 +92,14 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 def _pixels(index: Index, batch: Sequence[Sample]) -> Tensor:
     """(B, 3, H, W) in [-1, 1]."""
-    return torch.stack([to_tensor(placed(decode(index.read(sample)), sample)) for sample in batch])
+    return torch.stack([to_tensor(placed(_image(index, sample), sample)) for sample in batch])
+
+
+def _image(index: Index, sample: Sample) -> Image.Image:
+    try:
+        return decode(index.read(sample))
+    except (OSError, BrokenImage) as error:
+        raise UserError.at(sample.path, f"can't be read any more: {error}; mend or remove it and run again") from error
 
 
 def placed(image: Image.Image, sample: Sample) -> Image.Image:

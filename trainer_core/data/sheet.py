@@ -35,12 +35,8 @@ def _cell(index: Index, sample: Sample) -> Image.Image:
     placement = sample.placement
     across, down = small.width / placement.resize[0], small.height / placement.resize[1]
     left, top = placement.crop[0] * across, placement.crop[1] * down
-    box = (
-        round(left),
-        round(top),
-        round(left + placement.bucket[0] * across) - 1,
-        round(top + placement.bucket[1] * down) - 1,
-    )
+    right, bottom = left + placement.bucket[0] * across, top + placement.bucket[1] * down
+    box = (round(left), round(top), max(round(left), round(right) - 1), max(round(top), round(bottom) - 1))
     shade = Image.new("RGBA", small.size, SHADE)
     ImageDraw.Draw(shade).rectangle(box, fill=(0, 0, 0, 0), outline=(*FRAME, 255), width=2)
     return Image.alpha_composite(small.convert("RGBA"), shade).convert("RGB")

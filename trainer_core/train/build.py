@@ -62,10 +62,11 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
         found.append(Problem("level", quantizer.missing()))
     index = collect(found, build_index, request.dataset, host, request.training.seed)
     if found:
-        raise UserError(found)
+        raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{run_digest(request, family, index)[:8]}"
-    draw_crop_sheet(index, folder / "crops.png")
+    if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
+        draw_crop_sheet(index, folder / "crops.png")
     return Plan(request, family, quantizer, index, folder, pick_device(host.device))
 
 
@@ -78,7 +79,8 @@ def run_digest(request: TrainRequest, family: Family, index: Index) -> str:
     if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
         value["training"].pop("steps")
         value["training"].pop("epochs")
-    return sha256_text(json.dumps(value, sort_keys=True), index.digest, family.identity(request.model, "transformer"))
+    parts = [family.identity(request.model, part) for part in ("transformer", "text_encoder", "codec")]
+    return sha256_text(json.dumps(value, sort_keys=True), index.digest, *parts)
 
 
 def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
@@ -122,12 +124,16 @@ def _cache_text(plan: Plan, host: Host) -> TextCache:
         prompts |= set(prompts_of(plan.request.validation))
     return cache_prompts(
         sorted(prompts), plan.family.identity(plan.request.model, "text_encoder"),
-        lambda: plan.family.load_text_encoder(plan.request.model, plan.device), Store(host.paths.cache / "text"), host,
+        lambda: plan.family.load_text_encoder(plan.request.model, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 
 
 def _cache_latents(plan: Plan, host: Host) -> LatentCache:
     return cache_latents(
         plan.index, plan.family.identity(plan.request.model, "codec"),
-        lambda: plan.family.load_codec(plan.request.model, plan.device), Store(host.paths.cache / "latents"), host,
+        lambda: plan.family.load_codec(plan.request.model, plan.device), _store(host, "latents"), host,
     )  # fmt: skip
+
+
+def _store(host: Host, kind: str) -> Store:
+    return Store(host.paths.cache / kind, on_damage=lambda text: host.emit(Notice(text, "warning")))

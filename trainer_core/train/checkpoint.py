@@ -27,7 +27,7 @@ from ..lora.inject import adapter_state, load_adapter_state_
 from ..problems import UserError
 from .loop import Run
 
-PATTERN = "step-*"
+FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
 
 def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
@@ -37,13 +37,14 @@ def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
         UserError: the disk is full or can't be written to; earlier checkpoints are as they were.
     """
     target = folder / f"step-{run.step:06}"
-    if target.exists():
+    if target.exists() and not _fault(target):
         return target
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         _write(staging, run)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
         os.replace(staging, target)
         sync_folder(folder)
     except OSError as error:
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
             str(folder),
             f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
         ) from error
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
+    for old in [path for path in _by_step(folder) if path != target][: -keep + 1 or None]:
         shutil.rmtree(old, ignore_errors=True)
     host.emit(CheckpointSaved(run.step, target))
     return target
@@ -94,14 +95,16 @@ def restore_(run: Run, checkpoint: Path) -> None:
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
-        by_index.setdefault(names.index(name), {})[value_name] = tensor
+        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()  # the optimiser keeps it; the file must go
     run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
     run.step, run.losses, run.learning_rates = state["step"], state["losses"], state["learning_rates"]
 
 
-def newest_intact(folder: Path, host: Host) -> Path | None:
-    """The newest checkpoint whose every file has the hash of its manifest. A damaged one is named and set aside."""
-    for path in sorted(folder.glob(PATTERN), reverse=True):
+def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
+    """The newest checkpoint of at most num_steps whose every file has the hash of its manifest. A damaged one is named and set aside."""
+    for path in reversed(_by_step(folder)):
+        if _step_of(path) > num_steps:  # the run was longer once
+            continue
         fault = _fault(path)
         if not fault:
             return path
@@ -120,12 +123,20 @@ def newest_intact(folder: Path, host: Host) -> Path | None:
 def _fault(checkpoint: Path) -> str:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
-        for name, digest in manifest.items():
-            if sha256_of(checkpoint / name) != digest:
+        for name in FILES:
+            if sha256_of(checkpoint / name) != manifest[name]:
                 return f"{name} has other bytes than were written"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def checkpoint_hook(folder: Path, every: int, keep: int, host: Host) -> Callable[[Run], None]:

@@ -17,9 +17,9 @@ EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
 @torch.no_grad()
 def eval_loss(run: Run) -> float:
     """Mean velocity loss over at most 16 samples, evenly spread over the dataset, at 4 sigmas each, with their first caption."""
-    stride = max(1, len(run.samples) // MAX_SAMPLES)
+    count = min(MAX_SAMPLES, len(run.samples))
     losses = []
-    for sample in list(run.samples)[::stride][:MAX_SAMPLES]:
+    for sample in (run.samples[i * len(run.samples) // count] for i in range(count)):
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.request import TrainRequest
+from ..data.folder import SUFFIXES
 from ..host import Host
 from ..problems import Problem
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     """Folders without images, and settings that contradict each other. Quick: stops at the first image it finds."""
     found: list[Problem] = []
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in Path(root).rglob("*")):
-            endings = " ".join(sorted(IMAGE_SUFFIXES))
+        if not any(path.suffix.lower() in SUFFIXES for path in Path(root).rglob("*")):
+            endings = " ".join(sorted(SUFFIXES))
             found.append(
                 Problem(
                     "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"

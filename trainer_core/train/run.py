@@ -16,6 +16,7 @@ from ..files import write_json
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunReported
 from ..lora.export import export_lora
 from ..lora.inject import set_strength_
+from ..problems import UserError
 from ..validation.grid import save_png
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
@@ -47,7 +48,14 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
     """
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
     with torch.inference_mode(False), torch.enable_grad():
-        return _run(request, host, prompt or {})
+        try:
+            return _run(request, host, prompt or {})
+        except OSError as error:
+            if error.errno is None:  # not the system's: a library's own fault
+                raise
+            where = str(error.filename or host.paths.output)
+            remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
+            raise UserError.at(where, f"{error.strerror}; {remedy}") from error
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
@@ -73,7 +81,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         set_strength_(run.transformer, 1.0)
 
     checkpoints = plan.folder / "checkpoints"
-    newest = newest_intact(checkpoints, host) if request.training.resume else None
+    newest = newest_intact(checkpoints, host, run.num_steps) if request.training.resume else None
     if newest:
         restore_(run, newest)
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
@@ -86,16 +94,18 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         with phases("train"):
             host.emit(PhaseStarted("train", run.num_steps, "steps"))
             fit(run, host, hooks)
+    except KeyboardInterrupt:  # it may have come in the middle of a step: the state on disk is the last that is whole
+        raise
     except BaseException:  # ComfyUI's interrupt is a BaseException; whatever ended it, what was learnt is kept
         _keep(plan, run, checkpoints, record, host)
         raise
-    with phases("validate"):
-        eval_after = eval_loss(run)
-        live.draw_last(run)
-    with phases("save"):
+    with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
         host.emit(PhaseStarted("save"))
         save_checkpoint(checkpoints, run, request.training.keep_checkpoints, host)
         lora = _save(plan, run, record, host)
+    with phases("validate"):
+        eval_after = eval_loss(run)
+        live.draw_last(run)
     report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live)
     write_json(plan.folder / "report.json", report)
     host.emit(RunReported(report))
