@@ -45,7 +45,10 @@ def test_pictures_as_pillow_writes_them(tmp_path: Path, zipped: bool, ascii_only
 
 
 def test_the_prompt_comes_before_the_workflow(tmp_path: Path):
-    both = [chunk(b"tEXt", b"workflow\0" + json.dumps(EDITOR).encode()), chunk(b"tEXt", b"prompt\0" + json.dumps(API).encode())]
+    both = [
+        chunk(b"tEXt", b"workflow\0" + json.dumps(EDITOR).encode()),
+        chunk(b"tEXt", b"prompt\0" + json.dumps(API).encode()),
+    ]
     assert ids(png(tmp_path / "a.png", *both)) == ["1"]
     assert ids(png(tmp_path / "b.png", both[0])) == ["7"]
 

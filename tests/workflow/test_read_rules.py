@@ -9,7 +9,9 @@ from chroma_trainer.trainer_core.workflow.graph import Link, Schema, Widget
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, to_api
 
 SCHEMAS = {
-    "Paint": Schema((Widget("seed", control=True), Widget("colour", default="red"), Widget("size", default=3)), "Paint!"),
+    "Paint": Schema(
+        (Widget("seed", control=True), Widget("colour", default="red"), Widget("size", default=3)), "Paint!"
+    ),
     "Source": Schema(()),
     "Pick": Schema(
         (
@@ -66,7 +68,12 @@ def test_a_linked_widget_keeps_its_place():
 def test_dynamic_combo_brings_its_own_widgets():
     assert read([node(1, "Pick", ["a", 11, 12, 13])])["1"] == {"kind": "a", "kind.x": 11, "kind.y": 12, "last": 13}
     assert read([node(1, "Pick", ["b", 13])])["1"] == {"kind": "b", "last": 13}
-    assert read([node(1, "Pick", {"kind": "a", "kind.x": 4})])["1"] == {"kind": "a", "kind.x": 4, "kind.y": 2, "last": 9}
+    assert read([node(1, "Pick", {"kind": "a", "kind.x": 4})])["1"] == {
+        "kind": "a",
+        "kind.x": 4,
+        "kind.y": 2,
+        "last": 9,
+    }
 
 
 def test_links_count_by_id_not_by_target_slot():
@@ -196,7 +203,10 @@ def test_foreign_values_are_named_where_the_file_accounts_for_all():
         "noise_seed": 3,
         "steps": 20,
     }
-    assert read([{"id": 1, "type": "F", "inputs": slots, "widgets_values": [3, 20]}])["1"] == {"noise_seed": 3, "steps": 20}
+    assert read([{"id": 1, "type": "F", "inputs": slots, "widgets_values": [3, 20]}])["1"] == {
+        "noise_seed": 3,
+        "steps": 20,
+    }
     assert read([{"id": 1, "type": "F", "inputs": slots, "widgets_values": [3, "fixed", 20, "more"]}])["1"] == {}
     named = {"noise_seed": 3, "control_after_generate": "fixed", "steps": 20}
     assert read([{"id": 1, "type": "F", "widgets_values": [1], "widgets_values_named": named}])["1"] == {
@@ -219,7 +229,10 @@ def test_patterns_that_the_page_leaves_alone():
 
 
 def test_lists_are_wrapped_in_the_api_format():
-    graph = graph_from_json({"1": {"class_type": "A", "inputs": {"v": {"__value__": ["2", 0]}, "w": ["2", 0]}}, "2": {"class_type": "B"}}, {})
+    graph = graph_from_json(
+        {"1": {"class_type": "A", "inputs": {"v": {"__value__": ["2", 0]}, "w": ["2", 0]}}, "2": {"class_type": "B"}},
+        {},
+    )
     assert graph.nodes["1"].inputs == {"v": ["2", 0], "w": Link("2", 0)}
     assert to_api(graph)["1"]["inputs"] == {"v": {"__value__": ["2", 0]}, "w": ["2", 0]}
 
