@@ -130,7 +130,7 @@ class Paths:
         roots = self.models.get(kind, ())
         for root in roots:
             path = (root / relative).resolve()
-            if path.exists() and path.is_relative_to(root.resolve()):
+            if os.path.exists(path) and path.is_relative_to(root.resolve()):  # Path.exists raises on a name too long
                 return path
         searched = ", ".join(str(root) for root in roots) or "no folder is known; say --models"
         hint = nearest(relative, self.list_models(kind))
@@ -148,10 +148,10 @@ class Paths:
         roots = [*self.datasets, ASSETS, *extra_roots()]
         for root in roots:
             path = (root / text.replace("\\", "/")).resolve()
-            if path.is_dir() and any(path.is_relative_to(r.resolve()) for r in roots):
+            if os.path.isdir(path) and any(path.is_relative_to(r.resolve()) for r in roots):
                 return path
         allowed = ", ".join(str(root) for root in roots)
-        outside = Path(text).is_dir()
+        outside = os.path.isdir(text)
         what = "lies outside the folders that may be read" if outside else "is not a folder in"
         remedy = f"; to allow it, set {ROOTS_VARIABLE} to its parent folder or move it" if outside else ""
         raise UserError.at(field_name, f"{folder!r} {what} ({allowed}){remedy}")

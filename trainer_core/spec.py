@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,9 +180,11 @@ def check_value(field: Field, value: Any) -> tuple[Any, Problem | None]:
     if field.kind is str:
         if not isinstance(value, str):
             return _fault(field, value, "a text")
+        if not _is_utf8(value):
+            return _fault(field, value, "a text in UTF-8 without NUL; write it again")
         if field.choice and value not in field.choice.options:
             hint = nearest(value, field.choice.options)
-            return value, Problem(field.name, f"{value!r} is not one of {', '.join(field.choice.options)}{hint}")
+            return _fault(field, value, f"one of {', '.join(field.choice.options)}{hint}")
     return value, None
 
 
@@ -189,7 +192,7 @@ def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
     wanted = "a whole number" if field.kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _fault(field, value, wanted)
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an int that no float holds
         return _fault(field, value, f"{wanted}, and finite")
     if field.kind is int and value != int(value):
         return _fault(field, value, f"{wanted}; use {math.floor(value)} or {math.ceil(value)}")
@@ -200,6 +203,14 @@ def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
         shown = [f"{bound:g}" if field.kind is float else str(bound) for bound in (low, high, clamped)]
         return number, Problem(field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}")
     return number, None
+
+
+def _is_utf8(text: str) -> bool:
+    """Neither half of a surrogate pair nor NUL: no file, name or prompt may hold one."""
+    try:
+        return b"\0" not in text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
 
 
 def _fault(field: Field, value: Any, wanted: str) -> tuple[Any, Problem]:

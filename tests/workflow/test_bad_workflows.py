@@ -329,6 +329,19 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
             "node 5 (LoRATrainer).weight_decay: inf is not a number, and finite",
         ],
     ),
+    "texts and numbers that nothing can hold": (
+        sets("5", name="a\0b", targets="\ud800", rank=10**400, learning_rate=-(10**400)),
+        [
+            "node 5 (LoRATrainer).name: 'a\\x00b' is not a text in UTF-8 without NUL; write it again",
+            f"node 5 (LoRATrainer).rank: 1{'0' * 56}... is not a whole number, and finite",
+            "node 5 (LoRATrainer).targets: '\\ud800' is not a text in UTF-8 without NUL; write it again",
+            f"node 5 (LoRATrainer).learning_rate: -1{'0' * 55}... is not a number, and finite",
+        ],
+    ),
+    "a name that is too long for a file": (
+        sets("3", folder="x" * 5000),
+        [f"node 3 (DatasetBackend).folder: '{'x' * 5000}' is not a folder in (ROOTS)"],
+    ),
     "not among the choices": (
         sets("3", crop_style="centre"),
         ["node 3 (DatasetBackend).crop_style: 'centre' is not one of center, random, corner; did you mean 'center'?"],
