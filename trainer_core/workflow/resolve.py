@@ -66,6 +66,7 @@ def _follow(
     catalogue: Mapping[str, NodeSpec],
     outputs: Mapping[str, tuple[Any, ...]],
 ) -> tuple[Any, Problem | None]:
+    link = _behind_literals(link, graph)
     source = graph.nodes[link.node]
     if source.type in LITERALS and not wanted:
         return source.inputs.get("value"), None
@@ -99,6 +100,17 @@ def _follow(
         )
     values = outputs.get(source.id)
     return (values[link.slot] if values else PENDING), None
+
+
+def _behind_literals(link: Link, graph: Graph) -> Link:
+    """A literal's own value may be linked in turn."""
+    seen: set[str] = set()
+    source = graph.nodes[link.node]
+    while source.type in LITERALS and source.id not in seen and isinstance(source.inputs.get("value"), Link):
+        seen.add(source.id)
+        link = source.inputs["value"]
+        source = graph.nodes[link.node]
+    return link
 
 
 def unknown_types(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[Problem]:
