@@ -63,14 +63,14 @@ def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
 
 
 def _buckets(edge: float, step: int) -> list[tuple[int, int]]:
-    """Every width, with the height that brings the area nearest to edge^2, of aspects up to 1:4."""
-    found = []
+    """Every width, with the height that brings the area nearest to edge^2, and each turned by 90 degrees; of aspects up to 1:4."""
+    found = set()
     for width in range(step, int(edge * math.sqrt(MAX_ASPECT)) + step, step):
         height = max(step, round(edge * edge / width / step) * step)
         if 1 / MAX_ASPECT <= width / height <= MAX_ASPECT:
-            found.append((width, height))
+            found |= {(width, height), (height, width)}
     square = max(step, round(edge / step) * step)
-    return found or [(square, square)]
+    return sorted(found) or [(square, square)]
 
 
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:

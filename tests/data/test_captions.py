@@ -1,0 +1,55 @@
+"""What the model is told about an image."""
+
+from __future__ import annotations
+
+import pytest
+from chroma_trainer.trainer_core.config.dataset import FolderConfig
+from chroma_trainer.trainer_core.data.captions import captions_of, with_trigger
+from chroma_trainer.trainer_core.data.folder import decode_text
+
+
+def test_a_text_file_gives_one_caption_a_line():
+    assert captions_of("a.png", "  a cat \n\n a dog\r\n", FolderConfig()) == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize("text", [None, "", " \n\t\n"])
+def test_no_text_gives_no_caption(text):
+    assert captions_of("a.png", text, FolderConfig(trigger="sks")) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("red_fox.png", "red fox"), ("red_fox_012.jpg", "red fox"), ("red fox (3).png", "red fox"),
+        ("animals/red_fox-7.png", "red fox"), ("2024.png", "2024"), ("grün_ß.png", "grün ß"), ("赤い狐.png", "赤い狐"),
+        ("v1.5 cat.png", "v1.5 cat"),
+    ],
+)  # fmt: skip
+def test_a_name_becomes_a_caption_without_its_counter(name, caption):
+    assert captions_of(name, None, FolderConfig(captions="filename")) == (caption,)
+
+
+def test_the_instance_prompt_is_everyones():
+    config = FolderConfig(captions="instance prompt", instance_prompt=" a photo of sks dog ", trigger="sks")
+    assert captions_of("a.png", "other", config) == ("a photo of sks dog",)
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "told"),
+    [
+        ("a cat", "", "a cat"), ("a cat", "sks", "sks, a cat"), ("SKS cat", "sks", "SKS cat"), ("a sks", "sks", "a sks"),
+        ("asks a cat", "sks", "sks, asks a cat"), ("sks, a cat", "sks", "sks, a cat"), ("a cat", "c++ (x)", "c++ (x), a cat"),
+        ("in c++ (x) style", "c++ (x)", "in c++ (x) style"), ("绘画, 猫", "绘画", "绘画, 猫"), ("Ein Äffchen", "äffchen", "Ein Äffchen"),
+    ],
+)  # fmt: skip
+def test_the_trigger_is_put_in_front_where_it_is_lacking(caption, trigger, told):
+    assert with_trigger(caption, trigger) == told
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_caption_files_of_every_editor(encoding):
+    assert decode_text("ein Kätzchen, größer".encode(encoding)) == "ein Kätzchen, größer"
+
+
+def test_bytes_that_no_editor_writes_are_read_somehow():
+    assert decode_text(b"a \x81\xff cat").endswith(" cat")
