@@ -92,8 +92,10 @@ def _keys(path: Path) -> list[str]:
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > path.stat().st_size:
+                return []
             return [key for key in json.loads(stream.read(length)) if key != "__metadata__"]
-    except (OSError, struct.error, ValueError, MemoryError):
+    except (OSError, struct.error, ValueError, TypeError):
         return []
 
 

@@ -1,0 +1,119 @@
+"""Images are encoded once, and what was encoded is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from chroma_trainer.trainer_core.data import latents as latents_module
+from chroma_trainer.trainer_core.data.images import decode
+from chroma_trainer.trainer_core.data.index import build_index
+from chroma_trainer.trainer_core.data.latents import cache_latents, placed, to_tensor
+from chroma_trainer.trainer_core.host import PhaseProgress, SinkHost
+from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.shards import Store
+
+
+class Codec:
+    """Mean of each 8 x 8 square in each colour: a codec whose latents can be checked by hand."""
+
+    def __init__(self):
+        self.sizes: list[tuple[int, ...]] = []
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tuple(pixels.shape))
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+
+def not_called():
+    raise AssertionError("the codec must not be loaded")
+
+
+@pytest.fixture
+def index(pictures, host):
+    for i in range(3):
+        pictures(f"wide-{i}.png", (128, 64), shade=40 * i)
+        pictures(f"ñ-猫-{i}.png", (64, 64), shade=200 - 40 * i)
+    return build_index(pictures.config(), host, 0)
+
+
+def test_latents_are_those_of_the_placed_picture(index, host, tmp_path):
+    codec = Codec()
+    cache = cache_latents(index, "id", lambda: codec, Store(tmp_path / "store"), host)
+    for sample in index.samples:
+        pixels = to_tensor(placed(decode(index.read(sample)), sample))
+        width, height = sample.placement.bucket
+        assert pixels.shape == (3, height, width) and pixels.min() >= -1 and pixels.max() <= 1
+        assert torch.allclose(cache.get(sample), torch.nn.functional.avg_pool2d(pixels, 8), atol=1e-6)
+    assert len(codec.sizes) == 2  # one batch a bucket
+
+
+def test_the_second_time_nothing_is_loaded(index, host, tmp_path):
+    first = cache_latents(index, "id", Codec, Store(tmp_path / "store"), host)
+    again = cache_latents(index, "id", not_called, Store(tmp_path / "store"), host)
+    assert all(torch.equal(first.get(sample), again.get(sample)) for sample in index.samples)
+
+
+def test_another_codec_has_keys_of_its_own(index, host, tmp_path):
+    cache_latents(index, "id", Codec, Store(tmp_path / "store"), host)
+    with pytest.raises(AssertionError):
+        cache_latents(index, "other", not_called, Store(tmp_path / "store"), host)
+
+
+def test_another_crop_is_encoded_again_and_an_equal_image_is_not(pictures, host, tmp_path):
+    pictures("a.png", (128, 64), shade=1)
+    store = tmp_path / "store"
+    center = build_index(pictures.config(crop_aspect="square"), host, 0)
+    cache_latents(center, "id", Codec, Store(store), host)
+    (pictures.folder / "twin.png").write_bytes((pictures.folder / "a.png").read_bytes())
+    (pictures.folder / "twin.txt").write_text("twin", encoding="utf-8")
+    cache_latents(build_index(pictures.config(crop_aspect="square"), host, 0), "id", not_called, Store(store), host)
+    corner = build_index(pictures.config(crop_aspect="square", crop_style="corner"), host, 0)
+    codec = Codec()
+    cache_latents(corner, "id", lambda: codec, Store(store), host)
+    assert codec.sizes == [(1, 3, 64, 64)]
+
+
+def test_after_a_fault_in_the_middle_what_was_done_is_kept(index, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents_module, "BATCH_PIXELS", 64 * 64)
+
+    class Failing(Codec):
+        def encode(self, pixels):
+            if len(self.sizes) == 3:
+                raise RuntimeError("out of memory")
+            return super().encode(pixels)
+
+    with pytest.raises(RuntimeError):
+        cache_latents(index, "id", Failing, Store(tmp_path / "store"), host)
+    codec = Codec()
+    cache_latents(index, "id", lambda: codec, Store(tmp_path / "store"), host)
+    assert len(codec.sizes) == 3
+
+
+def test_a_cancel_is_heard_between_batches(index, host, events, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents_module, "BATCH_PIXELS", 64 * 64)
+
+    def done() -> bool:
+        return sum(isinstance(event, PhaseProgress) for event in events) >= 2
+
+    cancelled = SinkHost(paths=host.paths, sinks=(events.append,), is_cancelled=done)
+    with pytest.raises(Cancelled):
+        cache_latents(index, "id", Codec, Store(tmp_path / "store"), cancelled)
+    codec = Codec()
+    cache_latents(index, "id", lambda: codec, Store(tmp_path / "store"), host)
+    assert len(codec.sizes) == 4
+
+
+def test_an_image_that_went_bad_after_the_scan_is_named(index, host, pictures, tmp_path):
+    (pictures.folder / "wide-1.png").write_bytes(b"now something else")
+    with pytest.raises(UserError) as caught:
+        cache_latents(index, "id", Codec, Store(tmp_path / "store"), host)
+    assert str(caught.value) == (
+        f"{pictures.folder / 'wide-1.png'}: can't be read any more: it is no image, whatever its name says; "
+        "mend or remove it and run again"
+    )
+
+
+def test_white_is_one_and_black_minus_one():
+    image = latents_module.Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8))
+    assert to_tensor(image)[:, 0].tolist() == [[-1, 1]] * 3
