@@ -1,0 +1,182 @@
+"""A real ComfyUI server with this pack in it, and its real page. See README.md beside this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+BOOT_SECONDS, RUN_SECONDS = 240, 600
+PACK_PARTS = (
+    "__init__.py",
+    "pyproject.toml",
+    "cli.py",
+    "nodes",
+    "trainer_core",
+    "workflows",
+    "js",
+    "assets",
+    "locales",
+)
+
+
+@dataclass
+class Server:
+    """A running ComfyUI."""
+
+    url: str
+    base: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def output(self) -> Path:
+        return self.base / "output"
+
+    @property
+    def log(self) -> str:
+        return (self.base / "server.log").read_text("utf-8", errors="replace")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, value: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}{path}", json.dumps(value).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        return self.post("/prompt", {"prompt": prompt, "client_id": "test"})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> dict[str, Any]:
+        """The finished prompt's history: status and outputs."""
+        until = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < until:
+            found = self.get(f"/history/{prompt_id}")
+            if found:
+                return found[prompt_id]
+            assert self.process.poll() is None, f"ComfyUI ended:\n{self.log[-3000:]}"
+            time.sleep(0.3)
+        raise AssertionError(f"no end after {RUN_SECONDS} s:\n{self.log[-3000:]}")
+
+    def stop(self) -> None:
+        if os.name == "nt":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.process.pid)], check=False)
+        else:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def comfyui_path() -> Path:
+    return Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
+
+
+def skip_loudly(reason: str) -> None:
+    warnings.warn(f"NOT TESTED: {reason}; see tests/comfyui/README.md", stacklevel=2)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an empty base folder of its own, whose custom_nodes hold a copy of this pack."""
+    root = comfyui_path()
+    if not (root / "main.py").is_file():
+        skip_loudly(f"no ComfyUI at {root} (set COMFYUI_PATH)")
+    server = start(root, tmp_path_factory.mktemp("comfyui"))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def start(root: Path, base: Path) -> Server:
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir()
+    pack = base / "custom_nodes" / "chroma-trainer"  # a hyphen, as many people will have
+    pack.mkdir()
+    for name in PACK_PARTS:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, pack / name)
+    python = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (base / "server.log").open("wb")
+    process = subprocess.Popen(
+        [str(python) if python.is_file() else sys.executable, "main.py", "--cpu", "--port", str(port)]
+        + ["--base-directory", str(base), "--disable-auto-launch"],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        start_new_session=os.name != "nt",
+    )
+    server = Server(f"http://127.0.0.1:{port}", base, process)
+    until = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < until:
+        assert process.poll() is None, f"ComfyUI did not start:\n{server.log[-3000:]}"
+        try:
+            server.get("/system_stats")
+            return server
+        except OSError:
+            time.sleep(0.3)
+    server.stop()
+    raise AssertionError(f"ComfyUI is not ready after {BOOT_SECONDS} s:\n{server.log[-3000:]}")
+
+
+@dataclass
+class Page:
+    """The server's page in a real browser, driven by page.mjs."""
+
+    server: Server
+    modules: Path
+    browser: str
+
+    def __call__(self, command: str, workflow: Path, output: Path) -> Any:
+        """Run one command of page.mjs on a workflow; returns what it wrote, where that is JSON."""
+        script = Path(__file__).with_name("page.mjs")
+        done = subprocess.run(
+            ["node", str(script), command, self.server.url, str(workflow), str(output)],
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            env={**os.environ, "PLAYWRIGHT_CORE": str(self.modules), "CHROMIUM": self.browser},
+        )
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        return json.loads(output.read_text("utf-8")) if output.suffix == ".json" else None
+
+
+@pytest.fixture(scope="session")
+def page(comfyui: Server) -> Page:
+    modules = Path(os.environ.get("PLAYWRIGHT_CORE", "~/pw/node_modules/playwright-core")).expanduser()
+    browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+    if not modules.is_dir() or not shutil.which("node"):
+        skip_loudly(f"no playwright-core at {modules} (set PLAYWRIGHT_CORE)")
+    if not browser:
+        skip_loudly("no Chromium (set CHROMIUM)")
+    comfyui.post("/settings/Comfy.TutorialCompleted", True)
+    return Page(comfyui, modules, browser)

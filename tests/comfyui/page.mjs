@@ -1,0 +1,79 @@
+// node page.mjs COMMAND URL WORKFLOW OUTPUT: ComfyUI's real page does something with a workflow file.
+//   prompt      OUTPUT.json: {prompt: what the page would send to the server, workflow: what it would save}
+//   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
+//   screenshot  OUTPUT.png: the canvas, fitted to the graph
+import fs from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { createRequire } from "node:module";
+
+const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE);
+const [command, url, workflow, output] = process.argv.slice(2);
+const RUN_MS = 540_000;
+
+const profile = fs.mkdtempSync(path.join(os.tmpdir(), "chroma-trainer-page-"));
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath: process.env.CHROMIUM,
+  headless: true,
+  viewport: { width: 1760, height: 990 },
+  args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
+});
+try {
+  const page = context.pages()[0] ?? (await context.newPage());
+  const local = (address) => [url, "data:", "blob:"].some((start) => address.startsWith(start));
+  await page.route("**/*", (route) => (local(route.request().url()) ? route.continue() : route.abort()));
+  await page.goto(url);
+  await page.waitForFunction(
+    () => window.app?.vueAppReady && window.app.extensionManager && window.app.graph && !document.querySelector("#splash-loader"),
+    null,
+    { timeout: 120_000 },
+  );
+  await page.waitForTimeout(1000);
+  await page.evaluate(async (data) => {
+    await window.app.loadGraphData(data);
+    await new Promise((done) => setTimeout(done, 500));
+  }, JSON.parse(fs.readFileSync(workflow, "utf8")));
+  await { prompt, run, screenshot }[command](page);
+} finally {
+  await context.close();
+  fs.rmSync(profile, { recursive: true, force: true });
+}
+
+async function prompt(page) {
+  const found = await page.evaluate(async () => {
+    const { output, workflow } = await window.app.graphToPrompt();
+    return JSON.parse(JSON.stringify({ prompt: output, workflow }));
+  });
+  fs.writeFileSync(output, JSON.stringify(found, null, 2) + "\n");
+}
+
+async function run(page) {
+  const found = await page.evaluate(async (limit) => {
+    const { api } = await import("/scripts/api.js");
+    let events = 0;
+    api.addEventListener("chroma_trainer.event", () => events++);
+    const ended = new Promise((resolve) => {
+      for (const name of ["execution_success", "execution_error", "execution_interrupted"])
+        api.addEventListener(name, ({ detail }) => resolve({ end: name, detail }));
+      setTimeout(() => resolve({ end: "timeout", detail: null }), limit);
+    });
+    await window.app.queuePrompt(0, 1);
+    return { ...(await ended), events };
+  }, RUN_MS);
+  fs.writeFileSync(output, JSON.stringify(found, null, 2) + "\n");
+  await page.waitForTimeout(1500);
+  await fit(page);
+  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+}
+
+async function screenshot(page) {
+  await fit(page);
+  await page.screenshot({ path: output });
+}
+
+async function fit(page) {
+  await page.evaluate(async () => {
+    await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+    await new Promise((done) => setTimeout(done, 1200));
+  });
+}

@@ -1,0 +1,37 @@
+"""The pack on ComfyUI's real page: shipped workflows load there, and are read headless as the page reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.trainer_core.workflow.read import read_workflow, to_api
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json") if not p.stem.endswith(".api")))
+def test_page_and_reader_agree_on_a_shipped_workflow(page, tmp_path, name):
+    found = page("prompt", WORKFLOWS / f"{name}.json", tmp_path / "page.json")["prompt"]
+    assert to_api(read_workflow(WORKFLOWS / f"{name}.json", schemas())) == found
+    assert json.loads((WORKFLOWS / f"{name}.api.json").read_text("utf-8")) == found
+
+
+def test_run_on_the_page(page, tmp_path):
+    """Run trains, events arrive at the page, and the end is a success."""
+    workflow = json.loads((WORKFLOWS / "first-lora.json").read_text("utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "LoRATrainer":
+            node["widgets_values"][0] = "on-the-page"
+            node["widgets_values"][5] = 4  # steps
+            node["widgets_values"][11] = 1  # warmup_steps
+        if node["type"] == "ValidateSampler":
+            node["widgets_values"][0:4] = ["cat face", "", 2, 1.0]
+    (tmp_path / "short.json").write_text(json.dumps(workflow), "utf-8")
+    found = page("run", tmp_path / "short.json", tmp_path / "run.json")
+    assert found["end"] == "execution_success", found["detail"]
+    assert found["events"] >= 4
+    assert (page.server.output / "loras" / "on-the-page.safetensors").is_file()
