@@ -23,9 +23,10 @@ from chroma_trainer.trainer_core.flow.timesteps import density
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from .autoencoder import decode, sheet
-from .pictures import Emoji, caption
+from .pictures import Emoji, caption, is_thing
 from .text import batch_ids, embed, new_encoder
 from .training import Average, Budget, Checkpoint, generator, say
 
@@ -46,6 +47,7 @@ SORTED_BATCHES = 4  # captions are batched by length within so many batches: les
 LEARNING_RATE = 1.5e-3
 DROPOUT = 0.1
 AVERAGE = 0.998
+ALL_PICTURES = 0.45  # share of the training after which only things are drawn, see is_thing
 EVALUATE_EVERY_S, SAMPLE_EVERY_S = 120.0, 480.0
 PROMPTS = (
     "cat face", "red apple", "automobile", "grinning face", "pizza", "dog", "sunflower", "house building",
@@ -86,6 +88,14 @@ class Nano(nn.Module):
         return unpack(tokens, height, width)
 
 
+def load(folder: Path, tokenizer: Tokenizer) -> Nano:
+    """A published pair, in fp32."""
+    nano = Nano(tokenizer.get_vocab_size())
+    nano.transformer = ChromaTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
+    nano.text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").float()
+    return nano.eval().requires_grad_(False)
+
+
 def train(
     emoji: list[Emoji], latents: Tensor, held_out: list[Emoji], held_out_latents: Tensor,
     tokenizer: Tokenizer, vae: AutoencoderKL, work: Path, budget: Budget, seed: int = 2,
@@ -98,6 +108,8 @@ def train(
     checkpoint = Checkpoint(work / "base.safetensors", nano, average, optimizer)
     step, budget.spent_s, log = checkpoint.load()
     batches = Batches(emoji, latents, tokenizer, seed)
+    things = [i for i, e in enumerate(emoji) if is_thing(e)]
+    core = Batches([emoji[i] for i in things], latents[things], tokenizer, seed)
     tests = {
         "taught": Test(emoji[:: len(emoji) // 128], latents[:: len(emoji) // 128], tokenizer),
         "held_out": Test(held_out, held_out_latents, tokenizer),
@@ -110,7 +122,7 @@ def train(
     while budget.fraction(step) < 1:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * budget.rate(step)
-        x0, ids, lengths = batches.draw(step)
+        x0, ids, lengths = (batches if budget.fraction(step) < ALL_PICTURES else core).draw(step)
         g = generator(seed, "noise", step)
         sigma = sigmas.sample(len(x0), g).float()
         x_sigma, target = interpolate(x0, torch.randn(x0.shape, generator=g), sigma)

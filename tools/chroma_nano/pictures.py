@@ -120,6 +120,15 @@ def is_taught(emoji: Emoji) -> bool:
     return not (emoji.group == "flags" or emoji.kind == "family" or is_variant)
 
 
+def is_thing(emoji: Emoji) -> bool:
+    """Whether it is a thing or a face rather than a sign, a clock, a hand or a person: what the last part of the training is for."""
+    signs = ("alphanum", "geometric", "av symbol", "other symbol", "keycap", "arrow", "transport sign", "warning", "religion")
+    return not (
+        emoji.kind in (*signs, "zodiac", "punctuation", "math", "gender", "currency", "time")
+        or emoji.kind.startswith(("person", "hand"))
+    )
+
+
 def composite(rgba: np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
     """(H, W, 4) uint8 on a plain colour -> (H, W, 3) uint8."""
     alpha = rgba[..., 3:].astype(np.float32) / 255

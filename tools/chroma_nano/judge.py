@@ -1,0 +1,72 @@
+"""How well a LoRA of the demo has learned: `python tools/chroma_nano/judge.py my-lora.safetensors [--grid grid.png]`.
+
+Prints the share of pictures in style (trainer_core/validation/scores.py) of the base, the LoRA, and the LoRA without its trigger,
+over the prompts of assets/neon-emoji/prompts.json: subjects that are not in the LoRA's dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lora", type=Path)
+    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "chroma-nano")
+    parser.add_argument("--grid", type=Path, help="PNG: rows base, LoRA at 0.5, LoRA at 1, LoRA without the trigger")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--cfg", type=float, default=3.0)
+    options = parser.parse_args()
+    sys.path[:0] = [str(ROOT)]
+    import torch
+
+    torch.set_num_threads(1)
+    print(json.dumps(judge(options.lora, options.model, options.grid, options.seeds, options.cfg), indent=1))
+
+
+def judge(lora: Path, model: Path, grid: Path | None, seeds: int, cfg: float) -> dict[str, float]:
+    import numpy as np
+    from chroma_trainer.trainer_core.lora.inject import set_strength_
+    from chroma_trainer.trainer_core.lora.read import apply_lora_
+    from chroma_trainer.trainer_core.validation.scores import fraction_in_style
+    from diffusers import AutoencoderKL
+    from tokenizers import Tokenizer
+
+    from tools.chroma_nano import autoencoder, base
+
+    dataset = ROOT / "assets" / "neon-emoji"
+    prompts = json.loads((dataset / "prompts.json").read_text(encoding="utf-8"))
+    threshold = json.loads((dataset / "style.json").read_text(encoding="utf-8"))["threshold"]
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json"))
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").float()
+    nano = base.load(model, tokenizer)
+    apply_lora_(nano.transformer, lora, 1.0)
+
+    def drawn(group: str, strength: float) -> np.ndarray:
+        set_strength_(nano.transformer, strength)
+        wanted = list(prompts[group].values())
+        latents = [base.draw(nano, tokenizer, wanted, cfg=cfg, seed=seed) for seed in range(seeds)]
+        return np.concatenate([autoencoder.decode(vae, z) for z in latents])
+
+    known, unknown, plain = "known_to_the_base", "unknown_to_the_base", "without_trigger"
+    rows = {
+        "base": drawn(known, 0.0),
+        "lora_half": drawn(known, 0.5),
+        "lora": drawn(known, 1.0),
+        "without_trigger": drawn(plain, 1.0),
+        "base_unknown_subjects": drawn(unknown, 0.0),
+        "lora_unknown_subjects": drawn(unknown, 1.0),
+    }
+    if grid:
+        shown = [rows[name][: len(prompts[known])] for name in ("base", "lora_half", "lora", "without_trigger")]
+        autoencoder.sheet(np.concatenate(shown), len(prompts[known]), scale=2).save(grid)
+    return {name: round(fraction_in_style(pictures, threshold), 3) for name, pictures in rows.items()}
+
+
+if __name__ == "__main__":
+    main()
