@@ -126,8 +126,16 @@ def start(root: Path, base: Path) -> Server:
         port = probe.getsockname()[1]
     log = (base / "server.log").open("wb")
     process = subprocess.Popen(
-        [str(python) if python.is_file() else sys.executable, "main.py", "--cpu", "--port", str(port)]
-        + ["--base-directory", str(base), "--disable-auto-launch"],
+        [
+            str(python) if python.is_file() else sys.executable,
+            "main.py",
+            "--cpu",
+            "--port",
+            str(port),
+            "--base-directory",
+            str(base),
+            "--disable-auto-launch",
+        ],
         cwd=root,
         stdin=subprocess.DEVNULL,
         stdout=log,
