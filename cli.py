@@ -18,7 +18,7 @@ from .nodes.schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.files import write_json
 from .trainer_core.folders import local_paths
-from .trainer_core.host import PACKAGE, Event, RunReported, SinkHost
+from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
 from .trainer_core.problems import Cancelled, UserError
 from .trainer_core.workflow.check import check
 from .trainer_core.workflow.execute import execute
@@ -112,22 +112,41 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Train the shipped workflow on the embedded model and say where everything lies."""
+    """Train the shipped workflow on the embedded model, score what it learnt, and say where everything lies."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
     arguments.output = arguments.output or str(DEMO_OUTPUT)
     arguments.report = arguments.report or str(Path(arguments.output) / "report.json")
     run(arguments)
     report = json.loads(Path(arguments.report).read_text("utf-8"))
+    report["learning_score"] = score = _score(arguments, report)
+    report["total_seconds"] = round(time.perf_counter() - BEGAN, 3)
+    write_json(Path(arguments.report), report)
     losses = report["eval_loss"]
     print(f"\nLoRA            {report['lora']}")
     print(f"loss chart      {report['files']['loss_chart']}")
     for path in report["files"]["validation"]:
         print(f"before / after  {path}")
     print(f"report          {arguments.report}")
+    print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f} in {report['steps']} steps")
     print(
-        f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f}   in {report['steps']} steps, {report['total_seconds']:.0f} s in all"
+        f"learning score  base {score['base']:.0%}, LoRA {score['lora']:.0%}, LoRA without its trigger "
+        f"{score['without_trigger']:.0%} of {score['prompts']} pictures in the style"
     )
+    print(f"seconds         {report['total_seconds']:.0f} in all")
     return 0
+
+
+def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+    from .nodes.load_chroma import REPOS
+    from .trainer_core.config.model import ModelConfig
+    from .trainer_core.config.request import TrainedLora
+    from .trainer_core.config.validation import ValidationConfig
+    from .trainer_core.validation.learning import learning_score
+
+    model = ModelConfig(family="chroma", flavour="nano", repo=REPOS["nano"], dtype="fp32")
+    lora = TrainedLora(report["lora"], Path(report["lora"]).name, report["sha256"], model)
+    settings = ValidationConfig(steps=20, cfg=3.0, resolutions="64x64", seed=0)
+    return learning_score(model, lora, ASSETS / "neon-emoji", settings, _host(arguments, (Console(),)))
 
 
 def _graph(arguments: argparse.Namespace) -> Graph:

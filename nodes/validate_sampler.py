@@ -39,7 +39,7 @@ def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig]:
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
         return [], settings
-    from ..trainer_core.validation.pictures import draw
+    from ..trainer_core.validation.studio import draw
 
     return draw(settings, model, inputs.lora, host), settings
 
