@@ -68,6 +68,7 @@ def train(emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget,
         if checkpoint.due():
             log.append({"step": step, "seconds": round(budget.seconds()), "loss": loss.item(), "l1": error})
             checkpoint.save(step, budget.seconds(), log)
+    log.append({"step": step, "seconds": round(budget.seconds())})
     checkpoint.save(step, budget.seconds(), log)
     vae.load_state_dict(average.values, strict=False)
     vae.eval().requires_grad_(False)
@@ -116,6 +117,7 @@ def refine_decoder_(
         if checkpoint.due():
             log.append({"step": step, "seconds": round(budget.seconds()), "loss": loss.item()})
             checkpoint.save(step, budget.seconds(), log)
+    log.append({"step": step, "seconds": round(budget.seconds())})
     checkpoint.save(step, budget.seconds(), log)
     decoder.load_state_dict(average.values, strict=False)
     vae.eval().requires_grad_(False)

@@ -104,7 +104,11 @@ def _publish(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
         "plain": autoencoder.reconstruction_psnr(vae, autoencoder.plain(held_out)),
         "neon": autoencoder.reconstruction_psnr(vae, np.stack([neon(e.rgba) for e in held_out])),
     }
-    vae_log = json.loads((work / "vae.log.json").read_text(encoding="utf-8"))
+    ends = {
+        name: json.loads((work / f"{name}.log.json").read_text(encoding="utf-8"))[-1]
+        for name in ("vae", "decoder")
+        if (work / f"{name}.log.json").is_file()
+    }
     log = {
         "bytes": sizes,
         "parameters": {
@@ -116,8 +120,8 @@ def _publish(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
             "neon": len(drawn.sources),
             "held_out": len(drawn.others),
         },
-        "steps": {"base": step, "vae": vae_log[-1]["step"]},
-        "seconds": {"base": round(seconds), "vae": vae_log[-1]["seconds"]},
+        "steps": {"base": step, **{name: rows["step"] for name, rows in ends.items()}},
+        "seconds": {"base": round(seconds), **{name: rows["seconds"] for name, rows in ends.items()}},
         "batch": base.BATCH,
         "held_out_psnr_db": {k: round(v, 2) for k, v in psnr.items()},
         "sampled_prompts": base.PROMPTS,
