@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def prompt_of(name: str, **changes: Any) -> dict[str, Any]:
     """The shipped workflow with another LoRA name and few steps."""
-    prompt = json.loads((PROJECT / "workflows" / "first-lora.api.json").read_text("utf-8"))
+    prompt = json.loads((PROJECT / "workflows" / "api" / "first-lora.json").read_text("utf-8"))
     prompt["5"]["inputs"].update(name=name, steps=6, warmup_steps=2, validate_every=0, checkpoint_every=2, **changes)
     for node in ("4", "6"):
         prompt[node]["inputs"].update(steps=2, cfg=1.0, lora_strength="1.0", prompts="cat face")

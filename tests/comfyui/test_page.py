@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json") if not p.stem.endswith(".api")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json")))
 def test_page_and_reader_agree_on_a_shipped_workflow(page, tmp_path, name):
     found = page("prompt", WORKFLOWS / f"{name}.json", tmp_path / "page.json")["prompt"]
     assert to_api(read_workflow(WORKFLOWS / f"{name}.json", schemas())) == found
-    assert json.loads((WORKFLOWS / f"{name}.api.json").read_text("utf-8")) == found
+    assert json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8")) == found
 
 
 def test_run_on_the_page(page, tmp_path):
