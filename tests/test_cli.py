@@ -1,0 +1,221 @@
+"""The command line: exit codes, reports, what is imported, and workflows carried by the files that a run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chroma_trainer.cli import main
+from chroma_trainer.trainer_core.files import sha256_of
+from PIL import Image
+
+FOLDERS = ("--models", "models", "--output", "out")
+
+
+def graph(**training) -> dict:
+    """A tiny training with one picture to draw, in the API's form."""
+    values = {
+        "name": "tiny", "rank": 2, "alpha": 2, "steps": 3, "learning_rate": 0.01, "warmup_steps": 0,
+        "gradient_checkpointing": False, "checkpoint_every": 0, **training,
+    }  # fmt: skip
+    prompts = {"prompts": "a cat", "steps": 1, "cfg": 1.0, "resolutions": "32x32"}
+    return {
+        "1": {"class_type": "LoadChroma", "inputs": {"folder": "tiny-chroma", "dtype": "fp32"}},
+        "3": {"class_type": "DatasetBackend", "inputs": {"folder": "Bilder ü 猫", "resolution": 32, "trigger": "sks"}},
+        "4": {"class_type": "ValidateSampler", "inputs": prompts, "_meta": {"title": "What to draw"}},
+        "5": {
+            "class_type": "LoRATrainer",
+            "inputs": {"model": ["1", 0], "dataset": ["3", 0], "validation": ["4", 1], **values},
+            "_meta": {"title": "My trainer"},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tiny_chroma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder: models/diffusers/tiny-chroma, two pictures, workflow.json; `first` is the result of a run there."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(tiny_chroma, home / "models" / "diffusers" / "tiny-chroma")
+    pictures = home / "Bilder ü 猫"
+    pictures.mkdir()
+    for name, color in (("größe", (200, 30, 20)), ("猫", (20, 30, 200))):
+        Image.new("RGB", (40, 40), color).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text(f"a {name}", encoding="utf-8")
+    (home / "workflow.json").write_text(json.dumps(graph()), encoding="utf-8")
+    return home
+
+
+@pytest.fixture
+def cli(home, monkeypatch):
+    """cli("run", ...) in the working folder, with the signals put back afterwards."""
+    monkeypatch.chdir(home)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *arguments: main([str(argument) for argument in arguments])
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def first(home) -> dict:
+    """The report of a run in a process of its own."""
+    command = [sys.executable, "-m", "chroma_trainer.cli", "run", "workflow.json", *FOLDERS, "--report", "report.json"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, encoding="utf-8", env=environment())
+    assert done.returncode == 0, done.stderr
+    return json.loads((home / "report.json").read_text("utf-8"))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_the_report(home, first):
+    assert {
+        "lora", "sha256", "steps", "loss", "eval_loss", "seconds", "seconds_per_step", "peak_ram_bytes", "total_seconds",
+        "dataset", "files",
+    } <= first.keys()  # fmt: skip
+    assert set(first["seconds"]) == {"start", "text", "latents", "load", "train", "validate", "save"}
+    assert set(first["eval_loss"]) == {"before", "after"} and first["steps"] == len(first["loss"]) == 3
+    lora = Path(first["lora"])
+    assert lora == home / "out" / "loras" / "tiny.safetensors" and sha256_of(lora) == first["sha256"]
+    for key in ("run", "loss_chart", "crop_sheet"):
+        assert Path(first["files"][key]).exists()
+    assert first["dataset"]["found"] == first["dataset"]["used"] == 2 and first["dataset"]["triggers"] == ["sks"]
+    assert sum(first["seconds"].values()) <= first["total_seconds"]
+
+
+@pytest.mark.parametrize("carrier", ["lora", "grid"])
+def test_a_workflow_in_a_file_of_the_run_gives_the_same_bytes(cli, home, first, carrier):
+    path = first["lora"] if carrier == "lora" else first["files"]["validation"][0]
+    assert cli("run", path, "--models", "models", "--output", f"out-{carrier}", "--report", f"{carrier}.json") == 0
+    assert json.loads((home / f"{carrier}.json").read_text("utf-8"))["sha256"] == first["sha256"]
+
+
+@pytest.mark.parametrize("node", ["5", "My trainer", "LoRATrainer"])
+def test_values_are_set_by_id_title_and_type(cli, home, capsys, node):
+    assert cli("check", "workflow.json", *FOLDERS, "--set", f"{node}.rank=0", "--set", f"{node}.steps=abc") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: node 5 (LoRATrainer).rank: 0 is out of range; use 1 to 512, nearest is 1",
+        "error: node 5 (LoRATrainer).steps: 'abc' is not a whole number",
+    ]
+
+
+def test_a_set_value_is_trained_with(cli, home, first):
+    assert cli("run", "workflow.json", *FOLDERS, "--set", "LoRATrainer.steps=1", "--set", "5.name=other", "--report", "r.json") == 0
+    report = json.loads((home / "r.json").read_text("utf-8"))
+    assert report["steps"] == 1 and report["lora"].endswith("other.safetensors")
+
+
+def test_a_sound_workflow(cli, capsys):
+    assert cli("check", "workflow.json", *FOLDERS) == 0
+    assert capsys.readouterr().out == "workflow.json: no problems\n"
+
+
+def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
+    assert cli("run", "nowhere.json", *FOLDERS) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: nowhere.json: can't be read: No such file or directory") and "Traceback" not in told
+    assert cli("run", "workflow.json", "--models", "nowhere") == 2
+    assert capsys.readouterr().err == "error: --models: 'nowhere' is not a folder; name ComfyUI's models folder\n"
+    assert cli("run", "workflow.json", "--datasets", "nowhere") == 2
+    assert capsys.readouterr().err == "error: --datasets: 'nowhere' is not a folder; name one that datasets lie under\n"
+    with pytest.raises(SystemExit) as caught:
+        cli("run")
+    assert caught.value.code == 2
+
+
+def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
+    (tmp_path / "shared" / "diff").mkdir(parents=True)
+    shutil.copytree(home / "models" / "diffusers" / "tiny-chroma", tmp_path / "shared" / "diff" / "elsewhere")
+    config = tmp_path / "extra.yaml"
+    config.write_text("comfyui:\n  base_path: shared\n  is_default: true\n  diffusers: |\n    none\n    diff\n", encoding="utf-8")
+    assert cli("check", "workflow.json", "--set", "LoadChroma.folder=elsewhere", "--model-config", config) == 0
+    assert cli("check", "workflow.json", "--set", "LoadChroma.folder=elsewhere") == 2
+    assert "'elsewhere' is not in the diffusers folders" in capsys.readouterr().err
+    shutil.copy(config, home / "extra_model_paths.yaml")
+    shutil.copytree(tmp_path / "shared", home / "shared")
+    assert cli("check", "workflow.json", "--set", "LoadChroma.folder=elsewhere") == 0  # found in the working folder
+    (home / "extra_model_paths.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not YAML: "),
+        ("- a\n- b", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
+        ("a: 5", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
+    ],
+)
+def test_an_extra_model_paths_file_at_fault(cli, tmp_path, capsys, text, message):
+    config = tmp_path / "extra.yaml"
+    config.write_text(text, encoding="utf-8")
+    assert cli("check", "workflow.json", "--model-config", config) == 2
+    assert capsys.readouterr().err.startswith(f"error: {config}: {message}")
+
+
+def test_check_is_quick_and_imports_nothing_heavy(home):
+    code = (
+        "import sys; from chroma_trainer.cli import main; "
+        f"status = main(['check', 'workflow.json', *{FOLDERS!r}]); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'aiohttp'} & set(sys.modules); "
+        "print(status, sorted(heavy))"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stdout + done.stderr
+    assert time.perf_counter() - began < 5  # about 0.3 s on an idle machine
+
+
+def test_inspect(cli, first, capsys):
+    assert cli("inspect", first["lora"], "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["trigger"] == "sks" and said["workflow"]["5"]["inputs"]["steps"] == 3 and said["step"] == 3
+    assert cli("inspect", first["lora"]) == 0
+    told = capsys.readouterr().out
+    assert "  trigger   sks\n" in told and "3 steps on 2 images" in told and "rank 2" in told
+
+
+def test_inspect_of_other_files(cli, home, capsys):
+    assert cli("inspect", "nowhere.safetensors") == 2
+    assert cli("inspect", "workflow.json") == 2
+    assert cli("inspect", home / "models" / "diffusers" / "tiny-chroma" / "vae" / "diffusion_pytorch_model.safetensors") == 0
+    told = capsys.readouterr()
+    assert "not written by ChromaTrainer" in told.out and "is no safetensors file" in told.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_the_step_with_a_lora(home, tmp_path, number):
+    settings = ["--set", "5.steps=100000", "--set", "5.checkpoint_every=1", "--set", "5.name=stopped"]
+    command = [sys.executable, "-u", "-m", "chroma_trainer.cli", "run", "workflow.json", "--models", "models", *settings]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path)], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        encoding="utf-8", env=environment(),
+    )  # fmt: skip
+    assert process.stderr
+    try:
+        for line in process.stderr:
+            if "checkpoint of step 1\n" in line:
+                process.send_signal(number)
+                break
+        told = process.stderr.read()
+        assert process.wait(60) == 130, told
+    finally:
+        process.kill()
+        process.wait()
+    assert "ending after this step; once more to end at once" in told and told.endswith("cancelled\n")
+    assert (tmp_path / "loras" / "stopped.safetensors").stat().st_size > 1000
+
+
+def test_the_demo(cli, tmp_path, capsys):
+    settings = [f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")]
+    assert cli("demo", "--output", tmp_path, *settings) == 0
+    told, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text("utf-8"))
+    for path in (report["lora"], report["files"]["loss_chart"], *report["files"]["validation"], str(tmp_path / "report.json")):
+        assert path in told and Path(path).is_file()
