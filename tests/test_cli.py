@@ -213,9 +213,14 @@ def test_a_signal_ends_it_after_the_step_with_a_lora(home, tmp_path, number):
     assert (tmp_path / "loras" / "stopped.safetensors").stat().st_size > 1000
 
 
-def test_the_demo(cli, tmp_path, capsys):
+def test_the_demo(cli, tmp_path, capsys, monkeypatch):
+    # The score's own pictures take a minute; tests/validation has them.
+    score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4}
+    monkeypatch.setattr("chroma_trainer.cli._score", lambda arguments, report: score)
     settings = [f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")]
     assert cli("demo", "--output", tmp_path, *settings) == 0
     told, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text("utf-8"))
     for path in (report["lora"], report["files"]["loss_chart"], *report["files"]["validation"], str(tmp_path / "report.json")):
         assert path in told and Path(path).is_file()
+    assert report["learning_score"] == score
+    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 4 pictures in the style" in told

@@ -256,6 +256,7 @@ def test_documents(name: str):
 @pytest.fixture
 def host(tmp_path: Path) -> SinkHost:
     (tmp_path / "datasets" / "cats").mkdir(parents=True)
+    (tmp_path / "datasets" / "cats" / "a.png").touch()  # a check looks at names alone
     return SinkHost(Paths(tmp_path / "output", tmp_path / "cache", datasets=(tmp_path / "datasets",)))
 
 

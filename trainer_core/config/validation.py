@@ -84,10 +84,10 @@ class ValidationConfig:
             width, height = int(match[1]), int(match[2])
             for edge in (width, height):
                 if edge % 16 or not 16 <= edge <= 8192:
-                    low = max(16, edge // 16 * 16)
+                    near = dict.fromkeys(min(max(value, 16), 8192) for value in (edge // 16 * 16, edge // 16 * 16 + 16))
                     raise UserError.at(
                         "resolutions",
-                        f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; use {min(low, 8192)} or {min(low + 16, 8192)}",
+                        f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; use {' or '.join(map(str, near))}",
                     )
             sizes.append((width, height))
         if not sizes:

@@ -8,8 +8,8 @@ from typing import Any
 from ..host import Host, collect
 from ..problems import Problem
 from ..spec import NodeSpec, draft_inputs
-from .graph import Graph
-from .resolve import resolve, unknown_types
+from .graph import Graph, Node
+from .resolve import PENDING, Resolved, resolve, unknown_types
 
 
 def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
@@ -39,10 +39,16 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
             faults += [fault for fault in ran if fault.field not in faulty]
             if result is not None and sound:
                 values[node_id] = result  # type: ignore[assignment]
-        elif spec.preflight and not faults and found.complete:
+        elif spec.preflight and not faults and _is_known(spec, node, found):
             faults.extend(spec.preflight(draft.inputs, host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
+
+
+def _is_known(spec: NodeSpec, node: Node, found: Resolved) -> bool:
+    """All that a preflight looks at is there; optional connections may come from nodes that have not run."""
+    optional = {field.name for field in spec.fields() if field.socket and not field.required}
+    return all(found.values.get(name, PENDING) is not PENDING for name in node.inputs.keys() - optional)
 
 
 def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec], known: frozenset[str]) -> list[str]:

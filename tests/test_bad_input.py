@@ -1,0 +1,194 @@
+"""Values, files and datasets at fault, each with its exact message. Faults of the workflow's form: tests/workflow/test_bad_workflows.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from chroma_trainer.nodes import CATALOGUE
+from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.trainer_core.data.folder import SUFFIXES
+from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
+from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.workflow.check import check
+from chroma_trainer.trainer_core.workflow.execute import execute
+from chroma_trainer.trainer_core.workflow.read import graph_from_json
+from PIL import Image
+
+ENDINGS = " ".join(sorted(SUFFIXES))
+
+
+def nodes() -> dict:
+    """A sound workflow: model 1, quantisation 2, data 3, what to draw 4, training 5."""
+    return {
+        "1": {"class_type": "LoadChroma", "inputs": {}},
+        "2": {"class_type": "QuantizeModel", "inputs": {"model": ["1", 0], "level": "none"}},
+        "3": {"class_type": "DatasetBackend", "inputs": {"folder": "cats", "resolution": 32}},
+        "4": {"class_type": "ValidateSampler", "inputs": {"prompts": "a cat", "resolutions": "32x32"}},
+        "5": {"class_type": "LoRATrainer", "inputs": {"model": ["2", 0], "dataset": ["3", 0], "validation": ["4", 1]}},
+    }
+
+
+TYPES = {node["class_type"]: key for key, node in nodes().items()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Datasets: cats (one picture), notes (none), broken (none that can be used); models: one single file."""
+    for name in ("cats", "notes", "broken"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "cats" / "a.png")
+    (tmp_path / "data" / "cats" / "a.txt").write_text("a cat", encoding="utf-8")
+    (tmp_path / "data" / "notes" / "a.txt").write_text("a cat", encoding="utf-8")
+    (tmp_path / "data" / "broken" / "a.png").write_bytes(b"")
+    (tmp_path / "data" / "broken" / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    (tmp_path / "models" / "vae" / "ae.safetensors").write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.fixture
+def host(root: Path, monkeypatch) -> SinkHost:
+    monkeypatch.delenv("CHROMA_TRAINER_ROOTS", raising=False)
+    models = {kind: (root / "models" / kind,) for kind in ("diffusion_models", "text_encoders", "vae", "diffusers")}
+    paths = Paths(output=root / "out", cache=root / "cache", models=models, datasets=(root / "data",))
+    return SinkHost(paths=paths, device="cpu")
+
+
+def told(graph: dict, host: SinkHost, root: Path) -> list[str]:
+    """What `check` says, with places of this machine written as words."""
+    problems = check(graph_from_json(graph, schemas()), CATALOGUE, host)
+    return [str(problem).replace(str(root), "ROOT").replace(str(ASSETS), "ASSETS") for problem in problems]
+
+
+def test_the_sound_one_is_sound(host, root):
+    assert told(nodes(), host, root) == []
+
+
+VALUES = [
+    # LoadChroma
+    ("LoadChroma", {"dtype": "float16"}, "dtype: 'float16' is not one of bf16, fp16, fp32"),
+    ("LoadChroma", {"dtype": "bf 16"}, "dtype: 'bf 16' is not one of bf16, fp16, fp32; did you mean 'bf16'?"),
+    ("LoadChroma", {"folder": "Chroma1-HD"}, "folder: 'Chroma1-HD' is not in the diffusers folders (ROOT/models/diffusers)"),
+    ("LoadChroma", {"folder": "../../etc"}, "folder: '../../etc' is not in the diffusers folders (ROOT/models/diffusers)"),
+    ("LoadChroma", {"vae": "ea.safetensors"}, "vae: 'ea.safetensors' is not in the vae folders (ROOT/models/vae); did you mean 'ae.safetensors'?"),
+    ("LoadChroma", {"diffusion_model": "x.safetensors"}, "diffusion_model: 'x.safetensors' is not in the diffusion_models folders (ROOT/models/diffusion_models)"),
+    ("LoadChroma", {"text_encoder": 5}, "text_encoder: 5 is not a text"),
+    # QuantizeModel
+    ("QuantizeModel", {"level": "int8"}, "level: 'int8' is not one of none, int8-quanto"),
+    ("QuantizeModel", {"level": "int8_quanto"}, "level: 'int8_quanto' is not one of none, int8-quanto; did you mean 'int8-quanto'?"),
+    # DatasetBackend
+    ("DatasetBackend", {"folder": ""}, "folder: no folder is given; name a folder of images"),
+    ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS)"),
+    ("DatasetBackend", {"captions": "instance prompt"}, "instance_prompt: is empty, but captions is 'instance prompt'; write the caption of every image here"),
+    ("DatasetBackend", {"captions": "textfiles"}, "captions: 'textfiles' is not one of textfile, filename, instance prompt; did you mean 'textfile'?"),
+    ("DatasetBackend", {"resolution": 8}, "resolution: 8 is out of range; pixel_area wants pixels, 16 to 8192"),
+    ("DatasetBackend", {"resolution": 1.0, "resolution_type": "pixel"}, "resolution: 1 is out of range; pixel wants pixels, 16 to 8192"),
+    ("DatasetBackend", {"resolution": 1024, "resolution_type": "area"}, "resolution: 1024 megapixels are too many; area wants at most 16 (1.0 is 1024 x 1024)"),
+    ("DatasetBackend", {"resolution": 10000}, "resolution: 10000 is out of range; use 0.01 to 8192, nearest is 8192"),
+    ("DatasetBackend", {"bucket_step": 64}, "bucket_step: 64 is not a text"),
+    ("DatasetBackend", {"bucket_step": "48"}, "bucket_step: '48' is not one of auto, 64, 32, 16"),
+    ("DatasetBackend", {"on_broken": "ignore"}, "on_broken: 'ignore' is not one of skip, stop"),
+    ("DatasetBackend", {"crop": "center"}, "crop: 'center' is not true or false"),
+    ("DatasetBackend", {"crop": 1}, "crop: 1 is not true or false"),
+    ("DatasetBackend", {"min_size": -1}, "min_size: -1 is out of range; use 0 to 8192, nearest is 0"),
+    ("DatasetBackend", {"repeats": 1.5}, "repeats: 1.5 is not a whole number; use 1 or 2"),
+    # LoRATrainer
+    ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 steps of warm-up leave nothing of 20 steps; use at most 19"),
+    ("LoRATrainer", {"name": "CON"}, "name: 'CON' can't be a file's name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": ""}, "name: '' can't be a file's name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": "cats."}, "name: 'cats.' can't be a file's name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\\\cats' can't be a file's name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": "猫" * 41}, "name: is 123 bytes long; use at most 120"),
+    ("LoRATrainer", {"sigma_density": "logit_normal"}, "sigma_density: 'logit_normal' is not one of chroma, uniform, logit-normal, sigmoid, beta, mode, cosmap, quadratic_tail, quadratic_tail_legacy; did you mean 'logit-normal'?"),
+    ("LoRATrainer", {"lr_schedule": "cosin"}, "lr_schedule: 'cosin' is not one of constant, cosine, linear; did you mean 'cosine'?"),
+    ("LoRATrainer", {"init": "pissa"}, "init: 'pissa' is not one of default, gaussian"),
+    ("LoRATrainer", {"alpha": 0}, "alpha: 0 is out of range; use 0.01 to 1024, nearest is 0.01"),
+    ("LoRATrainer", {"keep_checkpoints": 0}, "keep_checkpoints: 0 is out of range; use 1 to 1000, nearest is 1"),
+    ("LoRATrainer", {"seed": -1}, "seed: -1 is out of range; use 0 to 9007199254740991, nearest is 0"),
+    # ValidateSampler
+    ("ValidateSampler", {"prompts": " \n"}, "prompts: is empty; write one prompt a line"),
+    ("ValidateSampler", {"prompts": '{"cat": 5, "dog": "a dog"}'}, "prompts: a prompt library wants texts; not a text: cat"),
+    ("ValidateSampler", {"prompts": "{}"}, "prompts: a prompt library wants texts; not a text: (empty)"),
+    ("ValidateSampler", {"resolutions": "1024"}, "resolutions: '1024' is not width x height; write for example 1024x1024"),
+    ("ValidateSampler", {"resolutions": ","}, "resolutions: is empty; write for example 1024x1024"),
+    ("ValidateSampler", {"resolutions": "9008x64"}, "resolutions: 9008 in '9008x64' is not a multiple of 16 from 16 to 8192; use 8192"),
+    ("ValidateSampler", {"resolutions": "0x64"}, "resolutions: 0 in '0x64' is not a multiple of 16 from 16 to 8192; use 16"),
+    ("ValidateSampler", {"lora_strength": ""}, "lora_strength: '' wants numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"lora_strength": "0.5, 11"}, "lora_strength: '0.5, 11' wants numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"lora_strength": "nan"}, "lora_strength: 'nan' wants numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"cfg": 0.5}, "cfg: 0.5 is out of range; use 1 to 30, nearest is 1"),
+    ("ValidateSampler", {"scheduler": "karras"}, "scheduler: 'karras' is not one of beta, simple, normal"),
+    ("ValidateSampler", {"negative_prompt": None}, "negative_prompt: None is not a text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), VALUES, ids=lambda value: str(value)[:40])
+def test_a_value_at_fault(host, root, kind, values, message):
+    graph = nodes()
+    graph[TYPES[kind]]["inputs"].update(values)
+    assert told(graph, host, root) == [f"node {TYPES[kind]} ({kind}).{message}"]
+
+
+def test_a_folder_outside_of_what_may_be_read(host, root, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("private")
+    graph = nodes()
+    graph["3"]["inputs"]["folder"] = str(outside)
+    assert told(graph, host, root) == [
+        f"node 3 (DatasetBackend).folder: {str(outside)!r} lies outside the folders that may be read (ROOT/data, ASSETS); "
+        "to allow it, set CHROMA_TRAINER_ROOTS to its parent folder or move it"
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_that_leads_outside(host, root, tmp_path_factory):
+    (root / "data" / "link").symlink_to(tmp_path_factory.mktemp("private"))
+    graph = nodes()
+    graph["3"]["inputs"]["folder"] = "link"
+    assert told(graph, host, root) == ["node 3 (DatasetBackend).folder: 'link' is not a folder in (ROOT/data, ASSETS)"]
+
+
+def test_a_folder_without_images(host, root):
+    graph = nodes()
+    graph["3"]["inputs"]["folder"] = "notes"
+    message = f"no images in 'notes' or its subfolders; put files there that end in {ENDINGS}"
+    assert told(graph, host, root) == [f"node 5 (LoRATrainer).dataset: {message}"]
+
+
+def failure(graph: dict, host: SinkHost, root: Path) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        execute(graph_from_json(graph, schemas()), CATALOGUE, host)
+    return [str(problem).replace(str(root), "ROOT") for problem in caught.value.problems]
+
+
+def test_a_dataset_of_which_nothing_can_be_used(host, root):
+    graph = nodes()
+    graph["3"]["inputs"]["folder"] = "broken"
+    assert failure(graph, host, root) == [
+        "node 5 (LoRATrainer).dataset: none of 2 images can be used: ROOT/data/broken/a.png: the file is empty; "
+        "ROOT/data/broken/b.jpg: it is no image, whatever its name says"
+    ]
+
+
+def test_a_dataset_at_fault_where_faults_stop(host, root):
+    (root / "data" / "cats" / "a.txt").write_text("\n", encoding="utf-8")
+    graph = nodes()
+    graph["3"]["inputs"] |= {"folder": "broken", "on_broken": "stop"}
+    graph["6"] = {"class_type": "DatasetBackend", "inputs": {"folder": "cats", "on_broken": "stop", "resolution": 32, "dataset": ["3", 0]}}
+    graph["5"]["inputs"]["dataset"] = ["6", 0]
+    remedy = "mend or remove it, or set on_broken to skip"
+    assert failure(graph, host, root) == [
+        f"node 5 (LoRATrainer).broken: a.png: the file is empty; {remedy}",
+        f"node 5 (LoRATrainer).broken: b.jpg: it is no image, whatever its name says; {remedy}",
+        f"node 5 (LoRATrainer).cats: a.png: its caption file a.txt is empty; {remedy}",
+    ]
+
+
+def test_pictures_that_are_all_too_small(host, root):
+    graph = nodes()
+    graph["3"]["inputs"]["min_size"] = 512
+    assert failure(graph, host, root) == [
+        "node 5 (LoRATrainer).dataset: none of 1 images can be used: ROOT/data/cats/a.png: "
+        "its shorter edge has 32 pixels, min_size is 512"
+    ]
