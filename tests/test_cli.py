@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chroma_trainer.cli import main
+from chroma_trainer.cli import Interrupts, main
 from chroma_trainer.trainer_core.files import sha256_of
 from PIL import Image
 
@@ -56,18 +58,24 @@ def home(tiny_chroma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(home, monkeypatch):
     """cli("run", ...) in the working folder, with the signals put back afterwards."""
     monkeypatch.chdir(home)
+    with signals_kept():
+        yield lambda *arguments: main([str(argument) for argument in arguments])
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield lambda *arguments: main([str(argument) for argument in arguments])
+    yield
     for number, handler in kept.items():
         signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
 def first(home) -> dict:
-    """The report of a run in a process of its own."""
-    command = [sys.executable, "-m", "chroma_trainer.cli", "run", "workflow.json", *FOLDERS, "--report", "report.json"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, encoding="utf-8", env=environment())
-    assert done.returncode == 0, done.stderr
+    """The report of the first run."""
+    with pytest.MonkeyPatch.context() as patch, signals_kept():
+        patch.chdir(home)
+        assert main(["run", "workflow.json", *FOLDERS, "--report", "report.json"]) == 0
     return json.loads((home / "report.json").read_text("utf-8"))
 
 
@@ -190,8 +198,7 @@ def test_inspect_of_other_files(cli, home, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_step_with_a_lora(home, tmp_path, number):
+def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     settings = ["--set", "5.steps=100000", "--set", "5.checkpoint_every=1", "--set", "5.name=stopped"]
     command = [sys.executable, "-u", "-m", "chroma_trainer.cli", "run", "workflow.json", "--models", "models", *settings]
     process = subprocess.Popen(
@@ -202,7 +209,7 @@ def test_a_signal_ends_it_after_the_step_with_a_lora(home, tmp_path, number):
     try:
         for line in process.stderr:
             if "checkpoint of step 1\n" in line:
-                process.send_signal(number)
+                process.send_signal(signal.SIGINT)
                 break
         told = process.stderr.read()
         assert process.wait(60) == 130, told
@@ -211,6 +218,18 @@ def test_a_signal_ends_it_after_the_step_with_a_lora(home, tmp_path, number):
         process.wait()
     assert "ending after this step; once more to end at once" in told and told.endswith("cancelled\n")
     assert (tmp_path / "loras" / "stopped.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process that sends itself SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_it_at_once(number, capsys):
+    with signals_kept():
+        interrupts = Interrupts()
+        assert not interrupts()
+        os.kill(os.getpid(), number)
+        assert interrupts() and "once more to end at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 def test_the_demo(cli, tmp_path, capsys, monkeypatch):
