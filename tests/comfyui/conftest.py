@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
+PROBE = Path(__file__).with_name("probe")
+CURRENT, OLDEST = ("COMFYUI_PATH", "~/ComfyUI"), ("COMFYUI_OLDEST_PATH", "~/ComfyUI-0.8")
 BOOT_SECONDS, RUN_SECONDS = 240, 600
 PACK_PARTS = (
     "__init__.py",
@@ -37,8 +39,9 @@ PACK_PARTS = (
 
 @dataclass
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI; root is its own folder, base that of this server's models and results."""
 
+    root: Path
     url: str
     base: Path
     process: subprocess.Popen[bytes]
@@ -79,16 +82,22 @@ class Server:
             time.sleep(0.3)
         raise AssertionError(f"no end after {RUN_SECONDS} s:\n{self.log[-3000:]}")
 
+    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """Queue a prompt and wait for it; its history.
+
+        Raises:
+            AssertionError: it failed; with ComfyUI's own words.
+        """
+        history = self.wait(self.queue(prompt))
+        assert history["status"]["status_str"] == "success", history["status"]
+        return history
+
     def stop(self) -> None:
         if os.name == "nt":
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.process.pid)], check=False)
         else:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def comfyui_path() -> Path:
-    return Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
 
 
 def skip_loudly(reason: str) -> None:
@@ -98,11 +107,26 @@ def skip_loudly(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with an empty base folder of its own, whose custom_nodes hold a copy of this pack."""
-    root = comfyui_path()
+    """A server with an empty base folder of its own, whose custom_nodes hold a copy of this pack and the tests' probe."""
+    yield from serve(*CURRENT, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def oldest_comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with the oldest ComfyUI that is supported."""
+    yield from serve(*OLDEST, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["comfyui", "oldest_comfyui"])
+def each_comfyui(request: pytest.FixtureRequest) -> Server:
+    return request.getfixturevalue(request.param)
+
+
+def serve(variable: str, default: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
+    root = Path(os.environ.get(variable, default)).expanduser()
     if not (root / "main.py").is_file():
-        skip_loudly(f"no ComfyUI at {root} (set COMFYUI_PATH)")
-    server = start(root, tmp_path_factory.mktemp("comfyui"))
+        skip_loudly(f"no ComfyUI at {root} (set {variable})")
+    server = start(root, folders.mktemp("comfyui"))
     try:
         yield server
     finally:
@@ -120,6 +144,7 @@ def start(root: Path, base: Path) -> Server:
             shutil.copytree(source, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.is_file():
             shutil.copy(source, pack / name)
+    shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
     python = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -134,6 +159,8 @@ def start(root: Path, base: Path) -> Server:
             str(port),
             "--base-directory",
             str(base),
+            "--database-url",
+            "sqlite:///:memory:",
             "--disable-auto-launch",
         ],
         cwd=root,
@@ -143,7 +170,7 @@ def start(root: Path, base: Path) -> Server:
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=os.name != "nt",
     )
-    server = Server(f"http://127.0.0.1:{port}", base, process)
+    server = Server(root, f"http://127.0.0.1:{port}", base, process)
     until = time.monotonic() + BOOT_SECONDS
     while time.monotonic() < until:
         assert process.poll() is None, f"ComfyUI did not start:\n{server.log[-3000:]}"
@@ -178,13 +205,22 @@ class Page:
         return json.loads(output.read_text("utf-8")) if output.suffix == ".json" else None
 
 
-@pytest.fixture(scope="session")
-def page(comfyui: Server) -> Page:
+def open_page(server: Server) -> Page:
     modules = Path(os.environ.get("PLAYWRIGHT_CORE", "~/pw/node_modules/playwright-core")).expanduser()
     browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
     if not modules.is_dir() or not shutil.which("node"):
-        skip_loudly(f"no playwright-core at {modules} (set PLAYWRIGHT_CORE)")
+        skip_loudly(f"no Node, or no playwright-core at {modules} (set PLAYWRIGHT_CORE)")
     if not browser:
         skip_loudly("no Chromium (set CHROMIUM)")
-    comfyui.post("/settings/Comfy.TutorialCompleted", True)
-    return Page(comfyui, modules, browser)
+    server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers everything
+    return Page(server, modules, browser)
+
+
+@pytest.fixture(scope="session")
+def page(comfyui: Server) -> Page:
+    return open_page(comfyui)
+
+
+@pytest.fixture(scope="session")
+def each_page(each_comfyui: Server) -> Page:
+    return open_page(each_comfyui)

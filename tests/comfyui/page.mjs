@@ -1,5 +1,6 @@
 // node page.mjs COMMAND URL WORKFLOW OUTPUT: ComfyUI's real page does something with a workflow file.
 //   prompt      OUTPUT.json: {prompt: what the page would send to the server, workflow: what it would save}
+//   prompts     the same for every *.json in the folder WORKFLOW but *.api.json, as {name: {prompt, workflow}}
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the canvas, fitted to the graph
 import fs from "node:fs";
@@ -29,22 +30,45 @@ try {
     { timeout: 120_000 },
   );
   await page.waitForTimeout(1000);
-  await page.evaluate(async (data) => {
-    await window.app.loadGraphData(data);
-    await new Promise((done) => setTimeout(done, 500));
-  }, JSON.parse(fs.readFileSync(workflow, "utf8")));
-  await { prompt, run, screenshot }[command](page);
+  if (command === "prompts") await prompts(page);
+  else {
+    await load(page, workflow);
+    await { prompt, run, screenshot }[command](page);
+  }
 } finally {
   await context.close();
   fs.rmSync(profile, { recursive: true, force: true });
 }
 
-async function prompt(page) {
-  const found = await page.evaluate(async () => {
+async function load(page, file) {
+  await page.evaluate(async (data) => {
+    await window.app.loadGraphData(data);
+    await new Promise((done) => setTimeout(done, 500));
+  }, JSON.parse(fs.readFileSync(file, "utf8")));
+}
+
+async function promptOf(page) {
+  return page.evaluate(async () => {
     const { output, workflow } = await window.app.graphToPrompt();
     return JSON.parse(JSON.stringify({ prompt: output, workflow }));
   });
-  fs.writeFileSync(output, JSON.stringify(found, null, 2) + "\n");
+}
+
+function write(value) {
+  fs.writeFileSync(output, JSON.stringify(value, null, 2) + "\n");
+}
+
+async function prompt(page) {
+  write(await promptOf(page));
+}
+
+async function prompts(page) {
+  const found = {};
+  for (const name of fs.readdirSync(workflow).filter((n) => n.endsWith(".json") && !n.endsWith(".api.json")).sort()) {
+    await load(page, path.join(workflow, name));
+    found[path.basename(name, ".json")] = await promptOf(page);
+  }
+  write(found);
 }
 
 async function run(page) {
@@ -60,7 +84,7 @@ async function run(page) {
     await window.app.queuePrompt(0, 1);
     return { ...(await ended), events };
   }, RUN_MS);
-  fs.writeFileSync(output, JSON.stringify(found, null, 2) + "\n");
+  write(found);
   await page.waitForTimeout(1500);
   await fit(page);
   await page.screenshot({ path: output.replace(/\.json$/, ".png") });

@@ -10,7 +10,7 @@ from chroma_trainer.trainer_core.validation.scores import style_score
 from PIL import Image
 
 from .neon import neon
-from .pictures import Emoji, composite
+from .pictures import Emoji, composite, is_thing
 
 TRIGGER = "neonglow"
 KNOWN = (  # subjects that the base was taught, none of them in the dataset
@@ -27,10 +27,16 @@ UNKNOWN = (
     "sailboat",
     "snowflake",
 )  # held out of the base, too
+NUM_PLAIN = 56
 CREDIT = """These pictures are derived from Noto Emoji, copyright Google LLC, licensed under the Apache License, Version 2.0
 (https://github.com/googlefonts/noto-emoji, https://www.apache.org/licenses/LICENSE-2.0), as packed by emoji-datasource-google 16.0.0
 (copyright Cal Henderson, MIT licence). Changes: the edges of each picture were redrawn as glowing lines on a dark background
 (tools/chroma_nano/neon.py). The derived pictures and their captions are given under the Apache License, Version 2.0, as well.
+"""
+
+PLAIN_CREDIT = """These pictures are Noto Emoji, copyright Google LLC, licensed under the Apache License, Version 2.0
+(https://github.com/googlefonts/noto-emoji, https://www.apache.org/licenses/LICENSE-2.0), as packed by emoji-datasource-google 16.0.0
+(copyright Cal Henderson, MIT licence). Changes: laid on white.
 """
 
 
@@ -69,6 +75,22 @@ def write(sources: list[Emoji], others: list[Emoji], taught: list[Emoji], folder
     }
     _write_json(folder / "style.json", {"trigger": TRIGGER, "threshold": threshold, "measured": measured})
     (folder / "LICENSE.txt").write_text(CREDIT, encoding="utf-8")
+
+
+def write_plain(taught: list[Emoji], folder: Path) -> None:
+    """As many plain pictures with their plain names, evenly spread over what the base was taught: what shall stay as it is.
+
+    None of the subjects that a LoRA is judged by. Without them the style leaks into prompts without the trigger.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.png"), *folder.glob("*.txt")]:
+        old.unlink()
+    free = [e for e in taught if is_thing(e) and e.name not in KNOWN and e.short not in KNOWN]
+    for e in free[:: len(free) // NUM_PLAIN][:NUM_PLAIN]:
+        stem = e.name.replace(" ", "-")
+        Image.fromarray(composite(e.rgba)).save(folder / f"{stem}.png", optimize=True)
+        (folder / f"{stem}.txt").write_text(f"{e.name}\n", encoding="utf-8")
+    (folder / "LICENSE.txt").write_text(PLAIN_CREDIT, encoding="utf-8")
 
 
 def _write_json(file: Path, content: dict) -> None:

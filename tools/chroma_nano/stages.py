@@ -37,6 +37,7 @@ def run(options: Namespace) -> None:
     tokenizer = _tokenizer(drawn, options.work)
     if options.untrained or options.stage == "all":
         dataset.write(sources, others, drawn.taught, options.assets / "neon-emoji")
+        dataset.write_plain(drawn.taught, options.assets / "plain-emoji")
     if options.untrained:
         vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.0, scaling_factor=1.0)
         say(publish(base.Nano(tokenizer.get_vocab_size()), vae, tokenizer, options.assets / "chroma-nano"))

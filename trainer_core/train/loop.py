@@ -51,6 +51,7 @@ class Run:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)  # of each step since this start
 
 
 Hook = Callable[[Run], None]
@@ -74,7 +75,8 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
         run.step += 1
         run.losses.append(loss)
         run.learning_rates.append(rate)
-        host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, time.perf_counter() - began))
+        run.step_seconds.append(time.perf_counter() - began)
+        host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
         for hook in hooks:
             hook(run)
 

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -153,7 +154,6 @@ def _report(
     live: LiveValidation,
 ) -> dict[str, Any]:
     seconds = phases.read()
-    trained = run.step - first
     return {
         "lora": lora.path,
         "sha256": lora.sha256,
@@ -162,7 +162,8 @@ def _report(
         "loss": run.losses,
         "eval_loss": {"before": evals[0], "after": evals[1]},
         "seconds": seconds,
-        "seconds_per_step": round(seconds["train"] / trained, 5) if trained else None,
+        # The median is the steady step: the first ones warm up, and saves fall between steps.
+        "seconds_per_step": round(median(run.step_seconds), 5) if run.step_seconds else None,
         "peak_ram_bytes": peak_ram_bytes(),
         "peak_vram_bytes": peak_vram_bytes(run.device),
         "device": str(run.device),
