@@ -122,11 +122,15 @@ def each_comfyui(request: pytest.FixtureRequest) -> Server:
     return request.getfixturevalue(request.param)
 
 
-def serve(variable: str, default: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
+def root_of(variable: str, default: str) -> Path:
     root = Path(os.environ.get(variable, default)).expanduser()
     if not (root / "main.py").is_file():
         skip_loudly(f"no ComfyUI at {root} (set {variable})")
-    server = start(root, folders.mktemp("comfyui"))
+    return root
+
+
+def serve(variable: str, default: str, folders: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start(root_of(variable, default), folders.mktemp("comfyui"))
     try:
         yield server
     finally:

@@ -2,7 +2,7 @@
 //   prompt      OUTPUT.json: {prompt: what the page would send to the server, workflow: what it would save}
 //   prompts     the same for every *.json in the folder WORKFLOW but *.api.json, as {name: {prompt, workflow}}
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
-//   screenshot  OUTPUT.png: the canvas, fitted to the graph
+//   screenshot  OUTPUT.png: the graph
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
@@ -16,7 +16,7 @@ const profile = fs.mkdtempSync(path.join(os.tmpdir(), "chroma-trainer-page-"));
 const context = await chromium.launchPersistentContext(profile, {
   executablePath: process.env.CHROMIUM,
   headless: true,
-  viewport: { width: 1760, height: 990 },
+  viewport: { width: 2200, height: 1100 },
   args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
 });
 try {
@@ -86,18 +86,25 @@ async function run(page) {
   }, RUN_MS);
   write(found);
   await page.waitForTimeout(1500);
-  await fit(page);
-  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+  await shoot(page, output.replace(/\.json$/, ".png"));
 }
 
 async function screenshot(page) {
-  await fit(page);
-  await page.screenshot({ path: output });
+  await shoot(page, output);
 }
 
-async function fit(page) {
-  await page.evaluate(async () => {
+async function shoot(page, file) {
+  await page.addStyleTag({ content: ".graph-canvas-container ~ *, .splitter-overlay, .minimap-main-container { opacity: 0 !important }" });
+  const clip = await page.evaluate(async (margin) => {
     await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
     await new Promise((done) => setTimeout(done, 1200));
-  });
+    const { graph, canvas } = window.app;
+    const boxes = [...graph.nodes.map((node) => node.boundingRect), ...graph.groups.map((group) => group._bounding)];
+    const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])) - margin);
+    const [right, bottom] = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])) + margin);
+    const { scale, offset } = canvas.ds;
+    const { x, y } = canvas.canvas.getBoundingClientRect();
+    return { x: x + (left + offset[0]) * scale, y: y + (top + offset[1]) * scale, width: (right - left) * scale, height: (bottom - top) * scale };
+  }, 20);
+  await page.screenshot({ path: file, clip });
 }

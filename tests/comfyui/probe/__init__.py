@@ -1,0 +1,72 @@
+"""ComfyUI nodes for the tests alone: ComfyUI's own Chroma at a tiny width, and what a LoRA does to its weights."""
+
+import json
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_patcher
+import comfy.supported_models
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+
+class ProbeChroma:
+    """ComfyUI's Chroma of the dimensions in a diffusers config. Its loaders know full widths only; its classes don't mind."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "build", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"config": ("STRING", {"default": "{}", "multiline": True})}}
+
+    def build(self, config):
+        wanted = json.loads(config)
+        chroma = comfy.supported_models.Chroma({
+            "image_model": "chroma",
+            "in_channels": wanted["in_channels"],
+            "out_channels": wanted["in_channels"],
+            "context_in_dim": wanted["joint_attention_dim"],
+            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+            "num_heads": wanted["num_attention_heads"],
+            "mlp_ratio": 4.0,
+            "depth": wanted["num_layers"],
+            "depth_single_blocks": wanted["num_single_layers"],
+            "axes_dim": wanted["axes_dims_rope"],
+            "theta": 10000,
+            "patch_size": 1,
+            "qkv_bias": True,
+            "txt_ids_dims": [],
+            "vec_in_dim": wanted["approximator_num_channels"],
+            "in_dim": wanted["approximator_num_channels"],
+            "out_dim": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+            "hidden_dim": wanted["approximator_hidden_dim"],
+            "n_layers": wanted["approximator_layers"],
+        })  # fmt: skip
+        chroma.set_inference_dtype(torch.float32, None)
+        cpu = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(chroma.get_model({}, device=cpu), cpu, cpu),)
+
+
+class ProbeDelta:
+    """Writes what the model's patches add to its weights to output/NAME.safetensors, by ComfyUI's names."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "write", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "name": ("STRING", {"default": "delta"})}}
+
+    def write(self, model, name):
+        weights = model.model.state_dict()
+        deltas = {
+            key.removeprefix("diffusion_model."): comfy.lora.calculate_weight(
+                patches, torch.zeros_like(weights[key]), key
+            ).contiguous()
+            for key, patches in model.patches.items()
+        }
+        save_file(deltas, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
+        return {"ui": {"patches": [sum(len(patches) for patches in model.patches.values())]}}
+
+
+NODE_CLASS_MAPPINGS = {"ProbeChroma": ProbeChroma, "ProbeDelta": ProbeDelta}
