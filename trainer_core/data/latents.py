@@ -20,7 +20,7 @@ from .images import BrokenImage, decode
 from .index import Index, Sample
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
-LARGEST_BATCH = 64
+LARGEST_BATCH = 8
 WORKERS = 2  # pictures are decoded while the codec works
 
 
@@ -69,9 +69,10 @@ def cache_latents(index: Index, identity: str, load: Callable[[], Codec], store:
                 if i + WORKERS < len(batches):
                     waiting.append(pool.submit(_pixels, index, batches[i + WORKERS]))
                 with torch.no_grad():
-                    latents = codec.encode(pixels).float()
+                    latents = codec.encode(_filled(pixels, _batch_size(batch[0].placement.bucket))).float()
                 yield {
-                    latent_key(sample, identity): latent.clone() for sample, latent in zip(batch, latents, strict=True)
+                    latent_key(sample, identity): latent.clone()
+                    for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
                 }
                 done += len(batch)
                 host.emit(PhaseProgress("latents", done, len(absent)))
@@ -85,9 +86,19 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     ordered = sorted(samples, key=lambda sample: sample.placement.bucket)
     for (width, height), group in groupby(ordered, key=lambda sample: sample.placement.bucket):
         same = list(group)
-        size = min(LARGEST_BATCH, max(1, BATCH_PIXELS // (width * height)))
+        size = _batch_size((width, height))
         for start in range(0, len(same), size):
             yield same[start : start + size]
+
+
+def _batch_size(bucket: tuple[int, int]) -> int:
+    return min(LARGEST_BATCH, max(1, BATCH_PIXELS // (bucket[0] * bucket[1])))
+
+
+def _filled(pixels: Tensor, size: int) -> Tensor:
+    """A batch of always the same size: the last bits of a latent depend on it (2e-6 at 64 px), and so would the LoRA's bytes on
+    what else had to be encoded that day."""
+    return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
 
 
 def _pixels(index: Index, batch: Sequence[Sample]) -> Tensor:
