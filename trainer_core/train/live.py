@@ -75,6 +75,6 @@ class LiveValidation:
         self.last_grids = []
         for (width, height), grid in draw_grids(columns, self.settings, f"step {step}").items():
             path = self.folder / f"step-{step:06}-{width}x{height}.png"
-            save_png(grid, path, self.record, self.record["workflow"])
+            save_png(grid, path, self.record, prompt=self.record["workflow"])
             self.last_grids.append(path)
             self.host.emit(PreviewReady(step, path))

@@ -71,7 +71,8 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
             f"noise levels to be trained ({request.training.sigma_density}):\n{density_text(request.training.sigma_density, request.training.shift)}"
         )
     )
-    save_png(draw_density(request.training.sigma_density, request.training.shift), plan.folder / "density.png")
+    density = draw_density(request.training.sigma_density, request.training.shift)
+    save_png(density, plan.folder / "density.png", record, prompt=prompt)
 
     with phases("load"):
         live = LiveValidation.build(plan, run, host, record, phases)
@@ -122,7 +123,7 @@ def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> Traine
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
     saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
-    _draw_chart(plan, run)
+    _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model)
 
 
@@ -135,13 +136,14 @@ def _keep(plan: Plan, run: Run, checkpoints: Path, record: Mapping[str, Any], ho
     host.emit(Notice(f"ended at step {run.step} of {run.num_steps}; run it again to go on from there", "warning"))
 
 
-def _draw_chart(plan: Plan, run: Run) -> None:
+def _draw_chart(plan: Plan, run: Run, record: Mapping[str, Any]) -> None:
     history = [
         StepPoint(i + 1, loss, rate) for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
     ]
     every = run.config.checkpoint_every
     markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
-    save_png(draw_loss_chart(history, markers, f"{run.config.name}: training loss"), plan.folder / "loss.png")
+    chart = draw_loss_chart(history, markers, f"{run.config.name}: training loss")
+    save_png(chart, plan.folder / "loss.png", record, prompt=record["workflow"])
 
 
 def _report(
