@@ -16,7 +16,7 @@ const profile = fs.mkdtempSync(path.join(os.tmpdir(), "chroma-trainer-page-"));
 const context = await chromium.launchPersistentContext(profile, {
   executablePath: process.env.CHROMIUM,
   headless: true,
-  viewport: { width: 2200, height: 1100 },
+  viewport: { width: 2200, height: 1300 },
   args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
 });
 try {
@@ -95,16 +95,17 @@ async function screenshot(page) {
 
 async function shoot(page, file) {
   await page.addStyleTag({ content: ".graph-canvas-container ~ *, .splitter-overlay, .minimap-main-container { opacity: 0 !important }" });
-  const clip = await page.evaluate(async (margin) => {
-    await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
-    await new Promise((done) => setTimeout(done, 1200));
+  const clip = await page.evaluate(async ([scale, margin, bars]) => {
     const { graph, canvas } = window.app;
     const boxes = [...graph.nodes.map((node) => node.boundingRect), ...graph.groups.map((group) => group._bounding)];
     const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])) - margin);
     const [right, bottom] = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])) + margin);
-    const { scale, offset } = canvas.ds;
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [bars / scale - left, bars / scale - top];
+    canvas.setDirty(true, true);
+    await new Promise((done) => setTimeout(done, 1200));
     const { x, y } = canvas.canvas.getBoundingClientRect();
-    return { x: x + (left + offset[0]) * scale, y: y + (top + offset[1]) * scale, width: (right - left) * scale, height: (bottom - top) * scale };
-  }, 20);
+    return { x: x + bars, y: y + bars, width: (right - left) * scale, height: (bottom - top) * scale };
+  }, [0.8, 20, 120]); // smaller than about 0.6, the page leaves texts out
   await page.screenshot({ path: file, clip });
 }
