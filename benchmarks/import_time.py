@@ -40,7 +40,8 @@ async def load():
     began = time.perf_counter()
     loaded = await nodes.load_custom_node(pack)
     seconds = time.perf_counter() - began
-    return {"comfyui": __version__, "loaded": loaded, "seconds": seconds, "modules": sorted(set(sys.modules) - before)}
+    return {"comfyui": __version__, "loaded": loaded, "seconds": seconds, "modules": sorted(set(sys.modules) - before),
+            "present": sorted({name.split(".")[0] for name in sys.modules})}
 
 print(json.dumps(asyncio.run(load())))
 """
@@ -55,8 +56,8 @@ def comfyui_python(root: Path) -> str:
 def measure(root: Path, repeats: int) -> dict[str, Any]:
     """Load a fresh copy of the pack 1 + repeats times in a real ComfyUI.
 
-    Returns: comfyui and python version, seconds of the first run, of all others and their median, and the modules
-    that came with the pack, without the pack's own.
+    Returns: comfyui and python version, seconds of the first run, of all others and their median, the modules
+    that came with the pack, without the pack's own, and the top-level modules that are there afterwards.
     """
     with tempfile.TemporaryDirectory() as folder:
         pack = Path(folder) / "chroma-trainer"
@@ -78,6 +79,7 @@ def measure(root: Path, repeats: int) -> dict[str, Any]:
         "seconds": seconds[1:],
         "median": round(statistics.median(seconds[1:] or seconds), 4),
         "modules": [name for name in runs[0]["modules"] if not name.startswith(own)],
+        "present": runs[0]["present"],
     }
 
 
@@ -102,6 +104,8 @@ def main() -> int:
     arguments = parser.parse_args()
     roots = arguments.comfyui or [Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI"))]
     results = [measure(root.expanduser(), arguments.repeats) for root in roots]
+    for result in results:
+        del result["present"]
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({"limit": LIMIT_SECONDS, "runs": results}, indent=2) + "\n", encoding="utf-8")
     for result in results:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,12 @@ class Server:
     def log(self) -> str:
         return (self.base / "server.log").read_text("utf-8", errors="replace")
 
-    def get(self, path: str) -> Any:
+    def get_text(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
-            return json.load(answer)
+            return answer.read().decode("utf-8")
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.get_text(path))
 
     def post(self, path: str, value: Any) -> Any:
         request = urllib.request.Request(
@@ -89,7 +92,7 @@ class Server:
             AssertionError: it failed; with ComfyUI's own words.
         """
         history = self.wait(self.queue(prompt))
-        assert history["status"]["status_str"] == "success", history["status"]
+        assert history["status"]["status_str"] == "success", str(history["status"])[-1500:]
         return history
 
     def stop(self) -> None:
@@ -228,3 +231,39 @@ def page(comfyui: Server) -> Page:
 @pytest.fixture(scope="session")
 def each_page(each_comfyui: Server) -> Page:
     return open_page(each_comfyui)
+
+
+@pytest.fixture(scope="session")
+def short_prompt() -> Callable[..., dict[str, Any]]:
+    """short_prompt(name, **fields): the shipped workflow, for a LoRA of that name, with 6 steps or what the fields say."""
+
+    def build(name: str, **fields: Any) -> dict[str, Any]:
+        prompt = json.loads((PROJECT / "workflows" / "api" / "first-lora.json").read_text("utf-8"))
+        few = {"steps": 6, "warmup_steps": 2, "batch_size": 2, "validate_every": 0, "checkpoint_every": 2}
+        for node in prompt.values():
+            if node["class_type"] == "LoRATrainer":
+                node["inputs"].update(few, name=name, **fields)
+            if node["class_type"] == "ValidateSampler":
+                node["inputs"].update(steps=2, cfg=1.0, lora_strength="1.0", prompts="cat face")
+        return prompt
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """headless(workflow): what `chroma-trainer run` of this JSON leaves; its output folder."""
+
+    def run(workflow: Any) -> Path:
+        folder = tmp_path_factory.mktemp("headless")
+        (folder / "workflow.json").write_text(json.dumps(workflow), "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "chroma_trainer.cli", "run", str(folder / "workflow.json"), "--output", str(folder)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return run

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 class ProbeChroma:
     """ComfyUI's Chroma of the dimensions in a diffusers config. Its loaders know full widths only; its classes don't mind."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "build", "probe"
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP"), "build", "probe"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -45,7 +45,7 @@ class ProbeChroma:
         })  # fmt: skip
         chroma.set_inference_dtype(torch.float32, None)
         cpu = torch.device("cpu")
-        return (comfy.model_patcher.ModelPatcher(chroma.get_model({}, device=cpu), cpu, cpu),)
+        return comfy.model_patcher.ModelPatcher(chroma.get_model({}, device=cpu), cpu, cpu), None  # no text encoder
 
 
 class ProbeDelta:
