@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ..trainer_core.spec import NodeSpec
-from . import dataset_backend, load_chroma, lora_trainer, quantize_model, validate_sampler
+from . import (
+    adapter_settings,
+    dataset_backend,
+    load_chroma,
+    lora_trainer,
+    memory_settings,
+    optimizer_settings,
+    quantize_model,
+    validate_sampler,
+)
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
@@ -13,5 +22,8 @@ CATALOGUE: dict[str, NodeSpec] = {
         dataset_backend.SPEC,
         lora_trainer.SPEC,
         validate_sampler.SPEC,
+        adapter_settings.SPEC,
+        optimizer_settings.SPEC,
+        memory_settings.SPEC,
     )
 }

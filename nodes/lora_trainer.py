@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
+from ..trainer_core.config.adapter import AdapterConfig
 from ..trainer_core.config.dataset import DatasetConfig
+from ..trainer_core.config.memory import MemoryConfig
 from ..trainer_core.config.model import ModelConfig
+from ..trainer_core.config.optimizer import OptimizerConfig
 from ..trainer_core.config.request import TrainRequest
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
@@ -26,11 +29,34 @@ class Inputs(TrainingConfig):
             "A ValidateSampler's settings: its pictures are drawn with the live model while it trains, beside the base model's."
         ),
     ] = None
+    adapter: Annotated[
+        AdapterConfig | None,
+        Socket("TRAIN_ADAPTER"),
+        Doc("An AdapterSettings: another kind of adapter than plain LoRA, and how it starts."),
+    ] = None
+    optimizer: Annotated[
+        OptimizerConfig | None,
+        Socket("TRAIN_OPTIMIZER"),
+        Doc("An OptimizerSettings: another optimiser than AdamW."),
+    ] = None
+    memory: Annotated[
+        MemoryConfig | None,
+        Socket("TRAIN_MEMORY"),
+        Doc("A MemorySettings: how the run fits into memory, and how fast it goes."),
+    ] = None
 
 
 def request_of(inputs: Inputs) -> TrainRequest:
     training = TrainingConfig(**{field.name: getattr(inputs, field.name) for field in fields(TrainingConfig)})
-    return TrainRequest(model=inputs.model, dataset=inputs.dataset, training=training, validation=inputs.validation)
+    return TrainRequest(
+        model=inputs.model,
+        dataset=inputs.dataset,
+        training=training,
+        validation=inputs.validation,
+        adapter=inputs.adapter or AdapterConfig(),
+        optimizer=inputs.optimizer or OptimizerConfig(),
+        memory=inputs.memory or MemoryConfig(),
+    )
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from .adapter import AdapterConfig
 from .dataset import DatasetConfig
+from .memory import MemoryConfig
 from .model import ModelConfig
+from .optimizer import OptimizerConfig
 from .training import TrainingConfig
 from .validation import ValidationConfig
 
@@ -20,6 +23,9 @@ class TrainRequest:
     dataset: DatasetConfig
     training: TrainingConfig
     validation: ValidationConfig | None = None
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values. Paths of this machine are left out: the file travels."""

@@ -74,6 +74,7 @@ def run_digest(request: TrainRequest, family: Family, index: Index) -> str:
     """Names everything that decides the course of the training, so that only the same run is resumed."""
     value = request.as_json()
     value.pop("validation")
+    value.pop("memory")
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)
     if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
@@ -102,7 +103,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         if config.gradient_checkpointing:
             checkpoint_blocks_(family.blocks(transformer))
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
-        optimizer = load("optimizer", "adamw")(parameters, config.learning_rate, config.weight_decay)
+        build_optimizer = load("optimizer", plan.request.optimizer.optimizer)
+        optimizer = build_optimizer(parameters, config.learning_rate, config.weight_decay)
     batches = BatchPlan(
         [sample.placement.bucket for sample in plan.index.samples],
         [plan.request.dataset.parts[sample.part].repeats for sample in plan.index.samples],
