@@ -7,8 +7,9 @@ import io
 import json
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from .trainer_core.files import write_json
 from .trainer_core.folders import local_paths
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
 from .trainer_core.problems import Cancelled, UserError
+from .trainer_core.train.control import find_run, read_status, request, runs_in
 from .trainer_core.workflow.check import check
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph
@@ -30,13 +32,15 @@ BEGAN = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
 EXIT_USER, EXIT_CANCELLED = 2, 130
+CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM end the run after the step at hand; a second one ends it at once."""
+    """Ctrl-C, SIGTERM and the closing of a Windows console end the run after the step at hand; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.seen = False
+        self._closing = _on_console_close(self._close)  # Windows calls it for as long as it lives
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._handle)
@@ -47,8 +51,30 @@ class Interrupts:
         self.seen = True
         print("\nending after this step; once more to end at once", file=sys.stderr)
 
+    def _close(self) -> None:
+        """In a thread of Windows' own, which ends the process when this returns, and after 5 s in any case."""
+        self.seen = True
+        while threading.main_thread().is_alive():
+            time.sleep(0.05)
+
     def __call__(self) -> bool:
         return self.seen
+
+
+def _on_console_close(call: Callable[[], None]) -> Any:
+    """Let Windows call this when its console is closed, or the user logs off. None elsewhere."""
+    if sys.platform != "win32":
+        return None
+    import ctypes
+
+    def handle(event: int) -> bool:
+        if event in CONSOLE_ENDS:
+            call()
+        return event in CONSOLE_ENDS
+
+    handler = ctypes.WINFUNCTYPE(ctypes.c_bool, ctypes.c_uint)(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, True)
+    return handler
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +122,45 @@ def check_workflow(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError(problems)
     print(f"{arguments.workflow}: no problems")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Say what runs are doing: one, or all under the output folder."""
+    output = Path(arguments.output or "output")
+    folders = [find_run(arguments.run, output)] if arguments.run else runs_in(output)
+    if not folders:
+        print(f"no runs in {output / 'chroma_trainer'}")
+    for folder in folders:
+        found = read_status(folder)
+        print(f"{folder.name}: {found.text() if found else 'never started'}")
+    return 0
+
+
+def pause(arguments: argparse.Namespace) -> int:
+    """Let a run save its state and wait, with memory free, until it is resumed."""
+    return _command(arguments, "pause")
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """End a run after the step at hand, with a checkpoint and a usable LoRA."""
+    return _command(arguments, "stop")
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Let a paused run go on. One that no process works on is run again, from its own record."""
+    folder = find_run(arguments.run, Path(arguments.output or "output"))
+    found = read_status(folder)
+    if found and found.pid and found.state in ("paused", "running"):
+        return _command(arguments, "resume")
+    arguments.workflow, arguments.output = str(folder / "request.json"), str(folder.parent.parent)
+    return run(arguments)
+
+
+def _command(arguments: argparse.Namespace, command: str) -> int:
+    folder = find_run(arguments.run, Path(arguments.output or "output"))
+    before = request(folder, command)
+    print(f"{folder.name}: {before.text()}; asked to {command}")
     return 0
 
 
@@ -179,30 +244,23 @@ def _parser() -> argparse.ArgumentParser:
     for name, call in (("run", run), ("check", check_workflow)):
         sub = command(name, call)
         sub.add_argument(
-            "workflow", help="exported workflow (.json, either format), or a PNG or LoRA file that carries one"
+            "workflow",
+            help="exported workflow (.json, either format), a run's request.json, or a PNG or LoRA file that carries one",
         )
+        _add_workflow_arguments(sub)
+    for name, call in (("status", status), ("pause", pause), ("stop", stop), ("resume", resume)):
+        sub = command(name, call)
         sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="NODE.FIELD=VALUE",
-            help="replace a value; NODE is a node's title, id or type",
+            "run", nargs="?" if call is status else None, help="a run's folder or its name, or the LoRA's name"
         )
-        sub.add_argument(
-            "--models",
-            action="append",
-            default=[],
-            metavar="DIR",
-            help="a ComfyUI models folder; may be given several times",
-        )
-        sub.add_argument("--model-config", metavar="FILE", help="an extra_model_paths.yaml")
-        sub.add_argument(
-            "--datasets", action="append", default=[], metavar="DIR", help="a folder that datasets may lie under"
-        )
-        sub.add_argument("--output", metavar="DIR", help="where results go (default: output)")
-    runner = commands.choices["run"]
-    runner.add_argument("--report", metavar="FILE", help="write a JSON report")
-    runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
+        if call is resume:
+            _add_workflow_arguments(sub)
+        else:
+            sub.add_argument("--output", metavar="DIR", help="where results are (default: output)")
+    for name in ("run", "resume"):
+        runner = commands.choices[name]
+        runner.add_argument("--report", metavar="FILE", help="write a JSON report")
+        runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
     sub = command("inspect", inspect)
     sub.add_argument("file", help="a LoRA (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
@@ -214,6 +272,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.FIELD=VALUE",
+        help="replace a value; NODE is a node's title, id or type",
+    )
+    parser.add_argument(
+        "--models", action="append", default=[], metavar="DIR", help="a ComfyUI models folder; may be given several times"
+    )
+    parser.add_argument("--model-config", metavar="FILE", help="an extra_model_paths.yaml")
+    parser.add_argument(
+        "--datasets", action="append", default=[], metavar="DIR", help="a folder that datasets may lie under"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where results go (default: output)")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer_core.host import Event, Notice, Paths, PhaseProgress, PhaseStarted, PreviewReady, StepReport
-from ..trainer_core.problems import UserError
+from ..trainer_core.problems import Cancelled, UserError
 from ..trainer_core.spec import Field, NodeSpec, build_inputs
 from . import CATALOGUE
 
@@ -43,6 +43,8 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
             results = spec.run(inputs, host)
         except UserError as error:
             raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
+        except Cancelled as end:  # stopped or paused through the run's folder
+            raise memory.InterruptProcessingException from end
         return io.NodeOutput(
             *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)]
         )
@@ -139,6 +141,7 @@ class ComfyHost:
 
     prompt: dict[str, Any]
     node_id: str
+    waits_when_paused = False  # ComfyUI's queue waits behind this node
 
     @cached_property
     def paths(self) -> Paths:

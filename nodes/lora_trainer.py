@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from .record import recorded_prompt
 
     result = train(request_of(inputs), host, recorded_prompt(host))
-    return result.lora, read_tensors(result.lora.path), {"loss": list(result.losses)}, result.lora.name
+    return result.lora, read_tensors(result.lora.path), {"loss": [loss for loss in result.losses if math.isfinite(loss)]}, result.lora.name
 
 
 SPEC = NodeSpec(

@@ -183,6 +183,11 @@ class Host(Protocol):
         """Id of the running node in the prompt, "" outside of one."""
         ...
 
+    @property
+    def waits_when_paused(self) -> bool:
+        """Whether a paused run waits here to be resumed. Where others queue behind it, it ends instead, to be run again."""
+        ...
+
     def emit(self, event: Event) -> None:
         """Tell the sinks. Never raises for a sink's own fault."""
         ...
@@ -206,6 +211,7 @@ class SinkHost:
     device: str = ""
     prompt: Mapping[str, Any] = field(default_factory=dict)
     node_id: str = ""
+    waits_when_paused: bool = True
 
     def emit(self, event: Event) -> None:
         for sink in self.sinks:

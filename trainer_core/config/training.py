@@ -116,6 +116,34 @@ class TrainingConfig:
             "Draw the validation pictures every so many steps, when a ValidateSampler is connected; 0: only before and after."
         ),
     ] = 250
+    keep_every: Annotated[
+        int,
+        Range(0, 1_000_000),
+        Advanced(),
+        Doc("Checkpoints of steps divisible by this are never removed; 0: only the newest ones stay."),
+    ] = 0
+    holdout: Annotated[
+        float,
+        Range(0.0, 0.5, 0.01),
+        Advanced(),
+        Doc(
+            "Share of the images kept out of training. Their loss is taken at every checkpoint; the best one is kept, and saved as NAME-best."
+        ),
+    ] = 0.0
+    skip_bad_steps: Annotated[
+        int,
+        Range(0, 1000),
+        Advanced(),
+        Doc("How many steps whose loss or gradient is not finite are skipped before the run ends; 0: it ends at the first."),
+    ] = 0
+    on_change: Annotated[
+        str,
+        Choice("ask", "anew", "adopt"),
+        Advanced(),
+        Doc(
+            "When an unfinished run of this name had other settings, images, captions or weights. ask: say what changed and stop; anew: leave it and begin a new run; adopt: go on from its newest checkpoint with what is set now."
+        ),
+    ] = "ask"
 
     def problems(self) -> list[Problem]:
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ..config.request import TrainRequest
+from ..data.holdout import split
 from ..data.index import Index, build_index
 from ..data.latents import LatentCache, cache_latents
 from ..data.sampler import BatchPlan
@@ -32,9 +34,9 @@ from ..validation.pictures import prompts_of
 from .loop import Run
 from .phases import Phases
 from .preflight import problems_of
+from .world import Adoption, meet_change, settings_of, world_of
 
-# Fields that do not change the course of a run: it may be resumed after they were edited.
-WITHOUT_EFFECT = ("resume", "checkpoint_every", "keep_checkpoints", "validate_every")
+WEIGHTS = ("transformer", "text_encoder", "codec")
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ class Plan:
     index: Index
     folder: Path
     device: torch.device
+    world: dict[str, Any]  # what the run's name stands for, see world.py
+    adoption: Adoption | None = None
 
 
 def plan_run(request: TrainRequest, host: Host) -> Plan:
     """Check everything that can be checked without weights.
 
     Raises:
-        UserError: every problem of the model's files, the dataset and the settings, together.
+        UserError: every problem of the model's files, the dataset and the settings, together; or what has changed
+            since an unfinished run of this name.
     """
     family: Family = load("family", request.model.family)()
     quantizer = load("quantization", request.model.quantization.level)()
@@ -64,24 +69,20 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
-    folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{run_digest(request, family, index)[:8]}"
+    identities = {part: family.identity(request.model, part) for part in WEIGHTS}
+    digest = run_digest(request, index, identities)
+    folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
+    world = world_of(request, index, identities)
+    adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
-    return Plan(request, family, quantizer, index, folder, pick_device(host.device))
+    return Plan(request, family, quantizer, index, folder, pick_device(host.device), world, adoption)
 
 
-def run_digest(request: TrainRequest, family: Family, index: Index) -> str:
+def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
     """Names everything that decides the course of the training, so that only the same run is resumed."""
-    value = request.as_json()
-    value.pop("validation")
-    value.pop("memory")
-    for name in WITHOUT_EFFECT:
-        value["training"].pop(name)
-    if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
-        value["training"].pop("steps")
-        value["training"].pop("epochs")
-    parts = [family.identity(request.model, part) for part in ("transformer", "text_encoder", "codec")]
-    return sha256_text(json.dumps(value, sort_keys=True), index.digest, *parts)
+    settings = json.dumps(settings_of(request), sort_keys=True)
+    return sha256_text(settings, index.digest, *identities.values())
 
 
 def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
@@ -105,17 +106,20 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
         build_optimizer = load("optimizer", plan.request.optimizer.optimizer)
         optimizer = build_optimizer(parameters, config.learning_rate, config.weight_decay)
+    samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(
-        [sample.placement.bucket for sample in plan.index.samples],
-        [plan.request.dataset.parts[sample.part].repeats for sample in plan.index.samples],
+        [sample.placement.bucket for sample in samples],
+        [plan.request.dataset.parts[sample.part].repeats for sample in samples],
         config.batch_size,
         config.seed,
     )
     num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
+    if held:
+        host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to judge checkpoints by"))
     return Run(
         config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
-        density=density(config.sigma_density, config.shift), samples=plan.index.samples, plan=batches,
+        density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
     )  # fmt: skip
 

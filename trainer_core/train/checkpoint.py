@@ -3,7 +3,8 @@
     step-000250/
         adapter.safetensors    trainable weights, fp32
         optimizer.safetensors  its tensors, by parameter
-        state.json             step, losses, learning rates, the optimiser's plain values
+        ema.safetensors        the averaged weights, where the run keeps an average
+        state.json             step, losses, learning rates, skipped steps, eval losses, the optimiser's plain values
         manifest.json          sha256 of each file above; written last
 
 All randomness is derived from the seed and the step, so that there is no state of generators to keep.
@@ -12,38 +13,44 @@ All randomness is derived from the seed and the step, so that there is no state 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..files import sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
-from ..lora.inject import adapter_state, load_adapter_state_
+from ..lora.inject import adapter_state, load_adapter_state_, trainable_parameters
 from ..problems import UserError
 from .loop import Run
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+EMA_FILE = "ema.safetensors"
+SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
 
 
-def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
-    """Write the run's state under folder and remove all but the newest `keep`. A state of this step that is there already is kept.
+def save_checkpoint(folder: Path, run: Run, host: Host) -> Path:
+    """Write the run's state under folder. A state of this step that is there already, and intact, is kept.
 
     Raises:
-        UserError: the disk is full or can't be written to; earlier checkpoints are as they were.
+        UserError: the disk is full or can't be written to, or a weight is not finite; earlier checkpoints are as they were.
     """
-    target = folder / f"step-{run.step:06}"
+    target = folder / step_name(run.step)
     if target.exists() and not _fault(target):
         return target
+    tensors = _tensors(run)
+    _refuse_not_finite(tensors["adapter.safetensors"], folder, run.step)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _write(staging, run)
+        _refuse_full_disk(folder, tensors)
+        _write(staging, run, tensors)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
         os.replace(staging, target)
         sync_folder(folder)
@@ -53,43 +60,98 @@ def save_checkpoint(folder: Path, run: Run, keep: int, host: Host) -> Path:
             str(folder),
             f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
         ) from error
-    for old in [path for path in _by_step(folder) if path != target][: -keep + 1 or None]:
-        shutil.rmtree(old, ignore_errors=True)
     host.emit(CheckpointSaved(run.step, target))
     return target
 
 
-def _write(staging: Path, run: Run) -> None:
+def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
+    """Remove checkpoints that are not among the `keep` last ones.
+
+    Args:
+        newest: what was just saved: kept, and counted as the last, whatever steps lie beside it.
+        keep_every: those of steps divisible by it stay; 0: none.
+        best: the step whose checkpoint stays.
+    """
+    others = [path for path in _by_step(folder) if path != newest]
+    for old in others[: -keep + 1 or None]:
+        step = _step_of(old)
+        if step != best and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     adapter = adapter_state(run.layers)
-    save_file(adapter, staging / "adapter.safetensors")
-    tensors, plain = _optimizer_state(run.optimizer, list(adapter))
-    save_file(tensors, staging / "optimizer.safetensors")
-    state = {"step": run.step, "losses": run.losses, "learning_rates": run.learning_rates, "optimizer": plain}
+    found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(run)[0]}
+    if run.ema is not None:
+        found[EMA_FILE] = run.ema.ema_state()
+    return found
+
+
+def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
+    bad = [name for name, tensor in adapter.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError.at(
+            str(folder),
+            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is not "
+            "saved and the last good checkpoint is kept. Try a lower learning rate",
+        )
+
+
+def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    needed = SLACK_BYTES + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on")
+
+
+def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, part in tensors.items():
+        save_file(dict(part), staging / name)
+    state = {
+        "step": run.step,
+        "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
+        "learning_rates": run.learning_rates,
+        "eval_losses": {str(step): value for step, value in run.eval_losses.items()},
+        "optimizer": _optimizer_state(run)[1],
+    }
     write_json(staging / "state.json", state)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
     write_json(staging / "manifest.json", {path.name: sha256_of(path) for path in sorted(staging.iterdir())})
+    sync_folder(staging)
 
 
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, names: list[str]
-) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+def _optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Its tensors as `parameter|name`, and its plain numbers by parameter."""
     tensors, plain = {}, {}
-    for index, values in optimizer.state_dict()["state"].items():
+    names = _optimized(run)
+    for index, values in run.optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 tensors[f"{names[index]}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 plain.setdefault(names[index], {})[key] = value
     return tensors, plain
 
 
+def _optimized(run: Run) -> list[str]:
+    """Names of the parameters, in the order in which the optimiser counts them."""
+    names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
+    return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
+
+
 def restore_(run: Run, checkpoint: Path) -> None:
-    """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`."""
-    load_adapter_state_(run.layers, load_file(checkpoint / "adapter.safetensors"))
+    """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`.
+
+    Raises:
+        UserError: it is of an adapter or optimiser of another form.
+    """
+    adapter = load_file(checkpoint / "adapter.safetensors")
     state = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    names = list(adapter_state(run.layers))
+    _refuse_other_form(run, adapter, checkpoint)
+    load_adapter_state_(run.layers, adapter)
+    names = _optimized(run)
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in state["optimizer"].items()
     }
@@ -97,7 +159,23 @@ def restore_(run: Run, checkpoint: Path) -> None:
         name, value_name = key.rsplit("|", 1)
         by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()  # the optimiser keeps it; the file must go
     run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
-    run.step, run.losses, run.learning_rates = state["step"], state["losses"], state["learning_rates"]
+    if run.ema is not None:
+        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    run.step, run.learning_rates = state["step"], state["learning_rates"]
+    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
+    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+
+
+def _refuse_other_form(run: Run, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
+    wanted = {name: tuple(parameter.shape) for name, parameter in trainable_parameters(run.layers)}
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
+    if wanted != found:
+        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise UserError.at(
+            "on_change",
+            f"{checkpoint} can't be gone on from: {len(other)} of its {len(found)} weights have another shape or name, "
+            f"such as {other[0]} ({found.get(other[0])}, wanted {wanted.get(other[0])}); set on_change to anew",
+        )
 
 
 def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
@@ -123,12 +201,20 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
 def _fault(checkpoint: Path) -> str:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
-        for name in FILES:
+        missing = set(FILES) - manifest.keys()
+        if missing:
+            return f"its manifest lacks {', '.join(sorted(missing))}"
+        for name in manifest:
             if sha256_of(checkpoint / name) != manifest[name]:
                 return f"{name} has other bytes than were written"
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"step-{step:06}"
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -139,11 +225,3 @@ def _step_of(path: Path) -> int:
     return int(path.name[5:])
 
 
-def checkpoint_hook(folder: Path, every: int, keep: int, host: Host) -> Callable[[Run], None]:
-    """Saves every `every` steps; 0: never."""
-
-    def save(run: Run) -> None:
-        if every and run.step % every == 0 and run.step < run.num_steps:
-            save_checkpoint(folder, run, keep, host)
-
-    return save

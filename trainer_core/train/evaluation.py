@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean, stdev
+
 import torch
 
 from ..flow.loss import velocity_loss
@@ -15,17 +18,29 @@ EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
 
 
 @torch.no_grad()
-def eval_loss(run: Run) -> float:
-    """Mean velocity loss over at most 16 samples, evenly spread over the dataset, at 4 sigmas each, with their first caption."""
-    count = min(MAX_SAMPLES, len(run.samples))
+def eval_loss(run: Run) -> tuple[float, float]:
+    """Mean velocity loss, and its standard error over the samples (0 for one sample).
+
+    Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
+    first caption.
+    """
+    samples = run.held or run.samples
+    count = min(MAX_SAMPLES, len(samples))
     losses = []
-    for sample in (run.samples[i * len(run.samples) // count] for i in range(count)):
+    for sample in (samples[i * len(samples) // count] for i in range(count)):
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
+        values = []
         for value in SIGMAS:
             sigma = torch.tensor([value])
             x_sigma, velocity = interpolate(x0, noise, sigma)
             prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), [text])
-            losses.append(velocity_loss(prediction, velocity.to(run.device)).mean().item())
-    return sum(losses) / len(losses)
+            values.append(velocity_loss(prediction, velocity.to(run.device)).mean().item())
+        losses.append(fmean(values))
+    return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
+
+
+def best_step(run: Run) -> int | None:
+    """The step with the lowest loss on the held-out samples; None where it was never taken."""
+    return min(run.eval_losses, key=lambda step: (run.eval_losses[step][0], step)) if run.eval_losses else None

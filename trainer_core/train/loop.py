@@ -24,7 +24,7 @@ from ..families.contract import Family
 from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..flow.timesteps import Density
-from ..host import Host, StepReport
+from ..host import Host, Notice, StepReport
 from ..optim.schedule import learning_rate_at
 from ..problems import UserError
 from ..seeds import generator
@@ -49,7 +49,10 @@ class Run:
     device: torch.device
     num_steps: int
     step: int = 0
-    losses: list[float] = field(default_factory=list)
+    held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
+    ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
+    losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
+    eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this start
 
@@ -76,7 +79,10 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
         run.losses.append(loss)
         run.learning_rates.append(rate)
         run.step_seconds.append(time.perf_counter() - began)
-        host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
+        if math.isfinite(loss):
+            host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
+        else:
+            host.emit(Notice(_skipped(run, first=(run.step - 1) * run.config.accumulation), "warning"))
         for hook in hooks:
             hook(run)
 
@@ -95,7 +101,9 @@ def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     norm = nn.utils.clip_grad_norm_(run.parameters, limit)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        _raise_not_finite(run, first, loss_value, norm_value)
+        _check_policy(run, first, loss_value, norm_value)
+        run.optimizer.zero_grad(set_to_none=True)
+        return math.nan, math.nan
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return loss_value, norm_value
@@ -126,15 +134,30 @@ def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) ->
     return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
 
 
-def _raise_not_finite(run: Run, first: int, loss: float, norm: float) -> None:
-    files = [
-        str(run.samples[i].path)
-        for micro in range(first, first + run.config.accumulation)
-        for i in run.plan.batch(micro)
-    ]
+def _check_policy(run: Run, first: int, loss: float, norm: float) -> None:
+    """Raises unless the step may be skipped: the optimiser has not seen its gradient."""
+    done = sum(not math.isfinite(value) for value in run.losses)
+    whole = all(bool(parameter.isfinite().all()) for parameter in run.parameters)
+    if whole and done < run.config.skip_bad_steps:
+        return
     run.optimizer.zero_grad(set_to_none=True)
+    kept = f"The LoRA of step {run.step} is kept" if whole else "Weights are not finite; the last checkpoint is kept"
+    skipped = f", after {done} skipped steps" if done else ""
     raise UserError.at(
         "learning_rate",
-        f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite; the batch was {', '.join(files)}. "
-        f"The LoRA of step {run.step} is kept. Try a lower learning rate, or dtype bf16 in place of fp16",
+        f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; the batch was "
+        f"{_files(run, first)}. {kept}. Try a lower learning rate, or dtype bf16 in place of fp16",
     )
+
+
+def _skipped(run: Run, first: int) -> str:
+    done = sum(not math.isfinite(value) for value in run.losses)
+    return (
+        f"step {run.step} was skipped: its loss or gradient is not finite; the batch was {_files(run, first)} "
+        f"({done} of at most {run.config.skip_bad_steps} skipped)"
+    )
+
+
+def _files(run: Run, first: int) -> str:
+    batches = range(first, first + run.config.accumulation)
+    return ", ".join(str(run.samples[i].path) for micro in batches for i in run.plan.batch(micro))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +12,27 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from ..config.request import TrainedLora, TrainRequest
-from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes
+from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
 from ..files import write_json
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunReported
 from ..lora.export import export_lora
-from ..lora.inject import set_strength_
+from ..lora.inject import adapter_state, load_adapter_state_, set_strength_
 from ..problems import UserError
 from ..validation.grid import save_png
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
-from .checkpoint import checkpoint_hook, newest_intact, restore_, save_checkpoint
-from .evaluation import eval_loss
+from .checkpoint import newest_intact, restore_, step_name
+from .evaluation import best_step, eval_loss
+from .journal import Paused, RunHost, open_run, wait_for_resume
+from .keeping import checkpoint_hook, keep
 from .live import LiveValidation
 from .loop import Run, fit
 from .phases import Phases
 from .record import lora_metadata, run_record
+from .world import adopt, write_world
 
 
 @dataclass(frozen=True)
@@ -49,30 +55,42 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
     """
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
     with torch.inference_mode(False), torch.enable_grad():
-        try:
-            return _run(request, host, prompt or {})
-        except OSError as error:
-            if error.errno is None:  # not the system's: a library's own fault
-                raise
-            where = str(error.filename or host.paths.output)
-            remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
-            raise UserError.at(where, f"{error.strerror}; {remedy}") from error
+        while True:
+            try:
+                return _run(request, host, prompt or {})
+            except Paused as pause:
+                if not host.waits_when_paused:
+                    raise
+                folder = pause.folder
+            except OSError as error:
+                if error.errno is None:  # not the system's: a library's own fault
+                    raise
+                where = str(error.filename or host.paths.output)
+                remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
+                raise UserError.at(where, f"{error.strerror}; {remedy}") from error
+            gc.collect()  # the exception is gone, and with it all that its frames held
+            empty_cache(pick_device(host.device))
+            wait_for_resume(folder, host)
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
     phases = Phases()
     host.emit(PhaseStarted("start"))
     plan = plan_run(request, host)
-    run = build_run(plan, host, phases)
+    with open_run(plan.folder, host) as run_host:
+        return _train(plan, run_host, prompt, phases)
+
+
+def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases) -> TrainResult:
+    request = plan.request
+    if plan.adoption:
+        adopt(plan.adoption, plan.folder, host)
     record = run_record(plan, prompt)
+    _tell_other_versions(plan.folder, record, host)
     write_json(plan.folder / "request.json", record)
-    host.emit(
-        Notice(
-            f"noise levels to be trained ({request.training.sigma_density}):\n{density_text(request.training.sigma_density, request.training.shift)}"
-        )
-    )
-    density = draw_density(request.training.sigma_density, request.training.shift)
-    save_png(density, plan.folder / "density.png", record, prompt=prompt)
+    write_world(plan.folder, plan.world)
+    run = build_run(plan, host, phases)
+    _tell_density(plan, record, prompt, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, run, host, record, phases)
@@ -88,14 +106,12 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         restore_(run, newest)
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
     first = run.step
-    hooks = (
-        checkpoint_hook(checkpoints, request.training.checkpoint_every, request.training.keep_checkpoints, host),
-        live.hook,
-    )
+    host.journal.write({"kind": "Resumed", "step": first})
+    host.journal.set(step=first, total=run.num_steps)
     try:
         with phases("train"):
             host.emit(PhaseStarted("train", run.num_steps, "steps"))
-            fit(run, host, hooks)
+            fit(run, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
     except KeyboardInterrupt:  # it may have come in the middle of a step: the state on disk is the last that is whole
         raise
     except BaseException:  # ComfyUI's interrupt is a BaseException; whatever ended it, what was learnt is kept
@@ -103,20 +119,39 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         raise
     with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
         host.emit(PhaseStarted("save"))
-        save_checkpoint(checkpoints, run, request.training.keep_checkpoints, host)
+        keep(checkpoints, run, host)
         lora = _save(plan, run, record, host)
+        best = _save_best(plan, run, checkpoints, record, host)
     with phases("validate"):
         eval_after = eval_loss(run)
         live.draw_last(run)
-    report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live)
+    report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     write_json(plan.folder / "report.json", report)
     host.emit(RunReported(report))
     result = TrainResult(lora, tuple(run.losses), report)
     device = run.device
-    del run, live, hooks
+    del run, live
     gc.collect()
     empty_cache(device)
     return result
+
+
+def _tell_density(plan: Plan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    name, shift = plan.request.training.sigma_density, plan.request.training.shift
+    host.emit(Notice(f"noise levels to be trained ({name}):\n{density_text(name, shift)}"))
+    save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
+
+
+def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
+    """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
+    try:
+        before = json.loads((folder / "request.json").read_text("utf-8"))["versions"]
+    except (OSError, ValueError, KeyError):
+        return
+    other = [f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now]
+    if other and any((folder / "checkpoints").glob("step-*")):
+        text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
+        host.emit(Notice(text, "warning"))
 
 
 def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> TrainedLora:
@@ -127,18 +162,48 @@ def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> Traine
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model)
 
 
+def _save_best(
+    plan: Plan, run: Run, checkpoints: Path, record: Mapping[str, Any], host: Host
+) -> dict[str, Any] | None:
+    """Save the LoRA of the checkpoint with the lowest loss on held-out images as NAME-best. None: none are held out."""
+    step = best_step(run)
+    if step is None:
+        return None
+    mean, error = run.eval_losses[step]
+    found = {"step": step, "eval_loss": mean, "standard_error": error}
+    host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
+    path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
+    now = {name: tensor for name, tensor in adapter_state(run.layers).items()}
+    load_adapter_state_(run.layers, load_file(checkpoints / step_name(step) / "adapter.safetensors"))
+    try:
+        saved = export_lora(run.layers, run.transformer, path, {**lora_metadata(plan, run, record), "ss_steps": str(step)})
+    finally:
+        load_adapter_state_(run.layers, now)
+    host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
+    return {**found, "lora": str(path), "sha256": saved.sha256}
+
+
 def _keep(plan: Plan, run: Run, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
-    """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is."""
+    """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is.
+
+    A fault on the way is told, and does not hide the one that ended the run.
+    """
     if run.step == 0:
         return
-    save_checkpoint(checkpoints, run, run.config.keep_checkpoints, host)
-    _save(plan, run, record, host)
+    try:
+        keep(checkpoints, run, host)
+        _save(plan, run, record, host)
+    except (OSError, UserError, RuntimeError) as error:
+        host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))
+        return
     host.emit(Notice(f"ended at step {run.step} of {run.num_steps}; run it again to go on from there", "warning"))
 
 
 def _draw_chart(plan: Plan, run: Run, record: Mapping[str, Any]) -> None:
     history = [
-        StepPoint(i + 1, loss, rate) for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+        StepPoint(i + 1, loss, rate)
+        for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+        if math.isfinite(loss)
     ]
     every = run.config.checkpoint_every
     markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
@@ -151,7 +216,7 @@ def _report(
     run: Run,
     lora: TrainedLora,
     phases: Phases,
-    evals: tuple[float, float],
+    evals: tuple[tuple[float, float], tuple[float, float]],
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
@@ -161,8 +226,12 @@ def _report(
         "sha256": lora.sha256,
         "steps": run.step,
         "resumed_from": first,
-        "loss": run.losses,
-        "eval_loss": {"before": evals[0], "after": evals[1]},
+        "loss": [loss if math.isfinite(loss) else None for loss in run.losses],
+        "skipped_steps": sum(not math.isfinite(loss) for loss in run.losses),
+        "eval_loss": {
+            "before": evals[0][0], "after": evals[1][0], "standard_error": [evals[0][1], evals[1][1]],
+            "images": "held out" if run.held else "trained on",
+        },
         "seconds": seconds,
         # The median is the steady step: the first ones warm up, and saves fall between steps.
         "seconds_per_step": round(median(run.step_seconds), 5) if run.step_seconds else None,

@@ -35,6 +35,8 @@ def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "work
     """
     if isinstance(data, dict) and looks_like_api(data.get("prompt")):
         data = data["prompt"]  # the body of a request to ComfyUI's /prompt
+    elif isinstance(data, dict) and "request" in data and looks_like_api(data.get("workflow")):
+        data = data["workflow"]  # a run's request.json
     if looks_like_editor(data):
         return graph_from_editor(data, schemas, where)
     if looks_like_api(data):

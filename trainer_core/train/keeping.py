@@ -1,0 +1,33 @@
+"""When a checkpoint is saved, and which ones stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..host import Host, Notice
+from .checkpoint import prune, save_checkpoint
+from .evaluation import best_step, eval_loss
+from .loop import Run
+from .phases import Phases
+
+
+def keep(folder: Path, run: Run, host: Host) -> None:
+    """Save the run's state; with held-out images, their loss is part of it. Older ones go, but for those the settings keep."""
+    if run.held and run.step not in run.eval_losses:
+        mean, error = run.eval_losses[run.step] = eval_loss(run)
+        host.emit(Notice(f"step {run.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
+    newest = save_checkpoint(folder, run, host)
+    prune(folder, newest, run.config.keep_checkpoints, run.config.keep_every, best_step(run))
+
+
+def checkpoint_hook(folder: Path, host: Host, phases: Phases) -> Callable[[Run], None]:
+    """Saves every `checkpoint_every` steps; 0: never. The last step is saved by the run itself."""
+
+    def save(run: Run) -> None:
+        every = run.config.checkpoint_every
+        if every and run.step % every == 0 and run.step < run.num_steps:
+            with phases("save"):
+                keep(folder, run, host)
+
+    return save

@@ -1,0 +1,159 @@
+"""What a run was begun with, image by image, so that a later start can say exactly what has changed since."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.request import TrainRequest
+from ..data.index import Index
+from ..files import sha256_text, sync_folder, write_json
+from ..host import Host, Notice
+from ..problems import UserError
+from .checkpoint import newest_intact
+from .control import read_status
+
+FILE = "world.json"
+SHOWN = 6  # changes of a kind that are named one by one
+# Fields that do not change the course of a run: it may be resumed after they were edited.
+WITHOUT_EFFECT = (
+    "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
+)  # fmt: skip
+
+
+def settings_of(request: TrainRequest) -> dict[str, Any]:
+    """The part of a request that decides the course of a run, as JSON values."""
+    value = request.as_json()
+    value.pop("validation")
+    value.pop("memory")
+    for name in WITHOUT_EFFECT:
+        value["training"].pop(name)
+    if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
+        value["training"].pop("steps")
+        value["training"].pop("epochs")
+    return value
+
+
+def world_of(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> dict[str, Any]:
+    """Settings, the weights' identities, and the hashes of every image and of its captions."""
+    return {
+        "settings": settings_of(request),
+        "weights": dict(identities),
+        "images": {s.key: [s.sha256[:16], sha256_text(*s.captions)[:16]] for s in index.samples},
+    }
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs, in words, one change a line; long lists are cut and counted."""
+    new = json.loads(json.dumps(new))  # as it would be read back: tuples are lists
+    told = [
+        f"{name} was {_short(before)}, is {_short(after)}"
+        for name, before, after in _differences(old["settings"], new["settings"], "")
+    ]
+    told += [
+        f"the weights of the {part} are others"
+        for part, identity in new["weights"].items()
+        if old["weights"].get(part) != identity
+    ]
+    before, after = old["images"], new["images"]
+    both = before.keys() & after.keys()
+    told += _some("image", "is new", after.keys() - before.keys())
+    told += _some("image", "is gone", before.keys() - after.keys())
+    told += _some("image", "has other bytes", {key for key in both if before[key][0] != after[key][0]})
+    told += _some("caption of", "was edited", {key for key in both if before[key][1] != after[key][1]})
+    return told
+
+
+def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i in range(len(old)) for d in _differences(old[i], new[i], f"{name}[{i}]")]
+    return [(name, old, new)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _some(what: str, how: str, keys: Any) -> list[str]:
+    names = sorted(keys)
+    more = [f"and {len(names) - SHOWN} more: {what} ... {how}"] if len(names) > SHOWN else []
+    return [f"{what} {name} {how}" for name in names[:SHOWN]] + more
+
+
+def unfinished_before(folder: Path, name: str) -> Path | None:
+    """The run folder of this LoRA's name that was worked on last, when it is another one and has not come to its end."""
+    if (folder / "checkpoints").is_dir():  # this very run was begun: nothing has changed
+        return None
+    others = []
+    for path in folder.parent.glob(f"{glob.escape(name)}-*"):
+        status = read_status(path)
+        is_run = path.name.rpartition("-")[0] == name and (path / FILE).is_file()
+        if is_run and path != folder and status:
+            others.append((status.updated, path, status.state))
+    if not others:
+        return None
+    _, newest, state = max(others)
+    begun = any((newest / "checkpoints").glob("step-*"))
+    return newest if begun and state != "finished" else None
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """An unfinished run whose newest checkpoint is to be gone on from, and what differs from it."""
+
+    folder: Path
+    told: str
+
+
+def meet_change(folder: Path, new: Mapping[str, Any], request: TrainRequest) -> Adoption | None:
+    """What on_change says about an unfinished run of this name that was another one.
+
+    Returns: None where a run begins anew or simply goes on.
+    Raises:
+        UserError: on_change is "ask", and there is one; says what differs.
+    """
+    choice = request.training.on_change
+    if choice == "anew" or not request.training.resume:
+        return None
+    before = unfinished_before(folder, request.training.name)
+    if before is None:
+        return None
+    told = changes(json.loads((before / FILE).read_text("utf-8")), new)
+    status = read_status(before)
+    text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(told)
+    if choice == "ask":
+        ways = "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
+        raise UserError.at("on_change", f"{text}. {ways}")
+    return Adoption(before, text)
+
+
+def adopt(adoption: Adoption, folder: Path, host: Host) -> None:
+    """Copy the newest intact checkpoint into the new run's folder."""
+    newest = newest_intact(adoption.folder / "checkpoints", host, sys.maxsize)
+    if newest is None:
+        return
+    target = folder / "checkpoints" / newest.name
+    staging = target.with_name(f".tmp-{newest.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(newest, staging)
+    os.replace(staging, target)
+    sync_folder(target.parent)
+    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
+
+
+def write_world(folder: Path, world: Mapping[str, Any]) -> None:
+    if not (folder / FILE).is_file():  # the folder's name holds all that is in it
+        write_json(folder / FILE, world)
