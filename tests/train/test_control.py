@@ -207,7 +207,7 @@ def test_runs_are_found_by_folder_by_name_and_by_path(workshop, tmp_path):
     folder, output = host.run_folder, host.paths.output
     assert runs_in(output) == [folder]
     assert find_run(folder.name, output) == find_run("tiny", output) == find_run(str(folder), tmp_path) == folder
-    with pytest.raises(UserError, match="no run 'tinny' in .*; did you mean 'tiny'"):
+    with pytest.raises(UserError, match=r"no run 'tinny' in .*; did you mean 'tiny'"):
         find_run("tinny", output)
 
 
