@@ -74,7 +74,9 @@ def test_foreign_values_are_named_by_what_the_file_says(version: str):
     expected = json.loads(path.with_suffix(".api.json").read_text("utf-8"))
     found = to_api(read_workflow(path, schemas()))
     for node_id, node in expected.items():
-        assert found[node_id]["inputs"] == node["inputs"], node["class_type"]
+        ours = node["class_type"] in CATALOGUE  # which may have grown since the file was saved
+        inputs = found[node_id]["inputs"]
+        assert {n: inputs[n] for n in (node["inputs"] if ours else inputs)} == node["inputs"], node["class_type"]
 
 
 def test_the_foreign_node_without_names_keeps_its_links():
