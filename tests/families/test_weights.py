@@ -143,7 +143,7 @@ def test_a_config_beside_the_file_is_taken(single, tiny_chroma, tmp_path):
     config = json.loads((tiny_chroma / "transformer" / "config.json").read_text(encoding="utf-8"))
     config["axes_dims_rope"] = [8, 4, 4]
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert single(original_state(tiny_chroma)).config.axes_dims_rope == [8, 4, 4]
+    assert single(original_state(tiny_chroma)).pos_embed.axes == (8, 4, 4)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])

@@ -15,10 +15,10 @@ FAMILY = ChromaFamily()
 @pytest.fixture(scope="module")
 def chroma():
     """The released model's modules, without memory."""
-    from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer2DModel
+    from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 
     with torch.device("meta"):
-        return ChromaTransformer2DModel.from_config(shipped_config("chroma_transformer"))
+        return ChromaTransformer.from_config(shipped_config("chroma_transformer"))
 
 
 @pytest.mark.parametrize(

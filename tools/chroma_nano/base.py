@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer2DModel
+from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 from chroma_trainer.trainer_core.families.packing import image_ids, pack, unpack
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
 from chroma_trainer.trainer_core.flow.timesteps import density
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import T5EncoderModel
@@ -63,7 +64,7 @@ class Nano(nn.Module):
     def __init__(self, vocabulary: int):
         super().__init__()
         self.text_encoder = new_encoder(vocabulary)
-        self.transformer = ChromaTransformer2DModel(**CONFIG)
+        self.transformer = ChromaTransformer(**CONFIG)
         nn.init.zeros_(self.transformer.proj_out.weight)
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -91,7 +92,7 @@ class Nano(nn.Module):
 def load(folder: Path, tokenizer: Tokenizer) -> Nano:
     """A published pair, in fp32."""
     nano = Nano(tokenizer.get_vocab_size())
-    nano.transformer = ChromaTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
+    nano.transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
     nano.text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").float()
     return nano.eval().requires_grad_(False)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from .base import Nano
+from .base import CONFIG, Nano
 from .text import save_tokenizer
 
 LIMIT_BYTES = 12_000_000
@@ -20,7 +20,9 @@ LIMIT_BYTES = 12_000_000
 
 def publish(nano: Nano, vae: AutoencoderKL, tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
     """Writes every part; returns bytes of weights by part."""
-    nano.transformer.save_pretrained(folder / "transformer")
+    transformer = ChromaTransformer2DModel(**CONFIG)
+    transformer.load_state_dict(nano.transformer.state_dict())
+    transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     nano.text_encoder.save_pretrained(folder / "text_encoder")
     files = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,13 +80,12 @@ class ChromaFamily:
         return load_vae(model, device)
 
     def load_transformer(self, model: ModelConfig) -> nn.Module:
-        from .chroma_transformer import ChromaTransformer2DModel
+        from .chroma_transformer import ChromaTransformer
 
         part = find_part(model, "transformer")
         weights = Weights(part.files, TRANSFORMER)
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # diffusers 0.42 uses a class of its own that it deprecates
-            transformer: Any = ChromaTransformer2DModel.from_config(transformer_config(part, weights))
+        with torch.device("meta"):
+            transformer = ChromaTransformer.from_config(transformer_config(part, weights))
         transformer.restore_buffers_()
         layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
         load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout)

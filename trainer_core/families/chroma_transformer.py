@@ -1,48 +1,86 @@
-"""Chroma's transformer: diffusers' modules, with a forward that keeps sigma in fp32.
+"""Chroma's transformer: 19 double and 38 single blocks (in the released model), modulated by a frozen approximator.
 
-diffusers 0.42.1 rounds sigma to the model's dtype before it multiplies by 1000; in bf16 that is off by up to 3.95 of
-1000. ComfyUI, where the LoRA will be used, takes the sines of sigma in fp32 and rounds those. So do we.
+Parameters have the names and the order of diffusers' ChromaTransformer2DModel, so that its files load; tests/families
+compare the two. Two things differ from diffusers 0.42.1. Sigma stays in fp32: diffusers rounds it to the model's dtype
+before it multiplies by 1000, in bf16 off by up to 3.95 of 1000, while ComfyUI, where the LoRA will be used, takes the
+sines of sigma in fp32 and rounds those; so do we. And nothing of diffusers is imported (docs/decisions/0008).
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.transformers import transformer_chroma
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .joint_attention import FeedForward, JointAttention, RotaryPositions, SelfAttention, finite, gelu, modulated
 
 TIMESTEPS = 1000  # the approximator was trained on sigma * 1000
+ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = 3, 6, 2  # of modulation: a single block, each stream of a double block, the end
 
 
-# The same name as its parent's: save_pretrained writes it into the config.
-class ChromaTransformer2DModel(transformer_chroma.ChromaTransformer2DModel):
-    """19 double and 38 single blocks (in the released model), modulated by an approximator of (sigma, row index)."""
+class ChromaTransformer(nn.Module):
+    """The velocity of packed latents.
+
+    Args: those of diffusers' config.json; the released model's are the defaults.
+    """
+
+    config: dict[str, Any]  # what it was made from, see from_config
+
+    def __init__(
+        self,
+        in_channels: int = 64,
+        num_layers: int = 19,
+        num_single_layers: int = 38,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 4096,
+        axes_dims_rope: Sequence[int] = (16, 56, 56),
+        approximator_num_channels: int = 64,
+        approximator_hidden_dim: int = 5120,
+        approximator_layers: int = 5,
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        width = self.inner_dim = num_attention_heads * attention_head_dim
+        num_rows = ROWS_SINGLE * num_single_layers + 2 * ROWS_STREAM * num_layers + ROWS_FINAL
+        self.pos_embed = RotaryPositions(axes_dims_rope)
+        self.time_text_embed = RowInputs(approximator_num_channels, num_rows)
+        self.distilled_guidance_layer = Approximator(
+            approximator_num_channels, width, approximator_hidden_dim, approximator_layers
+        )
+        self.context_embedder = nn.Linear(joint_attention_dim, width)
+        self.x_embedder = nn.Linear(in_channels, width)
+        self.transformer_blocks = nn.ModuleList(DoubleBlock(width, attention_head_dim) for _ in range(num_layers))
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleBlock(width, attention_head_dim) for _ in range(num_single_layers)
+        )
+        self.proj_out = nn.Linear(width, out_channels or in_channels)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ChromaTransformer:
+        """From a config.json of diffusers; entries that are no argument are left out."""
+        known = inspect.signature(cls).parameters
+        model = cls(**{key: value for key, value in config.items() if key in known})
+        model.config = dict(config)
+        return model
 
     def restore_buffers_(self) -> None:
-        """Compute `mod_proj` anew: it is in no file, so a model built on the meta device lacks it."""
-        embed: Any = self.time_text_embed
-        num_rows, width = embed.mod_proj.shape
-        embed.mod_proj = get_timestep_embedding(
-            torch.arange(num_rows) * TIMESTEPS, width, flip_sin_to_cos=True, downscale_freq_shift=0
-        )
+        """Compute the rows' indices anew: they are in no file, so a model built on the meta device lacks them."""
+        self.time_text_embed.restore_()
 
     def modulation(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of shifts, scales and gates, (B, 3 single + 12 double + 2, hidden), from sigma (B,) alone.
 
         The approximator is frozen in LoRA training, so autograd records nothing here.
         """
-        embed: Any = self.time_text_embed
-        time = embed.time_proj(sigma.float() * TIMESTEPS)
-        guidance = embed.guidance_proj(torch.zeros_like(sigma, dtype=torch.float32))
-        rows = embed.mod_proj.to(sigma.device, torch.float32)
-        shared = torch.cat([time, guidance], dim=1)
-        vectors = torch.cat([shared[:, None].expand(-1, len(rows), -1), rows.expand(len(sigma), -1, -1)], dim=-1)
-        return self.distilled_guidance_layer(vectors.to(dtype))
+        return self.distilled_guidance_layer(self.time_text_embed(sigma).to(dtype))
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
@@ -50,11 +88,10 @@ class ChromaTransformer2DModel(transformer_chroma.ChromaTransformer2DModel):
         img_ids: Tensor | None = None,
         txt_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
-        return_dict: bool = True,
+        return_dict: bool = False,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """The velocity of packed latents.
+    ) -> tuple[Tensor]:
+        """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
 
         Args:
             hidden_states: packed latents, (B, image tokens, 64), in the model's dtype.
@@ -62,26 +99,133 @@ class ChromaTransformer2DModel(transformer_chroma.ChromaTransformer2DModel):
             timestep: sigma in [0, 1], (B,), fp32.
             img_ids, txt_ids: places of the tokens, (tokens, 3); not needed when image_rotary_emb is given.
             attention_mask: None, or boolean (B, text + image tokens); False is not attended.
+            return_dict: False; there is no other way.
             image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
         """
+        assert not return_dict
         num_double, num_single = len(self.transformer_blocks), len(self.single_transformer_blocks)
         image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
-        rows = self.modulation(timestep, image.dtype)
-        lengths = [3 * num_single, 6 * num_double, 6 * num_double, 2]
-        single_rows, image_rows, text_rows, final_rows = rows.split(lengths, dim=1)
+        rows = self.modulation(timestep, image.dtype)[:, :, None]
+        stream = ROWS_STREAM * num_double
+        single_rows, image_rows, text_rows, final = rows.split(
+            [ROWS_SINGLE * num_single, stream, stream, ROWS_FINAL], 1
+        )
         if image_rotary_emb is None:
             assert img_ids is not None and txt_ids is not None
             image_rotary_emb = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        shared = {
-            "image_rotary_emb": image_rotary_emb,
-            "attention_mask": attention_mask,
-            "joint_attention_kwargs": joint_attention_kwargs,
-        }
-        for i, block in enumerate(self.transformer_blocks):
-            modulation = torch.cat([image_rows[:, 6 * i : 6 * i + 6], text_rows[:, 6 * i : 6 * i + 6]], dim=1)
-            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=modulation, **shared)
+        for block, for_image, for_text in zip(
+            self.transformer_blocks, image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True
+        ):
+            text, image = block(image, text, for_image, for_text, image_rotary_emb, attention_mask)
         joint = torch.cat([text, image], dim=1)
-        for i, block in enumerate(self.single_transformer_blocks):
-            joint = block(hidden_states=joint, temb=single_rows[:, 3 * i : 3 * i + 3], **shared)
-        velocity = self.proj_out(self.norm_out(joint[:, text.shape[1] :], final_rows))
-        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+        for block, for_both in zip(self.single_transformer_blocks, single_rows.split(ROWS_SINGLE, 1), strict=True):
+            joint = block(joint, for_both, image_rotary_emb, attention_mask)
+        shift, scale = final.unbind(1)
+        return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
+
+
+class DoubleBlock(nn.Module):
+    """Text and picture in streams of their own that attend each other."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.attn = JointAttention(width, head_width)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_rows: Tensor,
+        text_rows: Tensor,
+        positions: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(text, image). rows: (B, 6, 1, width): shift, scale, gate of attention, then of the feed-forward part."""
+        a, c = image_rows.unbind(1), text_rows.unbind(1)
+        from_image, from_text = self.attn(modulated(image, a[0], a[1]), modulated(text, c[0], c[1]), positions, mask)
+        image = torch.addcmul(image, a[2], from_image)
+        image = torch.addcmul(image, a[5], self.ff(modulated(image, a[3], a[4])))
+        text = torch.addcmul(text, c[2], from_text)
+        text = torch.addcmul(text, c[5], self.ff_context(modulated(text, c[3], c[4])))
+        return finite(text), image
+
+
+class SingleBlock(nn.Module):
+    """One stream; attention and feed-forward side by side."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_out = nn.Linear(5 * width, width)
+        self.attn = SelfAttention(width, head_width)
+
+    def forward(
+        self, joint: Tensor, rows: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
+        shift, scale, gate = rows.unbind(1)
+        x = modulated(joint, shift, scale)
+        both = torch.cat([self.attn(x, positions, mask), gelu(self.proj_mlp(x))], dim=2)
+        return finite(torch.addcmul(joint, gate, self.proj_out(both)))
+
+
+class RowInputs(nn.Module):
+    """What the approximator is told of each row: waves of sigma, of a guidance that is always 0, and of the row's number."""
+
+    mod_proj: Tensor  # the rows' waves, (rows, channels / 2)
+
+    def __init__(self, channels: int, num_rows: int):
+        super().__init__()
+        self.channels, self.num_rows = channels, num_rows
+        self.register_buffer("mod_proj", self._rows(), persistent=False)
+
+    def restore_(self) -> None:
+        self.mod_proj = self._rows()
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """(B,) -> (B, rows, channels), fp32."""
+        shared = [
+            waves(sigma.float() * TIMESTEPS, self.channels // 4),
+            waves(torch.zeros_like(sigma.float()), self.channels // 4),
+        ]
+        rows = self.mod_proj.to(sigma.device, torch.float32)
+        same = torch.cat(shared, dim=1)[:, None].expand(-1, self.num_rows, -1)
+        return torch.cat([same, rows.expand(len(sigma), -1, -1)], dim=-1)
+
+    def _rows(self) -> Tensor:
+        return waves(torch.arange(self.num_rows) * TIMESTEPS, self.channels // 2)
+
+
+class Approximator(nn.Module):
+    """Row inputs -> modulation, a small residual network; what it replaces were a third of Flux's weights."""
+
+    def __init__(self, channels: int, width: int, hidden: int, num_layers: int):
+        super().__init__()
+        self.in_proj = nn.Linear(channels, hidden)
+        self.layers = nn.ModuleList(_Gated(hidden) for _ in range(num_layers))
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden) for _ in range(num_layers))
+        self.out_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(norm(x))
+        return self.out_proj(x)
+
+
+class _Gated(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def waves(values: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of values (B,) at `width / 2` speeds from 1 down to nearly 1/10000: (B, width), fp32."""
+    half = width // 2
+    speeds = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values[:, None].float() * speeds
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
