@@ -12,9 +12,10 @@ from ..config.model import ModelConfig
 from ..host import collect
 from ..problems import Problem, UserError
 from .chroma_layout import TRANSFORMER, is_original, original_layout, transformer_config
+from .contract import Convert
 from .identity import identity_of
 from .packing import batch_text, image_ids, pack, unpack
-from .sources import SINGLE_FILES, cached_folder, find_part, is_local, is_offline
+from .sources import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline
 from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
@@ -69,26 +70,26 @@ class ChromaFamily:
             return codec_identity(model)
         return identity_of(find_part(model, part).files)
 
-    def load_text_encoder(self, model: ModelConfig, device: torch.device) -> Any:
+    def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
         from .t5 import load_t5
 
-        return load_t5(model, device)
+        return load_t5(model, device, convert)
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae
 
         return load_vae(model, device)
 
-    def load_transformer(self, model: ModelConfig) -> nn.Module:
-        from .chroma_transformer import ChromaTransformer
-
+    def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = find_part(model, "transformer")
-        weights = Weights(part.files, TRANSFORMER)
-        with torch.device("meta"):
-            transformer = ChromaTransformer.from_config(transformer_config(part, weights))
-        transformer.restore_buffers_()
+        return _empty(part, Weights(part.files, TRANSFORMER))
+
+    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        part = find_part(model, "transformer")
+        weights = Weights(part.files, TRANSFORMER, mapped=convert is None)
+        transformer = _empty(part, weights)
         layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout)
+        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
         return transformer
 
     def blocks(self, transformer: Any) -> list[nn.Module]:
@@ -119,6 +120,15 @@ class ChromaFamily:
             find_tokenizer(model)
 
 
+def _empty(part: Part, weights: Weights) -> Any:
+    from .chroma_transformer import ChromaTransformer
+
+    with torch.device("meta"):
+        transformer = ChromaTransformer.from_config(transformer_config(part, weights))
+    transformer.restore_buffers_()
+    return transformer
+
+
 def _rope(transformer: Any, num_text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0."""
     kept: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
@@ -126,7 +136,9 @@ def _rope(transformer: Any, num_text: int, height: int, width: int, device: torc
     if key not in kept:
         if len(kept) >= MAX_ROPE_GRIDS:
             kept.pop(next(iter(kept)))
-        with torch.inference_mode(False):  # a preview under inference mode may be the first to ask, and training reads it
+        with torch.inference_mode(
+            False
+        ):  # a preview under inference mode may be the first to ask, and training reads it
             cosines, sines = transformer.pos_embed(image_ids(height, width))
             kept[key] = cosines.to(device), sines.to(device)
     cosines, sines = kept[key]

@@ -5,7 +5,7 @@ A family holds no state: every method takes what it needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..problems import Problem
+
+Convert = Callable[[str, nn.Linear], nn.Module]
 
 
 class TextEncoder(Protocol):
@@ -60,12 +62,25 @@ class Family(Protocol):
         """
         ...
 
-    def load_text_encoder(self, model: ModelConfig, device: torch.device) -> TextEncoder: ...
+    def load_text_encoder(
+        self, model: ModelConfig, device: torch.device, convert: Convert | None = None
+    ) -> TextEncoder:
+        """convert: see load_transformer."""
+        ...
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...
 
-    def load_transformer(self, model: ModelConfig) -> nn.Module:
-        """On the CPU, in the model's dtype, frozen, in eval mode."""
+    def empty_transformer(self, model: ModelConfig) -> nn.Module:
+        """Its modules on the meta device, with every buffer that no file holds; reads headers, no weights."""
+        ...
+
+    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        """On the CPU, in the model's dtype, frozen, in eval mode.
+
+        Args:
+            convert: from a Linear's full name and the filled layer, what takes its place, such as a quantised one. Then one layer
+                after the other is read, converted and freed, and what stays is not mapped from the files.
+        """
         ...
 
     def blocks(self, transformer: nn.Module) -> list[nn.Module]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
+from .contract import Convert
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
 from .tokenizer import find_tokenizer, read_tokenizer
@@ -66,9 +67,11 @@ class T5TextEncoder:
         return hidden.cpu()
 
 
-def load_t5(model: ModelConfig, device: torch.device) -> T5TextEncoder:
+def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None) -> T5TextEncoder:
     """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
 
+    Args:
+        convert: see load_weights_.
     Raises:
         UserError: files are missing or do not fit.
     """
@@ -76,7 +79,7 @@ def load_t5(model: ModelConfig, device: torch.device) -> T5TextEncoder:
 
     tokenizer_file = find_tokenizer(model)
     part = find_part(model, "text_encoder")
-    weights = Weights(part.files, T5)
+    weights = Weights(part.files, T5, mapped=convert is None)
     config = T5Config(**_config(part, weights))
     with torch.device("meta"):
         encoder = T5EncoderModel(config)
@@ -88,6 +91,7 @@ def load_t5(model: ModelConfig, device: torch.device) -> T5TextEncoder:
         dtype=lambda name: torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype,
         layout=lambda name: (_same_table(name), slice(None)),
         ignored=_is_unused,
+        convert=convert,
     )
     return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device)
 
