@@ -164,7 +164,7 @@ class ComfyHost:
         elif isinstance(event, PreviewReady):
             self._preview(event)
         elif isinstance(event, Notice):
-            print(f"[ChromaTrainer] {event.text}", file=sys.stderr)
+            print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
         if isinstance(event, (StepReport, PhaseStarted, PhaseProgress, Notice)):
             self._send({"kind": type(event).__name__, **dataclasses.asdict(event)})
 

@@ -43,7 +43,7 @@ class Console:
         elif isinstance(event, StepReport):
             self._step(event)
         elif isinstance(event, Notice):
-            self._line(("! " if event.level == "warning" else "  ") + event.text.replace("\n", "\n  "))
+            self._line(("! " if event.level == "warning" else "  ") + event.shown_on(self.stream).replace("\n", "\n  "))
         elif isinstance(event, PreviewReady):
             self._line(f"  pictures: {event.path}")
         elif isinstance(event, CheckpointSaved):

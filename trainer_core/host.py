@@ -21,10 +21,19 @@ ASSETS = PACKAGE / "assets"
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a person should know, that is no fault. level: "info" or "warning"."""
+    """Something a person should know, that is no fault. level: "info" or "warning"; ascii: the same for a console that can't show text."""
 
     text: str
     level: str = "info"
+    ascii: str = ""
+
+    def shown_on(self, stream: object) -> str:
+        """The text, or its ASCII form where the stream's encoding lacks a character of it."""
+        try:
+            self.text.encode(getattr(stream, "encoding", None) or "utf-8")
+        except (UnicodeEncodeError, LookupError):
+            return self.ascii or self.text
+        return self.text
 
 
 @dataclass(frozen=True)

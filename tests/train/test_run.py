@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.files import sha256_of
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
     LoraSaved,
+    Notice,
     PhaseStarted,
     PreviewReady,
     RunReported,
@@ -330,3 +331,16 @@ def test_damage_in_a_cache_is_told(workshop, tmp_path, uninterrupted):
     object.__setattr__(again, "paths", replace(again.paths, cache=tmp_path))
     assert run(workshop.request(), again).lora.sha256 == uninterrupted[1].lora.sha256
     assert sum("is damaged; it was set aside" in text for text in again.told()) == 2
+
+
+def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(workshop):
+    warnings = {}
+    for name in ("chroma", "quadratic_tail_legacy"):
+        host = workshop.host()
+        run(workshop.request(steps=1, sigma_density=name), host)
+        warnings[name] = [event.text for event in host.all(Notice) if event.level == "warning"]
+        (levels,) = (event for event in host.all(Notice) if event.text.startswith("noise levels to be trained"))
+        assert levels.ascii.isascii() and len(levels.ascii.splitlines()) == len(levels.text.splitlines())
+    assert not any("sigma" in text for text in warnings["chroma"])
+    (warning,) = (text for text in warnings["quadratic_tail_legacy"] if "sigma" in text)
+    assert warning.startswith("quadratic_tail_legacy never trains sigma in [0.25, 0.75)")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ..config.request import TrainedLora, TrainRequest
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
 from ..files import write_json
+from ..flow.timesteps import density
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunReported
 from ..lora.export import export_lora
 from ..lora.inject import adapter_state, load_adapter_state_, set_strength_
@@ -138,7 +139,13 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases)
 
 def _tell_density(plan: Plan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
-    host.emit(Notice(f"noise levels to be trained ({name}):\n{density_text(name, shift)}"))
+    told, ascii_told = (
+        f"noise levels to be trained ({name}):\n{density_text(name, shift, ascii_only=plain)}"
+        for plain in (False, True)
+    )
+    host.emit(Notice(told, ascii=ascii_told))
+    if warning := density(name, shift).warning:
+        host.emit(Notice(warning, "warning"))
     save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
 
 
