@@ -27,6 +27,17 @@ class VaeCodec:
         self.channels = int(vae.config.latent_channels)
         self.shift, self.scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
 
+    def move_(self, device: torch.device) -> None:
+        """Where it computes from now on."""
+        self.vae, self.device = self.vae.to(device), device
+
+    def economise_(self, tiling: bool, slicing: bool) -> None:
+        """Work in tiles (512 px in, 64 cells out), or on one picture after the other."""
+        if tiling:
+            self.vae.enable_tiling()
+        if slicing:
+            self.vae.enable_slicing()
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""

@@ -39,6 +39,14 @@ class ImageCodec(Protocol):
         """The way back: (B, 3, H, W) in [-1, 1], fp32, CPU."""
         ...
 
+    def move_(self, device: torch.device) -> None:
+        """Where it computes from now on."""
+        ...
+
+    def economise_(self, tiling: bool, slicing: bool) -> None:
+        """Take less memory: work in tiles, or on one picture after the other. Last bits may change."""
+        ...
+
 
 class Family(Protocol):
     """Everything the engine asks of a model family."""

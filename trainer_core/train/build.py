@@ -18,7 +18,6 @@ from ..data.latents import LatentCache, cache_latents
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
 from ..devices import empty_cache, pick_device
-from ..families.checkpointing import checkpoint_blocks_
 from ..families.contract import Family
 from ..files import sha256_text
 from ..flow.timesteps import density
@@ -33,6 +32,7 @@ from ..text.cache import TextCache, cache_prompts
 from ..validation.pictures import prompts_of
 from .loop import Run
 from .phases import Phases
+from .placement import device_problems, latent_identity, load_codec, load_text_encoder, place_
 from .preflight import problems_of
 from .world import Adoption, meet_change, settings_of, world_of
 
@@ -62,7 +62,8 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     """
     family: Family = load("family", request.model.family)()
     quantizer = load("quantization", request.model.quantization.level)()
-    found = [*problems_of(request, host), *family.problems(request.model)]
+    device = pick_device(host.device)
+    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device)]
     if quantizer.missing():
         found.append(Problem("level", quantizer.missing()))
     index = collect(found, build_index, request.dataset, host, request.training.seed)
@@ -70,13 +71,14 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
     identities = {part: family.identity(request.model, part) for part in WEIGHTS}
+    identities["codec"] = latent_identity(family, request)
     digest = run_digest(request, index, identities)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
     world = world_of(request, index, identities)
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
-    return Plan(request, family, quantizer, index, folder, pick_device(host.device), world, adoption)
+    return Plan(request, family, quantizer, index, folder, device, world, adoption)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
@@ -88,6 +90,7 @@ def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str
 def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
     config, family, device = plan.request.training, plan.family, plan.device
+    memory = plan.request.memory
     host.free_memory()
     with phases("text"):
         text = _cache_text(plan, host)
@@ -98,11 +101,13 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     with phases("load"):
         host.emit(PhaseStarted("load"))
         transformer = family.load_transformer(plan.request.model)
-        transformer = plan.quantizer.quantize_(transformer, family.full_precision).to(device)
+        transformer = plan.quantizer.quantize_(transformer, family.full_precision)
+        if memory.group_offload == "none":  # otherwise it may not fit there as a whole
+            transformer.to(device)
         names = resolve_targets(transformer, family, config.targets)
         layers = inject_(transformer, names, config.rank, config.alpha, config.init, generator(config.seed, "init"))
-        if config.gradient_checkpointing:
-            checkpoint_blocks_(family.blocks(transformer))
+        disk = host.paths.cache / "offload" / offload_key(plan)
+        place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
         build_optimizer = load("optimizer", plan.request.optimizer.optimizer)
         optimizer = build_optimizer(parameters, config.learning_rate, config.weight_decay)
@@ -124,20 +129,26 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     )  # fmt: skip
 
 
+def offload_key(plan: Plan) -> str:
+    """Names the frozen weights as they are after quantisation: their files on disk."""
+    model = plan.request.model
+    return sha256_text(plan.family.identity(model, "transformer"), model.dtype, repr(model.quantization))[:16]
+
+
 def _cache_text(plan: Plan, host: Host) -> TextCache:
     prompts = {caption for sample in plan.index.samples for caption in sample.captions} | {""}
     if plan.request.validation:
         prompts |= set(prompts_of(plan.request.validation))
     return cache_prompts(
         sorted(prompts), plan.family.identity(plan.request.model, "text_encoder"),
-        lambda: plan.family.load_text_encoder(plan.request.model, plan.device), _store(host, "text"), host,
+        lambda: load_text_encoder(plan.family, plan.request, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 
 
 def _cache_latents(plan: Plan, host: Host) -> LatentCache:
     return cache_latents(
-        plan.index, plan.family.identity(plan.request.model, "codec"),
-        lambda: plan.family.load_codec(plan.request.model, plan.device), _store(host, "latents"), host,
+        plan.index, latent_identity(plan.family, plan.request),
+        lambda: load_codec(plan.family, plan.request, plan.device), _store(host, "latents"), host,
     )  # fmt: skip
 
 

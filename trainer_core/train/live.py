@@ -16,6 +16,7 @@ from ..validation.pictures import Pictures, draw_grids, draw_pictures
 from .build import Plan
 from .loop import Run
 from .phases import Phases
+from .placement import SoloCodec, load_codec
 
 
 @dataclass
@@ -34,7 +35,9 @@ class LiveValidation:
     @classmethod
     def build(cls, plan: Plan, run: Run, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
         settings = plan.request.validation
-        codec = run.family.load_codec(plan.request.model, run.device) if settings else None
+        codec = load_codec(run.family, plan.request, run.device) if settings else None
+        if codec and plan.request.memory.model_offload:
+            codec = SoloCodec(codec, run.transformer, run.device)
         return cls(settings, codec, plan.folder / "validation", host, record, phases)
 
     def draw_base(self, run: Run) -> None:

@@ -9,6 +9,8 @@ from ..data.folder import SUFFIXES
 from ..host import Host
 from ..problems import Problem
 
+SWAPPABLE = "-quanto"  # of quantised weights, only these are proved to travel (tests/numerics/test_offload.py)
+
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     """Folders without images, and settings that contradict each other. Quick: stops at the first image it finds."""
@@ -21,12 +23,27 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                     "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"
                 )
             )
-    training = request.training
+    training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         found.append(
             Problem(
                 "warmup_steps",
                 f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}",
+            )
+        )
+    level = request.model.quantization.level
+    if memory.group_offload != "none" and level != "none" and not level.endswith(SWAPPABLE):
+        found.append(
+            Problem(
+                "group_offload",
+                f"can't move weights in {level} to and fro; use a quantisation that ends in {SWAPPABLE}, none at all, or no group_offload",
+            )
+        )
+    if memory.checkpointing_interval > 1 and not training.gradient_checkpointing:
+        found.append(
+            Problem(
+                "checkpointing_interval",
+                f"is {memory.checkpointing_interval}, but gradient_checkpointing is off; turn it on, or use 1",
             )
         )
     return found

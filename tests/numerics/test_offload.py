@@ -1,0 +1,199 @@
+"""Where weights and activations wait changes memory, not numbers: losses and gradients are the same to the last bit."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.offload import GroupSwap, inner_tensors, rebuilt, swap_blocks_
+from chroma_trainer.trainer_core.families.saved import HostCopy, SavedOnHost
+from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.train import placement
+from chroma_trainer.trainer_core.train.placement import SoloCodec, place_, place_text_encoder_
+
+FAMILY = ChromaFamily()
+CPU = torch.device("cpu")
+SETTINGS = {
+    "interval": {"checkpointing_interval": 2},
+    "activations": {"activation_offload": True},
+    "blocks": {"group_offload": "block"},
+    "pairs": {"group_offload": "block", "blocks_per_group": 3},
+    "leaves": {"group_offload": "leaf"},
+    "disk": {"group_offload": "block", "offload_to_disk": True},
+    "leaves-disk": {"group_offload": "leaf", "offload_to_disk": True},
+    "mixed": {"group_offload": "block", "activation_offload": True, "checkpointing_interval": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_travel_too(monkeypatch):
+    monkeypatch.setattr("chroma_trainer.trainer_core.families.saved.MIN_BYTES", 256)
+
+
+def prepared(tiny_model, level, memory, checkpointing, folder):
+    transformer = FAMILY.load_transformer(tiny_model)
+    load("quantization", level)().quantize_(transformer, FAMILY.full_precision)
+    names = resolve_targets(transformer, FAMILY, "all+ffs")
+    layers = inject_(transformer, names, 4, 4, generator=torch.Generator().manual_seed(1))
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(2))
+    place_(transformer, FAMILY, memory, CPU, checkpointing=checkpointing, disk=folder)
+    return transformer, layers
+
+
+def losses_and_gradients(transformer, layers, text, steps=2):
+    found = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(len(text), 16, 8, 6, generator=generator)
+        loss = FAMILY.predict(transformer, x, torch.linspace(0.2, 0.8, len(text)), text).square().mean()
+        found += [loss, *torch.autograd.grad(loss, [parameter for _, parameter in trainable_parameters(layers)])]
+    return found
+
+
+@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_same_losses_and_gradients_to_the_last_bit(tiny_model, tmp_path, level, checkpointing, settings):
+    text = [torch.randn(length, 32, generator=torch.Generator().manual_seed(length)) for length in (3, 9)]
+    plain = losses_and_gradients(*prepared(tiny_model, level, MemoryConfig(), False, tmp_path), text)
+    memory = replace(MemoryConfig(), **settings)
+    placed = losses_and_gradients(*prepared(tiny_model, level, memory, checkpointing, tmp_path), text)
+    assert all(torch.equal(a, b) for a, b in zip(plain, placed, strict=True))
+    assert any(value.abs().max() > 0 for value in plain[1:])
+
+
+@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("kind", ["block", "leaf"])
+def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkeypatch, level, checkpointing, kind):
+    """What was brought and is still alive, whoever holds it: autograd too."""
+    brought: list[tuple[int, weakref.ref]] = []
+    most = 0
+    acquire = GroupSwap.acquire
+
+    def spy(self, group):
+        nonlocal most
+        known = group in self._here
+        tensors = acquire(self, group)
+        if not known:
+            brought.extend(
+                (group, weakref.ref(i.untyped_storage())) for t in tensors for i in inner_tensors(t.detach())
+            )
+            del tensors
+            most = max(most, len({group for group, storage in brought if storage() is not None}))
+            return self._here[group]
+        return tensors
+
+    monkeypatch.setattr(GroupSwap, "acquire", spy)
+    memory = MemoryConfig(group_offload=kind)
+    losses_and_gradients(*prepared(tiny_model, level, memory, checkpointing, tmp_path), [torch.randn(5, 32)])
+    assert brought and most == 1
+
+
+def test_activations_wait_on_the_host(tiny_model, tmp_path, monkeypatch):
+    """Each is copied once, however many layers keep it; weights are not copied."""
+    copies = []
+    pack = SavedOnHost.pack
+
+    def spy(self, tensor):
+        value = pack(self, tensor)
+        if isinstance(value, HostCopy) and value not in copies:
+            copies.append(value)
+        return value
+
+    monkeypatch.setattr(SavedOnHost, "pack", spy)
+    transformer, _ = prepared(tiny_model, "none", MemoryConfig(activation_offload=True), True, tmp_path)
+    FAMILY.predict(transformer, torch.zeros(1, 16, 8, 6), torch.ones(1), [torch.randn(5, 32)])
+    # Hidden states of 17 tokens before each single block; 12 and 5 before each double one. Rows of modulation beside them.
+    sizes = sorted(copy.tensor.shape[1] for copy in copies)
+    assert sizes.count(17) == 2 and sizes.count(5) == 2 and len(sizes) < 14
+    weights = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
+    assert not weights & {copy.source.cdata for copy in copies}
+
+
+def test_a_second_start_reads_the_same_files(tiny_model, tmp_path):
+    memory = MemoryConfig(group_offload="block", offload_to_disk=True)
+    prepared(tiny_model, "int8-quanto", memory, True, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    prepared(tiny_model, "int8-quanto", memory, True, tmp_path)
+    assert len(before) == 4 and before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_a_quantised_tensor_is_taken_apart_and_put_together():
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    load("quantization", "int8-quanto")().quantize_(layer, ())
+    weight = layer[0].weight.detach()
+    plains = inner_tensors(weight)
+    assert len(plains) == 2 and torch.equal(
+        rebuilt(weight, [plain.clone() for plain in plains]).dequantize(), weight.dequantize()
+    )
+
+
+def test_text_block_by_block_is_the_same_text(tiny_model):
+    plain = FAMILY.load_text_encoder(tiny_model, CPU)
+    swapped = place_text_encoder_(FAMILY.load_text_encoder(tiny_model, CPU), CPU)
+    for one, other in zip(plain.encode(["a cat", "a red dog"]), swapped.encode(["a cat", "a red dog"]), strict=True):
+        assert torch.equal(one, other)
+    block = swapped.model.encoder.block[0]
+    assert "forward" in block.__dict__ and len(list(block.parameters())) == len(
+        list(plain.model.encoder.block[0].parameters())
+    )
+
+
+def test_the_transformer_leaves_while_the_codec_works(tiny_model):
+    moves = []
+
+    class Model(torch.nn.Module):
+        def to(self, device):
+            moves.append(("transformer", str(device)))
+            return self
+
+    codec = FAMILY.load_codec(tiny_model, CPU)
+    move = codec.move_
+    codec.move_ = lambda device: (moves.append(("codec", str(device))), move(device))[1]
+    solo = SoloCodec(codec, Model(), torch.device("cpu:0"))
+    latents = torch.randn(1, 16, 4, 4)
+    assert torch.equal(solo.decode(latents), FAMILY.load_codec(tiny_model, CPU).decode(latents))
+    assert moves == [
+        ("codec", "cpu"), ("transformer", "cpu"), ("codec", "cpu:0"), ("codec", "cpu"), ("transformer", "cpu:0"),
+    ]  # fmt: skip
+
+
+def test_tiles_and_slices_have_latents_of_their_own(tiny_model, monkeypatch):
+    class Request:
+        model = tiny_model
+        memory = MemoryConfig()
+
+    plain = placement.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
+    assert plain == FAMILY.identity(tiny_model, "codec")
+    Request.memory = MemoryConfig(vae_tiling=True)
+    tiled = placement.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
+    assert tiled != plain and placement.load_codec(FAMILY, Request, CPU).vae.use_tiling  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "words"),
+    [
+        ({"offload_stream": True}, "offload_stream", "group_offload is none"),
+        ({"offload_to_disk": True}, "offload_to_disk", "group_offload is none"),
+        ({"group_offload": "block", "model_offload": True}, "model_offload", "exclude each other"),
+        ({"group_offload": "leaf", "blocks_per_group": 2}, "blocks_per_group", "single layers"),
+        ({"mode": "auto", "activation_offload": True}, "mode", "auto chooses activation_offload itself"),
+    ],
+)
+def test_what_excludes_each_other_is_refused_by_name(settings, field, words):
+    (problem,) = MemoryConfig(**settings).problems()
+    assert problem.field == field and words in problem.message
+
+
+def test_groups_cover_all_blocks(tiny_model):
+    transformer = FAMILY.load_transformer(tiny_model)
+    swap = swap_blocks_(FAMILY.blocks(transformer), CPU, per_group=3)
+    assert [len({place.module for place in group}) > 0 for group in swap.groups] == [True, True]
