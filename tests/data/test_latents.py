@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data import latents as latents_module
+from chroma_trainer.trainer_core.data.buckets import Placement, place
 from chroma_trainer.trainer_core.data.images import decode
-from chroma_trainer.trainer_core.data.index import build_index
+from chroma_trainer.trainer_core.data.index import Sample, build_index
 from chroma_trainer.trainer_core.data.latents import cache_latents, placed, to_tensor
 from chroma_trainer.trainer_core.host import PhaseProgress, SinkHost
 from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.shards import Store
+from PIL import Image
 
 
 class Codec:
@@ -117,3 +120,48 @@ def test_an_image_that_went_bad_after_the_scan_is_named(index, host, pictures, t
 def test_white_is_one_and_black_minus_one():
     image = latents_module.Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8))
     assert to_tensor(image)[:, 0].tolist() == [[-1, 1]] * 3
+
+
+def whole(image: Image.Image, placement: Placement) -> np.ndarray:
+    """Resized whole, then cropped."""
+    left, top = placement.crop
+    resized = image.resize(placement.resize, Image.Resampling.LANCZOS)
+    return np.asarray(resized.crop((left, top, left + placement.bucket[0], top + placement.bucket[1])))
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def sample_of(size: tuple[int, int], **settings) -> Sample:
+    config = FolderConfig(**{"resolution": 128, **settings})
+    return Sample("0/a", "a", "a", "", ("a",), size, place(*size, config, 0, "0/a"), 0)
+
+
+@pytest.mark.parametrize("style", ["center", "random", "corner"])
+@pytest.mark.parametrize("size", [(200, 150), (150, 320), (128, 128), (900, 300), (40, 310), (61, 300), (500, 100)])
+def test_ordinary_pictures_are_resized_whole_to_the_last_bit(size, style):
+    image, sample = noise(size), sample_of(size, crop_style=style)
+    assert np.array_equal(np.asarray(placed(image, sample)), whole(image, sample.placement))
+
+
+@pytest.mark.parametrize("style", ["center", "random", "corner"])
+@pytest.mark.parametrize("size", [(3000, 20), (17, 2500), (4001, 7), (2, 900)])
+def test_of_a_very_long_picture_only_what_is_kept_is_computed(size, style, monkeypatch):
+    image, sample = noise(size), sample_of(size, crop_style=style)
+    expected, made, resize = whole(image, sample.placement), [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *rest, **more: made.append(to) or resize(self, to, *rest, **more))
+    pixels = np.asarray(placed(image, sample)).astype(int)
+    assert made == [sample.placement.bucket]
+    assert np.abs(pixels - expected).max() <= 1
+
+
+def test_a_strip_of_a_pixel_is_trained_without_a_huge_picture(pictures, host, tmp_path):
+    pictures("strip.png", (20000, 2))
+    index = build_index(pictures.config(resolution=512), host, 0)
+    (sample,) = index.samples
+    assert sample.placement.resize[0] > 1_000_000  # 4 GB as RGB
+    cache = cache_latents(index, "id", Codec, Store(tmp_path / "store"), host)
+    width, height = sample.placement.bucket
+    assert cache.get(sample).shape == (3, height // 8, width // 8)
