@@ -344,3 +344,88 @@ def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(worksho
     assert not any("sigma" in text for text in warnings["chroma"])
     (warning,) = (text for text in warnings["quadratic_tail_legacy"] if "sigma" in text)
     assert warning.startswith("quadratic_tail_legacy never trains sigma in [0.25, 0.75)")
+
+
+def test_a_cancel_between_a_checkpoint_and_its_pictures_loses_no_picture(workshop):
+    settings = ValidationConfig(prompts="a cat", steps=1, cfg=1.0, resolutions="32x32")
+    request = workshop.request(settings, validate_every=2, steps=4)
+    whole = workshop.host()
+    run(request, whole)
+    host = workshop.host()
+    object.__setattr__(host, "is_cancelled", lambda: bool(host.all(CheckpointSaved)))
+    with pytest.raises(Cancelled):
+        run(request, host)
+    object.__setattr__(host, "is_cancelled", lambda: False)
+    run(request, host)
+    drawn = {path.name: path.read_bytes() for path in (host.run_folder / "validation").iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (whole.run_folder / "validation").iterdir()} and len(drawn) == 3
+
+
+def test_bad_steps_are_skipped_up_to_the_number_allowed(workshop, monkeypatch):
+    monkeypatch.setattr(loop_module, "velocity_loss", poisoned(loop_module.velocity_loss, at=3))
+    host = workshop.host()
+    result = run(workshop.request(skip_bad_steps=1, checkpoint_every=1, keep_checkpoints=9), host)
+    assert [str(loss) == "nan" for loss in result.losses] == [False, False, True, False, False, False]
+    assert result.report["loss"][2] is None and result.report["skipped_steps"] == 1
+    assert [event.step for event in host.all(StepReport)] == [1, 2, 4, 5, 6]
+    assert any("step 3 was skipped: its loss or gradient is not finite; the batch was" in text and "(1 of at most 1 skipped)" in text for text in host.told())
+    json.loads((host.run_folder / "report.json").read_text("utf-8"))
+    files = [host.run_folder / "checkpoints" / f"step-00000{i}" / "adapter.safetensors" for i in (2, 3, 4)]
+    two, three, four = map(load_file, files)
+    assert all(torch.equal(two[name], three[name]) for name in two)  # the skipped step moved nothing
+    assert not all(torch.equal(three[name], four[name]) for name in two)
+
+
+def test_one_bad_step_too_many_ends_it(workshop, monkeypatch):
+    loss = loop_module.velocity_loss
+    monkeypatch.setattr(loop_module, "velocity_loss", poisoned(poisoned(loss, at=4), at=3))
+    with pytest.raises(UserError, match=r"step 4 gave loss nan .*, after 1 skipped steps; the batch was"):
+        run(workshop.request(skip_bad_steps=1), workshop.host())
+
+
+@pytest.mark.parametrize(
+    ("place", "every", "told"),
+    [
+        ("gradient", 1, "step 4 gave loss .* and gradient norm nan, which are not finite"),
+        ("weight", 1, r"1 of 68 weights are not finite after step 4, such as .*; this state is not saved"),
+        ("weight", 3, "step 5 gave loss .*Weights are not finite; the last checkpoint is kept"),
+    ],
+)
+def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch, place, every, told):
+    """NaN in one gradient, with a finite loss; infinity in one weight, whatever put it there."""
+    micro_loss = loop_module.micro_loss
+    calls = 0
+
+    def spoil(run_, micro):
+        nonlocal calls
+        calls += 1
+        loss = micro_loss(run_, micro)
+        if calls == 4 and place == "gradient":
+            run_.parameters[1].register_hook(lambda gradient: gradient * float("nan"))
+        if calls == 4 and place == "weight":
+            with torch.no_grad():
+                run_.parameters[1].fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(loop_module, "micro_loss", spoil)
+    host = workshop.host()
+    with pytest.raises(UserError, match=told):
+        run(workshop.request(checkpoint_every=every, skip_bad_steps=5 * (place == "weight")), host)
+    assert all(t.isfinite().all() for f in host.run_folder.glob("checkpoints/*/adapter.safetensors") for t in load_file(f).values())
+    monkeypatch.undo()
+    whole = run(workshop.request(checkpoint_every=every), workshop.host())
+    assert run(workshop.request(checkpoint_every=every), host).losses == whole.losses
+
+
+def test_the_best_on_held_out_images_is_kept_and_saved(workshop):
+    host = workshop.host()
+    result = run(workshop.request(holdout=0.25, steps=8, checkpoint_every=1, keep_checkpoints=1, learning_rate=0.3), host)
+    best = result.report["best"]
+    told = {int(text.split()[1].rstrip(":")): float(text.split()[6]) for text in host.told() if "loss on held-out images" in text}
+    assert len(told) == 8 and best["step"] == min(told, key=told.get) and result.report["eval_loss"]["images"] == "held out"
+    assert f"step-{best['step']:06}" in host.checkpoints and "step-000008" in host.checkpoints
+    saved = host.paths.output / "loras" / "tiny-best.safetensors"
+    assert best["lora"] == str(saved) and sha256_of(saved) == best["sha256"]
+    adapter = load_file(host.run_folder / "checkpoints" / f"step-{best['step']:06}" / "adapter.safetensors")
+    tensors = load_file(saved)
+    assert all(torch.equal(tensors[f"transformer.{name}.weight"], tensor) for name, tensor in adapter.items())

@@ -12,9 +12,14 @@ from .loop import Run
 from .phases import Phases
 
 
-def keep(folder: Path, run: Run, host: Host) -> None:
-    """Save the run's state; with held-out images, their loss is part of it. Older ones go, but for those the settings keep."""
-    if run.held and run.step not in run.eval_losses:
+def keep(folder: Path, run: Run, host: Host, evaluate: bool = True) -> None:
+    """Save the run's state. Older ones go, but for those the settings keep.
+
+    Args:
+        evaluate: with held-out images, their loss is taken and is part of the state. Not where a run ends by chance:
+            its history must not differ from that of a run that nobody ended.
+    """
+    if evaluate and run.held and run.step not in run.eval_losses:
         mean, error = run.eval_losses[run.step] = eval_loss(run)
         host.emit(Notice(f"step {run.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
     newest = save_checkpoint(folder, run, host)

@@ -47,11 +47,20 @@ class LiveValidation:
             self._save(0, [("base", self.base)])
 
     def hook(self, run: Run) -> None:
-        every = run.config.validate_every
-        if self.settings and every and run.step % every == 0 and run.step < run.num_steps:
+        if self._is_due(run):
             with self.phases("validate"):
                 self._draw(run)
             self.host.emit(PhaseStarted("train", run.num_steps, "steps"))
+
+    def catch_up(self, run: Run) -> None:
+        """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
+        if self._is_due(run) and not any(self.folder.glob(f"step-{run.step:06}-*")):
+            with self.phases("validate"):
+                self._draw(run)
+
+    def _is_due(self, run: Run) -> bool:
+        every = run.config.validate_every
+        return bool(self.settings and every and run.step % every == 0 and 0 < run.step < run.num_steps)
 
     def draw_last(self, run: Run) -> None:
         if self.settings:

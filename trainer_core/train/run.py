@@ -106,6 +106,7 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases)
     if newest:
         restore_(run, newest)
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
+        live.catch_up(run)
     first = run.step
     host.journal.write({"kind": "Resumed", "step": first})
     host.journal.set(step=first, total=run.num_steps)
@@ -198,7 +199,7 @@ def _keep(plan: Plan, run: Run, checkpoints: Path, record: Mapping[str, Any], ho
     if run.step == 0:
         return
     try:
-        keep(checkpoints, run, host)
+        keep(checkpoints, run, host, evaluate=False)
         _save(plan, run, record, host)
     except (OSError, UserError, RuntimeError) as error:
         host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))

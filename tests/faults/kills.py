@@ -1,0 +1,140 @@
+"""Kill training jobs with SIGKILL at random instants, let them go on, and compare every byte with a job that nobody touched.
+
+Used by tests/faults/test_kills.py and benchmarks/faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NURSERY = Path(__file__).with_name("nursery.py")
+NAME = "killed"
+
+
+@dataclass
+class Count:
+    """Kills that hit a live process; those after which the finished files were the same; the others, each with its reason."""
+
+    tried: int = 0
+    inside_a_save: int = 0
+    survived: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = f"kills: {self.tried} tried ({self.inside_a_save} inside a save), {self.survived} survived, {len(self.lost)} lost"
+        return "\n".join([told, *self.lost])
+
+
+class Nursery:
+    """Starts jobs. Use as a context."""
+
+    def __init__(self, home: Path):
+        self.home = home  # has workflow.json, models/ and pictures/
+
+    def __enter__(self) -> Nursery:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._read() == {"ready": True}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> dict:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, "the nursery died"
+        return json.loads(line)
+
+    def start(self, output: Path, kill_at: int = 0, count: Path | None = None) -> int:
+        """Begin a job whose results, caches included, go to output. Returns its process id; then call wait()."""
+        arguments = ["run", str(self.home / "workflow.json"), "--models", str(self.home / "models"), "--output", str(output)]
+        job = {"arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "count": str(count or "")}
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self._read()["pid"]
+
+    def wait(self) -> int:
+        """Exit status of the job; the negative number of a signal that ended it."""
+        return os.waitstatus_to_exitcode(self._read()["status"])
+
+    def run(self, output: Path, **values) -> int:
+        self.start(output, **values)
+        return self.wait()
+
+
+def finished(output: Path) -> dict[str, bytes]:
+    """What must be the same: the LoRA, the last checkpoint (adapter, optimiser, history), the validation pictures."""
+    (run,) = (output / "chroma_trainer").glob(f"{NAME}-*")
+    last = max((run / "checkpoints").glob("step-*"))
+    files = [*(output / "loras").iterdir(), *last.iterdir(), *sorted((run / "validation").iterdir())]
+    left = [path for path in output.rglob(".tmp-*") if "killed" not in path.name]
+    assert all(path.suffix != ".safetensors" or path.parent.name != "loras" for path in left)
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files if not path.name.startswith(".tmp-")}
+
+
+def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, told=lambda text: None) -> Count:
+    """At least `kills` kills, `inside` of them at a file operation of a save; about every third start is killed again on its way.
+
+    Args:
+        home: with workflow.json, models/ and the dataset.
+        results: an empty folder.
+        told: called with a line of progress.
+    """
+    draw = random.Random(seed)
+    count = Count()
+    with Nursery(home) as nursery:
+        began = time.perf_counter()
+        assert nursery.run(results / "whole", count=results / "operations") == 0, (home / "log.txt").read_text("utf-8")[-3000:]
+        seconds = time.perf_counter() - began
+        operations = int((results / "operations").read_text())
+        wanted = finished(results / "whole")
+        while count.tried < kills:
+            output = results / f"trial-{count.tried}"
+            history: list[str] = []
+            while not history or draw.random() < 1 / 3:
+                is_inside = count.inside_a_save < inside and (draw.random() < 0.6 or kills - count.tried <= inside)
+                if is_inside:
+                    at = draw.randint(1, operations)
+                    status, what = nursery.run(output, kill_at=at), f"at operation {at} of {operations}"
+                else:
+                    delay = draw.uniform(0, seconds)
+                    pid = nursery.start(output)
+                    time.sleep(delay)
+                    os.kill(pid, signal.SIGKILL)  # waited for by the nursery only after this: the number is still its own
+                    status, what = nursery.wait(), f"after {delay:.3f} s of {seconds:.3f}"
+                if status != -signal.SIGKILL:  # it was over before
+                    break
+                count.tried += 1
+                count.inside_a_save += is_inside
+                history.append(what)
+            fault = _fault(nursery, output, wanted)
+            if fault:
+                count.lost += [f"{', then '.join(history)}: {fault}"] * len(history)
+            else:
+                count.survived += len(history)
+            told(str(count).splitlines()[0])
+    return count
+
+
+def _fault(nursery: Nursery, output: Path, wanted: dict[str, bytes]) -> str:
+    status = nursery.run(output)
+    if status != 0:
+        return f"the next start ended with {status}: {(nursery.home / 'log.txt').read_text('utf-8')[-1500:]}"
+    found = finished(output)
+    if found.keys() != wanted.keys():
+        return f"other files: {sorted(found.keys() ^ wanted.keys())}"
+    other = [name for name in wanted if found[name] != wanted[name]]
+    return f"other bytes in {', '.join(other)}" if other else ""

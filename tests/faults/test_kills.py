@@ -1,0 +1,43 @@
+"""Kill it anywhere, and the finished LoRA is the same to the last bit: with real processes and real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked; Windows can't")
+
+
+def test_sigkill_at_random_instants(home, kills, tmp_path, capsys):
+    count = kills.kill_many(home, tmp_path, kills=25, inside=12, seed=2026)
+    with capsys.disabled():
+        print(f"\n{count}")
+    assert count.lost == []
+    assert count.tried >= 25 and count.inside_a_save >= 10 and count.survived == count.tried
+
+
+def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(home, kills, tmp_path, capsys):
+    ended = 0
+    with kills.Nursery(home) as nursery:
+        assert nursery.run(tmp_path / "whole") == 0
+        wanted = kills.finished(tmp_path / "whole")
+        for trial in range(4):
+            output = tmp_path / f"trial-{trial}"
+            pid = nursery.start(output)
+            until = time.monotonic() + 60
+            while not list(output.glob("chroma_trainer/*/checkpoints/step-*")):
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            time.sleep(0.01 * trial)
+            os.kill(pid, signal.SIGTERM)
+            status = nursery.wait()
+            assert status in (0, 130)
+            ended += status == 130
+            assert list((output / "loras").iterdir())
+            assert nursery.run(output) == 0 and kills.finished(output) == wanted
+    with capsys.disabled():
+        print(f"\nSIGTERM: 4 tried, {ended} ended early, 4 survived, 0 lost")
+    assert ended >= 1
