@@ -154,6 +154,7 @@ def surroundings() -> dict[str, Any]:
     names = ("torch", "diffusers", "transformers", "peft")
     return {
         "hardware": hardware(),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in names},

@@ -159,7 +159,8 @@ def test_its_weights_load_in_diffusers(tiny_model, reference):
 def test_nothing_of_diffusers_is_imported():
     """Its import takes longer than all else before the first step."""
     code = (
-        "import sys, chroma_trainer.trainer_core.train.run, chroma_trainer.trainer_core.families.chroma_transformer; "
+        "import sys, chroma_trainer.trainer_core.train.run as run; from chroma_trainer.trainer_core import families; "
+        "from chroma_trainer.trainer_core.families import chroma_transformer, codec, t5; "
         "print([name for name in ('diffusers', 'transformers', 'peft', 'accelerate') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

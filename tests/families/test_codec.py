@@ -9,6 +9,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.families.codec import load_vae, original_vae_parameter
 from chroma_trainer.trainer_core.families.sources import shipped_config
+from chroma_trainer.trainer_core.families.vae import Autoencoder
 from chroma_trainer.trainer_core.problems import UserError
 from safetensors.torch import load_file, save_file
 
@@ -67,11 +68,29 @@ def test_dimensions_are_read_off_the_tensors(tiny_model, tmp_path):
 
 
 def test_the_shipped_config_is_the_released_vae():
+    with torch.device("meta"):
+        vae = Autoencoder(shipped_config("flux_vae"))
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 83_819_683
+
+
+def test_the_same_as_diffusers_with_attention_and_uneven_widths(tmp_path):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(shipped_config("flux_vae"))
-    assert sum(parameter.numel() for parameter in vae.parameters()) == 83_819_683
+    config = {**shipped_config("flux_vae"), "block_out_channels": [8, 16, 16, 32], "norm_num_groups": 4}
+    config.update(use_quant_conv=True, use_post_quant_conv=True)
+    torch.manual_seed(0)
+    theirs = AutoencoderKL.from_config(config).eval().requires_grad_(False)
+    ours = Autoencoder(config)
+    ours.load_state_dict(theirs.state_dict())
+    mean = theirs.encode(pixels()).latent_dist.mode()
+    torch.testing.assert_close(ours.mean(pixels()), mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.decode(mean), theirs.decode(mean).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_other_blocks_are_refused():
+    config = {**shipped_config("flux_vae"), "down_block_types": ["AttnDownBlock2D"]}
+    with pytest.raises(UserError, match="has parts that are not known: AttnDownBlock2D"):
+        Autoencoder(config)
 
 
 def test_another_file_is_named(tiny_model, tiny_chroma):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.model import ModelConfig
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
+from .vae import Autoencoder
 from .weights import VAE, Weights, load_weights_
 
 
@@ -21,11 +22,11 @@ class VaeCodec:
     The VAE computes in fp32 whatever the model's dtype: its weights are small, and its fp16 overflows.
     """
 
-    def __init__(self, vae: Any, device: torch.device):
+    def __init__(self, vae: Autoencoder, config: Mapping[str, Any], device: torch.device):
         self.vae, self.device = vae.to(device), device
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.channels = int(vae.config.latent_channels)
-        self.shift, self.scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels = int(config["latent_channels"])
+        self.shift, self.scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     def move_(self, device: torch.device) -> None:
         """Where it computes from now on."""
@@ -41,14 +42,14 @@ class VaeCodec:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""
-        mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mean
+        mean = self.vae.mean(pixels.to(self.device, torch.float32))
         return ((mean - self.shift) * self.scale).cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
         z = latents.to(self.device, torch.float32) / self.scale + self.shift
-        return self.vae.decode(z).sample.clamp(-1, 1).cpu()
+        return self.vae.decode(z).clamp(-1, 1).cpu()
 
 
 def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
@@ -57,14 +58,12 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
     Raises:
         UserError: files are missing or do not fit.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     part = find_part(model, "vae")
     weights = Weights(part.files, VAE)
     is_original = "decoder.mid.block_1.conv1.weight" in weights.entries
     config = _config(part, weights)
     with torch.device("meta"):
-        vae: nn.Module = AutoencoderKL.from_config(config)  # pyright: ignore[reportAssignmentType]
+        vae = Autoencoder(config)
     num_levels = len(config["block_out_channels"])
     load_weights_(
         vae,
@@ -72,7 +71,7 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
         dtype=lambda name: torch.float32,
         layout=lambda name: ((original_vae_parameter(name, num_levels) if is_original else name,), slice(None)),
     )
-    return VaeCodec(vae, device)
+    return VaeCodec(vae, config, device)
 
 
 def codec_identity(model: ModelConfig) -> str:

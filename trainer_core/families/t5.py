@@ -12,6 +12,7 @@ from ..config.model import ModelConfig
 from .contract import Convert
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
+from .t5_encoder import T5Encoder
 from .tokenizer import find_tokenizer, read_tokenizer
 from .weights import DTYPES, T5, Weights, load_weights_
 
@@ -61,10 +62,8 @@ class T5TextEncoder:
 
     def _encode(self, prompt: str) -> Tensor:
         ids, num_real = self.token_ids(prompt)
-        mask = torch.zeros(1, len(ids), dtype=torch.long, device=self.device)
-        mask[:, :num_real] = 1
-        hidden = self.model(input_ids=torch.tensor([ids], device=self.device), attention_mask=mask)[0][0]
-        return hidden.cpu()
+        attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
+        return self.model(torch.tensor([ids], device=self.device), attended)[0].cpu()
 
 
 def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None) -> T5TextEncoder:
@@ -75,19 +74,16 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
     Raises:
         UserError: files are missing or do not fit.
     """
-    from transformers import T5Config, T5EncoderModel
-
     tokenizer_file = find_tokenizer(model)
     part = find_part(model, "text_encoder")
     weights = Weights(part.files, T5, mapped=convert is None)
-    config = T5Config(**_config(part, weights))
     with torch.device("meta"):
-        encoder = T5EncoderModel(config)
+        encoder = T5Encoder(_config(part, weights))
     dtype = DTYPES[model.dtype]
     load_weights_(
         encoder,
         weights,
-        # In fp16 the second feed-forward projection overflows; transformers keeps it in fp32 as well.
+        # In fp16 the second feed-forward projection overflows.
         dtype=lambda name: torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype,
         layout=lambda name: (_same_table(name), slice(None)),
         ignored=_is_unused,
