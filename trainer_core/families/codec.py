@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from ..config.model import ModelConfig
 from .identity import identity_of
 from .sources import Part, find_part, shipped_config
+from .tiles import in_tiles
 from .vae import Autoencoder
 from .weights import VAE, Weights, load_weights_
+
+TILE_EDGE = 512  # pixels
 
 
 class VaeCodec:
@@ -26,6 +30,7 @@ class VaeCodec:
         self.vae, self.device = vae.to(device), device
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels = int(config["latent_channels"])
+        self.tile_edge, self.slicing = 0, False
         self.shift, self.scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     def move_(self, device: torch.device) -> None:
@@ -33,23 +38,25 @@ class VaeCodec:
         self.vae, self.device = self.vae.to(device), device
 
     def economise_(self, tiling: bool, slicing: bool) -> None:
-        """Work in tiles (512 px in, 64 cells out), or on one picture after the other."""
-        if tiling:
-            self.vae.enable_tiling()
-        if slicing:
-            self.vae.enable_slicing()
+        """Work in tiles of 512 px (64 cells), or on one picture after the other."""
+        self.tile_edge, self.slicing = (TILE_EDGE if tiling else 0), slicing
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""
-        mean = self.vae.mean(pixels.to(self.device, torch.float32))
+        mean = self._run(self.vae.mean, pixels, self.tile_edge, Fraction(1, self.factor))
         return ((mean - self.shift) * self.scale).cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
         z = latents.to(self.device, torch.float32) / self.scale + self.shift
-        return self.vae.decode(z).clamp(-1, 1).cpu()
+        return self._run(self.vae.decode, z, self.tile_edge // self.factor, Fraction(self.factor)).clamp(-1, 1).cpu()
+
+    def _run(self, compute: Callable[[Tensor], Tensor], x: Tensor, edge: int, scale: Fraction) -> Tensor:
+        x = x.to(self.device, torch.float32)
+        parts = x.split(1) if self.slicing else (x,)
+        return torch.cat([in_tiles(compute, part, edge, scale) if edge else compute(part) for part in parts])
 
 
 def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
