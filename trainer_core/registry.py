@@ -15,6 +15,14 @@ PARTS: dict[str, dict[str, str]] = {
     "quantization": {
         "none": ".quant.none:KeepPrecision",
         "int8-quanto": ".quant.quanto:Int8Quanto",
+        "int4-quanto": ".quant.quanto:Int4Quanto",
+        "int2-quanto": ".quant.quanto:Int2Quanto",
+        "fp8-quanto": ".quant.quanto:Fp8Quanto",
+        "nf4-bnb": ".quant.bnb:Nf4Bnb",
+        "int8-bnb": ".quant.bnb:Int8Bnb",
+        "int8-torchao": ".quant.torchao:Int8Torchao",
+        "fp8-torchao": ".quant.torchao:Fp8Torchao",
+        "fp8-native": ".quant.native:Fp8Native",
     },
     "optimizer": {
         "adamw": ".optim.adamw:build",

@@ -57,7 +57,7 @@ def losses_and_gradients(transformer, layers, text, steps=2):
     return found
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_same_losses_and_gradients_to_the_last_bit(tiny_model, tmp_path, level, checkpointing, settings):
@@ -127,9 +127,11 @@ def test_a_second_start_reads_the_same_files(tiny_model, tmp_path):
 
 
 def test_a_quantised_tensor_is_taken_apart_and_put_together():
-    layer = torch.nn.Sequential(torch.nn.Linear(8, 4))
-    load("quantization", "int8-quanto")().quantize_(layer, ())
-    weight = layer[0].weight.detach()
+    from optimum import quanto
+
+    layer = quanto.nn.QLinear.from_module(torch.nn.Linear(8, 4), weights=quanto.qint8)
+    layer.freeze()
+    weight = layer.weight.detach()
     plains = inner_tensors(weight)
     assert len(plains) == 2 and torch.equal(
         rebuilt(weight, [plain.clone() for plain in plains]).dequantize(), weight.dequantize()

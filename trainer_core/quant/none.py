@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .contract import Quantizer
 
 
-class KeepPrecision:
-    """Leaves the model as it is, frozen."""
+class KeepPrecision(Quantizer):
+    """Leaves every layer as it is."""
 
-    extra = ""
+    is_plain = True
 
-    def missing(self) -> str:
-        return ""
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight}
 
-    def quantize_(self, transformer: nn.Module, keep: tuple[str, ...]) -> nn.Module:
-        return transformer.requires_grad_(False)
+    def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return stored["weight"].to(dtype)
+
+    def layer(self, linear: nn.Linear, device: torch.device | None = None) -> nn.Linear:
+        return linear

@@ -1,37 +1,85 @@
-"""optimum-quanto: weights in int8, one scale an output row."""
+"""optimum-quanto's formats, bit for bit: 8 bits with a scale for each row, 4 and 2 bits with a scale and an offset for each 128 weights.
+
+They are computed here, for importing optimum-quanto takes seconds and 70 MiB (it brings diffusers along), and its kernels serve
+inference. tests/quant/test_quanto.py compares every number with the package.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor
+
+from .contract import Quantizer
+from .native import Fp8Native
+from .rows import TINY, RowScaled
+
+GROUP = 128
+INT8_MAX = 127
 
 
-class Int8Quanto:
-    """W ~ scale * q with q in int8 and one scale for each row; the products run in the input's precision.
+class Int8Quanto(RowScaled):
+    """codes = round(W / scale) in -127 ... 127, scale = max |row| / 127."""
 
-    Layer by layer, so that never more than one layer exists twice.
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        exact = weight.float()
+        scale = (exact.abs().amax(dim=1, keepdim=True) / INT8_MAX).clamp(min=TINY)
+        return {"codes": (exact / scale).round().clamp(-INT8_MAX - 1, INT8_MAX).to(torch.int8), "scale": scale}
+
+
+class Fp8Quanto(Fp8Native):
+    """float8_e4m3fn with a scale for each row: the package's rule is the same as ours."""
+
+
+class _Grouped(Quantizer):
+    """W ~ scale * codes + offset: the lowest weight of a group is code 0, the highest the last one.
+
+    packed: uint8, 8 / bits codes a byte: byte (j, k) holds weight k of the groups j, j + n, j + 2n, ..., where n is its number of rows,
+    the first in the lowest bits. scale and offset: (groups, 1), in the weight's precision.
     """
 
-    extra = ""
+    bits = 0
 
-    def missing(self) -> str:
-        if importlib.util.find_spec("optimum.quanto") is None:
-            return "optimum-quanto is not installed; pip install optimum-quanto"
-        return ""
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        highest = 2**self.bits - 1
+        groups = weight.float().reshape(-1, group_size(weight.shape[1]))
+        low, high = groups.aminmax(dim=1, keepdim=True)
+        # Rounded before the codes are chosen, so that these make up for it. A group of equal weights has a range of 0.
+        scale = ((high - low) / highest).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
+        offset = low.to(weight.dtype)
+        codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
+        return {"packed": self._pack(codes), "scale": scale, "offset": offset}
 
-    def quantize_(self, transformer: nn.Module, keep: tuple[str, ...]) -> nn.Module:
-        from optimum.quanto import qint8
-        from optimum.quanto.nn import QLinear
+    def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        packed, mask = stored["packed"], 2**self.bits - 1
+        codes = torch.cat([(packed >> shift) & mask for shift in range(0, 8, self.bits)])[: len(stored["scale"])]
+        # One rounding: inside addcmul the sum is fp32.
+        decoded = torch.addcmul(stored["offset"].to(dtype), codes.to(dtype), stored["scale"].to(dtype))
+        return decoded.reshape(shape)
 
-        names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-        for name in names:
-            if any(fnmatchcase(name, pattern) for pattern in keep):
-                continue
-            parent, leaf = transformer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-            layer = QLinear.from_module(getattr(parent, leaf), weights=qint8)
-            assert layer is not None
-            layer.freeze()
-            setattr(parent, leaf, layer)
-        return transformer.requires_grad_(False)
+    def _pack(self, codes: Tensor) -> Tensor:
+        per_byte = 8 // self.bits
+        num_rows = -(-len(codes) // per_byte)
+        packed = codes.new_zeros(num_rows, codes.shape[1])
+        for i, part in enumerate(codes.split(num_rows)):
+            packed[: len(part)] |= part << (self.bits * i)
+        return packed
+
+
+class Int4Quanto(_Grouped):
+    """Codes 0 ... 15."""
+
+    bits = 4
+
+
+class Int2Quanto(_Grouped):
+    """Codes 0 ... 3."""
+
+    bits = 2
+
+
+def group_size(width: int) -> int:
+    """Weights that share a scale: the largest of 128, 96, 64 and 32 that divides a row, or the whole row. optimum-quanto's rule."""
+    sizes = range(GROUP, 31, -32) if width > GROUP else ()
+    return next((size for size in sizes if width % size == 0), width)

@@ -9,8 +9,6 @@ from ..data.folder import SUFFIXES
 from ..host import Host
 from ..problems import Problem
 
-SWAPPABLE = "-quanto"  # of quantised weights, only these are proved to travel (tests/numerics/test_offload.py)
-
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     """Folders without images, and settings that contradict each other. Quick: stops at the first image it finds."""
@@ -29,14 +27,6 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             Problem(
                 "warmup_steps",
                 f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}",
-            )
-        )
-    level = request.model.quantization.level
-    if memory.group_offload != "none" and level != "none" and not level.endswith(SWAPPABLE):
-        found.append(
-            Problem(
-                "group_offload",
-                f"can't move weights in {level} to and fro; use a quantisation that ends in {SWAPPABLE}, none at all, or no group_offload",
             )
         )
     if memory.checkpointing_interval > 1 and not training.gradient_checkpointing:
