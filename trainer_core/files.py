@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HASH_CHUNK_BYTES = 1 << 20
+RENAME_TRIES, RENAME_WAIT_SECONDS = 6, 0.2
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -40,10 +42,26 @@ def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)  # mkstemp makes 0600; a LoRA is read by other users of the machine as well
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """os.replace, tried again for a second where another program has the target or the source open.
+
+    Windows refuses to rename what a virus scanner, an indexer or a LoRA loader looks at; they let go of it soon.
+
+    Raises:
+        OSError: as os.replace; PermissionError where it stays locked.
+    """
+    for _ in range(RENAME_TRIES - 1):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(RENAME_WAIT_SECONDS)
+    os.replace(source, target)
 
 
 def sync_folder(folder: Path) -> None:

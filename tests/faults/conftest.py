@@ -21,7 +21,11 @@ TRAINING = {
 
 @pytest.fixture(scope="session")
 def home(tiny_chroma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("faults")
+    return make_home(tiny_chroma, tmp_path_factory.mktemp("faults"))
+
+
+def make_home(tiny_chroma: Path, home: Path) -> Path:
+    """Fill a folder with models/, pictures/ and workflow.json."""
     shutil.copytree(tiny_chroma, home / "models" / "diffusers" / "tiny-chroma")
     (home / "pictures").mkdir()
     for i in range(6):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 NURSERY = Path(__file__).with_name("nursery.py")
 NAME = "killed"
+SAVES = ("checkpoints", "loras")
 
 
 @dataclass
@@ -57,10 +58,23 @@ class Nursery:
         assert line, "the nursery died"
         return json.loads(line)
 
-    def start(self, output: Path, kill_at: int = 0, count: Path | None = None) -> int:
+    def start(
+        self,
+        output: Path,
+        *,
+        kill_at: int = 0,
+        full_at: int = 0,
+        within: tuple[str, ...] = SAVES,
+        count: Path | None = None,
+        settings: tuple[str, ...] = (),
+    ) -> int:
         """Begin a job whose results, caches included, go to output. Returns its process id; then call wait()."""
         arguments = ["run", str(self.home / "workflow.json"), "--models", str(self.home / "models"), "--output", str(output)]
-        job = {"arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "count": str(count or "")}
+        arguments += [f"--set={setting}" for setting in settings]
+        job = {
+            "arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "full_at": full_at, "within": within,
+            "count": str(count or ""),
+        }  # fmt: skip
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()

@@ -1,12 +1,14 @@
 """A process that has imported everything and forks one job for each line it reads: real processes, without seconds of import each.
 
-A line is {"arguments", "folder", "kill_at", "count"}: `chroma-trainer ARGUMENTS` in a folder. kill_at n > 0: the job gets
-SIGKILL at its n-th file operation inside a save. count: a file for the number of those operations.
+A line is {"arguments", "folder", "kill_at", "full_at", "within", "count"}: `chroma-trainer ARGUMENTS` in a folder, whose
+file operations on paths with a name of `within` in them are counted. kill_at n > 0: the job gets SIGKILL at its n-th.
+full_at n > 0: from the n-th on, the disk takes nothing more. count: a file for the number of operations.
 Answers a line {"pid"} at once, and {"status"} (as of os.waitpid) when the job is over.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,26 +19,31 @@ import chroma_trainer.trainer_core.train.run
 import torch
 from chroma_trainer import cli
 from chroma_trainer.trainer_core.registry import PARTS, load
+from chroma_trainer.trainer_core.train import checkpoint
 from diffusers import AutoencoderKL, ChromaTransformer2DModel  # noqa: F401
 from transformers import T5EncoderModel  # noqa: F401
 
+GROWING = frozenset({"open", "os.mkdir", "save", "fsync"})  # what a full disk refuses
 OPERATIONS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"})
-SAVES = ("checkpoints", "loras")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class Operations:
-    """Counts what happens to files of checkpoints and LoRAs, before it happens; kills the process at number kill_at."""
+    """Counts what happens to files, before it happens; from a given number on it kills the process, or refuses."""
 
-    def __init__(self, kill_at: int):
-        self.kill_at, self.count = kill_at, 0
-        fsync = os.fsync
+    def __init__(self, job: dict):
+        self.kill_at, self.full_at, self.within, self.count = job["kill_at"], job["full_at"], job["within"], 0
+        fsync, save_file = os.fsync, checkpoint.save_file
 
-        def counted(handle: int) -> None:
-            self.step()
+        def counted_fsync(handle: int) -> None:
+            self.step("fsync", "")
             fsync(handle)
 
-        os.fsync = counted
+        def counted_save(tensors: dict, path: Path) -> None:  # safetensors writes by itself
+            self.step("save", str(path))
+            save_file(tensors, path)
+
+        os.fsync, checkpoint.save_file = counted_fsync, counted_save
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, values: tuple) -> None:
@@ -44,13 +51,16 @@ class Operations:
             return
         if event == "open" and not (isinstance(values[2], int) and values[2] & WRITING):
             return
-        if any(name in os.fspath(values[0]) for name in SAVES):
-            self.step()
+        path = os.fspath(values[0])
+        if isinstance(path, str) and any(name in path for name in self.within):
+            self.step(event, path)
 
-    def step(self) -> None:
+    def step(self, event: str, path: str) -> None:
         self.count += 1
         if self.count == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.full_at and self.count >= self.full_at and event in GROWING:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path or None)
 
 
 def work(job: dict) -> int:
@@ -58,7 +68,7 @@ def work(job: dict) -> int:
     with open("log.txt", "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        operations = Operations(job["kill_at"])
+        operations = Operations(job)
         status = cli.main(job["arguments"])
         sys.stdout.flush()
     if job["count"]:

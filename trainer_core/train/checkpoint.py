@@ -23,7 +23,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import sha256_of, sync_folder, write_json
+from ..files import rename, sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
 from ..lora.inject import adapter_state, load_adapter_state_, trainable_parameters
 from ..problems import UserError
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, run: Run, host: Host) -> Path:
         _refuse_full_disk(folder, tensors)
         _write(staging, run, tensors)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
-        os.replace(staging, target)
+        rename(staging, target)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -188,7 +188,7 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
             return path
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
+        rename(path, aside)
         host.emit(
             Notice(
                 f"checkpoint {path.name} is damaged ({fault}) and was set aside as {aside.name}; trying the one before",

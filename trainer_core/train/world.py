@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..config.request import TrainRequest
 from ..data.index import Index
-from ..files import sha256_text, sync_folder, write_json
+from ..files import rename, sha256_text, sync_folder, write_json
 from ..host import Host, Notice
 from ..problems import UserError
 from .checkpoint import newest_intact
@@ -149,7 +148,7 @@ def adopt(adoption: Adoption, folder: Path, host: Host) -> None:
     staging = target.with_name(f".tmp-{newest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(newest, staging)
-    os.replace(staging, target)
+    rename(staging, target)
     sync_folder(target.parent)
     host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
 

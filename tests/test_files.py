@@ -1,0 +1,43 @@
+"""Renames wait for programs that hold a file for a moment."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from chroma_trainer.trainer_core import files
+from chroma_trainer.trainer_core.files import rename, write_atomic
+
+
+@pytest.mark.parametrize("busy", [1, 5])
+def test_a_file_that_is_let_go_is_replaced(tmp_path, monkeypatch, busy):
+    replace, tries = os.replace, []
+
+    def locked(source, target):
+        tries.append(source)
+        if len(tries) <= busy:
+            raise PermissionError(13, "The process cannot access the file", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "replace", locked)
+    (tmp_path / "lora").write_text("old", "utf-8")
+    write_atomic(tmp_path / "lora", "new")
+    assert (tmp_path / "lora").read_text("utf-8") == "new" and len(tries) == busy + 1
+
+
+def test_one_that_stays_locked_keeps_its_content(tmp_path, monkeypatch):
+    def locked(source, target):
+        raise PermissionError(13, "The process cannot access the file", str(target))
+
+    monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "replace", locked)
+    (tmp_path / "lora").write_text("old", "utf-8")
+    with pytest.raises(PermissionError):
+        write_atomic(tmp_path / "lora", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"] and (tmp_path / "lora").read_text("utf-8") == "old"
+
+
+def test_other_faults_are_not_waited_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        rename(tmp_path / "nothing", tmp_path / "target")
