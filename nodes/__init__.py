@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..trainer_core.spec import NodeSpec
 from . import (
     adapter_settings,
+    adaptive_guider,
     dataset_backend,
     load_chroma,
     lora_trainer,
@@ -27,3 +28,6 @@ CATALOGUE: dict[str, NodeSpec] = {
         memory_settings.SPEC,
     )
 }
+
+COMFYUI_ONLY: dict[str, NodeSpec] = {spec.id: spec for spec in (adaptive_guider.SPEC,)}  # they work on ComfyUI's own objects
+ALL_NODES = {**CATALOGUE, **COMFYUI_ONLY}

@@ -16,7 +16,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..trainer_core.host import Event, Notice, Paths, PhaseProgress, PhaseStarted, PreviewReady, StepReport
 from ..trainer_core.problems import Cancelled, UserError
 from ..trainer_core.spec import Field, NodeSpec, build_inputs
-from . import CATALOGUE
+from . import ALL_NODES
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
@@ -25,7 +25,7 @@ EVENT_NAME = "chroma_trainer.event"
 
 class ChromaTrainerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node_class(spec) for spec in CATALOGUE.values()]
+        return [node_class(spec) for spec in ALL_NODES.values()]
 
 
 def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
@@ -167,6 +167,15 @@ class ComfyHost:
             print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
         if isinstance(event, (StepReport, PhaseStarted, PhaseProgress, Notice)):
             self._send({"kind": type(event).__name__, **dataclasses.asdict(event)})
+
+    def show(self, text: str) -> None:
+        """A line under the node, and in the log."""
+        from server import PromptServer
+
+        print(f"[ChromaTrainer] node {self.node_id}: {text}", file=sys.stderr)
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            server.send_progress_text(text, self.node_id, server.client_id)
 
     def _progress(self, event: StepReport | PhaseProgress) -> None:
         from comfy.utils import ProgressBar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..trainer_core.spec import Field
 from ..trainer_core.workflow.graph import Schema, Widget
-from . import CATALOGUE
+from . import ALL_NODES
 
 TYPES = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
 CONTROLLED = (
@@ -26,7 +26,7 @@ def schemas() -> dict[str, Schema]:
     """Node type -> its widgets in the order of `widgets_values`."""
     ours = {
         spec.id: Schema(tuple(_widget(field) for field in spec.fields() if field.is_widget), spec.title)
-        for spec in CATALOGUE.values()
+        for spec in ALL_NODES.values()
     }
     return {**CORE, **ours}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from chroma_trainer.nodes import CATALOGUE
+from chroma_trainer.nodes import ALL_NODES
 from chroma_trainer.trainer_core.spec import Field, NodeSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,11 +19,11 @@ TIPS = ROOT / "docs" / "nodes" / "tips"
 def pages() -> dict[Path, str]:
     """Every page and its text. A tip written by hand, docs/nodes/tips/<id>.md, follows the description."""
     found = {}
-    for spec in CATALOGUE.values():
+    for spec in ALL_NODES.values():
         text = page(spec)
         found[ROOT / "docs" / "nodes" / f"{spec.id}.md"] = text
         found[ROOT / "js" / "docs" / f"{spec.id}.md"] = text
-    rows = "\n".join(f"| [{spec.id}]({spec.id}.md) | {spec.description} |" for spec in CATALOGUE.values())
+    rows = "\n".join(f"| [{spec.id}]({spec.id}.md) | {spec.description} |" for spec in ALL_NODES.values())
     found[ROOT / "docs" / "nodes" / "README.md"] = f"# The nodes\n\n| node | what it does |\n|---|---|\n{rows}\n"
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor
 SAME_LEVEL = 1e-6  # relative; fp32 levels may have gone through another dtype's arithmetic
 
 Predict = Callable[[bool], tuple[Tensor, Tensor | None]]
+Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def guide(cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
@@ -61,37 +62,44 @@ class AdaptiveGuidance:
     cfg_start_pct: float = 0.0
     initial_disabled_steps: int = 0
 
-    def start(self, sigmas: Sequence[float], start_sigma: float = math.inf) -> GuidanceRun:
+    def start(
+        self, sigmas: Sequence[float], start_sigma: float = math.inf, *, corrects: bool = False
+    ) -> GuidanceRun:
         """A fresh run; nothing is carried over from an earlier one.
 
         Args:
             sigmas: noise levels, falling, the last one (0) included.
             start_sigma: the level of cfg_start_pct: shift_sigma(1 - pct), or ComfyUI's percent_to_sigma(pct).
+            corrects: the sampler is known to evaluate each level for the step before first, as Heun's method does.
+                Without that it is noticed after the first step.
         """
-        return GuidanceRun(self, sigmas, start_sigma if self.cfg_start_pct > 0 else math.inf)
+        return GuidanceRun(self, sigmas, start_sigma if self.cfg_start_pct > 0 else math.inf, corrects)
 
 
 class GuidanceRun:
     """What one run has seen so far. `both`, `alone`: evaluations with and without the negative prompt."""
 
-    def __init__(self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float):
+    def __init__(
+        self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float, corrects: bool = False
+    ):
         self.settings, self.sigmas, self.start_sigma = settings, tuple(map(float, sigmas)), start_sigma
         self.settled_step: int | None = None  # the step at which the threshold was reached
         self.both = self.alone = 0
         self._seen: set[int] = set()
-        self._returns = False
+        self._returns = corrects
 
     @property
     def share_skipped(self) -> float:
         """Share of the negative prompt's evaluations that were saved."""
         return self.alone / max(1, self.alone + self.both)
 
-    def denoised(self, sigma: float, predict: Predict) -> Tensor:
+    def denoised(self, sigma: float, predict: Predict, combine: Combine = guide) -> Tensor:
         """The guided denoised latents of one evaluation.
 
         Args:
             sigma: noise level of the evaluation.
             predict: takes whether the negative prompt is wanted, gives the denoised latents (c, u), u None where not.
+            combine: (c, u, cfg) -> the guided denoised latents.
         """
         step, settings = self._step(sigma), self.settings
         settled = self.settled_step is not None and step > self.settled_step
@@ -105,7 +113,7 @@ class GuidanceRun:
         assert uncond is not None
         if settings.threshold < 1 and self.settled_step is None and similarity(cond, uncond) >= settings.threshold:
             self.settled_step = step  # this step keeps CFG; later ones go without
-        return guide(cond, uncond, settings.cfg)
+        return combine(cond, uncond, settings.cfg)
 
     def _step(self, sigma: float) -> int:
         """The step this evaluation belongs to: the last one whose level is not below sigma.

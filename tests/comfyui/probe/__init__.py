@@ -8,7 +8,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import folder_paths
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 class ProbeChroma:
@@ -18,9 +18,12 @@ class ProbeChroma:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"config": ("STRING", {"default": "{}", "multiline": True})}}
+        return {
+            "required": {"config": ("STRING", {"default": "{}", "multiline": True})},
+            "optional": {"weights": ("STRING", {"default": ""})},
+        }
 
-    def build(self, config):
+    def build(self, config, weights=""):
         wanted = json.loads(config)
         chroma = comfy.supported_models.Chroma({
             "image_model": "chroma",
@@ -34,7 +37,7 @@ class ProbeChroma:
             "depth_single_blocks": wanted["num_single_layers"],
             "axes_dim": wanted["axes_dims_rope"],
             "theta": 10000,
-            "patch_size": 1,
+            "patch_size": 2,
             "qkv_bias": True,
             "txt_ids_dims": [],
             "vec_in_dim": wanted["approximator_num_channels"],
@@ -45,7 +48,33 @@ class ProbeChroma:
         })  # fmt: skip
         chroma.set_inference_dtype(torch.float32, None)
         cpu = torch.device("cpu")
-        return comfy.model_patcher.ModelPatcher(chroma.get_model({}, device=cpu), cpu, cpu), None  # no text encoder
+        model = chroma.get_model({}, device=cpu)
+        if weights:
+            names = model.diffusion_model.state_dict()  # newer versions call a norm's scale its weight
+            found = {n if n in names else n.replace(".scale", ".weight"): t for n, t in load_file(weights).items()}
+            model.diffusion_model.load_state_dict(found)
+            _shorten_modulations(model.diffusion_model, wanted)
+        return comfy.model_patcher.ModelPatcher(model, cpu, cpu), None  # no text encoder
+
+
+def _shorten_modulations(transformer, wanted):
+    """ComfyUI always takes the last of full-size Chroma's 344 modulations for the final layer; ours are fewer."""
+    count = 3 * wanted["num_single_layers"] + 12 * wanted["num_layers"] + 2
+    original = transformer.get_modulations
+    transformer.get_modulations = lambda tensor, *args, **keywords: original(tensor[:, :count], *args, **keywords)
+
+
+class ProbeConditioning:
+    """Embeddings from a safetensors file as ComfyUI's conditioning."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "read", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"file": ("STRING", {"default": ""}), "name": ("STRING", {"default": ""})}}
+
+    def read(self, file, name):
+        return ([[load_file(file)[name][None], {}]],)
 
 
 class ProbeDelta:
@@ -69,4 +98,4 @@ class ProbeDelta:
         return {"ui": {"patches": [sum(len(patches) for patches in model.patches.values())]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeChroma": ProbeChroma, "ProbeDelta": ProbeDelta}
+NODE_CLASS_MAPPINGS = {"ProbeChroma": ProbeChroma, "ProbeConditioning": ProbeConditioning, "ProbeDelta": ProbeDelta}
