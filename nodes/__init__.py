@@ -29,5 +29,7 @@ CATALOGUE: dict[str, NodeSpec] = {
     )
 }
 
-COMFYUI_ONLY: dict[str, NodeSpec] = {spec.id: spec for spec in (adaptive_guider.SPEC,)}  # they work on ComfyUI's own objects
+COMFYUI_ONLY: dict[str, NodeSpec] = {
+    spec.id: spec for spec in (adaptive_guider.SPEC,)
+}  # they work on ComfyUI's own objects
 ALL_NODES = {**CATALOGUE, **COMFYUI_ONLY}

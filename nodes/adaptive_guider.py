@@ -22,7 +22,9 @@ class Inputs:
     initial_disabled_steps: DisabledSteps = 0
     compare: Annotated[
         bool,
-        Doc("Sample once more with CFG at every step, and tell how far its latents are from these. Costs a second run."),
+        Doc(
+            "Sample once more with CFG at every step, and tell how far its latents are from these. Costs a second run."
+        ),
         Advanced(),
     ] = False
 

@@ -34,14 +34,15 @@ def settings_of(inputs: Inputs) -> ValidationConfig:
     return ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
 
 
-def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig]:
+def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
     settings = settings_of(inputs)
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
-        return [], settings
+        return [], settings, [], []
     from ..trainer_core.validation.studio import draw
 
-    return draw(settings, model, inputs.lora, host), settings
+    found = draw(settings, model, inputs.lora, host)
+    return found.grids, settings, found.pictures, found.labels
 
 
 SPEC = NodeSpec(
@@ -54,10 +55,12 @@ SPEC = NodeSpec(
         Output(
             "images",
             "IMAGE",
-            "The labelled grids, one a resolution: base first, then each strength of the LoRA.",
+            "The labelled grids, one a resolution: base first, then each strength of the LoRA, or each checkpoint.",
             is_list=True,
         ),
         Output("validation", "VALIDATION", "These settings, for LoRATrainer to draw while it trains."),
+        Output("pictures", "IMAGE", "Every picture by itself.", is_list=True),
+        Output("labels", "STRING", "What each of the pictures shows, such as base, cat face, 64x64.", is_list=True),
     ),
     run=run,
     is_output=True,

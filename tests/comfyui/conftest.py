@@ -92,7 +92,8 @@ class Server:
             AssertionError: it failed; with ComfyUI's own words.
         """
         history = self.wait(self.queue(prompt))
-        assert history["status"]["status_str"] == "success", str(history["status"])[-1500:]
+        faults = [detail["exception_message"] for name, detail in history["status"]["messages"] if name == "execution_error"]
+        assert history["status"]["status_str"] == "success", f"{faults} {self.log[-1500:]}"
         return history
 
     def stop(self) -> None:

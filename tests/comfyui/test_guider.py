@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 pytestmark = pytest.mark.comfyui
 SIZE, STEPS, SEED, CFG = 64, 8, 7, 4.0
 SCALE, SHIFT = 0.3611, 0.1159  # of ComfyUI's Flux latents
-TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}  # two implementations of the transformer in fp32, over 8 steps
+TOLERANCE = {
+    "rtol": 1e-5,
+    "atol": 1e-5,
+}  # two implementations of the transformer in fp32 over 8 steps; 2e-6 was measured
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,9 @@ def chroma(tiny_model, tmp_path_factory):
     config = json.loads((Path(tiny_model.repo) / "transformer" / "config.json").read_text("utf-8"))
     save_file(original_weights(transformer, 64), folder / "weights.safetensors")
     generator = torch.Generator().manual_seed(3)
-    texts = {name: torch.randn(length, 32, generator=generator) * 3 for name, length in (("positive", 5), ("negative", 4))}
+    texts = {
+        name: torch.randn(length, 32, generator=generator) * 3 for name, length in (("positive", 5), ("negative", 4))
+    }
     save_file(texts, folder / "texts.safetensors")
     return SimpleNamespace(family=family, transformer=transformer, config=config, texts=texts, folder=folder)
 
@@ -145,10 +150,12 @@ def test_it_agrees_with_our_sampler(each_comfyui, chroma):
     ):
         guidance = replace(AdaptiveGuidance(cfg=CFG, threshold=1.0), **fields)
         latents, shown = latents_of(each_comfyui, graph(chroma, **fields))
-        print("DIFF", fields, (latents - ours(chroma, guidance)).abs().max(), latents.abs().max())
         torch.testing.assert_close(latents, ours(chroma, guidance), **TOLERANCE)
         assert "negative passes skipped" in shown
-    assert f"alone after step {step + 1}" in latents_of(each_comfyui, graph(chroma, seed=SEED + 0, threshold=threshold, compare=True))[1]
+    assert (
+        f"alone after step {step + 1}"
+        in latents_of(each_comfyui, graph(chroma, seed=SEED + 0, threshold=threshold, compare=True))[1]
+    )
 
 
 def test_threshold_1_is_comfyuis_own_cfg_to_the_bit(each_comfyui, chroma):

@@ -19,10 +19,14 @@ Threshold = Annotated[
 UncondZeroScale = Annotated[
     float,
     Range(0.0, 2.0, 0.01),
-    Doc("Adaptive guidance: contrast of the later steps that run the positive prompt alone. 0 leaves them as they are."),
+    Doc(
+        "Adaptive guidance: contrast of the later steps that run the positive prompt alone. 0 leaves them as they are."
+    ),
 ]
 CfgStart = Annotated[
-    float, Range(0.0, 1.0, 0.01), Doc("Adaptive guidance: share of the run before which the positive prompt runs alone.")
+    float,
+    Range(0.0, 1.0, 0.01),
+    Doc("Adaptive guidance: share of the run before which the positive prompt runs alone."),
 ]
 DisabledSteps = Annotated[
     int, Range(0, 1000), Doc("Adaptive guidance: so many first steps run the positive prompt alone.")

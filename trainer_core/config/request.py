@@ -53,9 +53,11 @@ class TrainedLora:
         name: as ComfyUI's LoRA loaders list it.
         sha256: of the file's bytes.
         model: the base it was trained on.
+        folder: of its run, where the checkpoints are; "" where there is none.
     """
 
     path: str
     name: str
     sha256: str
     model: ModelConfig
+    folder: str = ""

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from ..problems import Problem, UserError
-from ..spec import Choice, Doc, Range, Seed, Text
+from ..spec import Advanced, Choice, Doc, Range, Seed, Text
+from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
+
+
+CHECKPOINTS_PATTERN = re.compile(r"all|last(?:\s+(?P<last>[1-9]\d{0,8}))?")
+
+
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """every: all there are; last: so many of the last ones; steps: these. None of them: the LoRA as it ended."""
+
+    every: bool = False
+    last: int | None = None
+    steps: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.every or self.last is not None or bool(self.steps)
+
+    def pick(self, available: Sequence[int]) -> list[int]:
+        """Steps out of those that there are, rising.
+
+        Raises:
+            UserError: one that is asked for is not there; names those that are.
+        """
+        there = sorted(available)
+        missing = [step for step in self.steps if step not in there]
+        if missing or not there:
+            shown = ", ".join(map(str, there)) or "none"
+            what = f"no checkpoint of step {', '.join(map(str, missing))}" if missing else "no checkpoint"
+            raise UserError.at("checkpoints", f"the run has {what}; there are: {shown} (keep_checkpoints, keep_every)")
+        if self.steps:
+            return sorted(set(self.steps))
+        return there if self.last is None else there[-self.last :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +79,31 @@ class ValidationConfig:
         Text(),
         Doc("Strength of the LoRA, several by commas: 0.5, 1.0. Without effect where no LoRA is connected."),
     ] = "1.0"
+    guidance: Annotated[
+        str,
+        Choice("cfg", "adaptive"),
+        Doc(
+            "cfg: both prompts run at every step. adaptive: as AdaptiveGuider, the negative prompt stops running once it changes "
+            "next to nothing."
+        ),
+        Advanced(),
+    ] = "cfg"
+    threshold: Annotated[Threshold, Advanced()] = THRESHOLD
+    uncond_zero_scale: Annotated[UncondZeroScale, Advanced()] = 0.0
+    cfg_start_pct: Annotated[CfgStart, Advanced()] = 0.0
+    initial_disabled_steps: Annotated[DisabledSteps, Advanced()] = 0
+    checkpoints: Annotated[
+        str,
+        Text(placeholder="all, last 3, or steps: 500, 1000"),
+        Doc(
+            "Checkpoints of the LoRA's run to draw with: all, last 3, or steps by commas. Empty: the LoRA as it ended. With several "
+            "strengths each prompt gets a grid of checkpoints by strengths. Without effect where no LoRA is connected."
+        ),
+    ] = ""
 
     def problems(self) -> list[Problem]:
         found = []
-        for read in (self.library, self.sizes, self.strengths):
+        for read in (self.library, self.sizes, self.strengths, self.checkpoint_choice):
             try:
                 read()
             except UserError as error:
@@ -93,6 +147,19 @@ class ValidationConfig:
         if not sizes:
             raise UserError.at("resolutions", "is empty; write for example 1024x1024")
         return sizes
+
+    def checkpoint_choice(self) -> CheckpointChoice:
+        """Which checkpoints are meant."""
+        text = self.checkpoints.strip().lower()
+        if match := CHECKPOINTS_PATTERN.fullmatch(text):
+            return CheckpointChoice(last=None if text == "all" else int(match["last"] or 1), every=text == "all")
+        try:
+            return CheckpointChoice(steps=tuple(int(part) for part in text.split(",") if part.strip()))
+        except ValueError as error:
+            raise UserError.at(
+                "checkpoints",
+                f"{self.checkpoints!r} is no choice of checkpoints; write all, last 3, or steps such as 500, 1000",
+            ) from error
 
     def strengths(self) -> list[float]:
         """LoRA strengths, -10 to 10."""

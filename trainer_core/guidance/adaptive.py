@@ -62,9 +62,7 @@ class AdaptiveGuidance:
     cfg_start_pct: float = 0.0
     initial_disabled_steps: int = 0
 
-    def start(
-        self, sigmas: Sequence[float], start_sigma: float = math.inf, *, corrects: bool = False
-    ) -> GuidanceRun:
+    def start(self, sigmas: Sequence[float], start_sigma: float = math.inf, *, corrects: bool = False) -> GuidanceRun:
         """A fresh run; nothing is carried over from an earlier one.
 
         Args:
@@ -79,9 +77,7 @@ class AdaptiveGuidance:
 class GuidanceRun:
     """What one run has seen so far. `both`, `alone`: evaluations with and without the negative prompt."""
 
-    def __init__(
-        self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float, corrects: bool = False
-    ):
+    def __init__(self, settings: AdaptiveGuidance, sigmas: Sequence[float], start_sigma: float, corrects: bool = False):
         self.settings, self.sigmas, self.start_sigma = settings, tuple(map(float, sigmas)), start_sigma
         self.settled_step: int | None = None  # the step at which the threshold was reached
         self.both = self.alone = 0

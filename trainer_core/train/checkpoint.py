@@ -3,6 +3,7 @@
     step-000250/
         adapter.safetensors    trainable weights, fp32
         optimizer.safetensors  its tensors, by parameter
+        lora.safetensors       the same adapter as a LoRA file that loads everywhere
         ema.safetensors        the averaged weights, where the run keeps an average
         state.json             step, losses, learning rates, skipped steps, eval losses, the optimiser's plain values
         manifest.json          sha256 of each file above; written last
@@ -25,12 +26,14 @@ from torch import Tensor
 
 from ..files import rename, sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
+from ..lora.export import export_lora
 from ..lora.inject import adapter_state, load_adapter_state_, trainable_parameters
 from ..problems import UserError
 from .loop import Run
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 EMA_FILE = "ema.safetensors"
+LORA_FILE = "lora.safetensors"
 SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
 
 
@@ -98,7 +101,8 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
 
 
 def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    needed = SLACK_BYTES + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values())
+    sizes = {name: sum(t.numel() * t.element_size() for t in part.values()) for name, part in tensors.items()}
+    needed = SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]  # once more as a LoRA file
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on")
@@ -107,6 +111,7 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
 def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
+    export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
     state = {
         "step": run.step,
         "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped

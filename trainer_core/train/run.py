@@ -167,7 +167,7 @@ def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> Traine
     saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
-    return TrainedLora(str(path), path.name, saved.sha256, plan.request.model)
+    return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
 
 
 def _save_best(

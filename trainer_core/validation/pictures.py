@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config.validation import ValidationConfig
 from ..families.contract import Family, ImageCodec
+from ..guidance.adaptive import AdaptiveGuidance
 from .grid import draw_grid
 from .sampler import sample
 
@@ -32,6 +33,19 @@ def prompts_of(settings: ValidationConfig) -> list[str]:
     return [*settings.library().values(), *negative]
 
 
+def guidance_of(settings: ValidationConfig) -> AdaptiveGuidance | None:
+    """None: CFG at every step."""
+    if settings.guidance == "cfg":
+        return None
+    return AdaptiveGuidance(
+        cfg=settings.cfg,
+        threshold=settings.threshold,
+        uncond_zero_scale=settings.uncond_zero_scale,
+        cfg_start_pct=settings.cfg_start_pct,
+        initial_disabled_steps=settings.initial_disabled_steps,
+    )
+
+
 def draw_pictures(
     settings: ValidationConfig,
     family: Family,
@@ -44,6 +58,7 @@ def draw_pictures(
     """Sample and decode. on_step is called after every sampling step and may raise to end it; on_picture after every picture."""
     device = next(transformer.parameters()).device
     negative = text.get(settings.negative_prompt).to(device) if settings.cfg > 1 else None
+    guidance = guidance_of(settings)
     pictures: Pictures = {}
     for width, height in settings.sizes():
         for prompt in settings.library().values():
@@ -51,6 +66,7 @@ def draw_pictures(
                 family, transformer, text.get(prompt).to(device), negative,
                 width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
                 channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
+                guidance=guidance,
                 on_step=lambda *_: on_step(),
             )  # fmt: skip
             pictures.setdefault((width, height), []).append(pixels_of(codec.decode(latents))[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,15 @@ from ..devices import pick_device
 from ..families.contract import Family
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted, PreviewReady
-from ..lora.inject import set_strength_
+from ..lora.inject import remove_, set_strength_
 from ..lora.read import apply_lora_
 from ..problems import UserError
 from ..registry import load
 from ..shards import Store
 from ..text.cache import cache_prompts
 from .grid import save_png
-from .pictures import Pictures, draw_grids, draw_pictures, prompts_of
+from .pictures import Pictures, draw_pictures, prompts_of
+from .series import Drawn, Version, grids_of, singles_of, versions_of
 
 
 class Studio:
@@ -54,8 +57,13 @@ class Studio:
         transformer = quantizer.quantize_(self.family.load_transformer(model), self.family.full_precision)
         self.transformer = transformer.to(device)
         if lora:
-            apply_lora_(self.transformer, Path(lora.path), 1.0)
+            self.put(Path(lora.path))
         self.codec = self.family.load_codec(model, device)
+
+    def put(self, lora: Path) -> None:
+        """Put this LoRA on the model, in the place of any other."""
+        remove_(self.transformer)
+        apply_lora_(self.transformer, lora, 1.0)
 
     def draw(self, settings: ValidationConfig, strength: float, on_picture: Callable[[], None]) -> Pictures:
         set_strength_(self.transformer, strength)
@@ -76,24 +84,53 @@ class Counter:
         self.host.emit(PhaseProgress("validate", self.done, self.total))
 
 
-def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | None, host: Host) -> list[Tensor]:
-    """The base and each strength of the LoRA, in grids that are saved under output/chroma_trainer/validation.
+@dataclass(frozen=True)
+class Gallery:
+    """What draw gives, as ComfyUI's IMAGE: fp32 in [0, 1], (1, H, W, 3) each.
 
-    Returns:
-        One (1, H, W, 3) fp32 tensor in [0, 1] a size: the labelled grid, as ComfyUI's IMAGE.
+    Args:
+        grids: labelled pages, which are also saved.
+        pictures, labels: every picture by itself, and what it shows.
     """
+
+    grids: list[Tensor] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | None, host: Host) -> Gallery:
+    """The base, and the LoRA at its strengths and checkpoints, in grids saved under output/chroma_trainer/validation.
+
+    Raises:
+        UserError: what is wrong with the model's files, the LoRA or the choice of checkpoints.
+    """
+    versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        studio = Studio(model, lora, prompts_of(settings), host)
-        strengths = [0.0, *(settings.strengths() if lora else [])]
-        count = Counter(host, len(strengths) * len(settings.sizes()) * len(settings.library()))
-        columns = [(f"LoRA {s:g}" if s else "base", studio.draw(settings, s, count)) for s in strengths]
+        drawn = _draw_all(settings, Studio(model, None, prompts_of(settings), host), versions, host)
     name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
-    images = []
-    for (width, height), grid in draw_grids(columns, settings, name).items():
-        key = sha256_text(repr(settings), name)[:8]
+    grids = []
+    for number, grid in enumerate(grids_of(drawn, settings, name)):
+        width, height = grid.size
+        key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = host.paths.output / "chroma_trainer" / "validation" / f"{name}-{width}x{height}-{key}.png"
-        save_png(grid, path, prompt=host.prompt)
+        save_png(grid.page, path, prompt=host.prompt)
         host.emit(PreviewReady(-1, path))
-        images.append(torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None])
-    return images
+        grids.append(_image(np.asarray(grid.page)))
+    singles = singles_of(drawn, settings)
+    return Gallery(grids, [_image(picture) for _, picture in singles], [label for label, _ in singles])
+
+
+def _draw_all(settings: ValidationConfig, studio: Studio, versions: Sequence[Version], host: Host) -> list[Drawn]:
+    strengths = settings.strengths() if versions else []
+    num_columns = 1 + len(versions) * len(strengths)
+    count = Counter(host, num_columns * len(settings.sizes()) * len(settings.library()))
+    drawn = [Drawn(None, 0.0, studio.draw(settings, 0.0, count))]
+    for version in versions:
+        studio.put(version.path)
+        drawn += [Drawn(version, strength, studio.draw(settings, strength, count)) for strength in strengths]
+    return drawn
+
+
+def _image(pixels: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255)[None]

@@ -74,7 +74,7 @@ class ProbeConditioning:
         return {"required": {"file": ("STRING", {"default": ""}), "name": ("STRING", {"default": ""})}}
 
     def read(self, file, name):
-        return ([[load_file(file)[name][None], {}]],)
+        return ([[load_file(file)[name][None], {"pooled_output": torch.zeros(1, 768)}]],)  # 0.8 asks for it
 
 
 class ProbeDelta:
