@@ -22,7 +22,7 @@ from .trainer_core.folders import local_paths
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
 from .trainer_core.problems import Cancelled, UserError
 from .trainer_core.train.control import find_run, read_status, request, runs_in
-from .trainer_core.workflow.check import check
+from .trainer_core.workflow.check import check, skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph
 from .trainer_core.workflow.overrides import override
@@ -118,10 +118,14 @@ def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 def check_workflow(arguments: argparse.Namespace) -> int:
     """Name every problem of the workflow; runs nothing."""
-    problems = check(_graph(arguments), CATALOGUE, _host(arguments))
+    graph = _graph(arguments)
+    problems = check(graph, CATALOGUE, _host(arguments))
     if problems:
         raise UserError(problems)
     print(f"{arguments.workflow}: no problems")
+    left_out = skipped(graph, CATALOGUE)
+    if left_out:
+        print(f"left to ComfyUI, not run here: {', '.join(left_out)}")
     return 0
 
 

@@ -87,7 +87,8 @@ def schema_of(spec: NodeSpec) -> io.Schema:
 
 
 def _input(field: Field) -> io.Input:
-    common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required and field.socket is not None}
+    # Widgets are optional as well: ComfyUI refuses an older API export that lacks a required one.
+    common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required}
     if field.socket:
         return io.Custom(field.socket.type).Input(field.name, **common)
     common["default"] = field.default

@@ -7,18 +7,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from chroma_trainer.nodes import CATALOGUE
+from chroma_trainer.nodes import ALL_NODES
 
 pytestmark = pytest.mark.comfyui
 PROJECT = Path(__file__).resolve().parents[2]
-NODE_IDS = ("LoadChroma", "QuantizeModel", "DatasetBackend", "LoRATrainer", "ValidateSampler")
+NODE_IDS = tuple(ALL_NODES)
 OURS = {"diffusers", "peft", "optimum", "accelerate"}  # of what we depend on, these are not ComfyUI's as well
 HEAVY = {*OURS, "torch", "torchvision", "transformers", "numpy", "PIL", "safetensors"}
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_node_is_listed_with_its_fields(each_comfyui, node_id):
-    spec = CATALOGUE[node_id]
+    spec = ALL_NODES[node_id]
     info = each_comfyui.get(f"/object_info/{node_id}")[node_id]
     offered = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     assert set(offered) == {field.name for field in spec.fields()}
@@ -34,21 +34,20 @@ def test_node_is_listed_with_its_fields(each_comfyui, node_id):
             assert (options["options"] if kind == "COMBO" else kind) == list(field.choice.options)
         if field.socket:
             assert kind == field.socket.type
-    widgets = [name for name in (*info["input"]["required"], *info["input"].get("optional", {})) if name in offered]
-    assert [n for n in widgets if n in _widgets(node_id)] == _widgets(node_id)  # their order is that of saved workflows
+    assert [n for n in offered if n in _widgets(node_id)] == _widgets(node_id)  # their order is that of saved workflows
     assert info["output"] == [output.type for output in spec.outputs]
     assert info["display_name"] == spec.title
 
 
 def _widgets(node_id: str) -> list[str]:
-    return [field.name for field in CATALOGUE[node_id].fields() if field.is_widget]
+    return [field.name for field in ALL_NODES[node_id].fields() if field.is_widget]
 
 
 def test_the_page_gets_help_and_templates(each_comfyui):
     assert "IMPORT FAILED" not in each_comfyui.log
     for node_id in NODE_IDS:
         page = each_comfyui.get_text(f"/extensions/chroma-trainer/docs/{node_id}.md")
-        assert CATALOGUE[node_id].title in page
+        assert ALL_NODES[node_id].title in page
     names = {path.stem for path in (PROJECT / "workflows").glob("*.json")}
     assert set(each_comfyui.get("/api/workflow_templates")["chroma-trainer"]) == names
     for name in names:
@@ -87,3 +86,13 @@ def test_a_value_out_of_range_never_runs(each_comfyui, short_prompt):
     assert {error["extra_info"]["input_name"] for error in errors} == {"rank"}
     each_comfyui.wait(answer["prompt_id"])
     assert not (each_comfyui.output / "loras" / "out-of-range.safetensors").exists()
+
+
+def test_an_older_export_lacks_newer_fields_and_still_runs(each_comfyui, short_prompt):
+    prompt = short_prompt("older-export", validate_every=0)
+    for node in prompt.values():
+        if node["class_type"] in ("LoRATrainer", "DatasetBackend"):
+            for name in ("seed", "on_change", "holdout", "bucket_step", "on_broken"):
+                node["inputs"].pop(name, None)
+    each_comfyui.run(prompt)
+    assert (each_comfyui.output / "loras" / "older-export.safetensors").is_file()

@@ -9,7 +9,8 @@ from ..host import Host, collect
 from ..problems import Problem
 from ..spec import NodeSpec, draft_inputs
 from .graph import Graph, Node
-from .resolve import PENDING, Resolved, resolve, unknown_types
+from .images import SAVERS
+from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
 
 
 def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
@@ -20,7 +21,9 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
         outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
-        problems.append(Problem("workflow", f"has nothing to run; add a {outputs} node"))
+        foreign = skipped(graph, catalogue)
+        beside = f" beside what only ComfyUI can run ({', '.join(foreign)})" if foreign else ""
+        problems.append(Problem("workflow", f"has nothing to run{beside}; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)
     for node_id in order:  # type: ignore[union-attr]
@@ -51,10 +54,10 @@ def _is_known(spec: NodeSpec, node: Node, found: Resolved) -> bool:
     return all(found.values.get(name, PENDING) is not PENDING for name in node.inputs.keys() - optional)
 
 
-def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec], known: frozenset[str]) -> list[str]:
+def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[str]:
     """Nodes that a headless run leaves out, as "9 (LoraLoader)"."""
     return [
         f"{node.id} ({node.type})"
         for node in graph.nodes.values()
-        if node.type not in catalogue and node.type not in known
+        if node.type not in catalogue and node.type not in SAVERS and node.type not in LITERALS
     ]

@@ -13,7 +13,7 @@ from .check import check, skipped
 from .graph import Graph, Link
 from .images import SAVERS, save_images
 from .read import to_api
-from .resolve import LITERALS, resolve
+from .resolve import resolve
 
 
 def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> dict[str, tuple[Any, ...]]:
@@ -26,7 +26,7 @@ def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> 
     problems = check(graph, catalogue, host)
     if problems:
         raise UserError(problems)
-    left_out = skipped(graph, catalogue, frozenset(SAVERS) | LITERALS)
+    left_out = skipped(graph, catalogue)
     if left_out:
         host.emit(Notice(f"left to ComfyUI, not run here: {', '.join(left_out)}"))
     outputs: dict[str, tuple[Any, ...]] = {}
