@@ -1,0 +1,95 @@
+"""Exact resume for every option the engine has: cancelled at step 3 and gone on, or never touched, the bytes are the same.
+
+The cases come from the registry and from the choices of the configs, so that a new part is held to it on arrival.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.dataset import FolderConfig
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.config.request import TrainRequest
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.registry import PARTS
+from chroma_trainer.trainer_core.spec import fields_of
+from chroma_trainer.trainer_core.train.run import run
+from safetensors.torch import load_file
+
+NEEDS = {"loftq": {"level": "int8-quanto"}}  # inits that need a quantised base
+
+
+def choices(config: type, name: str) -> tuple[str, ...]:
+    """What a field may be, from its own annotation."""
+    (found,) = (field for field in fields_of(config) if field.name == name)
+    return tuple(found.choice.options) if found.choice else ()
+
+
+def cases() -> list[Any]:
+    found: dict[str, dict[str, dict[str, Any]]] = {
+        "everything random": {"training": {
+            "batch_size": 1, "accumulation": 2, "caption_dropout": 0.5, "init": "gaussian", "gradient_checkpointing": True,
+        }},
+        "random crop": {"dataset": {"crop_style": "random", "resolution": 16.0}},
+        "held out": {"training": {"holdout": 0.25, "checkpoint_every": 2}},
+    }  # fmt: skip
+    for name in choices(TrainingConfig, "lr_schedule"):
+        found[f"schedule {name}"] = {"training": {"lr_schedule": name, "warmup_steps": 2}}
+    for name in choices(TrainingConfig, "sigma_density"):
+        found[f"density {name}"] = {"training": {"sigma_density": name}}
+    for name in choices(TrainingConfig, "init"):
+        found[f"init {name}"] = {"training": {"init": name}, "model": NEEDS.get(name, {})}
+    for name in choices(AdapterConfig, "kind"):
+        found[f"adapter {name}"] = {"adapter": {"kind": name}}
+    for name in PARTS["optimizer"]:
+        found[f"optimizer {name}"] = {"optimizer": {"optimizer": name}}
+    for name in PARTS["quantization"]:
+        found[f"quantization {name}"] = {"model": {"level": name}}
+    adapter = {field.name for field in fields(AdapterConfig)}
+    for name, value in (("ema_decay", 0.9), ("dropout", 0.3)):
+        if name in adapter:
+            found[f"adapter's {name}"] = {"adapter": {name: value}}
+    return [pytest.param(values, id=name) for name, values in found.items()]
+
+
+def request_of(workshop, values: dict[str, dict[str, Any]]) -> TrainRequest:
+    request = workshop.request(**values.get("training", {}))
+    if "dataset" in values:
+        part: FolderConfig = replace(request.dataset.parts[0], **values["dataset"])
+        request = replace(request, dataset=replace(request.dataset, parts=(part,)))
+    if values.get("model"):
+        request = replace(request, model=replace(request.model, quantization=QuantizationConfig(**values["model"])))
+    return replace(
+        request,
+        adapter=AdapterConfig(**values.get("adapter", {})),
+        optimizer=OptimizerConfig(**values.get("optimizer", {})),
+    )
+
+
+@pytest.mark.parametrize("values", cases())
+def test_a_resumed_run_is_an_uninterrupted_one(workshop, values):
+    request = request_of(workshop, values)
+    whole_host = workshop.host()
+    try:
+        whole = run(request, whole_host)
+    except UserError as error:
+        if any(word in str(error) for word in ("not installed", "pip install", "needs CUDA", "needs an NVIDIA")):
+            pytest.skip(f"NOT TESTED here: {error}")
+        raise
+    host = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(request, host)
+    result = run(request, host.cancelling_at(0))
+    assert result.report["resumed_from"] == 3
+    assert result.losses == whole.losses and result.lora.sha256 == whole.lora.sha256
+    one, two = (h.run_folder / "checkpoints" / "step-000006" for h in (whole_host, host))
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+    # The option does something: the optimiser moved the weights.
+    assert any(tensor.abs().max() > 0 for name, tensor in load_file(one / "adapter.safetensors").items())
