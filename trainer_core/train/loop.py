@@ -26,9 +26,9 @@ from ..flow.path import interpolate
 from ..flow.timesteps import Density
 from ..host import Host, Notice, StepReport
 from ..optim.schedule import learning_rate_at
-from ..problems import UserError
 from ..seeds import generator
 from ..text.cache import TextCache
+from .not_finite import refuse_or_skip, told_of_skipped
 
 
 @dataclass
@@ -82,7 +82,7 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
         if math.isfinite(loss):
             host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
         else:
-            host.emit(Notice(_skipped(run, first=(run.step - 1) * run.config.accumulation), "warning"))
+            host.emit(Notice(told_of_skipped(run), "warning"))
         for hook in hooks:
             hook(run)
 
@@ -101,7 +101,7 @@ def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     norm = nn.utils.clip_grad_norm_(run.parameters, limit)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        _check_policy(run, first, loss_value, norm_value)
+        refuse_or_skip(run, first, loss_value, norm_value)
         run.optimizer.zero_grad(set_to_none=True)
         return math.nan, math.nan
     run.optimizer.step()
@@ -132,32 +132,3 @@ def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) ->
     if torch.rand((), generator=draw).item() < config.caption_dropout:
         return ""
     return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
-
-
-def _check_policy(run: Run, first: int, loss: float, norm: float) -> None:
-    """Raises unless the step may be skipped: the optimiser has not seen its gradient."""
-    done = sum(not math.isfinite(value) for value in run.losses)
-    whole = all(bool(parameter.isfinite().all()) for parameter in run.parameters)
-    if whole and done < run.config.skip_bad_steps:
-        return
-    run.optimizer.zero_grad(set_to_none=True)
-    kept = f"The LoRA of step {run.step} is kept" if whole else "Weights are not finite; the last checkpoint is kept"
-    skipped = f", after {done} skipped steps" if done else ""
-    raise UserError.at(
-        "learning_rate",
-        f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; the batch was "
-        f"{_files(run, first)}. {kept}. Try a lower learning rate, or dtype bf16 in place of fp16",
-    )
-
-
-def _skipped(run: Run, first: int) -> str:
-    done = sum(not math.isfinite(value) for value in run.losses)
-    return (
-        f"step {run.step} was skipped: its loss or gradient is not finite; the batch was {_files(run, first)} "
-        f"({done} of at most {run.config.skip_bad_steps} skipped)"
-    )
-
-
-def _files(run: Run, first: int) -> str:
-    batches = range(first, first + run.config.accumulation)
-    return ", ".join(str(run.samples[i].path) for micro in batches for i in run.plan.batch(micro))
