@@ -25,7 +25,17 @@ PARTS: dict[str, dict[str, str]] = {
         "fp8-native": ".quant.native:Fp8Native",
     },
     "optimizer": {
-        "adamw": ".optim.adamw:build",
+        "adamw": ".optim.adamw:PART",
+        "adamw_bf16": ".optim.adamw_bf16:PART",
+        "optimi-lion": ".optim.lion:PART",
+        "optimi-stableadamw": ".optim.stable_adamw:PART",
+        "bnb-adamw8bit": ".optim.bnb:ADAMW8BIT",
+        "bnb-lion8bit-paged": ".optim.bnb:LION8BIT_PAGED",
+        "bnb-ademamix8bit": ".optim.bnb:ADEMAMIX8BIT",
+        "prodigy": ".optim.prodigy:PART",
+        "schedulefree-adamw": ".optim.schedule_free:PART",
+        "adafactor": ".optim.adafactor:PART",
+        "came": ".optim.came:PART",
     },
 }
 

@@ -13,6 +13,6 @@ def seed_of(seed: int, purpose: str, *ids: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "little") >> 1
 
 
-def generator(seed: int, purpose: str, *ids: int | str) -> torch.Generator:
-    """A fresh CPU generator; drawing on the CPU gives the same numbers on every device."""
-    return torch.Generator("cpu").manual_seed(seed_of(seed, purpose, *ids))
+def generator(seed: int, purpose: str, *ids: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator. Drawing on the CPU gives the same numbers on every device; another device is for draws too many for that."""
+    return torch.Generator(device).manual_seed(seed_of(seed, purpose, *ids))

@@ -1,6 +1,11 @@
 import pytest
 import torch
-from chroma_trainer.trainer_core.optim.adamw import build
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.optim import adamw
+
+
+def build(params, learning_rate, weight_decay, **changes):
+    return adamw.build(params, OptimizerConfig(**changes), learning_rate, weight_decay)
 
 
 def trained(threads, dtype=torch.float32, steps=4, **changes):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.lora.inject import adapter_state, inject_, trainable_parameters
 from chroma_trainer.trainer_core.problems import UserError
@@ -34,7 +35,7 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNa
     model = Blocks().requires_grad_(False)
     layers = inject_(model, ["one", "two"], 2, 2.0, "default", torch.Generator().manual_seed(1))
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
-    optimizer = load("optimizer", "adamw")(parameters, 0.01, 0.01)
+    optimizer = load("optimizer", "adamw").build(parameters, OptimizerConfig(), 0.01, 0.01, 0)
     return SimpleNamespace(
         transformer=model, layers=layers, optimizer=optimizer, step=0, num_steps=100, losses=[], learning_rates=[],
         eval_losses={}, held=(), ema=None,

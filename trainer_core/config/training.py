@@ -20,6 +20,30 @@ SIGMA_DENSITIES = (
     "quadratic_tail",
     "quadratic_tail_legacy",
 )
+
+
+@dataclass(frozen=True)
+class LrSchedule:
+    """A course of the learning rate (optim/schedule.py has the formulas).
+
+    Args:
+        uses: the fields of OptimizerConfig that shape it.
+        endless: its steps are the same however long the run is, so that a run may be made longer and gone on with.
+    """
+
+    uses: tuple[str, ...] = ()
+    endless: bool = False
+
+
+LR_SCHEDULES = {
+    "constant": LrSchedule(endless=True),
+    "cosine": LrSchedule(("lr_min_ratio",)),
+    "linear": LrSchedule(("lr_min_ratio",)),
+    "constant_with_warmup": LrSchedule(endless=True),
+    "cosine_with_restarts": LrSchedule(("lr_num_cycles", "lr_min_ratio")),
+    "polynomial": LrSchedule(("lr_power", "lr_min_ratio")),
+    "wsd": LrSchedule(("lr_decay_share", "lr_min_ratio")),
+}
 NAME_PATTERN = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]+")
 RESERVED_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
@@ -69,15 +93,15 @@ class TrainingConfig:
     ] = 1e-4
     lr_schedule: Annotated[
         str,
-        Choice("constant", "cosine", "linear"),
+        Choice(*LR_SCHEDULES),
         Doc(
-            "Course of the learning rate after warm-up: constant, down to 0 along a half cosine, or straight down to 0."
+            "Course of the learning rate after warmup_steps, which come first in all of them (constant_with_warmup is constant by its other name): constant; cosine, down to 0 along a half cosine; linear, straight down; cosine_with_restarts; polynomial; wsd, constant and down in the last share of the run. Their numbers are in OptimizerSettings."
         ),
     ] = "constant"
     warmup_steps: Annotated[
         int, Range(0, 1_000_000), Doc("Steps over which the learning rate climbs from 0 to its peak.")
     ] = 20
-    weight_decay: Annotated[float, Range(0.0, 10.0, 0.0001), Advanced(), Doc("AdamW's decoupled weight decay.")] = 0.01
+    weight_decay: Annotated[float, Range(0.0, 10.0, 0.0001), Advanced(), Doc("Every step takes away learning rate x this of each weight (decoupled weight decay).")] = 0.01
     max_grad_norm: Annotated[
         float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("The gradient is scaled down to this norm; 0 leaves it.")
     ] = 1.0

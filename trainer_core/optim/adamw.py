@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import nn
+
+from ..config.optimizer import OptimizerConfig
+from .contract import OptimizerPart, Params, flat, listed
 
 FUSED_DEVICES = frozenset({"cuda", "cpu"})
 
 
-def build(params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay; betas (0.9, 0.999), eps 1e-8.
+def build(
+    params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
+) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay; betas (0.9, 0.999), eps 1e-8 where the config says 0.
 
     One fused kernel a step where torch has one for the device, else its grouped (foreach) steps. On a CPU the fused
     step takes a quarter of the time (29 against 114 ms for 600 tensors, 20 M numbers, 1 thread, torch 2.13), and the
@@ -23,9 +25,12 @@ def build(params: Iterable[nn.Parameter], learning_rate: float, weight_decay: fl
         weight_decay: a step takes away learning rate x weight_decay of each weight.
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
-    params = list(params)
-    assert params, "nothing to train"
-    fused = all(param.device.type in FUSED_DEVICES for param in params)
+    groups = listed(params)
+    fused = all(param.device.type in FUSED_DEVICES for param in flat(groups))
     return torch.optim.AdamW(
-        params, lr=learning_rate, weight_decay=weight_decay, fused=fused or None, foreach=None if fused else True
-    )
+        groups, lr=learning_rate, weight_decay=weight_decay, betas=(config.beta1 or 0.9, config.beta2 or 0.999),
+        eps=config.eps or 1e-8, fused=fused or None, foreach=None if fused else True,
+    )  # fmt: skip
+
+
+PART = OptimizerPart(build=build, uses=frozenset({"beta1", "beta2", "eps"}), usual_rates=(1e-5, 1e-3), elementwise=True)

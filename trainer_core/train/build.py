@@ -24,6 +24,8 @@ from ..flow.timesteps import density
 from ..host import Host, Notice, PhaseStarted, collect
 from ..lora.inject import inject_, trainable_parameters
 from ..lora.targets import resolve_targets
+from ..optim.advice import advice
+from ..optim.contract import OptimizerPart
 from ..problems import Problem, UserError
 from ..registry import load
 from ..seeds import generator
@@ -66,6 +68,9 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device)]
     if quantizer.missing():
         found.append(Problem("level", quantizer.missing()))
+    optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    if optimizer.missing(device.type):
+        found.append(Problem("optimizer", optimizer.missing(device.type)))
     index = collect(found, build_index, request.dataset, host, request.training.seed)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
@@ -78,6 +83,8 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
+    for text in advice(request.training, request.optimizer, optimizer):
+        host.emit(Notice(text, "warning"))
     return Plan(request, family, quantizer, index, folder, device, world, adoption)
 
 
@@ -109,8 +116,10 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         disk = host.paths.cache / "offload" / offload_key(plan)
         place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
-        build_optimizer = load("optimizer", plan.request.optimizer.optimizer)
-        optimizer = build_optimizer(parameters, config.learning_rate, config.weight_decay)
+        part: OptimizerPart = load("optimizer", plan.request.optimizer.optimizer)
+        optimizer = part.build(
+            parameters, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed
+        )
     samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(
         [sample.placement.bucket for sample in samples],
@@ -124,6 +133,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to judge checkpoints by"))
     return Run(
         config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
+        optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
     )  # fmt: skip

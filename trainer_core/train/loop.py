@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.optimizer import OptimizerConfig
 from ..config.training import TrainingConfig
 from ..data.index import Sample
 from ..data.latents import LatentCache
@@ -25,7 +26,8 @@ from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..flow.timesteps import Density
 from ..host import Host, Notice, StepReport
-from ..optim.schedule import learning_rate_at
+from ..optim.contract import set_rate_, shown_rate
+from ..optim.schedule import rate_of
 from ..seeds import generator
 from ..text.cache import TextCache
 from .not_finite import refuse_or_skip, told_of_skipped
@@ -48,6 +50,7 @@ class Run:
     text: TextCache
     device: torch.device
     num_steps: int
+    optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
@@ -70,13 +73,11 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
     while run.step < run.num_steps:
         host.check_cancelled()
         began = time.perf_counter()
-        rate = learning_rate_at(
-            run.step, peak=run.config.learning_rate, schedule=run.config.lr_schedule,
-            warmup_steps=run.config.warmup_steps, num_steps=run.num_steps,
-        )  # fmt: skip
+        rate = rate_of(run.step, run.config, run.optimizer_config, run.num_steps)
         loss, norm = train_step(run, rate)
         run.step += 1
         run.losses.append(loss)
+        rate = shown_rate(run.optimizer, rate)
         run.learning_rates.append(rate)
         run.step_seconds.append(time.perf_counter() - began)
         if math.isfinite(loss):
@@ -89,8 +90,7 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
 
 def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_rate_(run.optimizer, learning_rate)
     total = torch.zeros((), device=run.device)
     first = run.step * run.config.accumulation
     for micro in range(first, first + run.config.accumulation):

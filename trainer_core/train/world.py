@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.request import TrainRequest
+from ..config.training import LR_SCHEDULES
 from ..data.index import Index
 from ..files import rename, sha256_text, sync_folder, write_json
 from ..host import Host, Notice
@@ -34,7 +35,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     value.pop("memory")
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)
-    if request.training.lr_schedule == "constant":  # its first steps are the same however long it goes on
+    if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on
         value["training"].pop("steps")
         value["training"].pop("epochs")
     return value

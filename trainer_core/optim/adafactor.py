@@ -1,0 +1,57 @@
+"""Adafactor: the size of the gradient is kept by row and by column, so that its state takes almost no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.optimizer import OptimizerConfig
+from .contract import OptimizerPart, Params, listed
+from .exact import ExactOptimizer, Lot, count_
+from .factored import average_, clipped, inverse_root
+from .factored import initial as factors
+
+EPS_SQUARE = 1e-30  # epsilon 1 and 2 of the paper, section 8
+EPS_SIZE = 1e-3
+
+
+class Adafactor(ExactOptimizer):
+    """V = mean of g^2 + 1e-30 with memory 1 - t^-0.8, by rows and columns (factored.py)
+
+    u = g / sqrt(V), shortened to root mean square 1;   with beta1: u = m = b1 m + (1 - b1) u
+    w -= rate (u + decay w),   rate = lr, or lr max(0.001, rms(w)) with scale_parameter
+
+    The loop's learning rate takes the place of the paper's own course of it, min(0.01, 1 / sqrt(t)).
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 to 6.
+    """
+
+    def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
+        direction = {"m": torch.zeros_like(param)} if group["beta1"] else {}
+        return {"step": 0, **factors("v", param), **direction}
+
+    def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        beta2 = 1 - count_(states) ** -0.8
+        for param, grad, state in zip(params, grads, states, strict=True):
+            average_(state, "v", grad.square() + EPS_SQUARE, beta2)
+            update = clipped(grad * inverse_root(state, "v"))
+            if group["beta1"]:
+                update = state["m"].lerp_(update, 1 - group["beta1"])
+            rate: Any = group["lr"]
+            if group["scale_parameter"]:
+                rate = rate * param.square().mean().sqrt().clamp(min=EPS_SIZE)
+            param.sub_(rate * (update + group["weight_decay"] * param))
+
+
+def build(
+    params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
+) -> Adafactor:
+    """Adafactor without momentum, unless beta1 is set."""
+    numbers = {"beta1": config.beta1, "scale_parameter": config.adafactor_scale_parameter}
+    return Adafactor(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+
+
+PART = OptimizerPart(build=build, uses=frozenset({"beta1", "adafactor_scale_parameter"}), usual_rates=(1e-5, 1e-3))

@@ -1,0 +1,68 @@
+"""Optimisers of bitsandbytes, whose states take 8 bits a number. They need the optional extra `bnb`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ..config.optimizer import OptimizerConfig
+from .contract import OptimizerPart, Params, listed
+
+INSTALL = "pip install 'chroma-trainer[bnb]' (or pip install bitsandbytes)"
+FIRST_ON_CPU = (0, 50)  # the first whose 8-bit steps were seen to run on a CPU: tests/contracts/test_optimizers.py
+DEVICES = ("cuda", "xpu")
+
+
+def missing(device_type: str) -> str:
+    """Why it can't run here, by what is installed and by the device; bitsandbytes itself is not loaded."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return f"bitsandbytes is not installed; {INSTALL}, or choose adamw_bf16, which needs nothing"
+    found = version("bitsandbytes")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+    if device_type in DEVICES or (device_type == "cpu" and numbers >= FIRST_ON_CPU):
+        return ""
+    wanted = ".".join(map(str, FIRST_ON_CPU))
+    return (
+        f"bitsandbytes {found} has no 8-bit optimisers for the device {device_type!r}: they need CUDA, or {wanted} and "
+        "newer on a CPU; choose adamw_bf16, which runs everywhere"
+    )
+
+
+def _part(
+    make: Callable[[Any, OptimizerConfig], tuple[type, dict[str, Any]]], uses: set[str], rates: tuple[float, float]
+):
+    def build(
+        params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
+    ) -> torch.optim.Optimizer:
+        import bitsandbytes.optim
+
+        kind, numbers = make(bitsandbytes.optim, config)
+        return kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
+
+    return OptimizerPart(build=build, uses=frozenset(uses), usual_rates=rates, missing=missing, extra="bnb")
+
+
+def _adamw8bit(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
+    """AdamW. Dettmers et al. 2021, arXiv:2110.02861."""
+    return optim.AdamW8bit, {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
+
+
+def _lion8bit_paged(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
+    """Lion; its states move to the computer's memory when the card's is full (CUDA)."""
+    return optim.PagedLion8bit, {"betas": (config.beta1 or 0.9, config.beta2 or 0.99)}
+
+
+def _ademamix8bit(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
+    """AdamW with a second, slow direction. Pagliardini et al. 2024, arXiv:2409.03137."""
+    betas = (config.beta1 or 0.9, config.beta2 or 0.999, config.beta3 or 0.9999)
+    return optim.AdEMAMix8bit, {"betas": betas, "alpha": config.ademamix_alpha, "eps": config.eps or 1e-8}
+
+
+ADAMW8BIT = _part(_adamw8bit, {"beta1", "beta2", "eps"}, (1e-5, 1e-3))
+LION8BIT_PAGED = _part(_lion8bit_paged, {"beta1", "beta2"}, (1e-6, 2e-4))
+ADEMAMIX8BIT = _part(_ademamix8bit, {"beta1", "beta2", "beta3", "eps", "ademamix_alpha"}, (1e-5, 1e-3))

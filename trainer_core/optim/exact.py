@@ -1,0 +1,81 @@
+"""An optimiser of ours: its whole state lies in `state`, by parameter, and travels to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Lot = list[nn.Parameter]
+
+
+class _Each:
+    """each.mul_(xs, 2) is torch._foreach_mul_(xs, 2): one call, on a GPU a few kernels, for a whole list of tensors."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, f"_foreach_{name}")
+
+
+each: Any = _Each()
+
+
+class ExactOptimizer(torch.optim.Optimizer):
+    """Moves parameters in lots, one fused call for each line of its formula.
+
+    A subclass says how the state of a parameter begins and how a lot moves. A parameter without a gradient is left
+    alone, and does not count the step.
+    """
+
+    def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter before its first step: tensors, ints and floats."""
+        raise NotImplementedError
+
+    def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        """One step of parameters whose plain state is the same. Gradients are not to be changed."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None, "closures are not used here"
+        for group, params in self.lots():
+            self.move_(params, gradients(params), [self.state[param] for param in params], group)
+
+    def lots(self) -> Iterator[tuple[dict[str, Any], Lot]]:
+        """(group, parameters with a gradient that lie on one device, have one dtype and the same plain state)."""
+        for group in self.param_groups:
+            found: dict[tuple, Lot] = {}
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if not self.state[param]:
+                    self.state[param].update(self.initial(param, group))
+                plain = tuple(value for value in self.state[param].values() if not isinstance(value, Tensor))
+                found.setdefault((param.device, param.dtype, plain), []).append(param)
+            yield from ((group, params) for params in found.values())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but a tensor keeps its own dtype: torch gives it that of the parameter."""
+        super().load_state_dict(state_dict)
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, values in state_dict["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    self.state[params[index]][name] = value.detach().to(params[index].device, copy=True)
+
+
+def gradients(params: Lot) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def of(states: list[dict[str, Any]], name: str) -> list[Tensor]:
+    """The tensors of this name."""
+    return [state[name] for state in states]
+
+
+def count_(states: list[dict[str, Any]]) -> int:
+    """Count the step. Returns its number, from 1 on."""
+    for state in states:
+        state["step"] += 1
+    return states[0]["step"]

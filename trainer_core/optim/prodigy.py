@@ -1,0 +1,110 @@
+"""Prodigy: AdamW that finds its own learning rate from how far the weights have come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.optimizer import OptimizerConfig
+from .contract import OptimizerPart, Params, listed
+from .exact import ExactOptimizer, Lot, each, gradients, of
+
+
+class Prodigy(ExactOptimizer):
+    """With gamma the loop's rate (1, times the schedule), x0 the first weights and b3 = sqrt(b2):
+
+    m = b1 m + (1 - b1) d g,   v = b2 v + (1 - b2) d^2 g^2
+    r = b3 r + (1 - b3) gamma d^2 <g, x0 - x>,   s = b3 s + (1 - b3) gamma d^2 g
+    x -= gamma d (m / (sqrt(v) + d eps) + decay x)
+    d = max(d, coef r / |s|_1), and at most growth x d
+
+    <,> and |.|_1 are over all parameters together, d and r are one number each: they lie in the first parameter's state.
+    Three states and the first weights for each weight.
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
+    """
+
+    def __init__(self, params: list[Any], defaults: dict[str, Any], d0: float, d_coef: float, growth: float):
+        super().__init__(params, defaults)
+        self.d0, self.d_coef, self.growth = d0, d_coef, growth or math.inf
+
+    @property
+    def found_rate(self) -> float:
+        """d, as it is now."""
+        return self._shared().get("d", self.d0)
+
+    def _shared(self) -> dict[str, Any]:
+        return self.state[self.param_groups[0]["params"][0]]
+
+    def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
+        zeros = {name: torch.zeros_like(param) for name in ("m", "v", "s")}
+        return {**zeros, "x0": param.detach().clone()}
+
+    def lots(self):
+        """The first parameter has its tensors even without a gradient, as it has the numbers of all."""
+        first, shared = self.param_groups[0]["params"][0], self._shared()
+        if not shared:
+            shared.update(self.initial(first, self.param_groups[0]), d=self.d0, r=0.0)
+        return super().lots()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None, "closures are not used here"
+        lots = list(self.lots())
+        shared = self._shared()
+        d, beta3 = shared["d"], math.sqrt(self.param_groups[0]["betas"][1])
+        gain = sum(self._gather_(params, group, d) for group, params in lots)
+        shared["r"] = beta3 * shared["r"] + (1 - beta3) * gain
+        for group, params in lots:
+            self.move_(params, [], [self.state[param] for param in params], group)
+        size = _total(each.norm([state["s"] for state in self.state.values()], 1))
+        if size > 0:
+            shared["d"] = max(d, min(self.d_coef * shared["r"] / size, self.growth * d))
+
+    def _gather_(self, params: Lot, group: Mapping[str, Any], d: float) -> float:
+        """m, v and s of a lot. Returns gamma d^2 <g, x0 - x>."""
+        grads, states = gradients(params), [self.state[param] for param in params]
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        beta3 = math.sqrt(beta2)
+        m, v, s = of(states, "m"), of(states, "v"), of(states, "s")
+        each.mul_(m, beta1)
+        each.add_(m, grads, alpha=(1 - beta1) * d)
+        each.mul_(v, beta2)
+        each.addcmul_(v, grads, grads, (1 - beta2) * d**2)
+        each.mul_(s, beta3)
+        each.add_(s, grads, alpha=(1 - beta3) * rate * d**2)
+        way = each.sub(of(states, "x0"), params)
+        each.mul_(way, grads)
+        return rate * d**2 * _total([one.sum() for one in way])
+
+    def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        d = self._shared()["d"]
+        size = each.sqrt(of(states, "v"))
+        each.add_(size, d * group["eps"])
+        update = each.div(of(states, "m"), size)
+        each.add_(update, params, alpha=group["weight_decay"])
+        each.add_(params, update, alpha=-group["lr"] * d)
+
+
+def _total(numbers: list[Tensor] | tuple[Tensor, ...]) -> float:
+    return math.fsum(
+        torch.stack(list(numbers)).tolist()
+    )  # one wait for the device; the order of adding does not matter
+
+
+def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Prodigy:
+    """Prodigy with betas (0.9, 0.999) and eps 1e-8."""
+    numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
+    defaults = {"lr": learning_rate, "weight_decay": weight_decay, **numbers}
+    return Prodigy(listed(params), defaults, config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth)
+
+
+PART = OptimizerPart(
+    build=build,
+    uses=frozenset({"beta1", "beta2", "eps", "prodigy_d0", "prodigy_d_coef", "prodigy_growth"}),
+    usual_rates=(0.3, 2.0),
+)

@@ -1,0 +1,98 @@
+"""Schedule-free AdamW: an average of the weights in place of a falling learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.optimizer import OptimizerConfig
+from .contract import OptimizerPart, Params, listed
+from .exact import ExactOptimizer, Lot, count_, each, of
+
+
+class ScheduleFreeAdamW(ExactOptimizer):
+    """Three points: z takes the steps, x is their average, and gradients are taken at y between them.
+
+    y = (1 - b1) z + b1 x
+    v = b2 v + (1 - b2) g(y)^2,   rate = lr sqrt(1 - b2^t)
+    z' = z - rate u,   u = g / (sqrt(v) + eps) + decay y
+    x' = (1 - c) x + c z',   c = rate^2 / sum of rate^2 so far
+
+    The parameters hold y; z and v are the state; x is (y - (1 - b1) z) / b1, so that y moves by
+    y' = (1 - c) y + c z - rate (1 - b1 (1 - c)) u.
+    To validate and to export, `averaged_weights` puts x in the place of y for a while.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
+    """
+
+    def __init__(self, params: list[Any], defaults: dict[str, Any]):
+        super().__init__(params, defaults)
+        self._is_averaged = False
+
+    def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {"step": 0, "weight_sum": 0.0, "z": param.detach().clone(), "v": torch.zeros_like(param)}
+
+    def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        assert not self._is_averaged, "the averaged weights are not those to train"
+        z, v, (beta1, beta2) = of(states, "z"), of(states, "v"), group["betas"]
+        rate = group["lr"] * math.sqrt(1 - beta2 ** count_(states))
+        weight_sum = states[0]["weight_sum"] + rate**2
+        for state in states:
+            state["weight_sum"] = weight_sum
+        c = rate**2 / weight_sum if weight_sum else 0.0
+        each.mul_(v, beta2)
+        each.addcmul_(v, grads, grads, 1 - beta2)
+        size = each.sqrt(v)
+        each.add_(size, group["eps"])
+        update = each.div(grads, size)
+        each.add_(update, params, alpha=group["weight_decay"])
+        each.mul_(params, 1 - c)
+        each.add_(params, z, alpha=c)
+        each.add_(params, update, alpha=-rate * (1 - beta1 * (1 - c)))
+        each.add_(z, update, alpha=-rate)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The parameters hold x. Afterwards they hold the very bits of y that were there before."""
+        if self._is_averaged:
+            yield
+            return
+        found = [
+            (param, param.detach().clone(), self.state[param]["z"], group["betas"][0])
+            for group in self.param_groups
+            for param in group["params"]
+            if self.state.get(param)
+        ]
+        with torch.no_grad():
+            for param, y, z, beta1 in found:
+                param.copy_((y - (1 - beta1) * z) / beta1)
+        self._is_averaged = True
+        try:
+            yield
+        finally:
+            self._is_averaged = False
+            with torch.no_grad():
+                for param, y, _, _ in found:
+                    param.copy_(y)
+
+
+def build(
+    params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
+) -> ScheduleFreeAdamW:
+    """Schedule-free AdamW with betas (0.9, 0.999) and eps 1e-8."""
+    numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
+    return ScheduleFreeAdamW(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+
+
+PART = OptimizerPart(
+    build=build,
+    uses=frozenset({"beta1", "beta2", "eps"}),
+    usual_rates=(3e-5, 1e-2),
+    elementwise=True,
+    averages=True,
+)
