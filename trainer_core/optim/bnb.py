@@ -33,6 +33,19 @@ def missing(device_type: str) -> str:
     )
 
 
+class FlatState:
+    """bitsandbytes saves what it quantised in a dictionary of its own inside a parameter's state, and loads it without one too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()  # type: ignore[misc]
+        return {**saved, "state": {index: _flattened(values) for index, values in saved["state"].items()}}
+
+
+def _flattened(values: dict[str, Any]) -> dict[str, Any]:
+    inner = [value for value in values.values() if isinstance(value, dict)]
+    return {k: v for part in (values, *inner) for k, v in part.items() if not isinstance(v, dict)}
+
+
 def _part(
     make: Callable[[Any, OptimizerConfig], tuple[type, dict[str, Any]]], uses: set[str], rates: tuple[float, float]
 ):
@@ -42,7 +55,8 @@ def _part(
         import bitsandbytes.optim
 
         kind, numbers = make(bitsandbytes.optim, config)
-        return kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
+        flat_kind = type(kind.__name__, (FlatState, kind), {})
+        return flat_kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
 
     return OptimizerPart(build=build, uses=frozenset(uses), usual_rates=rates, missing=missing, extra="bnb")
 

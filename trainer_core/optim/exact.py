@@ -58,11 +58,14 @@ class ExactOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but a tensor keeps its own dtype: torch gives it that of the parameter."""
         super().load_state_dict(state_dict)
-        params = [param for group in self.param_groups for param in group["params"]]
+        owned = [(param, group) for group in self.param_groups for param in group["params"]]
         for index, values in state_dict["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    self.state[params[index]][name] = value.detach().to(params[index].device, copy=True)
+            param, group = owned[index]
+            exact = {
+                name: value.detach().to(param.device, copy=True) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+            self.state[param] = {**self.initial(param, group), **exact}  # a setting may want more than was saved
 
 
 def gradients(params: Lot) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """A state to resume from: adapter, optimiser, history. A checkpoint is a folder that appears by one rename, complete, or not at all.
 
     step-000250/
-        adapter.safetensors    trainable weights, fp32
+        adapter.safetensors    trainable weights, in the precision in which they are trained
         optimizer.safetensors  its tensors, by parameter
         lora.safetensors       the same adapter as a LoRA file that loads everywhere
         ema.safetensors        the averaged weights, where the run keeps an average
@@ -13,11 +13,13 @@ All randomness is derived from the seed and the step, so that there is no state 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ..files import rename, sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
 from ..lora.export import export_lora
 from ..lora.inject import adapter_state, load_adapter_state_, trainable_parameters
+from ..optim.contract import evaluating
 from ..problems import UserError
 from .loop import Run
 
@@ -118,6 +121,7 @@ def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]])
         "learning_rates": run.learning_rates,
         "eval_losses": {str(step): value for step, value in run.eval_losses.items()},
         "optimizer": _optimizer_state(run)[1],
+        "optimizer_kind": type(run.optimizer).__name__,
     }
     write_json(staging / "state.json", state)
     for path in staging.iterdir():
@@ -152,9 +156,33 @@ def restore_(run: Run, checkpoint: Path) -> None:
     Raises:
         UserError: it is of an adapter or optimiser of another form.
     """
-    adapter = load_file(checkpoint / "adapter.safetensors")
     state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    _load_weights_(run, checkpoint, state)
+    if run.ema is not None:
+        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    run.step, run.learning_rates = state["step"], state["learning_rates"]
+    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
+    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+
+
+@contextmanager
+def weights_of(run: Run, checkpoint: Path) -> Iterator[None]:
+    """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
+    adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
+    try:
+        _load_weights_(run, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
+        with evaluating(run.optimizer):
+            yield
+    finally:
+        load_adapter_state_(run.layers, adapter)
+        run.optimizer.load_state_dict(optimizer)
+
+
+def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """The adapter, and the optimiser that belongs to it."""
+    adapter = load_file(checkpoint / "adapter.safetensors")
     _refuse_other_form(run, adapter, checkpoint)
+    _refuse_other_optimizer(run, state, checkpoint)
     load_adapter_state_(run.layers, adapter)
     names = _optimized(run)
     by_index: dict[int, dict[str, Any]] = {
@@ -164,11 +192,16 @@ def restore_(run: Run, checkpoint: Path) -> None:
         name, value_name = key.rsplit("|", 1)
         by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()  # the optimiser keeps it; the file must go
     run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
-    if run.ema is not None:
-        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
-    run.step, run.learning_rates = state["step"], state["learning_rates"]
-    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
-    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+
+
+def _refuse_other_optimizer(run: Run, state: Mapping[str, Any], checkpoint: Path) -> None:
+    wanted, found = type(run.optimizer).__name__, state.get("optimizer_kind", type(run.optimizer).__name__)
+    if wanted != found:
+        raise UserError.at(
+            "on_change",
+            f"{checkpoint} can't be gone on from: what its optimiser, {found}, has learnt is nothing to {wanted}; "
+            "choose that optimiser again, or set on_change to anew",
+        )
 
 
 def _refuse_other_form(run: Run, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
+from ..optim.contract import evaluating
 from ..seeds import generator
 from .loop import Run
 
@@ -17,13 +18,18 @@ MAX_SAMPLES = 16
 EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
 
 
-@torch.no_grad()
 def eval_loss(run: Run) -> tuple[float, float]:
     """Mean velocity loss, and its standard error over the samples (0 for one sample).
 
     Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
-    first caption.
+    first caption. With the weights to export, see optim.contract.evaluating.
     """
+    with evaluating(run.optimizer):
+        return _eval_loss(run)
+
+
+@torch.no_grad()
+def _eval_loss(run: Run) -> tuple[float, float]:
     samples = run.held or run.samples
     count = min(MAX_SAMPLES, len(samples))
     losses = []

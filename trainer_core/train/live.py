@@ -11,6 +11,7 @@ from ..config.validation import ValidationConfig
 from ..families.contract import ImageCodec
 from ..host import Host, PhaseStarted, PreviewReady
 from ..lora.inject import set_strength_
+from ..optim.contract import evaluating
 from ..validation.grid import save_png
 from ..validation.pictures import Pictures, draw_grids, draw_pictures
 from .build import Plan
@@ -69,9 +70,10 @@ class LiveValidation:
     def _draw(self, run: Run) -> None:
         assert self.settings
         columns = [("base", self.base)]
-        for strength in self.settings.strengths():
-            set_strength_(run.transformer, strength)
-            columns.append((f"LoRA {strength:g}", self._pictures(run)))
+        with evaluating(run.optimizer):
+            for strength in self.settings.strengths():
+                set_strength_(run.transformer, strength)
+                columns.append((f"LoRA {strength:g}", self._pictures(run)))
         set_strength_(run.transformer, 1.0)
         self._save(run.step, columns)
 

@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from ..config.request import TrainedLora, TrainRequest
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
@@ -20,12 +19,13 @@ from ..files import write_json
 from ..flow.timesteps import density
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunReported
 from ..lora.export import export_lora
-from ..lora.inject import adapter_state, load_adapter_state_, set_strength_
+from ..lora.inject import set_strength_
+from ..optim.contract import evaluating
 from ..problems import UserError
 from ..validation.grid import save_png
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
-from .checkpoint import newest_intact, restore_, step_name
+from .checkpoint import newest_intact, restore_, step_name, weights_of
 from .evaluation import best_step, eval_loss
 from .journal import Paused, RunHost, open_run, wait_for_resume
 from .keeping import checkpoint_hook, keep
@@ -164,7 +164,8 @@ def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) ->
 
 def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
-    saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
+    with evaluating(run.optimizer):
+        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
@@ -181,12 +182,8 @@ def _save_best(
     found = {"step": step, "eval_loss": mean, "standard_error": error}
     host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
     path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
-    now = {name: tensor for name, tensor in adapter_state(run.layers).items()}
-    load_adapter_state_(run.layers, load_file(checkpoints / step_name(step) / "adapter.safetensors"))
-    try:
+    with weights_of(run, checkpoints / step_name(step)):
         saved = export_lora(run.layers, run.transformer, path, {**lora_metadata(plan, run, record), "ss_steps": str(step)})
-    finally:
-        load_adapter_state_(run.layers, now)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     return {**found, "lora": str(path), "sha256": saved.sha256}
 
