@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +14,26 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer_core.host import Event, Notice, Paths, PhaseProgress, PhaseStarted, PreviewReady, StepReport
+from ..trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, StepReport
 from ..trainer_core.problems import Cancelled, UserError
 from ..trainer_core.spec import Field, NodeSpec, build_inputs
 from . import ALL_NODES
+from .feed import Feed
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
 EVENT_NAME = "chroma_trainer.event"
+UI_RUN = "chroma_trainer_run"  # of a node's output: the run's folder, so that the page finds it when the node was cached
 
 
 class ChromaTrainerExtension(ComfyExtension):
+    def __init__(self) -> None:
+        server = _server()
+        if server is not None:
+            from .routes import add_routes  # needs aiohttp, which a server has loaded
+
+            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()))
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node_class(spec) for spec in ALL_NODES.values()]
 
@@ -38,15 +48,17 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
         inputs, problems = build_inputs(spec, {name: value for name, value in values.items() if value is not None})
         if inputs is None:
             raise UserError(problem.at(str(cls.hidden.unique_id), spec.id) for problem in problems)
-        host = ComfyHost(prompt=cls.hidden.prompt or {}, node_id=str(cls.hidden.unique_id))
+        host = ComfyHost.of(cls.hidden.prompt or {}, str(cls.hidden.unique_id), str(values.get("name", "")))
         try:
-            results = spec.run(inputs, host)
+            with host:
+                results = spec.run(inputs, host)
         except UserError as error:
             raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
         except Cancelled as end:  # stopped or paused through the run's folder
             raise memory.InterruptProcessingException from end
         return io.NodeOutput(
-            *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)]
+            *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
+            ui={UI_RUN: [host.feed.run]} if host.feed.run else None,
         )
 
     members: dict[str, Any] = {
@@ -142,7 +154,23 @@ class ComfyHost:
 
     prompt: dict[str, Any]
     node_id: str
+    feed: Feed
     waits_when_paused = False  # ComfyUI's queue waits behind this node
+
+    @classmethod
+    def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:
+        output = Path(folder_paths.get_output_directory())
+        return cls(prompt, node_id, Feed(_send, node_id, name, output, memory_use))
+
+    def __enter__(self) -> ComfyHost:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """However it ended: the page hears of it, and the memory goes back to ComfyUI."""
+        self.feed.close(error, isinstance(error, (Cancelled, memory.InterruptProcessingException)))
+        if self.feed.begun:
+            gc.collect()
+            memory.soft_empty_cache()
 
     @cached_property
     def paths(self) -> Paths:
@@ -160,21 +188,21 @@ class ComfyHost:
         memory.soft_empty_cache()
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, (StepReport, PhaseProgress)):
-            self._progress(event)
-        elif isinstance(event, PreviewReady):
-            self._preview(event)
-        elif isinstance(event, Notice):
+        self.feed(event)
+        try:
+            if isinstance(event, (StepReport, PhaseProgress)):
+                self._progress(event)
+            elif isinstance(event, PreviewReady) and not self.feed.run:  # a trainer's panel shows them itself
+                self._preview(event)
+        except memory.InterruptProcessingException:  # its progress bar looks for a cancel; we hear of it between two steps
+            memory.interrupt_current_processing(True)
+        if isinstance(event, Notice):
             print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
-        if isinstance(event, (StepReport, PhaseStarted, PhaseProgress, Notice)):
-            self._send({"kind": type(event).__name__, **dataclasses.asdict(event)})
 
     def show(self, text: str) -> None:
         """A line under the node, and in the log."""
-        from server import PromptServer
-
         print(f"[ChromaTrainer] node {self.node_id}: {text}", file=sys.stderr)
-        server = getattr(PromptServer, "instance", None)
+        server = _server()
         if server is not None:
             server.send_progress_text(text, self.node_id, server.client_id)
 
@@ -192,9 +220,27 @@ class ComfyHost:
             preview = picture.convert("RGB")
         ProgressBar(1, node_id=self.node_id).update_absolute(1, 1, ("JPEG", preview, PREVIEW_EDGE))
 
-    def _send(self, detail: dict[str, Any]) -> None:
-        from server import PromptServer
 
-        server = getattr(PromptServer, "instance", None)
-        if server is not None:
-            server.send_sync(EVENT_NAME, {"node": self.node_id, **detail}, server.client_id)
+def _send(message: dict[str, Any]) -> None:
+    """To every page that is open: a second tab, and one that was reloaded, see the run as well."""
+    server = _server()
+    if server is not None:
+        server.send_sync(EVENT_NAME, message)
+
+
+def _server() -> Any:
+    """ComfyUI's running server; None where only its nodes are loaded."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def memory_use() -> dict[str, Any]:
+    """Bytes of memory in use by this process, on the device that trains; peak: of tensors, 0 where it is not known."""
+    import psutil
+    import torch
+
+    device = memory.get_torch_device()
+    if device.type == "cuda":
+        used, peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_allocated(device)
+        return {"kind": "VRAM", "used": used, "peak": peak, "total": torch.cuda.get_device_properties(device).total_memory}
+    used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    return {"kind": "RAM", "used": used, "peak": 0, "total": total}

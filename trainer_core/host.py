@@ -93,13 +93,22 @@ class LoraSaved:
 
 
 @dataclass(frozen=True)
+class RunOpened:
+    """The run works in this folder from here on: settings, journal, checkpoints and pictures lie there."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
 class RunReported:
     """A run is over; report: JSON values, see docs/report.md."""
 
     report: dict[str, Any]
 
 
-Event = Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunReported
+Event = (
+    Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunOpened | RunReported
+)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chroma_trainer.nodes import CATALOGUE
 
 PROJECT = Path(__file__).resolve().parents[2]
+ARTIFACTS = Path(__file__).with_name("artifacts")  # screenshots and what else is worth a look; ignored by git
 PROBE = Path(__file__).with_name("probe")
 CURRENT, OLDEST = ("COMFYUI_PATH", "~/ComfyUI"), ("COMFYUI_OLDEST_PATH", "~/ComfyUI-0.8")
 BOOT_SECONDS, RUN_SECONDS = 240, 600
@@ -153,6 +155,7 @@ def start(root: Path, base: Path) -> Server:
         elif source.is_file():
             shutil.copy(source, pack / name)
     shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
+    few_pictures(base / "input")
     python = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -191,9 +194,17 @@ def start(root: Path, base: Path) -> Server:
     raise AssertionError(f"ComfyUI is not ready after {BOOT_SECONDS} s:\n{server.log[-3000:]}")
 
 
+def few_pictures(root: Path) -> None:
+    """A dataset `few` under root, which is cached in seconds: four pictures of the demo's."""
+    (root / "few").mkdir()
+    for path in sorted((PROJECT / "assets" / "neon-emoji").glob("*.png"))[:4]:
+        for file in (path, path.with_suffix(".txt")):
+            shutil.copy(file, root / "few")
+
+
 @dataclass
 class Page:
-    """The server's page in a real browser, driven by page.mjs."""
+    """The server's page in a real browser, driven by page.mjs and live.mjs."""
 
     server: Server
     modules: Path
@@ -201,7 +212,17 @@ class Page:
 
     def __call__(self, command: str, workflow: Path, output: Path) -> Any:
         """Run one command of page.mjs on a workflow; returns what it wrote, where that is JSON."""
-        script = Path(__file__).with_name("page.mjs")
+        return self.node("page.mjs", command, workflow, output)
+
+    def live(self, scenario: str, workflow: Any, name: str = "") -> dict[str, Any]:
+        """Play a scenario of live.mjs with a workflow; what it saw. Screenshots stay in artifacts/."""
+        folder = ARTIFACTS / (name or scenario)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "workflow.json").write_text(json.dumps(workflow), "utf-8")
+        return self.node("live.mjs", scenario, folder / "workflow.json", folder / "seen.json")
+
+    def node(self, name: str, command: str, workflow: Path, output: Path) -> Any:
+        script = Path(__file__).with_name(name)
         done = subprocess.run(
             ["node", str(script), command, self.server.url, str(workflow), str(output)],
             capture_output=True,
@@ -230,6 +251,11 @@ def page(comfyui: Server) -> Page:
 
 
 @pytest.fixture(scope="session")
+def oldest_page(oldest_comfyui: Server) -> Page:
+    return open_page(oldest_comfyui)
+
+
+@pytest.fixture(scope="session")
 def each_page(each_comfyui: Server) -> Page:
     return open_page(each_comfyui)
 
@@ -252,14 +278,42 @@ def short_prompt() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def short_workflow() -> Callable[..., dict[str, Any]]:
+    """short_workflow(name, **fields): the shipped workflow as the editor saves it, made short, with a LoRATrainer of these fields."""
+
+    def build(name: str, **fields: Any) -> dict[str, Any]:
+        workflow = json.loads((PROJECT / "workflows" / "first-lora.json").read_text("utf-8"))
+        few = {"name": name, "steps": 8, "warmup_steps": 1, "batch_size": 1, "validate_every": 0, "checkpoint_every": 5, **fields}
+        drawn = {"prompts": "cat face", "steps": 1, "cfg": 1.0, "lora_strength": "1.0"}
+        given = {"LoRATrainer": few, "ValidateSampler": drawn, "DatasetBackend": {"folder": "few"}}
+        for node in workflow["nodes"]:
+            for field, value in given.get(node["type"], {}).items():
+                node["widgets_values"][widget_place(node["type"], field)] = value
+        return workflow
+
+    return build
+
+
+def widget_place(node_type: str, name: str) -> int:
+    """Where a saved workflow keeps a field's value: a seed is followed by its control."""
+    names: list[str] = []
+    for field in CATALOGUE[node_type].fields():
+        if field.is_widget:
+            names += [field.name, "control"] if field.seed else [field.name]
+    return names.index(name)
+
+
+@pytest.fixture(scope="session")
 def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
     """headless(workflow): what `chroma-trainer run` of this JSON leaves; its output folder."""
 
     def run(workflow: Any) -> Path:
         folder = tmp_path_factory.mktemp("headless")
         (folder / "workflow.json").write_text(json.dumps(workflow), "utf-8")
+        few_pictures(folder)
+        command = ["run", str(folder / "workflow.json"), "--output", str(folder), "--datasets", str(folder)]
         done = subprocess.run(
-            [sys.executable, "-m", "chroma_trainer.cli", "run", str(folder / "workflow.json"), "--output", str(folder)],
+            [sys.executable, "-m", "chroma_trainer.cli", *command],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

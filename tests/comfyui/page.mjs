@@ -4,55 +4,18 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 import fs from "node:fs";
-import os from "node:os";
 import path from "node:path";
-import { createRequire } from "node:module";
 
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE);
+import { load, promptOf, withPage } from "./browser.mjs";
+
 const [command, url, workflow, output] = process.argv.slice(2);
 const RUN_MS = 540_000;
 
-const profile = fs.mkdtempSync(path.join(os.tmpdir(), "chroma-trainer-page-"));
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM,
-  headless: true,
-  viewport: { width: 2200, height: 1300 },
-  args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
+await withPage(url, async (context, page) => {
+  if (command === "prompts") return prompts(page);
+  await load(page, workflow);
+  await { prompt, run, screenshot }[command](page);
 });
-try {
-  const page = context.pages()[0] ?? (await context.newPage());
-  const local = (address) => [url, "data:", "blob:"].some((start) => address.startsWith(start));
-  await page.route("**/*", (route) => (local(route.request().url()) ? route.continue() : route.abort()));
-  await page.goto(url);
-  await page.waitForFunction(
-    () => window.app?.vueAppReady && window.app.extensionManager && window.app.graph && !document.querySelector("#splash-loader"),
-    null,
-    { timeout: 120_000 },
-  );
-  await page.waitForTimeout(1000);
-  if (command === "prompts") await prompts(page);
-  else {
-    await load(page, workflow);
-    await { prompt, run, screenshot }[command](page);
-  }
-} finally {
-  await context.close();
-  fs.rmSync(profile, { recursive: true, force: true });
-}
-
-async function load(page, file) {
-  await page.evaluate(async (data) => {
-    await window.app.loadGraphData(data);
-    await new Promise((done) => setTimeout(done, 500));
-  }, JSON.parse(fs.readFileSync(file, "utf8")));
-}
-
-async function promptOf(page) {
-  return page.evaluate(async () => {
-    const { output, workflow } = await window.app.graphToPrompt();
-    return JSON.parse(JSON.stringify({ prompt: output, workflow }));
-  });
-}
 
 function write(value) {
   fs.writeFileSync(output, JSON.stringify(value, null, 2) + "\n");

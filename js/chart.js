@@ -1,0 +1,192 @@
+// The loss of a run as a curve: raw and smoothed, the learning rate on a second axis, checkpoints and pictures as marks.
+// SVG, because a node is scaled with the canvas: it stays crisp at every zoom and takes ComfyUI's colours by itself.
+
+import { el, set, svg, text } from "./dom.js";
+import { clock, smoothed } from "./run_state.js";
+
+const EDGE = { left: 40, right: 44, top: 8, bottom: 20 };
+const CLIPPED = 0.01; // share of the raw losses, at either end, that may lie outside of the frame
+
+export class Chart {
+  constructor() {
+    this.parts = {
+      grid: svg("g.ct-grid"), rate: svg("path.ct-rate"), raw: svg("path.ct-raw"), smooth: svg("path.ct-smooth"),
+      marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
+    };
+    this.svg = svg("svg.ct-svg", {}, ...Object.values(this.parts));
+    this.tip = el("div.ct-tip", { hidden: "" });
+    this.element = el("div.ct-chart", {
+      onpointermove: (event) => this.hover(event), onpointerleave: () => this.leave(),
+    }, this.svg, this.tip);
+    this.leave();
+  }
+
+  draw(state) {
+    const [width, height] = [this.element.clientWidth, this.element.clientHeight];
+    if (width < 80 || height < 50) return;
+    set(this.svg, { viewBox: `0 0 ${width} ${height}`, width, height });
+    const { step, loss, learning_rate: rate } = state.steps;
+    const smooth = smoothed(state.steps, state.total);
+    const x = scale([0, span(state)], [EDGE.left, width - EDGE.right]);
+    const columns = bucketed(step, loss, x);
+    const y = scale(range(columns, smooth), [height - EDGE.bottom, EDGE.top]);
+    const top = Math.max(...rate.filter((value) => value !== null), 0) || 1;
+    const yRate = scale([0, top * 1.04], [height - EDGE.bottom, EDGE.top]);
+    this.view = { state, smooth, x, y };
+    this.drawGrid(width, height, x, y, step.length ? top : 0);
+    set(this.parts.raw, { d: band(columns, y) });
+    set(this.parts.smooth, { d: line(step, smooth, x, y) });
+    set(this.parts.rate, { d: line(step, rate, x, yRate) });
+    this.drawMarks(state, x, height);
+    if (this.at !== null) this.point();
+  }
+
+  drawGrid(width, height, x, y, top) {
+    const bottom = height - EDGE.bottom;
+    const drawn = [];
+    for (const value of ticks(y.domain, Math.max(2, Math.floor((bottom - EDGE.top) / 28)))) {
+      drawn.push(svg("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }));
+      drawn.push(label(EDGE.left - 6, y(value) + 3, short(value), "end"));
+    }
+    for (const value of ticks(x.domain, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger))
+      drawn.push(label(x(value), bottom + 14, String(value), "middle"));
+    if (top) {
+      drawn.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
+      drawn.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
+    }
+    this.parts.grid.replaceChildren(...drawn);
+  }
+
+  drawMarks(state, x, height) {
+    const bottom = height - EDGE.bottom;
+    const drawn = [];
+    for (const step of state.checkpoints)
+      drawn.push(svg("path.ct-saved", { d: `M${x(step)} ${bottom - 6}l4 6h-8z` }));
+    for (const step of new Set(state.pictures.map((picture) => picture.step)))
+      drawn.push(svg("rect.ct-pictured", { x: x(step) - 3, y: EDGE.top - 3, width: 6, height: 6, rx: 1.5 }));
+    this.parts.marks.replaceChildren(...drawn);
+  }
+
+  hover(event) {
+    const box = this.svg.getBoundingClientRect(); // of the screen: the node may be zoomed
+    this.at = ((event.clientX - box.left) / (box.width || 1)) * this.element.clientWidth;
+    this.point();
+  }
+
+  leave() {
+    this.at = null;
+    this.tip.hidden = true;
+    for (const name of ["cursor", "spot"]) this.parts[name].style.display = "none";
+  }
+
+  point() {
+    if (!this.view?.state.numPoints) return;
+    const { state, smooth, x, y } = this.view;
+    const { step, loss, learning_rate: rate, seconds } = state.steps;
+    const i = nearest(step, x.invert(this.at));
+    const place = x(step[i]);
+    set(this.parts.cursor, { x1: place, x2: place, y1: EDGE.top, y2: this.element.clientHeight - EDGE.bottom });
+    set(this.parts.spot, { cx: place, cy: y(smooth[i] ?? y.domain[0]) });
+    for (const name of ["cursor", "spot"]) this.parts[name].style.display = "";
+    const marks = [state.checkpoints.includes(step[i]) && "checkpoint", state.pictures.some((p) => p.step === step[i]) && "pictures"];
+    const lines = [
+      `step ${step[i]}`, `loss ${short(loss[i])}, smoothed ${short(smooth[i])}`,
+      `learning rate ${rateText(rate[i])}, ${pace(seconds[i])}`, ...marks.filter(Boolean),
+    ];
+    text(this.tip, lines.join("\n"));
+    this.tip.hidden = false;
+    const width = this.tip.offsetWidth;
+    const left = place + 10 + width > this.element.clientWidth ? place - 10 - width : place + 10;
+    Object.assign(this.tip.style, { left: `${Math.max(0, left)}px`, top: `${EDGE.top}px` });
+  }
+}
+
+function scale([low, high], [from, to]) {
+  const size = high - low || 1;
+  const place = (value) => Math.round((from + ((value - low) / size) * (to - from)) * 100) / 100;
+  return Object.assign(place, { domain: [low, high], invert: (at) => low + ((at - from) / (to - from)) * size });
+}
+
+// The last step of the axis: of a long run that has just begun, the curve would be a sliver. It grows by leaps.
+function span(state) {
+  const [last, total] = [state.step || 1, Math.max(state.total, state.step, 1)];
+  if (state.state !== "running") return total;
+  const power = 10 ** Math.floor(Math.log10(last * 1.2));
+  return Math.min(total, Math.max(50, [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= last * 1.2)));
+}
+
+// One column a pixel: [x, lowest, highest]. Thousands of steps become some hundred points.
+function bucketed(step, loss, x) {
+  const columns = [];
+  for (let i = 0; i < step.length; i++) {
+    if (loss[i] === null) continue;
+    const place = Math.round(x(step[i]));
+    const last = columns.at(-1);
+    if (last?.[0] === place) [last[1], last[2]] = [Math.min(last[1], loss[i]), Math.max(last[2], loss[i])];
+    else columns.push([place, loss[i], loss[i]]);
+  }
+  return columns;
+}
+
+// The whole smoothed curve and nearly all raw losses; a single spike doesn't flatten the rest.
+function range(columns, smooth) {
+  const known = smooth.filter((value) => value !== null);
+  if (!known.length) return [0, 1];
+  const [lows, highs] = [1, 2].map((side) => columns.map((column) => column[side]).sort((a, b) => a - b));
+  const clipped = Math.floor(columns.length * CLIPPED);
+  const low = Math.min(lows[clipped], known.reduce((a, b) => Math.min(a, b)));
+  const high = Math.max(highs[highs.length - 1 - clipped], known.reduce((a, b) => Math.max(a, b)));
+  const margin = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - margin, high + margin];
+}
+
+function band(columns, y) {
+  const clip = (value) => y(Math.min(y.domain[1], Math.max(y.domain[0], value)));
+  return columns.map(([x, low, high], i) => `${i ? "L" : "M"}${x} ${clip(high)}${high > low ? `L${x} ${clip(low)}` : ""}`).join("");
+}
+
+function line(step, values, x, y) {
+  let [path, last] = ["", -Infinity];
+  for (let i = 0; i < step.length; i++) {
+    const place = x(step[i]);
+    if (values[i] === null || (place - last < 0.5 && i < step.length - 1)) continue;
+    path += `${path ? "L" : "M"}${place} ${y(values[i])}`;
+    last = place;
+  }
+  return path;
+}
+
+function ticks([low, high], num) {
+  const rough = (high - low) / num;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const size = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
+  const first = Math.ceil(low / size);
+  return Array.from({ length: Math.floor(high / size) - first + 1 }, (_, i) => Number(((first + i) * size).toPrecision(10)));
+}
+
+function nearest(step, wanted) {
+  let [low, high] = [0, step.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (step[middle] < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low && wanted - step[low - 1] < step[low] - wanted ? low - 1 : low;
+}
+
+function label(x, y, value, anchor, name = "ct-label") {
+  return svg(`text.${name}`, { x, y, "text-anchor": anchor }, value);
+}
+
+export function short(value) {
+  return value === null || value === undefined ? "-" : String(Number(value.toPrecision(3)));
+}
+
+export function rateText(value) {
+  return value === null || value === undefined ? "-" : value && value < 0.001 ? value.toExponential(1) : short(value);
+}
+
+export function pace(seconds) {
+  if (!seconds) return "-";
+  return seconds < 100 ? `${short(seconds)} s/step` : `${clock(seconds)} a step`;
+}

@@ -1,0 +1,98 @@
+// What a run does, at a glance: phase, progress, pace, memory, the curve and the newest pictures.
+
+import { Chart, pace, rateText, short } from "./chart.js";
+import { el, set, text } from "./dom.js";
+import { Pictures } from "./pictures.js";
+import { bytes, clock, smoothed } from "./run_state.js";
+
+const FRAME_MS = 100; // between two drawings
+const HEIGHT = { empty: 64, chart: 230, pictures: 450 };
+
+export class Panel {
+  constructor() {
+    this.chart = new Chart();
+    this.pictures = new Pictures();
+    this.parts = {
+      doing: el("span.ct-doing"), count: el("span.ct-count"), left: el("span.ct-left"), bar: el("i"),
+      facts: el("div.ct-facts"), note: el("div.ct-note", { hidden: "" }),
+    };
+    const { doing, count, left, bar, facts, note } = this.parts;
+    this.element = el("div.ct-panel", { "data-state": "" },
+      el("div.ct-head", {}, el("span.ct-dot"), doing, count, left), el("div.ct-bar", {}, bar), facts,
+      this.chart.element, this.pictures.element, note);
+    this.drawn = 0;
+    this.observer = new ResizeObserver(() => this.update());
+    this.observer.observe(this.element);
+  }
+
+  // Pixels that the panel needs to be read.
+  get minHeight() {
+    if (!this.state?.state) return HEIGHT.empty;
+    return this.state.pictures.length ? HEIGHT.pictures : HEIGHT.chart;
+  }
+
+  show(state) {
+    this.state = state;
+    this.update();
+  }
+
+  // Draw soon; however many messages come, at most ten times a second.
+  update() {
+    if (this.waiting || !this.state) return;
+    this.waiting = true;
+    const wait = Math.max(0, this.drawn + FRAME_MS - performance.now());
+    setTimeout(() => requestAnimationFrame(() => {
+      this.waiting = false;
+      this.drawn = performance.now();
+      this.draw();
+    }), wait);
+  }
+
+  draw() {
+    const { state, parts } = this;
+    const [done, total] = state.progress;
+    set(this.element, {
+      "data-state": state.state, "data-phase": state.phase.phase, "data-step": state.step, "data-total": state.total,
+      "data-points": state.numPoints, "data-run": state.run, "data-pictures": state.pictures.length,
+      "data-checkpoints": state.checkpoints.length,
+    });
+    text(parts.doing, state.doing);
+    text(parts.count, total ? `${done} / ${total}` : "");
+    const left = state.secondsLeft;
+    text(parts.left, left !== null && state.phase.phase === "train" ? `${clock(left)} left` : "");
+    parts.bar.style.width = `${total ? Math.min(100, (100 * done) / total) : 0}%`;
+    this.drawFacts(state);
+    this.drawNote(state);
+    this.pictures.draw(state.pictures);
+    this.chart.draw(state);
+  }
+
+  drawFacts(state) {
+    const facts = [];
+    if (state.numPoints) {
+      facts.push(["loss", short(smoothed(state.steps, state.total).at(-1)), "Loss, smoothed over the last steps", "ct-key-loss"]);
+      facts.push(["lr", rateText(state.steps.learning_rate.at(-1)), "Learning rate", "ct-key-rate"]);
+      facts.push(["", pace(state.pace), "Seconds a step: the median of the last ones"]);
+    }
+    if (state.memory && state.state === "running") {
+      const { kind, used, total } = state.memory;
+      const planned = state.plan?.bytes;
+      const title = `${kind} in use by ComfyUI, of ${bytes(total)}${planned ? `; the plan says ${bytes(planned)}` : ""}`;
+      facts.push([kind, bytes(used) + (planned ? ` / ${bytes(planned)}` : ""), title]);
+    }
+    if (state.lora) facts.push(["", state.lora.lora, `Saved: ${state.lora.applied} of ${state.lora.num_keys} keys apply`, "ct-file"]);
+    this.parts.facts.replaceChildren(...facts.map(([name, value, title, style]) =>
+      el(`span${style ? `.${style}` : ""}`, { title }, ...(name ? [`${name} `] : []), el("b", {}, value))));
+  }
+
+  drawNote(state) {
+    const warning = state.message || state.notices.filter(({ level }) => level === "warning").at(-1)?.text || "";
+    this.parts.note.hidden = !warning;
+    text(this.parts.note, warning);
+    set(this.parts.note, { title: warning });
+  }
+
+  remove() {
+    this.observer.disconnect();
+  }
+}

@@ -1,0 +1,174 @@
+// One run as the page knows it: fed by messages and by the backlog, read by chart and panel. Knows no DOM and no ComfyUI.
+
+const RECENT = 50; // steps that the pace is taken from
+
+export const PHASES = {
+  start: "Reading the dataset",
+  text: "Encoding text",
+  latents: "Caching latents",
+  load: "Loading the model",
+  train: "Training",
+  validate: "Drawing validation pictures",
+  save: "Saving",
+};
+const STATES = { finished: "Finished", paused: "Paused", stopped: "Stopped", failed: "Failed", died: "Ended without a word" };
+const COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "seconds"];
+
+export class RunState {
+  constructor() {
+    this.clear("");
+  }
+
+  // Forget everything: what comes now belongs to the run of this folder, "" before there is one.
+  clear(run) {
+    Object.assign(this, {
+      run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
+      steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
+      checkpoints: [], pictures: [], notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null, summary: null,
+    });
+  }
+
+  get step() {
+    return this.steps.step.at(-1) ?? this.summary?.step ?? 0;
+  }
+
+  get numPoints() {
+    return this.steps.step.length;
+  }
+
+  // What it is doing, in words.
+  get doing() {
+    if (!this.state) return "Not run yet";
+    if (this.state !== "running") return STATES[this.state] ?? this.state;
+    return PHASES[this.phase.phase] ?? this.phase.phase ?? "";
+  }
+
+  // [done, total] of what the bar shows: the phase while it has a count of its own, else the steps.
+  get progress() {
+    const { phase, done, total } = this.phase;
+    if (this.state === "running" && phase !== "train" && total) return [done, total];
+    return [this.step, this.total];
+  }
+
+  // Median seconds of the last steps; 0 where none is known. The median, because a save or a picture may fall between.
+  get pace() {
+    const recent = this.steps.seconds.slice(-RECENT).filter((value) => value !== null).sort((a, b) => a - b);
+    return recent.length ? recent[recent.length >> 1] : 0;
+  }
+
+  get secondsLeft() {
+    return this.state === "running" && this.total && this.numPoints ? this.pace * (this.total - this.step) : null;
+  }
+
+  // One message of chroma_trainer.event.
+  take(message) {
+    if (message.memory) this.memory = message.memory;
+    if (message.kind !== "RunEnded") this.state = "running";
+    const take = TAKE[message.kind];
+    if (take) take(this, message);
+  }
+
+  // Steps as columns. Those that are there already were lost to a resume, and happened again.
+  append(columns, total) {
+    const [first] = columns.step;
+    if (first === undefined) return;
+    if (first <= (this.steps.step.at(-1) ?? 0)) this.rewind(first - 1);
+    for (const name of COLUMNS) for (const value of columns[name]) this.steps[name].push(value);
+    if (total) this.total = total;
+  }
+
+  rewind(step) {
+    let keep = this.steps.step.length;
+    while (keep && this.steps.step[keep - 1] > step) keep--;
+    for (const name of COLUMNS) this.steps[name].length = keep;
+    this.checkpoints = this.checkpoints.filter((saved) => saved <= step);
+    this.pictures = this.pictures.filter((picture) => picture.step <= step);
+  }
+
+  addPicture(picture) {
+    this.pictures = this.pictures.filter(({ step, label }) => step !== picture.step || label !== picture.label);
+    this.pictures.push(picture);
+    this.pictures.sort((a, b) => a.step - b.step);
+  }
+
+  // The backlog of a run, as GET /chroma_trainer/runs/RUN tells it.
+  load(story) {
+    this.clear(story.summary.run);
+    this.follow(story);
+    Object.assign(this, { settings: story.settings, prompt: story.prompt });
+  }
+
+  // What the backlog has in addition, asked with ?after=.
+  follow(story) {
+    const { summary } = story;
+    Object.assign(this, {
+      summary, state: summary.state, message: summary.message, checkpoints: story.checkpoints, notices: story.notices,
+      crops: story.crops, lora: story.lora?.lora ? story.lora : null,
+      phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...story.phase },
+    });
+    this.append(story.steps, summary.total);
+    if (summary.total) this.total = summary.total;
+    this.pictures = [];
+    for (const { step, url, label, changed } of story.pictures) this.addPicture({ step, label, url: `${url}&v=${changed}` });
+  }
+}
+
+const TAKE = {
+  PhaseStarted(state, { phase, total, unit }) {
+    state.phase = { phase, done: 0, total, unit };
+    if (phase === "train" && total) state.total = total;
+  },
+  PhaseProgress(state, { phase, done, total }) {
+    const unit = state.phase.phase === phase ? state.phase.unit : "";
+    state.phase = { phase, done, total, unit };
+  },
+  StepReports(state, { steps, total }) {
+    state.phase = { phase: "train", done: 0, total, unit: "steps" };
+    state.append(steps, total);
+  },
+  CheckpointSaved(state, { step }) {
+    if (!state.checkpoints.includes(step)) state.checkpoints.push(step);
+  },
+  PreviewReady(state, { step, url, label }) {
+    if (url && step >= 0) state.addPicture({ step, label, url: `${url}&v=${Date.now()}` });
+  },
+  LoraSaved(state, { lora, applied, num_keys }) {
+    state.lora = { lora, applied, num_keys };
+  },
+  Notice(state, { text, level }) {
+    state.notices.push({ text, level });
+  },
+  MemoryPlanned(state, message) {
+    state.plan = message;
+  },
+  RunEnded(state, message) {
+    state.state = message.state;
+    state.message = message.message;
+  },
+};
+
+// Running mean of the losses, without the bias of its beginning; steps that are further apart count for more.
+export function smoothed({ step, loss }, total) {
+  const share = Math.min(0.1, Math.max(0.005, 20 / (total || 1)));
+  const found = [];
+  let [mean, weight, last] = [0, 0, 0];
+  for (let i = 0; i < step.length; i++) {
+    if (loss[i] !== null) {
+      const keep = (1 - share) ** (step[i] - last);
+      [mean, weight, last] = [mean * keep + loss[i] * (1 - keep), weight * keep + 1 - keep, step[i]];
+    }
+    found.push(weight ? mean / weight : null);
+  }
+  return found;
+}
+
+export function clock(seconds) {
+  const whole = Math.round(seconds);
+  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const two = (value) => String(value).padStart(2, "0");
+  return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
+}
+
+export function bytes(value) {
+  return value >= 1e10 ? `${(value / 2 ** 30).toFixed(0)} GB` : `${(value / 2 ** 30).toFixed(1)} GB`;
+}

@@ -1,0 +1,153 @@
+// node live.mjs SCENARIO URL WORKFLOW OUTPUT.json: what a person sees of a training, told as {observation: value}.
+// The panel says what it shows in its data attributes. Screenshots go beside OUTPUT.
+import fs from "node:fs";
+import path from "node:path";
+
+import { load, open, promptOf, withPage } from "./browser.mjs";
+
+const [scenario, url, workflow, output] = process.argv.slice(2);
+const WAIT_MS = 150_000;
+const seen = {};
+
+const panel = (page) => page.evaluate(() => ({ ...document.querySelector(".ct-panel")?.dataset }));
+
+// The panel's state, once the condition on it holds. It is given as text: the page evaluates it.
+async function until(page, condition, what = ".ct-panel") {
+  await page.waitForFunction(
+    ([what, condition]) => {
+      const found = document.querySelector(what)?.dataset;
+      return found && new Function("d", `const n = Number; return ${condition}`)(found);
+    },
+    [what, condition],
+    { timeout: WAIT_MS },
+  ).catch(async (error) => {
+    await shoot(page, "timeout");
+    throw new Error(`never: ${condition}; ${JSON.stringify(await panel(page))}: ${error.message}`);
+  });
+  return panel(page);
+}
+
+async function setWidget(page, type, values) {
+  await page.evaluate(([type, values]) => {
+    for (const node of window.app.graph.nodes.filter((node) => node.type === type))
+      for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((widget) => widget.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+      }
+  }, [type, values]);
+}
+
+async function setting(name, value) {
+  await fetch(`${url}/api/settings/${name}`, { method: "POST", body: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+}
+
+const queue = (page) => page.evaluate(() => void window.app.queuePrompt(0, 1));
+const cancel = (page) => page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Interrupt"));
+
+async function look(page) {
+  await page.evaluate(() => {
+    const { canvas, graph } = window.app;
+    const node = graph.nodes.find((node) => node.type === "LoRATrainer");
+    canvas.ds.scale = 1;
+    canvas.ds.offset = [700 - node.pos[0], 60 - node.pos[1]];
+    canvas.setDirty(true, true);
+  });
+  await page.waitForTimeout(500);
+}
+
+async function shoot(page, name) {
+  await page.screenshot({ path: path.join(path.dirname(output), `${name}.png`) });
+}
+
+// The whole life of a run, on two tabs.
+async function life(context, page) {
+  await load(page, workflow);
+  seen.idle = await panel(page);
+  seen.page = await promptOf(page);
+  await setWidget(page, "LoRATrainer", { steps: 4000 });
+  await queue(page);
+  seen.first = await until(page, "n(d.points) >= 3");
+  await look(page);
+  seen.moved = await until(page, `n(d.points) > ${seen.first.points} && n(d.checkpoints) >= 1`);
+  seen.hover = await hover(page);
+  await shoot(page, "training");
+
+  const second = await context.newPage();
+  await open(second, url);
+  await load(second, workflow);
+  seen.second = await until(second, `n(d.points) > ${seen.moved.points} && d.state === 'running'`);
+  await cancel(page);
+  seen.cancelled = await until(page, "d.state === 'stopped'");
+  seen.secondCancelled = await until(second, "d.state === 'stopped'");
+  await second.close();
+
+  await open(page, url); // a reload
+  await load(page, workflow);
+  seen.reloaded = await until(page, "n(d.points) > 0");
+  await setWidget(page, "LoRATrainer", { steps: Number(seen.reloaded.points) + 5 });
+  await queue(page);
+  seen.resumed = await until(page, "d.state === 'finished'");
+  const { prompt } = await promptOf(page);
+  seen.ran = prompt;
+
+  await page.route("**/chroma_trainer/runs", (route) => route.abort()); // nothing to refill from
+  await open(page, url);
+  await load(page, workflow);
+  seen.emptied = await panel(page);
+  await setWidget(page, "LoRATrainer", { steps: Number(seen.reloaded.points) + 5 });
+  await queue(page);
+  seen.cached = await until(page, "d.state === 'finished'");
+}
+
+// Values at the pointer, in the middle of the curve.
+async function hover(page) {
+  const box = await page.locator(".ct-chart").boundingBox();
+  await page.mouse.move(box.x + 45, box.y + box.height / 2);
+  await page.waitForTimeout(200);
+  return page.locator(".ct-tip").textContent();
+}
+
+// Vue nodes: the panel has its place, its values, and nothing else has changed.
+async function vue(context, page) {
+  await setting("Comfy.VueNodes.Enabled", true);
+  try {
+    await open(page, url);
+    await load(page, workflow);
+    seen.filled = await until(page, "n(d.points) > 0");
+    await look(page);
+    seen.box = await page.locator(".ct-chart").boundingBox();
+    seen.page = await promptOf(page);
+    await setWidget(page, "LoRATrainer", { name: "in-vue", steps: 8 });
+    await queue(page);
+    seen.ran = await until(page, "d.run.startsWith('in-vue-') && d.state === 'finished'");
+    await shoot(page, "vue");
+  } finally {
+    await setting("Comfy.VueNodes.Enabled", false);
+  }
+}
+
+// A trainer in a subgraph: its id in the prompt is "12:5".
+async function subgraph(context, page) {
+  await load(page, workflow);
+  await setWidget(page, "LoRATrainer", { name: "inside", steps: 8 });
+  await page.evaluate(async () => {
+    const { canvas } = window.app;
+    const node = window.app.graph.nodes.find((node) => node.type === "LoRATrainer");
+    const { node: outer } = window.app.graph.convertToSubgraph(new Set([node]));
+    canvas.openSubgraph ? canvas.openSubgraph(outer.subgraph, outer) : canvas.setGraph(outer.subgraph);
+    await new Promise((done) => setTimeout(done, 800));
+  });
+  seen.ids = Object.keys((await promptOf(page)).prompt);
+  await queue(page);
+  seen.ran = await until(page, "d.run.startsWith('inside-') && d.state === 'finished'");
+  await shoot(page, "subgraph");
+}
+
+await withPage(url, async (context, page) => {
+  const faults = [];
+  page.on("pageerror", (error) => faults.push(String(error)));
+  await { life, vue, subgraph }[scenario](context, page);
+  seen.faults = faults;
+}, { width: 1700, height: 1400 });
+fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");
