@@ -35,21 +35,14 @@ def test_the_same_bytes_wherever_weights_wait(workshop, level):
 
 
 @pytest.mark.parametrize(
-    ("memory", "level", "checkpointing", "field"),
+    ("memory", "checkpointing", "field"),
     [
-        (MemoryConfig(group_offload="block", offload_stream=True), "none", True, "offload_stream"),
-        (MemoryConfig(group_offload="block"), "nf4-bnb", True, "group_offload"),
-        (MemoryConfig(checkpointing_interval=2), "none", False, "checkpointing_interval"),
+        (MemoryConfig(group_offload="block", offload_stream=True), True, "offload_stream"),
+        (MemoryConfig(checkpointing_interval=2), False, "checkpointing_interval"),
     ],
 )
-def test_what_can_not_be_done_here_is_refused(workshop, memory, level, checkpointing, field, monkeypatch):
-    monkeypatch.setitem(
-        __import__("chroma_trainer.trainer_core.registry", fromlist=["PARTS"]).PARTS["quantization"],
-        "nf4-bnb",
-        ".quant.none:KeepPrecision",
-    )
-    request = workshop.request(gradient_checkpointing=checkpointing)
-    request = replace(request, memory=memory, model=replace(request.model, quantization=QuantizationConfig(level)))
+def test_what_can_not_be_done_here_is_refused(workshop, memory, checkpointing, field):
+    request = replace(workshop.request(gradient_checkpointing=checkpointing), memory=memory)
     with pytest.raises(UserError) as caught:
         run(request, workshop.host())
     assert [problem.field for problem in caught.value.problems] == [field]

@@ -21,7 +21,6 @@ class Nf4Bnb(Quantizer):
     """
 
     extra = "bnb"
-    package = "bitsandbytes"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         from bitsandbytes import functional
@@ -57,7 +56,6 @@ class Int8Bnb(RowScaled):
     """
 
     extra = "bnb"
-    package = "bitsandbytes"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         from bitsandbytes import functional

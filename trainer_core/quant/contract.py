@@ -5,7 +5,6 @@ A level says how one weight is encoded into plain tensors and decoded again. Lay
 
 from __future__ import annotations
 
-import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer import QuantizedLinear
+from .packages import EXTRAS, missing_for, version_of
 
 PROBE_SHAPE = (64, 256)
 PROBE_ERROR = 0.5  # relative; 2 bits are off by 0.3, a wrong kernel by 1
@@ -22,8 +22,7 @@ PROBE_ERROR = 0.5  # relative; 2 bits are off by 0.3, a wrong kernel by 1
 class Quantizer(ABC):
     """Stores the weights of a frozen base in fewer bits."""
 
-    extra = ""  # the optional extra that brings its package, "" for none
-    package = ""  # the distribution whose version belongs to a cache's key, "" for torch alone
+    extra = ""  # the optional extra that brings its package (packages.EXTRAS), "" for torch alone
     is_plain = False  # keeps everything as it is
 
     @abstractmethod
@@ -36,17 +35,16 @@ class Quantizer(ABC):
 
     def missing(self) -> str:
         """'' where its package is installed, else what is missing and how to get it. Imports nothing."""
-        if not self.package or _version(self.package):
-            return ""
-        extra = f', or install the extra: pip install "chroma-trainer[{self.extra}]"' if self.extra else ""
-        return f"{self.package} is not installed; pip install {self.package}{extra}"
+        return missing_for(self.extra)
 
-    def unfit(self, device: torch.device) -> str:
-        """'' where this device can do it, found by trying a small weight there; else the reason in words."""
+    def unfit(self, device: torch.device, encoder: torch.device | None = None) -> str:
+        """'' where it can be encoded on the one device (None: the CPU) and decoded on the other, found by trying a small weight; else
+        the reason in words."""
         weight = torch.linspace(-1, 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE)
         weight = weight[:, torch.arange(PROBE_SHAPE[1]) * 37 % PROBE_SHAPE[1]]  # rows that are not sorted
         try:
-            stored = {name: tensor.to(device) for name, tensor in self.encode(weight).items()}
+            encoded = self.encode(weight.to(encoder or weight.device))
+            stored = {name: tensor.to(device) for name, tensor in encoded.items()}
             decoded = self.decode(stored, PROBE_SHAPE, torch.float32).cpu()
         except Exception as error:  # packages raise whatever they like where a kernel is missing
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -57,7 +55,7 @@ class Quantizer(ABC):
     @property
     def version(self) -> str:
         """Package and version: other versions may encode other bits."""
-        return f"{self.package} {_version(self.package)}" if self.package else "own"
+        return f"{EXTRAS[self.extra]} {version_of(EXTRAS[self.extra])}" if self.extra else "own"
 
     def layer(self, linear: nn.Linear, device: torch.device | None = None) -> nn.Linear:
         """The quantised layer that takes a Linear's place.
@@ -87,10 +85,3 @@ class Quantizer(ABC):
 def is_kept(name: str, keep: tuple[str, ...]) -> bool:
     """Whether a module of this full name stays in full precision."""
     return any(fnmatchcase(name, pattern) for pattern in keep)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -17,7 +17,6 @@ from .rows import RowScaled
 
 class _Torchao8(RowScaled):
     extra = "torchao"
-    package = "torchao"
     config = ""
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:

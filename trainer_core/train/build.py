@@ -21,12 +21,13 @@ from ..devices import empty_cache, pick_device
 from ..families.contract import Family
 from ..files import sha256_text
 from ..flow.timesteps import density
-from ..host import Host, Notice, PhaseStarted, collect
+from ..host import Host, Notice, collect
 from ..lora.inject import inject_, trainable_parameters
 from ..lora.targets import resolve_targets
 from ..optim.advice import advice
 from ..optim.contract import OptimizerPart
 from ..problems import Problem, UserError
+from ..quant.loading import load_base, quantization_problems, text_identity
 from ..registry import load
 from ..seeds import generator
 from ..shards import Store
@@ -47,7 +48,6 @@ class Plan:
 
     request: TrainRequest
     family: Family
-    quantizer: Any
     index: Index
     folder: Path
     device: torch.device
@@ -63,20 +63,19 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
             since an unfinished run of this name.
     """
     family: Family = load("family", request.model.family)()
-    quantizer = load("quantization", request.model.quantization.level)()
     device = pick_device(host.device)
     found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device)]
-    if quantizer.missing():
-        found.append(Problem("level", quantizer.missing()))
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
+    found += quantization_problems(request.model.quantization, device)
     index = collect(found, build_index, request.dataset, host, request.training.seed)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
     identities = {part: family.identity(request.model, part) for part in WEIGHTS}
     identities["codec"] = latent_identity(family, request)
+    identities["text_encoder"] = text_identity(family, request.model)
     digest = run_digest(request, index, identities)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
     world = world_of(request, index, identities)
@@ -85,7 +84,7 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
         draw_crop_sheet(index, folder / "crops.png")
     for text in advice(request.training, request.optimizer, optimizer):
         host.emit(Notice(text, "warning"))
-    return Plan(request, family, quantizer, index, folder, device, world, adoption)
+    return Plan(request, family, index, folder, device, world, adoption)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
@@ -106,9 +105,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     gc.collect()
     empty_cache(device)
     with phases("load"):
-        host.emit(PhaseStarted("load"))
-        transformer = family.load_transformer(plan.request.model)
-        transformer = plan.quantizer.quantize_(transformer, family.full_precision)
+        transformer = load_base(family, plan.request.model, host, device)
         if memory.group_offload == "none":  # otherwise it may not fit there as a whole
             transformer.to(device)
         names = resolve_targets(transformer, family, config.targets)
@@ -150,7 +147,7 @@ def _cache_text(plan: Plan, host: Host) -> TextCache:
     if plan.request.validation:
         prompts |= set(prompts_of(plan.request.validation))
     return cache_prompts(
-        sorted(prompts), plan.family.identity(plan.request.model, "text_encoder"),
+        sorted(prompts), text_identity(plan.family, plan.request.model),
         lambda: load_text_encoder(plan.family, plan.request, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 

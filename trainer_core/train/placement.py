@@ -19,6 +19,7 @@ from ..families.offload import GroupSwap, inner_tensors, save_as_notes_, swap_bl
 from ..families.saved import SavedOnHost
 from ..files import sha256_text
 from ..problems import Problem
+from ..quant.loading import text_converter
 
 
 def device_problems(memory: MemoryConfig, device: torch.device) -> list[Problem]:
@@ -71,9 +72,10 @@ def place_(
 def load_text_encoder(family: Family, request: TrainRequest, device: torch.device) -> TextEncoder:
     """The text encoder where the request wants it: on the device, there block by block, or on the CPU."""
     where = request.memory.text_encoder
+    convert = text_converter(request.model.quantization, device)
     if where == "device":
-        return family.load_text_encoder(request.model, device)
-    encoder = family.load_text_encoder(request.model, torch.device("cpu"))
+        return family.load_text_encoder(request.model, device, convert)
+    encoder = family.load_text_encoder(request.model, torch.device("cpu"), convert)
     return place_text_encoder_(encoder, device) if where == "blocks" else encoder
 
 

@@ -8,6 +8,7 @@ from ..config.request import TrainRequest
 from ..data.folder import SUFFIXES
 from ..host import Host
 from ..problems import Problem
+from ..quant.packages import missing_packages
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
@@ -21,6 +22,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                     "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"
                 )
             )
+    found += missing_packages(request.model.quantization)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         found.append(

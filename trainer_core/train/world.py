@@ -33,6 +33,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     value = request.as_json()
     value.pop("validation")
     value.pop("memory")
+    value["model"]["quantization"].pop("cached_bases")
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)
     if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on

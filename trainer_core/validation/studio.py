@@ -22,6 +22,7 @@ from ..host import Host, PhaseProgress, PhaseStarted, PreviewReady
 from ..lora.inject import remove_, set_strength_
 from ..lora.read import apply_lora_
 from ..problems import UserError
+from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
 from ..shards import Store
 from ..text.cache import cache_prompts
@@ -42,20 +43,18 @@ class Studio:
 
     def __init__(self, model: ModelConfig, lora: TrainedLora | None, prompts: Sequence[str], host: Host):
         self.family: Family = load("family", model.family)()
-        problems = self.family.problems(model)
+        device = pick_device(host.device)
+        problems = [*self.family.problems(model), *quantization_problems(model.quantization, device)]
         if problems:
             raise UserError(problems)
         self.host = host
-        device = pick_device(host.device)
         host.free_memory()
         self.text = cache_prompts(
-            prompts, self.family.identity(model, "text_encoder"),
-            lambda: self.family.load_text_encoder(model, device), Store(host.paths.cache / "text"), host,
+            prompts, text_identity(self.family, model),
+            lambda: self.family.load_text_encoder(model, device, text_converter(model.quantization, device)), Store(host.paths.cache / "text"), host,
         )  # fmt: skip
         gc.collect()
-        quantizer = load("quantization", model.quantization.level)()
-        transformer = quantizer.quantize_(self.family.load_transformer(model), self.family.full_precision)
-        self.transformer = transformer.to(device)
+        self.transformer = load_base(self.family, model, host, device).to(device)
         if lora:
             self.put(Path(lora.path))
         self.codec = self.family.load_codec(model, device)
