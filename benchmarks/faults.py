@@ -38,11 +38,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--full-disks", type=int, default=10_000, help="trials at most; the default takes every operation")
+    parser.add_argument(
+        "--full-disks", type=int, default=10_000, help="trials at most; the default takes every operation"
+    )
     arguments = parser.parse_args()
     import torch
 
-    kills, disks, fixtures = (module(TESTS / "faults" / f"{name}.py") for name in ("kills", "test_full_disk", "conftest"))
+    kills, disks, fixtures = (
+        module(TESTS / "faults" / f"{name}.py") for name in ("kills", "test_full_disk", "conftest")
+    )
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         module(TESTS / "conftest.py").write_tiny_chroma(Path(folder) / "tiny-chroma")

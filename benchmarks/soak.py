@@ -75,7 +75,9 @@ def small_training(number: int, steps: int) -> dict[str, Any]:
     prompt = json.loads(WORKFLOW.read_text("utf-8"))
     for node in prompt.values():
         if node["class_type"] == "LoRATrainer":
-            node["inputs"].update(name=f"soak-{number:03}", steps=steps, warmup_steps=1, checkpoint_every=2, validate_every=0)
+            node["inputs"].update(
+                name=f"soak-{number:03}", steps=steps, warmup_steps=1, checkpoint_every=2, validate_every=0
+            )
         if node["class_type"] == "ValidateSampler":
             node["inputs"].update(prompts="cat face", steps=1, cfg=1.0, lora_strength="1.0")
     return prompt
@@ -84,7 +86,9 @@ def small_training(number: int, steps: int) -> dict[str, Any]:
 def look(process: psutil.Process, run: int, seconds: float) -> Sample:
     with process.oneshot():
         handles = process.num_handles() if sys.platform == "win32" else process.num_fds()
-        return Sample(run, round(process.memory_info().rss / 2**20, 1), handles, process.num_threads(), round(seconds, 2))
+        return Sample(
+            run, round(process.memory_info().rss / 2**20, 1), handles, process.num_threads(), round(seconds, 2)
+        )
 
 
 def soak(server: Any, runs: int, steps: int) -> list[Sample]:
@@ -116,7 +120,9 @@ def draw(samples: Sequence[Sample], title: str) -> Image.Image:
     write(pen, (MARGIN, 22), title, 22, INK)
     for row, (name, label, colour) in enumerate(PANELS):
         top = 70 + row * (PANEL_HEIGHT + MARGIN)
-        _panel(page, [float(getattr(s, name)) for s in samples], (LEFT, top, WIDTH - MARGIN, top + PANEL_HEIGHT), colour)
+        _panel(
+            page, [float(getattr(s, name)) for s in samples], (LEFT, top, WIDTH - MARGIN, top + PANEL_HEIGHT), colour
+        )
         write(pen, (LEFT + 10, top + 6), label, 15, SOFT_INK)
     write(pen, (WIDTH - MARGIN, page.height - MARGIN + 4), f"trainings: 0 to {samples[-1].run}", 15, SOFT_INK, "rm")
     return page

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,13 @@ def sha256_of(path: Path) -> str:
 
 def sha256_text(*parts: str) -> str:
     """Hex digest of strings, each delimited, so that ("ab", "c") and ("a", "bc") differ."""
+    return sha256_texts(parts)
+
+
+def sha256_texts(parts: Iterable[str]) -> str:
+    """sha256_text of strings that come one by one."""
     digest = hashlib.sha256()
     for part in parts:
-        raw = part.encode("utf-8")
+        raw = part.encode("utf-8", "surrogatepass")  # a name on disk may be no Unicode
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()

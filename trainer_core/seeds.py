@@ -10,7 +10,7 @@ import torch
 def seed_of(seed: int, purpose: str, *ids: int | str) -> int:
     """63 bits that depend on every argument."""
     text = "\x1f".join([str(seed), purpose, *map(str, ids)])
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
 
 
 def generator(seed: int, purpose: str, *ids: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -178,7 +178,7 @@ def test_a_cancel_is_heard(pictures, host, monkeypatch):
 
 
 def test_order_does_not_depend_on_threads(pictures, host, monkeypatch):
-    monkeypatch.setattr(index_module, "PROGRESS_EVERY", 3)
+    monkeypatch.setattr(index_module, "SLICE", 3)
     for i in range(10):
         pictures(f"{i:02}.png", shade=i)
     assert [sample.name for sample in build_index(pictures.config(), host, 0).samples] == [f"{i:02}.png" for i in range(10)]

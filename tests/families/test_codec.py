@@ -30,7 +30,7 @@ def test_latents_are_the_mean_shifted_and_scaled(tiny_model, tiny_chroma):
     torch.testing.assert_close(latents, (mean - 0.1159) * 0.3611, rtol=0, atol=1e-6)
     assert latents.shape == (2, codec.channels, 64 // codec.factor, 32 // codec.factor) == (2, 16, 8, 4)
     decoded = codec.decode(latents)
-    torch.testing.assert_close(decoded, reference.decode(mean).sample.clamp(-1, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded, reference.decode(mean).sample.clamp(-1, 1), rtol=0, atol=3e-5)
     assert decoded.shape == (2, 3, 64, 32) and decoded.dtype == latents.dtype == torch.float32
     assert not latents.requires_grad
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -62,7 +63,8 @@ def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
     return min(_buckets(edge, step), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), -size[0] * size[1]))
 
 
-def _buckets(edge: float, step: int) -> list[tuple[int, int]]:
+@lru_cache(maxsize=64)
+def _buckets(edge: float, step: int) -> tuple[tuple[int, int], ...]:
     """Every width, with the height that brings the area nearest to edge^2, and each turned by 90 degrees; of aspects up to 1:4."""
     found = set()
     for width in range(step, int(edge * math.sqrt(MAX_ASPECT)) + step, step):
@@ -70,7 +72,7 @@ def _buckets(edge: float, step: int) -> list[tuple[int, int]]:
         if 1 / MAX_ASPECT <= width / height <= MAX_ASPECT:
             found |= {(width, height), (height, width)}
     square = max(step, round(edge / step) * step)
-    return sorted(found) or [(square, square)]
+    return tuple(sorted(found)) or ((square, square),)
 
 
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:

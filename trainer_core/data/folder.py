@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .contract import Entry
@@ -18,13 +19,7 @@ class FolderBackend:
         self.root = Path(root)
 
     def entries(self) -> Sequence[Entry]:
-        found = []
-        for path in self.root.rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            hidden = any(part.startswith(".") for part in name.split("/"))
-            if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-                found.append(Entry(name, _stamp(path)))
-        return sorted(found, key=lambda entry: entry.name)
+        return [Entry(name, f"{stat.st_size}-{stat.st_mtime_ns}") for name, stat in _images(self.root, "")]
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -37,6 +32,25 @@ class FolderBackend:
 
     def path(self, name: str) -> str:
         return str(self.root / name)
+
+
+def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Names of images below a folder and what the system knows of them, in the order of their names; hidden ones are left out.
+
+    Folders are sorted as `name/`, which puts whole names in order without having them all at once.
+    """
+    try:
+        listing = os.scandir(folder)
+    except OSError:  # a folder without the right to read it
+        return
+    with listing:
+        found = [(entry.name + "/" * entry.is_dir(), entry) for entry in listing if not entry.name.startswith(".")]
+    for name, entry in sorted(found, key=lambda pair: pair[0]):
+        if name.endswith("/"):
+            if not entry.is_symlink():
+                yield from _images(entry.path, prefix + name)
+        elif os.path.splitext(name)[1].lower() in SUFFIXES and entry.is_file():
+            yield prefix + name, entry.stat()
 
 
 def _stamp(path: Path) -> str:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+
+import numpy as np
 
 from ..files import sha256_text
+from .table import Chosen, Sample
 
 
-class Keyed(Protocol):
-    @property
-    def key(self) -> str: ...
-
-
-S = TypeVar("S", bound=Keyed)
-
-
-def split(samples: Sequence[S], share: float) -> tuple[list[S], list[S]]:
+def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """(trained, held out), each in the order of samples.
 
     Chosen by the hash of their keys, so that an image stays on its side when others come or go. With a share above 0
@@ -26,8 +20,9 @@ def split(samples: Sequence[S], share: float) -> tuple[list[S], list[S]]:
         share: in [0, 0.5].
     """
     if share == 0 or len(samples) < 2:
-        return list(samples), []
+        return samples, ()
     count = min(len(samples) - 1, max(1, round(share * len(samples))))
-    ordered = sorted(samples, key=lambda sample: sha256_text("holdout", sample.key))
-    held = {sample.key for sample in ordered[:count]}
-    return [s for s in samples if s.key not in held], [s for s in samples if s.key in held]
+    hashes = [sha256_text("holdout", samples[i].key) for i in range(len(samples))]
+    is_held = np.zeros(len(samples), dtype=bool)
+    is_held[sorted(range(len(samples)), key=hashes.__getitem__)[:count]] = True
+    return Chosen(samples, np.flatnonzero(~is_held)), Chosen(samples, np.flatnonzero(is_held))

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config.dataset import DatasetConfig, FolderConfig
-from ..files import sha256_text, write_atomic
+from ..files import sha256_texts
 from ..host import Host, Notice, PhaseProgress
 from ..problems import Problem, UserError
 from ..registry import load
-from .buckets import Placement, place
+from .buckets import place
 from .captions import captions_of
 from .contract import Backend, Entry
 from .folder import SUFFIXES
 from .images import BrokenImage, decode
+from .scan_memory import Known, ScanMemory
+from .soundness import upright_size
+from .table import Sample, TableWriter, columns, rows_in_order
 
 BACKEND = "folder"
 SHOWN = 5  # names in a notice; the report has all
-PROGRESS_EVERY = 100  # images
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image that is trained on.
-
-    Args:
-        key: part number and name; the same on every machine, so that seeds are as well.
-        path: where it lies, for messages.
-        sha256: of its bytes.
-        captions: at least one; which is used is drawn for every step.
-        size: (width, height) as it is.
-        part: number of the dataset's part.
-    """
-
-    key: str
-    name: str
-    path: str
-    sha256: str
-    captions: tuple[str, ...]
-    size: tuple[int, int]
-    placement: Placement
-    part: int
+SLICE = 400  # images that are scanned together; then progress is told
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,7 @@ class Index:
         report: JSON values: counts, buckets, and for each image that was not simply used the reason.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     digest: str
     report: dict[str, Any]
     backends: tuple[Backend, ...]
@@ -85,7 +66,7 @@ def build_index(config: DatasetConfig, host: Host, seed: int) -> Index:
     Raises:
         UserError: no image can be used; or, where on_broken is "stop", every image that can't.
     """
-    samples: list[Sample] = []
+    writer = TableWriter()
     skipped: list[dict[str, str]] = []
     problems: list[Problem] = []
     backends = []
@@ -105,13 +86,14 @@ def build_index(config: DatasetConfig, host: Host, seed: int) -> Index:
         for entry, scan in zip(entries, _scan(backend, entries, root, host), strict=True):
             sample, reason = _sample(part, settings, backend, entry, scan, seed)
             if sample:
-                samples.append(sample)
+                writer.append(sample)
                 continue
             skipped.append({"image": backend.path(entry.name), "reason": reason})
             if settings.on_broken == "stop" and not reason.startswith("its shorter edge"):
                 problems.append(
                     Problem(settings.folder, f"{entry.name}: {reason}; mend or remove it, or set on_broken to skip")
                 )
+    samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
         reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:SHOWN])
         problems.append(Problem("dataset", f"none of {num_found} images can be used: {reasons}"))
@@ -119,7 +101,7 @@ def build_index(config: DatasetConfig, host: Host, seed: int) -> Index:
         raise UserError(problems)
     report = _report(samples, skipped, num_found, config)
     _tell(report, skipped, host)
-    return Index(tuple(samples), _digest(samples, config), report, tuple(backends))
+    return Index(samples, _digest(samples, config), report, tuple(backends))
 
 
 def _sample(
@@ -146,38 +128,35 @@ def _sample(
 
 def _scan(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> Iterator[Scan]:
     """A Scan for each entry, in order; read in threads, which Pillow and hashlib let run side by side."""
-    memory = host.paths.cache / "index" / f"{sha256_text(str(root))[:16]}.json"
-    known = _known(memory)
-    fresh: dict[str, list[Any]] = {}
+    memory = ScanMemory(host.paths.cache / "index", str(root))
     total = len(entries)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, total, PROGRESS_EVERY):  # in slices: a million images are never in the queue at once
-            host.check_cancelled()
-            part = entries[start : start + PROGRESS_EVERY]
-            scans = pool.map(lambda entry: _scan_one(backend, entry, known), part)
-            for entry, scan in zip(part, scans, strict=True):
-                if not scan.fault:  # a fault may be gone though the file is as it was: rights, a network share
-                    fresh[entry.name] = [entry.stamp, scan.sha256, scan.width, scan.height]
-                yield scan
-            if total > PROGRESS_EVERY:
-                host.emit(PhaseProgress("start", min(start + PROGRESS_EVERY, total), total))
-    if fresh != known:
-        write_atomic(memory, json.dumps(fresh))
-
-
-def _known(memory: Path) -> dict[str, list[Any]]:
     try:
-        return json.loads(memory.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, total, SLICE):  # in slices: a million images are never in the queue at once
+                host.check_cancelled()
+                part = entries[start : start + SLICE]
+                known = memory.known([entry.name for entry in part])
+                scans = list(pool.map(partial(_scan_one, backend, known), part))
+                memory.learn({
+                    entry.name: (entry.stamp, scan.sha256, scan.width, scan.height)
+                    for entry, scan in zip(part, scans, strict=True)
+                    # A fault may be gone though the file is as it was: rights, a network share.
+                    if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
+                })  # fmt: skip
+                yield from scans
+                if total > SLICE:
+                    host.emit(PhaseProgress("start", min(start + SLICE, total), total))
+    finally:
+        memory.close()
 
 
-def _scan_one(backend: Backend, entry: Entry, known: dict[str, list[Any]]) -> Scan:
+def _scan_one(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Scan:
     if entry.name in known and known[entry.name][0] == entry.stamp:
         return Scan(*known[entry.name][1:])
     try:
         raw = backend.read(entry.name)
-        width, height = decode(raw).size  # the whole picture: a file that is cut short is found now, not at step 399
+        # A file that is cut short is found now, not at step 399.
+        width, height = upright_size(raw) or decode(raw).size
     except OSError as error:
         return Scan(fault=f"it can't be read ({error.strerror or error})")
     except BrokenImage as error:
@@ -186,27 +165,37 @@ def _scan_one(backend: Backend, entry: Entry, known: dict[str, list[Any]]) -> Sc
 
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
-    lines = (f"{s.key} {s.sha256} {s.placement} {config.parts[s.part].repeats} {s.captions}" for s in samples)
-    return sha256_text(*lines)
+    return sha256_texts(
+        f"{s.key} {s.sha256} {s.placement} {config.parts[s.part].repeats} {s.captions}" for s in rows_in_order(samples)
+    )
 
 
 def _report(
     samples: Sequence[Sample], skipped: list[dict[str, str]], num_found: int, config: DatasetConfig
 ) -> dict[str, Any]:
-    twins = Counter(sample.sha256 for sample in samples)
-    enlarged = [s.path for s in samples if s.placement.resize[0] > s.size[0] or s.placement.resize[1] > s.size[1]]
-    buckets = Counter(f"{s.placement.bucket[0]}x{s.placement.bucket[1]}" for s in samples)
+    rows = columns(samples)
+    resized = (rows["resize"] != rows["size"]).any(axis=1)
+    enlarged = (rows["resize"] > rows["size"]).any(axis=1)
+    sizes, counts = np.unique(rows["bucket"], axis=0, return_counts=True)
+    buckets = {f"{width}x{height}": int(count) for (width, height), count in zip(sizes.tolist(), counts, strict=True)}
     return {
         "found": num_found,
         "used": len(samples),
         "skipped": skipped,
-        "resized": sum(s.placement.resize != s.size for s in samples),
-        "enlarged": enlarged,
-        "cropped": sum(s.placement.is_cropped for s in samples),
-        "duplicates": [s.path for s in samples if twins[s.sha256] > 1],
+        "resized": int(resized.sum()),
+        "enlarged": [samples[int(i)].path for i in np.flatnonzero(enlarged)],
+        "cropped": int((rows["bucket"] != rows["resize"]).any(axis=1).sum()),
+        "duplicates": [samples[int(i)].path for i in np.flatnonzero(_has_twin(rows["sha256"]))],
         "buckets": dict(sorted(buckets.items())),
         "triggers": sorted({part.trigger for part in config.parts if part.trigger}),
     }
+
+
+def _has_twin(digests: np.ndarray) -> np.ndarray:
+    """Which of the digests, (rows, 32) bytes, are there more than once."""
+    whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
+    _, number, counts = np.unique(whole, return_inverse=True, return_counts=True)
+    return counts[number.reshape(-1)] > 1
 
 
 def _tell(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..seeds import generator
@@ -16,36 +17,46 @@ class BatchPlan:
     The last batch of a bucket may be smaller than the rest: nothing is dropped and nothing is seen twice to fill it up.
 
     Args:
-        buckets: of each sample.
+        buckets: (width, height) of each sample; an array (samples, 2) for many.
         repeats: of each sample, >= 1.
     """
 
-    def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int):
-        assert len(buckets) == len(repeats) and buckets, "nothing to train on"
+    def __init__(
+        self,
+        buckets: Sequence[tuple[int, int]] | np.ndarray,
+        repeats: Sequence[int] | np.ndarray,
+        batch_size: int,
+        seed: int,
+    ):
+        assert len(buckets) == len(repeats) and len(buckets), "nothing to train on"
         self.batch_size, self.seed, self.num_images = batch_size, seed, len(buckets)
-        self._members: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, bucket in enumerate(buckets):
-            self._members[bucket].extend([i] * repeats[i])
-        self.num_samples = sum(map(len, self._members.values()))
-        self.batches_per_epoch = sum(-(-len(members) // batch_size) for members in self._members.values())
-        self._epoch, self._batches = -1, []
+        sizes = np.asarray(buckets, dtype=np.int64).reshape(-1, 2)
+        kinds, number = np.unique(sizes, axis=0, return_inverse=True)  # sorted, as Python sorts pairs
+        number, counts = number.reshape(-1), np.asarray(repeats, dtype=np.int64)
+        self._members = [_repeated(np.flatnonzero(number == kind), counts) for kind in range(len(kinds))]
+        self.num_samples = int(counts.sum())
+        self._ends = np.cumsum([-(-len(members) // batch_size) for members in self._members])  # batches, by bucket
+        self.batches_per_epoch = int(self._ends[-1])
+        self._epoch: tuple[int, Any] = (-1, None)
 
     def batch(self, micro_step: int) -> tuple[int, ...]:
         """Numbers of the samples of a micro-batch, counted from the run's beginning."""
         epoch, place = divmod(micro_step, self.batches_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._shuffled(epoch)
-        return self._batches[place]
+        number, drawn = self._epoch
+        if number != epoch:
+            drawn = self._shuffled(epoch)
+            self._epoch = epoch, drawn  # one assignment: another thread sees the whole of it
+        orders, batches = drawn
+        batch = int(batches[place])
+        kind = int(np.searchsorted(self._ends, batch, side="right"))
+        first = (batch - (int(self._ends[kind - 1]) if kind else 0)) * self.batch_size
+        return tuple(self._members[kind][orders[kind][first : first + self.batch_size]].tolist())
 
-    def _shuffled(self, epoch: int) -> list[tuple[int, ...]]:
-        """The epoch's batches: each bucket's samples shuffled and cut, then the batches shuffled."""
+    def _shuffled(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Each bucket's samples shuffled (and cut into batches in that order), then the epoch's batches shuffled."""
         draw = generator(self.seed, "order", epoch)
-        batches = []
-        for bucket in sorted(self._members):
-            members = self._members[bucket]
-            order = [members[i] for i in torch.randperm(len(members), generator=draw).tolist()]
-            batches.extend(tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size))
-        return [batches[i] for i in torch.randperm(len(batches), generator=draw).tolist()]
+        orders = [torch.randperm(len(members), generator=draw).numpy() for members in self._members]
+        return orders, torch.randperm(self.batches_per_epoch, generator=draw).numpy()
 
     def explain(self, num_steps: int, accumulation: int) -> str:
         """The arithmetic, in words."""
@@ -56,3 +67,7 @@ class BatchPlan:
             f"{self.num_images} images{repeated}; batch {self.batch_size}{gathered} -> {self.batches_per_epoch} batches an epoch; "
             f"{num_steps} steps = {epochs:.1f} epochs"
         )
+
+
+def _repeated(members: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    return np.repeat(members, repeats[members])

@@ -27,7 +27,9 @@ class VaeCodec:
     """
 
     def __init__(self, vae: Autoencoder, config: Mapping[str, Any], device: torch.device):
-        self.vae, self.device = vae.to(device), device
+        # Channels last: a quarter faster on a CPU, and what a GPU's convolutions want.
+        self.vae: Autoencoder = vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.device = device
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels = int(config["latent_channels"])
         self.tile_edge, self.slicing = 0, False

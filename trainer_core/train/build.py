@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, build_index
-from ..data.latents import LatentCache, cache_latents
+from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
+from ..data.table import columns
 from ..devices import empty_cache, pick_device
 from ..families.contract import Family
 from ..files import sha256_text
@@ -119,8 +121,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         )
     samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(
-        [sample.placement.bucket for sample in samples],
-        [plan.request.dataset.parts[sample.part].repeats for sample in samples],
+        columns(samples)["bucket"],
+        np.array([part.repeats for part in plan.request.dataset.parts])[columns(samples)["part"]],
         config.batch_size,
         config.seed,
     )
@@ -156,6 +158,7 @@ def _cache_latents(plan: Plan, host: Host) -> LatentCache:
     return cache_latents(
         plan.index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.request, plan.device), _store(host, "latents"), host,
+        largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from ..data.table import columns
 from ..version import VERSION
 from .build import Plan
 from .loop import Run
@@ -46,7 +47,7 @@ def trigger_of(plan: Plan) -> str:
 def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, str]:
     """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
     config, family = run.config, run.family
-    widths = [edge for sample in run.samples for edge in sample.placement.bucket]
+    largest = int(columns(run.samples)["bucket"].max())
     return {
         "ss_network_dim": str(config.rank),
         "ss_network_alpha": str(config.rank),  # alpha / rank is in B already: tools that scale again must find 1
@@ -57,7 +58,7 @@ def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, 
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": family.architecture,
         "modelspec.title": config.name,
-        "modelspec.resolution": f"{max(widths)}x{max(widths)}",
+        "modelspec.resolution": f"{largest}x{largest}",
         "modelspec.trigger_phrase": record["trigger"],
         "prompt": json.dumps(record["workflow"], sort_keys=True),
         "chroma_trainer": json.dumps(

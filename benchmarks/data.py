@@ -1,0 +1,206 @@
+"""Datasets: scanning a folder, an index of a million rows, and the caches of latents and text. `python benchmarks/data.py`
+
+scan: 10,000 small pictures with captions, until they are in buckets; cold (nothing known) and warm. Goals: 20 s and 2 s.
+rows: an index of 1,000,000 rows and its batches, without a folder behind it: memory of the process before and after.
+caches: against a plain loop with the same encoders, one picture and one caption after the other, text padded to 512
+tokens as diffusers' pipeline does; CPU seconds, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from models import RESULTS, cache_folder, host, model_folder, picture_folder, request, surroundings
+
+GOALS = {"scan_cold_seconds": 20.0, "scan_warm_seconds": 2.0}
+
+
+def timed(action: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of the clock and of the processor."""
+    began, cpu = time.perf_counter(), time.process_time()
+    action()
+    return {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+
+
+def measure_scan(count: int) -> dict[str, Any]:
+    """Cold, then the median of three warm scans."""
+    from chroma_trainer.trainer_core.data.index import build_index
+
+    pictures = picture_folder(count, 96)
+    dataset = request(Path("none"), pictures, 96).dataset
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = host(Path(folder), Path(folder))
+        runs = [timed(lambda: build_index(dataset, chosen, 0)) for _ in range(4)]
+    warm = {name: median(run[name] for run in runs[1:]) for name in runs[0]}
+    return {"images": count, "cold": runs[0], "warm": warm}
+
+
+def rows_child(count: int) -> None:
+    """Build an index of `count` rows, plan batches and read some rows; print what it took."""
+    import numpy as np
+    import torch
+    from chroma_trainer.trainer_core.data.buckets import Placement
+    from chroma_trainer.trainer_core.data.sampler import BatchPlan
+    from chroma_trainer.trainer_core.data.table import Sample, TableWriter, columns
+
+    torch.randperm(10)
+    before = _private_bytes()
+    found: dict[str, Any] = {"rows": count}
+    writer = TableWriter()
+
+    def write() -> None:
+        for i in range(count):
+            name = f"folder-{i // 1000}/picture-{i:07}.jpg"
+            size = (1024 + i % 5 * 64, 1024 - i % 5 * 64)
+            place = Placement(size, size, (0, 0))
+            writer.append(
+                Sample(
+                    f"0/{name}",
+                    name,
+                    name,
+                    f"{i:064x}",
+                    (f"a caption of picture {i}, long enough to count",),
+                    size,
+                    place,
+                    0,
+                )
+            )
+
+    found["write"] = timed(write)
+    table = writer.finish(lambda part, name: name)
+    plans: list[BatchPlan] = []
+    rows = columns(table)
+    found["plan"] = timed(lambda: plans.append(BatchPlan(rows["bucket"], np.ones(count, dtype=np.int64), 4, 0)))
+    plans[0].batch(0)
+    reads = 1000
+    reading = timed(lambda: [table[i] for k in range(reads) for i in plans[0].batch(k)])
+    found["microseconds_a_sample"] = round(reading["cpu_seconds"] / (4 * reads) * 1e6, 1)
+    found["private_mib"] = round((_private_bytes() - before) / 2**20)
+    print(json.dumps(found))
+
+
+def _private_bytes() -> int:
+    """Memory that is this process' own: mapped files, which the system may drop, are not counted. Linux."""
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+    return 1024 * sum(
+        int(line.split()[1]) for line in text.splitlines() if line.startswith(("Private_Dirty", "Anonymous"))
+    )
+
+
+def measure_caches(rounds: int) -> dict[str, Any]:
+    """CPU seconds of our caches and of the plain loop; both single-threaded, in turns, in processes of their own."""
+    kinds = ("latents", "text")
+    runs: dict[str, list[float]] = {f"{kind} {who}": [] for kind in kinds for who in ("ours", "plain")}
+    for _ in range(rounds):
+        for name in runs:
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", name], capture_output=True, text=True, check=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            runs[name].append(float(done.stdout.splitlines()[-1]))
+    medians = {name: round(median(values), 3) for name, values in runs.items()}
+    return {
+        kind: {
+            "images_or_captions": 40,
+            "cpu_seconds": {who: medians[f"{kind} {who}"] for who in ("ours", "plain")},
+            "ratio": round(medians[f"{kind} plain"] / medians[f"{kind} ours"], 2),
+        }
+        for kind in kinds
+    }
+
+
+def cache_child(kind: str, who: str) -> None:
+    """Print the CPU seconds of caching 40 pictures of 256 px, or their captions, without loading the model."""
+    import torch
+    from chroma_trainer.trainer_core.data.index import build_index
+    from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+
+    torch.set_num_threads(1)
+    wanted = request(model_folder("tiny"), picture_folder(40, 256), 256)
+    family, cpu = ChromaFamily(), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = host(Path(folder), Path(folder))
+        index = build_index(wanted.dataset, chosen, 0)
+        encoder = (family.load_codec if kind == "latents" else family.load_text_encoder)(wanted.model, cpu)
+        actions = {"latents": (_our_latents, _plain_latents), "text": (_our_text, _plain_text)}[kind]
+        action = actions[who == "plain"]
+        print(timed(lambda: action(index, encoder, chosen))["cpu_seconds"])
+
+
+def _our_latents(index: Any, codec: Any, chosen: Any) -> None:
+    from chroma_trainer.trainer_core.data.latents import cache_latents
+    from chroma_trainer.trainer_core.shards import Store
+
+    cache_latents(index, "benchmark", lambda: codec, Store(chosen.paths.cache / "latents"), chosen, largest_batch=1)
+
+
+def _plain_latents(index: Any, codec: Any, chosen: Any) -> None:
+    import torch
+    from chroma_trainer.trainer_core.data.latents import placed, to_tensor
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    codec.vae.to(memory_format=torch.contiguous_format)
+    for i, sample in enumerate(index.samples):
+        image = Image.open(sample.path).convert("RGB")
+        latent = codec.encode(to_tensor(placed(image, sample))[None].contiguous())
+        save_file({"latent": latent}, chosen.paths.cache / f"{i}.safetensors")
+
+
+def _our_text(index: Any, encoder: Any, chosen: Any) -> None:
+    from chroma_trainer.trainer_core.shards import Store
+    from chroma_trainer.trainer_core.text.cache import cache_prompts
+
+    prompts = sorted({caption for sample in index.samples for caption in sample.captions})
+    cache_prompts(prompts, "benchmark", lambda: encoder, Store(chosen.paths.cache / "text"), chosen)
+
+
+def _plain_text(index: Any, encoder: Any, chosen: Any) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for i, sample in enumerate(index.samples):
+        ids, num_real = encoder.token_ids(sample.captions[0])
+        padded = torch.tensor([ids[:num_real] + [0] * (512 - num_real)])
+        with torch.no_grad():
+            embedding = encoder.model(padded, (torch.arange(512) < num_real)[None])
+        save_file({"embedding": embedding}, chosen.paths.cache / f"{i}.safetensors")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--dry", action="store_true", help="write no result")
+    arguments = parser.parse_args()
+    if arguments.child:
+        kind, _, who = arguments.child.partition(" ")
+        rows_child(int(who)) if kind == "rows" else cache_child(kind, who)
+        return 0
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"scan": measure_scan(arguments.images)}
+    if Path("/proc/self/smaps_rollup").is_file():
+        child = [sys.executable, __file__, "--child", f"rows {arguments.rows}"]
+        result["rows"] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+    result["caches"] = measure_caches(rounds=3)
+    print(json.dumps(result, indent=2))
+    if not arguments.dry:
+        text = json.dumps({"goals": GOALS, **surroundings(), **result}, indent=2)
+        (RESULTS / "data.json").write_text(text + "\n", encoding="utf-8")
+    scan = result["scan"]
+    return int(scan["cold"]["seconds"] > 20 or scan["warm"]["seconds"] > 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

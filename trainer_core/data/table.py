@@ -1,0 +1,159 @@
+"""Samples by the million: rows in files that the system maps, and a Sample only while one is looked at.
+
+A row takes 80 bytes and its texts; no Python object stays for it. The files have no name and go with the table.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, overload
+
+import numpy as np
+
+from .buckets import Placement
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image that is trained on.
+
+    Args:
+        key: part number and name; the same on every machine, so that seeds are as well.
+        path: where it lies, for messages.
+        sha256: of its bytes.
+        captions: at least one; which is used is drawn for every step.
+        size: (width, height) as it is.
+        part: number of the dataset's part.
+    """
+
+    key: str
+    name: str
+    path: str
+    sha256: str
+    captions: tuple[str, ...]
+    size: tuple[int, int]
+    placement: Placement
+    part: int
+
+
+ROW = np.dtype([
+    ("sha256", "u1", 32), ("size", "<i4", 2), ("bucket", "<i4", 2), ("resize", "<i4", 2), ("crop", "<i4", 2),
+    ("part", "<i4"), ("text_end", "<i8"),
+])  # fmt: skip
+
+
+class SampleTable(Sequence[Sample]):
+    """Reads like a tuple of Samples.
+
+    Args:
+        rows: of dtype ROW; text_end is where a row's texts end, the row's before where they begin.
+        texts: JSON lists [name, caption, ...] in UTF-8, one after the other.
+        path_of: (part, name) -> where the image lies.
+    """
+
+    def __init__(self, rows: np.ndarray, texts: mmap.mmap | bytes, path_of: Callable[[int, str], str]):
+        self.rows, self._texts, self._path_of = rows, texts, path_of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Chosen(self, np.arange(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        row: Any = self.rows[place]
+        begin = int(self.rows[place - 1]["text_end"]) if place else 0
+        name, *captions = json.loads(self._texts[begin : int(row["text_end"])])
+        part = int(row["part"])
+        placement = Placement(bucket(*row["bucket"].tolist()), _pair(row["resize"]), _pair(row["crop"]))
+        return Sample(
+            f"{part}/{name}", name, self._path_of(part, name), row["sha256"].tobytes().hex(), tuple(captions),
+            _pair(row["size"]), placement, part,
+        )  # fmt: skip
+
+
+class Chosen(Sequence[Sample]):
+    """Some of the samples of another sequence, by their numbers."""
+
+    def __init__(self, samples: Sequence[Sample], numbers: np.ndarray):
+        self.samples, self.numbers = samples, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Chosen(self.samples, self.numbers[index])
+        return self.samples[int(self.numbers[index])]
+
+
+def columns(samples: Sequence[Sample]) -> np.ndarray:
+    """The rows of dtype ROW behind samples, without making a Sample for each; text_end is meaningless in a choice."""
+    if isinstance(samples, SampleTable):
+        return samples.rows
+    if isinstance(samples, Chosen):
+        return columns(samples.samples)[samples.numbers]
+    return np.array([_row(sample, 0) for sample in samples], dtype=ROW)
+
+
+class TableWriter:
+    """Takes samples one by one; `finish` gives the table."""
+
+    def __init__(self) -> None:
+        self._rows, self._texts = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._num_rows = self._text_end = 0
+
+    def append(self, sample: Sample) -> None:
+        text = json.dumps([sample.name, *sample.captions], ensure_ascii=False).encode("utf-8", "surrogatepass")
+        self._text_end += len(text)
+        self._num_rows += 1
+        self._texts.write(text)
+        self._rows.write(np.array(_row(sample, self._text_end), dtype=ROW).tobytes())
+
+    def finish(self, path_of: Callable[[int, str], str]) -> SampleTable:
+        if not self._num_rows:
+            return SampleTable(np.zeros(0, ROW), b"", path_of)
+        self._rows.flush()
+        self._texts.flush()
+        rows = np.frombuffer(mmap.mmap(self._rows.fileno(), 0, access=mmap.ACCESS_READ), dtype=ROW)
+        texts = mmap.mmap(self._texts.fileno(), 0, access=mmap.ACCESS_READ)
+        table = SampleTable(rows, texts, path_of)
+        table.files = (self._rows, self._texts)  # pyright: ignore[reportAttributeAccessIssue]  # open as long as it lives
+        return table
+
+
+def _row(sample: Sample, text_end: int) -> tuple[Any, ...]:
+    place = sample.placement
+    digest = tuple(bytes.fromhex(sample.sha256))
+    return digest, sample.size, place.bucket, place.resize, place.crop, sample.part, text_end
+
+
+@lru_cache(maxsize=4096)
+def bucket(width: int, height: int) -> tuple[int, int]:
+    """One object for each of the few sizes that there are."""
+    return width, height
+
+
+def _pair(values: np.ndarray) -> tuple[int, int]:
+    first, second = values.tolist()
+    return first, second
+
+
+def rows_in_order(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Each sample once, made when its turn comes."""
+    return (samples[i] for i in range(len(samples)))
