@@ -38,7 +38,7 @@ class AdamWBf16(ExactOptimizer):
 
     Rounded to the nearest bf16, a step of less than 1/512 of a weight would be lost, and v with b2 = 0.999 could never
     shrink; so w, m and v are rounded at random (`rounded`). With kahan the weight is w + c instead, where c is a second
-    bf16 for what the nearest bf16 leaves over: 16 bits of the 24 that fp32 has.
+    bf16 for what the nearest bf16 leaves over, rounded at random too: 16 bits of the 24 that fp32 has.
 
     Randomness comes from (seed, step, place of the parameter), on the parameter's device: 60 M draws a step on the CPU
     would take longer than the step.
@@ -71,13 +71,13 @@ class AdamWBf16(ExactOptimizer):
         _spread_(of(states, "v"), rounded(v, noise[1]))
         if group["kahan"]:
             nearest = w.bfloat16()
-            _spread_(of(states, "c"), (w - nearest.float()).bfloat16())
+            _spread_(of(states, "c"), rounded(w - nearest.float(), noise[2]))
             _spread_(params, nearest)
         else:
             _spread_(params, rounded(w, noise[2]))
 
     def _noise(self, params: Lot, step: int) -> Tensor:
-        """(3, numbers in all): for m, v and w."""
+        """(3, numbers in all): for m, v and w or c."""
         draws = [
             torch.empty((3, param.numel()), dtype=torch.int32, device=param.device).random_(
                 0,
