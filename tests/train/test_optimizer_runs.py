@@ -43,10 +43,11 @@ def test_the_average_is_exported_and_the_other_point_is_trained_on(workshop):
     run(request_with(workshop, "schedulefree-adamw"), host)
     folder = host.run_folder / "checkpoints" / "step-000006"
     trained, states = load_file(folder / "adapter.safetensors"), load_file(folder / "optimizer.safetensors")
-    exported = load_file(host.lora)
+    exported, in_checkpoint = load_file(host.lora), load_file(folder / "lora.safetensors")
     for name, y in trained.items():
         x = (y - (1 - 0.9) * states[f"{name}|z"]) / 0.9
         assert torch.equal(exported[f"transformer.{name}.weight"], x), name  # alpha / rank is 1 here
+        assert torch.equal(in_checkpoint[f"transformer.{name}.weight"], x), name
     assert any(not torch.equal(y, exported[f"transformer.{name}.weight"]) for name, y in trained.items())
 
 

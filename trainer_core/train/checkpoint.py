@@ -114,7 +114,8 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
 def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
-    export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
+    with evaluating(run.optimizer):
+        export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
     state = {
         "step": run.step,
         "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
