@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,7 +95,9 @@ class Server:
             AssertionError: it failed; with ComfyUI's own words.
         """
         history = self.wait(self.queue(prompt))
-        faults = [detail["exception_message"] for name, detail in history["status"]["messages"] if name == "execution_error"]
+        faults = [
+            detail["exception_message"] for name, detail in history["status"]["messages"] if name == "execution_error"
+        ]
         assert history["status"]["status_str"] == "success", f"{faults} {self.log[-1500:]}"
         return history
 
@@ -304,16 +307,16 @@ def widget_place(node_type: str, name: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
-    """headless(workflow): what `chroma-trainer run` of this JSON leaves; its output folder."""
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """headless(workflow, *more): what `chroma-trainer run` of this JSON leaves; its output folder. more: arguments."""
 
-    def run(workflow: Any) -> Path:
+    def run(workflow: Any, *more: str) -> Path:
         folder = tmp_path_factory.mktemp("headless")
         (folder / "workflow.json").write_text(json.dumps(workflow), "utf-8")
         few_pictures(folder)
         command = ["run", str(folder / "workflow.json"), "--output", str(folder), "--datasets", str(folder)]
         done = subprocess.run(
-            [sys.executable, "-m", "chroma_trainer.cli", *command],
+            [sys.executable, "-m", "chroma_trainer.cli", *command, *more],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -322,3 +325,36 @@ def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
         return folder
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chroma(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The tiny Chroma for both: our transformer, and files for the probe nodes."""
+    import torch
+    from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("probe")
+    family = ChromaFamily()
+    transformer = family.load_transformer(tiny_model)
+    config = json.loads((Path(tiny_model.repo) / "transformer" / "config.json").read_text("utf-8"))
+    save_file(original_weights(transformer, 64), folder / "weights.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    texts = {name: torch.randn(length, 32, generator=generator) for name, length in (("positive", 5), ("negative", 4))}
+    save_file(texts, folder / "texts.safetensors")
+    return SimpleNamespace(family=family, transformer=transformer, config=config, texts=texts, folder=folder)
+
+
+def original_weights(transformer: Any, width: int) -> dict[str, Any]:
+    """By ComfyUI's names, fused where ComfyUI fuses."""
+    import torch
+    from chroma_trainer.trainer_core.lora.keys import original_parameter
+
+    parts: dict[str, list[Any]] = {}
+    for name, parameter in transformer.state_dict().items():
+        key, place = original_parameter(name)
+        parts.setdefault(key, []).append((place.rows(width).start or 0, parameter))
+    return {
+        key: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()
+        for key, found in parts.items()
+    }

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.guidance.adaptive import AdaptiveGuidance, similarity
-from chroma_trainer.trainer_core.lora.keys import original_parameter
 from chroma_trainer.trainer_core.validation.sampler import sample
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.comfyui
 SIZE, STEPS, SEED, CFG = 64, 8, 7, 4.0
@@ -23,35 +19,6 @@ TOLERANCE = {
     "rtol": 1e-5,
     "atol": 1e-5,
 }  # two implementations of the transformer in fp32 over 8 steps; 2e-6 was measured
-
-
-@pytest.fixture(scope="module")
-def chroma(tiny_model, tmp_path_factory):
-    """The tiny Chroma for both: our transformer, and files for the probe nodes."""
-    folder = tmp_path_factory.mktemp("probe")
-    family = ChromaFamily()
-    transformer = family.load_transformer(tiny_model)
-    config = json.loads((Path(tiny_model.repo) / "transformer" / "config.json").read_text("utf-8"))
-    save_file(original_weights(transformer, 64), folder / "weights.safetensors")
-    generator = torch.Generator().manual_seed(3)
-    texts = {
-        name: torch.randn(length, 32, generator=generator) * 3 for name, length in (("positive", 5), ("negative", 4))
-    }
-    save_file(texts, folder / "texts.safetensors")
-    return SimpleNamespace(family=family, transformer=transformer, config=config, texts=texts, folder=folder)
-
-
-def original_weights(transformer, width):
-    """By ComfyUI's names, fused where ComfyUI fuses."""
-    parts = {}
-    for name, parameter in transformer.state_dict().items():
-        key, place = original_parameter(name)
-        rows = place.rows(width)
-        parts.setdefault(key, []).append((rows.start or 0, parameter))
-    return {
-        key: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()
-        for key, found in parts.items()
-    }
 
 
 def graph(chroma, sampler="euler", seed=SEED, steps=STEPS, **fields):
