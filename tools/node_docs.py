@@ -1,4 +1,4 @@
-"""Writes the pages of the nodes from their specs: docs/nodes/*.md and ComfyUI's help pages js/docs/*.md.
+"""Writes what is told of the nodes, from their specs: docs/nodes/*.md, ComfyUI's help pages js/docs/*.md, and locales/.
 
 python tools/node_docs.py           write them
 python tools/node_docs.py --check   exit 1 and name those that are stale
@@ -11,6 +11,9 @@ from pathlib import Path
 
 from chroma_trainer.nodes import ALL_NODES
 from chroma_trainer.trainer_core.spec import Field, NodeSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from locales import locale_files
 
 ROOT = Path(__file__).resolve().parents[1]
 TIPS = ROOT / "docs" / "nodes" / "tips"
@@ -25,7 +28,7 @@ def pages() -> dict[Path, str]:
         found[ROOT / "js" / "docs" / f"{spec.id}.md"] = text
     rows = "\n".join(f"| [{spec.id}]({spec.id}.md) | {spec.description} |" for spec in ALL_NODES.values())
     found[ROOT / "docs" / "nodes" / "README.md"] = f"# The nodes\n\n| node | what it does |\n|---|---|\n{rows}\n"
-    return found
+    return found | dict(locale_files())
 
 
 def page(spec: NodeSpec) -> str:

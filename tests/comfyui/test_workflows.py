@@ -20,7 +20,7 @@ TRAINING = sorted(path.stem for path in API.glob("*.json") if '"LoRATrainer"' in
 SHORT = {  # fields of the shortened run, for every node type that has them
     "LoadChroma": {"flavour": "nano", "dtype": "fp32"},
     "QuantizeModel": {"level": "none"},
-    "DatasetBackend": {"resolution": 64},
+    "DatasetBackend": {"resolution": 64, "folder": "few"},
     "MemorySettings": {"group_offload": "none", "text_encoder": "device"},
     "LoRATrainer": {
         "steps": 4, "epochs": 0, "warmup_steps": 1, "batch_size": 2, "accumulation": 1, "checkpoint_every": 2,
