@@ -1,0 +1,53 @@
+"""install.py: the pack's own needs but torch, under constraints of all that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def module():
+    spec = importlib.util.spec_from_file_location("pack_install", ROOT / "install.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_it_wants_what_pyproject_says_but_torch():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = re.findall(r'"([^"]+)"', re.search(r"\ndependencies = \[(.*?)\n\]", text, re.S)[1])
+    assert set(module().WANTED) == {name for name in listed if not re.match(r"torch\b", name)}
+
+
+def test_what_is_installed_is_kept():
+    kept = module().kept()
+    assert f"torch=={version('torch')}" in kept and f"numpy=={version('numpy')}" in kept
+    assert not any(line.startswith(("pip==", "setuptools==", "-e ")) or "://" in line for line in kept)
+    names = [line.split("==")[0] for line in kept]
+    assert len(names) == len(set(names))
+
+
+def test_pip_gets_constraints_and_arguments(monkeypatch):
+    install, calls = module(), []
+
+    def run(command, check):
+        constraints = Path(command[command.index("-c") + 1]).read_text("utf-8")
+        calls.append((command, constraints))
+
+        class Done:
+            returncode = 1
+
+        return Done
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["install.py", "--dry-run"])
+    assert install.main() == 1
+    ((command, constraints),) = calls
+    assert command[:4] == [sys.executable, "-m", "pip", "install"] and "--dry-run" in command
+    assert "torch==" in constraints and not any(part == "torch" for part in command)
