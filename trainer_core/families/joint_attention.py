@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # (query, key, value, mask) -> as query; (B, heads, tokens, width) each, mask None or boolean, broadcast to (B, heads, T, T).
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-COMPLEX_DEVICES = frozenset({"cpu", "cuda"})
+COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (train/counting.py)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
