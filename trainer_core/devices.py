@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import torch
 
@@ -26,6 +27,34 @@ def empty_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free there now; RAM for a CPU and for devices that share it, 0 where it can't be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # accelerate brings it
+
+    return int(psutil.virtual_memory().available)
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a product of square matrices, the best of three: what a step can't exceed."""
+    edge = 4096 if device.type == "cuda" else 384
+    a = torch.ones(edge, edge, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * edge**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_ram_bytes() -> int:

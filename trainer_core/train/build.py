@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, build_index
@@ -55,6 +56,12 @@ class Plan:
     device: torch.device
     world: dict[str, Any]  # what the run's name stands for, see world.py
     adoption: Adoption | None = None
+    memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
+
+    @property
+    def placed(self) -> TrainRequest:
+        """The request with the memory settings that are carried out. What is recorded is the request as it was made."""
+        return replace(self.request, memory=self.memory) if self.memory else self.request
 
 
 def plan_run(request: TrainRequest, host: Host) -> Plan:
@@ -98,7 +105,7 @@ def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str
 def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
     config, family, device = plan.request.training, plan.family, plan.device
-    memory = plan.request.memory
+    memory = plan.placed.memory
     host.free_memory()
     with phases("text"):
         text = _cache_text(plan, host)
@@ -150,14 +157,14 @@ def _cache_text(plan: Plan, host: Host) -> TextCache:
         prompts |= set(prompts_of(plan.request.validation))
     return cache_prompts(
         sorted(prompts), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.request, plan.device), _store(host, "text"), host,
+        lambda: load_text_encoder(plan.family, plan.placed, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 
 
 def _cache_latents(plan: Plan, host: Host) -> LatentCache:
     return cache_latents(
         plan.index, latent_identity(plan.family, plan.request),
-        lambda: load_codec(plan.family, plan.request, plan.device), _store(host, "latents"), host,
+        lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH,
     )  # fmt: skip
 

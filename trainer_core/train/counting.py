@@ -19,7 +19,6 @@ from torch.utils.flop_counter import flop_registry
 
 from ..families.offload import inner_tensors
 
-
 QUANTIZED_PRODUCTS = frozenset({"quanto::qbytes_mm"})  # (..., in) x (out, in): torch knows no count for them
 
 

@@ -36,8 +36,8 @@ class LiveValidation:
     @classmethod
     def build(cls, plan: Plan, run: Run, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
         settings = plan.request.validation
-        codec = load_codec(run.family, plan.request, run.device) if settings else None
-        if codec and plan.request.memory.model_offload:
+        codec = load_codec(run.family, plan.placed, run.device) if settings else None
+        if codec and plan.placed.memory.model_offload:
             codec = SoloCodec(codec, run.transformer, run.device)
         return cls(settings, codec, plan.folder / "validation", host, record, phases)
 

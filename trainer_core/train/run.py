@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from ..config.request import TrainedLora, TrainRequest
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
@@ -19,19 +20,20 @@ from ..files import write_json
 from ..flow.timesteps import density
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunOpened, RunReported
 from ..lora.export import export_lora
-from ..lora.inject import set_strength_
-from ..optim.contract import evaluating
+from ..lora.inject import adapter_state, load_adapter_state_, set_strength_
 from ..problems import UserError
 from ..validation.grid import save_png
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
-from .checkpoint import newest_intact, restore_, step_name, weights_of
+from .checkpoint import newest_intact, restore_, step_name
 from .evaluation import best_step, eval_loss
+from .forecasting import comparison, memory_report, memory_told, settled
 from .journal import Paused, RunHost, open_run, wait_for_resume
 from .keeping import checkpoint_hook, keep
 from .live import LiveValidation
 from .loop import Run, fit
 from .phases import Phases
+from .plan import MemoryPlan
 from .record import lora_metadata, run_record
 from .world import adopt, write_world
 
@@ -77,12 +79,12 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
     phases = Phases()
     host.emit(PhaseStarted("start"))
-    plan = plan_run(request, host)
-    with open_run(plan.folder, host) as run_host:
-        return _train(plan, run_host, prompt, phases)
+    plan, forecast = settled(plan_run(request, host), host)
+    with memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
+        return _train(plan, run_host, prompt, phases, forecast)
 
 
-def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases) -> TrainResult:
+def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
     if plan.adoption:
@@ -129,6 +131,8 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases)
         eval_after = eval_loss(run)
         live.draw_last(run)
     report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    report["memory"] = memory_report(forecast, plan.device)
+    host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / "report.json", report)
     host.emit(RunReported(report))
     result = TrainResult(lora, tuple(run.losses), report)
@@ -165,8 +169,7 @@ def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) ->
 
 def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
-    with evaluating(run.optimizer):
-        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
+    saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
@@ -183,8 +186,12 @@ def _save_best(
     found = {"step": step, "eval_loss": mean, "standard_error": error}
     host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
     path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
-    with weights_of(run, checkpoints / step_name(step)):
+    now = {name: tensor for name, tensor in adapter_state(run.layers).items()}
+    load_adapter_state_(run.layers, load_file(checkpoints / step_name(step) / "adapter.safetensors"))
+    try:
         saved = export_lora(run.layers, run.transformer, path, {**lora_metadata(plan, run, record), "ss_steps": str(step)})
+    finally:
+        load_adapter_state_(run.layers, now)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     return {**found, "lora": str(path), "sha256": saved.sha256}
 

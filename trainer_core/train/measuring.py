@@ -1,0 +1,37 @@
+"""What a step truly takes on a CPU: every allocation of torch's allocator, kernels' own among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from .counting import bytes_of
+from .loop import Run, train_step
+
+
+def resident_bytes(run: Run) -> int:
+    """Weights, adapter, the optimiser's states and tables of positions: tensors that outlive a step."""
+    states = [t for state in run.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    kept: Any = run.transformer.__dict__.get("_rope_by_shape", {})
+    tables = [table for pair in kept.values() for table in pair]
+    return bytes_of(*run.transformer.parameters(), *run.transformer.buffers(), *states, *tables)
+
+
+def measured_step_peak(run: Run, steps: int = 1) -> int:
+    """Peak bytes of tensors in steps after the first, by torch's profiler, what was there before included."""
+    train_step(run, 1e-4)
+    run.step += 1
+    before = resident_bytes(run)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        for _ in range(steps):
+            train_step(run, 1e-4)
+            run.step += 1
+    results: Any = trace.profiler.kineto_results
+    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        now += change
+        peak = max(peak, now)
+    return before + peak
