@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .nodes import CATALOGUE
+from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.files import write_json
@@ -24,7 +25,7 @@ from .trainer_core.problems import Cancelled, UserError
 from .trainer_core.train.control import find_run, read_status, request, runs_in
 from .trainer_core.workflow.check import check, skipped
 from .trainer_core.workflow.execute import execute
-from .trainer_core.workflow.graph import Graph
+from .trainer_core.workflow.graph import Graph, Link
 from .trainer_core.workflow.overrides import override
 from .trainer_core.workflow.read import read_workflow
 
@@ -126,6 +127,33 @@ def check_workflow(arguments: argparse.Namespace) -> int:
     left_out = skipped(graph, CATALOGUE)
     if left_out:
         print(f"left to ComfyUI, not run here: {', '.join(left_out)}")
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Say what a run would take of memory, disk and time, and what fits where it would not; loads no weights."""
+    graph = _graph(arguments)
+    plans: list[dict[str, Any]] = []
+
+    def planned(inputs: Any, host: Any) -> tuple[Any, ...]:
+        found, advice = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
+        plans.append({**found.as_json(), "advice": advice})
+        if not arguments.json:
+            print(plan_run.text_of(found, advice))
+        return (None,) * len(lora_trainer.SPEC.outputs)
+
+    wanted = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
+    if not wanted:
+        raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan")
+    before: set[str] = set()
+    while before != wanted:
+        before = set(wanted)
+        wanted |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
+    graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in wanted})
+    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=planned)}
+    execute(graph, catalogue, _host(arguments))
+    if arguments.json:
+        print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
     return 0
 
 
@@ -261,6 +289,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_workflow_arguments(sub)
         else:
             sub.add_argument("--output", metavar="DIR", help="where results are (default: output)")
+    sub = command("plan", plan)
+    sub.add_argument("workflow", help="as for run")
+    _add_workflow_arguments(sub)
+    sub.add_argument("--vram", type=float, default=0.0, metavar="GB", help="plan for an accelerator of so many GB")
+    sub.add_argument("--ram", type=float, default=0.0, metavar="GB", help="plan for so much RAM")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")

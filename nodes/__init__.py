@@ -11,6 +11,7 @@ from . import (
     lora_trainer,
     memory_settings,
     optimizer_settings,
+    plan_run,
     quantize_model,
     validate_sampler,
 )
@@ -26,6 +27,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         adapter_settings.SPEC,
         optimizer_settings.SPEC,
         memory_settings.SPEC,
+        plan_run.SPEC,
     )
 }
 

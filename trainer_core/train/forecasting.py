@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,17 @@ from ..data.index import Index
 from ..devices import free_bytes, peak_ram_bytes, peak_vram_bytes, product_flops
 from ..families.contract import Family
 from ..families.sources import find_part
-from ..families.weights import DTYPES, T5, Weights
+from ..families.weights import DTYPES, T5, VAE, Weights
+from ..files import sha256_text, write_json
 from ..host import Host, Notice
 from ..problems import UserError
-from .build import Plan
-from .costs import ModelCost, Shape, Skeleton
+from ..registry import load
+from ..version import VERSION
+from .build import Plan, plan_run
+from .costs import BlockCost, ModelCost, Shape, Skeleton
+from .counting import bytes_of
 from .phases import Phases
-from .plan import Machine, MemoryPlan, RunFacts, forecast, gb, with_memory
+from .plan import GB, Machine, MemoryPlan, RunFacts, forecast, gb, with_memory
 
 CHARACTERS_A_TOKEN = 3  # of T5, on captions; English has four or more, so that this is on the safe side
 MAX_TOKENS = 512
@@ -40,7 +46,10 @@ class Forecaster:
     family: Family
     index: Index
     machine: Machine
+    folder: Path  # of earlier counts
     encoder: tuple[int, int, int, int]
+    codec: tuple[int, float]
+    learned: float  # bytes of what learns and of its optimiser's states, for each byte of fp32 weights
     resolution: float  # that the index's pictures were placed at
     _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
@@ -57,16 +66,45 @@ class Forecaster:
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
         key = request.model.quantization.level, request.training.rank, request.training.targets
-        if key not in self._skeletons:
-            self._skeletons[key] = Skeleton(self.family, request)
         if (key, shape) not in self._costs:
-            self._costs[key, shape] = self._skeletons[key].cost(shape)
+            self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
 
+    def _kept(self, request: TrainRequest, shape: Shape, key: Any) -> ModelCost:
+        """From an earlier run's count, or counted now: nothing of it changes but with the versions in its name."""
+        identity = self.family.identity(request.model, "transformer")
+        name = sha256_text(VERSION, torch.__version__, identity, request.model.dtype, repr(key), repr(shape))[:24]
+        path = self.folder / f"{name}.json"
+        try:
+            value = json.loads(path.read_text("utf-8"))
+            kinds = [BlockCost(**kind) for kind in value["kinds"]]
+            return ModelCost(**value["model"], blocks=tuple(kinds[i] for i in value["blocks"]))
+        except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
+            pass
+        if key not in self._skeletons:
+            self._skeletons[key] = Skeleton(self.family, request)
+        cost = self._skeletons[key].cost(shape)
+        kinds = list(dict.fromkeys(cost.blocks))
+        model = {name: value for name, value in vars(cost).items() if name != "blocks"}
+        write_json(
+            path,
+            {"model": model, "kinds": [vars(kind) for kind in kinds], "blocks": [kinds.index(b) for b in cost.blocks]},
+        )
+        return cost
 
-def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine) -> Forecaster:
-    """Reads headers of the text encoder's files; loads no weights."""
-    return Forecaster(family, index, machine, encoder_numbers(request), request.dataset.parts[0].resolution)
+
+def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
+    """Reads headers of the text encoder's files; loads no weights. cache: the host's; counts are kept there."""
+    return Forecaster(
+        family,
+        index,
+        machine,
+        cache / "plan",
+        encoder_numbers(request),
+        codec_numbers(request),
+        learned_ratio(request),
+        request.dataset.parts[0].resolution,
+    )
 
 
 def encoder_numbers(request: TrainRequest) -> tuple[int, int, int, int]:
@@ -81,6 +119,27 @@ def encoder_numbers(request: TrainRequest) -> tuple[int, int, int, int]:
     wide = weights.shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0]
     work = 4 * (MAX_TOKENS * (6 * width + 3 * wide) + 3 * heads * MAX_TOKENS * MAX_TOKENS)
     return total, block, width, work
+
+
+def codec_numbers(request: TrainRequest) -> tuple[int, float]:
+    """The VAE's parameters, and its width at full size as a share of the released one's."""
+    weights = Weights(find_part(request.model, "vae").files, VAE)
+    return sum(math.prod(weights.shape(key)) for key in weights.keys), weights.shape("decoder.conv_out.weight")[1] / 128
+
+
+def learned_ratio(request: TrainRequest) -> float:
+    """Found by one step of the optimiser on two small matrices. Where it can't run on a CPU: 8-bit states."""
+    part = load("optimizer", request.optimizer.optimizer)
+    if part.missing("cpu"):
+        return 1.5
+    pair = [torch.nn.Parameter(torch.ones(16, 256)), torch.nn.Parameter(torch.ones(256, 16))]
+    whole = bytes_of(*pair)
+    optimizer = part.build(pair, request.optimizer, 1e-4, 0.0, 0)
+    for parameter in pair:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor) and t.ndim]
+    return bytes_of(*pair, *states) / whole
 
 
 def facts_of(request: TrainRequest, made: Forecaster) -> RunFacts:
@@ -101,6 +160,7 @@ def facts_of(request: TrainRequest, made: Forecaster) -> RunFacts:
         num_images=len(samples), latent_pixels=int(sum(math.prod(s.placement.bucket) for s in samples) * ratio * ratio),
         prompts=len(captions) + 1, text_width=text_width, encoder_numbers=total, encoder_block_numbers=block,
         encoder_work=work, element_bytes=DTYPES[request.model.dtype].itemsize, validation_pixels=drawn, num_steps=steps,
+        learned=made.learned, codec_numbers=made.codec[0], codec_width=made.codec[1],
     )  # fmt: skip
 
 
@@ -110,6 +170,13 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
     free, ram = free_bytes(device), free_bytes(torch.device("cpu"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return Machine(name, 0 if device.type == "cpu" else free, ram, flops)
+
+
+def named_machine(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
+    """This machine with other amounts of memory; 0 leaves what is free here. Of another device the speed is not known."""
+    if vram_gb:
+        here = Machine(f"{vram_gb:g} GB", int(vram_gb * GB), here.ram_bytes)
+    return replace(here, ram_bytes=int(ram_gb * GB)) if ram_gb else here
 
 
 def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
@@ -195,6 +262,30 @@ def remedy(made: Forecaster, request: TrainRequest, plan: MemoryPlan) -> tuple[s
     return None
 
 
+def plan_request(
+    request: TrainRequest, host: Host, machine: Machine | None = None
+) -> tuple[MemoryPlan, str, TrainRequest]:
+    """The forecast of a request, what would make it fit ('' where it does), and the request as it would be run.
+
+    Args:
+        machine: another than this one.
+    Raises:
+        UserError: every problem of the request.
+    """
+    checked = plan_run(request, host)
+    made = forecaster(
+        request,
+        checked.family,
+        checked.index,
+        machine or this_machine(checked.device, request.model.dtype),
+        host.paths.cache,
+    )
+    if request.memory.mode == "auto":
+        request = replace(request, memory=chosen(made, request))
+    plan = made.plan(request)
+    return plan, advice(remedy(made, request, plan)) if plan.unfit() else "", request
+
+
 def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     if found is None:
         return "no change of memory, quantisation, batch or resolution makes it fit"
@@ -242,7 +333,9 @@ def chosen(made: Forecaster, request: TrainRequest) -> MemoryConfig:
 
 def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
     """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told."""
-    made = forecaster(plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype))
+    made = forecaster(
+        plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
+    )
     if plan.request.memory.mode == "auto":
         plan = replace(plan, memory=chosen(made, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,19 +20,21 @@ def resident_bytes(run: Run) -> int:
     return bytes_of(*run.transformer.parameters(), *run.transformer.buffers(), *states, *tables)
 
 
-def measured_step_peak(run: Run, steps: int = 1) -> int:
-    """Peak bytes of tensors in steps after the first, by torch's profiler, what was there before included."""
-    train_step(run, 1e-4)
-    run.step += 1
-    before = resident_bytes(run)
+def measured_peak(step: Callable[[], Any]) -> int:
+    """Most bytes allocated during a call, above what was there before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        for _ in range(steps):
-            train_step(run, 1e-4)
-            run.step += 1
-    results: Any = trace.profiler.kineto_results
-    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+        step()
+    results: Any = trace.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
     now = peak = 0
     for _, change in sorted(changes, key=lambda pair: pair[0]):
         now += change
         peak = max(peak, now)
-    return before + peak
+    return peak
+
+
+def measured_step_peak(run: Run) -> int:
+    """Peak bytes of tensors in the run's second step, what was there before included."""
+    train_step(run, 1e-4)
+    run.step += 1
+    return resident_bytes(run) + measured_peak(lambda: train_step(run, 1e-4))

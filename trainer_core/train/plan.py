@@ -21,10 +21,10 @@ DEVICE_OVERHEAD, DEVICE_GAPS = 700_000_000, 0.04
 # The interpreter with torch and this package, resident: 310 to 420 MB seen on Linux, without CUDA.
 PROCESS_BYTES = 400_000_000
 # The released VAE (128 channels at full size), a pixel: counted on the meta device at 256, 512 and 1024 px, in fp32.
-VAE_WEIGHTS, VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 335_278_732, 2572, 3073
+VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512
 LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 channels of fp32 for 8 x 8 pixels
-STATES = 2  # AdamW keeps two numbers for each that learns
+ADAMW = 3.0  # it keeps two numbers beside each that learns
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class PhasePlan:
 class RunFacts:
     """What is known of the data and the files. largest: the bucket of most pixels.
 
-    encoder_numbers: parameters of the text encoder. encoder_work: bytes it takes for the longest prompt.
+    learned: bytes of what learns and of the optimiser's states, for each byte of fp32 weights.
+        encoder_numbers: parameters of the text encoder. encoder_work: bytes it takes for the longest prompt.
     latent_pixels: pixels of all pictures. prompts: number of distinct prompts; text_width: features of a token.
     """
 
@@ -66,6 +67,9 @@ class RunFacts:
     element_bytes: int
     validation_pixels: int
     num_steps: int
+    codec_numbers: int
+    codec_width: float
+    learned: float = ADAMW
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,10 @@ def recomputed(request: TrainRequest, num_blocks: int) -> range:
     return range(0, num_blocks, interval) if request.training.gradient_checkpointing else range(0)
 
 
-def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
+def training_peak(cost: ModelCost, request: TrainRequest, learned: float = ADAMW) -> tuple[int, int]:
     """Peak bytes of tensors on the device in a step, the optimiser's states there; and bytes of activations in RAM."""
     again, to_host = set(recomputed(request, len(cost.blocks))), request.memory.activation_offload
-    level = resident_weights(cost, request.memory) + cost.adapter * (1 + STATES) + cost.before
+    level = resident_weights(cost, request.memory) + int(cost.adapter * learned) + cost.before
     peak, host, inputs = level, 0, []
     carried = 0  # the last block's result, which is on the device whatever happens to it later
     for i, block in enumerate(cost.blocks):
@@ -206,8 +210,8 @@ def forecast(
     """
     on_cpu = not machine.device_bytes
     memory = request.memory
-    train, activations = training_peak(cost, request)
-    states = cost.adapter * STATES
+    train, activations = training_peak(cost, request, facts.learned)
+    states = int(cost.adapter * (facts.learned - 1))
     home = (
         0 if on_cpu or memory.group_offload == "none" or memory.offload_to_disk else sum(b.weights for b in cost.blocks)
     )
@@ -216,15 +220,16 @@ def forecast(
         facts.largest.width * facts.largest.height * (1 if memory.vae_slicing else _pictures_at_once(facts)),
         _tile(memory),
     )
-    latents = VAE_WEIGHTS + pixels * VAE_ENCODE_PIXEL
+    codec = facts.codec_numbers * 4
+    latents = codec + int(pixels * VAE_ENCODE_PIXEL * facts.codec_width)
     phases = [("text", *text), ("latents", latents, 0)]
     load = cost.weights + cost.adapter if on_cpu else resident_weights(cost, memory) + cost.adapter
     waiting = cost.weights if request.model.quantization.level != "none" or home else 0
     phases += [("load", load, 0 if on_cpu else waiting), ("train", train, home + activations)]
     if drawn is not None:
-        decode = VAE_WEIGHTS + min(facts.validation_pixels, _tile(memory)) * VAE_DECODE_PIXEL
+        decode = codec + int(min(facts.validation_pixels, _tile(memory)) * VAE_DECODE_PIXEL * facts.codec_width)
         alone = 0 if memory.model_offload else resident_weights(drawn, memory) + drawn.adapter
-        sampling = sampling_peak(drawn, memory) + (0 if memory.model_offload else VAE_WEIGHTS)
+        sampling = sampling_peak(drawn, memory) + (0 if memory.model_offload else codec)
         phases.append(
             ("validate", states + max(sampling, alone + decode), home + (cost.weights if memory.model_offload else 0))
         )
@@ -261,7 +266,7 @@ def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, 
     return {
         "text": facts.prompts * tokens * facts.text_width * facts.element_bytes,
         "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
-        "checkpoints": request.training.keep_checkpoints * cost.adapter * (1 + STATES),
+        "checkpoints": request.training.keep_checkpoints * int(cost.adapter * facts.learned),
         "lora": cost.adapter,
         "offload": sum(block.weights for block in cost.blocks) if request.memory.offload_to_disk else 0,
     }
