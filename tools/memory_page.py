@@ -1,0 +1,129 @@
+"""Writes docs/memory.md: what the plan says of full-size Chroma on usual cards. `python tools/memory_page.py [--check]`
+
+Nothing is measured here: the page says so. Weights are not needed, only the released model's shapes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
+from chroma_trainer.trainer_core.config.request import TrainRequest
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
+from chroma_trainer.trainer_core.families.sources import shipped_config
+from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, Skeleton, step_flops
+from chroma_trainer.trainer_core.train.plan import GB, needed, recomputed, training_peak, with_memory
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, TEMPLATE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md"
+CARDS = (8, 12, 16, 24, 48, 80)
+EDGES = (512, 1024)
+TEXT_TOKENS = 80
+LEVELS = ("none", "int8-quanto", "int4-quanto")
+GUIDES = {"none": 28, "int8-quanto": 16, "int4-quanto": 11}  # rank 16, 512 px, as users' guides give them
+INTERVALS = (64, 8, 4, 3, 2, 1)
+OFFLOADS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("activation_offload", {"activation_offload": True}),
+    ("group_offload block", {"activation_offload": True, "group_offload": "block"}),
+    ("group_offload leaf", {"activation_offload": True, "group_offload": "leaf"}),
+)
+
+
+class Released(ChromaFamily):
+    """The released model's shapes, without its files."""
+
+    def empty_transformer(self, model: ModelConfig) -> Any:
+        with torch.device("meta"):
+            return ChromaTransformer.from_config(shipped_config("chroma_transformer"))
+
+
+def request(level: str) -> TrainRequest:
+    """Rank 16 on `all`, batch 1, bf16: the trainer's defaults."""
+    model = ModelConfig("chroma", "hd", "", dtype="bf16", quantization=QuantizationConfig(level))
+    return TrainRequest(model, DatasetConfig((FolderConfig(),), ("",)), TrainingConfig(), memory=MemoryConfig())
+
+
+def ways(base: TrainRequest) -> list[tuple[str, TrainRequest]]:
+    """From the fastest to the smallest."""
+    off = replace(base, training=replace(base.training, gradient_checkpointing=False))
+    found = [("no checkpointing", off)]
+    found += [(f"checkpointing_interval {n}", with_memory(base, checkpointing_interval=n)) for n in INTERVALS]
+    return found + [(words, with_memory(base, **values)) for words, values in OFFLOADS]
+
+
+def main() -> int:
+    costs: dict[tuple[str, int], ModelCost] = {}
+    for level in LEVELS:
+        skeleton = Skeleton(Released(), request(level))
+        for edge in EDGES:
+            costs[level, edge] = skeleton.cost(Shape(edge, edge, 1, TEXT_TOKENS))
+    page = TEMPLATE.read_text("utf-8").replace("CARDS", cards(costs)).replace("GUIDES", guides(costs))
+    page = page.replace("SETTINGS", settings(costs))
+    if "--check" in sys.argv:
+        if page != PAGE.read_text("utf-8"):
+            print("docs/memory.md is not what the plan says now; run python tools/memory_page.py")
+            return 1
+        return 0
+    PAGE.write_text(page, "utf-8", newline="\n")
+    return 0
+
+
+def cards(costs: dict[tuple[str, int], ModelCost]) -> str:
+    """The fastest way that fits each card, of the level that rounds least."""
+    lines = [
+        "| card | picture | quantisation | memory settings | predicted need | TFLOP a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for card in CARDS:
+        for edge in EDGES:
+            lines.append(_card(card, edge, costs))
+    return "\n".join(lines)
+
+
+def _card(card: int, edge: int, costs: dict[tuple[str, int], ModelCost]) -> str:
+    for in_memory in (True, False):  # weights that stay on the card first: offload costs more than rounding to int8
+        for level in LEVELS:
+            cost = costs[level, edge]
+            for words, asked in ways(request(level)):
+                if (asked.memory.group_offload == "none") != in_memory:
+                    continue
+                need = needed(training_peak(cost, asked)[0])
+                if need <= card * GB:
+                    flops = step_flops(cost, recomputed(asked, len(cost.blocks))) / 1e12
+                    return f"| {card} GB | {edge} px | {level} | {words} | {need / GB:.1f} GB | {flops:.0f} |"
+    return f"| {card} GB | {edge} px | - | nothing fits | | |"
+
+
+def guides(costs: dict[tuple[str, int], ModelCost]) -> str:
+    lines = [
+        "| quantisation | guides | predicted tensors | predicted need | share of the guides' |",
+        "|---|---|---|---|---|",
+    ]
+    for level, figure in GUIDES.items():
+        peak, _ = training_peak(costs[level, 512], request(level))
+        lines.append(
+            f"| {level} | {figure} GB | {peak / GB:.1f} GB | {needed(peak) / GB:.1f} GB | {needed(peak) / GB / figure:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def settings(costs: dict[tuple[str, int], ModelCost]) -> str:
+    lines = ["| int8-quanto, 1024 px | tensors on the card | activations in RAM | TFLOP a step |", "|---|---|---|---|"]
+    cost = costs["int8-quanto", 1024]
+    for words, asked in ways(request("int8-quanto")):
+        peak, host = training_peak(cost, asked)
+        flops = step_flops(cost, recomputed(asked, len(cost.blocks))) / 1e12
+        lines.append(f"| {words} | {peak / GB:.1f} GB | {host / GB:.1f} GB | {flops:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
