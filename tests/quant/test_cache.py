@@ -35,7 +35,9 @@ class Once(ChromaFamily):
 @pytest.fixture
 def host(tmp_path: Path):
     events: list = []
-    host = SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), sinks=(events.append,), device="cpu")
+    host = SinkHost(
+        paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), sinks=(events.append,), device="cpu"
+    )
     object.__setattr__(host, "events", events)
     return host
 
