@@ -68,3 +68,21 @@ def test_translations_keep_names_and_numbers(language):
         wanted = set(re.findall(r"`[^`]+`|[a-z]+_[a-z_]+[a-z]|\d+(?:\.\d+)?(?:e-\d+)?", english)) - {"1"}
         lost = {part for part in wanted if part not in translated}
         assert not lost, (english, lost)
+
+
+def test_every_picture_of_the_help_pages_is_there():
+    import re
+
+    for folder in (ROOT / "js" / "docs", ROOT / "docs" / "nodes"):
+        for page in folder.glob("*.md"):
+            for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8")):
+                assert (folder / target).is_file(), (page, target)
+
+
+def test_colours_are_of_nodes_and_types_that_there_are():
+    import re
+
+    text = (ROOT / "js" / "colours.js").read_text("utf-8").split("app.registerExtension")[0]
+    links, nodes = (set(re.findall(r"^  (\w+): \"", part, re.M)) for part in text.split("const NODES"))
+    assert nodes and nodes <= set(ALL_NODES)
+    assert links and links <= {output.type for spec in ALL_NODES.values() for output in spec.outputs}

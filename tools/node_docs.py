@@ -20,11 +20,12 @@ TIPS = ROOT / "docs" / "nodes" / "tips"
 
 
 def pages() -> dict[Path, str]:
-    """Every page and its text. A tip written by hand, docs/nodes/tips/<id>.md, follows the description."""
+    """Every page and its text. A tip written by hand, docs/nodes/tips/<id>.md, follows the description; its pictures are in
+    js/docs/images, where ComfyUI's page finds them."""
     found = {}
     for spec in ALL_NODES.values():
         text = page(spec)
-        found[ROOT / "docs" / "nodes" / f"{spec.id}.md"] = text
+        found[ROOT / "docs" / "nodes" / f"{spec.id}.md"] = text.replace("](images/", "](../../js/docs/images/")
         found[ROOT / "js" / "docs" / f"{spec.id}.md"] = text
     rows = "\n".join(f"| [{spec.id}]({spec.id}.md) | {spec.description} |" for spec in ALL_NODES.values())
     found[ROOT / "docs" / "nodes" / "README.md"] = f"# The nodes\n\n| node | what it does |\n|---|---|\n{rows}\n"

@@ -1,0 +1,36 @@
+// Colours of our connections, and of our nodes where nobody has chosen one.
+
+import { app } from "../../scripts/app.js";
+
+const LINKS = {
+  TRAIN_MODEL: "#B39DDB", // as ComfyUI's MODEL, a little paler
+  TRAIN_DATASET: "#8BC34A",
+  TRAIN_ADAPTER: "#F48FB1",
+  TRAIN_OPTIMIZER: "#FFB74D",
+  TRAIN_MEMORY: "#80CBC4",
+  TRAINED_LORA: "#4FC3F7",
+  VALIDATION: "#FFD54F",
+};
+const NODES = {
+  LoadChroma: "#3a3350",
+  QuantizeModel: "#3a3350",
+  DatasetBackend: "#33452a",
+  LoRATrainer: "#24425a",
+  ValidateSampler: "#544a25",
+  AdaptiveGuider: "#2f4a4a",
+  AdapterSettings: "#3d3d45",
+  OptimizerSettings: "#3d3d45",
+  MemorySettings: "#3d3d45",
+};
+
+app.registerExtension({
+  name: "chromaTrainer.colours",
+  setup() {
+    Object.assign(app.canvas?.default_connection_color_byType ?? {}, LINKS);
+    Object.assign(window.LGraphCanvas?.link_type_colors ?? {}, LINKS);
+  },
+  nodeCreated(node) {
+    const colour = NODES[node.comfyClass];
+    if (colour && !node.color) node.color = colour; // the title alone; a colour of the user's own comes with the workflow
+  },
+});
