@@ -227,7 +227,7 @@ def demo(arguments: argparse.Namespace) -> int:
     print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f} in {report['steps']} steps")
     print(
         f"learning score  base {score['base']:.0%}, LoRA {score['lora']:.0%}, LoRA without its trigger "
-        f"{score['without_trigger']:.0%} of {score['prompts']} pictures in the style"
+        f"{score['without_trigger']:.0%} of {score['pictures']} pictures in the style"
     )
     print(f"seconds         {report['total_seconds']:.0f} in all")
     return 0

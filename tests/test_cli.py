@@ -234,7 +234,7 @@ def test_the_second_signal_ends_it_at_once(number, capsys):
 
 def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     # The score's own pictures take a minute; tests/validation has them.
-    score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4}
+    score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4, "pictures": 8}
     monkeypatch.setattr("chroma_trainer.cli._score", lambda arguments, report: score)
     settings = [f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")]
     assert cli("demo", "--output", tmp_path, *settings) == 0
@@ -242,4 +242,4 @@ def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     for path in (report["lora"], report["files"]["loss_chart"], *report["files"]["validation"], str(tmp_path / "report.json")):
         assert path in told and Path(path).is_file()
     assert report["learning_score"] == score
-    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 4 pictures in the style" in told
+    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 pictures in the style" in told

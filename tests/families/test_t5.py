@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.families.sources import shipped_config
 from chroma_trainer.trainer_core.families.t5 import T5TextEncoder, load_t5
 from chroma_trainer.trainer_core.families.t5_encoder import T5Encoder, distance_buckets
 from chroma_trainer.trainer_core.families.tokenizer import COMFYUI_FOLDER, find_tokenizer, read_tokenizer
+from chroma_trainer.trainer_core.host import ASSETS
 from chroma_trainer.trainer_core.problems import UserError
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
@@ -170,6 +171,18 @@ def test_same_ids_as_transformers(tiny_chroma):
     theirs = PreTrainedTokenizerFast.from_pretrained(tiny_chroma / "tokenizer")
     for prompt in PROMPTS:
         assert ours.encode(prompt).ids == theirs(prompt)["input_ids"]
+
+
+@pytest.mark.parametrize("prompt", ["Red Apple", "NEONGLOW style, Cat Face", "NeonGlow ﬁsh, Ⅳ"])
+def test_the_normaliser_in_tokenizer_json_is_followed(prompt):
+    """chroma-nano's vocabulary has no capitals; transformers' T5 classes drop the normaliser and would give unknowns."""
+    from transformers import AutoTokenizer
+
+    folder = ASSETS / "chroma-nano" / "tokenizer"
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    ids = tokenizer.encode(prompt).ids
+    assert ids == tokenizer.encode(prompt.lower()).ids == AutoTokenizer.from_pretrained(folder)(prompt).input_ids
+    assert tokenizer.token_to_id("<unk>") not in ids
 
 
 def protobuf_field(number: int, value: bytes) -> bytes:
