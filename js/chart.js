@@ -5,6 +5,7 @@ import { el, set, svg, text } from "./dom.js";
 import { clock, smoothed } from "./run_state.js";
 
 const EDGE = { left: 40, right: 44, top: 8, bottom: 20 };
+const MARK_PIXELS = 9; // between two marks
 const CLIPPED = 0.01; // share of the raw losses, at either end, that may lie outside of the frame
 
 export class Chart {
@@ -60,9 +61,9 @@ export class Chart {
   drawMarks(state, x, height) {
     const bottom = height - EDGE.bottom;
     const drawn = [];
-    for (const step of state.checkpoints)
+    for (const step of apart(state.checkpoints, x))
       drawn.push(svg("path.ct-saved", { d: `M${x(step)} ${bottom - 6}l4 6h-8z` }));
-    for (const step of new Set(state.pictures.map((picture) => picture.step)))
+    for (const step of apart(state.pictures.map((picture) => picture.step), x))
       drawn.push(svg("rect.ct-pictured", { x: x(step) - 3, y: EDGE.top - 3, width: 6, height: 6, rx: 1.5 }));
     this.parts.marks.replaceChildren(...drawn);
   }
@@ -113,6 +114,16 @@ function span(state) {
   if (state.state !== "running") return total;
   const power = 10 ** Math.floor(Math.log10(last * 1.2));
   return Math.min(total, Math.max(50, [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= last * 1.2)));
+}
+
+// Marks that can be told from each other: every one of a few, some of many; always the last.
+function apart(steps, x) {
+  let next = Infinity;
+  return [...steps].sort((a, b) => b - a).filter((step) => {
+    const free = x(step) <= next;
+    if (free) next = x(step) - MARK_PIXELS;
+    return free;
+  });
 }
 
 // One column a pixel: [x, lowest, highest]. Thousands of steps become some hundred points.

@@ -114,6 +114,9 @@ export class RunState {
 }
 
 const TAKE = {
+  RunOpened(state) {
+    state.notices = []; // what an earlier start warned of
+  },
   PhaseStarted(state, { phase, total, unit }) {
     state.phase = { phase, done: 0, total, unit };
     if (phase === "train" && total) state.total = total;
@@ -171,4 +174,13 @@ export function clock(seconds) {
 
 export function bytes(value) {
   return value >= 1e10 ? `${(value / 2 ** 30).toFixed(0)} GB` : `${(value / 2 ** 30).toFixed(1)} GB`;
+}
+
+// "3 min ago", from seconds since 1970.
+export function ago(time) {
+  if (!time) return "";
+  const seconds = Math.max(0, Date.now() / 1000 - time);
+  const [size, unit] = [[60, "s"], [3600, "min"], [86400, "h"], [Infinity, "days"]].find(([limit]) => seconds < limit);
+  const value = Math.floor(seconds / ({ 60: 1, 3600: 60, 86400: 3600 }[size] ?? 86400));
+  return unit === "s" ? "just now" : `${value} ${unit} ago`;
 }

@@ -136,6 +136,8 @@ class Story:
             if self._steps and event["step"] <= self._steps[-1]["step"]:
                 self._rewind(event["step"] - 1)
             self._steps.append({name: event[name] for name in STEP_FIELDS})
+        elif kind == "RunOpened":
+            self.notices = []  # what an earlier start warned of
         elif kind == "CheckpointSaved":
             self.checkpoints.append(event["step"])
         elif kind == "PreviewReady":

@@ -273,6 +273,8 @@ def short_prompt() -> Callable[..., dict[str, Any]]:
         for node in prompt.values():
             if node["class_type"] == "LoRATrainer":
                 node["inputs"].update(few, name=name, **fields)
+            if node["class_type"] == "DatasetBackend":
+                node["inputs"].update(folder="few")
             if node["class_type"] == "ValidateSampler":
                 node["inputs"].update(steps=2, cfg=1.0, lora_strength="1.0", prompts="cat face")
         return prompt

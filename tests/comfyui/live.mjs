@@ -144,10 +144,45 @@ async function subgraph(context, page) {
   await shoot(page, "subgraph");
 }
 
+// Pause, resume and stop, from the sidebar.
+async function sidebar(context, page) {
+  const run = (condition) => until(page, condition, ".ct-run");
+  const press = (name) => page.click(`.ct-run [data-command="${name}"]`);
+  const points = () => page.evaluate(() => Number(document.querySelector(".ct-run .ct-panel").dataset.points));
+  await load(page, workflow);
+  await queue(page);
+  await until(page, "n(d.points) >= 3");
+  await page.evaluate(() => window.app.extensionManager.sidebarTab.toggleSidebarTab("chroma-trainer-runs"));
+  seen.card = await until(page, "d.state === 'running'", ".ct-card");
+  await shoot(page, "runs");
+  await page.click(".ct-card");
+  await run("d.state === 'running' && d.alive === 'true'");
+  await page.waitForFunction(() => Number(document.querySelector(".ct-run .ct-panel").dataset.points) >= 3);
+  await press("pause");
+  await run("d.state === 'paused'");
+  await page.waitForTimeout(2000); // the panel has drawn what the last look brought
+  seen.paused = await points();
+  seen.node = await until(page, "d.state === 'paused'", ".ct-panel[data-state='paused']");
+  await shoot(page, "paused");
+  await press("resume");
+  await run("d.state === 'running' && d.alive === 'true'");
+  await page.waitForFunction((paused) => Number(document.querySelector(".ct-run .ct-panel").dataset.points) > paused, seen.paused, { timeout: WAIT_MS });
+  await page.waitForTimeout(1000);
+  await shoot(page, "sidebar");
+  await press("stop");
+  seen.stopped = await run("d.state === 'stopped'");
+  await page.waitForTimeout(2000);
+  seen.reached = await points();
+  seen.settings = await page.locator(".ct-settings").textContent();
+  seen.pictures = await page.locator(".ct-cell").count();
+  await page.click(".ct-back");
+  seen.list = await until(page, "d.view === 'list' && n(d.count) >= 1", ".ct-runs");
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { life, vue, subgraph }[scenario](context, page);
+  await { life, vue, subgraph, sidebar }[scenario](context, page);
   seen.faults = faults;
 }, { width: 1700, height: 1400 });
 fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");

@@ -7,6 +7,8 @@ import time
 
 import pytest
 from chroma_trainer.trainer_core.files import sha256_of
+from chroma_trainer.trainer_core.train.control import read_status
+from chroma_trainer.trainer_core.train.lock import is_held
 
 pytestmark = pytest.mark.comfyui
 NAME = "cancelled"
@@ -26,6 +28,11 @@ def test_cancel_keeps_a_lora_and_the_next_run_goes_on(comfyui, short_prompt, hea
     reached = max(int(path.name.removeprefix("step-")) for path in runs.glob(f"{NAME}-*/checkpoints/step-*"))
     lora = comfyui.output / "loras" / f"{NAME}.safetensors"
     assert lora.is_file()
+    (folder,) = runs.glob(f"{NAME}-*")
+    status = read_status(folder)
+    assert status and status.state == "stopped" and not is_held(folder)  # nothing works there any more
+    queue = comfyui.get("/queue")
+    assert queue["queue_running"] == queue["queue_pending"] == []
 
     again = short_prompt(NAME, steps=reached + 3, lr_schedule="constant")
     comfyui.run(again)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from chroma_trainer.nodes.schemas import schemas
 from chroma_trainer.trainer_core.files import sha256_of
+from chroma_trainer.trainer_core.train.control import read_status
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, to_api
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
@@ -95,6 +96,17 @@ def test_a_trainer_in_a_subgraph(page, short_workflow):
     seen = page.live("subgraph", short_workflow("inside"))
     assert seen["faults"] == [] and any(":" in name for name in seen["ids"])
     assert (seen["ran"]["points"], seen["ran"]["state"]) == ("8", "finished")
+
+
+def test_pause_resume_and_stop_from_the_sidebar(page, short_workflow):
+    seen = page.live("sidebar", short_workflow("by-sidebar", steps=4000, **FIELDS))
+    assert seen["faults"] == []
+    assert seen["card"]["run"] == seen["stopped"]["run"] and seen["card"]["run"].startswith("by-sidebar-")
+    assert seen["reached"] > seen["paused"] >= 3
+    assert int(seen["node"]["points"]) == seen["paused"]  # the node's panel shows the same
+    assert "by-sidebar" in seen["settings"] and seen["pictures"] >= 1 and int(seen["list"]["count"]) >= 1
+    status = read_status(page.server.output / "chroma_trainer" / seen["card"]["run"])
+    assert status and (status.state, status.step) == ("stopped", seen["reached"])
 
 
 def test_the_oldest_comfyui(oldest_page, short_workflow):

@@ -193,6 +193,15 @@ def test_the_story_goes_on_where_it_was(output):
     assert found["steps"]["step"] == [1, 2, 3, 4] and found["steps"]["loss"][2] == 0.5
 
 
+def test_a_new_start_forgets_the_warnings_of_the_last_one(output):
+    folder = output / "chroma_trainer" / RUN
+    notice = {"kind": "Notice", "text": "ended at step 3", "level": "warning"}
+    tell(folder, notice)
+    assert Backlog(output).story(folder)["notices"] == [{"text": "ended at step 3", "level": "warning"}]
+    tell(folder, {"kind": "RunOpened", "folder": "."})
+    assert Backlog(output).story(folder)["notices"] == []
+
+
 def test_a_long_curve_is_thinned_to_its_means(output):
     folder = output / "chroma_trainer" / RUN
     tell(folder, {"kind": "Resumed", "step": 0}, *(step(i, i) for i in range(1, 2 * NUM_POINTS + 2)))

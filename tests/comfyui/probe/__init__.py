@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import folder_paths
@@ -98,4 +99,45 @@ class ProbeDelta:
         return {"ui": {"patches": [sum(len(patches) for patches in model.patches.values())]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeChroma": ProbeChroma, "ProbeConditioning": ProbeConditioning, "ProbeDelta": ProbeDelta}
+HELD = []  # so that ComfyUI's cache can't forget them
+
+
+class ProbeHold:
+    """Has ComfyUI load a model, as a sampler would, and keeps it."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "hold", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def hold(self, model):
+        comfy.model_management.load_models_gpu([model])
+        HELD.append(model)
+        return {"ui": {"loaded": [num_loaded()]}}
+
+
+class ProbeLoaded:
+    """How many of the models that were held are loaded, once `after` has run."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "count", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"after": ("STRING", {"default": ""})}}
+
+    def count(self, after):
+        return {"ui": {"loaded": [num_loaded()]}}
+
+
+def num_loaded():
+    return sum(any(loaded.model is held for held in HELD) for loaded in comfy.model_management.current_loaded_models)
+
+
+NODE_CLASS_MAPPINGS = {
+    "ProbeChroma": ProbeChroma,
+    "ProbeConditioning": ProbeConditioning,
+    "ProbeDelta": ProbeDelta,
+    "ProbeHold": ProbeHold,
+    "ProbeLoaded": ProbeLoaded,
+}
