@@ -76,7 +76,7 @@ export class Panel {
     }
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
-      const planned = state.plan?.bytes;
+      const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];
       const title = `${kind} in use by ComfyUI, of ${bytes(total)}${planned ? `; the plan says ${bytes(planned)}` : ""}`;
       facts.push([kind, bytes(used) + (planned ? ` / ${bytes(planned)}` : ""), title]);
     }

@@ -83,6 +83,7 @@ class Backlog:
             "pictures": [self._picture(folder, item) for item in story.pictures if (folder / item["path"]).is_file()],
             "lora": story.lora,
             "phase": story.phase,
+            "plan": story.plan,
             "notices": story.notices[-NUM_NOTICES:],
             "crops": view_url(crops, self.output) if crops.is_file() else "",
             **({} if after else {"settings": record.get("request", {}), "prompt": record.get("workflow", {})}),
@@ -109,6 +110,7 @@ class Story:
         self.notices: list[dict[str, Any]] = []
         self.phase: dict[str, Any] = {}
         self.lora: dict[str, Any] = {}
+        self.plan: dict[str, Any] = {}
 
     def update(self) -> None:
         """Take in the whole lines that are new."""
@@ -146,6 +148,8 @@ class Story:
         elif kind == "LoraSaved":
             name = event["path"].replace("\\", "/").rpartition("/")[2]
             self.lora = {"lora": name, "applied": event["applied"], "num_keys": event["num_keys"]}
+        elif kind == "MemoryPlanned":
+            self.plan = {"device_bytes": event["device_bytes"], "ram_bytes": event["ram_bytes"]}
         elif kind == "PhaseStarted":
             self.phase = {"phase": event["phase"], "done": 0, "total": event["total"], "unit": event.get("unit", "")}
         elif kind == "PhaseProgress" and self.phase.get("phase") == event["phase"]:

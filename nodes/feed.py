@@ -13,6 +13,7 @@ from ..trainer_core.host import (
     CheckpointSaved,
     Event,
     LoraSaved,
+    MemoryPlanned,
     Notice,
     PhaseProgress,
     PhaseStarted,
@@ -124,6 +125,8 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):
         return {**kind, "lora": event.path.name, "applied": event.applied, "num_keys": event.num_keys}
+    if isinstance(event, MemoryPlanned):
+        return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None
 
 

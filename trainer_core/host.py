@@ -100,6 +100,14 @@ class RunOpened:
 
 
 @dataclass(frozen=True)
+class MemoryPlanned:
+    """The most memory that the run is forecast to take, in bytes: on the accelerator, and of the host's RAM."""
+
+    device_bytes: int
+    ram_bytes: int
+
+
+@dataclass(frozen=True)
 class RunReported:
     """A run is over; report: JSON values, see docs/report.md."""
 
@@ -107,7 +115,8 @@ class RunReported:
 
 
 Event = (
-    Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunOpened | RunReported
+    Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunOpened
+    | MemoryPlanned | RunReported
 )
 
 

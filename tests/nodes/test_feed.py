@@ -11,6 +11,7 @@ from chroma_trainer.nodes.feed import Feed, view_url
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
     LoraSaved,
+    MemoryPlanned,
     Notice,
     PhaseProgress,
     PhaseStarted,
@@ -97,6 +98,12 @@ def test_messages_say_node_run_and_address_of_pictures():
     )
     assert (picture["step"], picture["label"]) == (300, "64x96")
     assert wire.messages[3]["lora"] == "cat.safetensors"
+
+
+def test_the_plan_of_the_memory_arrives():
+    wire = Wire()
+    wire.feed(MemoryPlanned(7, 9))
+    assert (wire.messages[0]["device_bytes"], wire.messages[0]["ram_bytes"]) == (7, 9)
 
 
 def test_a_picture_elsewhere_has_no_address():

@@ -42,6 +42,7 @@ def output(tmp_path) -> Path:
     tell(
         folder,
         {"kind": "PhaseStarted", "phase": "train", "total": 3, "unit": "steps"},
+        {"kind": "MemoryPlanned", "device_bytes": 7, "ram_bytes": 9},
         step(1),
         step(2),
         {"kind": "CheckpointSaved", "step": 2, "path": "checkpoints/step-000002"},
@@ -92,6 +93,7 @@ def test_the_story_of_a_run(output):
     assert found["checkpoints"] == [2] and [p["step"] for p in found["pictures"]] == [2]
     assert found["lora"] == {"lora": "cat.safetensors", "applied": 7, "num_keys": 7}
     assert found["phase"]["phase"] == "train" and found["settings"]["training"]["rank"] == 4
+    assert found["plan"] == {"device_bytes": 7, "ram_bytes": 9}
     assert found["prompt"]["12:5"]["class_type"] == "LoRATrainer"
 
 
