@@ -146,7 +146,10 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     assert (
         not roomy.unfit() and remedy(forecasts, request, roomy) is None and roomy.first_line().startswith("plan: fits")
     )
-    forecasts.encoder, forecasts.codec = (1000, 100, 32, 1000), (1000, 0.01)  # so that the training is what does not fit
+    forecasts.encoder, forecasts.codec = (
+        (1000, 100, 32, 1000),
+        (1000, 0.01),
+    )  # so that the training is what does not fit
     forecasts.machine = Machine("card", needed(10**9), GB)
     train = {p.name: p for p in forecasts.plan(request).phases}["train"].device
     forecasts.machine = Machine("card", needed(train - 1), GB)
@@ -196,6 +199,17 @@ def test_out_of_memory_names_phase_plan_and_remedy(workshop, monkeypatch):
     text = str(caught.value)
     assert "'train'" in text and "planned" in text and "measured" in text and "Tried to allocate 2 GiB" in text
     assert "cheapest change" in text or "no change" in text
+
+
+def test_a_run_does_not_fail_for_want_of_a_forecast(workshop, monkeypatch):
+    def fails(*_):
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(forecasting, "forecaster", fails)
+    host = workshop.host()
+    report = run(workshop.request(steps=1, checkpoint_every=0), host).report["memory"]
+    assert report["predicted"] is None and report["measured"]["ram_peak_bytes"] > 0
+    assert any("no meta kernel" in text for text in host.told())
 
 
 def test_other_faults_pass():

@@ -65,7 +65,7 @@ class Forecaster:
         return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens))
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
-        key = request.model.quantization.level, request.training.rank, request.training.targets
+        key = request.model.quantization.level, request.training.rank, request.training.targets, repr(request.adapter)
         if (key, shape) not in self._costs:
             self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
@@ -331,8 +331,23 @@ def chosen(made: Forecaster, request: TrainRequest) -> MemoryConfig:
     return found.memory
 
 
-def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
-    """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told."""
+def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan | None]:
+    """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told.
+
+    None where something can't be counted, such as a package's own kernel: a run does not fail for want of a forecast.
+    """
+    try:
+        return _settled(plan, host)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        left = ", so that mode auto takes the settings as they are" if plan.request.memory.mode == "auto" else ""
+        host.emit(Notice(f"no forecast of memory{left}: {type(error).__name__} {reason}", "warning"))
+        return plan, None
+
+
+def _settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
     made = forecaster(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )
@@ -362,7 +377,7 @@ def _smaller(plan: MemoryPlan) -> MemoryPlan:
 
 
 @contextmanager
-def memory_told(plan: MemoryPlan, phases: Phases, device: torch.device) -> Iterator[None]:
+def memory_told(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
     """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
     try:
         yield
@@ -370,7 +385,7 @@ def memory_told(plan: MemoryPlan, phases: Phases, device: torch.device) -> Itera
         if not isinstance(error, OUT_OF_MEMORY) and "can't allocate memory" not in str(error):
             raise
         name = phases.current
-        planned = next((phase for phase in plan.phases if phase.name == name), None)
+        planned = next((phase for phase in plan.phases if phase.name == name), None) if plan else None
         said = (
             f"planned {gb(planned.device)} on the device and {gb(planned.ram)} of RAM" if planned else "not in the plan"
         )
@@ -378,17 +393,20 @@ def memory_told(plan: MemoryPlan, phases: Phases, device: torch.device) -> Itera
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError.at(
             "memory",
-            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason}. {plan.advice()}. "
+            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
             "What was cached and saved so far is kept; another program on the device may hold memory as well",
         ) from error
 
 
-def memory_report(plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
+def memory_report(plan: MemoryPlan | None, device: torch.device) -> dict[str, Any]:
     """Predicted beside measured, for report.json. measured on a device: of tensors; RAM: resident, of the whole process."""
     device_bytes, ram = peak_vram_bytes(device), peak_ram_bytes()
+    measured = {"device_peak_bytes": device_bytes, "ram_peak_bytes": ram}
+    if plan is None:
+        return {"predicted": None, "measured": measured}
     return {
         "predicted": plan.as_json(),
-        "measured": {"device_peak_bytes": device_bytes, "ram_peak_bytes": ram},
+        "measured": measured,
         "predicted_over_measured": round(plan.device_peak / device_bytes, 3)
         if device_bytes
         else round(plan.ram_peak / ram, 3),
@@ -398,6 +416,8 @@ def memory_report(plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
 def comparison(report: dict[str, Any]) -> str:
     """The two peaks in one line."""
     measured, predicted = report["measured"], report["predicted"]
+    if predicted is None:
+        return f"memory: measured {gb(measured['device_peak_bytes'])} on the device, {gb(measured['ram_peak_bytes'])} of RAM"
     if measured["device_peak_bytes"]:
         return f"memory: predicted {gb(predicted['device_peak_bytes'])} of tensors on the device, measured {gb(measured['device_peak_bytes'])}"
     return f"memory: predicted {gb(predicted['ram_peak_bytes'])} of RAM, measured {gb(measured['ram_peak_bytes'])}"

@@ -84,7 +84,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         return _train(plan, run_host, prompt, phases, forecast)
 
 
-def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan) -> TrainResult:
+def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
     if plan.adoption:

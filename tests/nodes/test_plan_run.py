@@ -1,0 +1,34 @@
+"""PlanRun and `chroma-trainer plan`: the same figures, nothing loaded, nothing trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from chroma_trainer.cli import main
+from chroma_trainer.nodes import ALL_NODES, lora_trainer, plan_run
+
+WORKFLOW = "workflows/first-lora.json"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_the_node_takes_what_the_trainer_takes():
+    names = [field.name for field in plan_run.SPEC.fields()]
+    trainer = [field.name for field in lora_trainer.SPEC.fields()]
+    assert [name for name in names if name in trainer] == trainer and set(names) - set(trainer) == {"vram_gb", "ram_gb"}
+    assert ALL_NODES["PlanRun"] is plan_run.SPEC
+
+
+def test_plan_says_what_a_workflow_takes_and_trains_nothing(tmp_path, capsys):
+    assert main(["plan", WORKFLOW, "--output", str(tmp_path), "--json", "--device", "cpu"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert here["fits"] and here["advice"] == ""
+    assert list(here["phases"]) == ["text", "latents", "load", "train", "validate"]
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert main(["plan", WORKFLOW, "--output", str(tmp_path), "--vram", "0.71", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "does not fit" in told and ("cheapest change" in told or "no change" in told)
