@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,19 +15,22 @@ from .contract import OptimizerPart, Params, flat, listed
 from .exact import ExactOptimizer, Lot, count_, each, of
 
 LOW_BITS = 16  # of a float32 that a bfloat16 does not have
+# Numbers that are worked on at once. On a CPU, 2.4 M in one piece take 115 ms, and 45 ms in pieces that fit its caches.
+LOT_NUMBERS = {"cpu": 1 << 18}
+GPU_LOT_NUMBERS = 1 << 24
 
 
 def rounded(value: Tensor, noise: Tensor) -> Tensor:
     """float32 -> bfloat16, up or down at random, so that the mean is the value.
 
     The low 16 bits of the value are its distance from the bf16 below, in 65536ths: added to a uniform number of 16 bits
-    they carry into the bits that stay with just that probability. What is not finite stays so.
+    they carry into the bits that stay with just that probability. Infinite stays infinite, and NaN NaN.
 
     Args:
         noise: int32, uniform in [0, 65536), of the value's shape.
     """
-    bits = (value.view(torch.int32) + noise).bitwise_and_(-1 << LOW_BITS).view(torch.float32)
-    return torch.where(value.isfinite(), bits, value).bfloat16()
+    bits = (noise + value.view(torch.int32)).bitwise_and_(-1 << LOW_BITS)
+    return bits.view(torch.float32).bfloat16()
 
 
 class AdamWBf16(ExactOptimizer):
@@ -56,7 +59,14 @@ class AdamWBf16(ExactOptimizer):
         return {"step": 0, "m": torch.zeros_like(param), "v": torch.zeros_like(param), **rest}
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
-        (beta1, beta2), step, rate = group["betas"], count_(states), group["lr"]
+        step, limit = count_(states), LOT_NUMBERS.get(params[0].device.type, GPU_LOT_NUMBERS)
+        for part in _parts(params, limit):
+            self._move_part_(params[part], grads[part], states[part], group, step)
+
+    def _move_part_(
+        self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any], step: int
+    ):
+        (beta1, beta2), rate = group["betas"], group["lr"]
         # One flat fp32 tensor of each: few calls however many parameters there are.
         g, w, m, v = _flat(grads), _flat(params), _flat(of(states, "m")), _flat(of(states, "v"))
         if group["kahan"]:
@@ -66,7 +76,7 @@ class AdamWBf16(ExactOptimizer):
         w.mul_(1 - rate * group["weight_decay"])
         size = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
         w.addcdiv_(m, size, value=-rate / (1 - beta1**step))
-        noise = self._noise(params, step)
+        noise = torch.cat([self._noise(param, step) for param in params], dim=1)
         _spread_(of(states, "m"), rounded(m, noise[0]))
         _spread_(of(states, "v"), rounded(v, noise[1]))
         if group["kahan"]:
@@ -76,17 +86,24 @@ class AdamWBf16(ExactOptimizer):
         else:
             _spread_(params, rounded(w, noise[2]))
 
-    def _noise(self, params: Lot, step: int) -> Tensor:
-        """(3, numbers in all): for m, v and w or c."""
-        draws = [
-            torch.empty((3, param.numel()), dtype=torch.int32, device=param.device).random_(
-                0,
-                1 << LOW_BITS,
-                generator=generator(self.seed, "rounding", step, self._places[param], device=param.device),
-            )
-            for param in params
-        ]
-        return torch.cat(draws, dim=1)
+    def _noise(self, param: nn.Parameter, step: int) -> Tensor:
+        """(3, its numbers), int32 in [0, 65536): for m, v and w or c. Four of them from each 64 bits drawn."""
+        draw = generator(self.seed, "rounding", step, self._places[param], device=param.device)
+        words = torch.empty(-(-3 * param.numel() // 4), dtype=torch.int64, device=param.device)
+        words.random_(-(2**63), None, generator=draw)
+        halves = words.view(torch.int16)[: 3 * param.numel()].view(3, -1)
+        return halves.to(torch.int32).bitwise_and_((1 << LOW_BITS) - 1)
+
+
+def _parts(params: Lot, limit: int) -> Iterator[slice]:
+    """Slices of neighbours of at most `limit` numbers together, or of one parameter."""
+    begin, numbers = 0, 0
+    for i, param in enumerate(params):
+        if numbers and numbers + param.numel() > limit:
+            yield slice(begin, i)
+            begin, numbers = i, 0
+        numbers += param.numel()
+    yield slice(begin, len(params))
 
 
 def _flat(tensors: list[Any]) -> Tensor:

@@ -55,7 +55,7 @@ def _part(
         import bitsandbytes.optim
 
         kind, numbers = make(bitsandbytes.optim, config)
-        flat_kind = type(kind.__name__, (FlatState, kind), {})
+        flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
         return flat_kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
 
     return OptimizerPart(build=build, uses=frozenset(uses), usual_rates=rates, missing=missing, extra="bnb")
