@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.host import Notice
+from chroma_trainer.trainer_core.host import MemoryPlanned, Notice
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
 from chroma_trainer.trainer_core.problems import UserError
@@ -184,6 +184,8 @@ def test_a_run_tells_its_plan_and_compares(workshop):
     assert any(text.startswith("plan: fits") for text in told) and any(
         text.startswith("memory auto: ") for text in told
     )
+    (planned,) = host.all(MemoryPlanned)
+    assert (planned.device_bytes, planned.ram_bytes) == (0, report["predicted"]["ram_peak_bytes"])
     assert any(text.startswith("memory: predicted") for text in told)
     assert report["predicted"]["fits"] and report["measured"]["ram_peak_bytes"] > 0
     assert report["predicted"]["phases"].keys() == {"text", "latents", "load", "train"}

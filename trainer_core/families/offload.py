@@ -100,7 +100,7 @@ class GroupSwap:
             return None
         here = self._here[group][place]
         if is_plain(here):
-            return Note(group, place, (tensor.size(), tensor.stride(), tensor.storage_offset()))
+            return Note(group, place, (tensor.size(), tensor.stride(), int(tensor.storage_offset())))
         return Note(group, place, None) if tensor.shape == here.shape else None
 
     def read(self, note: Note) -> Tensor:
@@ -110,7 +110,7 @@ class GroupSwap:
 
     def _arrived(self, group: int) -> list[Tensor]:
         tensors, event = self._coming.pop(group, (None, None))
-        if tensors is None:
+        if tensors is None or event is None:
             return [_on(place.home, self.device) for place in self.groups[group]]
         torch.cuda.current_stream(self.device).wait_event(event)
         for tensor in tensors:
@@ -147,7 +147,7 @@ def swap_leaves_(blocks: Sequence[nn.Module], device: torch.device, *, ahead: bo
     leaves = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear) and frozen_places(m)]
     swap = GroupSwap([[leaf] for leaf in leaves], device, ahead)
     for i, leaf in enumerate(leaves):
-        leaf.forward = functools.partial(_leaf, swap, i, leaf.forward)
+        leaf.forward = functools.partial(_leaf, swap, i, leaf.forward)  # pyright: ignore[reportAttributeAccessIssue]
     return swap
 
 

@@ -135,11 +135,12 @@ class _Skip(torch.autograd.Function):
     def forward(ctx: Any, shapes: list[Tensor], _: Tensor, *inputs: Tensor) -> Any:
         ctx.inputs = [(x.shape, x.dtype) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
         outputs = tuple(torch.empty_like(x) for x in shapes)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs if len(shapes) > 1 else outputs[-1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, *(None if i is None else torch.empty(i[0], dtype=i[1], device=META) for i in ctx.inputs)
+        found: list[Any] = [i and torch.empty(i[0], dtype=i[1], device=META) for i in ctx.inputs]
+        return None, None, *found
 
 
 def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], int, int, int]:

@@ -129,6 +129,13 @@ class SoloCodec:
     def decode(self, latents: Tensor) -> Tensor:
         return self._alone(self._codec.decode, latents)
 
+    def move_(self, device: torch.device) -> None:
+        """Where it computes from now on; between two calls it is on the CPU."""
+        self._device = device
+
+    def economise_(self, tiling: bool, slicing: bool) -> None:
+        self._codec.economise_(tiling, slicing)
+
     def _alone(self, call: Any, value: Tensor) -> Tensor:
         self._transformer.to("cpu")
         self._codec.move_(self._device)
