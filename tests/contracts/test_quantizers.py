@@ -187,3 +187,23 @@ def test_the_device_is_asked(level):
 def test_a_layer_encoded_elsewhere_comes_home(level):
     layer = load("quantization", level)().layer(nn.Linear(128, 32), device=CPU)
     assert {p.device for p in layer.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize("shape", [(96, 384), (17, 100)])
+def test_shapes_are_known_without_numbers(level, shape):
+    """The memory plan quantises a model on the meta device."""
+    if level == "nf4-bnb" and shape[1] % 64:
+        shape = (18, 100)  # an even number of weights
+
+    def layer(device: str) -> nn.Linear:
+        plain = nn.Linear(shape[1], shape[0], device=device, dtype=torch.bfloat16)
+        return load("quantization", level)().layer(plain)
+
+    def kinds(layer: nn.Module) -> dict:
+        return {name: (p.shape, p.dtype) for name, p in layer.named_parameters()}
+
+    empty = layer("meta")
+    assert kinds(empty) == kinds(layer("cpu")) and all(p.is_meta for p in empty.parameters())
+    x = torch.empty(2, shape[1], device="meta", dtype=torch.bfloat16, requires_grad=True)
+    empty(x).sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape

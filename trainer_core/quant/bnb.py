@@ -11,6 +11,7 @@ from .contract import Quantizer
 from .rows import RowScaled
 
 BLOCK = 64
+NUM_CODES = 256  # of an inner scale
 OUTER_BLOCK = 256  # inner scales that share an outer one
 
 
@@ -23,6 +24,8 @@ class Nf4Bnb(Quantizer):
     extra = "bnb"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        if weight.is_meta:
+            return _nf4_shapes(weight.numel())
         from bitsandbytes import functional
 
         exact = weight.float().contiguous()
@@ -38,6 +41,8 @@ class Nf4Bnb(Quantizer):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        if stored["packed"].is_meta:
+            return torch.empty(shape, dtype=dtype, device="meta")
         from bitsandbytes import functional
 
         absmax = functional.dequantize_blockwise(
@@ -47,6 +52,22 @@ class Nf4Bnb(Quantizer):
             absmax=absmax + stored["offset"], shape=torch.Size(shape), blocksize=BLOCK, quant_type="nf4", dtype=dtype
         )
         return functional.dequantize_4bit(stored["packed"], state)
+
+
+def _nf4_shapes(num_weights: int) -> dict[str, Tensor]:
+    """What encode gives, without numbers: the package has no meta kernels of it."""
+    num_blocks = -(-num_weights // BLOCK)
+
+    def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return {
+        "packed": meta((num_weights + 1) // 2, 1, dtype=torch.uint8),
+        "absmax": meta(num_blocks, dtype=torch.uint8),
+        "offset": meta(1, dtype=torch.float32),
+        "outer_absmax": meta(-(-num_blocks // OUTER_BLOCK), dtype=torch.float32),
+        "outer_code": meta(NUM_CODES, dtype=torch.float32),
+    }
 
 
 class Int8Bnb(RowScaled):

@@ -27,7 +27,10 @@ class Quantizer(ABC):
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The weight, (out, in), floating point, as named plain tensors on its device. Integers, or floats in safetensors' types."""
+        """The weight, (out, in), floating point, as named plain tensors on its device. Integers, or floats in safetensors' types.
+
+        On the meta device too: the memory plan counts with layers that hold no numbers.
+        """
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
