@@ -22,6 +22,7 @@ from typing import Any
 
 from models import RESULTS, cache_folder, host, model_folder, picture_folder, request, surroundings
 
+RESULT = RESULTS / "data.json"
 GOALS = {"scan_cold_seconds": 20.0, "scan_warm_seconds": 2.0}
 
 
@@ -181,25 +182,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", nargs="*", default=["scan", "rows", "caches"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--dry", action="store_true", help="write no result")
     arguments = parser.parse_args()
     if arguments.child:
         kind, _, who = arguments.child.partition(" ")
         rows_child(int(who)) if kind == "rows" else cache_child(kind, who)
         return 0
     cache_folder().mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"scan": measure_scan(arguments.images)}
-    if Path("/proc/self/smaps_rollup").is_file():
+    found: dict[str, Any] = {}
+    if "scan" in arguments.only:
+        found["scan"] = measure_scan(arguments.images)
+    if "rows" in arguments.only and Path("/proc/self/smaps_rollup").is_file():
         child = [sys.executable, __file__, "--child", f"rows {arguments.rows}"]
-        result["rows"] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
-    result["caches"] = measure_caches(rounds=3)
-    print(json.dumps(result, indent=2))
-    if not arguments.dry:
-        text = json.dumps({"goals": GOALS, **surroundings(), **result}, indent=2)
-        (RESULTS / "data.json").write_text(text + "\n", encoding="utf-8")
-    scan = result["scan"]
-    return int(scan["cold"]["seconds"] > 20 or scan["warm"]["seconds"] > 2)
+        found["rows"] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+    if "caches" in arguments.only:
+        found["caches"] = measure_caches(rounds=3)
+    print(json.dumps(found, indent=2))
+    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    text = json.dumps({**kept, "goals": GOALS, **surroundings(), **found}, indent=2)
+    RESULT.write_text(text + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

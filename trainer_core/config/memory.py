@@ -1,5 +1,5 @@
 """How the run fits into memory, and how fast it goes: the widgets of MemorySettings. None of it changes what is learnt,
-but for the last bits of latents where the VAE works in tiles or slices."""
+but for last bits: of latents where the VAE works in tiles or slices, of all where blocks are compiled or attention is chosen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 
 from ..problems import Problem
 from ..spec import Advanced, Choice, Doc, Range
+
+NUMERIC = ("vae_tiling", "vae_slicing", "compile", "attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,18 @@ class MemoryConfig:
         bool, Doc("The VAE works in tiles: less memory from 1024 px up, and faint differences at their seams.")
     ] = False
     vae_slicing: Annotated[bool, Doc("The VAE encodes one picture at a time, not several small ones together.")] = False
+    compile: Annotated[
+        bool,
+        Doc(
+            "Compile the transformer's blocks with torch.compile: the first steps take a minute or more, all others less. Where there is no compiler it is left out, and told."
+        ),
+    ] = False
+    attention: Annotated[
+        str,
+        Choice("native", "flash", "cudnn", "efficient", "math"),
+        Advanced(),
+        Doc("Kernel that computes attention. native: torch's choice. One that does not run on this machine is refused."),
+    ] = "native"
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
@@ -88,10 +102,17 @@ class MemoryConfig:
                     f"is {self.blocks_per_group}, but group_offload leaf moves single layers; use 1, or group_offload block",
                 )
             )
+        if self.compile and (self.group_offload != "none" or self.activation_offload):
+            name = "group_offload" if self.group_offload != "none" else "activation_offload"
+            found.append(Problem("compile", f"and {name} exclude each other: weights move in the midst of a block; turn one off"))
         if self.mode == "auto" and (self.group_offload != "none" or self.activation_offload):
             name = "group_offload" if self.group_offload != "none" else "activation_offload"
             found.append(Problem("mode", f"auto chooses {name} itself; use manual, or leave {name} as it was"))
         return found
+
+    def numeric_rules(self) -> dict[str, object]:
+        """What changes the last bits of a run: part of what names it. {} with the defaults."""
+        return {name: getattr(self, name) for name in NUMERIC if getattr(self, name) != getattr(MemoryConfig, name)}
 
     def vae_rules(self) -> str:
         """What the VAE does otherwise, as a text for the keys of cached latents; '' for nothing."""

@@ -22,6 +22,7 @@ from ..data.sheet import draw_crop_sheet
 from ..data.table import columns
 from ..devices import empty_cache, pick_device
 from ..families.contract import Family
+from ..families.weights import DTYPES
 from ..files import sha256_text
 from ..flow.timesteps import density
 from ..host import Host, Notice, collect
@@ -38,7 +39,7 @@ from ..text.cache import TextCache, cache_prompts
 from ..validation.pictures import prompts_of
 from .loop import Run
 from .phases import Phases
-from .placement import device_problems, latent_identity, load_codec, load_text_encoder, place_
+from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
 from .preflight import problems_of
 from .world import Adoption, meet_change, settings_of, world_of
 
@@ -73,7 +74,7 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     """
     family: Family = load("family", request.model.family)()
     device = pick_device(host.device)
-    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device)]
+    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
@@ -119,6 +120,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
             transformer.to(device)
         names = resolve_targets(transformer, family, config.targets)
         layers = inject_(transformer, names, config.rank, config.alpha, config.init, generator(config.seed, "init"))
+        if left_out := choose_kernels_(transformer, family, memory, device):
+            host.emit(Notice(left_out, "warning"))
         disk = host.paths.cache / "offload" / offload_key(plan)
         place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
         parameters = [parameter for _, parameter in trainable_parameters(layers)]

@@ -15,6 +15,7 @@ from ..devices import empty_cache
 from ..families.checkpointing import checkpoint_blocks_
 from ..families.contract import Family, ImageCodec, TextEncoder
 from ..families.disk import wait_on_disk_
+from ..families.kernels import attention_fault, compile_blocks_, compiler_fault, set_attention_
 from ..families.offload import GroupSwap, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
 from ..families.saved import SavedOnHost
 from ..files import sha256_text
@@ -22,11 +23,26 @@ from ..problems import Problem
 from ..quant.loading import text_converter
 
 
-def device_problems(memory: MemoryConfig, device: torch.device) -> list[Problem]:
-    """Settings that this device can't carry out."""
+def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
+    """Settings that this device can't carry out. dtype: the model's."""
+    found = []
     if memory.offload_stream and device.type != "cuda":
-        return [Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off")]
-    return []
+        found.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
+    if fault := attention_fault(memory.attention, device, dtype):
+        found.append(Problem("attention", f"{fault}; use native"))
+    return found
+
+
+def choose_kernels_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:
+    """Attention by name, and blocks compiled. Returns what could not be done, '' where all was."""
+    if memory.attention != "native":
+        set_attention_(transformer, memory.attention)
+    if not memory.compile:
+        return ""
+    if fault := compiler_fault(device):
+        return f"blocks are not compiled: {fault}; the run goes on without"
+    compile_blocks_(family.blocks(transformer))
+    return ""
 
 
 def place_(

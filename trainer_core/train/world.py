@@ -32,7 +32,9 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     """The part of a request that decides the course of a run, as JSON values."""
     value = request.as_json()
     value.pop("validation")
-    value.pop("memory")
+    value["memory"] = request.memory.numeric_rules()
+    if not value["memory"]:
+        value.pop("memory")
     value["model"]["quantization"].pop("cached_bases")
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)

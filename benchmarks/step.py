@@ -1,0 +1,227 @@
+"""What each idea is worth, and how cost grows. `python benchmarks/step.py` (CPU, tiny model)
+
+ideas: CPU seconds of a step with one thing changed, against the step as it is (text trimmed, no mask, all activations stored,
+fused AdamW, torch's choice of attention); in turns, in one process. Above 1 is slower than ours. `--compile` adds compiled blocks.
+growth: CPU seconds of a step by edge, batch and rank. Two charts are drawn into docs/images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.kernels import compile_blocks_, set_attention_
+from chroma_trainer.trainer_core.families.packing import batch_text, image_ids, pack, text_ids
+from chroma_trainer.trainer_core.flow.loss import velocity_loss
+from chroma_trainer.trainer_core.flow.path import interpolate
+from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.train.chart import nice_ticks
+from chroma_trainer.trainer_core.validation.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
+from models import PROJECT, RESULTS, model_folder, request, surroundings
+from overhead import in_turns
+from PIL import Image, ImageDraw
+from torch import nn
+
+FAMILY = ChromaFamily()
+EDGE, TOKENS, PADDED, RANK = 128, 24, 512, 16
+IMAGES = PROJECT / "docs" / "images"
+
+
+def adapted(base: nn.Module, rank: int = RANK) -> tuple[Any, list[nn.Parameter]]:
+    """A copy of the model with a LoRA on all its layers."""
+    transformer = copy.deepcopy(base)
+    layers = inject_(
+        transformer,
+        resolve_targets(transformer, FAMILY, "all+ffs"),
+        rank,
+        rank,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return transformer, [parameter for _, parameter in trainable_parameters(layers)]
+
+
+def stepper(
+    transformer: Any,
+    parameters: list[nn.Parameter],
+    *,
+    edge: int = EDGE,
+    batch: int = 1,
+    padded: int = 0,
+    masked: bool = False,
+    **optimizer_settings: Any,
+) -> Callable[[], None]:
+    """One step. padded: text is filled up to so many tokens, and masked; masked: a mask that hides nothing."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **(optimizer_settings or {"fused": True}))
+    side = edge // 8
+    text = torch.randn(batch, TOKENS, transformer.context_embedder.in_features)
+    image_tokens = (side // 2) ** 2
+    positions = transformer.pos_embed(torch.cat([text_ids(padded or TOKENS), image_ids(side, side)]))
+    mask = None
+    if padded:
+        text = torch.cat([text, torch.zeros(batch, padded - TOKENS, text.shape[2])], dim=1)
+    if padded or masked:
+        mask = torch.ones(batch, text.shape[1] + image_tokens, dtype=torch.bool)
+        mask[:, TOKENS : text.shape[1]] = False
+    x0 = torch.randn(batch, 16, side, side)
+    assert batch_text(list(text), image_tokens)[1] is None
+
+    def step() -> None:
+        noise, sigma = torch.randn_like(x0), torch.rand(batch)
+        x_sigma, velocity = interpolate(x0, noise, sigma)
+        prediction = transformer(
+            hidden_states=pack(x_sigma), encoder_hidden_states=text, timestep=sigma, attention_mask=mask,
+            image_rotary_emb=positions, return_dict=False,
+        )[0]  # fmt: skip
+        velocity_loss(prediction[:, :, :, None], pack(velocity)[:, :, :, None]).mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def with_diffusers(folder: Path) -> Callable[[], None]:
+    """The step of a plain script: diffusers' model, peft's LoRA, text padded to 512 tokens under a mask, foreach AdamW."""
+    from diffusers import ChromaTransformer2DModel
+    from peft import LoraConfig
+
+    transformer: Any = ChromaTransformer2DModel.from_pretrained(folder / "transformer").requires_grad_(False)
+    names = resolve_targets(FAMILY.load_transformer(request(folder, folder, EDGE).model), FAMILY, "all+ffs")
+    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names))
+    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    step = stepper_of_diffusers(transformer, parameters)
+    return step
+
+
+def stepper_of_diffusers(transformer: Any, parameters: list[nn.Parameter]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    side = EDGE // 8
+    text, x0 = torch.randn(1, PADDED, transformer.config.joint_attention_dim), torch.randn(1, 16, side, side)
+    mask = torch.ones(1, PADDED + (side // 2) ** 2, dtype=torch.bool)
+    mask[:, TOKENS:PADDED] = False
+
+    def step() -> None:
+        noise, sigma = torch.randn_like(x0), torch.rand(1)
+        x_sigma, velocity = interpolate(x0, noise, sigma)
+        prediction = transformer(
+            hidden_states=pack(x_sigma), encoder_hidden_states=text, timestep=sigma, img_ids=image_ids(side, side),
+            txt_ids=text_ids(PADDED), attention_mask=mask, return_dict=False,
+        )[0]  # fmt: skip
+        (prediction - pack(velocity)).square().mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_ideas(rounds: int, compiled: bool) -> dict[str, Any]:
+    """CPU seconds of a step, and their ratio to ours."""
+    folder = model_folder("tiny")
+    base = FAMILY.load_transformer(request(folder, folder, EDGE).model)
+
+    def changed(change: Callable[[Any], Any] = lambda _: None, **settings: Any) -> Callable[[], None]:
+        transformer, parameters = adapted(base)
+        change(transformer)
+        return stepper(transformer, parameters, **settings)
+
+    steps = {
+        "ours": changed(),
+        "text padded to 512 tokens, masked": changed(padded=PADDED),
+        "trimmed, with a mask": changed(masked=True),
+        "every block checkpointed": changed(lambda t: checkpoint_blocks_(FAMILY.blocks(t))),
+        "every second block checkpointed": changed(lambda t: checkpoint_blocks_(FAMILY.blocks(t), 2)),
+        "foreach AdamW": changed(foreach=True),
+        "attention: math": changed(lambda t: set_attention_(t, "math")),
+        "diffusers and peft, padded, masked, foreach": with_diffusers(folder),
+    }
+    if compiled:
+        steps["compiled blocks"] = changed(lambda t: compile_blocks_(FAMILY.blocks(t)))
+    seconds = in_turns(steps, rounds, warmup=3)
+    ours = median(seconds["ours"])
+    return {
+        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / ours, 2)}
+        for name, values in seconds.items()
+    }
+
+
+def measure_growth(rounds: int) -> dict[str, list[list[float]]]:
+    """[value, CPU seconds a step] by edge in pixels, batch and rank."""
+    folder = model_folder("tiny")
+    base = FAMILY.load_transformer(request(folder, folder, EDGE).model)
+    steps: dict[tuple[str, int], Callable[[], None]] = {}
+    for edge in (64, 128, 192, 256, 320):
+        steps["edge", edge] = stepper(*adapted(base), edge=edge)
+    for batch in (1, 2, 4, 8):
+        steps["batch", batch] = stepper(*adapted(base), batch=batch)
+    for rank in (4, 16, 64, 128):
+        steps["rank", rank] = stepper(*adapted(base, rank))
+    seconds = in_turns({f"{kind} {value}": step for (kind, value), step in steps.items()}, rounds, warmup=2)
+    found: dict[str, list[list[float]]] = {}
+    for kind, value in steps:
+        found.setdefault(kind, []).append([value, round(median(seconds[f"{kind} {value}"]), 4)])
+    return found
+
+
+def draw_growth(growth: dict[str, list[list[float]]], path: Path) -> None:
+    """One panel for each kind, side by side, from 0."""
+    labels = {"edge": "edge, pixels", "batch": "batch", "rank": "rank"}
+    page = Image.new("RGB", (420 * len(growth), 340), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, (kind, points) in enumerate(growth.items()):
+        _panel(draw, (420 * i + 64, 56, 420 * i + 400, 280), points, labels.get(kind, kind))
+    page.save(path, optimize=True)
+
+
+def _panel(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], points: Sequence[Sequence[float]], label: str
+) -> None:
+    left, top, right, bottom = box
+    ticks = nice_ticks(0, max(y for _, y in points), 5)
+    widest = max(x for x, _ in points)
+    place = [(left + (right - left) * x / widest, bottom - (bottom - top) * y / ticks[-1]) for x, y in points]
+    for tick in ticks:
+        y = bottom - (bottom - top) * tick / ticks[-1]
+        draw.line((left, y, right, y), fill=RULE)
+        text = f"{tick:g}"
+        write(draw, (left - 8 - text_width(text, 15), y - 9), text, 15, SOFT_INK)
+    draw.line(place, fill=BLUE, width=3)
+    for (x, y), (value, _) in zip(place, points, strict=True):
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=BLUE)
+        text = f"{value:g}"
+        write(draw, (x - text_width(text, 15) / 2, bottom + 8), text, 15, SOFT_INK)
+    write(draw, (left, top - 34), f"CPU seconds a step by {label}", 17, SOFT_INK)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = {
+        "ideas": measure_ideas(arguments.rounds, arguments.compile),
+        "growth": measure_growth(max(3, arguments.rounds // 3)),
+    }
+    print(json.dumps(result, indent=2))
+    text = json.dumps({**surroundings(), "edge": EDGE, "tokens": TOKENS, **result}, indent=2)
+    (RESULTS / "step.json").write_text(text + "\n", encoding="utf-8")
+    draw_growth(result["growth"], IMAGES / "growth.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
