@@ -46,6 +46,7 @@ def target_edge(config: FolderConfig) -> float:
     return 1024 * math.sqrt(config.resolution) if config.resolution_type == "area" else config.resolution
 
 
+@lru_cache(maxsize=4096)
 def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
     """The bucket nearest to the picture's shape.
 
