@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from ..trainer_core.config.adapter import AdapterConfig
+from ..trainer_core.config.adapter import NO_LORA, AdapterConfig
 from ..trainer_core.host import Host
 from ..trainer_core.spec import NodeSpec, Output
 
@@ -15,17 +15,20 @@ class Inputs(AdapterConfig):
 
 
 def run(inputs: Inputs, host: Host) -> tuple[AdapterConfig]:
-    return (AdapterConfig(**{field.name: getattr(inputs, field.name) for field in fields(AdapterConfig)}),)
+    config = AdapterConfig(**{field.name: getattr(inputs, field.name) for field in fields(AdapterConfig)})
+    if config.init_lora == NO_LORA:
+        return (config,)
+    return (replace(config, init_lora=str(host.paths.find_model("loras", config.init_lora, "init_lora"))),)
 
 
 SPEC = NodeSpec(
     id="AdapterSettings",
     title="Adapter Settings",
     category="ChromaTrainer/settings",
-    description="What kind of adapter is trained and how it starts.",
+    description="What kind of adapter is trained, how it starts, and how it is saved.",
     inputs=Inputs,
     outputs=(Output("adapter", "TRAIN_ADAPTER", "The adapter's settings, for LoRATrainer."),),
     run=run,
     light=True,
-    search_aliases=("dora", "lokr", "rslora", "pissa"),
+    search_aliases=("dora", "lokr", "loha", "rslora", "ema", "block"),
 )

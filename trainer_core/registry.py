@@ -24,6 +24,13 @@ PARTS: dict[str, dict[str, str]] = {
         "fp8-torchao": ".quant.torchao:Fp8Torchao",
         "fp8-native": ".quant.native:Fp8Native",
     },
+    "adapter": {
+        "lora": ".lora.lora:LoraLinear",
+        "rslora": ".lora.rslora:RsLoraLinear",
+        "dora": ".lora.dora:DoraLinear",
+        "lokr": ".lora.lokr:LokrLinear",
+        "loha": ".lora.loha:LohaLinear",
+    },
     "optimizer": {
         "adamw": ".optim.adamw:PART",
         "adamw_bf16": ".optim.adamw_bf16:PART",

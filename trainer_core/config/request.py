@@ -33,6 +33,7 @@ class TrainRequest:
         value["dataset"].pop("roots")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
             value["model"][name] = _last_of_path(value["model"][name])
+        value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])
         for part in value["dataset"]["parts"]:
             part["folder"] = _last_of_path(part["folder"])
         return value

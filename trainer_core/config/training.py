@@ -20,6 +20,7 @@ SIGMA_DENSITIES = (
     "quadratic_tail",
     "quadratic_tail_legacy",
 )
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,13 @@ class TrainingConfig:
     ] = "all"
     init: Annotated[
         str,
-        Choice("default", "gaussian"),
+        Choice(*INITS),
         Advanced(),
-        Doc("Start of A: Kaiming-uniform (default) or normal with deviation 1 / rank (gaussian). B starts at 0."),
+        Doc(
+            "Start of the update. default: A Kaiming-uniform, B 0; gaussian: A normal with deviation 1 / rank. orthogonal: neither is 0, but their product. "
+            "pissa, olora: the weight's own main directions learn; the file has twice the rank. eva: A lies along the main directions of the data's activations. "
+            "loftq: mends what quantisation lost; needs a quantised model (docs/lora-files.md)."
+        ),
     ] = "default"
     steps: Annotated[int, Range(0, 1_000_000), Doc("Optimiser steps to train. 0: train for `epochs` instead.")] = 1000
     epochs: Annotated[int, Range(0, 100_000), Doc("Passes over the dataset when steps is 0.")] = 0

@@ -1,13 +1,14 @@
-"""One LoRA file that loads everywhere: ComfyUI, diffusers and peft.
+"""One adapter file, checked before it replaces the old one.
 
-diffusers' names with the prefix `transformer.`, `lora_A.weight` and `lora_B.weight`, alpha / rank multiplied into B, no
-`.alpha`. Measured exact in all three (tests/lora/test_export.py, tests/comfyui).
+universal: diffusers' names with the prefix `transformer.`, alpha / rank multiplied into B. Loads in ComfyUI, diffusers and peft.
+comfyui: the original, fused names with the prefix `diffusion_model.`: A of q, k and v stacked, B block by block.
+kohya: the same under `lora_unet_*`, with an alpha.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replace_atomic, sha256_of
-from .inject import LoraLinear
-from .read import LoraPair, read_lora
+from .contract import AdapterLayer, Update, probe
+from .dense import dense_weight
+from .keys import Place, original_place
+from .lora import row_norms
+from .read import file_names, kohya_name, match, read_lora
 from .tensor_file import data_sha256, header_bytes, tensor_bytes
 
 PREFIX = "transformer."
+PREFIXES: dict[str, Callable[[str], str]] = {
+    "universal": lambda name: PREFIX + name,
+    "comfyui": lambda name: f"diffusion_model.{name}",
+    "kohya": kohya_name,
+}
+# Relative difference of what is read back, on a probe: sums in another order, and bf16's rounding of each factor.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True)
@@ -32,33 +43,44 @@ class ExportedLora:
 
 
 def export_lora(
-    layers: Mapping[str, LoraLinear],
+    layers: Mapping[str, AdapterLayer],
     transformer: nn.Module,
     path: Path,
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float32,
+    form: str = "universal",
 ) -> ExportedLora:
-    """Write a LoRA, read it back, check it against the model, and only then put it in the place of the old file.
+    """Write an adapter, read it back, check it against the model, and only then put it in the place of the old file.
 
-    The bytes depend on the weights, the metadata and dtype alone. fp32 is exact; bf16 halves the file and rounds each
+    The bytes depend on the weights, the metadata, dtype and form alone. fp32 is exact; bf16 halves the file and rounds each
     weight by up to 0.4 %.
 
     Args:
         layers: what inject_ returned, by full module name.
         transformer: the model that the file must fit.
+        form: universal, comfyui or kohya: one of the kind's own formats.
 
     Raises:
         RuntimeError: a key fits no module, or what was read differs from what was written; the old file is intact.
         OSError: as of files.write_atomic.
     """
     assert layers, "there is no LoRA"
-    tensors = universal_tensors(layers, dtype)
+    updates = {name: layer.update() for name, layer in layers.items()}
+    by_name = updates if form == "universal" else fused_updates(updates, transformer)
+    named = {
+        name: {
+            PREFIXES[form](name) + end: _stored(tensor, dtype)
+            for end, tensor in update.tensors(form == "kohya").items()
+        }
+        for name, update in by_name.items()
+    }
+    tensors = {key: tensor for part in named.values() for key, tensor in part.items()}
     data = tensor_bytes(tensors)
     header = header_bytes(tensors, {**metadata, "sshs_model_hash": data_sha256(data)})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(header + data)
-        _check(temporary, layers, transformer, tensors)
+        _check(temporary, {name: len(part) for name, part in named.items()}, updates, transformer, TOLERANCES[dtype])
 
     replace_atomic(path, write)
     digest = hashlib.sha256(header + data).hexdigest()
@@ -67,39 +89,78 @@ def export_lora(
     return ExportedLora(digest, applied=len(tensors), num_keys=len(tensors))
 
 
-def universal_tensors(layers: Mapping[str, LoraLinear], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The file's tensors, on the CPU."""
-    tensors = {}
-    for name, layer in layers.items():
-        up = layer.lora_B.detach() * layer.scale
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().to("cpu", dtype)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = up.to("cpu", dtype)
-    return tensors
+def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[str, Update]:
+    """Updates by the original layout's names; those of layers that are one there become one.
+
+    Raises:
+        Misfit: the kind can't be fused.
+        RuntimeError: a layer has no name there.
+    """
+    members: dict[str, list[tuple[Place, nn.Module, str]]] = {}
+    for name, module in transformer.named_modules():
+        if isinstance(module, (nn.Linear, AdapterLayer)) and not name.endswith(".base"):
+            try:
+                place = original_place(name)
+            except KeyError:
+                continue
+            members.setdefault(place.module, []).append((place, module, name))
+    found: dict[str, Update] = {}
+    named = set()
+    for original, parts in members.items():
+        inside = [(place, name) for place, _, name in parts if name in updates]
+        named |= {name for _, name in inside}
+        if not inside:
+            continue
+        first = updates[inside[0][1]]
+        if inside[0][0].part is None:
+            found[original] = first
+            continue
+        norms = torch.cat([_norms(module) for _, module, _ in sorted(parts, key=lambda part: part[0].part or 0)])
+        rows = [(place.rows(first.shape[1]), updates[name]) for place, name in inside]
+        found[original] = first.fused(rows, norms)
+    if named != updates.keys():
+        raise RuntimeError(
+            f"the LoRA is not saved: {sorted(updates.keys() - named)[0]} has no name in the original layout"
+        )
+    return found
+
+
+def _norms(module: nn.Module) -> Tensor:
+    base = module.base if isinstance(module, AdapterLayer) else module
+    assert isinstance(base, nn.Linear)
+    return row_norms(dense_weight(base).double()).float().cpu()
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """On the CPU; a lone number such as alpha stays exact."""
+    return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
 
 
 def _check(
-    file: Path, layers: Mapping[str, LoraLinear], transformer: nn.Module, written: Mapping[str, Tensor]
+    file: Path, names: Mapping[str, int], written: Mapping[str, Update], transformer: nn.Module, tolerance: float
 ) -> None:
-    """Every key names a layer of the model, with that layer's shapes, and holds what the adapter holds."""
-    modules = dict(transformer.named_modules())
-    pairs = read_lora(file)
-    fitting = [name for name, pair in pairs.items() if _fits(modules.get(name), pair)]
-    faults = [name for name in pairs.keys() | layers.keys() if name not in fitting]
-    faults += [name for name in fitting if not _holds(pairs[name], written, name)]
-    num_keys = 2 * len(layers)
-    if faults:
-        applied = num_keys - 2 * len(set(faults))
-        shown = ", ".join(sorted(faults)[:3])
-        raise RuntimeError(f"the LoRA is not saved: {applied} of {num_keys} keys apply; not those of {shown}")
+    """Every key is for a layer of the model that learnt, of that layer's shape, and does there what the adapter does.
+
+    names: how many keys each name in the file has.
+    """
+    found, bad = match(transformer, read_lora(file))
+    layers = {name: [module for module, _ in places] for name, places in file_names(transformer).items()}
+    faults = {
+        name for name in found.keys() | written.keys() if not _same(found.get(name), written.get(name), tolerance)
+    }
+    bad_names = {name for name in names if name in bad or faults & set(layers.get(name, [name]))}
+    if bad_names or faults:
+        applied = sum(count for name, count in names.items() if name not in bad_names)
+        shown = ", ".join(sorted(faults | bad_names)[:3])
+        raise RuntimeError(
+            f"the LoRA is not saved: {applied} of {sum(names.values())} keys apply; not those of {shown}"
+        )
 
 
-def _fits(module: nn.Module | None, pair: LoraPair) -> bool:
-    if not isinstance(module, (LoraLinear, nn.Linear)):
+def _same(found: Update | None, written: Update | None, tolerance: float) -> bool:
+    if found is None:
         return False
-    return (pair.up.shape[0], pair.down.shape[1]) == (module.out_features, module.in_features)
-
-
-def _holds(pair: LoraPair, written: Mapping[str, Tensor], name: str) -> bool:
-    return torch.equal(pair.down, written[f"{PREFIX}{name}.lora_A.weight"]) and torch.equal(
-        pair.up, written[f"{PREFIX}{name}.lora_B.weight"]
-    )
+    if written is None:  # rows of a fused weight that did not learn
+        return found.is_zero()
+    one, two = (update.applied(probe(found.shape[1])) for update in (found, written))
+    return one.shape == two.shape and bool((one - two).norm() <= tolerance * two.norm())

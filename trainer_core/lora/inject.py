@@ -1,69 +1,23 @@
-"""LoRA layers, put into a frozen model.
-
-Hu et al. 2021, arXiv:2106.09685:  y = W x + b + (alpha / rank) B A x
-"""
+"""Adapter layers, put into a frozen model. Of which kind they are is the layers' own matter, see contract.py."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-INITS = ("default", "gaussian")
+from ..config.adapter import AdapterConfig
+from ..registry import load
+from .contract import AdapterLayer, Dropout, Start
+from .lora import LoraLinear
 
+__all__ = [
+    "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_", "replace_",
+    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters",
+]  # fmt: skip
 
-class LoraLinear(nn.Module):
-    """A frozen Linear, quantised or not, with a low-rank update beside it.
-
-    The weights of the update are fp32 masters; the product runs in the precision of the layer's input. alpha / rank is
-    multiplied into B before B is rounded, exactly as in the exported file.
-
-    Args:
-        base: the layer, (in,) -> (out,).
-        rank: r, of A (r, in) and B (out, r).
-        alpha: the update is scaled by alpha / rank.
-    """
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
-        super().__init__()
-        device = base.weight.device
-        self.base = base
-        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        self.rank, self.alpha, self.strength = rank, float(alpha), 1.0
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out). With strength 0 this is the base layer, exactly."""
-        y = self.base(x)
-        if self.strength == 0:
-            return y
-        down, up = self.lora_A.to(x.dtype), (self.lora_B * (self.scale * self.strength)).to(x.dtype)
-        inner = F.linear(x, down)
-        # One pass over y instead of a product and a sum.
-        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
+PLAIN = AdapterConfig()
 
 
 def inject_(
@@ -73,49 +27,57 @@ def inject_(
     alpha: float,
     init: str = "default",
     generator: torch.Generator | None = None,
-) -> dict[str, LoraLinear]:
-    """Wrap the named Linear layers. B is 0, so the model's output does not change.
+    config: AdapterConfig = PLAIN,
+    clean: nn.Module | None = None,
+    device: torch.device | None = None,
+) -> dict[str, AdapterLayer]:
+    """Wrap the named Linear layers. The update is 0, so that the model's output does not change (loftq: it mends the base).
 
     Args:
         names: full module names, see targets.resolve_targets.
-        init: of A. default: Kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(in), as peft's; gaussian:
-            normal with deviation 1 / rank.
-        generator: on the CPU; drawn from in the order of names. None: A stays 0, to be loaded.
+        init: see TrainingConfig.init; one that the kind knows.
+        generator: on the CPU; drawn from in the order of names. None: the weights stay 0, to be loaded.
+        config: the kind, and what belongs to it.
+        clean: the model before it was quantised, for loftq.
+        device: where weights are decomposed; None: where they are.
     """
-    layers = {name: wrap_(transformer, name, rank, alpha) for name in names}
+    kind: type[AdapterLayer] = load("adapter", config.kind)
+    layers = {name: replace_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
     if generator is not None:
-        for layer in layers.values():
-            with torch.no_grad():
-                layer.lora_A.copy_(_initial(init, layer.lora_A.shape, generator))
+        for name, layer in layers.items():
+            weight = None if clean is None else clean.get_submodule(name).weight
+            assert weight is None or isinstance(weight, Tensor)
+            layer.start_(Start(init, generator, config.svd_iterations, weight, device))
     return layers
 
 
-def wrap_(transformer: nn.Module, name: str, rank: int, alpha: float) -> LoraLinear:
-    """Put a LoRA layer in the place of one Linear."""
+def replace_(transformer: nn.Module, name: str, make: Callable[[nn.Linear], AdapterLayer]) -> AdapterLayer:
+    """Put an adapter's layer in the place of one Linear."""
     parent, leaf = transformer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     base = getattr(parent, leaf)
     assert isinstance(base, nn.Linear), f"{name} is a {type(base).__name__}, not a Linear"
-    layer = LoraLinear(base, rank, alpha)
+    layer = make(base)
+    layer.name = name
     setattr(parent, leaf, layer)
     return layer
 
 
 def remove_(transformer: nn.Module) -> None:
-    """Take every LoRA layer out again."""
+    """Take every adapter out again."""
     for name, layer in lora_layers(transformer).items():
         setattr(transformer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.base)
 
 
-def lora_layers(transformer: nn.Module) -> dict[str, LoraLinear]:
-    """The LoRA layers in a model by the full name of the layer they wrap, in the model's order."""
-    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLinear)}
+def lora_layers(transformer: nn.Module) -> dict[str, AdapterLayer]:
+    """The adapter's layers in a model by the full name of the layer they wrap, in the model's order."""
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, AdapterLayer)}
 
 
-def trainable_parameters(layers: Mapping[str, LoraLinear]) -> Iterator[tuple[str, nn.Parameter]]:
-    """(`name.lora_A`, A) and (`name.lora_B`, B) of each layer, in order."""
+def trainable_parameters(layers: Mapping[str, AdapterLayer]) -> Iterator[tuple[str, nn.Parameter]]:
+    """What learns, layer by layer, such as (`name.lora_A`, A) and (`name.lora_B`, B)."""
     for name, layer in layers.items():
-        yield f"{name}.lora_A", layer.lora_A
-        yield f"{name}.lora_B", layer.lora_B
+        for part, parameter in layer.trainable():
+            yield f"{name}.{part}", parameter
 
 
 def set_strength_(transformer: nn.Module, strength: float) -> None:
@@ -124,23 +86,34 @@ def set_strength_(transformer: nn.Module, strength: float) -> None:
         layer.strength = float(strength)
 
 
-def adapter_state(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
-    """Copies of the master weights on the CPU, by parameter name."""
-    return {name: parameter.detach().cpu().clone() for name, parameter in trainable_parameters(layers)}
+def set_dropout_(layers: Mapping[str, AdapterLayer], rate: float, seed: int) -> None:
+    """Elements of the updates' inputs are zeroed with this probability while set_micro_ has named a micro-batch."""
+    dropout = Dropout(rate, seed) if rate else None
+    for layer in layers.values():
+        layer.dropout = dropout
 
 
-def load_adapter_state_(layers: Mapping[str, LoraLinear], state: Mapping[str, Tensor]) -> None:
+def set_micro_(layers: Mapping[str, AdapterLayer], micro: int | None) -> None:
+    """Say which micro-batch is trained now; None: none, and nothing drops."""
+    for dropout in {id(d): d for layer in layers.values() if (d := layer.dropout)}.values():
+        dropout.micro = micro
+
+
+def adapter_state(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
+    """Copies on the CPU of what a checkpoint must hold: the master weights, and what they started from where that matters."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in _state(layers)}
+
+
+def load_adapter_state_(layers: Mapping[str, AdapterLayer], state: Mapping[str, Tensor]) -> None:
     """Take up what adapter_state gave. The names must be the same."""
-    parameters = dict(trainable_parameters(layers))
-    assert parameters.keys() == state.keys(), f"other layers: {sorted(parameters.keys() ^ state.keys())[:3]}"
+    tensors = dict(_state(layers))
+    assert tensors.keys() == state.keys(), f"other layers: {sorted(tensors.keys() ^ state.keys())[:3]}"
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
 
 
-def _initial(init: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    assert init in INITS, init
-    rank, width = shape
-    if init == "gaussian":
-        return torch.randn(shape, generator=generator) / rank
-    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(width)
+def _state(layers: Mapping[str, AdapterLayer]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in layers.items():
+        for part, tensor in layer.state():
+            yield f"{name}.{part}", tensor

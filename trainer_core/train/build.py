@@ -26,17 +26,17 @@ from ..families.weights import DTYPES
 from ..files import sha256_text
 from ..flow.timesteps import density
 from ..host import Host, Notice, collect
-from ..lora.inject import inject_, trainable_parameters
-from ..lora.targets import resolve_targets
+from ..lora.blocks import parameter_groups
+from ..lora.inject import trainable_parameters
 from ..optim.advice import advice
 from ..optim.contract import OptimizerPart
 from ..problems import Problem, UserError
 from ..quant.loading import load_base, quantization_problems, text_identity
 from ..registry import load
-from ..seeds import generator
 from ..shards import Store
 from ..text.cache import TextCache, cache_prompts
 from ..validation.pictures import prompts_of
+from .adapter import adapter_problems, check_fit, init_identity, inject_adapter_, new_ema
 from .loop import Run
 from .phases import Phases
 from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
@@ -79,11 +79,15 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
     found += quantization_problems(request.model.quantization, device)
+    found += adapter_problems(request, is_quantized=not load("quantization", request.model.quantization.level)().is_plain)
+    if not found:
+        collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
     identities = {part: family.identity(request.model, part) for part in WEIGHTS}
+    identities["init_lora"] = init_identity(request)
     identities["codec"] = latent_identity(family, request)
     identities["text_encoder"] = text_identity(family, request.model)
     digest = run_digest(request, index, identities)
@@ -118,8 +122,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         transformer = load_base(family, plan.request.model, host, device)
         if memory.group_offload == "none":  # otherwise it may not fit there as a whole
             transformer.to(device)
-        names = resolve_targets(transformer, family, config.targets)
-        layers = inject_(transformer, names, config.rank, config.alpha, config.init, generator(config.seed, "init"))
+        injected = inject_adapter_(transformer, family, plan.request, device, host)
+        layers = injected.layers
         if left_out := choose_kernels_(transformer, family, memory, device):
             host.emit(Notice(left_out, "warning"))
         disk = host.paths.cache / "offload" / offload_key(plan)
@@ -127,7 +131,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
         part: OptimizerPart = load("optimizer", plan.request.optimizer.optimizer)
         optimizer = part.build(
-            parameters, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed
+            parameter_groups(layers, injected.rates), plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed
         )
     samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(
@@ -145,6 +149,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
+        ema=new_ema(plan.request, layers),
     )  # fmt: skip
 
 

@@ -30,8 +30,8 @@ from ..files import rename, sha256_of, sync_folder, write_json
 from ..host import CheckpointSaved, Host, Notice
 from ..lora.export import export_lora
 from ..lora.inject import adapter_state, load_adapter_state_, trainable_parameters
-from ..optim.contract import evaluating
 from ..problems import UserError
+from .averages import final_weights
 from .loop import Run
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
@@ -114,7 +114,7 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
 def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
-    with evaluating(run.optimizer):
+    with final_weights(run):
         export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
     state = {
         "step": run.step,
@@ -159,8 +159,6 @@ def restore_(run: Run, checkpoint: Path) -> None:
     """
     state = json.loads((checkpoint / "state.json").read_text("utf-8"))
     _load_weights_(run, checkpoint, state)
-    if run.ema is not None:
-        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
     run.step, run.learning_rates = state["step"], state["learning_rates"]
     run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
     run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
@@ -170,21 +168,26 @@ def restore_(run: Run, checkpoint: Path) -> None:
 def weights_of(run: Run, checkpoint: Path) -> Iterator[None]:
     """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
     adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
+    ema = run.ema.ema_state() if run.ema is not None else None
     try:
         _load_weights_(run, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
-        with evaluating(run.optimizer):
+        with final_weights(run):
             yield
     finally:
         load_adapter_state_(run.layers, adapter)
+        if run.ema is not None:
+            run.ema.load_ema_state_(ema)
         run.optimizer.load_state_dict(optimizer)
 
 
 def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """The adapter, and the optimiser that belongs to it."""
+    """The adapter, and the optimiser and the average that belong to it."""
     adapter = load_file(checkpoint / "adapter.safetensors")
     _refuse_other_form(run, adapter, checkpoint)
     _refuse_other_optimizer(run, state, checkpoint)
     load_adapter_state_(run.layers, adapter)
+    if run.ema is not None:
+        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
     names = _optimized(run)
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in state["optimizer"].items()
@@ -206,7 +209,7 @@ def _refuse_other_optimizer(run: Run, state: Mapping[str, Any], checkpoint: Path
 
 
 def _refuse_other_form(run: Run, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
-    wanted = {name: tuple(parameter.shape) for name, parameter in trainable_parameters(run.layers)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(run.layers).items()}
     found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
     if wanted != found:
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))

@@ -9,8 +9,8 @@ import torch
 
 from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
-from ..optim.contract import evaluating
 from ..seeds import generator
+from .averages import final_weights
 from .loop import Run
 
 SIGMAS = (0.125, 0.375, 0.625, 0.875)
@@ -22,9 +22,9 @@ def eval_loss(run: Run) -> tuple[float, float]:
     """Mean velocity loss, and its standard error over the samples (0 for one sample).
 
     Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
-    first caption. With the weights to export, see optim.contract.evaluating.
+    first caption. With the weights to export, see averages.final_weights.
     """
-    with evaluating(run.optimizer):
+    with final_weights(run):
         return _eval_loss(run)
 
 

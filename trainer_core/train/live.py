@@ -11,9 +11,9 @@ from ..config.validation import ValidationConfig
 from ..families.contract import ImageCodec
 from ..host import Host, PhaseStarted, PreviewReady
 from ..lora.inject import set_strength_
-from ..optim.contract import evaluating
 from ..validation.grid import save_png
 from ..validation.pictures import Pictures, draw_grids, draw_pictures
+from .averages import final_weights
 from .build import Plan
 from .loop import Run
 from .phases import Phases
@@ -70,7 +70,7 @@ class LiveValidation:
     def _draw(self, run: Run) -> None:
         assert self.settings
         columns = [("base", self.base)]
-        with evaluating(run.optimizer):
+        with final_weights(run):
             for strength in self.settings.strengths():
                 set_strength_(run.transformer, strength)
                 columns.append((f"LoRA {strength:g}", self._pictures(run)))

@@ -26,6 +26,7 @@ from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..flow.timesteps import Density
 from ..host import Host, Notice, StepReport
+from ..lora.inject import set_micro_
 from ..optim.contract import set_rate_, shown_rate
 from ..optim.schedule import rate_of
 from ..seeds import generator
@@ -94,9 +95,11 @@ def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     total = torch.zeros((), device=run.device)
     first = run.step * run.config.accumulation
     for micro in range(first, first + run.config.accumulation):
+        set_micro_(run.layers, micro)
         loss = micro_loss(run, micro) / run.config.accumulation
         loss.backward()
         total += loss.detach()
+    set_micro_(run.layers, None)
     limit = run.config.max_grad_norm or math.inf
     norm = nn.utils.clip_grad_norm_(run.parameters, limit)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
@@ -106,6 +109,8 @@ def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
         return math.nan, math.nan
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update_(run.layers)
     return loss_value, norm_value
 
 

@@ -46,12 +46,12 @@ def trigger_of(plan: Plan) -> str:
 
 def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, str]:
     """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
-    config, family = run.config, run.family
+    config, family, layer = run.config, run.family, next(iter(run.layers.values()))
     largest = int(columns(run.samples)["bucket"].max())
     return {
-        "ss_network_dim": str(config.rank),
-        "ss_network_alpha": str(config.rank),  # alpha / rank is in B already: tools that scale again must find 1
-        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(layer.file_rank),
+        "ss_network_alpha": f"{layer.file_alpha:g}",
+        **layer.network,
         "ss_base_model_version": family.base_version,
         "ss_output_name": config.name,
         "ss_steps": str(run.step),

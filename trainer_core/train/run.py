@@ -20,12 +20,14 @@ from ..files import write_json
 from ..flow.timesteps import density
 from ..host import Host, LoraSaved, Notice, PhaseStarted, RunOpened, RunReported
 from ..lora.export import export_lora
-from ..lora.inject import adapter_state, load_adapter_state_, set_strength_
+from ..lora.inject import set_strength_
 from ..problems import UserError
 from ..validation.grid import save_png
+from .adapter import look_at_data_
+from .averages import final_weights
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
-from .checkpoint import newest_intact, restore_, step_name
+from .checkpoint import newest_intact, restore_, step_name, weights_of
 from .evaluation import best_step, eval_loss
 from .forecasting import comparison, memory_report, memory_told, settled
 from .journal import Paused, RunHost, open_run, wait_for_resume
@@ -110,6 +112,8 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
         restore_(run, newest)
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
         live.catch_up(run)
+    else:
+        look_at_data_(run, request, host)
     first = run.step
     host.journal.write({"kind": "Resumed", "step": first})
     host.journal.set(step=first, total=run.num_steps)
@@ -169,7 +173,9 @@ def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) ->
 
 def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
-    saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record))
+    form = plan.request.adapter.format
+    with final_weights(run):
+        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record), form=form)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
@@ -186,12 +192,9 @@ def _save_best(
     found = {"step": step, "eval_loss": mean, "standard_error": error}
     host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
     path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
-    now = {name: tensor for name, tensor in adapter_state(run.layers).items()}
-    load_adapter_state_(run.layers, load_file(checkpoints / step_name(step) / "adapter.safetensors"))
-    try:
-        saved = export_lora(run.layers, run.transformer, path, {**lora_metadata(plan, run, record), "ss_steps": str(step)})
-    finally:
-        load_adapter_state_(run.layers, now)
+    with weights_of(run, checkpoints / step_name(step)):
+        metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
+        saved = export_lora(run.layers, run.transformer, path, metadata, form=plan.request.adapter.format)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     return {**found, "lora": str(path), "sha256": saved.sha256}
 

@@ -36,6 +36,8 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     if not value["memory"]:
         value.pop("memory")
     value["model"]["quantization"].pop("cached_bases")
+    value["adapter"].pop("format")  # how the file is written
+    value["adapter"].pop("init_lora")  # its bytes count, not its name
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)
     if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on
