@@ -29,7 +29,12 @@ class Ema:
 
     def __init__(self, layers: Mapping[str, AdapterLayer], decay: float):
         assert 0 < decay < 1, decay
-        self.decay, self.num_updates = decay, 0
+        self.decay = decay
+        self.begin_(layers)
+
+    def begin_(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Begin anew with the layers' present values."""
+        self.num_updates = 0
         self.averages = {name: p.detach().float().clone() for name, p in trainable_parameters(layers)}
 
     def decay_now(self) -> float:
@@ -42,8 +47,8 @@ class Ema:
         kept = self.decay_now()
         parameters = dict(trainable_parameters(layers))
         averages = list(self.averages.values())
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-           averages, [parameters[name].detach().float() for name in self.averages], 1 - kept)
+        weights = [parameters[name].detach().float() for name in self.averages]
+        torch._foreach_lerp_(averages, weights, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     @contextmanager

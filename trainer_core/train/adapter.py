@@ -143,7 +143,8 @@ def look_at_data_(run: Run, request: TrainRequest, host: Host) -> None:
             hook.remove()
     for name, layer in run.layers.items():
         layer.look_along_(directions[name].rows(layer.rank))
-    run.ema = new_ema(request, run.layers)  # it begins with the weights as they start
+    if run.ema is not None:
+        run.ema.begin_(run.layers)
 
 
 def _seer(directions: Directions) -> Any:

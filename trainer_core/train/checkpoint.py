@@ -186,8 +186,10 @@ def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None
     _refuse_other_form(run, adapter, checkpoint)
     _refuse_other_optimizer(run, state, checkpoint)
     load_adapter_state_(run.layers, adapter)
-    if run.ema is not None:
+    if run.ema is not None and (checkpoint / EMA_FILE).is_file():
         run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    elif run.ema is not None:  # adopted from a run that kept none
+        run.ema.begin_(run.layers)
     names = _optimized(run)
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in state["optimizer"].items()
