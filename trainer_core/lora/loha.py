@@ -63,7 +63,13 @@ class LohaUpdate(Update):
         return found if self.alpha is None else {**found, ".alpha": torch.tensor(float(self.alpha))}
 
     def rows(self, rows: slice) -> LohaUpdate:
-        return replace(self, w1_a=self.w1_a[rows], w2_a=self.w2_a[rows])
+        """Without the directions that another part of a fused file had for itself."""
+        w1_a, w2_a = self.w1_a[rows], self.w2_a[rows]
+        used = w1_a.any(0) | w2_a.any(0)
+        if not used.any():
+            return replace(self, w1_a=w1_a, w2_a=w2_a)
+        alpha = None if self.alpha is None else self.scale * int(used.sum())
+        return LohaUpdate(w1_a[:, used], self.w1_b[used], w2_a[:, used], self.w2_b[used], alpha)
 
     def fused(self, parts: Sequence[Part], norms: Tensor) -> LohaUpdate:
         """Both products are block by block those of the parts, so that the elementwise product is theirs as well."""

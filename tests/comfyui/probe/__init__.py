@@ -79,19 +79,25 @@ class ProbeConditioning:
 
 
 class ProbeDelta:
-    """Writes what the model's patches add to its weights to output/NAME.safetensors, by ComfyUI's names."""
+    """Writes what the model's patches add to its weights to output/NAME.safetensors, by ComfyUI's names.
+
+    whole: the patched weights themselves; what a DoRA adds depends on them.
+    """
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "write", "probe", True
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "name": ("STRING", {"default": "delta"})}}
+        return {
+            "required": {"model": ("MODEL",), "name": ("STRING", {"default": "delta"})},
+            "optional": {"whole": ("BOOLEAN", {"default": False})},
+        }
 
-    def write(self, model, name):
+    def write(self, model, name, whole=False):
         weights = model.model.state_dict()
         deltas = {
             key.removeprefix("diffusion_model."): comfy.lora.calculate_weight(
-                patches, torch.zeros_like(weights[key]), key
+                patches, weights[key].clone() if whole else torch.zeros_like(weights[key]), key
             ).contiguous()
             for key, patches in model.patches.items()
         }
