@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from ..config.request import TrainedLora, TrainRequest
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
