@@ -393,7 +393,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "nothing to run": (
         drops("4", "5", "6"),
-        ["workflow: has nothing to run; add a LoRATrainer or ValidateSampler node"],
+        ["workflow: has nothing to run; add a LoRATrainer or ValidateSampler or PlanRun node"],
     ),
     "a node that waits for itself": (
         sets("3", dataset=["3", 0]),
