@@ -11,7 +11,7 @@ const seen = {};
 
 const panel = (page) => page.evaluate(() => ({ ...document.querySelector(".ct-panel")?.dataset }));
 
-// The panel's state, once the condition on it holds. It is given as text: the page evaluates it.
+// The data attributes of the panel, or of another element, once the condition on them holds. It is given as text: the page evaluates it.
 async function until(page, condition, what = ".ct-panel") {
   await page.waitForFunction(
     ([what, condition]) => {
@@ -24,7 +24,7 @@ async function until(page, condition, what = ".ct-panel") {
     await shoot(page, "timeout");
     throw new Error(`never: ${condition}; ${JSON.stringify(await panel(page))}: ${error.message}`);
   });
-  return panel(page);
+  return page.evaluate((what) => ({ ...document.querySelector(what).dataset }), what);
 }
 
 async function setWidget(page, type, values) {
@@ -162,7 +162,7 @@ async function sidebar(context, page) {
   await run("d.state === 'paused'");
   await page.waitForTimeout(2000); // the panel has drawn what the last look brought
   seen.paused = await points();
-  seen.node = await until(page, "d.state === 'paused'", ".ct-panel[data-state='paused']");
+  seen.node = await until(page, "d.state === 'paused'", ".ct-panel:not(.ct-run *)");
   await shoot(page, "paused");
   await press("resume");
   await run("d.state === 'running' && d.alive === 'true'");

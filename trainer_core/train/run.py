@@ -17,7 +17,7 @@ from ..config.request import TrainedLora, TrainRequest
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
 from ..files import write_json
 from ..flow.timesteps import density
-from ..host import Host, LoraSaved, Notice, PhaseStarted, RunOpened, RunReported
+from ..host import Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..lora.export import export_lora
 from ..lora.inject import set_strength_
 from ..problems import UserError
@@ -88,6 +88,8 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
 def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
+    if forecast:
+        host.emit(MemoryPlanned(forecast.device_peak, forecast.ram_peak))
     if plan.adoption:
         adopt(plan.adoption, plan.folder, host)
     record = run_record(plan, prompt)
