@@ -164,7 +164,7 @@ class LokrLinear(AdapterLayer):
 
     @property
     def file_alpha(self) -> float:
-        return self.scale * self.rank
+        return self.alpha
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -207,7 +207,7 @@ class LokrLinear(AdapterLayer):
 
     def update(self) -> LokrUpdate:
         tensors = {name: parameter.detach().cpu().float() for name, parameter in self.trainable()}
-        return LokrUpdate(**tensors, alpha=self.file_alpha)
+        return LokrUpdate(**tensors, alpha=self.scale * self.rank)
 
 
 def kron_linear(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
