@@ -19,7 +19,7 @@ from chroma_trainer.trainer_core.lora.targets import resolve_targets
 from chroma_trainer.trainer_core.registry import load, names
 from safetensors.torch import load_file, save_file
 
-from .test_guider import original_weights
+from .conftest import original_weights
 
 pytestmark = pytest.mark.comfyui
 WIDTH = 64
