@@ -9,10 +9,10 @@ from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data import latents as latents_module
 from chroma_trainer.trainer_core.data.buckets import Placement, place
 from chroma_trainer.trainer_core.data.images import decode
-from chroma_trainer.trainer_core.data.index import Sample, build_index
-from chroma_trainer.trainer_core.data.latents import cache_latents, placed, to_tensor
+from chroma_trainer.trainer_core.data.index import Sample, Unreadable, build_index
+from chroma_trainer.trainer_core.data.latents import LatentCache, cache_latents, placed, to_tensor
 from chroma_trainer.trainer_core.host import PhaseProgress, SinkHost
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.problems import Cancelled
 from chroma_trainer.trainer_core.shards import Store
 from PIL import Image
 
@@ -107,14 +107,16 @@ def test_a_cancel_is_heard_between_batches(index, host, events, tmp_path, monkey
     assert len(codec.sizes) == 4
 
 
-def test_an_image_that_went_bad_after_the_scan_is_named(index, host, pictures, tmp_path):
-    (pictures.folder / "wide-1.png").write_bytes(b"now something else")
-    with pytest.raises(UserError) as caught:
-        cache_latents(index, "id", Codec, Store(tmp_path / "store"), host)
-    assert str(caught.value) == (
-        f"{pictures.folder / 'wide-1.png'}: can't be read any more: it is no image, whatever its name says; "
-        "mend or remove it and run again"
-    )
+def test_images_that_went_bad_after_the_scan_are_named_and_the_others_encoded(index, host, pictures, tmp_path):
+    for name in ("wide-1.png", "wide-0.png"):
+        (pictures.folder / name).write_bytes(b"now something else")
+    codec, store = Codec(), Store(tmp_path / "store")
+    with pytest.raises(Unreadable) as caught:
+        cache_latents(index, "id", lambda: codec, store, host)
+    reason = "can't be decoded: it is no image, whatever its name says"
+    assert caught.value.faults == {"0/wide-0.png": reason, "0/wide-1.png": reason}
+    kept = LatentCache(store, "id")
+    assert all(kept.get(sample).isfinite().all() for sample in index.samples if sample.key not in caught.value.faults)
 
 
 def test_white_is_one_and_black_minus_one():

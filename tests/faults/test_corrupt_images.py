@@ -76,3 +76,34 @@ def test_with_the_policy_stop_all_are_told_at_once_and_nothing_is_loaded(tiny_mo
     with pytest.raises(UserError) as caught:
         run(request, SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), device="cpu"))
     assert len(caught.value.problems) >= 25 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch, policy, shown):
+    """Its structure is in order, so the scan passes it: met when the crop sheet is drawn, or when latents are made."""
+    from chroma_trainer.trainer_core.data import index as index_module
+    from chroma_trainer.trainer_core.train import build as build_module
+
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((48, 40), 90).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "c.jpg").write_bytes(b"<html>")
+    upright_size = index_module.upright_size
+    monkeypatch.setattr(index_module, "upright_size", lambda raw: (48, 40) if raw == b"<html>" else upright_size(raw))
+    if not shown:
+        monkeypatch.setattr(build_module, "draw_crop_sheet", lambda index, path: None)
+    part = FolderConfig(folder=str(tmp_path / "pictures"), captions="filename", resolution=32, on_broken=policy)
+    dataset = DatasetConfig(parts=(part,), roots=(str(tmp_path / "pictures"),))
+    request = TrainRequest(tiny_model, dataset, TrainingConfig(**TRAINING))
+    host = SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), device="cpu")
+    if policy == "stop":
+        with pytest.raises(UserError, match=r"c\.jpg: can't be decoded: .*; mend or remove it, or set on_broken to skip"):
+            run(request, host)
+        return
+    for _ in range(2):  # the second start meets it as well, and goes to the same folder
+        report = run(request, host).report
+        (entry,) = report["dataset"]["skipped"]
+        assert Path(entry["image"]).name == "c.jpg" and entry["reason"].startswith("can't be decoded: ")
+    (folder,) = (tmp_path / "out" / "chroma_trainer").iterdir()
+    assert report["files"]["run"] == str(folder) and report["resumed_from"] == 2

@@ -60,9 +60,19 @@ class Scan:
     fault: str = ""
 
 
-def build_index(config: DatasetConfig, host: Host, seed: int) -> Index:
+class Unreadable(Exception):
+    """Images that looked whole and can't be decoded: {key of the sample: reason}. Build the index again without them."""
+
+    def __init__(self, faults: Mapping[str, str]):
+        super().__init__(", ".join(faults))
+        self.faults = dict(faults)
+
+
+def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mapping[str, str] | None = None) -> Index:
     """Read every image once (those that are as they were at the last run are not read again), and place it.
 
+    Args:
+        unreadable: what Unreadable told of images that are known not to decode.
     Raises:
         UserError: no image can be used; or, where on_broken is "stop", every image that can't.
     """
@@ -84,7 +94,8 @@ def build_index(config: DatasetConfig, host: Host, seed: int) -> Index:
                 )
             )
         for entry, scan in zip(entries, _scan(backend, entries, root, host), strict=True):
-            sample, reason = _sample(part, settings, backend, entry, scan, seed)
+            reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
+            sample, reason = (None, reason) if reason else _sample(part, settings, backend, entry, scan, seed)
             if sample:
                 writer.append(sample)
                 continue

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted
-from ..problems import UserError
 from ..shards import Store, fill
 from .buckets import Placement
 from .images import BrokenImage, decode
-from .index import Index
+from .index import Index, Unreadable
 from .table import Sample, rows_in_order
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
@@ -60,30 +59,35 @@ def cache_latents(
         largest_batch: pictures encoded at once. 1 is best on a CPU, where 8 at a time take 1.3 times as long.
     Raises:
         Cancelled: between two batches; what was encoded is kept.
-        UserError: an image that was sound when it was scanned can't be read any more; names it.
+        Unreadable: images that can't be decoded, all of them; the others are encoded and kept.
     """
     by_key = {latent_key(sample, identity): i for i, sample in enumerate(rows_in_order(index.samples))}
 
     def make(absent: list[str]) -> Iterator[Mapping[str, Tensor]]:
         host.emit(PhaseStarted("latents", len(absent), "images"))
         codec = load()
-        done = 0
+        done, faults = 0, dict[str, str]()
         batches = list(_batches([index.samples[by_key[key]] for key in absent], largest_batch))
         with ThreadPoolExecutor(WORKERS) as pool:
             waiting = [pool.submit(_pixels, index, batch) for batch in batches[:WORKERS]]
-            for i, batch in enumerate(batches):
+            for i in range(len(batches)):
                 host.check_cancelled()
-                pixels = waiting.pop(0).result()
+                batch, pixels, broken = waiting.pop(0).result()
+                faults |= broken
                 if i + WORKERS < len(batches):
                     waiting.append(pool.submit(_pixels, index, batches[i + WORKERS]))
-                with torch.no_grad():
-                    latents = codec.encode(_filled(pixels, _batch_size(batch[0].placement.bucket, largest_batch))).float()
-                yield {
-                    latent_key(sample, identity): latent.clone()
-                    for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
-                }
-                done += len(batch)
+                done += len(batch) + len(broken)
+                if batch:
+                    size = _batch_size(batch[0].placement.bucket, largest_batch)
+                    with torch.no_grad():
+                        latents = codec.encode(_filled(torch.stack(pixels), size)).float()
+                    yield {
+                        latent_key(sample, identity): latent.clone()
+                        for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
+                    }
                 host.emit(PhaseProgress("latents", done, len(absent)))
+        if faults:
+            raise Unreadable(faults)
 
     fill(store, by_key, make)
     return LatentCache(store, identity)
@@ -109,16 +113,18 @@ def _filled(pixels: Tensor, size: int) -> Tensor:
     return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
 
 
-def _pixels(index: Index, batch: Sequence[Sample]) -> Tensor:
-    """(B, 3, H, W) in [-1, 1]."""
-    return torch.stack([to_tensor(placed(_image(index, sample), sample)) for sample in batch])
-
-
-def _image(index: Index, sample: Sample) -> Image.Image:
-    try:
-        return decode(index.read(sample))
-    except (OSError, BrokenImage) as error:
-        raise UserError.at(sample.path, f"can't be read any more: {error}; mend or remove it and run again") from error
+def _pixels(index: Index, batch: Sequence[Sample]) -> tuple[list[Sample], list[Tensor], dict[str, str]]:
+    """(the samples that decode, (3, H, W) in [-1, 1] of each, why the others don't)."""
+    whole: list[Sample] = []
+    pixels: list[Tensor] = []
+    faults: dict[str, str] = {}
+    for sample in batch:
+        try:
+            pixels.append(to_tensor(placed(decode(index.read(sample)), sample)))
+            whole.append(sample)
+        except (OSError, BrokenImage) as error:
+            faults[sample.key] = f"can't be decoded: {error}"
+    return whole, pixels, faults
 
 
 def placed(image: Image.Image, sample: Sample) -> Image.Image:

@@ -7,24 +7,35 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..files import replace_atomic
-from .images import decode
-from .index import Index, Sample
+from .images import BrokenImage, decode
+from .index import Index, Sample, Unreadable
 
 MAX_IMAGES, CELL, GAP, COLUMNS = 64, 192, 10, 8
 PAPER, SHADE, FRAME = (250, 250, 252), (20, 22, 30, 150), (16, 150, 140)
 
 
 def draw_crop_sheet(index: Index, path: Path) -> None:
-    """Up to 64 images, evenly spread over the dataset; what a crop leaves out is darkened."""
+    """Up to 64 images, evenly spread over the dataset; what a crop leaves out is darkened.
+
+    Raises:
+        Unreadable: images that can't be decoded, of those that are shown.
+    """
     stride = -(-len(index.samples) // MAX_IMAGES)
     shown = index.samples[::stride]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     page = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), PAPER)
+    faults: dict[str, str] = {}
     for i, sample in enumerate(shown):
-        cell = _cell(index, sample)
+        try:
+            cell = _cell(index, sample)
+        except (OSError, BrokenImage) as error:
+            faults[sample.key] = f"can't be decoded: {error}"
+            continue
         left, top = GAP + (i % columns) * (CELL + GAP), GAP + (i // columns) * (CELL + GAP)
         page.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
+    if faults:
+        raise Unreadable(faults)
     replace_atomic(path, lambda temporary: page.save(temporary, "PNG"))
 
 

@@ -61,7 +61,7 @@ def set_attention_(transformer: nn.Module, name: str) -> int:
     """Let every attention of the model compute by this kernel. Returns how many there are."""
     found = [module for module in transformer.modules() if "attend" in module.__dict__]
     for module in found:
-        module.attend = attention(name)
+        module.__dict__["attend"] = attention(name)
     return len(found)
 
 

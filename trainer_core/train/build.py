@@ -15,7 +15,7 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..data.holdout import split
-from ..data.index import Index, build_index
+from ..data.index import Index, Unreadable, build_index
 from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
@@ -65,13 +65,25 @@ class Plan:
         return replace(self.request, memory=self.memory) if self.memory else self.request
 
 
-def plan_run(request: TrainRequest, host: Host) -> Plan:
+def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | None = None) -> Plan:
     """Check everything that can be checked without weights.
 
+    Args:
+        unreadable: images that are known not to decode, see data.index.Unreadable; those that are found on the way are
+            left out as well, or are an error, as on_broken says.
     Raises:
         UserError: every problem of the model's files, the dataset and the settings, together; or what has changed
             since an unfinished run of this name.
     """
+    left_out = dict(unreadable or {})
+    while True:
+        try:
+            return _plan_without(left_out, request, host)
+        except Unreadable as found:
+            left_out |= found.faults
+
+
+def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Host) -> Plan:
     family: Family = load("family", request.model.family)()
     device = pick_device(host.device)
     found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
@@ -82,7 +94,7 @@ def plan_run(request: TrainRequest, host: Host) -> Plan:
     found += adapter_problems(request, is_quantized=not load("quantization", request.model.quantization.level)().is_plain)
     if not found:
         collect(found, check_fit, request, family)
-    index = collect(found, build_index, request.dataset, host, request.training.seed)
+    index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)

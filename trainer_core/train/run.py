@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from ..config.request import TrainedLora, TrainRequest
+from ..data.index import Unreadable
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
 from ..files import write_json
 from ..flow.timesteps import density
@@ -80,9 +82,16 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
     phases = Phases()
     host.emit(PhaseStarted("start"))
-    plan, forecast = settled(plan_run(request, host), host)
-    with memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
-        return _train(plan, run_host, prompt, phases, forecast)
+    unreadable: dict[str, str] = {}
+    while True:
+        plan, forecast = settled(plan_run(request, host, unreadable), host)
+        try:
+            with memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
+                return _train(plan, run_host, prompt, phases, forecast)
+        except Unreadable as found:  # without them it is another run, in another folder
+            unreadable |= found.faults
+        if not (plan.folder / "checkpoints").is_dir():
+            shutil.rmtree(plan.folder, ignore_errors=True)
 
 
 def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None) -> TrainResult:
