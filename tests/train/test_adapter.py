@@ -247,9 +247,9 @@ def test_blocks_learn_at_their_own_rates(workshop):
     assert {name for name in plain if name not in ruled} == {name for name in plain if name.startswith("transformer_blocks.0.")}
     for name, up in ruled.items():
         factor = 1.0 if name == "single_transformer_blocks.1.attn.to_q" else 0.5
-        # AdamW's first step is the rate times the gradient's sign, which is chance where a gradient is next to nothing.
-        same = torch.isclose(up, plain[name] * factor, rtol=0.02)
-        assert same.float().mean() > 0.95, name
+        # AdamW's first step is the rate, with the gradient's sign. A, and so the signs, differ: fewer layers draw from the seed.
+        assert up.abs().median().item() == pytest.approx(factor * 1e-3, rel=0.01), name
+        assert plain[name].abs().median().item() == pytest.approx(1e-3, rel=0.01)
 
 
 def test_the_average_is_saved_and_not_the_last_weights(workshop):
