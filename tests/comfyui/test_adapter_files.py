@@ -51,7 +51,7 @@ def base(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize(("kind", "init", "form"), CASES)
-def test_the_loaded_weights_are_the_trained_ones(comfyui, tiny_model, base, kind, init, form, strength):
+def test_the_loaded_weights_are_the_trained_ones(each_comfyui, tiny_model, base, kind, init, form, strength):
     transformer = FAMILY.load_transformer(tiny_model)
     targets = resolve_targets(transformer, FAMILY, "all+ffs+embedder")
     draw = torch.Generator().manual_seed(3)
@@ -60,8 +60,8 @@ def test_the_loaded_weights_are_the_trained_ones(comfyui, tiny_model, base, kind
         for _, parameter in trainable_parameters(layers):
             parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.05)
     name = f"{kind}-{init}-{form}"
-    saved = export_lora(layers, transformer, comfyui.output / "loras" / f"{name}.safetensors", {}, form=form)
-    history = comfyui.run({
+    saved = export_lora(layers, transformer, each_comfyui.output / "loras" / f"{name}.safetensors", {}, form=form)
+    history = each_comfyui.run({
         "chroma": {"class_type": "ProbeChroma", "inputs": {"config": base.config, "weights": str(base.file)}},
         "loader": {
             "class_type": "LoraLoaderModelOnly",
@@ -70,11 +70,11 @@ def test_the_loaded_weights_are_the_trained_ones(comfyui, tiny_model, base, kind
         "delta": {"class_type": "ProbeDelta", "inputs": {"model": ["loader", 0], "name": f"{name}-{strength}", "whole": True}},
     })  # fmt: skip
     (num_patches,) = history["outputs"]["delta"]["patches"]
-    keys = load_file(comfyui.output / "loras" / f"{name}.safetensors").keys()
+    keys = load_file(each_comfyui.output / "loras" / f"{name}.safetensors").keys()
     assert num_patches == len({ENDS.sub("", key) for key in keys}) and saved.num_keys == len(keys)
     # peft's way of saying what dora_scale says; ComfyUI names the key and goes on.
-    assert all(line.endswith("lora_magnitude_vector") for line in re.findall(r"lora key not loaded: (\S+)", comfyui.log))
-    found = load_file(comfyui.output / f"{name}-{strength}.safetensors")
+    assert all(line.endswith("lora_magnitude_vector") for line in re.findall(r"lora key not loaded: (\S+)", each_comfyui.log))
+    found = load_file(each_comfyui.output / f"{name}-{strength}.safetensors")
     wanted = {key: base.weights[key].double() for key in found}
     for module, layer in layers.items():
         place = original_place(module)
