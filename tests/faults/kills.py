@@ -58,6 +58,11 @@ class Nursery:
         assert line, "the nursery died"
         return json.loads(line)
 
+    def _write(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
     def start(
         self,
         output: Path,
@@ -75,13 +80,12 @@ class Nursery:
             "arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "full_at": full_at, "within": within,
             "count": str(count or ""),
         }  # fmt: skip
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
+        self._write(json.dumps(job))
         return self._read()["pid"]
 
     def wait(self) -> int:
         """Exit status of the job; the negative number of a signal that ended it."""
+        self._write("wait")
         return os.waitstatus_to_exitcode(self._read()["status"])
 
     def run(self, output: Path, **values) -> int:
@@ -127,7 +131,7 @@ def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, tol
                     delay = draw.uniform(0, seconds)
                     pid = nursery.start(output)
                     time.sleep(delay)
-                    os.kill(pid, signal.SIGKILL)  # waited for by the nursery only after this: the number is still its own
+                    os.kill(pid, signal.SIGKILL)
                     status, what = nursery.wait(), f"after {delay:.3f} s of {seconds:.3f}"
                 if status != -signal.SIGKILL:  # it was over before
                     break

@@ -3,7 +3,7 @@
 A line is {"arguments", "folder", "kill_at", "full_at", "within", "count"}: `chroma-trainer ARGUMENTS` in a folder, whose
 file operations on paths with a name of `within` in them are counted. kill_at n > 0: the job gets SIGKILL at its n-th.
 full_at n > 0: from the n-th on, the disk takes nothing more. count: a file for the number of operations.
-Answers a line {"pid"} at once, and {"status"} (as of os.waitpid) when the job is over.
+Answers a line {"pid"} at once; and to another line, {"status"} (as of os.waitpid) when the job is over.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def main() -> None:
             finally:
                 os._exit(status)
         print(json.dumps({"pid": pid}), flush=True)
+        sys.stdin.readline()  # until then a job that is over stays a zombie, and its number its own
         print(json.dumps({"status": os.waitpid(pid, 0)[1]}), flush=True)
 
 
