@@ -20,7 +20,7 @@ from ..families.contract import Family
 from ..families.sources import find_part
 from ..families.weights import DTYPES, T5, VAE, Weights
 from ..files import sha256_text, write_json
-from ..host import Host, MemoryPlanned, Notice
+from ..host import Host, Notice
 from ..problems import UserError
 from ..registry import load
 from ..version import VERSION
@@ -356,7 +356,6 @@ def _settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
     request = replace(plan.request, memory=plan.memory or plan.request.memory)
     found = made.plan(request)
     host.emit(Notice(found.first_line()))
-    host.emit(MemoryPlanned(found.device_peak if found.machine.device_bytes else 0, found.ram_peak))
     if plan.memory:
         host.emit(Notice(f"memory auto: {found.settings}"))
     if found.unfit():

@@ -98,7 +98,8 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     request = plan.request
     host.emit(RunOpened(plan.folder))
     if forecast:
-        host.emit(MemoryPlanned(forecast.device_peak, forecast.ram_peak))
+        on_device = forecast.device_peak if forecast.machine.device_bytes else 0
+        host.emit(MemoryPlanned(on_device, forecast.ram_peak))
     if plan.adoption:
         adopt(plan.adoption, plan.folder, host)
     record = run_record(plan, prompt)
