@@ -19,8 +19,8 @@ class QuantizationConfig:
         str,
         Choice(*LEVELS),
         Doc(
-            "How the base's weights are kept; memory as a share of bf16's, error of the output, measured. none: as loaded. int8 (0.5, 0.3 %): "
-            "start here. fp8 (0.5, 1.6 %). int4-quanto (0.27, 4 %) and nf4-bnb (0.27, 5.5 %): where int8 does not fit. int2 (0.15, 21 %): last resort. "
+            "How the base's weights are kept; memory as a share of bf16's, error of the output (docs/quantization.md). none: as loaded. int8 (0.5, 0.4 %): "
+            "start here. fp8 (0.5, 1.5 %). int4-quanto (0.28, 5.6 %) and nf4-bnb (0.26, 5.6 %): where int8 does not fit. int2 (0.16, 29 %): last resort. "
             "bnb and torchao need their packages. Embedders, norms, the approximator and the final projection are never quantised."
         ),
     ] = "none"
