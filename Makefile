@@ -17,6 +17,8 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/node_docs.py --check
+	$(BIN)/python tools/locales.py --check
+	$(BIN)/python tools/memory_page.py --check
 
 docs: $(READY)
 	$(BIN)/python tools/node_docs.py

@@ -52,9 +52,7 @@ def _part(
     def build(
         params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
     ) -> torch.optim.Optimizer:
-        import bitsandbytes.optim
-
-        kind, numbers = make(bitsandbytes.optim, config)
+        kind, numbers = make(importlib.import_module("bitsandbytes.optim"), config)
         flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
         return flat_kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
 

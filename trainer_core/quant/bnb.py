@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,6 +15,11 @@ from .rows import RowScaled
 BLOCK = 64
 NUM_CODES = 256  # of an inner scale
 OUTER_BLOCK = 256  # inner scales that share an outer one
+
+
+def _functional() -> ModuleType:
+    """By name, so that neither the import nor the type checker asks for an optional package."""
+    return importlib.import_module("bitsandbytes.functional")
 
 
 class Nf4Bnb(Quantizer):
@@ -26,8 +33,7 @@ class Nf4Bnb(Quantizer):
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         if weight.is_meta:
             return _nf4_shapes(weight.numel())
-        from bitsandbytes import functional
-
+        functional = _functional()
         exact = weight.float().contiguous()
         packed, state = functional.quantize_4bit(exact, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
         outer = state.state2
@@ -43,8 +49,7 @@ class Nf4Bnb(Quantizer):
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         if stored["packed"].is_meta:
             return torch.empty(shape, dtype=dtype, device="meta")
-        from bitsandbytes import functional
-
+        functional = _functional()
         absmax = functional.dequantize_blockwise(
             stored["absmax"], absmax=stored["outer_absmax"], code=stored["outer_code"], blocksize=OUTER_BLOCK
         )
@@ -79,7 +84,6 @@ class Int8Bnb(RowScaled):
     extra = "bnb"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        from bitsandbytes import functional
-
+        functional = _functional()
         codes, absmax, _ = functional.int8_vectorwise_quant(weight.half().contiguous())  # its kernels take fp16 only
         return {"codes": codes, "scale": absmax.float().reshape(-1, 1) / 127}

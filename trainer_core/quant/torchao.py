@@ -6,6 +6,7 @@ LoRA's gradient was off by 40 % (torchao 0.18), and fp8 products need compute ca
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
@@ -21,7 +22,7 @@ class _Torchao8(RowScaled):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns about kernels that nothing here needs
-        from torchao import quantization
+        quantization = importlib.import_module("torchao.quantization")
 
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(weight.float(), requires_grad=False)
