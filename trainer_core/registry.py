@@ -24,6 +24,10 @@ PARTS: dict[str, dict[str, str]] = {
         "fp8-torchao": ".quant.torchao:Fp8Torchao",
         "fp8-native": ".quant.native:Fp8Native",
     },
+    "products": {
+        "int8": ".quant.products:Int8Product",
+        "fp8": ".quant.products:Fp8Product",
+    },
     "adapter": {
         "lora": ".lora.lora:LoraLinear",
         "rslora": ".lora.rslora:RsLoraLinear",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from ..problems import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
 
 LEVELS = names("quantization")
+PRODUCTS = ("exact", *names("products"))
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,21 @@ class QuantizationConfig:
             "Each takes as much disk as its weights take memory. 0: none."
         ),
     ] = 2
+    products: Annotated[
+        str,
+        Choice(*PRODUCTS),
+        Advanced(),
+        Doc(
+            "How training multiplies with the quantised base. exact: weights are decoded. int8, fp8: activations and gradients are rounded to 8 bits too, "
+            "token by token; for levels of that name; fp8 needs an RTX 40 or newer. Meant for GPUs; no faster on CPUs (docs/quantization.md)."
+        ),
+    ] = "exact"
+
+    def problems(self) -> list[Problem]:
+        if self.products == "exact" or self.level.startswith(f"{self.products}-"):
+            return []
+        fitting = ", ".join(level for level in LEVELS if level.startswith(f"{self.products}-"))
+        return [Problem("products", f"{self.products} needs a level that stores such numbers ({fitting}), and level is {self.level}; choose one of those, or exact")]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class TrainRequest:
         """Plain JSON values. Paths of this machine are left out: the file travels."""
         value = dataclasses.asdict(self)
         value["dataset"].pop("roots")
+        if self.model.quantization.products == "exact":  # files and folders are named and written as before there was a choice
+            value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
             value["model"][name] = _last_of_path(value["model"][name])
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])

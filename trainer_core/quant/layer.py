@@ -18,8 +18,19 @@ class Format(Protocol):
         ...
 
 
+class Multiply(Protocol):
+    """Multiplies codes as they are. See products.py."""
+
+    def __call__(self, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        """(..., in) x (out, in) -> (..., out), in the precision of x, with a gradient to x."""
+        ...
+
+
 class QuantizedLinear(nn.Linear):
     """y = W~ x + b, where W~ is decoded for each product and not kept, neither for the backward pass.
+
+    With a `product` nothing is decoded where gradients are computed: inputs are rounded and multiplied with the codes. Without
+    gradients (pictures, losses on images that are held out, norms) W~ acts as it is, for so the LoRA will be used.
 
     The stored tensors are parameters without a gradient, plain ones: they move, are saved and loaded as any others. Their types are
     their own: `.to(dtype)` changes the bias and the precision W~ is decoded in, and leaves them alone.
@@ -43,6 +54,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's own would make a weight
         self.out_features, self.in_features = shape
         self.format, self.dtype, self.stored_names = format, dtype, tuple(stored)
+        self.product: Multiply | None = None  # for levels that store `codes` and `scale`
         for name, tensor in stored.items():
             self.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
@@ -64,9 +76,14 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(..., in) -> (..., out), in the precision of x."""
-        stored = [getattr(self, name) for name in self.stored_names]
-        shape = self.out_features, self.in_features
-        y: Tensor = _Product.apply(x, self.format, self.stored_names, shape, *stored)  # pyright: ignore[reportAssignmentType]
+        y: Tensor
+        if self.product is not None and torch.is_grad_enabled():
+            stored = self.stored
+            y = self.product(x, stored["codes"], stored["scale"])
+        else:
+            stored = [getattr(self, name) for name in self.stored_names]
+            shape = self.out_features, self.in_features
+            y = _Product.apply(x, self.format, self.stored_names, shape, *stored)  # pyright: ignore[reportAssignmentType]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -32,6 +32,7 @@ from ..optim.advice import advice
 from ..optim.contract import OptimizerPart
 from ..problems import Problem, UserError
 from ..quant.loading import load_base, quantization_problems, text_identity
+from ..quant.products import choose_products_, products_problems
 from ..registry import load
 from ..shards import Store
 from ..text.cache import TextCache, cache_prompts
@@ -90,7 +91,7 @@ def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Ho
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
-    found += quantization_problems(request.model.quantization, device)
+    found += [*quantization_problems(request.model.quantization, device), *products_problems(request.model.quantization, device)]
     found += adapter_problems(request, is_quantized=not load("quantization", request.model.quantization.level)().is_plain)
     if not found:
         collect(found, check_fit, request, family)
@@ -132,6 +133,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     empty_cache(device)
     with phases("load"):
         transformer = load_base(family, plan.request.model, host, device)
+        if left_out := choose_products_(transformer, plan.request.model.quantization.products):
+            host.emit(Notice(left_out, "warning"))
         if memory.group_offload == "none":  # otherwise it may not fit there as a whole
             transformer.to(device)
         injected = inject_adapter_(transformer, family, plan.request, device, host)
@@ -168,7 +171,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
 def offload_key(plan: Plan) -> str:
     """Names the frozen weights as they are after quantisation: their files on disk."""
     model = plan.request.model
-    return sha256_text(plan.family.identity(model, "transformer"), model.dtype, repr(model.quantization))[:16]
+    stored = replace(model.quantization, products="exact")
+    return sha256_text(plan.family.identity(model, "transformer"), model.dtype, repr(stored))[:16]
 
 
 def _cache_text(plan: Plan, host: Host) -> TextCache:

@@ -19,6 +19,7 @@ from ..families.weights import DTYPES
 from ..flow.loss import velocity_loss
 from ..lora.inject import inject_, lora_layers, trainable_parameters
 from ..lora.targets import resolve_targets
+from ..quant.products import choose_products_
 from ..registry import load
 from .counting import FlashShapes, LiveBytes, bytes_of
 
@@ -104,6 +105,7 @@ class Skeleton:
             first.setdefault(kind, block)
         others = tuple(f"{inside[id(block)]}.*" for block in self.blocks if block not in first.values())
         load("quantization", level)().quantize_(transformer, (*family.full_precision, *others))
+        choose_products_(transformer, request.model.quantization.products)
         inject_(transformer, names, request.training.rank, request.training.alpha)
         self.first = first
 

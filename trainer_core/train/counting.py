@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..families.offload import inner_tensors
 
-QUANTIZED_PRODUCTS = frozenset({"quanto::qbytes_mm"})  # (..., in) x (out, in): torch knows no count for them
+QUANTIZED_PRODUCTS = {"quanto::qbytes_mm": 0, "aten::_int_mm": 1}  # torch knows no count for them; the right factor's dimension of results
 
 
 class LiveBytes(TorchDispatchMode):
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
         if count is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         elif func._schema.name in QUANTIZED_PRODUCTS:
-            self.flops += 2 * args[0].numel() * args[1].shape[0]
+            self.flops += 2 * args[0].numel() * args[1].shape[QUANTIZED_PRODUCTS[func._schema.name]]
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if is_countable(leaf)}
         for leaf in tree_leaves(out):
             if is_countable(leaf) and leaf.untyped_storage()._cdata not in given:

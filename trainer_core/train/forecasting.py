@@ -65,7 +65,7 @@ class Forecaster:
         return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens))
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
-        key = request.model.quantization.level, request.training.rank, request.training.targets, repr(request.adapter)
+        key = _base_key(request), request.training.rank, request.training.targets, repr(request.adapter)
         if (key, shape) not in self._costs:
             self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
@@ -193,6 +193,8 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
                 yield f"gradient_checkpointing with interval {interval}", least
     if not memory.activation_offload:
         yield "activation_offload", with_memory(least, activation_offload=True)
+    if request.model.quantization.products != "exact":
+        yield "products exact", with_level(least, request.model.quantization.level, "exact")
     levels = (
         LEVELS[LEVELS.index(request.model.quantization.level) + 1 :]
         if request.model.quantization.level in LEVELS
@@ -225,8 +227,19 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
                 yield f"all that and resolution {edge}", least
 
 
-def with_level(request: TrainRequest, level: str) -> TrainRequest:
-    return replace(request, model=replace(request.model, quantization=replace(request.model.quantization, level=level)))
+def with_level(request: TrainRequest, level: str, products: str = "") -> TrainRequest:
+    """Products are those that were asked for, and exact where the new level has them not."""
+    asked = request.model.quantization
+    changed = replace(asked, level=level, products=products or asked.products)
+    if changed.problems():
+        changed = replace(changed, products="exact")
+    return replace(request, model=replace(request.model, quantization=changed))
+
+
+def _base_key(request: TrainRequest) -> str:
+    """What of the base decides a step's cost."""
+    asked = request.model.quantization
+    return asked.level if asked.products == "exact" else f"{asked.level} {asked.products}"
 
 
 def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], TrainRequest]:

@@ -1,0 +1,64 @@
+"""Training with products of rounded numbers, through the engine: it learns, resumes to the same bytes, and is refused where it can't."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.host import StepReport
+from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.quant.products import Fp8Product, Int8Product
+from chroma_trainer.trainer_core.train.run import run
+
+LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
+
+
+def rounded(workshop, kind: str, **training):
+    model = replace(workshop.model, quantization=QuantizationConfig(LEVELS[kind], products=kind))
+    return workshop.request(model=model, **training)
+
+
+@pytest.mark.parametrize(("kind", "off"), [("int8", 0.02), ("fp8", 0.06)])
+def test_it_learns_as_with_exact_products(workshop, kind, off):
+    ours = run(rounded(workshop, kind, steps=12), workshop.host())
+    model = replace(workshop.model, quantization=QuantizationConfig(LEVELS[kind]))
+    exact = run(workshop.request(model=model, steps=12), workshop.host())
+    assert ours.report["eval_loss"]["before"] == exact.report["eval_loss"]["before"]  # judged with exact products
+    after, wanted = ours.report["eval_loss"]["after"], exact.report["eval_loss"]["after"]
+    assert after != wanted and after == pytest.approx(wanted, rel=off)
+    assert after < 0.97 * ours.report["eval_loss"]["before"]
+
+
+def test_equal_bytes_again_after_a_resume_and_checkpointed(workshop):
+    whole = workshop.host()
+    run(rounded(workshop, "int8"), whole)
+    host = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(rounded(workshop, "int8"), host)
+    later = workshop.host(host.paths.output)
+    run(rounded(workshop, "int8"), later)
+    assert later.all(StepReport)[0].step > 1 and later.lora.read_bytes() == whole.lora.read_bytes()
+    recomputed = workshop.host()
+    run(rounded(workshop, "int8", gradient_checkpointing=True), recomputed)
+    losses = [[event.loss for event in host.all(StepReport)] for host in (whole, recomputed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_level_without_them_and_a_device_without_them_are_refused_before_a_model_loads(workshop, monkeypatch):
+    monkeypatch.setattr(ChromaFamily, "load_transformer", lambda *_: pytest.fail("a model was loaded"))
+    model = replace(workshop.model, quantization=QuantizationConfig("int4-quanto", products="int8"))
+    with pytest.raises(UserError, match="products: int8 needs a level that stores such numbers"):
+        run(workshop.request(model=model), workshop.host())
+    monkeypatch.setattr(Fp8Product, "lacks", lambda self, device: "needs another device")
+    with pytest.raises(UserError, match="products: fp8 needs another device; use exact"):
+        run(rounded(workshop, "fp8"), workshop.host())
+
+
+def test_layers_that_keep_exact_products_are_told(workshop, monkeypatch):
+    monkeypatch.setattr(Int8Product, "multiple", 128)
+    monkeypatch.setattr(Int8Product, "unfit", lambda self, device: "")
+    host = workshop.host()
+    run(rounded(workshop, "int8", steps=1), host)
+    assert any("quantised layers keep exact products" in text for text in host.told())
