@@ -31,11 +31,98 @@ def tiny_model(tiny_chroma: Path):
     return ModelConfig(family="chroma", flavour="tiny", repo=str(tiny_chroma), dtype="fp32")
 
 
+@pytest.fixture(scope="session")
+def tiny_chroma_model(tiny_model):
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Flux with guidance, of the tiny Chroma's dimensions, with a CLIP of width 16 beside the T5.
+
+    Read-only by agreement.
+    """
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux"
+    write_tiny_flux(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_model(tiny_flux: Path):
+    """ModelConfig of the tiny Flux, in fp32, with 24 tokens of text."""
+    return flux_model(tiny_flux)
+
+
+def flux_model(folder: Path, **options: object):
+    from chroma_trainer.trainer_core.config.flux import FluxOptions
+    from chroma_trainer.trainer_core.config.model import ModelConfig
+
+    flux = FluxOptions(**{"max_tokens": 24, **options})
+    return ModelConfig(family="flux", flavour="dev", repo=str(folder), dtype="fp32", flux=flux)
+
+
+def write_tiny_flux(folder: Path, seed: int = 1, guidance_embeds: bool = True) -> None:
+    """The whole model, from a seed, in the layout of black-forest-labs' repositories."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        )
+        tokenizer, clip_tokenizer = tiny_tokenizer(), tiny_clip_tokenizer()
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=clip_tokenizer.get_vocab_size(),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=20,
+                bos_token_id=clip_tokenizer.token_to_id("<|startoftext|>"),
+                eos_token_id=clip_tokenizer.token_to_id("<|endoftext|>"),
+            )
+        )
+        t5, vae = tiny_t5(tokenizer), tiny_vae()
+        vary_norms_(transformer, clip, t5)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    clip.save_pretrained(folder / "text_encoder")
+    t5.save_pretrained(folder / "text_encoder_2")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    for name, rules in (("tokenizer", clip_tokenizer), ("tokenizer_2", tokenizer)):
+        (folder / name).mkdir()
+        rules.save(str(folder / name / "tokenizer.json"))
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "CLIPTokenizer", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", '
+        '"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": 20}\n',
+        encoding="utf-8",
+    )
+    (folder / "tokenizer_2" / "tokenizer_config.json").write_text(T5_TOKENIZER_CONFIG, encoding="utf-8")
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], '
+        '"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"], '
+        '"text_encoder_2": ["transformers", "T5EncoderModel"], "tokenizer_2": ["transformers", "T5Tokenizer"], '
+        '"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}\n',
+        encoding="utf-8",
+    )
+
+
 def write_tiny_chroma(folder: Path, seed: int = 0) -> None:
     """The whole model, from a seed: the same bytes each time."""
     import torch
-    from diffusers import AutoencoderKL, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-    from transformers import T5Config, T5EncoderModel
+    from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
@@ -52,52 +139,87 @@ def write_tiny_chroma(folder: Path, seed: int = 0) -> None:
             approximator_hidden_dim=64,
             approximator_layers=2,
         )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=16,
-            shift_factor=0.1159,
-            scaling_factor=0.3611,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            mid_block_add_attention=False,
-        )
+        vae = tiny_vae()
         tokenizer = tiny_tokenizer()
-        text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=tokenizer.get_vocab_size(),
-                d_model=32,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                feed_forward_proj="gated-gelu",
-                dropout_rate=0.0,
-                tie_word_embeddings=False,
-            )
-        )
-        for name, parameter in (*transformer.named_parameters(), *text_encoder.named_parameters()):
-            if "norm" in name:  # ones would hide a norm that is loaded wrongly
-                parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
+        text_encoder = tiny_t5(tokenizer)
+        vary_norms_(transformer, text_encoder)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}\n',
-        encoding="utf-8",
-    )
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(T5_TOKENIZER_CONFIG, encoding="utf-8")
     (folder / "model_index.json").write_text(
         '{"_class_name": "ChromaPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], '
         '"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"], '
         '"transformer": ["diffusers", "ChromaTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}\n',
         encoding="utf-8",
     )
+
+
+T5_TOKENIZER_CONFIG = (
+    '{"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}\n'
+)
+
+
+def tiny_vae():
+    """A random VAE of 16 channels and factor 8."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=16,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def tiny_t5(tokenizer):
+    """A random T5 encoder of width 32."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=tokenizer.get_vocab_size(),
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def vary_norms_(*modules) -> None:
+    """Ones would hide a norm that is loaded wrongly."""
+    import torch
+
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+        if "norm" in name and parameter.ndim == 1:
+            parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
+
+
+def tiny_clip_tokenizer():
+    """CLIP's rules (lower case, pairs of bytes, begin and end tokens) over bytes and a few merges."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>"), ("t", "h")]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocabulary, merges).backend_tokenizer
 
 
 def tiny_tokenizer():

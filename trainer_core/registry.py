@@ -8,6 +8,7 @@ from typing import Any
 PARTS: dict[str, dict[str, str]] = {
     "family": {
         "chroma": ".families.chroma:ChromaFamily",
+        "flux": ".families.flux:FluxFamily",
     },
     "backend": {
         "folder": ".data.folder:FolderBackend",

@@ -1,4 +1,4 @@
-"""Every family of the registry holds families/contract.py, on the tiny model of conftest.py (tiny_<family>)."""
+"""Every family of the registry holds families/contract.py, on the tiny model of conftest.py (tiny_<family>_model)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def family(request) -> Family:
 
 @pytest.fixture
 def model(request, family) -> ModelConfig:
-    folder = request.getfixturevalue(f"tiny_{family.name}")
-    return ModelConfig(family=family.name, flavour="tiny", repo=str(folder), dtype="fp32")
+    return request.getfixturevalue(f"tiny_{family.name}_model")
 
 
 @pytest.fixture

@@ -18,6 +18,11 @@ from chroma_trainer.trainer_core.lora.keys import Place, original_parameter, ori
         ("single_transformer_blocks.37.proj_out", Place("single_blocks.37.linear2"), slice(None)),
         ("proj_out", Place("final_layer.linear"), slice(None)),
         ("x_embedder", Place("img_in"), slice(None)),
+        ("transformer_blocks.3.norm1.linear", Place("double_blocks.3.img_mod.lin"), slice(None)),
+        ("transformer_blocks.3.norm1_context.linear", Place("double_blocks.3.txt_mod.lin"), slice(None)),
+        ("single_transformer_blocks.3.norm.linear", Place("single_blocks.3.modulation.lin"), slice(None)),
+        ("time_text_embed.guidance_embedder.linear_2", Place("guidance_in.out_layer"), slice(None)),
+        ("norm_out.linear", Place("final_layer.adaLN_modulation.1", is_swapped=True), slice(None)),
     ],
 )
 def test_places(module, place, rows):
@@ -39,7 +44,7 @@ def test_parameters(parameter, key):
     assert original_parameter(parameter)[0] == key
 
 
-@pytest.mark.parametrize("module", ["nowhere", "transformer_blocks.0.attn.to_x", "norm_out.linear"])
+@pytest.mark.parametrize("module", ["nowhere", "transformer_blocks.0.attn.to_x", "time_text_embed.linear"])
 def test_modules_without_a_counterpart(module):
     with pytest.raises(KeyError):
         original_place(module)

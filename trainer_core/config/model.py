@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from ..problems import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
+from .flux import FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
 PRODUCTS = ("exact", *names("products"))
@@ -72,6 +74,7 @@ class ModelConfig:
         repo: hub id or local diffusers folder (absolute path) that gives every part not named below.
         transformer_file, text_encoder_file, vae_file: single .safetensors files (absolute paths), "" for the repo's own.
         dtype: "bf16", "fp16" or "fp32".
+        flux: what only a Flux has, None for other families. Left out of records where it is None.
     """
 
     family: str
@@ -82,3 +85,9 @@ class ModelConfig:
     vae_file: str = ""
     dtype: str = "bf16"
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    flux: FluxOptions | None = None
+
+    @property
+    def folders(self) -> Mapping[str, str]:
+        """Part -> its folder in a diffusers repository, where that is not the part's own name."""
+        return FOLDERS if self.flux else {}

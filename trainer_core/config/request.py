@@ -35,6 +35,11 @@ class TrainRequest:
             value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
             value["model"][name] = _last_of_path(value["model"][name])
+        if value["model"]["flux"] is None:  # the records of other families are what they were before there was a Flux
+            value["model"].pop("flux")
+        else:
+            for name in ("clip_file", "assistant_file"):
+                value["model"]["flux"][name] = _last_of_path(value["model"]["flux"][name])
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])
         for part in value["dataset"]["parts"]:
             part["folder"] = _last_of_path(part["folder"])

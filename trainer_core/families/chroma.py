@@ -104,14 +104,14 @@ class ChromaFamily:
             encoder_hidden_states=tokens.to(weight.device, weight.dtype),
             timestep=sigma.to(weight.device, torch.float32),
             attention_mask=None if mask is None else mask.to(weight.device),
-            image_rotary_emb=_rope(transformer, tokens.shape[1], height, width, weight.device),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device),
             return_dict=False,
         )[0]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 
     def _check_part(self, model: ModelConfig, part: str) -> None:
         if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
-            _check_hub(model.repo, part)
+            check_hub(model.repo, part)
             return
         Weights(find_part(model, part).files, KINDS[part])
 
@@ -129,7 +129,7 @@ def _empty(part: Part, weights: Weights) -> Any:
     return transformer
 
 
-def _rope(transformer: Any, num_text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope(transformer: Any, num_text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0."""
     kept: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
     key = (height, width, str(device))
@@ -146,7 +146,12 @@ def _rope(transformer: Any, num_text: int, height: int, width: int, device: torc
     return torch.cat([cosines.new_ones(shape), cosines]), torch.cat([sines.new_zeros(shape), sines])
 
 
-def _check_hub(repo: str, part: str) -> None:
+def check_hub(repo: str, part: str) -> None:
+    """Whether a part of a hub's repository can be had.
+
+    Raises:
+        UserError: it is not in the cache, and no network may be asked.
+    """
     if cached_folder(repo, part) is None and is_offline():
         raise UserError.at(
             "repo",

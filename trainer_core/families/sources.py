@@ -36,11 +36,21 @@ def find_part(model: ModelConfig, part: str) -> Part:
     Raises:
         UserError: what is missing, where it was looked for and what to do.
     """
-    single = getattr(model, SINGLE_FILES[part])
+    return locate(model, part, getattr(model, SINGLE_FILES[part]), SINGLE_FILES[part])
+
+
+def locate(model: ModelConfig, part: str, single: str, field: str) -> Part:
+    """A part from its single file, where one is named, or from the model's repo.
+
+    Args:
+        field: what the single file's field is called, for messages.
+    Raises:
+        UserError: as of find_part.
+    """
     if single:
         file = Path(single)
         if not file.is_file():
-            raise UserError.at(SINGLE_FILES[part], f"{single} is not a file; choose a .safetensors file")
+            raise UserError.at(field, f"{single} is not a file; choose a .safetensors file")
         return Part((file,), read_json(file.parent / "config.json"), is_single=True)
     folder = find_folder(model, part)
     files = weight_files(folder, model.dtype)
@@ -53,12 +63,13 @@ def find_folder(model: ModelConfig, part: str) -> Path:
     """The part's folder in the model's repo: in a local diffusers folder, in the hub's cache, or downloaded now."""
     if not model.repo:
         raise UserError.at("repo", f"no diffusers folder is named, and no single file for the {part}; give one of them")
+    name = model.folders.get(part, part)
     if is_local(model.repo):
-        folder = Path(model.repo) / part
+        folder = Path(model.repo) / name
         if not folder.is_dir():
-            raise UserError.at("repo", f"{model.repo} has no folder {part!r}; it must be a diffusers folder")
+            raise UserError.at("repo", f"{model.repo} has no folder {name!r}; it must be a diffusers folder")
         return folder
-    return download(model.repo, part)
+    return download(model.repo, name)
 
 
 def is_local(repo: str) -> bool:
@@ -90,7 +101,7 @@ def cached_folder(repo: str, part: str) -> Path | None:
     """The part's folder in the hub's cache, or None. Never reaches the network."""
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("config.json", "tokenizer.json", "spiece.model", "tokenizer_config.json")
+    names = ("config.json", "tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.json")
     hits = (try_to_load_from_cache(repo, f"{part}/{name}") for name in names)
     return next((Path(hit).parent for hit in hits if isinstance(hit, str)), None)
 

@@ -34,6 +34,8 @@ class T5TextEncoder:
     Args:
         max_tokens: real tokens, the end token among them, and pads together.
         num_pads: pad tokens that are kept behind the real ones, for the transformer attends them.
+        is_filled: the encoder sees max_tokens tokens and no mask: its pads attend and are attended (Flux). They decide the real
+            tokens' embeddings too.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class T5TextEncoder:
         device: torch.device,
         max_tokens: int = MAX_TOKENS,
         num_pads: int = 1,
+        is_filled: bool = False,
     ):
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
-        self.max_tokens, self.num_pads = max_tokens, num_pads
+        self.max_tokens, self.num_pads, self.is_filled = max_tokens, num_pads, is_filled
 
     def token_ids(self, prompt: str) -> tuple[list[int], int]:
         """Ids with pads, and the number of real ones. A prompt that is too long is cut and keeps its end token."""
@@ -62,15 +65,22 @@ class T5TextEncoder:
 
     def _encode(self, prompt: str) -> Tensor:
         ids, num_real = self.token_ids(prompt)
+        kept = len(ids)
+        if self.is_filled:
+            ids = ids + [PAD_ID] * (self.max_tokens - kept)
+            num_real = len(ids)
         attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
-        return self.model(torch.tensor([ids], device=self.device), attended)[0].cpu()
+        return self.model(torch.tensor([ids], device=self.device), attended)[0, :kept].cpu()
 
 
-def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None) -> T5TextEncoder:
+def load_t5(
+    model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any
+) -> T5TextEncoder:
     """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
 
     Args:
         convert: see load_weights_.
+        rules: of length, see T5TextEncoder.
     Raises:
         UserError: files are missing or do not fit.
     """
@@ -89,7 +99,7 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
         ignored=_is_unused,
         convert=convert,
     )
-    return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device)
+    return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device, **rules)
 
 
 def text_identity(model: ModelConfig) -> str:

@@ -34,8 +34,9 @@ def find_tokenizer(model: ModelConfig) -> Path:
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
+    here = model.folders.get("tokenizer", "tokenizer")
     if model.repo and not is_local(model.repo) and not is_offline():
-        folder = download(model.repo, "tokenizer")
+        folder = download(model.repo, here)
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
@@ -43,24 +44,34 @@ def find_tokenizer(model: ModelConfig) -> Path:
     raise UserError.at(
         "text_encoder_file" if model.text_encoder_file else "repo",
         "T5's tokenizer was not found; put tokenizer.json or spiece.model (from the model's repository, folder "
-        f"`tokenizer`) into {beside / 'tokenizer'}",
+        f"`{here}`) into {beside / here}",
     )
 
 
 def _folders(model: ModelConfig) -> Iterator[Path]:
-    if model.text_encoder_file:
-        file = Path(model.text_encoder_file)
-        yield file.parent / "tokenizer"
+    return tokenizer_folders(model, model.text_encoder_file, model.folders.get("tokenizer", "tokenizer"), COMFYUI_FOLDER)
+
+
+def tokenizer_folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path) -> Iterator[Path]:
+    """Where a text encoder's tokenizer may lie, the likeliest place first.
+
+    Args:
+        encoder_file: the encoder's single file, "" for the repo's own.
+        name: the tokenizer's folder in a diffusers repository. in_comfyui: in an installed ComfyUI.
+    """
+    if encoder_file:
+        file = Path(encoder_file)
+        yield file.parent / name
         yield file.parent / f"{file.stem}_tokenizer"
         yield file.parent
-        yield file.parent.parent / "tokenizer"  # a diffusers folder whose text encoder is named by its file
+        yield file.parent.parent / name  # a diffusers folder whose text encoder is named by its file
     if model.repo and is_local(model.repo):
-        yield Path(model.repo) / "tokenizer"
-    elif model.repo and (cached := cached_folder(model.repo, "tokenizer")):
+        yield Path(model.repo) / name
+    elif model.repo and (cached := cached_folder(model.repo, name)):
         yield cached
-    if model.text_encoder_file:
-        for parent in Path(model.text_encoder_file).resolve().parents:
-            yield parent / COMFYUI_FOLDER
+    if encoder_file:
+        for parent in Path(encoder_file).resolve().parents:
+            yield parent / in_comfyui
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -67,6 +67,14 @@ class Update(ABC):
             Misfit: it can't be cut there.
         """
 
+    def swapped(self) -> Update:
+        """The same with the two halves of the rows exchanged: keys.SWAPPED.
+
+        Raises:
+            Misfit: this kind can't.
+        """
+        raise Misfit("its rows can't be exchanged, as the original layout of the last modulation needs it")
+
     @abstractmethod
     def fused(self, parts: Sequence[Part], norms: Tensor) -> Update:
         """One update of a weight that holds several layers' rows, of which some may not change.

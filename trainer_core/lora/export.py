@@ -113,7 +113,7 @@ def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict
             continue
         first = updates[inside[0][1]]
         if inside[0][0].part is None:
-            found[original] = first
+            found[original] = first.swapped() if inside[0][0].is_swapped else first
             continue
         norms = torch.cat([_norms(module) for _, module, _ in sorted(parts, key=lambda part: part[0].part or 0)])
         rows = [(place.rows(first.shape[1]), updates[name]) for place, name in inside]

@@ -29,6 +29,8 @@ DOUBLE_BLOCK = {
     "ff.net.2": ("img_mlp.2", None),
     "ff_context.net.0.proj": ("txt_mlp.0", None),
     "ff_context.net.2": ("txt_mlp.2", None),
+    "norm1.linear": ("img_mod.lin", None),  # modulations: Flux alone has them
+    "norm1_context.linear": ("txt_mod.lin", None),
 }
 SINGLE_BLOCK = {
     "attn.to_q": ("linear1", 0),
@@ -38,6 +40,7 @@ SINGLE_BLOCK = {
     "proj_out": ("linear2", None),
     "attn.norm_q": ("norm.query_norm", None),
     "attn.norm_k": ("norm.key_norm", None),
+    "norm.linear": ("modulation.lin", None),
 }
 OUTSIDE_BLOCKS = {
     "x_embedder": ("img_in", None),
@@ -46,15 +49,20 @@ OUTSIDE_BLOCKS = {
     "distilled_guidance_layer.in_proj": ("distilled_guidance_layer.in_proj", None),
     "distilled_guidance_layer.out_proj": ("distilled_guidance_layer.out_proj", None),
 }
+EMBEDDERS = {"timestep_embedder": "time_in", "guidance_embedder": "guidance_in", "text_embedder": "vector_in"}
+EMBEDDER_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
+# Shift and scale of Flux's last modulation: the original has the shift's rows first, diffusers the scale's.
+SWAPPED = "norm_out.linear"
 APPROXIMATOR_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module's rows lie in the original layout. part: as in the tables above."""
+    """Where a module's rows lie in the original layout. part: as in the tables above. is_swapped: the halves of its rows are exchanged."""
 
     module: str
     part: int | None = None
+    is_swapped: bool = False
 
     def rows(self, width: int) -> slice:
         """Rows of the fused weight. width: h, the hidden width; q, k and v have h rows each, mlp has the rest."""
@@ -79,6 +87,10 @@ def original_place(module: str) -> Place:
         return Place(f"{match[1]}.{APPROXIMATOR_LAYER[match[2]]}")
     if re.fullmatch(r"distilled_guidance_layer\.norms\.\d+", module):
         return Place(module)
+    if match := re.fullmatch(r"time_text_embed\.(\w+)\.(linear_[12])", module):
+        return Place(f"{EMBEDDERS[match[1]]}.{EMBEDDER_LAYER[match[2]]}")
+    if module == SWAPPED:
+        return Place("final_layer.adaLN_modulation.1", is_swapped=True)
     return Place(*OUTSIDE_BLOCKS[module])
 
 
@@ -86,7 +98,7 @@ def original_parameter(parameter: str) -> tuple[str, Place]:
     """Original name of a diffusers parameter such as `proj_out.weight`, and its place. Norms have a `scale` there."""
     module, _, leaf = parameter.rpartition(".")
     place = original_place(module)
-    is_norm = ".norm_" in f".{module}" or ".norms." in module
+    is_norm = module.rpartition(".")[2].startswith("norm_") or ".norms." in module
     return f"{place.module}.{'scale' if is_norm else leaf}", place
 
 

@@ -71,6 +71,10 @@ class LohaUpdate(Update):
         alpha = None if self.alpha is None else self.scale * int(used.sum())
         return LohaUpdate(w1_a[:, used], self.w1_b[used], w2_a[:, used], self.w2_b[used], alpha)
 
+    def swapped(self) -> LohaUpdate:
+        half = len(self.w1_a) // 2
+        return replace(self, w1_a=self.w1_a.roll(half, 0), w2_a=self.w2_a.roll(half, 0))
+
     def fused(self, parts: Sequence[Part], norms: Tensor) -> LohaUpdate:
         """Both products are block by block those of the parts, so that the elementwise product is theirs as well."""
         pairs = [(rows, part) for rows, part in parts if isinstance(part, LohaUpdate)]

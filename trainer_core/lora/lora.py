@@ -109,6 +109,14 @@ class LoraPair(Update):
         )  # fmt: skip
         return cut.trimmed()
 
+    def swapped(self) -> LoraPair:
+        def turned(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.roll(len(self.up) // 2, 0)
+
+        return replace(
+            self, up=self.up.roll(len(self.up) // 2, 0), magnitude=turned(self.magnitude), ratio=turned(self.ratio)
+        )
+
     def trimmed(self) -> LoraPair:
         """Without the directions that add nothing: what is cut from a fused file has two thirds of them."""
         used = self.up.any(0)

@@ -1,0 +1,171 @@
+"""Flux.1: T5 and CLIP-L text, a transformer whose blocks are modulated by their own layers, Flux's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from ..host import collect
+from ..problems import Problem, UserError
+from .chroma import IMAGE_ATTENTION, MLP, TEXT_ATTENTION, TEXT_MLP, check_hub, rope
+from .chroma_layout import is_original, original_layout
+from .clip import CLIP, find_clip, find_clip_tokenizer
+from .contract import Convert
+from .flux_layout import TRANSFORMER, flux_config
+from .flux_text import part as part_text
+from .identity import identity_of
+from .packing import batch_text, pack, unpack
+from .sources import SINGLE_FILES, Part, find_part, is_local, is_offline
+from .tokenizer import find_tokenizer
+from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
+
+KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
+MODULATIONS = ("*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.norm.linear")
+LATENT_CHANNELS = 64  # of a packed token
+
+
+class FluxFamily:
+    """The members are those of contract.Family. A model of this family has `flux` options."""
+
+    name = "flux"
+    architecture = "flux-1-dev/lora"
+    base_version = "flux1"
+    pixel_step = 16
+    # A quarter of the weights are modulations inside the blocks: those are quantised as well.
+    full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
+    frozen = ()
+    targets = {  # noqa: RUF012
+        "mmdit": IMAGE_ATTENTION,
+        "all": IMAGE_ATTENTION + TEXT_ATTENTION,
+        "context": TEXT_ATTENTION,
+        "context+ffs": TEXT_ATTENTION + TEXT_MLP,
+        "all+ffs": IMAGE_ATTENTION + TEXT_ATTENTION + MLP,
+        "all+ffs+embedder": (*IMAGE_ATTENTION, *TEXT_ATTENTION, *MLP, "x_embedder"),
+        "ai-toolkit": IMAGE_ATTENTION + TEXT_ATTENTION + MLP + MODULATIONS,
+        "tiny": ("single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"),
+        "nano": ("single_transformer_blocks.7.proj_out",),
+    }
+
+    def problems(self, model: ModelConfig) -> list[Problem]:
+        found: list[Problem] = []
+        if model.dtype not in DTYPES:
+            found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
+        for part in SINGLE_FILES:
+            collect(found, self._check_part, model, part)
+        collect(found, self._check_clip, model)
+        if is_local(model.repo) or not model.repo or is_offline():
+            collect(found, find_tokenizer, model)
+            collect(found, find_clip_tokenizer, model)
+        return found
+
+    def identity(self, model: ModelConfig, part: str) -> str:
+        if part == "text_encoder":
+            from .flux_text import flux_text_identity
+
+            return flux_text_identity(model)
+        if part == "codec":
+            from .codec import codec_identity
+
+            return codec_identity(model)
+        return identity_of(find_part(model, part).files)
+
+    def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
+        from .flux_text import load_flux_text
+
+        return load_flux_text(model, device, convert)
+
+    def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
+        from .codec import load_vae
+
+        return load_vae(model, device)
+
+    def empty_transformer(self, model: ModelConfig) -> nn.Module:
+        part = find_part(model, "transformer")
+        return self._told(_empty(part, Weights(part.files, TRANSFORMER)), model)
+
+    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        part = find_part(model, "transformer")
+        weights = Weights(part.files, TRANSFORMER, mapped=convert is None)
+        transformer = _empty(part, weights)
+        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
+        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
+        if is_original(weights):
+            _swap_halves_(transformer.norm_out.linear)
+        return self._told(transformer, model)
+
+    def blocks(self, transformer: Any) -> list[nn.Module]:
+        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+    def predict(self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
+        weight = _weight(transformer.x_embedder)
+        height, width = x_sigma.shape[-2:]
+        all_tokens, pooled = part_text(text, transformer.time_text_embed.pooled_width)
+        tokens, mask = batch_text(all_tokens, num_image_tokens=height * width // 4)
+        sigma = sigma.to(weight.device, torch.float32)
+        guidance = torch.full_like(sigma, transformer.guidance) if transformer.time_text_embed.has_guidance else None
+        velocity = transformer(
+            hidden_states=pack(x_sigma.to(weight.device, weight.dtype)),
+            encoder_hidden_states=tokens.to(weight.device, weight.dtype),
+            pooled_projections=pooled.to(weight.device, weight.dtype),
+            timestep=sigma,
+            guidance=guidance,
+            attention_mask=None if mask is None else mask.to(weight.device),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device),
+        )[0]
+        return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
+
+    def _told(self, transformer: Any, model: ModelConfig) -> Any:
+        """The transformer knows what guidance it is told; see drawing."""
+        assert model.flux is not None, "a Flux has options"
+        transformer.guidance, transformer.drawn_guidance = model.flux.guidance, model.flux.drawn_guidance
+        return transformer
+
+    def _check_part(self, model: ModelConfig, part: str) -> None:
+        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
+            check_hub(model.repo, model.folders.get(part, part))
+            return
+        found = find_part(model, part)
+        weights = Weights(found.files, KINDS[part])
+        if part == "transformer":
+            _check_channels(found, weights)
+
+    def _check_clip(self, model: ModelConfig) -> None:
+        assert model.flux is not None
+        if not model.flux.clip_file and model.repo and not is_local(model.repo):
+            check_hub(model.repo, model.folders["clip"])
+            return
+        Weights(find_clip(model).files, CLIP)
+
+
+def _check_channels(part: Part, weights: Weights) -> None:
+    channels = flux_config(part, weights)["in_channels"]
+    if channels != LATENT_CHANNELS:
+        file = weights.files[0]
+        raise UserError.at(
+            file.name,
+            f"takes {channels} channels a token and not {LATENT_CHANNELS}: it is a Flux that paints into or follows other "
+            f"pictures (Fill, Canny, Depth), which can't be trained here; use a text-to-image one ({file})",
+        )
+
+
+def _empty(part: Part, weights: Weights) -> Any:
+    from .flux_transformer import FluxTransformer
+
+    with torch.device("meta"):
+        return FluxTransformer.from_config(flux_config(part, weights))
+
+
+def _weight(layer: Any) -> Tensor:
+    """Of a layer that is never quantised, adapted or not."""
+    return getattr(layer, "base", layer).weight
+
+
+@torch.no_grad()
+def _swap_halves_(linear: nn.Linear) -> None:
+    """From the original order of rows (shift, scale) to diffusers' (scale, shift)."""
+    for name, parameter in linear.named_parameters():
+        setattr(linear, name, nn.Parameter(parameter.roll(len(parameter) // 2, 0), requires_grad=False))
