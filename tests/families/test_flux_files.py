@@ -96,7 +96,7 @@ def test_the_hubs_cache_offline(tiny_flux_model, tiny_flux, tmp_path, monkeypatc
 
 def test_a_chroma_is_no_flux(tiny_flux_model, tiny_chroma):
     file = tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(UserError, match="is no Flux transformer: none of its keys is double_blocks.0.img_mod"):
+    with pytest.raises(UserError, match=r"is no Flux transformer: none of its keys is double_blocks\.0\.img_mod"):
         FAMILY.load_transformer(replace(tiny_flux_model, transformer_file=str(file)))
 
 
