@@ -13,6 +13,7 @@ const LINKS = {
 };
 const NODES = {
   LoadChroma: "#3a3350",
+  LoadFlux: "#3a3350",
   QuantizeModel: "#3a3350",
   DatasetBackend: "#33452a",
   LoRATrainer: "#24425a",

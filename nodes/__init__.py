@@ -8,6 +8,7 @@ from . import (
     adaptive_guider,
     dataset_backend,
     load_chroma,
+    load_flux,
     lora_trainer,
     memory_settings,
     optimizer_settings,
@@ -20,6 +21,7 @@ CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
     for spec in (
         load_chroma.SPEC,
+        load_flux.SPEC,
         quantize_model.SPEC,
         dataset_backend.SPEC,
         lora_trainer.SPEC,

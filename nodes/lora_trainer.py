@@ -21,7 +21,7 @@ from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(TrainingConfig):
-    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma or QuantizeModel.")]
+    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma, LoadFlux or QuantizeModel.")]
     dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("What to train on, from DatasetBackend.")]
     validation: Annotated[
         ValidationConfig | None,

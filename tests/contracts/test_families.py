@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.model import ModelConfig
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.families.contract import Family
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
@@ -40,9 +42,10 @@ def inputs(family, model, batch: int):
     return x, torch.linspace(0.1, 0.9, batch), encoder.encode(PROMPTS)[:batch]
 
 
-def test_names(family):
+def test_names(family, model):
     assert family.name in names("family")
-    assert family.architecture.endswith("/lora") and family.base_version
+    labels = family.labels(model)
+    assert labels["modelspec.architecture"].endswith("/lora") and labels["ss_base_model_version"]
     assert "all" in family.targets and family.pixel_step % 8 == 0
 
 
@@ -63,6 +66,27 @@ def test_text(family, model):
     for tokens in first:
         assert tokens.ndim == 2 and tokens.device == CPU and tokens.dtype == torch.float32 and not tokens.requires_grad
     assert encoder.encode([]) == []
+    longest = max(len(encoder.token_ids(prompt)[0]) if hasattr(encoder, "token_ids") else 0 for prompt in PROMPTS)
+    assert max(map(len, first)) == family.text_rows(model, longest)
+    assert family.numbers_beside_t5(model) >= 0
+
+
+def test_settings_that_are_left_to_the_model(family, model):
+    asked = ValidationConfig(prompts="a cat", steps=3, cfg=2.0, seed=5)
+    assert family.drawn(model, asked) == asked
+    drawn = family.drawn(model, replace(asked, sampling="by model"))
+    assert drawn.steps > 3 and (drawn.prompts, drawn.seed) == ("a cat", 5)
+    assert family.trained(model, TrainingConfig(steps=7)).steps == 7
+
+
+def test_drawing_ends_as_it_began(family, model, transformer):
+    family.prepare_(transformer, model)
+    given = inputs(family, model, 1)
+    before = family.predict(transformer, *given)
+    with pytest.raises(RuntimeError), family.drawing(transformer):
+        family.predict(transformer, *given)
+        raise RuntimeError
+    assert torch.equal(family.predict(transformer, *given), before)
 
 
 def test_codec(family, model):

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ MODEL = torch.nn.Linear(1, 1)
 SETTINGS = {"width": 32, "height": 24, "channels": 2, "factor": 8, "seed": 20240607}
 
 
-class Toy:
+class Drawer:
+    drawing = staticmethod(nullcontext)
+
+
+class Toy(Drawer):
     """A family whose velocity is that of references/comfyui_euler.py. Remembers what it was asked."""
 
     def __init__(self):
@@ -29,7 +34,7 @@ class Toy:
         return (x * 0.875 - text[0].mean()) * 0.5 + x * sigma * 0.25 + x * x * 0.03125
 
 
-class Point:
+class Point(Drawer):
     """A world with one picture in it: the velocity from anywhere points away from it."""
 
     picture = torch.linspace(-2, 2, 24).view(1, 2, 3, 4)

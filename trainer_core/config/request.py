@@ -35,6 +35,8 @@ class TrainRequest:
             value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
             value["model"][name] = _last_of_path(value["model"][name])
+        if value["validation"] and value["validation"]["sampling"] == "as set":
+            value["validation"].pop("sampling")  # as before there was a choice
         if value["model"]["flux"] is None:  # the records of other families are what they were before there was a Flux
             value["model"].pop("flux")
         else:

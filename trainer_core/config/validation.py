@@ -100,6 +100,14 @@ class ValidationConfig:
             "strengths each prompt gets a grid of checkpoints by strengths. Without effect where no LoRA is connected."
         ),
     ] = ""
+    sampling: Annotated[
+        str,
+        Choice("as set", "by model"),
+        Doc(
+            "by model: steps, cfg, scheduler and shift are those that the chosen flavour wants, whatever is set above. as set: those above."
+        ),
+        Advanced(),
+    ] = "as set"
 
     def problems(self) -> list[Problem]:
         found = []

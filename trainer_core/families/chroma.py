@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
+from ..config.training import TrainingConfig
+from ..config.validation import ValidationConfig
 from ..host import collect
 from ..problems import Problem, UserError
 from .chroma_layout import TRANSFORMER, is_original, original_layout, transformer_config
@@ -33,8 +37,6 @@ class ChromaFamily:
     """The members are those of contract.Family."""
 
     name = "chroma"
-    architecture = "chroma/lora"
-    base_version = "chroma"
     pixel_step = 16
     full_precision = ("distilled_guidance_layer*", "x_embedder", "context_embedder", "*norm*", "proj_out")
     frozen = ("distilled_guidance_layer*",)
@@ -58,6 +60,25 @@ class ChromaFamily:
             collect(found, self._check_part, model, part)
         collect(found, self._check_tokenizer, model)
         return found
+
+    def labels(self, model: ModelConfig) -> Mapping[str, str]:
+        return {"ss_base_model_version": "chroma", "modelspec.architecture": "chroma/lora"}
+
+    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+        return settings
+
+    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+        if settings.sampling == "as set":
+            return settings
+        # ComfyUI's template of Chroma; flash needs no CFG.
+        cfg = 1.0 if model.flavour == "flash" else 3.5
+        return replace(settings, steps=26, cfg=cfg, scheduler="beta", shift=1.0)
+
+    def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
+        return num_tokens
+
+    def numbers_beside_t5(self, model: ModelConfig) -> int:
+        return 0
 
     def identity(self, model: ModelConfig, part: str) -> str:
         if part == "text_encoder":
@@ -94,6 +115,12 @@ class ChromaFamily:
 
     def blocks(self, transformer: Any) -> list[nn.Module]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+    def prepare_(self, transformer: nn.Module, model: ModelConfig) -> None:
+        pass
+
+    def drawing(self, transformer: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def predict(self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
         weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantised

@@ -6,12 +6,15 @@ A family holds no state: every method takes what it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
+from ..config.training import TrainingConfig
+from ..config.validation import ValidationConfig
 from ..problems import Problem
 
 Convert = Callable[[str, nn.Linear], nn.Module]
@@ -21,7 +24,8 @@ class TextEncoder(Protocol):
     """Prompts -> embeddings, with the family's own rule of length."""
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One (tokens, width) tensor a prompt, on the CPU, in the encoder's dtype."""
+        """One (rows, width) tensor a prompt, on the CPU, in the encoder's dtype. What rows are is known to `predict`: tokens,
+        and whatever else the transformer is told of a prompt."""
         ...
 
 
@@ -52,8 +56,6 @@ class Family(Protocol):
     """Everything the engine asks of a model family."""
 
     name: str
-    architecture: str  # modelspec.architecture of the LoRA, such as "chroma/lora"
-    base_version: str  # ss_base_model_version
     pixel_step: int  # picture edges are multiples of this (VAE factor x patch)
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantised
     frozen: tuple[str, ...]  # fnmatch patterns of modules that a LoRA never touches
@@ -61,6 +63,26 @@ class Family(Protocol):
 
     def problems(self, model: ModelConfig) -> list[Problem]:
         """What is wrong with the model's files, without loading weights: missing parts, wrong files, no network."""
+        ...
+
+    def labels(self, model: ModelConfig) -> Mapping[str, str]:
+        """What a LoRA's header says of its base: ss_base_model_version, and modelspec.architecture, such as "chroma/lora"."""
+        ...
+
+    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+        """The settings as this model is trained with them: a flavour may ask for its own noise levels."""
+        ...
+
+    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+        """The settings as pictures are drawn with them: steps, cfg, scheduler and shift of the model where they are left to it."""
+        ...
+
+    def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
+        """Rows of the longest prompt's tensor, whose real tokens are this many."""
+        ...
+
+    def numbers_beside_t5(self, model: ModelConfig) -> int:
+        """Parameters of text encoders beside T5; reads headers."""
         ...
 
     def identity(self, model: ModelConfig, part: str) -> str:
@@ -95,13 +117,21 @@ class Family(Protocol):
         """The repeated blocks, in order: what is checkpointed, compiled and offloaded one by one."""
         ...
 
+    def prepare_(self, transformer: nn.Module, model: ModelConfig) -> None:
+        """What is put on a loaded and quantised transformer before a LoRA is, such as an assistant that helps it to train."""
+        ...
+
+    def drawing(self, transformer: nn.Module) -> AbstractContextManager[None]:
+        """While it lasts `predict` draws pictures: with the guidance of drawing, and without what only helps to train."""
+        ...
+
     def predict(self, transformer: nn.Module, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The velocity noise - x0 at x_sigma.
 
         Args:
             x_sigma: (B, channels, h, w), in the transformer's dtype or fp32.
             sigma: (B,), fp32, in [0, 1].
-            text: B tensors (tokens, width), lengths may differ; how they are batched and masked is the family's rule.
+            text: B tensors (rows, width) of the text encoder, lengths may differ; how they are batched and masked is the family's rule.
         Returns:
             (B, channels, h, w), fp32.
         """

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config.flux import FLAVOURS, FluxFlavour
 from ..config.model import ModelConfig
+from ..config.training import TrainingConfig
+from ..config.validation import ValidationConfig
 from ..host import collect
 from ..problems import Problem, UserError
 from .chroma import IMAGE_ATTENTION, MLP, TEXT_ATTENTION, TEXT_MLP, check_hub, rope
@@ -17,7 +24,7 @@ from .clip import CLIP, find_clip, find_clip_tokenizer
 from .contract import Convert
 from .flux_layout import TRANSFORMER, flux_config
 from .flux_text import part as part_text
-from .identity import identity_of
+from .identity import content_digest, identity_of
 from .packing import batch_text, pack, unpack
 from .sources import SINGLE_FILES, Part, find_part, is_local, is_offline
 from .tokenizer import find_tokenizer
@@ -32,8 +39,6 @@ class FluxFamily:
     """The members are those of contract.Family. A model of this family has `flux` options."""
 
     name = "flux"
-    architecture = "flux-1-dev/lora"
-    base_version = "flux1"
     pixel_step = 16
     # A quarter of the weights are modulations inside the blocks: those are quantised as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
@@ -54,13 +59,40 @@ class FluxFamily:
         found: list[Problem] = []
         if model.dtype not in DTYPES:
             found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
+        if model.flavour == "kontext":
+            told = "can't be trained yet: it edits pictures, and pairs of them are not read; use krea or dev"
+            found.append(Problem("flavour", f"'kontext' {told}"))
         for part in SINGLE_FILES:
             collect(found, self._check_part, model, part)
         collect(found, self._check_clip, model)
+        if not found and _assistant(model) and (is_local(model.repo) or model.transformer_file):
+            collect(found, self._check_assistant, model)
         if is_local(model.repo) or not model.repo or is_offline():
             collect(found, find_tokenizer, model)
             collect(found, find_clip_tokenizer, model)
         return found
+
+    def labels(self, model: ModelConfig) -> Mapping[str, str]:
+        flavour = _flavour(model)
+        return {"ss_base_model_version": flavour.base_version, "modelspec.architecture": flavour.architecture}
+
+    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+        assert model.flux is not None
+        return replace(settings, sigma_density="schnell", shift=1.0) if model.flux.is_fast else settings
+
+    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+        if settings.sampling == "as set":
+            return settings
+        flavour = _flavour(model)
+        return replace(settings, steps=flavour.steps, cfg=flavour.cfg, scheduler="simple", shift=flavour.shift)
+
+    def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
+        assert model.flux is not None
+        return 1 + (num_tokens if model.flux.is_masked else model.flux.max_tokens)
+
+    def numbers_beside_t5(self, model: ModelConfig) -> int:
+        weights = Weights(find_clip(model).files, CLIP)
+        return sum(prod(weights.shape(key)) for key in weights.keys)
 
     def identity(self, model: ModelConfig, part: str) -> str:
         if part == "text_encoder":
@@ -71,7 +103,9 @@ class FluxFamily:
             from .codec import codec_identity
 
             return codec_identity(model)
-        return identity_of(find_part(model, part).files)
+        files = find_part(model, part).files
+        # What is trained is the model with its assistant.
+        return identity_of(files, f"with {content_digest(file)}") if (file := _assistant(model)) else identity_of(files)
 
     def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
         from .flux_text import load_flux_text
@@ -99,6 +133,28 @@ class FluxFamily:
 
     def blocks(self, transformer: Any) -> list[nn.Module]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+    def prepare_(self, transformer: Any, model: ModelConfig) -> None:
+        _own_(transformer.time_text_embed)
+        _own_(transformer.norm_out)
+        if file := _assistant(model):
+            from .assistant import add_assistant_
+
+            transformer.assistant = add_assistant_(transformer, file, DTYPES[model.dtype])
+
+    @contextmanager
+    def drawing(self, transformer: Any) -> Iterator[None]:
+        assistant = getattr(transformer, "assistant", None)
+        trained = transformer.guidance
+        transformer.guidance = transformer.drawn_guidance
+        if assistant:
+            assistant.is_on = False
+        try:
+            yield
+        finally:
+            transformer.guidance = trained
+            if assistant:
+                assistant.is_on = True
 
     def predict(self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
         weight = _weight(transformer.x_embedder)
@@ -133,12 +189,28 @@ class FluxFamily:
         if part == "transformer":
             _check_channels(found, weights)
 
+    def _check_assistant(self, model: ModelConfig) -> None:
+        from .assistant import check_assistant
+
+        file = _assistant(model)
+        assert file is not None
+        check_assistant(self.empty_transformer(model), file)
+
     def _check_clip(self, model: ModelConfig) -> None:
         assert model.flux is not None
         if not model.flux.clip_file and model.repo and not is_local(model.repo):
             check_hub(model.repo, model.folders["clip"])
             return
         Weights(find_clip(model).files, CLIP)
+
+
+def _assistant(model: ModelConfig) -> Path | None:
+    assert model.flux is not None
+    return Path(model.flux.assistant_file) if model.flux.assistant_file else None
+
+
+def _flavour(model: ModelConfig) -> FluxFlavour:
+    return FLAVOURS.get(model.flavour, FLAVOURS["dev"])
 
 
 def _check_channels(part: Part, weights: Weights) -> None:
@@ -162,6 +234,14 @@ def _empty(part: Part, weights: Weights) -> Any:
 def _weight(layer: Any) -> Tensor:
     """Of a layer that is never quantised, adapted or not."""
     return getattr(layer, "base", layer).weight
+
+
+@torch.no_grad()
+def _own_(module: nn.Module) -> None:
+    """Weights in memory of their own. On a CPU a product with one vector rounds by where its matrix lies, and mapped files
+    (the model's, the cache of quantised bases) lie at other places: 1e-7, and equal requests would not write equal bytes."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
 
 
 @torch.no_grad()

@@ -289,7 +289,12 @@ DENSITIES: dict[str, Density] = {
 }
 
 
+# Not offered by name: the model they belong to asks for them.
+LISTED: dict[str, Density] = {"schnell": Listed(SCHNELL_SIGMAS)}
+
+
 def density(name: str, shift: float = 1.0) -> Density:
-    """The density of this name (config.training.SIGMA_DENSITIES), shifted where shift is not 1."""
-    assert name in DENSITIES, f"no density is called {name!r}"
-    return DENSITIES[name] if shift == 1 else Shifted(DENSITIES[name], shift)
+    """The density of this name (config.training.SIGMA_DENSITIES, or one of LISTED), shifted where shift is not 1."""
+    known = {**DENSITIES, **LISTED}
+    assert name in known, f"no density is called {name!r}"
+    return known[name] if shift == 1 else Shifted(known[name], shift)

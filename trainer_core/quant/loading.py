@@ -35,6 +35,8 @@ class Source(Protocol):
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module: ...
 
+    def prepare_(self, transformer: nn.Module, model: ModelConfig) -> None: ...
+
 
 def quantization_problems(config: QuantizationConfig, device: torch.device) -> list[Problem]:
     """Levels that this machine can't do: a package is missing, or the device has no kernel for it. Loads packages, no model."""
@@ -48,6 +50,13 @@ def quantization_problems(config: QuantizationConfig, device: torch.device) -> l
 
 
 def load_base(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
+    """The frozen transformer as it is trained and drawn with, see load_quantized and Family.prepare_."""
+    base = load_quantized(family, model, host, device)
+    family.prepare_(base, model)
+    return base
+
+
+def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
     """The frozen transformer on the CPU, quantised as the model asks, from the cache where it lies there.
 
     Args:

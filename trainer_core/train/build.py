@@ -86,6 +86,7 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
 
 def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Host) -> Plan:
     family: Family = load("family", request.model.family)()
+    request = as_the_model_wants(request, family)
     device = pick_device(host.device)
     found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
@@ -112,6 +113,12 @@ def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Ho
     for text in advice(request.training, request.optimizer, optimizer):
         host.emit(Notice(text, "warning"))
     return Plan(request, family, index, folder, device, world, adoption)
+
+
+def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:
+    """The request with the settings that are left to the model. It is recorded so."""
+    drawn = family.drawn(request.model, request.validation) if request.validation else None
+    return replace(request, training=family.trained(request.model, request.training), validation=drawn)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:

@@ -100,15 +100,15 @@ def forecaster(request: TrainRequest, family: Family, index: Index, machine: Mac
         index,
         machine,
         cache / "plan",
-        encoder_numbers(request),
+        encoder_numbers(request, family),
         codec_numbers(request),
         learned_ratio(request),
         request.dataset.parts[0].resolution,
     )
 
 
-def encoder_numbers(request: TrainRequest) -> tuple[int, int, int, int]:
-    """The T5 encoder's parameters, those of its largest block, its width and bytes of work for the longest prompt."""
+def encoder_numbers(request: TrainRequest, family: Family) -> tuple[int, int, int, int]:
+    """The text encoders' parameters, those of T5's largest block, those of its largest block, its width and bytes of work for the longest prompt."""
     weights = Weights(find_part(request.model, "text_encoder").files, T5)
     sizes = {key: math.prod(weights.shape(key)) for key in weights.keys if not key.startswith(("decoder.", "lm_head."))}
     tables = [size for key, size in sizes.items() if key in ("shared.weight", "encoder.embed_tokens.weight")]
@@ -118,7 +118,7 @@ def encoder_numbers(request: TrainRequest) -> tuple[int, int, int, int]:
     heads = weights.shape("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")[1]
     wide = weights.shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0]
     work = 4 * (MAX_TOKENS * (6 * width + 3 * wide) + 3 * heads * MAX_TOKENS * MAX_TOKENS)
-    return total, block, width, work
+    return total + family.numbers_beside_t5(request.model), block, width, work
 
 
 def codec_numbers(request: TrainRequest) -> tuple[int, float]:
@@ -156,7 +156,7 @@ def facts_of(request: TrainRequest, made: Forecaster) -> RunFacts:
     steps = request.training.steps or math.ceil(request.training.epochs * passes / request.training.accumulation)
     drawn = max(map(math.prod, request.validation.sizes())) if request.validation else 0
     return RunFacts(
-        largest=Shape(size[0], size[1], request.training.batch_size, getattr(family, "fixed_tokens", 0) or tokens),
+        largest=Shape(size[0], size[1], request.training.batch_size, family.text_rows(request.model, tokens)),
         num_images=len(samples), latent_pixels=int(sum(math.prod(s.placement.bucket) for s in samples) * ratio * ratio),
         prompts=len(captions) + 1, text_width=text_width, encoder_numbers=total, encoder_block_numbers=block,
         encoder_work=work, element_bytes=DTYPES[request.model.dtype].itemsize, validation_pixels=drawn, num_steps=steps,

@@ -46,17 +46,18 @@ def trigger_of(plan: Plan) -> str:
 
 def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, str]:
     """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
-    config, family, layer = run.config, run.family, next(iter(run.layers.values()))
+    config, layer = run.config, next(iter(run.layers.values()))
+    labels = run.family.labels(plan.request.model)
     largest = int(columns(run.samples)["bucket"].max())
     return {
         "ss_network_dim": str(layer.file_rank),
         "ss_network_alpha": f"{layer.file_alpha:g}",
         **layer.network,
-        "ss_base_model_version": family.base_version,
+        "ss_base_model_version": labels["ss_base_model_version"],
         "ss_output_name": config.name,
         "ss_steps": str(run.step),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": family.architecture,
+        "modelspec.architecture": labels["modelspec.architecture"],
         "modelspec.title": config.name,
         "modelspec.resolution": f"{largest}x{largest}",
         "modelspec.trigger_phrase": record["trigger"],

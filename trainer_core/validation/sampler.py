@@ -73,18 +73,19 @@ def sample(
     noise = starting_noise(width, height, seed=seed, channels=channels, factor=factor)
     x = (sigmas[0] * noise).to(device)
     num_steps = len(sigmas) - 1
-    for i in range(num_steps):
-        sigma, sigma_next = sigmas[i].to(device), sigmas[i + 1].to(device)
+    with family.drawing(transformer):
+        for i in range(num_steps):
+            sigma, sigma_next = sigmas[i].to(device), sigmas[i + 1].to(device)
 
-        def predict(with_negative: bool, x: Tensor = x, sigma: Tensor = sigma) -> tuple[Tensor, Tensor | None]:
-            def denoise(text: Tensor) -> Tensor:
-                return x - family.predict(transformer, x, sigma.expand(1), [text]).float() * sigma
+            def predict(with_negative: bool, x: Tensor = x, sigma: Tensor = sigma) -> tuple[Tensor, Tensor | None]:
+                def denoise(text: Tensor) -> Tensor:
+                    return x - family.predict(transformer, x, sigma.expand(1), [text]).float() * sigma
 
-            assert text_neg is not None or not with_negative, "CFG needs the negative prompt's embedding"
-            return denoise(text_pos), denoise(text_neg) if with_negative and text_neg is not None else None
+                assert text_neg is not None or not with_negative, "CFG needs the negative prompt's embedding"
+                return denoise(text_pos), denoise(text_neg) if with_negative and text_neg is not None else None
 
-        denoised = run.denoised(float(sigmas[i]), predict)
-        x = x + (x - denoised) / sigma * (sigma_next - sigma)
-        if on_step is not None:
-            on_step(i + 1, num_steps, denoised)
+            denoised = run.denoised(float(sigmas[i]), predict)
+            x = x + (x - denoised) / sigma * (sigma_next - sigma)
+            if on_step is not None:
+                on_step(i + 1, num_steps, denoised)
     return x

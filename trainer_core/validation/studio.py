@@ -103,6 +103,8 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     Raises:
         UserError: what is wrong with the model's files, the LoRA or the choice of checkpoints.
     """
+    family: Family = load("family", model.family)()
+    settings = family.drawn(model, settings)
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():
