@@ -3,6 +3,7 @@
 //   prompts     the same for every *.json in the folder WORKFLOW but *.api.json, as {name: {prompt, workflow}}
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
+//   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
 import fs from "node:fs";
 import path from "node:path";
 
@@ -10,11 +11,12 @@ import { load, promptOf, withPage } from "./browser.mjs";
 
 const [command, url, workflow, output] = process.argv.slice(2);
 const RUN_MS = 540_000;
+const BARS = 120; // pixels at the edges that the page's own bars may cover
 
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
   await load(page, workflow);
-  await { prompt, run, screenshot }[command](page);
+  await { prompt, run, screenshot, colours }[command](page);
 });
 
 function write(value) {
@@ -56,6 +58,17 @@ async function screenshot(page) {
   await shoot(page, output);
 }
 
+async function colours(page) {
+  write(await page.evaluate(() => {
+    const style = getComputedStyle(document.documentElement);
+    const types = new Set([...window.app.graph.links.values()].map((link) => link.type));
+    return Object.fromEntries([...types].map((type) => [type, [
+      window.LGraphCanvas.link_type_colors[type], window.app.canvas.default_connection_color_byType[type],
+      style.getPropertyValue(`--color-datatype-${type}`).trim(),
+    ]]));
+  }));
+}
+
 async function shoot(page, file) {
   await page.addStyleTag({ content: ".graph-canvas-container ~ *, .splitter-overlay, .minimap-main-container { opacity: 0 !important }" });
   const clip = await page.evaluate(async ([scale, margin, bars]) => {
@@ -69,6 +82,8 @@ async function shoot(page, file) {
     await new Promise((done) => setTimeout(done, 1200));
     const { x, y } = canvas.canvas.getBoundingClientRect();
     return { x: x + bars, y: y + bars, width: (right - left) * scale, height: (bottom - top) * scale };
-  }, [0.8, 20, 120]); // smaller than about 0.6, the page leaves texts out
+  }, [0.8, 20, BARS]); // smaller than about 0.6, the page leaves texts out
+  await page.setViewportSize({ width: Math.ceil(clip.x + clip.width + BARS), height: Math.ceil(clip.y + clip.height + BARS) });
+  await page.waitForTimeout(1200);
   await page.screenshot({ path: file, clip });
 }

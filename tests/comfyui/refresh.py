@@ -22,6 +22,8 @@ WORKFLOWS = PROJECT / "workflows"
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("first-lora", "compare-checkpoints")  # the others want Chroma in full size
+TALL = {"LoRATrainer": 1260, "PreviewImage": 560}  # height for the live panel, and for a grid
+GAP, MARGIN = 50, 30  # pixels: between nodes, where the title needs its place; within groups
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
 
 
@@ -39,6 +41,7 @@ def refresh(page: Any, name: str, folder: Path) -> None:
     source = WORKFLOWS / f"{name}.json"
     saved = page("prompt", source, folder / f"{name}.json")
     saved["workflow"]["extra"].pop("ds", None)  # where somebody looked at last
+    tidy(saved["workflow"])
     _write(source, saved["workflow"])
     _write(WORKFLOWS / "api" / f"{name}.json", saved["prompt"])
     if name in RUN:
@@ -53,6 +56,30 @@ def refresh(page: Any, name: str, folder: Path) -> None:
         picture.quantize(128).save(README_PICTURE[1], optimize=True)
     picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
+
+
+def tidy(workflow: dict[str, Any]) -> None:
+    """Push down what a node above it has grown into, column by column, and fit each group around its nodes."""
+    nodes = workflow["nodes"]
+    groups = [(group, [node for node in nodes if _inside(node, group["bounding"])]) for group in workflow["groups"]]
+    for node in nodes:
+        node["size"][1] = max(node["size"][1], TALL.get(node["type"], 0))
+    for column in {node["pos"][0] for node in nodes}:
+        free = 0.0
+        for node in sorted((n for n in nodes if n["pos"][0] == column), key=lambda n: n["pos"][1]):
+            node["pos"][1] = max(node["pos"][1], free)
+            free = node["pos"][1] + node["size"][1] + GAP
+    bottom = max((n["pos"][1] + n["size"][1] for _, inside in groups for n in inside), default=0) + MARGIN
+    for group, inside in groups:
+        x, y, width, _ = group["bounding"]
+        own = max(n["pos"][1] + n["size"][1] for n in inside) + MARGIN
+        alone = not any(x <= n["pos"][0] < x + width and n not in inside for n in nodes)
+        group["bounding"] = [x, y, width, (bottom if alone else own) - y]
+
+
+def _inside(node: dict[str, Any], box: list[float]) -> bool:
+    (left, top), (x, y, width, height) = node["pos"], box
+    return x <= left < x + width and y <= top < y + height
 
 
 def _write(path: Path, value: Any) -> None:
