@@ -1,6 +1,6 @@
 """Predicted beside measured peaks of real steps on a CPU, over shapes, settings and levels. `python benchmarks/plan.py`
 
-Predicted: train/costs.py and train/plan.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
+Predicted: train/skeleton.py, upkeep.py and peaks.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
 allocations among them, weights, adapter and optimiser's states included. Goal: within a tenth.
 """
 
@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.costs import Shape, Skeleton
+from chroma_trainer.trainer_core.train.costs import Shape
 from chroma_trainer.trainer_core.train.measuring import measured_step_peak
+from chroma_trainer.trainer_core.train.peaks import training_peak
 from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.plan import training_peak
+from chroma_trainer.trainer_core.train.skeleton import Skeleton
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
 GOAL = 0.1
@@ -36,7 +39,16 @@ CASES: tuple[dict[str, Any], ...] = (
     {"model": "medium", "edge": 128, "checkpointing": True},
     {"model": "medium", "edge": 128},
     {"model": "medium", "edge": 256, "checkpointing": True, "level": "int8-quanto"},
+    {"model": "tiny", "edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy"},
+    {"model": "tiny", "edge": 64, "rank": 32, "kind": "loha", "optimizer": "optimi-lion", "ema_decay": 0.9},
+    {"model": "tiny", "edge": 64, "rank": 64, "optimizer": "adamw_bf16", "checkpointing": True},
+    {"model": "tiny", "edge": 64, "rank": 32, "init": "pissa", "optimizer": "schedulefree-adamw", "accumulation": 2},
+    {"model": "medium", "edge": 128, "rank": 64, "kind": "dora", "optimizer": "prodigy", "checkpointing": True},
+    {"model": "medium", "edge": 128, "rank": 64, "kind": "loha", "optimizer": "adafactor", "checkpointing": True},
+    {"model": "medium", "edge": 128, "rank": 64, "kind": "lokr", "optimizer": "came", "level": "int8-quanto"},
 )
+TRAINING = ("rank", "init", "accumulation")
+ADAPTER = ("kind", "ema_decay")
 
 
 def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -44,9 +56,14 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     asked = request(
         model_folder(case["model"]), picture_folder(4, edge, mixed=False), edge, batch_size=batch, caption_dropout=0.0,
         gradient_checkpointing=case.get("checkpointing", False), targets=case.get("targets", "all"),
+        **{name: case[name] for name in TRAINING if name in case},
     )  # fmt: skip
     model = replace(asked.model, quantization=QuantizationConfig(case.get("level", "none")))
-    asked = replace(asked, model=model, memory=MemoryConfig(checkpointing_interval=case.get("interval", 1)))
+    asked = replace(
+        asked, model=model, memory=MemoryConfig(checkpointing_interval=case.get("interval", 1)),
+        adapter=AdapterConfig(**{name: case[name] for name in ADAPTER if name in case}),
+        optimizer=OptimizerConfig(optimizer=case.get("optimizer", "adamw")),
+    )  # fmt: skip
     run = build_run(plan_run(asked, host(folder)), host(folder), Phases())
     tokens = max(len(run.text.get(sample.captions[0])) for sample in run.samples)
     predicted, _ = training_peak(Skeleton(run.family, asked).cost(Shape(edge, edge, batch, tokens)), asked)

@@ -11,16 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 from chroma_trainer.trainer_core.families.sources import shipped_config
-from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, Skeleton, step_flops
-from chroma_trainer.trainer_core.train.plan import GB, needed, recomputed, training_peak, with_memory
+from chroma_trainer.trainer_core.families.t5 import without_numbers
+from chroma_trainer.trainer_core.registry import load, names
+from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, step_flops
+from chroma_trainer.trainer_core.train.facts import encoder_cost
+from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
+from chroma_trainer.trainer_core.train.plan import GB, needed
+from chroma_trainer.trainer_core.train.remedies import with_memory
+from chroma_trainer.trainer_core.train.skeleton import Skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, TEMPLATE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md"
@@ -44,6 +52,9 @@ class Released(ChromaFamily):
         with torch.device("meta"):
             return ChromaTransformer.from_config(shipped_config("chroma_transformer"))
 
+    def empty_text_encoder(self, model: ModelConfig, convert: Any = None) -> Any:
+        return without_numbers(shipped_config("t5_xxl"), model, convert)
+
 
 def request(level: str) -> TrainRequest:
     """Rank 16 on `all`, batch 1, bf16: the trainer's defaults."""
@@ -66,7 +77,7 @@ def main() -> int:
         for edge in EDGES:
             costs[level, edge] = skeleton.cost(Shape(edge, edge, 1, TEXT_TOKENS))
     page = TEMPLATE.read_text("utf-8").replace("CARDS", cards(costs)).replace("GUIDES", guides(costs))
-    page = page.replace("SETTINGS", settings(costs))
+    page = page.replace("SETTINGS", settings(costs)).replace("LEARNING", learning()).replace("ENCODER", encoders())
     if "--check" in sys.argv:
         if page != PAGE.read_text("utf-8"):
             print("docs/memory.md is not what the plan says now; run python tools/memory_page.py")
@@ -122,6 +133,38 @@ def settings(costs: dict[tuple[str, int], ModelCost]) -> str:
         peak, host = training_peak(cost, asked)
         flops = step_flops(cost, recomputed(asked, len(cost.blocks))) / 1e12
         lines.append(f"| {words} | {peak / GB:.1f} GB | {host / GB:.1f} GB | {flops:.0f} |")
+    return "\n".join(lines)
+
+
+def learning() -> str:
+    """One choice after another changed; those of optional packages are left out, for the page is checked without them."""
+    base = request("int8-quanto")
+    kinds = [replace(base, adapter=AdapterConfig(kind=kind)) for kind in names("adapter")]
+    optimizers = [name for name in names("optimizer") if not load("optimizer", name).extra]
+    asked = {
+        **{f"{one.adapter.kind}, adamw": one for one in kinds},
+        **{f"lora, {name}": replace(base, optimizer=OptimizerConfig(optimizer=name)) for name in optimizers[1:]},
+        "lora, adamw, init pissa": replace(base, training=replace(base.training, init="pissa")),
+        "lora, adamw, ema_decay 0.99": replace(base, adapter=AdapterConfig(ema_decay=0.99)),
+    }
+    lines = ["| choice | learns | kept beside it | while it steps | peak of a step |", "|---|---|---|---|---|"]
+    for words, one in asked.items():
+        cost = Skeleton(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
+        upkeep = cost.upkeep
+        beside = upkeep.states + upkeep.average + upkeep.start
+        figures = " | ".join(f"{size / 1e6:.0f} MB" for size in (upkeep.adapter, beside, upkeep.step_peak))
+        lines.append(f"| {words} | {figures} | {training_peak(cost, one)[0] / GB:.2f} GB |")
+    return "\n".join(lines)
+
+
+def encoders() -> str:
+    lines = ["| text encoder | on the device | block by block |", "|---|---|---|"]
+    for level in LEVELS:
+        base = request("none")
+        model = replace(base.model, quantization=QuantizationConfig("none", text_encoder=level))
+        cost = encoder_cost(replace(base, model=model), Released())
+        blockwise = cost.weights - cost.blocks + cost.largest_block
+        lines.append(f"| {level} | {(cost.weights + cost.work) / GB:.1f} GB | {(blockwise + cost.work) / GB:.1f} GB |")
     return "\n".join(lines)
 
 

@@ -14,5 +14,9 @@ def seed_of(seed: int, purpose: str, *ids: int | str) -> int:
 
 
 def generator(seed: int, purpose: str, *ids: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator. Drawing on the CPU gives the same numbers on every device; another device is for draws too many for that."""
-    return torch.Generator(device).manual_seed(seed_of(seed, purpose, *ids))
+    """A fresh generator. Drawing on the CPU gives the same numbers on every device; another device is for draws too many for that.
+
+    Shapes alone (the meta device) need no numbers, and any generator does.
+    """
+    device = torch.device(device)
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed_of(seed, purpose, *ids))

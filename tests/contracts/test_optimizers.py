@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.training import LR_SCHEDULES, TrainingConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
@@ -17,6 +19,8 @@ from chroma_trainer.trainer_core.optim.contract import evaluating, set_rate_, sh
 from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
+from chroma_trainer.trainer_core.train.counting import bytes_of
+from chroma_trainer.trainer_core.train.upkeep import upkeep_of
 from torch import nn
 
 # (name, settings, learning rate at which the small problems below are solved)
@@ -74,6 +78,29 @@ def test_it_finds_the_bottom_of_a_bowl(case):
     with evaluating(optimizer):
         after = distance().item()
     assert after < 0.05 * before, (before, after)
+
+
+def test_the_plan_counts_its_states(case):
+    """As many bytes as a real step leaves, and what learns in the same precision. Two in a hundred: tables of 8-bit codes are shared."""
+    asked: Any = SimpleNamespace(optimizer=case.config, training=TrainingConfig(), adapter=AdapterConfig())
+    adapters = {}
+    for device in ("cpu", "meta"):
+        model = (
+            nn.ModuleDict({"wide": nn.Linear(8192, 64), "narrow": nn.Linear(64, 3)}).to(device).requires_grad_(False)
+        )
+        adapters[device] = inject_(model, ["wide", "narrow"], 16, 16.0)
+    counted = upkeep_of(adapters["meta"], {"wide": 1.0, "narrow": 0.5}, asked, start=0)
+    parameters = [parameter for _, parameter in trainable_parameters(adapters["cpu"])]
+    optimizer = build(case, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    states = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
+    assert counted.states == pytest.approx(bytes_of(*states), rel=0.02)
+    assert counted.adapter == bytes_of(*parameters)
+    assert counted.step_peak >= counted.adapter
 
 
 class Net(nn.Module):

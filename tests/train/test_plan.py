@@ -2,87 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.kernels import set_attention_
 from chroma_trainer.trainer_core.host import MemoryPlanned, Notice
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.lora.blocks import parameter_groups
+from chroma_trainer.trainer_core.lora.inject import inject_, set_dropout_, set_micro_
 from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.quant.loading import text_converter
 from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.train import forecaster as forecaster_module
 from chroma_trainer.trainer_core.train import forecasting
 from chroma_trainer.trainer_core.train import run as run_module
+from chroma_trainer.trainer_core.train.adapter import learning, new_ema
 from chroma_trainer.trainer_core.train.build import plan_run
-from chroma_trainer.trainer_core.train.costs import Shape, Skeleton, step_flops
+from chroma_trainer.trainer_core.train.costs import Shape, step_flops
 from chroma_trainer.trainer_core.train.counting import LiveBytes, bytes_of
-from chroma_trainer.trainer_core.train.forecasting import changes, chosen, forecaster, memory_told, remedy
+from chroma_trainer.trainer_core.train.facts import MAX_TOKENS, EncoderCost, encoder_cost
+from chroma_trainer.trainer_core.train.forecaster import forecaster
 from chroma_trainer.trainer_core.train.measuring import measured_peak
+from chroma_trainer.trainer_core.train.outcome import memory_told
+from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
 from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.plan import GB, Machine, needed, recomputed, training_peak
+from chroma_trainer.trainer_core.train.plan import GB, Machine, needed
+from chroma_trainer.trainer_core.train.remedies import changes, chosen, remedy
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.skeleton import Skeleton
 
 FAMILY = ChromaFamily()
 MACHINE = Machine("test", 0, 8 * GB)
-CASES = {
-    "stored": (96, 1, "none", False, 1, "all"),
-    "recomputed": (256, 1, "none", True, 1, "all+ffs"),
-    "every second": (128, 4, "none", True, 2, "all+ffs"),
-    "int8": (128, 1, "int8-quanto", True, 1, "all"),
-    "int8 stored, batch": (128, 4, "int8-quanto", False, 1, "all"),
-    "int4": (128, 2, "int4-quanto", True, 1, "mmdit"),
-}
+CASES: dict[str, dict[str, Any]] = {
+    "stored": {"edge": 96},
+    "recomputed": {"edge": 256, "gradient_checkpointing": True, "targets": "all+ffs"},
+    "every second": {"edge": 128, "batch_size": 4, "gradient_checkpointing": True, "interval": 2, "targets": "all+ffs"},
+    "int8": {"edge": 128, "level": "int8-quanto", "gradient_checkpointing": True},
+    "int8 stored, batch": {"edge": 128, "batch_size": 4, "level": "int8-quanto"},
+    "int4": {"edge": 128, "batch_size": 2, "level": "int4-quanto", "gradient_checkpointing": True, "targets": "mmdit"},
+    "math attention": {"edge": 256, "attention": "math", "gradient_checkpointing": True},
+    # Small pictures and high ranks, so that what learns weighs as much as the rest.
+    "prodigy, dora": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy"},
+    "prodigy, dora, recomputed": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy", "gradient_checkpointing": True},
+    "lion, loha, average": {"edge": 64, "rank": 32, "kind": "loha", "optimizer": "optimi-lion", "ema_decay": 0.9},
+    "adamw_bf16, lora": {"edge": 64, "rank": 64, "optimizer": "adamw_bf16", "gradient_checkpointing": True},
+    "came, lokr": {"edge": 64, "rank": 16, "kind": "lokr", "lokr_factor": 4, "optimizer": "came", "gradient_checkpointing": True},
+    "schedule-free, pissa": {"edge": 64, "rank": 32, "init": "pissa", "optimizer": "schedulefree-adamw", "gradient_checkpointing": True},
+    "adafactor, accumulated": {"edge": 64, "rank": 32, "optimizer": "adafactor", "accumulation": 2, "gradient_checkpointing": True},
+    "stableadamw, dropout": {"edge": 64, "rank": 32, "dropout": 0.1, "optimizer": "optimi-stableadamw"},
+    "loftq on int4, block rates": {"edge": 64, "rank": 16, "init": "loftq", "level": "int4-quanto", "block_lr": "single_*=0"},
+}  # fmt: skip
+ADAPTER = {field.name for field in fields(AdapterConfig)}
 
 
 def real_peak(request: TrainRequest, shape: Shape) -> int:
     """Of a second step: the optimiser's states are there."""
     transformer = FAMILY.load_transformer(request.model)
+    clean = FAMILY.load_transformer(request.model) if request.training.init == "loftq" else None
     load("quantization", request.model.quantization.level)().quantize_(transformer, FAMILY.full_precision)
     training = request.training
-    layers = inject_(transformer, resolve_targets(transformer, FAMILY, training.targets), training.rank, training.alpha)
+    rates = learning(transformer, FAMILY, request)
+    draw = torch.Generator().manual_seed(1)
+    layers = inject_(
+        transformer, list(rates), training.rank, training.alpha, training.init, draw, request.adapter, clean=clean
+    )
+    set_dropout_(layers, request.adapter.dropout, 0)
+    if request.memory.attention != "native":
+        set_attention_(transformer, request.memory.attention)
     if training.gradient_checkpointing:
         checkpoint_blocks_(FAMILY.blocks(transformer), request.memory.checkpointing_interval)
-    parameters = [parameter for _, parameter in trainable_parameters(layers)]
-    optimizer = torch.optim.AdamW(parameters, fused=True)
+    part = load("optimizer", request.optimizer.optimizer)
+    optimizer = part.build(parameter_groups(layers, rates), request.optimizer, 1e-4, 0.01, 0)
+    ema = new_ema(request, layers)
     text = [torch.zeros(shape.text_tokens, 32) for _ in range(shape.batch)]
     x = torch.zeros(shape.batch, 16, shape.height // 8, shape.width // 8)
 
     def step() -> None:
-        FAMILY.predict(transformer, x, torch.full((shape.batch,), 0.5), text).square().mean().backward()
+        for micro in range(training.accumulation):
+            set_micro_(layers, micro)
+            FAMILY.predict(transformer, x, torch.full((shape.batch,), 0.5), text).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if ema:
+            ema.update_(layers)
 
     step()
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    return bytes_of(*transformer.parameters(), *transformer.buffers(), *states) + measured_peak(step)
+    states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    kept = [*states, *(ema.averages.values() if ema else ())]
+    return bytes_of(*transformer.parameters(), *transformer.buffers(), *kept) + measured_peak(step)
 
 
 def requested(workshop, level="none", memory=None, **values) -> TrainRequest:
-    request = workshop.request(rank=4, **values)
+    request = workshop.request(**{"rank": 4, **values})
     model = replace(request.model, quantization=QuantizationConfig(level))
     return replace(request, model=model, memory=memory or MemoryConfig())
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_peak_of_a_real_step_within_a_tenth(workshop, case):
-    edge, batch, level, checkpointing, interval, targets = case
-    request = requested(
-        workshop,
-        level,
-        MemoryConfig(checkpointing_interval=interval),
-        gradient_checkpointing=checkpointing,
-        targets=targets,
-    )
-    shape = Shape(edge, edge, batch, 6)
+    values = {"rank": 4, "targets": "all", "batch_size": 1, **case}
+    edge, level = values.pop("edge"), values.pop("level", "none")
+    memory = MemoryConfig(checkpointing_interval=values.pop("interval", 1), attention=values.pop("attention", "native"))
+    optimizer = OptimizerConfig(optimizer=values.pop("optimizer", "adamw"))
+    adapter = AdapterConfig(**{name: values.pop(name) for name in [*values] if name in ADAPTER})
+    request = replace(requested(workshop, level, memory, **values), optimizer=optimizer, adapter=adapter)
+    shape = Shape(edge, edge, request.training.batch_size, 6)
     planned, _ = training_peak(Skeleton(FAMILY, request).cost(shape), request)
     real = real_peak(request, shape)
     assert planned == pytest.approx(real, rel=0.1), f"planned {planned}, real {real}"
+
+
+@pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])
+def test_the_text_encoder_within_a_tenth(workshop, tiny_model, level):
+    """Weights to the byte; with the work for a prompt that fills it, a tenth."""
+    request = workshop.request(model=replace(tiny_model, quantization=QuantizationConfig("none", text_encoder=level)))
+    counted = encoder_cost(request, FAMILY)
+    convert = text_converter(request.model.quantization, torch.device("cpu"))
+    encoder = FAMILY.load_text_encoder(request.model, torch.device("cpu"), convert).model
+    weights = bytes_of(*encoder.parameters(), *encoder.buffers())
+    assert counted.weights == weights and counted.is_quantized == (level != "none")
+    ids = torch.ones(1, MAX_TOKENS, dtype=torch.int64)
+    with torch.no_grad():
+        encoder(ids, ids > 0)
+        work = measured_peak(lambda: encoder(ids, ids > 0))
+    assert counted.weights + counted.work == pytest.approx(weights + work, rel=0.1), (counted, weights, work)
 
 
 def test_operations_are_those_of_the_formula(workshop):
@@ -146,10 +198,8 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     assert (
         not roomy.unfit() and remedy(forecasts, request, roomy) is None and roomy.first_line().startswith("plan: fits")
     )
-    forecasts.encoder, forecasts.codec = (
-        (1000, 100, 32, 1000),
-        (1000, 0.01),
-    )  # so that the training is what does not fit
+    # So that the training is what does not fit.
+    forecasts.encoder, forecasts.codec = EncoderCost(4000, 400, 400, 1000, 32, False), (4000, 0.01)
     forecasts.machine = Machine("card", needed(10**9), GB)
     train = {p.name: p for p in forecasts.plan(request).phases}["train"].device
     forecasts.machine = Machine("card", needed(train - 1), GB)
@@ -223,7 +273,7 @@ def test_counts_are_kept(made, monkeypatch):
     request, forecasts = made
     first = forecasts.plan(request)
     again = replace(forecasts, _costs={}, _skeletons={})
-    monkeypatch.setattr(forecasting, "Skeleton", None)
+    monkeypatch.setattr(forecaster_module, "Skeleton", None)
     assert again.plan(request).as_json() == first.as_json()
 
 

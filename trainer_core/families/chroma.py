@@ -96,6 +96,11 @@ class ChromaFamily:
 
         return load_t5(model, device, convert)
 
+    def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        from .t5 import empty_t5
+
+        return empty_t5(model, convert)
+
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae
 

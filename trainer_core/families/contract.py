@@ -98,6 +98,13 @@ class Family(Protocol):
         """convert: see load_transformer."""
         ...
 
+    def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        """The encoder's modules as they would be loaded, on the meta device: (1, tokens) ids and booleans -> (1, tokens, width).
+
+        Reads headers, no weights.
+        """
+        ...
+
     def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:

@@ -89,17 +89,39 @@ def load_t5(
     weights = Weights(part.files, T5, mapped=convert is None)
     with torch.device("meta"):
         encoder = T5Encoder(_config(part, weights))
-    dtype = DTYPES[model.dtype]
     load_weights_(
         encoder,
         weights,
-        # In fp16 the second feed-forward projection overflows.
-        dtype=lambda name: torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype,
+        dtype=lambda name: _precision(model, name),
         layout=lambda name: (_same_table(name), slice(None)),
         ignored=_is_unused,
         convert=convert,
     )
     return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device, **rules)
+
+
+def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
+    """The encoder as load_t5 would fill it, on the meta device."""
+    part = find_part(model, "text_encoder")
+    return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
+
+
+def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> T5Encoder:
+    """An encoder of these dimensions on the meta device, in the model's precision and with its layers converted."""
+    with torch.device("meta"):
+        encoder = T5Encoder(config)
+    for name, parameter in encoder.named_parameters():
+        parameter.data = parameter.data.to(_precision(model, name))
+    for name, linear in [(n, m) for n, m in encoder.named_modules() if convert and isinstance(m, nn.Linear)]:
+        assert convert
+        setattr(encoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], convert(name, linear))
+    return encoder
+
+
+def _precision(model: ModelConfig, name: str) -> torch.dtype:
+    """In fp16 the second feed-forward projection overflows."""
+    dtype = DTYPES[model.dtype]
+    return torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype
 
 
 def text_identity(model: ModelConfig) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.adapter import AdapterConfig
-from ..seeds import seed_of
+from ..seeds import generator
 from .dense import Compressed, dense_weight
 
 Part = tuple[slice, "Update"]  # rows of a fused weight, and what is added there
@@ -186,7 +186,7 @@ class AdapterLayer(nn.Module, ABC):
         if drop is None or drop.micro is None or not drop.rate:
             return x
         # On the input's device: a mask for every layer would wait for the CPU's numbers.
-        source = torch.Generator(x.device).manual_seed(seed_of(drop.seed, "dropout", drop.micro, self.name))
+        source = generator(drop.seed, "dropout", drop.micro, self.name, device=x.device)
         kept = torch.rand(x.shape, generator=source, device=x.device) >= drop.rate
         return x * kept.to(x.dtype).div_(1 - drop.rate)
 

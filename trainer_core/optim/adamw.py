@@ -26,10 +26,13 @@ def build(
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
     groups = listed(params)
-    fused = all(param.device.type in FUSED_DEVICES for param in flat(groups))
+    devices = {param.device.type for param in flat(groups)}
+    fused = devices <= FUSED_DEVICES
+    # Without numbers, for the memory plan, one by one: nearest to the fused step, which takes nothing beside its states.
+    foreach = None if fused else "meta" not in devices
     return torch.optim.AdamW(
         groups, lr=learning_rate, weight_decay=weight_decay, betas=(config.beta1 or 0.9, config.beta2 or 0.999),
-        eps=config.eps or 1e-8, fused=fused or None, foreach=None if fused else True,
+        eps=config.eps or 1e-8, fused=fused or None, foreach=foreach,
     )  # fmt: skip
 
 

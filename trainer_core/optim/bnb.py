@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, listed
+from .contract import OptimizerPart, Params, flat, listed
 
 INSTALL = "pip install 'chroma-trainer[bnb]' (or pip install bitsandbytes)"
 FIRST_ON_CPU = (0, 50)  # the first whose 8-bit steps were seen to run on a CPU: tests/contracts/test_optimizers.py
@@ -54,7 +54,11 @@ def _part(
     ) -> torch.optim.Optimizer:
         kind, numbers = make(importlib.import_module("bitsandbytes.optim"), config)
         flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
-        return flat_kind(listed(params), lr=learning_rate, weight_decay=weight_decay, **numbers)
+        groups = listed(params)
+        made = flat_kind(groups, lr=learning_rate, weight_decay=weight_decay, **numbers)
+        if any(param.is_meta for param in flat(groups)):  # shapes alone, for the memory plan: nothing to page
+            made.is_paged = False
+        return made
 
     return OptimizerPart(build=build, uses=frozenset(uses), usual_rates=rates, missing=missing, extra="bnb")
 

@@ -76,7 +76,7 @@ def check_fit(request: TrainRequest, family: Family) -> None:
         UserError: targets, block_lr or init_lora don't fit the model.
     """
     empty = family.empty_transformer(request.model)
-    names, _ = _learning(empty, family, request)
+    names = list(learning(empty, family, request))
     updates = _file_updates(empty, request)
     config, training = request.adapter, request.training
     if updates:
@@ -88,12 +88,12 @@ def inject_adapter_(
 ) -> Injected:
     """Put the adapter into a loaded (and quantised) model and start it; eva's directions come later."""
     config, training = request.adapter, request.training
-    names, rates = _learning(transformer, family, request)
+    rates = learning(transformer, family, request)
     updates = _file_updates(transformer, request)
     # Mapped from disk: only the layers that are looked at come into memory.
     clean = family.load_transformer(request.model) if training.init == "loftq" else None
     layers = inject_(
-        transformer, names, training.rank, training.alpha, training.init, generator(training.seed, "init"), config,
+        transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"), config,
         clean=clean, device=device,
     )  # fmt: skip
     if updates:
@@ -155,11 +155,14 @@ def _seer(directions: Directions) -> Any:
     return see
 
 
-def _learning(transformer: nn.Module, family: Family, request: TrainRequest) -> tuple[list[str], dict[str, float]]:
-    """Names of the layers that learn, and their rates."""
+def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> dict[str, float]:
+    """Names of the layers that learn, in the model's order, and each one's factor of the learning rate.
+
+    Raises:
+        UserError: targets or block_lr fit no layer.
+    """
     rates = rates_of(resolve_targets(transformer, family, request.training.targets), request.adapter.block_lr)
-    rates = {name: rate for name, rate in rates.items() if rate}
-    return list(rates), rates
+    return {name: rate for name, rate in rates.items() if rate}
 
 
 def _file_updates(transformer: nn.Module, request: TrainRequest) -> dict[str, Update]:

@@ -1,29 +1,10 @@
-"""What a step takes, block by block, counted on the meta device: bytes that are kept and needed for a while, and operations.
-
-Blocks of one kind that learn in the same places take the same, so that one of each is counted.
-"""
+"""What a step takes of a model, block by block, in bytes and operations: the figures that skeleton.py counts and peaks.py adds up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
-
-from ..config.request import TrainRequest
-from ..families.contract import Family
-from ..families.weights import DTYPES
-from ..flow.loss import velocity_loss
-from ..lora.inject import inject_, lora_layers, trainable_parameters
-from ..lora.targets import resolve_targets
-from ..quant.products import choose_products_
-from ..registry import load
-from .counting import FlashShapes, LiveBytes, bytes_of
-
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -41,7 +22,8 @@ class BlockCost:
     """Bytes above what was alive before the block, its inputs not counted, and operations.
 
     Args:
-        weights: frozen ones. largest_leaf: of its Linear layers.
+        weights: frozen ones, what the adapter keeps beside what learns among them. leaves: of its Linear layers, the bases of
+            adapters among them; largest_leaf: of one.
         output: its result, and so the input of the next.
         kept: result and saved tensors after a forward pass with gradients.
         forward_peak: of a forward pass without gradients; forward_grad_peak: with.
@@ -50,6 +32,7 @@ class BlockCost:
     """
 
     weights: int
+    leaves: int
     largest_leaf: int
     output: int
     kept: int
@@ -62,189 +45,64 @@ class BlockCost:
 
 
 @dataclass(frozen=True)
+class Upkeep:
+    """What learns and what moves it, in bytes, whatever the shape of a batch. upkeep.py counts it.
+
+    Args:
+        adapter: of what learns, in the precision it learns in. parameters: how many numbers that are.
+        start: what the adapter began with, where that is needed later (pissa, olora, loftq); among the frozen weights.
+        states: of the optimiser. average: of the run's own average, 0 without.
+        step_peak: gradients, and what the optimiser and the average take for a while, above all of these.
+        aside: what is put aside while averaged weights are drawn or saved.
+    """
+
+    adapter: int
+    parameters: int
+    start: int
+    states: int
+    average: int
+    step_peak: int
+    aside: int
+
+    @property
+    def resident(self) -> int:
+        """On the device from the first step on."""
+        return self.adapter + self.states + self.average
+
+
+@dataclass(frozen=True)
 class ModelCost:
     """What a shape takes of a model.
 
     Args:
-        weights: bytes of all frozen weights and buffers. adapter: of what learns. parameters: numbers in the adapter.
+        weights: bytes of all frozen weights and buffers.
         before: alive when the first block begins: embeddings, modulation, positions, the batch.
         head_peak: above what is alive after the last block: final layers, loss, their backward pass.
         head_flops: operations outside of the blocks, forward and backward.
     """
 
     weights: int
-    adapter: int
-    parameters: int
+    upkeep: Upkeep
     blocks: tuple[BlockCost, ...]
     before: int
     head_peak: int
     head_flops: int
 
-
-class Skeleton:
-    """An adapted, quantised transformer without weights."""
-
-    def __init__(self, family: Family, request: TrainRequest):
-        dtype, level = DTYPES[request.model.dtype], request.model.quantization.level
-        transformer = family.empty_transformer(request.model)
-        transformer = transformer.to(dtype).requires_grad_(False)
-        for part in transformer.modules():  # buffers that no file holds were computed on the CPU
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(META)
-        names = resolve_targets(transformer, family, request.training.targets)
-        self.family, self.request, self.transformer = family, request, transformer
-        self.blocks = family.blocks(transformer)
-        inside = {id(block): name for name, block in transformer.named_modules()}
-        first: dict[Any, nn.Module] = {}
-        self.kinds = [
-            kind_of(block, [n.removeprefix(inside[id(block)]) for n in names if n.startswith(inside[id(block)] + ".")])
-            for block in self.blocks
-        ]
-        for kind, block in zip(self.kinds, self.blocks, strict=True):
-            first.setdefault(kind, block)
-        others = tuple(f"{inside[id(block)]}.*" for block in self.blocks if block not in first.values())
-        load("quantization", level)().quantize_(transformer, (*family.full_precision, *others))
-        choose_products_(transformer, request.model.quantization.products)
-        inject_(transformer, names, request.training.rank, request.training.alpha)
-        self.first = first
-
-    def cost(self, shape: Shape) -> ModelCost:
-        """Counted; a part of a second."""
-        with FlashShapes(), torch.enable_grad():
-            calls, before, head_peak, head_flops = _rest(self, shape)
-            known = {kind: _block_cost(block, *calls[kind]) for kind, block in self.first.items()}
-        blocks = tuple(known[kind] for kind in self.kinds)
-        parameters = [parameter for _, parameter in trainable_parameters(lora_layers(self.transformer))]
-        inside = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
-        everything = (*self.transformer.parameters(), *self.transformer.buffers())
-        rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
-        return ModelCost(
-            weights=rest + sum(block.weights for block in blocks), adapter=bytes_of(*parameters), parameters=sum(p.numel() for p in parameters),
-            blocks=blocks, before=before, head_peak=head_peak, head_flops=head_flops,
-        )  # fmt: skip
-
-
-def kind_of(block: nn.Module, targets: Sequence[str]) -> Any:
-    """Equal for blocks that take the same: class, shapes of what is in them, and the layers that learn."""
-    return type(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()), tuple(targets)
-
-
-class _Skip(torch.autograd.Function):
-    """Results and gradients of the right shapes, and nothing kept."""
+    def as_json(self) -> dict[str, Any]:
+        """Blocks that are equal are written once."""
+        kinds = list(dict.fromkeys(self.blocks))
+        numbers = {name: value for name, value in vars(self).items() if name not in ("blocks", "upkeep")}
+        return {
+            **numbers, "upkeep": asdict(self.upkeep), "kinds": [asdict(kind) for kind in kinds],
+            "blocks": [kinds.index(block) for block in self.blocks],
+        }  # fmt: skip
 
     @staticmethod
-    def forward(ctx: Any, shapes: list[Tensor], _: Tensor, *inputs: Tensor) -> Any:
-        ctx.inputs = [(x.shape, x.dtype) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
-        outputs = tuple(torch.empty_like(x) for x in shapes)
-        return outputs if len(shapes) > 1 else outputs[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        found: list[Any] = [i and torch.empty(i[0], dtype=i[1], device=META) for i in ctx.inputs]
-        return None, None, *found
-
-
-def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], int, int, int]:
-    """A step without what happens in blocks, and with what each kind of block is called."""
-    calls: dict[Any, tuple[Any, Any]] = {}
-    results: dict[Any, list[Tensor]] = {}
-    ends: list[int] = []
-    trigger = torch.zeros((), device=META, requires_grad=True)
-    counter = LiveBytes()
-
-    def stand_in(kind: Any, forward: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not ends:
-                ends.append(counter.now)
-            if kind not in calls:
-                calls[kind] = tree_map_only(Tensor, _like, (args, kwargs))
-                with torch.no_grad(), _Paused(counter):
-                    results[kind] = [_like(x) for x in tree_leaves(forward(*calls[kind][0], **calls[kind][1]))]
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            out = _Skip.apply(results[kind], trigger, *tensors)
-            ends[1:] = [counter.now]
-            counter.mark()
-            return out
-
-        return call
-
-    for kind, block in zip(skeleton.kinds, skeleton.blocks, strict=True):
-        block.forward = stand_in(kind, block.forward)
-    try:
-        with counter:
-            loss = _loss(skeleton, shape, counter)
-            loss.backward()
-    finally:
-        for block in skeleton.blocks:
-            del block.forward
-            for parameter in block.parameters():
-                parameter.grad = None
-    del loss
-    return calls, ends[0], counter.peak - ends[1], counter.flops
-
-
-class _Paused:
-    """Under a counter that is on, nothing is counted for a while."""
-
-    def __init__(self, counter: LiveBytes):
-        self.counter = counter
-
-    def __enter__(self) -> None:
-        self.counter.is_paused = True
-
-    def __exit__(self, *_: Any) -> None:
-        self.counter.is_paused = False
-
-
-def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
-    """As train/loop.py's micro_loss."""
-    factor = skeleton.family.pixel_step // 2
-    channels = 16
-    latents = [
-        torch.empty(shape.batch, channels, shape.height // factor, shape.width // factor, device=META) for _ in "xv"
-    ]
-    width = text_width(skeleton.transformer)
-    dtype = DTYPES[skeleton.request.model.dtype]
-    text = [torch.empty(shape.text_tokens, width, dtype=dtype, device=META) for _ in range(shape.batch)]
-    prediction = skeleton.family.predict(skeleton.transformer, latents[0], torch.ones(shape.batch, device=META), text)
-    return velocity_loss(prediction, latents[1]).mean()
-
-
-def text_width(transformer: Any) -> int:
-    """Features of a text token, read off the layer that takes them."""
-    return int(transformer.context_embedder.in_features)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
-
-
-def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
-    leaves = [m for m in block.modules() if isinstance(m, nn.Linear)]
-    frozen = [p for p in (*block.parameters(), *block.buffers()) if not p.requires_grad]
-    counter = LiveBytes()
-    with torch.no_grad(), counter:
-        result = block(*args, **kwargs)
-    output, forward_peak = counter.now, counter.peak
-    del result
-    flops = counter.flops
-    args, kwargs = tree_map_only(Tensor, lambda x: _like(x).requires_grad_() if x.ndim == 3 else x, (args, kwargs))
-    counter = LiveBytes()
-    with counter:
-        results = [x for x in tree_leaves(block(*args, **kwargs)) if isinstance(x, Tensor)]
-        kept, grad_peak = counter.now, counter.peak
-        torch.autograd.backward(results, [torch.empty_like(x) for x in results])
-        backward_peak = counter.peak
-    learning = [p for p in block.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.grad = None
-    return BlockCost(
-        weights=bytes_of(*frozen),
-        largest_leaf=max((bytes_of(*leaf.parameters(), *leaf.buffers()) for leaf in leaves), default=0),
-        output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
-        gradients=bytes_of(*learning), forward_flops=flops, backward_flops=counter.flops - flops,
-    )  # fmt: skip
+    def from_json(value: dict[str, Any]) -> ModelCost:
+        """Raises TypeError, KeyError or IndexError where another version wrote it."""
+        kinds = [BlockCost(**kind) for kind in value["kinds"]]
+        numbers = {name: number for name, number in value.items() if name not in ("kinds", "blocks", "upkeep")}
+        return ModelCost(upkeep=Upkeep(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers)
 
 
 def step_flops(cost: ModelCost, again: Sequence[int]) -> int:

@@ -13,11 +13,12 @@ from .loop import Run, train_step
 
 
 def resident_bytes(run: Run) -> int:
-    """Weights, adapter, the optimiser's states and tables of positions: tensors that outlive a step."""
+    """Weights, adapter, the optimiser's states, averages and tables of positions: tensors that outlive a step."""
     states = [t for state in run.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     kept: Any = run.transformer.__dict__.get("_rope_by_shape", {})
     tables = [table for pair in kept.values() for table in pair]
-    return bytes_of(*run.transformer.parameters(), *run.transformer.buffers(), *states, *tables)
+    averages = run.ema.averages.values() if run.ema is not None else ()
+    return bytes_of(*run.transformer.parameters(), *run.transformer.buffers(), *states, *tables, *averages)
 
 
 def measured_peak(step: Callable[[], Any]) -> int:

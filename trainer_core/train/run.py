@@ -30,11 +30,12 @@ from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
 from .checkpoint import newest_intact, restore_, step_name, weights_of
 from .evaluation import best_step, eval_loss
-from .forecasting import comparison, memory_report, memory_told, settled
+from .forecasting import settled
 from .journal import Paused, RunHost, open_run, wait_for_resume
 from .keeping import checkpoint_hook, keep
 from .live import LiveValidation
 from .loop import Run, fit
+from .outcome import comparison, memory_report, memory_told
 from .phases import Phases
 from .plan import MemoryPlan
 from .record import lora_metadata, run_record

@@ -1,0 +1,90 @@
+"""Plans of one request and its variants: what is counted once is kept, in memory and in the cache."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.request import TrainRequest
+from ..data.index import Index
+from ..families.contract import Family
+from ..files import sha256_text, write_json
+from ..version import VERSION
+from .costs import ModelCost, Shape
+from .facts import EncoderCost, RunFacts, codec_cost, encoder_cost, facts_of
+from .phase_plans import forecast
+from .plan import Machine, MemoryPlan
+from .skeleton import Skeleton
+
+COUNT = 2  # of the way of counting: what an older one kept is not read
+
+
+@dataclass
+class Forecaster:
+    """Args:
+    folder: of earlier counts. resolution: that the index's pictures were placed at. codec: see codec_cost.
+    """
+
+    family: Family
+    index: Index
+    machine: Machine
+    folder: Path
+    encoder: EncoderCost
+    codec: tuple[int, float]
+    resolution: float
+    _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
+    _costs: dict[Any, ModelCost] = field(default_factory=dict)
+
+    def plan(self, request: TrainRequest) -> MemoryPlan:
+        """The forecast on this machine."""
+        facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec)
+        return forecast(request, facts, self._cost(request, facts.largest), self._drawn(request, facts), self.machine)
+
+    def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
+        if request.validation is None:
+            return None
+        width, height = max(request.validation.sizes(), key=math.prod)
+        return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens))
+
+    def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
+        key = counted_settings(request)
+        if (key, shape) not in self._costs:
+            self._costs[key, shape] = self._kept(request, shape, key)
+        return self._costs[key, shape]
+
+    def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
+        """From an earlier run's count, or counted now: nothing of it changes but with the versions in its name."""
+        identity = self.family.identity(request.model, "transformer")
+        name = sha256_text(VERSION, str(COUNT), torch.__version__, identity, request.model.dtype, key, repr(shape))[:24]
+        path = self.folder / f"{name}.json"
+        try:
+            return ModelCost.from_json(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, IndexError):  # not there, or of another version
+            pass
+        if key not in self._skeletons:
+            self._skeletons[key] = Skeleton(self.family, request)
+        cost = self._skeletons[key].cost(shape)
+        write_json(path, cost.as_json())
+        return cost
+
+
+def counted_settings(request: TrainRequest) -> str:
+    """What decides a count, beside the model and the shape."""
+    training = request.training
+    is_math = request.memory.attention == "math"  # keeps tokens x tokens numbers, which no other kernel does
+    base = request.model.quantization
+    chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
+    return repr((chosen, request.adapter, request.optimizer))
+
+
+def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
+    """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
+    return Forecaster(
+        family, index, machine, cache / "plan", encoder_cost(request, family), codec_cost(request),
+        request.dataset.parts[0].resolution,
+    )  # fmt: skip

@@ -1,0 +1,63 @@
+"""What a run says of its memory when it is over, well or not: predicted beside measured, and what would have fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..devices import peak_ram_bytes, peak_vram_bytes
+from ..problems import UserError
+from .phases import Phases
+from .plan import MemoryPlan, gb
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+@contextmanager
+def memory_told(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
+    """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
+    try:
+        yield
+    except (*OUT_OF_MEMORY, RuntimeError) as error:
+        if not isinstance(error, OUT_OF_MEMORY) and "can't allocate memory" not in str(error):
+            raise
+        name = phases.current
+        planned = next((phase for phase in plan.phases if phase.name == name), None) if plan else None
+        said = (
+            f"planned {gb(planned.device)} on the device and {gb(planned.ram)} of RAM" if planned else "not in the plan"
+        )
+        taken = peak_vram_bytes(device) or peak_ram_bytes()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError.at(
+            "memory",
+            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
+            "What was cached and saved so far is kept; another program on the device may hold memory as well",
+        ) from error
+
+
+def memory_report(plan: MemoryPlan | None, device: torch.device) -> dict[str, Any]:
+    """Predicted beside measured, for report.json. measured on a device: of tensors; RAM: resident, of the whole process."""
+    device_bytes, ram = peak_vram_bytes(device), peak_ram_bytes()
+    measured = {"device_peak_bytes": device_bytes, "ram_peak_bytes": ram}
+    if plan is None:
+        return {"predicted": None, "measured": measured}
+    return {
+        "predicted": plan.as_json(),
+        "measured": measured,
+        "predicted_over_measured": round(plan.device_peak / device_bytes, 3)
+        if device_bytes
+        else round(plan.ram_peak / ram, 3),
+    }
+
+
+def comparison(report: dict[str, Any]) -> str:
+    """The two peaks in one line."""
+    measured, predicted = report["measured"], report["predicted"]
+    if predicted is None:
+        return f"memory: measured {gb(measured['device_peak_bytes'])} on the device, {gb(measured['ram_peak_bytes'])} of RAM"
+    if measured["device_peak_bytes"]:
+        return f"memory: predicted {gb(predicted['device_peak_bytes'])} of tensors on the device, measured {gb(measured['device_peak_bytes'])}"
+    return f"memory: predicted {gb(predicted['ram_peak_bytes'])} of RAM, measured {gb(measured['ram_peak_bytes'])}"

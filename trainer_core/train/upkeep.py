@@ -1,0 +1,56 @@
+"""What learning takes beside the passes through the model: the very optimiser and average of the run, made to step on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+
+from ..config.request import TrainRequest
+from ..lora.blocks import parameter_groups
+from ..lora.contract import AdapterLayer
+from ..lora.inject import trainable_parameters
+from ..optim.contract import OptimizerPart, evaluating
+from ..registry import load
+from .adapter import new_ema
+from .costs import Upkeep
+from .counting import LiveBytes, NoNumbers, bytes_of
+
+
+def upkeep_of(
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, start: int
+) -> Upkeep:
+    """Counted over a step; what learns takes the precision that the optimiser gives it.
+
+    Args:
+        layers: on the meta device. rates: see adapter.learning. start: see Upkeep.
+    """
+    part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    training = request.training
+    groups = parameter_groups(layers, rates)
+    optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
+    parameters = [parameter for _, parameter in trainable_parameters(layers)]
+    gradients = bytes_of(*parameters)
+    counter = LiveBytes()
+    with NoNumbers(), counter:
+        ema = new_ema(request, layers)
+        average = counter.now
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        held = counter.now - gradients  # gradients are counted as well, and stay where they are
+        for parameter in parameters:
+            parameter.grad = None
+        step_peak = counter.peak - held
+        counter.mark()
+        if ema:
+            ema.update_(layers)
+        step_peak = max(step_peak, counter.peak - held)
+        counter.mark()
+        with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
+            aside = counter.peak - held
+    return Upkeep(
+        adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=start,
+        states=held - average, average=average, step_peak=step_peak, aside=aside,
+    )  # fmt: skip
