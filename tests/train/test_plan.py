@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.flux import FluxFamily
 from chroma_trainer.trainer_core.families.kernels import set_attention_
 from chroma_trainer.trainer_core.host import MemoryPlanned, Notice
 from chroma_trainer.trainer_core.lora.blocks import parameter_groups
@@ -38,7 +39,7 @@ from chroma_trainer.trainer_core.train.phases import Phases
 from chroma_trainer.trainer_core.train.plan import GB, Machine, needed
 from chroma_trainer.trainer_core.train.remedies import changes, chosen, remedy
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from chroma_trainer.trainer_core.train.skeleton import Skeleton, text_width
 
 FAMILY = ChromaFamily()
 MACHINE = Machine("test", 0, 8 * GB)
@@ -64,13 +65,13 @@ CASES: dict[str, dict[str, Any]] = {
 ADAPTER = {field.name for field in fields(AdapterConfig)}
 
 
-def real_peak(request: TrainRequest, shape: Shape) -> int:
+def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
     """Of a second step: the optimiser's states are there."""
-    transformer = FAMILY.load_transformer(request.model)
-    clean = FAMILY.load_transformer(request.model) if request.training.init == "loftq" else None
-    load("quantization", request.model.quantization.level)().quantize_(transformer, FAMILY.full_precision)
+    transformer = family.load_transformer(request.model)
+    clean = family.load_transformer(request.model) if request.training.init == "loftq" else None
+    load("quantization", request.model.quantization.level)().quantize_(transformer, family.full_precision)
     training = request.training
-    rates = learning(transformer, FAMILY, request)
+    rates = learning(transformer, family, request)
     draw = torch.Generator().manual_seed(1)
     layers = inject_(
         transformer, list(rates), training.rank, training.alpha, training.init, draw, request.adapter, clean=clean
@@ -79,17 +80,17 @@ def real_peak(request: TrainRequest, shape: Shape) -> int:
     if request.memory.attention != "native":
         set_attention_(transformer, request.memory.attention)
     if training.gradient_checkpointing:
-        checkpoint_blocks_(FAMILY.blocks(transformer), request.memory.checkpointing_interval)
+        checkpoint_blocks_(family.blocks(transformer), request.memory.checkpointing_interval)
     part = load("optimizer", request.optimizer.optimizer)
     optimizer = part.build(parameter_groups(layers, rates), request.optimizer, 1e-4, 0.01, 0)
     ema = new_ema(request, layers)
-    text = [torch.zeros(shape.text_tokens, 32) for _ in range(shape.batch)]
+    text = [torch.zeros(shape.text_tokens, text_width(transformer)) for _ in range(shape.batch)]
     x = torch.zeros(shape.batch, 16, shape.height // 8, shape.width // 8)
 
     def step() -> None:
         for micro in range(training.accumulation):
             set_micro_(layers, micro)
-            FAMILY.predict(transformer, x, torch.full((shape.batch,), 0.5), text).square().mean().backward()
+            family.predict(transformer, x, torch.full((shape.batch,), 0.5), text).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema:
@@ -119,6 +120,19 @@ def test_the_peak_of_a_real_step_within_a_tenth(workshop, case):
     planned, _ = training_peak(Skeleton(FAMILY, request).cost(shape), request)
     real = real_peak(request, shape)
     assert planned == pytest.approx(real, rel=0.1), f"planned {planned}, real {real}"
+
+
+def test_a_flux_is_counted_too(workshop, tiny_flux_model):
+    """Its own blocks, and both text encoders."""
+    flux = FluxFamily()
+    request = requested(workshop, model=tiny_flux_model, gradient_checkpointing=True)
+    shape = Shape(128, 128, 1, 6)
+    planned, _ = training_peak(Skeleton(flux, request).cost(shape), request)
+    assert planned == pytest.approx(real_peak(request, shape, flux), rel=0.1)
+    encoder = flux.load_text_encoder(request.model, torch.device("cpu"))
+    modules = encoder.t5.model, encoder.clip.model
+    whole = bytes_of(*(t for module in modules for t in (*module.parameters(), *module.buffers())))
+    assert encoder_cost(request, flux).weights == whole
 
 
 @pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])

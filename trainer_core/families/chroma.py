@@ -24,6 +24,7 @@ from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
 KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
+MAX_TOKENS = 512  # of T5's
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
@@ -100,6 +101,9 @@ class ChromaFamily:
         from .t5 import empty_t5
 
         return empty_t5(model, convert)
+
+    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
+        return min(num_real + 1, MAX_TOKENS)  # a pad behind them
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae

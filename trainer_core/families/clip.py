@@ -73,6 +73,14 @@ def load_clip(model: ModelConfig, device: torch.device, convert: Convert | None 
     return ClipPooler(encoder, read_clip_tokenizer(tokenizer_files), device, config["max_position_embeddings"])
 
 
+def empty_clip(model: ModelConfig) -> ClipText:
+    """The encoder as load_clip would fill it, on the meta device."""
+    part = find_clip(model)
+    with torch.device("meta"):
+        encoder = ClipText(_config(part, Weights(part.files, CLIP)))
+    return encoder.to(DTYPES[model.dtype])
+
+
 def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
     """tokenizer.json, or vocab.json and merges.txt: beside the encoder's file, in the repo, or in ComfyUI above the file.
 

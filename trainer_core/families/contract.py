@@ -105,6 +105,10 @@ class Family(Protocol):
         """
         ...
 
+    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
+        """Tokens that the transformer is given of a prompt with so many real ones, its end token included."""
+        ...
+
     def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:

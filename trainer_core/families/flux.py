@@ -112,6 +112,15 @@ class FluxFamily:
 
         return load_flux_text(model, device, convert)
 
+    def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        from .flux_text import EmptyFluxText
+
+        return EmptyFluxText(model, convert)
+
+    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
+        assert model.flux is not None
+        return min(num_real, model.flux.max_tokens) if model.flux.is_masked else model.flux.max_tokens
+
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae
 

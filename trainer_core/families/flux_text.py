@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.model import ModelConfig
-from .clip import ClipPooler, find_clip, find_clip_tokenizer, load_clip
+from .clip import ClipPooler, empty_clip, find_clip, find_clip_tokenizer, load_clip
 from .contract import Convert
 from .identity import identity_of
 from .sources import find_part
-from .t5 import T5TextEncoder, load_t5
+from .t5 import T5TextEncoder, empty_t5, load_t5
 from .tokenizer import find_tokenizer
 
 
@@ -30,6 +30,20 @@ class FluxTextEncoder:
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """One (rows, width) tensor a prompt, see join, on the CPU, in the encoders' dtype."""
         return [join(*both) for both in zip(self.t5.encode(prompts), self.clip.encode(prompts), strict=True)]
+
+
+class EmptyFluxText(nn.Module):
+    """Both encoders on the meta device, as load_flux_text would load them. CLIP looks at a prompt when T5 is done."""
+
+    def __init__(self, model: ModelConfig, convert: Convert | None = None):
+        super().__init__()
+        self.t5, self.clip = empty_t5(model, convert), empty_clip(model)
+
+    def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
+        """(1, tokens) and booleans -> (1, tokens, width), as of T5."""
+        tokens = self.t5(ids, attended)
+        self.clip(ids[:, : self.clip.embeddings.position_embedding.num_embeddings])
+        return tokens
 
 
 def join(tokens: Tensor, pooled: Tensor) -> Tensor:

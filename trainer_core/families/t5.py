@@ -14,7 +14,7 @@ from .identity import identity_of
 from .sources import Part, find_part, shipped_config
 from .t5_encoder import T5Encoder
 from .tokenizer import find_tokenizer, read_tokenizer
-from .weights import DTYPES, T5, Weights, load_weights_
+from .weights import DTYPES, T5, Weights, convert_, load_weights_
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -112,9 +112,7 @@ def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert
         encoder = T5Encoder(config)
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.data.to(_precision(model, name))
-    for name, linear in [(n, m) for n, m in encoder.named_modules() if convert and isinstance(m, nn.Linear)]:
-        assert convert
-        setattr(encoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], convert(name, linear))
+    convert_(encoder, convert)
     return encoder
 
 

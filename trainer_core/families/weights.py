@@ -213,6 +213,14 @@ def same_names(parameter: str) -> tuple[Sequence[str], slice]:
     return (parameter,), slice(None)
 
 
+def convert_(model: nn.Module, convert: Convert | None) -> None:
+    """What load_weights_ does to each Linear, without weights: for counting."""
+    linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name, linear in linears if convert else ():
+        assert convert
+        setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], convert(name, linear))
+
+
 def load_weights_(
     model: nn.Module,
     weights: Weights,
