@@ -24,7 +24,6 @@ from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
 KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
-MAX_TOKENS = 512  # of T5's
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
@@ -78,9 +77,6 @@ class ChromaFamily:
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
         return num_tokens
 
-    def numbers_beside_t5(self, model: ModelConfig) -> int:
-        return 0
-
     def identity(self, model: ModelConfig, part: str) -> str:
         if part == "text_encoder":
             from .t5 import text_identity
@@ -101,9 +97,6 @@ class ChromaFamily:
         from .t5 import empty_t5
 
         return empty_t5(model, convert)
-
-    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
-        return min(num_real + 1, MAX_TOKENS)  # a pad behind them
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae

@@ -81,10 +81,6 @@ class Family(Protocol):
         """Rows of the longest prompt's tensor, whose real tokens are this many."""
         ...
 
-    def numbers_beside_t5(self, model: ModelConfig) -> int:
-        """Parameters of text encoders beside T5; reads headers."""
-        ...
-
     def identity(self, model: ModelConfig, part: str) -> str:
         """Hex digest that names a part's weights and rules, from samples of its files (not from paths): a cache's key.
 
@@ -103,10 +99,6 @@ class Family(Protocol):
 
         Reads headers, no weights.
         """
-        ...
-
-    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
-        """Tokens that the transformer is given of a prompt with so many real ones, its end token included."""
         ...
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...

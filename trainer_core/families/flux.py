@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +89,6 @@ class FluxFamily:
         assert model.flux is not None
         return 1 + (num_tokens if model.flux.is_masked else model.flux.max_tokens)
 
-    def numbers_beside_t5(self, model: ModelConfig) -> int:
-        weights = Weights(find_clip(model).files, CLIP)
-        return sum(prod(weights.shape(key)) for key in weights.keys)
-
     def identity(self, model: ModelConfig, part: str) -> str:
         if part == "text_encoder":
             from .flux_text import flux_text_identity
@@ -116,10 +111,6 @@ class FluxFamily:
         from .flux_text import EmptyFluxText
 
         return EmptyFluxText(model, convert)
-
-    def prompt_tokens(self, model: ModelConfig, num_real: int) -> int:
-        assert model.flux is not None
-        return min(num_real, model.flux.max_tokens) if model.flux.is_masked else model.flux.max_tokens
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae

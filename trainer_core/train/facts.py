@@ -77,10 +77,10 @@ def facts_of(
     step = family.pixel_step
     size = [max(step, round(edge * ratio / step) * step) for edge in (width, height)]
     captions = {caption for sample in samples for caption in sample.captions}
-    tokens = family.prompt_tokens(request.model, max(map(len, captions)) // CHARACTERS_A_TOKEN + 1)
+    tokens = min(MAX_TOKENS, max(map(len, captions)) // CHARACTERS_A_TOKEN + 2)
     passes = sum(request.dataset.parts[sample.part].repeats for sample in samples) / training.batch_size
     return RunFacts(
-        largest=Shape(size[0], size[1], training.batch_size, tokens),
+        largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
         latent_pixels=int(sum(math.prod(sample.placement.bucket) for sample in samples) * ratio * ratio),
         prompts=len(captions) + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,

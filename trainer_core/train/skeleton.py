@@ -38,10 +38,6 @@ class Skeleton:
         training = request.training
         transformer = family.empty_transformer(request.model)
         transformer = transformer.to(DTYPES[request.model.dtype]).requires_grad_(False)
-        for part in transformer.modules():  # buffers that no file holds were computed on the CPU
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(META)
         rates = learning(transformer, family, request)
         self.family, self.request, self.transformer = family, request, transformer
         self.blocks = family.blocks(transformer)
@@ -57,6 +53,11 @@ class Skeleton:
         others = [path for block, path in zip(self.blocks, paths, strict=True) if block not in self.first.values()]
         level = request.model.quantization.level
         load("quantization", level)().quantize_(transformer, (*family.full_precision, *(f"{p}*" for p in others)))
+        family.prepare_(transformer, request.model)
+        for part in transformer.modules():  # an assistant, and buffers that no file holds and that were computed on the CPU
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(META)
         choose_products_(transformer, request.model.quantization.products)
         self.layers = inject_(transformer, list(rates), training.rank, training.alpha, config=request.adapter)
         begin_((layer for name, layer in self.layers.items() if not name.startswith(tuple(others))), request)
