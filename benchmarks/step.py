@@ -2,7 +2,7 @@
 
 ideas: CPU seconds of a step with one thing changed, against the step as it is (text trimmed, no mask, all activations stored,
 fused AdamW, torch's choice of attention); in turns, in one process. Above 1 is slower than ours. `--compile` adds compiled blocks.
-growth: CPU seconds of a step by edge, batch and rank. Two charts are drawn into docs/images.
+growth: CPU seconds of a step by edge, batch and rank; drawn into docs/images, beside what data.py measured of folders.
 """
 
 from __future__ import annotations
@@ -174,13 +174,29 @@ def measure_growth(rounds: int) -> dict[str, list[list[float]]]:
     return found
 
 
+def scan_growth() -> dict[str, list[list[float]]]:
+    """[images, CPU seconds] cold and warm, as data.py measured them; empty where it has not."""
+    found = RESULTS / "data.json"
+    return json.loads(found.read_text("utf-8")).get("scan_growth", {}) if found.is_file() else {}
+
+
+PANEL, ROW = 420, 340  # pixels
+LABELS = {
+    "edge": "CPU seconds a step by edge, pixels",
+    "batch": "CPU seconds a step by batch",
+    "rank": "CPU seconds a step by rank",
+    "cold": "CPU seconds to scan so many new images",
+    "warm": "CPU seconds to scan known images",
+}
+
+
 def draw_growth(growth: dict[str, list[list[float]]], path: Path) -> None:
     """One panel for each kind, side by side, from 0."""
-    labels = {"edge": "edge, pixels", "batch": "batch", "rank": "rank"}
-    page = Image.new("RGB", (420 * len(growth), 340), PAPER)
+    page = Image.new("RGB", (PANEL * min(3, len(growth)), ROW * -(-len(growth) // 3)), PAPER)
     draw = ImageDraw.Draw(page)
     for i, (kind, points) in enumerate(growth.items()):
-        _panel(draw, (420 * i + 64, 56, 420 * i + 400, 280), points, labels.get(kind, kind))
+        left, top = PANEL * (i % 3), ROW * (i // 3)
+        _panel(draw, (left + 64, top + 56, left + 400, top + 280), points, LABELS.get(kind, kind))
     page.save(path, optimize=True)
 
 
@@ -201,7 +217,7 @@ def _panel(
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=BLUE)
         text = f"{value:g}"
         write(draw, (x - text_width(text, 15) / 2, bottom + 8), text, 15, SOFT_INK)
-    write(draw, (left, top - 34), f"CPU seconds a step by {label}", 17, SOFT_INK)
+    write(draw, (left, top - 34), label, 17, SOFT_INK)
 
 
 def main() -> int:
@@ -219,7 +235,7 @@ def main() -> int:
     print(json.dumps(result, indent=2))
     text = json.dumps({**surroundings(), "edge": EDGE, "tokens": TOKENS, **result}, indent=2)
     (RESULTS / "step.json").write_text(text + "\n", encoding="utf-8")
-    draw_growth(result["growth"], IMAGES / "growth.png")
+    draw_growth({**result["growth"], **scan_growth()}, IMAGES / "growth.png")
     return 0
 
 
