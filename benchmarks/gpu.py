@@ -1,7 +1,7 @@
 """Full-size Chroma on a GPU: seconds a step, share of the limit, and memory. `python benchmarks/gpu.py` (under 8 minutes)
 
 The model has the true size and random weights, made on the device: they cost the same as real ones. Measured are
-precisions, 512 and 1024 px, checkpointing intervals, compiled blocks and attention kernels; text of 80 tokens, batch 1, rank 16
+precisions, rounded products, 512 and 1024 px, checkpointing intervals, compiled blocks and attention kernels; text of 80 tokens, batch 1, rank 16
 on "all+ffs", fused AdamW. Each case takes `--steps` steps after two to warm up (compiled: four), and is left out when `--minutes` are
 over; a case that fails (out of memory, a package that is missing) says so and the next one begins.
 
@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +39,7 @@ from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.quant.products import choose_products_
 from chroma_trainer.trainer_core.registry import PARTS, load
 from torch import nn
 
@@ -60,6 +61,7 @@ class Case:
     interval: int = 1
     compiled: bool = False
     attention: str = "native"
+    products: str = "exact"
 
 
 def cases() -> list[Case]:
@@ -72,6 +74,9 @@ def cases() -> list[Case]:
     found = [Case(edge=edge) for edge in (512, 1024)]
     found += [Case(edge=1024, compiled=True), Case(edge=512, compiled=True)]
     found += [Case(level=level) for level in levels[1:]]
+    rounded = [Case(level="int8-quanto", products="int8"), Case(level="fp8-native", products="fp8")]
+    found += [replace(case, compiled=True) for case in rounded] + rounded
+    found += [replace(case, compiled=True, edge=1024) for case in rounded]
     found += [Case(edge=edge, interval=interval) for edge in (512, 1024) for interval in (0, 2, 4)]
     found += [Case(edge=1024, interval=0, compiled=True), Case(level="int8-quanto", compiled=True)]
     found += [Case(edge=1024, attention=name) for name in ("flash", "cudnn", "efficient")]
@@ -92,6 +97,7 @@ def build(case: Case, device: torch.device, is_tiny: bool) -> tuple[nn.Module, l
     transformer.restore_buffers_()
     transformer.requires_grad_(False).eval().to(device)
     transformer = load("quantization", case.level)().quantize_(transformer, FAMILY.full_precision)
+    choose_products_(transformer, case.products)
     names = resolve_targets(transformer, FAMILY, "all+ffs")
     layers = inject_(transformer, names, RANK, RANK, generator=torch.Generator().manual_seed(0))
     set_attention_(transformer, case.attention)
@@ -156,6 +162,8 @@ def measure(case: Case, device: torch.device, steps: int, limit: float, is_tiny:
     if fault := attention_fault(case.attention, device, torch.float32 if is_tiny else torch.bfloat16):
         return {"skipped": fault}
     if fault := load("quantization", case.level)().missing():
+        return {"skipped": fault}
+    if case.products != "exact" and (fault := load("products", case.products)().unfit(device)):
         return {"skipped": fault}
     began = time.perf_counter()
     transformer, parameters = build(case, device, is_tiny)

@@ -33,12 +33,13 @@ OPTIMIZER_RATES = {
     "prodigy": 1.0,
     "schedulefree-adamw": 1e-2,
 }
+PRODUCT_LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 SAME = {"sigmoid": "logit-normal"}  # sigmoid(scale * normal) at scale 1: the same samples
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing changed of the baseline. training, optimizer, adapter: fields that differ; level: quantisation."""
+    """One thing changed of the baseline. training, optimizer, adapter: fields that differ; level: quantisation; products: of rounded numbers."""
 
     group: str
     name: str
@@ -46,6 +47,7 @@ class Setting:
     optimizer: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     level: str = "none"
+    products: str = "exact"
 
     @property
     def key(self) -> str:
@@ -70,6 +72,11 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
             missing[f"quantization={level}"] = reason
         else:
             found.append(Setting("quantization", level, level=level))
+    for products, level in PRODUCT_LEVELS.items():
+        if reason := load("products", products)().unfit(torch.device("cpu")):
+            missing[f"quantization={level}, {products} products"] = reason
+        else:
+            found.append(Setting("quantization", f"{level}, {products} products", level=level, products=products))
     for name in names("optimizer"):
         part = load("optimizer", name)
         training = {"learning_rate": OPTIMIZER_RATES[name]} if name in OPTIMIZER_RATES else {}
@@ -110,11 +117,11 @@ def request_of(setting: Setting, seed: int, steps: int) -> Any:
     known = TrainingConfig.__dataclass_fields__
     own = {"steps": steps, "seed": seed, "checkpoint_every": 0, "validate_every": 0, "resume": False}
     values = {k: v for k, v in trainer.items() if k in known} | own | setting.training
-    values["name"] = f"{setting.key}-{seed}".replace("=", "-")
+    values["name"] = f"{setting.key}-{seed}".replace("=", "-").replace(", ", "-").replace(" ", "-")
     nano = str(ASSETS / "chroma-nano")
     return replace(
         TrainRequest(
-            ModelConfig("chroma", "nano", nano, dtype="fp32", quantization=QuantizationConfig(setting.level)),
+            ModelConfig("chroma", "nano", nano, dtype="fp32", quantization=QuantizationConfig(setting.level, products=setting.products)),
             DatasetConfig(tuple(parts), tuple(str(ASSETS / part.folder) for part in parts)),
             TrainingConfig(**values),
         ),

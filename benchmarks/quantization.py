@@ -1,4 +1,4 @@
-"""What each level of quantisation costs in error, and saves in memory. `python benchmarks/quantization.py`
+"""What each level of quantisation, and its rounded products, cost in error, and save in memory. `python benchmarks/quantization.py`
 
 A Chroma of 8 heads x 64, 4 double and 8 single blocks, random normal weights in fp32 (with --bf16 in bf16 as well); 16 picture
 tokens at two noise levels, text of 8 and 16 tokens. Errors are relative (norm of the difference over the norm) to the same model in fp32: of the
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.config.model import PRODUCTS, QuantizationConfig
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.quant.products import choose_products_
 from chroma_trainer.trainer_core.registry import load, names
 from models import surroundings
 from torch import Tensor, nn
@@ -79,11 +81,12 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def measure(
-    level: str, dtype: torch.dtype, repeats: int, exact: tuple[Tensor, Tensor], bf16_bytes: int
+    level: str, products: str, dtype: torch.dtype, repeats: int, exact: tuple[Tensor, Tensor], bf16_bytes: int
 ) -> dict[str, Any]:
     model = transformer(dtype)
     began = time.perf_counter()
     load("quantization", level)().quantize_(model, FAMILY.full_precision)
+    choose_products_(model, products)
     quantised = time.perf_counter() - began
     share = num_bytes(model) / bf16_bytes
     layers = adapted(model)
@@ -95,6 +98,7 @@ def measure(
         seconds.append(time.perf_counter() - began)
     return {
         "level": level,
+        "products": products,
         "dtype": str(dtype).removeprefix("torch."),
         "bytes": round(share, 3),
         "output_error": relative(velocity, exact[0]),
@@ -120,8 +124,10 @@ def main() -> int:
             if missing:
                 print(f"{level}: {missing}")
                 continue
-            results.append(measure(level, dtype, repeats if dtype == torch.float32 else 0, exact, bf16_bytes))
-            print(json.dumps(results[-1]), flush=True)
+            for products in (p for p in PRODUCTS if not QuantizationConfig(level, products=p).problems()):
+                timed = repeats if dtype == torch.float32 else 0
+                results.append(measure(level, products, dtype, timed, exact, bf16_bytes))
+                print(json.dumps(results[-1]), flush=True)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     report = {"date": time.strftime("%Y-%m-%d"), **surroundings(), "runs": results}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,8 @@
 ideas: CPU seconds of a step with one thing changed, against the step as it is (text trimmed, no mask, all activations stored,
 fused AdamW, torch's choice of attention); in turns, in one process. Above 1 is slower than ours. `--compile` adds compiled blocks.
 growth: CPU seconds of a step by edge, batch and rank; drawn into docs/images, beside what data.py measured of folders.
+products: a step on quantised bases with exact and with rounded products, of the tiny and the medium model, against the unquantised one.
+"torch": int8 by torch's integer product instead of ours, which gives the same numbers. `--products` measures these alone.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.quant.layer import QuantizedLinear
+from chroma_trainer.trainer_core.quant.products import Int8Product, choose_products_
+from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.chart import nice_ticks
 from chroma_trainer.trainer_core.validation.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
 from models import PROJECT, RESULTS, model_folder, request, surroundings
 from overhead import in_turns
 from PIL import Image, ImageDraw
-from torch import nn
+from torch import Tensor, nn
 
 FAMILY = ChromaFamily()
 EDGE, TOKENS, PADDED, RANK = 128, 24, 512, 16
@@ -156,6 +161,46 @@ def measure_ideas(rounds: int, compiled: bool) -> dict[str, Any]:
     }
 
 
+class TorchInt8(Int8Product):
+    """By torch._int_mm on the CPU too."""
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch._int_mm(a, b)
+
+
+def measure_products(size: str, edge: int, rounds: int, with_torch: bool) -> dict[str, Any]:
+    """CPU seconds of a step (fp32), their ratio to that on the unquantised base, and of single products of the model's widest layer."""
+    folder = model_folder(size)
+    kinds = [("none", "exact"), ("int8-quanto", "exact"), ("int8-quanto", "int8"), ("fp8-native", "exact"), ("fp8-native", "fp8")]
+    steps = {}
+    for level, products in [*kinds, ("int8-quanto", "torch")] if with_torch else kinds:
+        base = FAMILY.load_transformer(request(folder, folder, edge).model)
+        base = load("quantization", level)().quantize_(base, FAMILY.full_precision)
+        choose_products_(base, "int8" if products == "torch" else products)
+        if products == "torch":
+            for layer in base.modules():
+                if isinstance(layer, QuantizedLinear):
+                    layer.product = TorchInt8()
+        steps[f"{level}, {products}"] = stepper(*adapted(base), edge=edge)
+    seconds = in_turns(steps, rounds, warmup=1)
+    plain = median(seconds["none, exact"])
+    found = {
+        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / plain, 2)}
+        for name, values in seconds.items()
+    }
+    return {"edge": edge, "rounds": rounds, "steps": found, "single": _single_products(base, TOKENS + (edge // 16) ** 2)}
+
+
+def _single_products(base: nn.Module, rows: int) -> dict[str, float]:
+    """CPU milliseconds of (rows, in) x (in, out) for the widest layer: fp32's product, and torch's of int8."""
+    out, width = max((m.out_features, m.in_features) for m in base.modules() if isinstance(m, QuantizedLinear))
+    a = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+    b = torch.randint(-127, 128, (out, width), dtype=torch.int8)
+    x, y = a.float(), b.float()
+    seconds = in_turns({"fp32": lambda: x @ y.t(), "int8": lambda: torch._int_mm(a, b.t())}, 3, warmup=1)
+    return {"rows": rows, "in": width, "out": out, **{f"{name}_ms": round(1e3 * median(values), 2) for name, values in seconds.items()}}
+
+
 def measure_growth(rounds: int) -> dict[str, list[list[float]]]:
     """[value, CPU seconds a step] by edge in pixels, batch and rank."""
     folder = model_folder("tiny")
@@ -224,17 +269,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--products", action="store_true", help="measure products alone; the rest of the file stays")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    path = RESULTS / "step.json"
+    products = {
+        "tiny": measure_products("tiny", EDGE, arguments.rounds, with_torch=True),
+        "medium": measure_products("medium", 256, max(3, arguments.rounds // 5), with_torch=False),
+    }
+    print(json.dumps(products, indent=2))
+    if arguments.products:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**kept, "products": {**surroundings(), **products}}, indent=2) + "\n", encoding="utf-8")
+        return 0
     result = {
         "ideas": measure_ideas(arguments.rounds, arguments.compile),
         "growth": measure_growth(max(3, arguments.rounds // 3)),
     }
     print(json.dumps(result, indent=2))
-    text = json.dumps({**surroundings(), "edge": EDGE, "tokens": TOKENS, **result}, indent=2)
-    (RESULTS / "step.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({**surroundings(), "edge": EDGE, "tokens": TOKENS, **result, "products": products}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
     draw_growth({**result["growth"], **scan_growth()}, IMAGES / "growth.png")
     return 0
 

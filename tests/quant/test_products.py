@@ -156,7 +156,7 @@ def test_without_gradients_the_weight_acts_as_it_is(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_compiles_as_one_graph(kind):
-    made = layer(kind)
+    made = nn.Sequential(layer(kind, 64), layer(kind))
     compiled = torch.compile(made, backend="aot_eager", fullgraph=True, dynamic=True)
     for rows in (40, 20, 33):
         x = torch.randn(rows, 64, requires_grad=True)

@@ -6,6 +6,9 @@
 W_8 (out, in) and s_w (out, 1) are what the level stores (rows.py). The scale of W's rows lies along the sum of the backward product, so it
 goes into the gradient before that is rounded. The base is frozen: no product gives a gradient of weights. Nothing is decoded and
 nothing of an input is kept. Rounding is to the nearest, row by row: a token's numbers do not depend on those beside it.
+
+Limits of types are asked for where they are used: torch.compile takes a global float for a variable, and fails on the second of two
+autograd functions that read it (torch 2.13, lift_tracked_freevar_to_input).
 """
 
 from __future__ import annotations
@@ -21,14 +24,13 @@ from ..config.model import QuantizationConfig
 from ..problems import Problem
 from ..registry import load
 from .layer import QuantizedLinear
-from .native import FP8, FP8_MAX
-from .rows import TINY, RowScaled
+from .native import FP8
+from .rows import RowScaled
 
 EXACT = "exact"
 CPU = "cpu"
 PROBE = (20, 64, 96)  # rows, in, out; as few rows as a short prompt has
 PROBE_ERROR = 0.1  # relative; 8 bits are off by 0.04 at most, a wrong layout by 1
-INT8_HIGHEST = 127
 EXACT_TERMS = 1024  # of a sum of products of int8 in fp32: 128 * 127 * 1024 < 2^24, so that every partial sum is a whole number
 FEWEST_ROWS = 17  # cuBLAS takes no fewer in int8 (torch 2.5 to 2.13)
 ADA = (8, 9)  # the first compute capability with float8 products
@@ -100,7 +102,7 @@ class Int8Product(RoundedProduct):
     multiple = 8  # cuBLAS
 
     def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = _scale(x, INT8_HIGHEST)
+        scale = _scale(x, torch.iinfo(torch.int8).max)
         return (x / scale).round_().to(torch.int8), scale
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
@@ -118,8 +120,9 @@ class Fp8Product(RoundedProduct):
     multiple = 16  # cuBLAS
 
     def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = _scale(x, FP8_MAX)
-        return (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8), scale
+        highest = torch.finfo(FP8).max
+        scale = _scale(x, highest)
+        return (x / scale).clamp_(-highest, highest).to(FP8), scale
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if a.device.type == CPU:  # products of float8 are exact in fp32, and this takes less than half as long as torch's own
@@ -185,8 +188,8 @@ class _Product(torch.autograd.Function):
 
 
 def _scale(x: Tensor, highest: float) -> Tensor:
-    """(rows, 1), fp32; never 0. The divisor is a tensor, so that both the largest number and the division are fp32's."""
-    return (x.abs().amax(dim=-1, keepdim=True).float() / highest).clamp(min=TINY)
+    """(rows, 1), fp32; never 0."""
+    return (x.abs().amax(dim=-1, keepdim=True).float() / highest).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _whole_sums(a: Tensor, b: Tensor) -> Tensor:
@@ -197,7 +200,7 @@ def _whole_sums(a: Tensor, b: Tensor) -> Tensor:
         return sums[0]
     whole = sums[0].to(torch.int32)
     for part in sums[1:]:
-        whole += part.to(torch.int32)
+        whole = whole + part.to(torch.int32)
     return whole
 
 
