@@ -355,6 +355,7 @@ def original_weights(transformer: Any, width: int) -> dict[str, Any]:
     parts: dict[str, list[Any]] = {}
     for name, parameter in transformer.state_dict().items():
         key, place = original_parameter(name)
+        parameter = parameter.roll(len(parameter) // 2, 0) if place.is_swapped else parameter
         parts.setdefault(key, []).append((place.rows(width).start or 0, parameter))
     return {
         key: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()

@@ -13,6 +13,7 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.families.contract import Family
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.quant.contract import is_kept
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 
@@ -180,3 +181,22 @@ def test_kept_layers_are_named_by_patterns_that_match(family, transformer):
     modules = [name for name, _ in transformer.named_modules()]
     for pattern in (*family.full_precision, *family.frozen):
         assert any(fnmatchcase(name, pattern) for name in modules), pattern
+
+
+@pytest.mark.parametrize(("level", "error"), [("int8-quanto", 0.01), ("int4-quanto", 0.15)])
+def test_quantised_it_is_near_and_keeps_what_it_must(family, model, transformer, level, error):
+    """tests/contracts/test_quantizers.py has every level on one family."""
+    given = inputs(family, model, 2)
+    exact = family.predict(transformer, *given)
+    kept = {name for name in linears(transformer) if is_kept(name, family.full_precision)}
+    quantised = load("quantization", level)().quantize_(transformer, family.full_precision)
+    family.prepare_(quantised, model)
+    assert {name for name, layer in linears(quantised).items() if type(layer) is nn.Linear} == kept
+    assert not [name for name in kept if name.startswith(("transformer_blocks", "single_transformer_blocks"))]
+    found = family.predict(quantised, *given)
+    assert 0 < (found - exact).norm() <= error * exact.norm()
+    quantised.restore_buffers_()
+
+
+def linears(transformer: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}

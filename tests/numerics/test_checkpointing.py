@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_, store_blocks_
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.registry import load, names
 
-FAMILY = ChromaFamily()
+FAMILY: Any = None  # of the test that runs
+
+
+@pytest.fixture(params=names("family"))
+def tiny_model(request, monkeypatch):
+    """Of each family."""
+    monkeypatch.setitem(globals(), "FAMILY", load("family", request.param)())
+    return request.getfixturevalue(f"tiny_{request.param}_model")
+
+
 
 
 def loss_and_gradients(transformer, layers, text):

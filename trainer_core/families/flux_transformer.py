@@ -70,6 +70,9 @@ class FluxTransformer(nn.Module):
         model.config = dict(config)
         return model
 
+    def restore_buffers_(self) -> None:
+        """Nothing to do: every number of it is in its files."""
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -1,4 +1,4 @@
-"""ComfyUI nodes for the tests alone: ComfyUI's own Chroma at a tiny width, and what a LoRA does to its weights."""
+"""ComfyUI nodes for the tests alone: ComfyUI's own Chroma and Flux at a tiny width, and what a LoRA does to its weights."""
 
 import json
 from pathlib import Path
@@ -47,15 +47,72 @@ class ProbeChroma:
             "hidden_dim": wanted["approximator_hidden_dim"],
             "n_layers": wanted["approximator_layers"],
         })  # fmt: skip
-        chroma.set_inference_dtype(torch.float32, None)
-        cpu = torch.device("cpu")
-        model = chroma.get_model({}, device=cpu)
+        patcher = _filled(chroma, weights)
         if weights:
-            names = model.diffusion_model.state_dict()  # newer versions call a norm's scale its weight
-            found = {n if n in names else n.replace(".scale", ".weight"): t for n, t in load_file(weights).items()}
-            model.diffusion_model.load_state_dict(found)
-            _shorten_modulations(model.diffusion_model, wanted)
-        return comfy.model_patcher.ModelPatcher(model, cpu, cpu), None  # no text encoder
+            _shorten_modulations(patcher.model.diffusion_model, wanted)
+        return patcher, None  # no text encoder
+
+
+class ProbeFlux:
+    """ComfyUI's Flux of the dimensions in a diffusers config."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "build", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"config": ("STRING", {"default": "{}", "multiline": True}), "weights": ("STRING", {"default": ""})}}
+
+    def build(self, config, weights):
+        wanted = json.loads(config)
+        flux = comfy.supported_models.Flux({
+            "image_model": "flux",
+            "in_channels": wanted["in_channels"] // 4,
+            "out_channels": wanted["in_channels"] // 4,
+            "vec_in_dim": wanted["pooled_projection_dim"],
+            "context_in_dim": wanted["joint_attention_dim"],
+            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+            "num_heads": wanted["num_attention_heads"],
+            "mlp_ratio": 4.0,
+            "depth": wanted["num_layers"],
+            "depth_single_blocks": wanted["num_single_layers"],
+            "axes_dim": wanted["axes_dims_rope"],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": wanted["guidance_embeds"],
+            "txt_ids_dims": [],
+        })  # fmt: skip
+        return (_filled(flux, weights),)
+
+
+def _filled(kind, weights):
+    kind.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    model = kind.get_model({}, device=cpu)
+    if weights:
+        names = model.diffusion_model.state_dict()  # newer versions call a norm's scale its weight
+        found = {n if n in names else n.replace(".scale", ".weight"): t for n, t in load_file(weights).items()}
+        model.diffusion_model.load_state_dict(found)
+    return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+
+class ProbeVelocity:
+    """Writes what the transformer itself says of the tensors in a file (x, sigma, context, y, guidance) to output/NAME.safetensors."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "write", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "file": ("STRING", {"default": ""}), "name": ("STRING", {"default": "velocity"})}}
+
+    @torch.no_grad()
+    def write(self, model, file, name):
+        given = load_file(file)
+        velocity = model.model.diffusion_model(
+            given["x"], given["sigma"], context=given["context"], y=given["y"], guidance=given["guidance"]
+        )
+        save_file({"velocity": velocity.contiguous()}, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
+        return {}
 
 
 def _shorten_modulations(transformer, wanted):
@@ -144,6 +201,8 @@ NODE_CLASS_MAPPINGS = {
     "ProbeChroma": ProbeChroma,
     "ProbeConditioning": ProbeConditioning,
     "ProbeDelta": ProbeDelta,
+    "ProbeFlux": ProbeFlux,
     "ProbeHold": ProbeHold,
     "ProbeLoaded": ProbeLoaded,
+    "ProbeVelocity": ProbeVelocity,
 }
