@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.model import LEVELS, QuantizationConfig
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
@@ -285,6 +286,23 @@ def test_the_loras_gradient_is_close_and_checkpointing_leaves_it(tiny_model, inp
     assert 0 < relative(torch.cat([g.flatten() for g in ours]), torch.cat([g.flatten() for g in exact])) < error
     again = gradients(tiny_model, inputs, level, kind, checkpointing=True)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", names("adapter"))
+def test_an_adapters_own_branch_stays_exact(kind):
+    """What it adds to the base's output. DoRA scales that output too, by factors near 1, whose norms see the decoded weight."""
+    made = layer("int8")
+    adapter = load("adapter", kind).new(made, 4, 4.0, AdapterConfig(kind=kind))
+    generator = torch.Generator().manual_seed(1)
+    for _, parameter in adapter.trainable():
+        with torch.no_grad():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    x = torch.randn(6, 64, requires_grad=True)
+    ours, file = adapter(x) - made(x), adapter.update().delta(made.weight)
+    made.product = None
+    exact = adapter(x) - made(x)
+    assert relative(ours, exact) < (0.02 if kind == "dora" else 1e-5)
+    assert torch.equal(adapter.update().delta(made.weight), file)
 
 
 def test_every_product_of_the_registry_holds_the_contract():

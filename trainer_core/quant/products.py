@@ -58,8 +58,11 @@ class RoundedProduct(ABC):
         return y.view(*x.shape[:-1], len(codes))
 
     @abstractmethod
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, n) -> codes (rows, n), scale (rows, 1) in fp32: x ~ scale * codes. A row that is not finite has a scale that is not."""
+    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
+        """(rows, n) -> codes (rows, n), scale (rows, 1) in fp32: x ~ scale * codes. A row that is not finite has a scale that is not.
+
+        is_ours: x, in fp32 then, may be overwritten.
+        """
 
     @abstractmethod
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
@@ -101,9 +104,9 @@ class Int8Product(RoundedProduct):
 
     multiple = 8  # cuBLAS
 
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
         scale = _scale(x, torch.iinfo(torch.int8).max)
-        return (x / scale).round_().to(torch.int8), scale
+        return (x.div_(scale) if is_ours else x / scale).round_().to(torch.int8), scale
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if a.device.type == CPU:
@@ -119,10 +122,10 @@ class Fp8Product(RoundedProduct):
 
     multiple = 16  # cuBLAS
 
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
         highest = torch.finfo(FP8).max
         scale = _scale(x, highest)
-        return (x / scale).clamp_(-highest, highest).to(FP8), scale
+        return (x.div_(scale) if is_ours else x / scale).clamp_(-highest, highest).to(FP8), scale
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if a.device.type == CPU:  # products of float8 are exact in fp32, and this takes less than half as long as torch's own
@@ -183,7 +186,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes, scale = ctx.saved_tensors
-        rounded, row_scale = ctx.product.rounded(grads[0] * scale.t())
+        rounded, row_scale = ctx.product.rounded(grads[0] * scale.t(), is_ours=True)
         return torch.mul(ctx.product.multiply(rounded, codes), row_scale).to(grads[0].dtype), None, None, None
 
 
