@@ -99,7 +99,7 @@ class Int8Product(RoundedProduct):
     """Whole numbers from -127 to 127, summed exactly.
 
     On a CPU they are multiplied in fp32, in parts so short that nothing is rounded: the same whole numbers to the bit, and
-    without the int8 instructions of newer CPUs 28 to 70 times as fast as torch's integer product (benchmarks/step.py).
+    without the int8 instructions of newer CPUs 18 to 70 times as fast as torch's integer product (benchmarks/step.py).
     """
 
     multiple = 8  # cuBLAS
