@@ -1,4 +1,4 @@
-"""Full-size Chroma on a GPU: seconds a step, share of the limit, and memory. `python benchmarks/gpu.py` (under 8 minutes)
+"""Full-size Chroma and Flux on a GPU: seconds a step, share of the limit, and memory. `python benchmarks/gpu.py` (under 8 minutes)
 
 The model has the true size and random weights, made on the device: they cost the same as real ones. Measured are
 precisions, rounded products, 512 and 1024 px, checkpointing intervals, compiled blocks and attention kernels; text of 80 tokens, batch 1, rank 16
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from chroma_trainer.trainer_core.devices import pick_device
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
+from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
 from chroma_trainer.trainer_core.families.kernels import (
     attention_fault,
     compile_blocks_,
@@ -43,13 +43,17 @@ from chroma_trainer.trainer_core.quant.products import choose_products_
 from chroma_trainer.trainer_core.registry import PARTS, load
 from torch import nn
 
-FAMILY = ChromaFamily()
+MODELS: dict[str, Any] = {"chroma": ChromaTransformer, "flux": FluxTransformer}
 RESULT = Path(__file__).resolve().parent / "results" / "gpu.json"
 TINY = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 64,
-    "axes_dims_rope": (8, 12, 12), "approximator_hidden_dim": 64, "approximator_layers": 2,
+    "axes_dims_rope": (8, 12, 12),
 }  # fmt: skip
-TEXT_TOKENS, RANK = 80, 16
+TINY_PARTS: dict[str, dict[str, int]] = {
+    "chroma": {"approximator_hidden_dim": 64, "approximator_layers": 2},
+    "flux": {"pooled_projection_dim": 32},
+}
+TEXT_TOKENS, RANK = {"chroma": 80, "flux": 512}, 16  # Flux's pads are attended
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Case:
     compiled: bool = False
     attention: str = "native"
     products: str = "exact"
+    family: str = "chroma"
 
 
 def cases() -> list[Case]:
@@ -81,14 +86,15 @@ def cases() -> list[Case]:
     found += [Case(edge=1024, interval=0, compiled=True), Case(level="int8-quanto", compiled=True)]
     found += [Case(edge=1024, attention=name) for name in ("flash", "cudnn", "efficient")]
     found += [Case(level=level, edge=1024) for level in levels[1:]]
+    found[6:6] = [Case(family="flux", level=level, edge=edge) for level, edge in (("int8-quanto", 512), ("none", 1024))]
     return list(dict.fromkeys(found))
 
 
 def build(case: Case, device: torch.device, is_tiny: bool) -> tuple[nn.Module, list[nn.Parameter]]:
     """A model with random weights on the device, quantised, adapted, checkpointed and compiled as the case says."""
-    dtype = torch.float32 if is_tiny else torch.bfloat16
+    dtype, family = torch.float32 if is_tiny else torch.bfloat16, load("family", case.family)()
     with torch.device("meta"):
-        transformer = ChromaTransformer(**(TINY if is_tiny else {}))
+        transformer = MODELS[case.family](**({**TINY, **TINY_PARTS[case.family]} if is_tiny else {}))
     transformer = transformer.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
@@ -96,30 +102,33 @@ def build(case: Case, device: torch.device, is_tiny: bool) -> tuple[nn.Module, l
             parameter.normal_(std=0.02, generator=generator) if parameter.ndim > 1 else parameter.fill_(1.0)
     transformer.restore_buffers_()
     transformer.requires_grad_(False).eval().to(device)
-    transformer = load("quantization", case.level)().quantize_(transformer, FAMILY.full_precision)
+    transformer.guidance = 1.0  # as a Flux is told
+    transformer = load("quantization", case.level)().quantize_(transformer, family.full_precision)
     choose_products_(transformer, case.products)
-    names = resolve_targets(transformer, FAMILY, "all+ffs")
+    names = resolve_targets(transformer, family, "all+ffs")
     layers = inject_(transformer, names, RANK, RANK, generator=torch.Generator().manual_seed(0))
     set_attention_(transformer, case.attention)
     if case.compiled:
         torch._dynamo.reset()
-        compile_blocks_(FAMILY.blocks(transformer), backend="aot_eager" if is_tiny else "inductor")
+        compile_blocks_(family.blocks(transformer), backend="aot_eager" if is_tiny else "inductor")
     if case.interval:
-        checkpoint_blocks_(FAMILY.blocks(transformer), case.interval)
+        checkpoint_blocks_(family.blocks(transformer), case.interval)
     return transformer.to(device), [parameter for _, parameter in trainable_parameters(layers)]
 
 
-def stepper(transformer: Any, parameters: list[nn.Parameter], edge: int, device: torch.device) -> Callable[[], float]:
+def stepper(transformer: Any, parameters: list[nn.Parameter], case: Case, device: torch.device) -> Callable[[], float]:
     """One training step; returns the loss, which waits for the device."""
+    edge, family = case.edge, load("family", case.family)()
+    rows = TEXT_TOKENS[case.family] + (case.family == "flux")  # one for the pooled text
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=device.type in ("cuda", "cpu"))
     generator = torch.Generator().manual_seed(1)
     x0 = torch.randn(1, 16, edge // 8, edge // 8, generator=generator).to(device)
-    text = [torch.randn(TEXT_TOKENS, transformer.context_embedder.in_features, generator=generator).to(device)]
+    text = [torch.randn(rows, transformer.context_embedder.in_features, generator=generator).to(device)]
 
     def step() -> float:
         noise, sigma = torch.randn_like(x0), torch.rand(1, device=device)
         x_sigma, velocity = interpolate(x0, noise, sigma)
-        loss = velocity_loss(FAMILY.predict(transformer, x_sigma, sigma, text), velocity).mean()
+        loss = velocity_loss(family.predict(transformer, x_sigma, sigma, text), velocity).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -131,8 +140,8 @@ def stepper(transformer: Any, parameters: list[nn.Parameter], edge: int, device:
 
 def flops(transformer: Any, case: Case) -> float:
     """Of one step, see the module."""
-    blocks = FAMILY.blocks(transformer)
-    tokens = TEXT_TOKENS + (case.edge // 16) ** 2
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    tokens = TEXT_TOKENS[case.family] + (case.edge // 16) ** 2
     width = transformer.inner_dim
     num_double, num_single = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
     # A token goes through one stream of a double block (4 + 8 width^2), and all of a single one (3 + 4 + 5 width^2).
@@ -170,7 +179,7 @@ def measure(case: Case, device: torch.device, steps: int, limit: float, is_tiny:
     built = time.perf_counter() - began
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = stepper(transformer, parameters, case.edge, device)
+    step = stepper(transformer, parameters, case, device)
     warm = time.perf_counter()
     for _ in range(4 if case.compiled else 2):
         step()

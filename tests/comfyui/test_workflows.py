@@ -19,6 +19,7 @@ API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 TRAINING = sorted(path.stem for path in API.glob("*.json") if '"LoRATrainer"' in path.read_text("utf-8"))
 SHORT = {  # fields of the shortened run, for every node type that has them
     "LoadChroma": {"flavour": "nano", "dtype": "fp32"},
+    "LoadFlux": {"folder": "tiny-flux", "text_tokens": 32, "dtype": "fp32"},
     "QuantizeModel": {"level": "none"},
     "DatasetBackend": {"resolution": 64, "folder": "few"},
     "MemorySettings": {"group_offload": "none", "text_encoder": "device"},
@@ -78,11 +79,13 @@ def latents_of(server, history):
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINING if name != "train-then-sample"])
-def test_a_training_runs_and_headless_writes_the_same_bytes(comfyui, headless, name):
+def test_a_training_runs_and_headless_writes_the_same_bytes(comfyui, headless, tiny_flux, name):
+    shutil.copytree(tiny_flux, comfyui.base / "models" / "diffusers" / "tiny-flux", dirs_exist_ok=True)
     prompt = shortened(name)
     comfyui.run(prompt)
     lora = comfyui.output / "loras" / f"short-{name}.safetensors"
-    assert sha256_of(lora) == sha256_of(headless(prompt) / "loras" / lora.name)
+    written = headless(prompt, "--models", str(comfyui.base / "models")) / "loras" / lora.name
+    assert sha256_of(lora) == sha256_of(written)
 
 
 def test_compare_checkpoints_draws_a_grid_a_prompt(comfyui):

@@ -50,6 +50,7 @@ class Description(dict[str, Any]):
                 ]
             )
         lines += [
+            f"  kind      {self['metadata'].get('modelspec.architecture', '(unknown)')}, rank {self['metadata'].get('ss_network_dim', '?')}",
             f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, {model['quantization']['level']}",
             f"  trigger   {self['trigger'] or '(none)'}",
             f"  trained   {self['step']} steps on {self['dataset']['images']} images (digest {self['dataset']['digest'][:16]})",
