@@ -98,12 +98,15 @@ def _write_model(folder: Path, size: dict[str, Any], seed: int) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "ChromaPipeline"}\n', encoding="utf-8")
 
 
-def picture_folder(count: int, edge: int, mixed: bool = True, seed: int = 0) -> Path:
-    """`count` PNG pictures with captions of 4 to 30 words; mixed: of five shapes with an area of about edge^2."""
+def picture_folder(
+    count: int, edge: int, mixed: bool = True, seed: int = 0, words: tuple[int, int] = (4, 30)
+) -> Path:
+    """`count` PNG pictures with captions of so many words; mixed: of five shapes with an area of about edge^2."""
     import numpy as np
     from PIL import Image
 
-    folder = cache_folder() / f"pictures-{count}-{edge}-{'mixed' if mixed else 'square'}-{seed}"
+    kind = f"{'mixed' if mixed else 'square'}-{seed}" + ("" if words == (4, 30) else f"-{words[0]}-{words[1]}")
+    folder = cache_folder() / f"pictures-{count}-{edge}-{kind}"
     if (folder / "complete").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +117,7 @@ def picture_folder(count: int, edge: int, mixed: bool = True, seed: int = 0) -> 
         size = max(16, round(edge * aspect**0.5)), max(16, round(edge / aspect**0.5))
         coarse = draw.integers(0, 255, (6, 6, 3), dtype=np.uint8)  # smooth, as photographs are, so that PNG packs it
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:06}.png", compress_level=1)
-        text = " ".join(draw.choice(WORDS, int(draw.integers(4, 30))))
+        text = " ".join(draw.choice(WORDS, int(draw.integers(*words))))
         (folder / f"{i:06}.txt").write_text(text, encoding="utf-8")
     (folder / "complete").write_text("", encoding="utf-8")
     return folder
