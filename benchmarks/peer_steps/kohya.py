@@ -10,6 +10,7 @@ v (and the MLP's entry) are one: as many layers of the model learn, but the upda
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -97,9 +98,16 @@ def run(turns: Turns, step: Any) -> None:
         if not turns.checking:
             step(batch)
             continue
-        noise, sigma = turns.noise(numbers), torch.full((len(numbers),), CHECK_SIGMA)
-        with patch("torch.randn_like", lambda *_, **__: noise), patch("torch.rand", lambda *_, **__: sigma):
+        with patch("torch.randn_like", always(turns.noise(numbers))), patch("torch.rand", always(sigmas(numbers))):
             turns.said["loss"] = step(batch)
+
+
+def always(value: torch.Tensor) -> Callable[..., torch.Tensor]:
+    return lambda *_, **__: value
+
+
+def sigmas(numbers: Sequence[int]) -> torch.Tensor:
+    return torch.full((len(numbers),), CHECK_SIGMA)
 
 
 def main() -> None:
