@@ -1,6 +1,6 @@
 """Our training step beside those of other trainers, their own code, in turns. `python benchmarks/peers.py`
 
-CHROMA_TRAINER_PEERS names a folder with clones of them: OneTrainer (and mgds), sd-scripts, ai-toolkit, SimpleTuner; what
+CHROMA_TRAINER_PEERS names a folder with clones of them: OneTrainer (and mgds), sd-scripts, ai-toolkit; what
 they need beyond our requirements goes into a folder `site` beside the clones (`pip install --no-deps --target`). A
 trainer that is not there, or does not start, is left out, and told. benchmarks/peer_steps has a file for each.
 
@@ -27,7 +27,7 @@ from models import PROJECT, RESULTS, model_folder, picture_folder, surroundings
 from peers_chart import draw
 
 STEPS = PROJECT / "benchmarks" / "peer_steps"
-FOLDERS = {"OneTrainer": "OneTrainer", "kohya": "sd-scripts", "ai-toolkit": "ai-toolkit", "SimpleTuner": "SimpleTuner"}
+FOLDERS = {"OneTrainer": "OneTrainer", "kohya": "sd-scripts", "ai-toolkit": "ai-toolkit"}
 SHAPES = {"tiny": (128, 16), "medium": (256, 3)}  # edge in pixels, pictures
 WORDS = (4, 50)
 LOSSES_AGREE = 0.02  # relative: OneTrainer tells the model a noise level that is 0.001 lower than the one it adds
