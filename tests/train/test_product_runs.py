@@ -10,7 +10,11 @@ from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.quant.products import Fp8Product, Int8Product
+from chroma_trainer.trainer_core.train.costs import Shape
+from chroma_trainer.trainer_core.train.remedies import changes
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from chroma_trainer.trainer_core.workflow.inspection import describe
 
 LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 
@@ -39,6 +43,7 @@ def test_equal_bytes_again_after_a_resume_and_checkpointed(workshop):
         run(rounded(workshop, "int8"), host)
     later = workshop.host(host.paths.output)
     run(rounded(workshop, "int8"), later)
+    assert "int8-quanto with int8 products" in describe(whole.lora).text()
     assert later.all(StepReport)[0].step > 1 and later.lora.read_bytes() == whole.lora.read_bytes()
     recomputed = workshop.host()
     run(rounded(workshop, "int8", gradient_checkpointing=True), recomputed)
@@ -62,3 +67,21 @@ def test_layers_that_keep_exact_products_are_told(workshop, monkeypatch):
     host = workshop.host()
     run(rounded(workshop, "int8", steps=1), host)
     assert any("quantised layers keep exact products" in text for text in host.told())
+
+
+def test_the_plan_counts_them(workshop):
+    """The same operations; whole numbers that wait to be scaled take more, once there are many tokens for each weight."""
+    model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"))
+    exact, ours = (
+        Skeleton(ChromaFamily(), request).cost(Shape(256, 256, 1, 20)) for request in (workshop.request(model=model), rounded(workshop, "int8"))
+    )
+    for a, b in zip(exact.blocks, ours.blocks, strict=True):
+        assert (a.forward_flops, a.backward_flops, a.kept, a.weights) == (b.forward_flops, b.backward_flops, b.kept, b.weights)
+        assert a.backward_peak < b.backward_peak
+
+
+def test_a_remedy_with_another_level_leaves_the_products_that_it_lacks(workshop):
+    found = dict(changes(rounded(workshop, "int8")))
+    assert found["products exact"].model.quantization == QuantizationConfig("int8-quanto")
+    assert found["quantisation int4-quanto"].model.quantization == QuantizationConfig("int4-quanto")
+    assert not [words for words, request in found.items() if request.model.quantization.problems()]

@@ -208,7 +208,8 @@ def _whole_sums(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_columns(b: Tensor) -> Tensor:
-    """The same matrix with its columns one after the other in memory: 8-bit kernels of cuBLAS take no other right factor."""
+    """The same matrix with its columns one after the other in memory: what 8-bit units read. cuBLAS' float8 kernels take no other right
+    factor before compute capability 10, its int8 kernels not all shapes of others."""
     return b if b.stride(0) == 1 else b.t().contiguous().t()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Description(dict[str, Any]):
             )
         lines += [
             f"  kind      {self['metadata'].get('modelspec.architecture', '(unknown)')}, rank {self['metadata'].get('ss_network_dim', '?')}",
-            f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, {model['quantization']['level']}",
+            f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, {_quantization(model)}",
             f"  trigger   {self['trigger'] or '(none)'}",
             f"  trained   {self['step']} steps on {self['dataset']['images']} images (digest {self['dataset']['digest'][:16]})",
             "  settings  " + ", ".join(f"{key} {value}" for key, value in training.items() if key != "name"),
@@ -75,3 +76,9 @@ def describe(path: Path) -> Description:
         workflow=json.loads(metadata.get("prompt", "{}")),
         **record,
     )
+
+
+def _quantization(model: Mapping[str, Any]) -> str:
+    """The level, and its products where they were not exact."""
+    stored = model["quantization"]
+    return stored["level"] + (f" with {stored['products']} products" if "products" in stored else "")
