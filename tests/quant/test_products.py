@@ -14,6 +14,7 @@ from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
 from chroma_trainer.trainer_core.quant import products
+from chroma_trainer.trainer_core.quant.layer import QuantizedLinear
 from chroma_trainer.trainer_core.quant.native import Fp8Native
 from chroma_trainer.trainer_core.quant.products import (
     Fp8Product,
@@ -183,6 +184,17 @@ def test_widths_that_no_kernel_takes_stay_exact_and_are_told():
     assert "2 of 3 quantised layers" in told and "multiples of 8: 1, 2" in told
     assert [m.product is None for m in model] == [False, True, True]
     assert choose_products_(model, "exact") == ""
+
+
+def test_modulation_of_whole_pictures_stays_exact():
+    from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
+
+    with torch.device("meta"):
+        flux = FluxTransformer(num_layers=1, num_single_layers=1)
+    Int8Quanto().quantize_(flux, keep=load("family", "flux")().full_precision)
+    choose_products_(flux, "int8")
+    exact = {n for n, m in flux.named_modules() if isinstance(m, QuantizedLinear) and m.product is None}
+    assert {n.rpartition(".")[0].rpartition(".")[2] for n in exact} == {"norm", "norm1", "norm1_context"}
 
 
 @pytest.mark.parametrize("level", names("quantization"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.host import StepReport
@@ -35,7 +36,7 @@ def test_it_learns_as_with_exact_products(workshop, kind, off):
     assert after < 0.97 * ours.report["eval_loss"]["before"]
 
 
-def test_equal_bytes_again_after_a_resume_and_checkpointed(workshop):
+def test_equal_bytes_again_after_a_resume_checkpointed_and_offloaded(workshop):
     whole = workshop.host()
     run(rounded(workshop, "int8"), whole)
     host = workshop.host().cancelling_at(3)
@@ -45,10 +46,11 @@ def test_equal_bytes_again_after_a_resume_and_checkpointed(workshop):
     run(rounded(workshop, "int8"), later)
     assert "int8-quanto with int8 products" in describe(whole.lora).text()
     assert later.all(StepReport)[0].step > 1 and later.lora.read_bytes() == whole.lora.read_bytes()
-    recomputed = workshop.host()
+    recomputed, moved = workshop.host(), workshop.host()
     run(rounded(workshop, "int8", gradient_checkpointing=True), recomputed)
-    losses = [[event.loss for event in host.all(StepReport)] for host in (whole, recomputed)]
-    assert losses[0] == losses[1]
+    run(replace(rounded(workshop, "int8"), memory=MemoryConfig(model_offload=False, group_offload="leaf", activation_offload=True)), moved)
+    losses = [[event.loss for event in host.all(StepReport)] for host in (whole, recomputed, moved)]
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_a_level_without_them_and_a_device_without_them_are_refused_before_a_model_loads(workshop, monkeypatch):

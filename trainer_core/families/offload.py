@@ -183,23 +183,28 @@ def _noted(swap: GroupSwap | None, host: SavedOnHost | None, forward: Any, *args
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = W x + b with W on the device for this product alone; dx = W^T dy with W brought again. Saves nothing."""
+    """y = W x + b with W on the device for this product alone; dx = W^T dy with W brought again. Saves nothing.
+
+    is_training: gradients are wanted of y, which a layer may ask (quant/layer.py); inside of a function torch would always say no.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, swap: GroupSwap, group: int, forward: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, swap: GroupSwap, group: int, forward: Any, is_training: bool) -> Tensor:
         ctx.swap, ctx.group = swap, group
         swap.acquire(group)
-        return forward(x)
+        with torch.set_grad_enabled(is_training):
+            return forward(x.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ctx.swap.acquire(ctx.group)
-        weight: Any = ctx.swap.groups[ctx.group][0].module.weight
-        return torch.matmul(grads[0], weight.detach()), None, None, None
+        layer: Any = ctx.swap.groups[ctx.group][0].module
+        own = getattr(layer, "input_gradient", None)  # of layers that do not simply multiply with their weight
+        return own(grads[0]) if own else torch.matmul(grads[0], layer.weight.detach()), None, None, None, None
 
 
 def _leaf(swap: GroupSwap, group: int, forward: Any, x: Tensor) -> Tensor:
-    return _FrozenLinear.apply(x, swap, group, forward)  # type: ignore[return-value]
+    return _FrozenLinear.apply(x, swap, group, forward, torch.is_grad_enabled())  # type: ignore[return-value]
 
 
 def frozen_places(module: nn.Module) -> list[Place]:

@@ -25,6 +25,10 @@ class Multiply(Protocol):
         """(..., in) x (out, in) -> (..., out), in the precision of x, with a gradient to x."""
         ...
 
+    def gradient(self, grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        """That gradient: (..., out) x (out, in) -> (..., in)."""
+        ...
+
 
 class QuantizedLinear(nn.Linear):
     """y = W~ x + b, where W~ is decoded for each product and not kept, neither for the backward pass.
@@ -85,6 +89,13 @@ class QuantizedLinear(nn.Linear):
             shape = self.out_features, self.in_features
             y = _Product.apply(x, self.format, self.stored_names, shape, *stored)  # pyright: ignore[reportAssignmentType]
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """dL/dx of forward, from dL/dy, for those that call it without autograd: (..., out) -> (..., in)."""
+        if self.product is None:
+            return torch.matmul(grad, self.dequantize())
+        stored = self.stored
+        return self.product.gradient(grad, stored["codes"], stored["scale"])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {type(self.format).__name__}"

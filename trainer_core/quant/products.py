@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..config.model import QuantizationConfig
 from ..problems import Problem
 from ..registry import load
+from .contract import is_kept
 from .layer import QuantizedLinear
 from .native import FP8
 from .rows import RowScaled
@@ -32,6 +33,7 @@ CPU = "cpu"
 PROBE = (20, 64, 96)  # rows, in, out; as few rows as a short prompt has
 PROBE_ERROR = 0.1  # relative; 8 bits are off by 0.04 at most, a wrong layout by 1
 EXACT_TERMS = 1024  # of a sum of products of int8 in fp32: 128 * 127 * 1024 < 2^24, so that every partial sum is a whole number
+MODULATION = ("*norm*.linear",)  # Flux: one row for a whole picture, whose error would be in all of its tokens; no time to gain
 FEWEST_ROWS = 17  # cuBLAS takes no fewer in int8 (torch 2.5 to 2.13)
 ADA = (8, 9)  # the first compute capability with float8 products
 
@@ -56,6 +58,12 @@ class RoundedProduct(ABC):
         """
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, codes, scale)  # pyright: ignore[reportAssignmentType]
         return y.view(*x.shape[:-1], len(codes))
+
+    def gradient(self, grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        """dL/dx of that from dL/dy, (..., out) -> (..., in), in the precision of dL/dy."""
+        rounded, row_scale = self.rounded(grad.reshape(-1, len(codes)) * scale.t(), is_ours=True)
+        found = torch.mul(self.multiply(rounded, codes), row_scale).to(grad.dtype)
+        return found.view(*grad.shape[:-1], codes.shape[1])
 
     @abstractmethod
     def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
@@ -156,12 +164,16 @@ def products_problems(config: QuantizationConfig, device: torch.device) -> list[
 def choose_products_(transformer: nn.Module, name: str) -> str:
     """Let every quantised layer train with these products. Returns which can't, in words, '' where all do.
 
-    Other layers compute as before: those that are not quantised, and those whose widths no kernel takes.
+    Other layers compute as before: those that are not quantised, those of modulation, and those whose widths no kernel takes.
     """
     if name == EXACT:
         return ""
     product: RoundedProduct = load("products", name)()
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantizedLinear) and isinstance(m.format, RowScaled)}
+    layers = {
+        n: m
+        for n, m in transformer.named_modules()
+        if isinstance(m, QuantizedLinear) and isinstance(m.format, RowScaled) and not is_kept(n, MODULATION)
+    }
     left = [n for n, layer in layers.items() if not product.fits((layer.out_features, layer.in_features))]
     for layer_name in layers.keys() - set(left):
         layers[layer_name].product = product
@@ -185,9 +197,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale = ctx.saved_tensors
-        rounded, row_scale = ctx.product.rounded(grads[0] * scale.t(), is_ours=True)
-        return torch.mul(ctx.product.multiply(rounded, codes), row_scale).to(grads[0].dtype), None, None, None
+        return ctx.product.gradient(grads[0], *ctx.saved_tensors), None, None, None
 
 
 def _scale(x: Tensor, highest: float) -> Tensor:
