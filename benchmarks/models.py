@@ -98,9 +98,7 @@ def _write_model(folder: Path, size: dict[str, Any], seed: int) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "ChromaPipeline"}\n', encoding="utf-8")
 
 
-def picture_folder(
-    count: int, edge: int, mixed: bool = True, seed: int = 0, words: tuple[int, int] = (4, 30)
-) -> Path:
+def picture_folder(count: int, edge: int, mixed: bool = True, seed: int = 0, words: tuple[int, int] = (4, 30)) -> Path:
     """`count` PNG pictures with captions of so many words; mixed: of five shapes with an area of about edge^2."""
     import numpy as np
     from PIL import Image
