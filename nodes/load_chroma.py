@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..trainer_core.config.model import ModelConfig
+from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
 from ..trainer_core.host import ASSETS, Host, collect
 from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Output, Text
 
-REPOS = {
-    "nano": str(ASSETS / "chroma-nano"),
-    "hd": "lodestones/Chroma1-HD",
-    "base": "lodestones/Chroma1-Base",
-    "flash": "lodestones/Chroma1-Flash",
-}
+REPOS = {"nano": str(ASSETS / "chroma-nano"), **CHROMA_REPOS}
 OWN_PART = "from flavour"
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from chroma_trainer.trainer_core import files
-from chroma_trainer.trainer_core.files import rename, write_atomic
+from chroma_trainer.trainer_core.files import remove_temporaries, rename, replace_atomic, write_atomic
 
 
 @pytest.mark.parametrize("busy", [1, 5])
@@ -41,3 +41,27 @@ def test_one_that_stays_locked_keeps_its_content(tmp_path, monkeypatch):
 def test_other_faults_are_not_waited_for(tmp_path):
     with pytest.raises(FileNotFoundError):
         rename(tmp_path / "nothing", tmp_path / "target")
+
+
+def test_the_temporary_file_lies_in_the_staging_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary.parent)
+        temporary.write_text("new", "utf-8")
+
+    replace_atomic(tmp_path / "loras" / "a.safetensors", write, staging=tmp_path / "run")
+    assert seen == [tmp_path / "run"] and list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "loras").iterdir()] == ["a.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, fresh, kept = tmp_path / ".tmp-1.safetensors", tmp_path / ".tmp-2", tmp_path / "kept.safetensors"
+    for path in (left, fresh, kept):
+        path.write_bytes(b"x")
+    os.utime(left, (0, 0))
+    remove_temporaries(tmp_path, older_than=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-2", "kept.safetensors"]
+    remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]

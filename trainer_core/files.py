@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HASH_CHUNK_BYTES = 1 << 20
+TEMPORARY = ".tmp-"  # how names of temporary files begin
 RENAME_TRIES, RENAME_WAIT_SECONDS = 6, 0.2
 
 
@@ -30,11 +31,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file in the target's folder, then fsync it and rename it over the target."""
+def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | None = None) -> None:
+    """Let `write` fill a temporary file, then fsync it and rename it over the target.
+
+    Args:
+        staging: existing folder for the temporary file, where a process that is killed may leave it; used if it lies on the
+            target's file system. Else the target's own folder.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    near = staging and staging.stat().st_dev == path.parent.stat().st_dev
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=staging if near else path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -46,6 +53,16 @@ def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path, older_than: float = 0.0) -> None:
+    """Delete what killed processes left of replace_atomic in a folder and in those below it. older_than: seconds, where others may be writing there now."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+        except OSError:  # another process was faster, or holds it
+            continue
 
 
 def rename(source: Path, target: Path) -> None:

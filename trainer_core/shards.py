@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import sha256_of, write_atomic
+from .files import remove_temporaries, sha256_of, write_atomic
 
+DAY = 86_400  # seconds
 SHARD_BYTES = 64 << 20
 
 
@@ -37,6 +38,7 @@ class Store:
         self._places: dict[str, Path] = {}
         self._verified: set[Path] = set()
         self._handles: dict[Path, safe_open] = {}
+        remove_temporaries(self.folder, older_than=DAY)
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []:
             if path.name.startswith("."):  # another process is writing it, or was ended while it did
                 continue

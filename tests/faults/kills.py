@@ -94,13 +94,12 @@ class Nursery:
 
 
 def finished(output: Path) -> dict[str, bytes]:
-    """What must be the same: the LoRA, the last checkpoint (adapter, optimiser, history), the validation pictures."""
+    """What must be the same: the LoRA, the last checkpoint (adapter, optimiser, history), the validation pictures;
+    and nothing else, such as what a kill left, lies in the folder of LoRAs, which other programs list."""
     (run,) = (output / "chroma_trainer").glob(f"{NAME}-*")
     last = max((run / "checkpoints").glob("step-*"))
     files = [*(output / "loras").iterdir(), *last.iterdir(), *sorted((run / "validation").iterdir())]
-    left = [path for path in output.rglob(".tmp-*") if "killed" not in path.name]
-    assert all(path.suffix != ".safetensors" or path.parent.name != "loras" for path in left)
-    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files if not path.name.startswith(".tmp-")}
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
 
 
 def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, told=lambda text: None) -> Count:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
-from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.families import chroma, sources
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.flux import FluxFamily
@@ -32,6 +33,7 @@ from chroma_trainer.trainer_core.train.costs import Shape, step_flops
 from chroma_trainer.trainer_core.train.counting import LiveBytes, bytes_of
 from chroma_trainer.trainer_core.train.facts import MAX_TOKENS, EncoderCost, encoder_cost
 from chroma_trainer.trainer_core.train.forecaster import forecaster
+from chroma_trainer.trainer_core.train.forecasting import plan_request
 from chroma_trainer.trainer_core.train.measuring import measured_peak
 from chroma_trainer.trainer_core.train.outcome import memory_told
 from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
@@ -227,6 +229,18 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
             break
         assert "train" in {phase.name for phase in forecasts.plan(variant).unfit()}
     assert tried
+
+
+def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch):
+    """18 GB are fetched for a run, not to learn whether it would fit."""
+    monkeypatch.setattr(chroma, "is_offline", lambda: False)
+    monkeypatch.setattr(sources, "download", lambda *part: pytest.fail(f"fetched {part}"))
+    monkeypatch.setattr(sources, "cached_folder", lambda *part: None)
+    model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")
+    card = Machine("card", 24 * GB, 64 * GB)
+    plan, _, _ = plan_request(workshop.request(model=model), workshop.host(), card)
+    train = next(phase for phase in plan.phases if phase.name == "train")
+    assert 2 * 8.89e9 < train.device < 24 * GB  # 8.9 billion weights of two bytes
 
 
 def test_auto_takes_the_fastest_that_fits(made):

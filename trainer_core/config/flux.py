@@ -32,6 +32,11 @@ class FluxFlavour:
     architecture: str = "flux-1-dev/lora"
     base_version: str = "flux1"
 
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the transformer has an embedding of guidance: dev's descendants have, schnell's have not."""
+        return self.architecture == "flux-1-dev/lora"
+
 
 FLAVOURS = {
     "krea": FluxFlavour("black-forest-labs/FLUX.1-Krea-dev", drawn_guidance=4.5),

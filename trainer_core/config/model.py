@@ -13,6 +13,11 @@ from .flux import FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
 PRODUCTS = ("exact", *names("products"))
+CHROMA_REPOS = {
+    "hd": "lodestones/Chroma1-HD",
+    "base": "lodestones/Chroma1-Base",
+    "flash": "lodestones/Chroma1-Flash",
+}  # flavour -> hub id of its diffusers folder
 
 
 @dataclass(frozen=True)

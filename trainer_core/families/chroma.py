@@ -19,7 +19,7 @@ from .chroma_layout import TRANSFORMER, is_original, original_layout, transforme
 from .contract import Convert
 from .identity import identity_of
 from .packing import batch_text, image_ids, pack, unpack
-from .sources import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline
+from .sources import SINGLE_FILES, Part, cached_folder, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
@@ -104,7 +104,7 @@ class ChromaFamily:
         return load_vae(model, device)
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        part = find_part(model, "transformer")
+        part = describe(model, "transformer", shipped_config("chroma_transformer"))
         return _empty(part, Weights(part.files, TRANSFORMER))
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:

@@ -17,7 +17,7 @@ from ..config.model import ModelConfig
 from ..problems import UserError
 from .clip_encoder import ClipText
 from .contract import Convert
-from .sources import Part, download, is_local, is_offline, locate, shipped_config
+from .sources import Part, describe_at, download, is_local, is_offline, locate, shipped_config
 from .tokenizer import tokenizer_folders
 from .weights import DTYPES, Kind, Weights, load_weights_
 
@@ -75,7 +75,8 @@ def load_clip(model: ModelConfig, device: torch.device, convert: Convert | None 
 
 def empty_clip(model: ModelConfig) -> ClipText:
     """The encoder as load_clip would fill it, on the meta device."""
-    part = find_clip(model)
+    assert model.flux is not None
+    part = describe_at(model, "clip", model.flux.clip_file, "clip_file", shipped_config("clip_l"))
     with torch.device("meta"):
         encoder = ClipText(_config(part, Weights(part.files, CLIP)))
     return encoder.to(DTYPES[model.dtype])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.model import ModelConfig
 from .identity import identity_of
-from .sources import Part, find_part, shipped_config
+from .sources import Part, describe, find_part, shipped_config
 from .tiles import in_tiles
 from .vae import Autoencoder
 from .weights import VAE, Weights, load_weights_
@@ -81,6 +81,13 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
         layout=lambda name: ((original_vae_parameter(name, num_levels) if is_original else name,), slice(None)),
     )
     return VaeCodec(vae, config, device)
+
+
+def empty_vae(model: ModelConfig) -> Autoencoder:
+    """The VAE as load_vae would fill it, on the meta device."""
+    part = describe(model, "vae", shipped_config("flux_vae"))
+    with torch.device("meta"):
+        return Autoencoder(_config(part, Weights(part.files, VAE)))
 
 
 def codec_identity(model: ModelConfig) -> str:

@@ -25,7 +25,7 @@ from .flux_layout import TRANSFORMER, flux_config
 from .flux_text import part as part_text
 from .identity import content_digest, identity_of
 from .packing import batch_text, pack, unpack
-from .sources import SINGLE_FILES, Part, find_part, is_local, is_offline
+from .sources import SINGLE_FILES, Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
@@ -118,7 +118,9 @@ class FluxFamily:
         return load_vae(model, device)
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        part = find_part(model, "transformer")
+        part = describe(
+            model, "transformer", {**shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
+        )
         return self._told(_empty(part, Weights(part.files, TRANSFORMER)), model)
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.model import ModelConfig
+from ..config.flux import FLAVOURS
+from ..config.model import CHROMA_REPOS, ModelConfig
 from ..problems import UserError
 
 SINGLE_FILES = {"transformer": "transformer_file", "text_encoder": "text_encoder_file", "vae": "vae_file"}
+RELEASED = frozenset((*CHROMA_REPOS.values(), *(flavour.repo for flavour in FLAVOURS.values())))
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -59,6 +61,42 @@ def locate(model: ModelConfig, part: str, single: str, field: str) -> Part:
     return Part(files, read_json(folder / "config.json"))
 
 
+def describe(model: ModelConfig, part: str, shipped: dict[str, Any]) -> Part:
+    """What find_part would find, for a plan: of a repository on the hub config.json alone, and `files` is empty.
+
+    Args:
+        shipped: the config of the released models, for which nothing is asked.
+    Raises:
+        UserError: as of find_part.
+    """
+    return describe_at(model, part, getattr(model, SINGLE_FILES[part]), SINGLE_FILES[part], shipped)
+
+
+def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped: dict[str, Any]) -> Part:
+    """The same of a part whose single file is in another field, as locate takes it."""
+    if single or not model.repo or is_local(model.repo):
+        return locate(model, part, single, field)
+    folder = cached_folder(model.repo, name := model.folders.get(part, part))
+    if folder and (config := read_json(folder / "config.json")):
+        return Part((), config)
+    return Part((), shipped if model.repo in RELEASED else download_config(model.repo, name))
+
+
+def download_config(repo: str, folder: str) -> dict[str, Any]:
+    """A part's config.json from the hub.
+
+    Raises:
+        UserError: it can't be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return read_json(Path(hf_hub_download(repo, f"{folder}/config.json")))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise unreachable(f"{repo}/{folder}/config.json", error) from error
+
+
 def find_folder(model: ModelConfig, part: str) -> Path:
     """The part's folder in the model's repo: in a local diffusers folder, in the hub's cache, or downloaded now."""
     if not model.repo:
@@ -86,15 +124,20 @@ def download(repo: str, part: str) -> Path:
     try:
         folder = Path(snapshot_download(repo, allow_patterns=patterns)) / part
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError.at(
-            "repo",
-            f"{repo}/{part} is not on this machine and could not be fetched: {reason}; "
-            "name a local diffusers folder or single files, or check HF_ENDPOINT, HF_HUB_OFFLINE and the network",
-        ) from error
+        raise unreachable(f"{repo}/{part}", error) from error
     if not folder.is_dir():
         raise UserError.at("repo", f"{repo} has no folder {part!r}; is it a diffusers repository?")
     return folder
+
+
+def unreachable(what: str, error: Exception) -> UserError:
+    """The fault that something on the hub can't be had."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError.at(
+        "repo",
+        f"{what} is not on this machine and could not be fetched: {reason}; "
+        "name a local diffusers folder or single files, or check HF_ENDPOINT, HF_HUB_OFFLINE and the network",
+    )
 
 
 def cached_folder(repo: str, part: str) -> Path | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config.model import ModelConfig
 from .contract import Convert
 from .identity import identity_of
-from .sources import Part, find_part, shipped_config
+from .sources import Part, describe, find_part, shipped_config
 from .t5_encoder import T5Encoder
 from .tokenizer import find_tokenizer, read_tokenizer
 from .weights import DTYPES, T5, Weights, convert_, load_weights_
@@ -102,7 +102,7 @@ def load_t5(
 
 def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
     """The encoder as load_t5 would fill it, on the meta device."""
-    part = find_part(model, "text_encoder")
+    part = describe(model, "text_encoder", shipped_config("t5_xxl"))
     return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
 
 

@@ -104,7 +104,7 @@ class Weights:
     """The tensors of one part of a model over one or more safetensors files.
 
     Args:
-        files: the part's shards, or one single file; a file that holds several parts is fine.
+        files: the part's shards, or one single file; a file that holds several parts is fine. None: nothing is known but a config.
         kind: what the part is.
         mapped: tensors are views of the mapped files. False: each is read into memory of its own, for what is freed soon: pages of
             a map stay with the process until the last tensor of that file is gone.
@@ -121,7 +121,7 @@ class Weights:
                     place = start + entry["data_offsets"][0]
                     entries.append(Entry(file, key, tuple(entry["shape"]), entry["dtype"], place))
         self.kind, self.files, self.mapped = kind, tuple(files), mapped
-        self.prefix = _prefix([entry.key for entry in entries], kind, files)
+        self.prefix = _prefix([entry.key for entry in entries], kind, files) if files else ""
         self.entries = {entry.key[len(self.prefix) :]: entry for entry in entries if entry.key.startswith(self.prefix)}
         self._open: dict[Path, Any] = {}
 

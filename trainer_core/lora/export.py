@@ -49,6 +49,7 @@ def export_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float32,
     form: str = "universal",
+    staging: Path | None = None,
 ) -> ExportedLora:
     """Write an adapter, read it back, check it against the model, and only then put it in the place of the old file.
 
@@ -59,6 +60,7 @@ def export_lora(
         layers: what inject_ returned, by full module name.
         transformer: the model that the file must fit.
         form: universal, comfyui or kohya: one of the kind's own formats.
+        staging: where the file is made, see files.replace_atomic; folders of LoRAs are listed by other programs.
 
     Raises:
         RuntimeError: a key fits no module, or what was read differs from what was written; the old file is intact.
@@ -82,7 +84,7 @@ def export_lora(
         temporary.write_bytes(header + data)
         _check(temporary, {name: len(part) for name, part in named.items()}, updates, transformer, TOLERANCES[dtype])
 
-    replace_atomic(path, write)
+    replace_atomic(path, write, staging)
     digest = hashlib.sha256(header + data).hexdigest()
     if sha256_of(path) != digest:
         raise RuntimeError(f"{path} does not hold what was written")

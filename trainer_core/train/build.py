@@ -79,12 +79,28 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
     left_out = dict(unreadable or {})
     while True:
         try:
-            return _plan_without(left_out, request, host)
+            return _named(check_run(request, host, left_out), host)
         except Unreadable as found:
             left_out |= found.faults
 
 
-def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Host) -> Plan:
+@dataclass(frozen=True)
+class Checked:
+    """A request without a problem, its dataset, and where it would run. No file of weights was asked for."""
+
+    request: TrainRequest
+    family: Family
+    index: Index
+    device: torch.device
+    optimizer: OptimizerPart
+
+
+def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> Checked:
+    """Everything that can be checked while a model on the hub is not on this machine yet.
+
+    Raises:
+        UserError: every problem, together.
+    """
     family: Family = load("family", request.model.family)()
     request = as_the_model_wants(request, family)
     device = pick_device(host.device)
@@ -100,6 +116,12 @@ def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Ho
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
+    return Checked(request, family, index, device, optimizer)
+
+
+def _named(checked: Checked, host: Host) -> Plan:
+    """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
+    request, family, index = checked.request, checked.family, checked.index
     identities = {part: family.identity(request.model, part) for part in WEIGHTS}
     identities["init_lora"] = init_identity(request)
     identities["codec"] = latent_identity(family, request)
@@ -110,9 +132,9 @@ def _plan_without(unreadable: Mapping[str, str], request: TrainRequest, host: Ho
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
-    for text in advice(request.training, request.optimizer, optimizer):
+    for text in advice(request.training, request.optimizer, checked.optimizer):
         host.emit(Notice(text, "warning"))
-    return Plan(request, family, index, folder, device, world, adoption)
+    return Plan(request, family, index, folder, checked.device, world, adoption)
 
 
 def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:

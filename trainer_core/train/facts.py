@@ -11,9 +11,9 @@ from torch import nn
 
 from ..config.request import TrainRequest
 from ..data.index import Index
+from ..families.codec import empty_vae
 from ..families.contract import Family
-from ..families.sources import find_part
-from ..families.weights import DTYPES, VAE, Weights
+from ..families.weights import DTYPES
 from ..quant.loading import text_converter
 from .costs import Shape
 from .counting import FlashShapes, LiveBytes, bytes_of
@@ -104,6 +104,5 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
 
 def codec_cost(request: TrainRequest) -> tuple[int, float]:
     """Bytes of the VAE, which computes in fp32, and its width at full size as a share of the released one's."""
-    weights = Weights(find_part(request.model, "vae").files, VAE)
-    numbers = sum(math.prod(weights.shape(key)) for key in weights.keys)
-    return numbers * 4, weights.shape("decoder.conv_out.weight")[1] / 128
+    vae: Any = empty_vae(request.model)
+    return bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.index import Index
 from ..families.contract import Family
@@ -21,7 +22,7 @@ from .phase_plans import forecast
 from .plan import Machine, MemoryPlan
 from .skeleton import Skeleton
 
-COUNT = 2  # of the way of counting: what an older one kept is not read
+COUNT = 3  # of the way of counting: what an older one kept is not read
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Forecaster:
     encoder: EncoderCost
     codec: tuple[int, float]
     resolution: float
+    _digest: str = ""
     _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
 
@@ -57,10 +59,16 @@ class Forecaster:
             self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
 
+    def _layers(self, request: TrainRequest) -> str:
+        """What is counted does not depend on numbers, so that finetunes of one model share it."""
+        if not self._digest:
+            self._digest = layers_of(self.family, request.model)
+        return self._digest
+
     def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """From an earlier run's count, or counted now: nothing of it changes but with the versions in its name."""
-        identity = self.family.identity(request.model, "transformer")
-        name = sha256_text(VERSION, str(COUNT), torch.__version__, identity, request.model.dtype, key, repr(shape))[:24]
+        layers = self._layers(request)
+        name = sha256_text(VERSION, str(COUNT), torch.__version__, layers, request.model.dtype, key, repr(shape))[:24]
         path = self.folder / f"{name}.json"
         try:
             return ModelCost.from_json(json.loads(path.read_text("utf-8")))
@@ -71,6 +79,12 @@ class Forecaster:
         cost = self._skeletons[key].cost(shape)
         write_json(path, cost.as_json())
         return cost
+
+
+def layers_of(family: Family, model: ModelConfig) -> str:
+    """Digest of the transformer's parameters' names and shapes; no weight file is asked for."""
+    named = family.empty_transformer(model).named_parameters()
+    return sha256_text(model.family, *(f"{name} {tuple(parameter.shape)}" for name, parameter in named))
 
 
 def counted_settings(request: TrainRequest) -> str:

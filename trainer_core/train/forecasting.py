@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config.request import TrainRequest
 from ..host import Host, Notice
 from ..problems import UserError
-from .build import Plan, plan_run
+from .build import Plan, check_run
 from .forecaster import forecaster
 from .machine import this_machine
 from .plan import Machine, MemoryPlan
@@ -24,7 +24,8 @@ def plan_request(
     Raises:
         UserError: every problem of the request.
     """
-    checked = plan_run(request, host)
+    checked = check_run(request, host, {})
+    request = checked.request
     made = forecaster(
         request,
         checked.family,

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import remove_temporaries
 from ..host import Event, Host, Notice, Paths, PhaseStarted, RunReported, StepReport
 from ..problems import Cancelled, UserError
 from .control import Status, read_status, take_command, write_status
@@ -176,6 +177,7 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
         UserError: another process works there.
     """
     with _locked(folder):
+        remove_temporaries(folder)
         take_command(folder)  # one that came after the last end means nothing now
         journal = Journal(folder)
         journal.set()

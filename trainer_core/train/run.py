@@ -187,7 +187,7 @@ def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> Traine
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
     form = plan.request.adapter.format
     with final_weights(run):
-        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record), form=form)
+        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record), form=form, staging=plan.folder)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
@@ -206,7 +206,9 @@ def _save_best(
     path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
     with weights_of(run, checkpoints / step_name(step)):
         metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
-        saved = export_lora(run.layers, run.transformer, path, metadata, form=plan.request.adapter.format)
+        saved = export_lora(
+            run.layers, run.transformer, path, metadata, form=plan.request.adapter.format, staging=plan.folder
+        )
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     return {**found, "lora": str(path), "sha256": saved.sha256}
 
