@@ -180,6 +180,24 @@ def test_check_is_quick_and_imports_nothing_heavy(home):
     assert time.perf_counter() - began < 5  # about 0.3 s on an idle machine
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("LoRATrainer.targets=blubb",), "targets: 'blubb' matches no layer; near: "),
+        (("LoRATrainer.targets=distilled_guidance_layer.in_proj",), "names layers that are never trained"),
+        (("LoRATrainer.init=loftq",), "init: 'loftq' mends what quantisation lost, and the model is not quantised"),
+    ],
+)
+def test_what_the_run_would_refuse_is_told_by_check_without_torch(home, settings, message):
+    chosen = [word for value in settings for word in ("--set", value)]
+    code = (
+        "import sys; from chroma_trainer.cli import main; "
+        f"status = main(['check', 'workflow.json', *{FOLDERS!r}, *{chosen!r}]); print(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
+    assert done.stdout.split() == ["2", "False"] and message in done.stderr, done.stdout + done.stderr
+
+
 def test_inspect(cli, first, capsys):
     assert cli("inspect", first["lora"], "--json") == 0
     said = json.loads(capsys.readouterr().out)

@@ -10,6 +10,10 @@ PARTS: dict[str, dict[str, str]] = {
         "chroma": ".families.chroma:ChromaFamily",
         "flux": ".families.flux:FluxFamily",
     },
+    "linears": {  # of each family, without torch
+        "chroma": ".families.linears:CHROMA",
+        "flux": ".families.linears:FLUX",
+    },
     "backend": {
         "folder": ".data.folder:FolderBackend",
     },

@@ -15,6 +15,25 @@ FORMATS = ("universal", "comfyui", "kohya")
 
 
 @dataclass(frozen=True)
+class KindRule:
+    """What goes with a kind of adapter: starts (TrainingConfig.init) and formats of its file."""
+
+    inits: tuple[str, ...]
+    formats: tuple[str, ...] = FORMATS
+
+
+LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
+KIND_RULES = {
+    "lora": KindRule(LORA_INITS),
+    "rslora": KindRule(LORA_INITS),
+    "dora": KindRule(LORA_INITS[:-1]),
+    # A Kronecker product has no rows that could be stacked to the fused weights of the other formats.
+    "lokr": KindRule(("default", "gaussian"), ("universal",)),
+    "loha": KindRule(("default",)),
+}
+
+
+@dataclass(frozen=True)
 class BlockRule:
     """text: as it was written; patterns: of module names, whose whole subtree is meant; factor: of the learning rate."""
 

@@ -18,6 +18,7 @@ from ..problems import Problem, UserError
 from .chroma_layout import TRANSFORMER, is_original, original_layout, transformer_config
 from .contract import Convert
 from .identity import identity_of
+from .linears import CHROMA
 from .packing import batch_text, image_ids, pack, unpack
 from .sources import SINGLE_FILES, Part, cached_folder, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
@@ -26,12 +27,6 @@ from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
 
-IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
-TEXT_ATTENTION = ("*.attn.add_q_proj", "*.attn.add_k_proj", "*.attn.add_v_proj", "*.attn.to_add_out")
-TEXT_MLP = ("*.ff_context.net.0.proj", "*.ff_context.net.2")
-# Not `*proj_out`: that takes the final projection as well.
-MLP = ("*.ff.net.0.proj", "*.ff.net.2", *TEXT_MLP, "*.proj_mlp", "single_transformer_blocks.*.proj_out")
-
 
 class ChromaFamily:
     """The members are those of contract.Family."""
@@ -39,18 +34,8 @@ class ChromaFamily:
     name = "chroma"
     pixel_step = 16
     full_precision = ("distilled_guidance_layer*", "x_embedder", "context_embedder", "*norm*", "proj_out")
-    frozen = ("distilled_guidance_layer*",)
-    targets = {  # noqa: RUF012
-        "mmdit": IMAGE_ATTENTION,
-        "all": IMAGE_ATTENTION + TEXT_ATTENTION,
-        "context": TEXT_ATTENTION,
-        "context+ffs": TEXT_ATTENTION + TEXT_MLP,
-        "all+ffs": IMAGE_ATTENTION + TEXT_ATTENTION + MLP,
-        "all+ffs+embedder": (*IMAGE_ATTENTION, *TEXT_ATTENTION, *MLP, "x_embedder"),
-        "ai-toolkit": IMAGE_ATTENTION + TEXT_ATTENTION + MLP,  # its adaLN layers exist in Flux only
-        "tiny": ("single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"),
-        "nano": ("single_transformer_blocks.7.proj_out",),
-    }
+    frozen = CHROMA.frozen
+    targets = CHROMA.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
         found: list[Problem] = []

@@ -17,20 +17,20 @@ from ..config.training import TrainingConfig
 from ..config.validation import ValidationConfig
 from ..host import collect
 from ..problems import Problem, UserError
-from .chroma import IMAGE_ATTENTION, MLP, TEXT_ATTENTION, TEXT_MLP, check_hub, rope
+from .chroma import check_hub, rope
 from .chroma_layout import is_original, original_layout
 from .clip import CLIP, find_clip, find_clip_tokenizer
 from .contract import Convert
 from .flux_layout import TRANSFORMER, flux_config
 from .flux_text import part as part_text
 from .identity import content_digest, identity_of
+from .linears import FLUX
 from .packing import batch_text, pack, unpack
 from .sources import SINGLE_FILES, Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
 from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
 
 KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
-MODULATIONS = ("*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.norm.linear")
 LATENT_CHANNELS = 64  # of a packed token
 
 
@@ -41,18 +41,8 @@ class FluxFamily:
     pixel_step = 16
     # A quarter of the weights are modulations inside the blocks: those are quantised as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
-    frozen = ()
-    targets = {  # noqa: RUF012
-        "mmdit": IMAGE_ATTENTION,
-        "all": IMAGE_ATTENTION + TEXT_ATTENTION,
-        "context": TEXT_ATTENTION,
-        "context+ffs": TEXT_ATTENTION + TEXT_MLP,
-        "all+ffs": IMAGE_ATTENTION + TEXT_ATTENTION + MLP,
-        "all+ffs+embedder": (*IMAGE_ATTENTION, *TEXT_ATTENTION, *MLP, "x_embedder"),
-        "ai-toolkit": IMAGE_ATTENTION + TEXT_ATTENTION + MLP + MODULATIONS,
-        "tiny": ("single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"),
-        "nano": ("single_transformer_blocks.7.proj_out",),
-    }
+    frozen = FLUX.frozen
+    targets = FLUX.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
         found: list[Problem] = []

@@ -103,8 +103,8 @@ class AdapterLayer(nn.Module, ABC):
     """A frozen Linear, quantised or not, with an update beside it. Masters are fp32, products run in the input's precision.
 
     Attributes:
-        inits: starts that it knows, see TrainingConfig.init.
-        formats: file formats that can hold it, see AdapterConfig.format.
+        inits: starts that it knows, see TrainingConfig.init. formats: file formats that can hold it, see AdapterConfig.format. Both
+            are config.adapter.KIND_RULES' own, where they are read without torch.
         network: what a file's header says about its kind, beside rank and alpha.
         strength: multiplies the change of the weight; at 0 the layer is its base, to the bit.
     """

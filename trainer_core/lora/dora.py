@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..config.adapter import KIND_RULES
 from .contract import Update, product_dtype
 from .dense import dense_weight
 from .lora import LoraLinear, LoraPair, row_norms
@@ -25,7 +26,7 @@ class DoraLinear(LoraLinear):
     At a strength t other than 1 the weight is W + t (W' - W), as in ComfyUI.
     """
 
-    inits = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
+    inits = KIND_RULES["dora"].inits
     network: ClassVar[Mapping[str, str]] = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lora", "dora_wd": "True"}'}
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config.adapter import KIND_RULES
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
 
 NAMES = ("w1_a", "w1_b", "w2_a", "w2_b")
@@ -100,7 +101,7 @@ class LohaLinear(AdapterLayer):
     A1 starts normal with deviation 0.1, B1 and B2 with 1, A2 at 0, as LyCORIS' do.
     """
 
-    inits = ("default",)
+    inits = KIND_RULES["loha"].inits
     network: ClassVar[Mapping[str, str]] = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha"}'}
     update_type = LohaUpdate
 

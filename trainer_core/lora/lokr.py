@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.adapter import AdapterConfig
+from ..config.adapter import KIND_RULES, AdapterConfig
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
 from .decompositions import gaussian, uniform
 
@@ -125,8 +125,8 @@ class LokrLinear(AdapterLayer):
         both: W1 may have factors as well.
     """
 
-    # A Kronecker product has no rows that could be stacked to the fused weights of the other formats.
-    formats = ("universal",)
+    inits = KIND_RULES["lokr"].inits
+    formats = KIND_RULES["lokr"].formats
     network: ClassVar[Mapping[str, str]] = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lokr"}'}
     update_type = LokrUpdate
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config.adapter import KIND_RULES
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
 from .decompositions import gaussian, olora, orthogonal, pissa, uniform
 from .dense import dense_weight
@@ -158,7 +159,7 @@ class LoraLinear(AdapterLayer):
         alpha: the update is scaled by alpha / rank.
     """
 
-    inits = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
+    inits = KIND_RULES["lora"].inits
     update_type = LoraPair
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol
 
 from ..problems import Problem, UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FIELD = "targets"
 NUM_NEAR = 3
@@ -27,20 +28,25 @@ class Adaptable(Protocol):
 
 
 def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> list[str]:
-    """Full names of the Linear layers that learn, in the model's order.
+    """Full names of the Linear layers that learn, in the model's order. See chosen_layers."""
+    from torch import nn
+
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    return chosen_layers(names, family, text)
+
+
+def chosen_layers(names: Sequence[str], family: Adaptable, text: str) -> list[str]:
+    """Those that learn, in the order of names. Needs no torch.
 
     Args:
+        names: of all Linear layers of the model.
         text: names of presets or patterns of full module names (`*` stands for anything, dots too), separated by
             commas, spaces or lines. A pattern matches the whole name: `proj_out` is the final projection alone,
             `*.proj_out` those of the blocks.
     Raises:
         UserError: a pattern matches no layer; all such, each with the nearest names.
     """
-    names = [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and not any(fnmatchcase(name, pattern) for pattern in family.frozen)
-    ]
+    names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in family.frozen)]
     words = [word for word in re.split(r"[,\s]+", text) if word]
     if not words:
         raise UserError.at(FIELD, f"is empty; use one of {', '.join(family.targets)}, or patterns of module names")

@@ -15,19 +15,17 @@ from ..config.request import TrainRequest
 from ..families.contract import Family
 from ..files import sha256_of
 from ..host import Host, Notice
-from ..lora.blocks import rates_of
 from ..lora.contract import AdapterLayer, Misfit, Update
 from ..lora.decompositions import Directions, uniform
 from ..lora.ema import Ema
 from ..lora.inject import inject_, set_dropout_
+from ..lora.rates import rates_of
 from ..lora.read import match, read_lora
 from ..lora.targets import resolve_targets
-from ..problems import Problem, UserError
-from ..registry import load
+from ..problems import UserError
 from ..seeds import generator
 from .loop import Run, micro_loss
 
-PLAIN_INITS = ("default", "gaussian")
 MAX_TOKENS = 256  # of each batch that eva looks at, evenly spread
 NUM_SHOWN = 3
 
@@ -38,35 +36,6 @@ class Injected:
 
     layers: dict[str, AdapterLayer]
     rates: dict[str, float]
-
-
-def adapter_problems(request: TrainRequest, is_quantized: bool) -> list[Problem]:
-    """Combinations of kind, start, format and base that can't work."""
-    config, training = request.adapter, request.training
-    kind: type[AdapterLayer] = load("adapter", config.kind)
-    found = []
-    if training.init not in kind.inits:
-        found.append(Problem("init", f"{training.init!r} can't start a {config.kind}; use {', '.join(kind.inits)}"))
-    if config.format not in kind.formats:
-        reason = "its product has no rows that could be fused as there"
-        found.append(
-            Problem("format", f"{config.format!r} can't hold a {config.kind}: {reason}; use {', '.join(kind.formats)}")
-        )
-    if training.init == "loftq" and not is_quantized:
-        found.append(
-            Problem(
-                "init",
-                "'loftq' mends what quantisation lost, and the model is not quantised; connect QuantizeModel or use default",
-            )
-        )
-    if config.init_lora != NO_LORA and training.init not in PLAIN_INITS:
-        found.append(
-            Problem(
-                "init_lora",
-                f"goes on from a file, so that init {training.init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}",
-            )
-        )
-    return found
 
 
 def check_fit(request: TrainRequest, family: Family) -> None:

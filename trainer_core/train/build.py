@@ -37,7 +37,7 @@ from ..registry import load
 from ..shards import Store
 from ..text.cache import TextCache, cache_prompts
 from ..validation.pictures import prompts_of
-from .adapter import adapter_problems, check_fit, init_identity, inject_adapter_, new_ema
+from .adapter import check_fit, init_identity, inject_adapter_, new_ema
 from .loop import Run
 from .phases import Phases
 from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
@@ -109,7 +109,6 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
     found += [*quantization_problems(request.model.quantization, device), *products_problems(request.model.quantization, device)]
-    found += adapter_problems(request, is_quantized=not load("quantization", request.model.quantization.level)().is_plain)
     if not found:
         collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)

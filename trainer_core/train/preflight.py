@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
 from ..data.folder import SUFFIXES
+from ..families.linears import Linears
 from ..host import Host
-from ..problems import Problem
+from ..lora.rates import rates_of
+from ..lora.targets import chosen_layers
+from ..problems import Problem, UserError
 from ..quant.packages import missing_packages
+from ..registry import load
+
+PLAIN_INITS = ("default", "gaussian")
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
@@ -38,4 +45,37 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                 f"is {memory.checkpointing_interval}, but gradient_checkpointing is off; turn it on, or use 1",
             )
         )
+    return [*found, *adapter_problems(request), *layer_problems(request)]
+
+
+def adapter_problems(request: TrainRequest) -> list[Problem]:
+    """Combinations of kind, start, format and base that can't work."""
+    config, init = request.adapter, request.training.init
+    rule = KIND_RULES[config.kind]
+    found = []
+    if init not in rule.inits:
+        found.append(Problem("init", f"{init!r} can't start a {config.kind}; use {', '.join(rule.inits)}"))
+    if config.format not in rule.formats:
+        reason = "its product has no rows that could be fused as there"
+        text = f"{config.format!r} can't hold a {config.kind}: {reason}; use {', '.join(rule.formats)}"
+        found.append(Problem("format", text))
+    if init == "loftq" and request.model.quantization.level == "none":
+        reason = "mends what quantisation lost, and the model is not quantised; connect QuantizeModel or use default"
+        found.append(Problem("init", f"'loftq' {reason}"))
+    if config.init_lora != NO_LORA and init not in PLAIN_INITS:
+        reason = f"goes on from a file, so that init {init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}"
+        found.append(Problem("init_lora", reason))
     return found
+
+
+def layer_problems(request: TrainRequest) -> list[Problem]:
+    """targets and block_lr that fit no layer of the model, as far as its files are here to say what layers it has."""
+    linears: Linears = load("linears", request.model.family)
+    names = linears.names(request.model)
+    if names is None:
+        return []
+    try:
+        rates_of(chosen_layers(names, linears, request.training.targets), request.adapter.block_lr)
+    except UserError as error:
+        return list(error.problems)
+    return []
