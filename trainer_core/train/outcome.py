@@ -54,10 +54,12 @@ def memory_report(plan: MemoryPlan | None, device: torch.device) -> dict[str, An
 
 
 def comparison(report: dict[str, Any]) -> str:
-    """The two peaks in one line."""
+    """Predicted and measured peaks in one line."""
     measured, predicted = report["measured"], report["predicted"]
-    if predicted is None:
-        return f"memory: measured {gb(measured['device_peak_bytes'])} on the device, {gb(measured['ram_peak_bytes'])} of RAM"
-    if measured["device_peak_bytes"]:
-        return f"memory: predicted {gb(predicted['device_peak_bytes'])} of tensors on the device, measured {gb(measured['device_peak_bytes'])}"
-    return f"memory: predicted {gb(predicted['ram_peak_bytes'])} of RAM, measured {gb(measured['ram_peak_bytes'])}"
+    parts = (("device_peak_bytes", "tensors on the device"), ("ram_peak_bytes", "RAM"))
+    told = []
+    for name, words in parts:
+        if measured[name]:
+            foretold = f"predicted {gb(predicted[name])}, " if predicted else ""
+            told.append(f"{words} {foretold}measured {gb(measured[name])}")
+    return "memory, at its peak: " + "; ".join(told)

@@ -66,22 +66,28 @@ class MemoryPlan:
         ]
 
     def first_line(self) -> str:
-        """The whole in one line."""
-        room, worst = self.machine, max(self.phases, key=lambda phase: phase.device)
-        where = "VRAM" if room.device_bytes else "memory"
-        have = f" of {gb(room.device_bytes)} free" if room.device_bytes else ""
-        # Seconds come from a table of peaks, so that they are a floor.
-        speed = f", at least {self.seconds_per_step:.2g} s a step" if self.seconds_per_step else ""
+        """The whole in one line: what the largest phase needs of the scarcest memory, and of how much."""
+        room = self.machine
         fits = "fits" if not self.unfit() else f"does not fit ({', '.join(phase.name for phase in self.unfit())})"
-        need = gb(needed(worst.device)) if room.device_bytes else gb(worst.device)
-        return f"plan: {fits}; {where} {need}{have} ({worst.name}), RAM {gb(self.ram_peak)}, disk {gb(sum(self.disk.values()))}{speed}"
+        most = max(self.phases, key=lambda phase: phase.ram)
+        has = f" of {gb(room.ram_bytes)} free" if room.ram_bytes else ""
+        needs = f"RAM {gb(most.ram)}{has} ({most.name})"
+        if room.device_bytes:
+            worst = max(self.phases, key=lambda phase: phase.device)
+            needs = f"VRAM {gb(needed(worst.device))} of {gb(room.device_bytes)} free ({worst.name}), {needs}"
+        # Seconds come from the speed of one product of matrices, so that they are a floor.
+        speed = f", at least {self.seconds_per_step:.2g} s a step" if self.seconds_per_step else ""
+        return f"plan: {fits}; {needs}, disk {gb(sum(self.disk.values()))}{speed}"
 
     def text(self) -> str:
         """The forecast as a table."""
-        lines = [self.first_line(), f"  {self.settings}", f"  {'phase':<10}{'tensors':>10}{'RAM':>10}{'seconds':>10}"]
+        where = "on the device" if self.machine.device_bytes else "of it tensors"
+        lines = [self.first_line(), f"  {self.settings}", f"  {'phase':<10}{where:>15}{'RAM':>10}{'seconds':>10}"]
         for phase in self.phases:
             seconds = "" if phase.seconds is None else f"{phase.seconds:.3g}"
-            lines.append(f"  {phase.name:<10}{gb(phase.device):>10}{gb(phase.ram):>10}{seconds:>10}")
+            lines.append(f"  {phase.name:<10}{gb(phase.device):>15}{gb(phase.ram):>10}{seconds:>10}")
+        told = "on the device: tensors; VRAM above is with the driver's share. " if self.machine.device_bytes else ""
+        lines.append(f"  {told}RAM: of the whole process. seconds: at least")
         lines.append("  disk: " + ", ".join(f"{name} {gb(size)}" for name, size in self.disk.items() if size))
         lines.append(f"  {self.flops_per_step / 1e12:.3g} TFLOP a step")
         return "\n".join(lines)
@@ -102,4 +108,7 @@ def needed(tensors: int) -> int:
 
 
 def gb(size: int) -> str:
+    """Such as 24.5 GB, 3.21 GB, 87 MB."""
+    if size < GB // 10:
+        return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
     return f"{size / GB:.2f} GB" if size < 10 * GB else f"{size / GB:.1f} GB"
