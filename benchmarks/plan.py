@@ -66,7 +66,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     run = build_run(plan_run(asked, host(folder)), host(folder), Phases())
     tokens = max(len(run.text.get(sample.captions[0])) for sample in run.samples)
-    predicted, _ = training_peak(Skeleton(run.family, asked).cost(Shape(edge, edge, batch, tokens)), asked)
+    predicted, _ = training_peak(Skeleton(run.family, asked, "cpu").cost(Shape(edge, edge, batch, tokens)), asked)
     measured = measured_step_peak(run)
     return {**case, "predicted_bytes": predicted, "measured_bytes": measured, "off": round(predicted / measured - 1, 4)}
 

@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     "prodigy, dora": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy"},
     "prodigy, dora, recomputed": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy", "gradient_checkpointing": True},
     "lion, loha, average": {"edge": 64, "rank": 32, "kind": "loha", "optimizer": "optimi-lion", "ema_decay": 0.9},
-    "adamw_bf16, lora": {"edge": 64, "rank": 64, "optimizer": "adamw_bf16", "gradient_checkpointing": True},
+    "adamw_bf16, lora": {"edge": 64, "rank": 64, "targets": "all+ffs", "optimizer": "adamw_bf16", "gradient_checkpointing": True},
     "came, lokr": {"edge": 64, "rank": 16, "kind": "lokr", "lokr_factor": 4, "optimizer": "came", "gradient_checkpointing": True},
     "schedule-free, pissa": {"edge": 64, "rank": 32, "init": "pissa", "optimizer": "schedulefree-adamw", "gradient_checkpointing": True},
     "adafactor, accumulated": {"edge": 64, "rank": 32, "optimizer": "adafactor", "accumulation": 2, "gradient_checkpointing": True},
@@ -119,7 +119,7 @@ def test_the_peak_of_a_real_step_within_a_tenth(workshop, case):
     adapter = AdapterConfig(**{name: values.pop(name) for name in [*values] if name in ADAPTER})
     request = replace(requested(workshop, level, memory, **values), optimizer=optimizer, adapter=adapter)
     shape = Shape(edge, edge, request.training.batch_size, 6)
-    planned, _ = training_peak(Skeleton(FAMILY, request).cost(shape), request)
+    planned, _ = training_peak(Skeleton(FAMILY, request, "cpu").cost(shape), request)
     real = real_peak(request, shape)
     assert planned == pytest.approx(real, rel=0.1), f"planned {planned}, real {real}"
 

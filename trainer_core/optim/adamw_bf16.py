@@ -52,6 +52,7 @@ class AdamWBf16(ExactOptimizer):
     def __init__(self, params: list[Any], defaults: dict[str, Any], seed: int):
         super().__init__(params, defaults)
         self.seed = seed
+        self.counted_for = ""  # without numbers, for the memory plan: the type of the device that is meant
         self._places = {param: i for i, param in enumerate(p for g in self.param_groups for p in g["params"])}
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class AdamWBf16(ExactOptimizer):
         return {"step": 0, "m": torch.zeros_like(param), "v": torch.zeros_like(param), **rest}
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
-        step, limit = count_(states), LOT_NUMBERS.get(params[0].device.type, GPU_LOT_NUMBERS)
+        step, limit = count_(states), LOT_NUMBERS.get(self.counted_for or params[0].device.type, GPU_LOT_NUMBERS)
         for part in _parts(params, limit):
             self._move_part_(params[part], grads[part], states[part], group, step)
 

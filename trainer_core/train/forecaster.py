@@ -54,7 +54,7 @@ class Forecaster:
         return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens))
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
-        key = counted_settings(request)
+        key = counted_settings(request) + ("" if self.machine.device_bytes else " cpu")
         if (key, shape) not in self._costs:
             self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
@@ -75,7 +75,7 @@ class Forecaster:
         except (OSError, ValueError, TypeError, KeyError, IndexError):  # not there, or of another version
             pass
         if key not in self._skeletons:
-            self._skeletons[key] = Skeleton(self.family, request)
+            self._skeletons[key] = Skeleton(self.family, request, "cuda" if self.machine.device_bytes else "cpu")
         cost = self._skeletons[key].cost(shape)
         write_json(path, cost.as_json())
         return cost

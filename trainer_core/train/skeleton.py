@@ -32,9 +32,9 @@ META = torch.device("meta")
 
 
 class Skeleton:
-    """An adapted, quantised transformer without weights, and the optimiser's hold on it."""
+    """An adapted, quantised transformer without weights, and the optimiser's hold on it. device_type: where it is to train."""
 
-    def __init__(self, family: Family, request: TrainRequest):
+    def __init__(self, family: Family, request: TrainRequest, device_type: str = "cuda"):
         training = request.training
         transformer = family.empty_transformer(request.model)
         transformer = transformer.to(DTYPES[request.model.dtype]).requires_grad_(False)
@@ -63,7 +63,7 @@ class Skeleton:
         begin_((layer for name, layer in self.layers.items() if not name.startswith(tuple(others))), request)
         set_dropout_(self.layers, request.adapter.dropout, training.seed)
         # Before a block is counted: what learns may change its precision (adamw_bf16).
-        self.upkeep = upkeep_of(self.layers, rates, request, self._start())
+        self.upkeep = upkeep_of(self.layers, rates, request, self._start(), device_type)
 
     def cost(self, shape: Shape) -> ModelCost:
         """Counted; a part of a second."""

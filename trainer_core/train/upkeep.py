@@ -19,17 +19,20 @@ from .counting import LiveBytes, NoNumbers, bytes_of
 
 
 def upkeep_of(
-    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, start: int
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, start: int, device_type: str = "cuda"
 ) -> Upkeep:
     """Counted over a step; what learns takes the precision that the optimiser gives it.
 
     Args:
         layers: on the meta device. rates: see adapter.learning. start: see Upkeep.
+        device_type: of the device that is planned for: how much is done at once may depend on it (adamw_bf16).
     """
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     training = request.training
     groups = parameter_groups(layers, rates)
     optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
+    if hasattr(optimizer, "counted_for"):
+        optimizer.counted_for = device_type  # pyright: ignore[reportAttributeAccessIssue]
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)
     counter = LiveBytes()
