@@ -108,6 +108,22 @@ def measure(
     }
 
 
+def outliers() -> dict[str, dict[str, float]]:
+    """Error of rounded products by how much larger one of 3,072 inputs is than the others, relative to what the others give."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(256, 3072, generator=generator), torch.randn(128, 3072, generator=generator)
+    found: dict[str, dict[str, float]] = {}
+    for name in names("products"):
+        for times in (1, 10, 50, 200):
+            uneven, others = x.clone(), x.clone()
+            uneven[:, 7] *= times
+            others[:, 7] = 0
+            codes, scale = load("products", name)().rounded(uneven)
+            error = (codes.float() * scale - uneven) @ weight.t()
+            found.setdefault(name, {})[str(times)] = float(f"{(error.norm() / (others @ weight.t()).norm()).item():.3g}")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each level, in fp32")
@@ -129,7 +145,7 @@ def main() -> int:
                 results.append(measure(level, products, dtype, timed, exact, bf16_bytes))
                 print(json.dumps(results[-1]), flush=True)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    report = {"date": time.strftime("%Y-%m-%d"), **surroundings(), "runs": results}
+    report = {"date": time.strftime("%Y-%m-%d"), **surroundings(), "runs": results, "outliers": outliers()}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 
