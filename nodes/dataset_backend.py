@@ -25,17 +25,22 @@ class Inputs(FolderConfig):
 def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     root = host.paths.find_dataset(inputs.folder, "folder")
     part = FolderConfig(**{field.name: getattr(inputs, field.name) for field in fields(FolderConfig)})
+    references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
-    return (DatasetConfig(parts=(*earlier.parts, part), roots=(*earlier.roots, str(root))),)
+    roots, references_too = (*earlier.roots, str(root)), (*earlier.reference_roots, references)
+    return (DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too),)
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
-    """Changes when a file of the folder is added, removed or edited."""
+    """Changes when a file of the folders is added, removed or edited."""
     try:
-        root = paths.find_dataset(values.get("folder") or "", "folder")
+        roots = [paths.find_dataset(values.get("folder") or "", "folder")]
+        if (values.get("references") or "").strip():
+            roots.append(paths.find_dataset(values["references"], "references"))
     except UserError as error:
         return str(error)
-    stats = ((path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
+    found = ((root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file())
+    stats = ((path.relative_to(root).as_posix(), path.stat()) for root, path in found)
     return sha256_text(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 
 

@@ -23,7 +23,7 @@ class Inputs:
         Choice(*FLAVOURS),
         Doc(
             "krea: start here. dev: the first one. schnell: four steps, Apache-2.0; wants an assistant. fluxbooru, libreflux: finetunes "
-            "that want real CFG. kontext edits pictures; it is not trained here yet. Licences and gates: docs/flux.md."
+            "that want real CFG. kontext makes pictures out of others: DatasetBackend's references. Licences and gates: docs/flux.md."
         ),
     ] = "krea"
     folder: Annotated[

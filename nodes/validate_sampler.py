@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.host import Host
+from ..trainer_core.problems import UserError
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -30,12 +31,22 @@ class Inputs(ValidationConfig):
     ] = None
 
 
-def settings_of(inputs: Inputs) -> ValidationConfig:
-    return ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
+def settings_of(inputs: Inputs, host: Host) -> ValidationConfig:
+    settings = ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
+    return replace(settings, reference=_picture(settings.reference, host)) if settings.reference.strip() else settings
+
+
+def _picture(name: str, host: Host) -> str:
+    """The picture's path: in a folder that may be read."""
+    folder, _, file = name.strip().replace("\\", "/").rpartition("/")
+    path = host.paths.find_dataset(folder or ".", "reference") / file
+    if not path.is_file():
+        raise UserError.at("reference", f"{name!r} is no picture; there is no {file!r} in {path.parent}")
+    return str(path)
 
 
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
-    settings = settings_of(inputs)
+    settings = settings_of(inputs, host)
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
         return [], settings, [], []

@@ -103,20 +103,23 @@ def test_the_loaded_weights_are_the_trained_ones(each_comfyui, bases, family, ki
         torch.testing.assert_close(weight.double(), wanted[key], rtol=RELATIVE, atol=ABSOLUTE)
 
 
-def test_comfyuis_flux_says_what_ours_says(each_comfyui, bases, tmp_path):
-    """Guidance, pooled text, modulations and the order of the last one's halves."""
+@pytest.mark.parametrize("starts", [False, True], ids=["text", "reference"])
+def test_comfyuis_flux_says_what_ours_says(each_comfyui, bases, tmp_path, starts):
+    """Guidance, pooled text, modulations, the order of the last one's halves; and kontext's picture to start from."""
     base, draw = bases["flux"], torch.Generator().manual_seed(2)
     x, sigma = torch.randn(1, 16, 8, 6, generator=draw), torch.tensor([0.37])
     tokens, pooled = torch.randn(9, 32, generator=draw), torch.randn(16, generator=draw)
-    file = tmp_path / "given.safetensors"
-    save_file({"x": x, "sigma": sigma, "context": tokens[None], "y": pooled[None], "guidance": torch.tensor([3.5])}, file)
+    beside = {"reference": torch.randn(1, 16, 8, 6, generator=draw)} if starts else {}
+    file, name = tmp_path / "given.safetensors", f"flux-velocity-{starts}"
+    given = {"x": x, "sigma": sigma, "context": tokens[None], "y": pooled[None], "guidance": torch.tensor([3.5])}
+    save_file({**given, **beside}, file)
     history = each_comfyui.run({
         "base": probe_of(base),
-        "velocity": {"class_type": "ProbeVelocity", "inputs": {"model": ["base", 0], "file": str(file), "name": "flux-velocity"}},
+        "velocity": {"class_type": "ProbeVelocity", "inputs": {"model": ["base", 0], "file": str(file), "name": name}},
     })  # fmt: skip
     assert history["status"]["completed"]
     transformer = base.family.load_transformer(base.model)
     with torch.no_grad(), base.family.drawing(transformer):
-        ours = base.family.predict(transformer, x, sigma, [join(tokens, pooled)])
-    theirs = load_file(each_comfyui.output / "flux-velocity.safetensors")["velocity"]
+        ours = base.family.predict(transformer, x, sigma, [join(tokens, pooled)], **beside)
+    theirs = load_file(each_comfyui.output / f"{name}.safetensors")["velocity"]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -149,3 +149,29 @@ def test_the_released_models_have_their_known_size():
         assert sum(parameter.numel() for parameter in dev.parameters()) == numbers
         inside = [m.weight.numel() for block in FAMILY.blocks(dev) for m in block.modules() if isinstance(m, nn.Linear)]
         assert sum(inside) == 11_834_228_736
+
+
+def test_references_are_kontexts(tiny_flux_model):
+    """As diffusers' FluxKontextPipeline hands them over: behind the picture's tokens, at 1 on the first axis; what is said of them is cut off."""
+    reference = FluxTransformer2DModel.from_pretrained(tiny_flux_model.repo, subfolder="transformer").eval()
+    ours = FAMILY.load_transformer(tiny_flux_model)
+    x, sigma, text = inputs()
+    start = torch.randn(1, 16, 4, 10, generator=torch.Generator().manual_seed(3))  # of another shape
+    tokens, pooled = part(text, 16)
+    ids = image_ids(4, 10)
+    ids[:, 0] = 1
+    with torch.no_grad():
+        wanted = reference(
+            hidden_states=torch.cat([pack(x), pack(start)], dim=1),
+            encoder_hidden_states=torch.stack(tokens),
+            pooled_projections=pooled,
+            timestep=sigma,
+            guidance=torch.ones(1),
+            img_ids=torch.cat([image_ids(8, 6), ids]),
+            txt_ids=text_ids(5),
+            return_dict=False,
+        )[0][:, :12]
+        found = FAMILY.predict(ours, x, sigma, text, reference=start)
+        torch.testing.assert_close(found, unpack(wanted, 8, 6), rtol=1e-5, atol=1e-5)
+        without = FAMILY.predict(ours, x, sigma, text)
+    assert found.shape == x.shape and (found - without).abs().max() > 0.01

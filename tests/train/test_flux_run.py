@@ -15,8 +15,7 @@ from chroma_trainer.trainer_core.flow.timesteps import SCHNELL_SIGMAS
 from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady
 from chroma_trainer.trainer_core.lora.export import export_lora
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
-from chroma_trainer.trainer_core.train.build import plan_run
+from chroma_trainer.trainer_core.problems import Cancelled
 from chroma_trainer.trainer_core.train.forecasting import plan_request
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.workflow.inspection import describe
@@ -150,11 +149,6 @@ def test_schnell_trains_at_its_own_levels(workshop, request_of):
     assert describe(host.lora)["request"]["training"]["sigma_density"] == "schnell"
     assert any("noise levels to be trained (schnell)" in text for text in host.told())
     assert set(SCHNELL_SIGMAS) == {1.0, 0.75, 0.5, 0.25} and FLAVOURS["schnell"].is_fast
-
-
-def test_kontext_is_refused_by_name(workshop, request_of):
-    with pytest.raises(UserError, match="'kontext' can't be trained yet"):
-        plan_run(request_of(model=replace(request_of().model, flavour="kontext")), workshop.host())
 
 
 def test_drawing_has_guidance_of_its_own(tiny_flux_model):

@@ -81,6 +81,15 @@ class FolderConfig:
             "What an unreadable image or a missing caption does: it is skipped and reported, or it stops the run before it starts."
         ),
     ] = "skip"
+    references: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc(
+            "For Flux kontext alone: the folder of pictures to start from. Each has the name of the picture that is to become of it; its ending may be "
+            "another, and it is cropped to the same shape."
+        ),
+    ] = ""
 
     def problems(self) -> list[Problem]:
         found = []
@@ -112,8 +121,9 @@ class FolderConfig:
 class DatasetConfig:
     """Parts in the order in which they are chained; each is trained on in every epoch.
 
-    roots: the folder each part was found at, absolute.
+    roots: the folder each part was found at, absolute. reference_roots: the same of the pictures to start from, "" for none.
     """
 
     parts: tuple[FolderConfig, ...]
     roots: tuple[str, ...]
+    reference_roots: tuple[str, ...] = ()

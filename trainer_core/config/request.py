@@ -31,12 +31,17 @@ class TrainRequest:
         """Plain JSON values. Paths of this machine are left out: the file travels."""
         value = dataclasses.asdict(self)
         value["dataset"].pop("roots")
+        value["dataset"].pop("reference_roots")
         if self.model.quantization.products == "exact":  # files and folders are named and written as before there was a choice
             value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
             value["model"][name] = _last_of_path(value["model"][name])
         if value["validation"] and value["validation"]["sampling"] == "as set":
             value["validation"].pop("sampling")  # as before there was a choice
+        if value["validation"] and not self.validation_reference:
+            value["validation"].pop("reference")
+        elif value["validation"]:
+            value["validation"]["reference"] = _last_of_path(self.validation_reference)
         if value["model"]["flux"] is None:  # the records of other families are what they were before there was a Flux
             value["model"].pop("flux")
         else:
@@ -45,7 +50,15 @@ class TrainRequest:
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])
         for part in value["dataset"]["parts"]:
             part["folder"] = _last_of_path(part["folder"])
+            part["references"] = _last_of_path(part["references"])
+            if not part["references"]:
+                part.pop("references")
         return value
+
+    @property
+    def validation_reference(self) -> str:
+        """The picture that validation pictures start from, "" for none."""
+        return self.validation.reference if self.validation else ""
 
 
 def _last_of_path(text: str) -> str:

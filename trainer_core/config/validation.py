@@ -108,6 +108,15 @@ class ValidationConfig:
         ),
         Advanced(),
     ] = "as set"
+    reference: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc(
+            "For Flux kontext alone: the picture that every prompt starts from, such as my-folder/cat.png, looked up like a dataset's folder. It is "
+            "cropped to the size that is drawn."
+        ),
+    ] = ""
 
     def problems(self) -> list[Problem]:
         found = []

@@ -59,6 +59,9 @@ class ChromaFamily:
         cfg = 1.0 if model.flavour == "flash" else 3.5
         return replace(settings, steps=26, cfg=cfg, scheduler="beta", shift=1.0)
 
+    def takes_references(self, model: ModelConfig) -> bool:
+        return False
+
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
         return num_tokens
 
@@ -109,7 +112,10 @@ class ChromaFamily:
     def drawing(self, transformer: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def predict(self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
+    def predict(
+        self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+    ) -> Tensor:
+        assert reference is None, "Chroma takes no references"
         weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantised
         height, width = x_sigma.shape[-2:]
         tokens, mask = batch_text(text, num_image_tokens=height * width // 4)
@@ -143,17 +149,24 @@ def _empty(part: Part, weights: Weights) -> Any:
     return transformer
 
 
-def rope(transformer: Any, num_text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0."""
-    kept: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
-    key = (height, width, str(device))
+def rope(
+    transformer: Any, num_text: int, height: int, width: int, device: torch.device, beside: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0.
+
+    beside: height and width of latents to start from, whose tokens follow the picture's and lie at (1, y, x).
+    """
+    kept: dict[Any, tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
+    key = (height, width, str(device), beside)
     if key not in kept:
         if len(kept) >= MAX_ROPE_GRIDS:
             kept.pop(next(iter(kept)))
-        with torch.inference_mode(
-            False
-        ):  # a preview under inference mode may be the first to ask, and training reads it
-            cosines, sines = transformer.pos_embed(image_ids(height, width))
+        # A preview under inference mode may be the first to ask, and training reads it.
+        with torch.inference_mode(False):
+            ids = image_ids(height, width)
+            if beside:
+                ids = torch.cat([ids, image_ids(*beside) + torch.tensor([1.0, 0.0, 0.0])])
+            cosines, sines = transformer.pos_embed(ids)
             kept[key] = cosines.to(device), sines.to(device)
     cosines, sines = kept[key]
     shape = num_text, cosines.shape[1]

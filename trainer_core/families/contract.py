@@ -77,6 +77,10 @@ class Family(Protocol):
         """The settings as pictures are drawn with them: steps, cfg, scheduler and shift of the model where they are left to it."""
         ...
 
+    def takes_references(self, model: ModelConfig) -> bool:
+        """Whether it makes pictures out of others: then every picture that is trained has one to start from."""
+        ...
+
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
         """Rows of the longest prompt's tensor, whose real tokens are this many."""
         ...
@@ -128,13 +132,16 @@ class Family(Protocol):
         """While it lasts `predict` draws pictures: with the guidance of drawing, and without what only helps to train."""
         ...
 
-    def predict(self, transformer: nn.Module, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
+    def predict(
+        self, transformer: nn.Module, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+    ) -> Tensor:
         """The velocity noise - x0 at x_sigma.
 
         Args:
             x_sigma: (B, channels, h, w), in the transformer's dtype or fp32.
             sigma: (B,), fp32, in [0, 1].
             text: B tensors (rows, width) of the text encoder, lengths may differ; how they are batched and masked is the family's rule.
+            reference: clean latents to start from, (B, channels, any h, any w); only where it takes references.
         Returns:
             (B, channels, h, w), fp32.
         """

@@ -48,9 +48,6 @@ class FluxFamily:
         found: list[Problem] = []
         if model.dtype not in DTYPES:
             found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
-        if model.flavour == "kontext":
-            told = "can't be trained yet: it edits pictures, and pairs of them are not read; use krea or dev"
-            found.append(Problem("flavour", f"'kontext' {told}"))
         for part in SINGLE_FILES:
             collect(found, self._check_part, model, part)
         collect(found, self._check_clip, model)
@@ -74,6 +71,9 @@ class FluxFamily:
             return settings
         flavour = _flavour(model)
         return replace(settings, steps=flavour.steps, cfg=flavour.cfg, scheduler="simple", shift=flavour.shift)
+
+    def takes_references(self, model: ModelConfig) -> bool:
+        return model.flavour == "kontext"
 
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
         assert model.flux is not None
@@ -148,22 +148,29 @@ class FluxFamily:
             if assistant:
                 assistant.is_on = True
 
-    def predict(self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor]) -> Tensor:
+    def predict(
+        self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+    ) -> Tensor:
         weight = _weight(transformer.x_embedder)
         height, width = x_sigma.shape[-2:]
+        image = pack(x_sigma.to(weight.device, weight.dtype))
+        num_tokens, beside = image.shape[1], None
+        if reference is not None:  # behind the picture's own tokens; what is said of them is left out
+            beside = (reference.shape[-2], reference.shape[-1])
+            image = torch.cat([image, pack(reference.to(weight.device, weight.dtype))], dim=1)
         all_tokens, pooled = part_text(text, transformer.time_text_embed.pooled_width)
-        tokens, mask = batch_text(all_tokens, num_image_tokens=height * width // 4)
+        tokens, mask = batch_text(all_tokens, num_image_tokens=image.shape[1])
         sigma = sigma.to(weight.device, torch.float32)
         guidance = torch.full_like(sigma, transformer.guidance) if transformer.time_text_embed.has_guidance else None
         velocity = transformer(
-            hidden_states=pack(x_sigma.to(weight.device, weight.dtype)),
+            hidden_states=image,
             encoder_hidden_states=tokens.to(weight.device, weight.dtype),
             pooled_projections=pooled.to(weight.device, weight.dtype),
             timestep=sigma,
             guidance=guidance,
             attention_mask=None if mask is None else mask.to(weight.device),
-            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device),
-        )[0]
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, beside),
+        )[0][:, :num_tokens]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 
     def _told(self, transformer: Any, model: ModelConfig) -> Any:

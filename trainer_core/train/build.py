@@ -17,6 +17,7 @@ from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, Unreadable, build_index
 from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
+from ..data.references import ReferenceLatents, References, find_references
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
 from ..data.table import columns
@@ -58,6 +59,7 @@ class Plan:
     device: torch.device
     world: dict[str, Any]  # what the run's name stands for, see world.py
     adoption: Adoption | None = None
+    references: References | None = None  # pictures to start from
     memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
 
     @property
@@ -93,6 +95,7 @@ class Checked:
     index: Index
     device: torch.device
     optimizer: OptimizerPart
+    references: References | None = None  # pictures to start from
 
 
 def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> Checked:
@@ -104,7 +107,7 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     family: Family = load("family", request.model.family)()
     request = as_the_model_wants(request, family)
     device = pick_device(host.device)
-    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
+    found = [*problems_of(request, host), *reference_problems(request, family), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
@@ -112,10 +115,16 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     if not found:
         collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
+    references = None
+    if isinstance(index, Index) and family.takes_references(request.model) and any(request.dataset.reference_roots):
+        references = collect(found, find_references, index, request.dataset)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
     assert isinstance(index, Index)
-    return Checked(request, family, index, device, optimizer)
+    assert references is None or isinstance(references, References)
+    if references:
+        index = replace(index, digest=sha256_text(index.digest, references.index.digest))
+    return Checked(request, family, index, device, optimizer, references)
 
 
 def _named(checked: Checked, host: Host) -> Plan:
@@ -133,13 +142,28 @@ def _named(checked: Checked, host: Host) -> Plan:
         draw_crop_sheet(index, folder / "crops.png")
     for text in advice(request.training, request.optimizer, checked.optimizer):
         host.emit(Notice(text, "warning"))
-    return Plan(request, family, index, folder, checked.device, world, adoption)
+    return Plan(request, family, index, folder, checked.device, world, adoption, checked.references)
 
 
 def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:
     """The request with the settings that are left to the model. It is recorded so."""
     drawn = family.drawn(request.model, request.validation) if request.validation else None
     return replace(request, training=family.trained(request.model, request.training), validation=drawn)
+
+
+def reference_problems(request: TrainRequest, family: Family) -> list[Problem]:
+    """Pictures to start from, where the model takes none, or none of them, where it does."""
+    takes, given = family.takes_references(request.model), any(request.dataset.reference_roots)
+    found = []
+    if takes and not given:
+        found.append(Problem("references", f"is empty, and {request.model.flavour} makes pictures out of others; name their folder"))
+    named = (("references", given), ("reference", bool(request.validation_reference)))
+    found += [
+        Problem(field, f"is given, and {request.model.family} {request.model.flavour} starts from no picture; leave it empty")
+        for field, is_given in named
+        if is_given and not takes
+    ]
+    return found
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
@@ -156,7 +180,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     with phases("text"):
         text = _cache_text(plan, host)
     with phases("latents"):
-        latents = _cache_latents(plan, host)
+        latents = _cache_latents(plan, plan.index, host)
+        starts = _cache_latents(plan, plan.references.index, host) if plan.references else None
     gc.collect()
     empty_cache(device)
     with phases("load"):
@@ -192,6 +217,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
+        references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
         ema=new_ema(plan.request, layers),
     )  # fmt: skip
 
@@ -213,9 +239,9 @@ def _cache_text(plan: Plan, host: Host) -> TextCache:
     )  # fmt: skip
 
 
-def _cache_latents(plan: Plan, host: Host) -> LatentCache:
+def _cache_latents(plan: Plan, index: Index, host: Host) -> LatentCache:
     return cache_latents(
-        plan.index, latent_identity(plan.family, plan.request),
+        index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH,
     )  # fmt: skip

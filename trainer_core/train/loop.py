@@ -20,6 +20,7 @@ from ..config.optimizer import OptimizerConfig
 from ..config.training import TrainingConfig
 from ..data.index import Sample
 from ..data.latents import LatentCache
+from ..data.references import ReferenceLatents
 from ..data.sampler import BatchPlan
 from ..families.contract import Family
 from ..flow.loss import velocity_loss
@@ -54,6 +55,7 @@ class Run:
     optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
+    references: ReferenceLatents | None = None  # pictures to start from
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
     losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
@@ -127,8 +129,16 @@ def micro_loss(run: Run, micro: int) -> Tensor:
         run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)
     ]
     x_sigma, velocity = interpolate(x0, noise, sigma)
-    prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), text)
+    beside = beginnings(run, batch)
+    prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), text, **beside)
     return velocity_loss(prediction, velocity.to(run.device)).mean()
+
+
+def beginnings(run: Run, batch: Sequence[Sample]) -> dict[str, Tensor]:
+    """What the batch's pictures start from, for families that take references."""
+    if run.references is None:
+        return {}
+    return {"reference": torch.stack([run.references.get(sample) for sample in batch]).to(run.device)}
 
 
 def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:

@@ -178,7 +178,10 @@ def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
     width = text_width(skeleton.transformer)
     dtype = DTYPES[skeleton.request.model.dtype]
     text = [torch.empty(shape.text_tokens, width, dtype=dtype, device=META) for _ in range(shape.batch)]
-    prediction = skeleton.family.predict(skeleton.transformer, latents[0], torch.ones(shape.batch, device=META), text)
+    # A picture to start from has the bucket of the one that is to become of it.
+    beside = {"reference": latents[1]} if skeleton.family.takes_references(skeleton.request.model) else {}
+    sigma = torch.ones(shape.batch, device=META)
+    prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, **beside)
     return velocity_loss(prediction, latents[1]).mean()
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..config.validation import ValidationConfig
+from ..data.images import BrokenImage, decode
+from ..data.latents import to_tensor
 from ..families.contract import Family, ImageCodec
 from ..guidance.adaptive import AdaptiveGuidance
+from ..problems import UserError
 from .grid import draw_grid
 from .sampler import sample
 
@@ -61,17 +65,31 @@ def draw_pictures(
     guidance = guidance_of(settings)
     pictures: Pictures = {}
     for width, height in settings.sizes():
+        reference = start_of(settings.reference, (width, height), codec) if settings.reference else None
         for prompt in settings.library().values():
             latents = sample(
                 family, transformer, text.get(prompt).to(device), negative,
                 width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
                 channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
                 guidance=guidance,
-                on_step=lambda *_: on_step(),
+                on_step=lambda *_: on_step(), reference=reference,
             )  # fmt: skip
             pictures.setdefault((width, height), []).append(pixels_of(codec.decode(latents))[0])
             on_picture()
     return pictures
+
+
+def start_of(path: str, size: Size, codec: ImageCodec) -> Tensor:
+    """A picture's latents at this size, (1, channels, h, w), its middle where its shape is another.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        image = decode(Path(path).read_bytes())
+    except (OSError, BrokenImage) as error:
+        raise UserError.at("reference", f"can't be read: {error} ({path})") from error
+    return codec.encode(to_tensor(ImageOps.fit(image, size, Image.Resampling.LANCZOS))[None])
 
 
 def pixels_of(decoded: Tensor) -> np.ndarray:

@@ -46,6 +46,7 @@ def sample(
     shift: float = 1.0,
     guidance: AdaptiveGuidance | None = None,
     on_step: OnStep | None = None,
+    reference: Tensor | None = None,
 ) -> Tensor:
     """One picture's latents.
 
@@ -63,6 +64,7 @@ def sample(
         guidance: None: CFG at every step.
         on_step: called after each step with (steps done, steps in all, denoised latents (1, C, h, w) on the device).
             May raise to end the run.
+        reference: latents that the picture starts from, (1, channels, h, w), for models that take them.
     Returns:
         (1, channels, height / factor, width / factor), fp32, on the device, as ImageCodec.decode takes them.
     """
@@ -70,6 +72,7 @@ def sample(
     plan = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
     run = plan.start(sigmas.tolist(), float(shift_sigma(torch.tensor(1 - plan.cfg_start_pct), shift)))
     device = next(transformer.parameters()).device
+    beside = {} if reference is None else {"reference": reference}
     noise = starting_noise(width, height, seed=seed, channels=channels, factor=factor)
     x = (sigmas[0] * noise).to(device)
     num_steps = len(sigmas) - 1
@@ -79,7 +82,7 @@ def sample(
 
             def predict(with_negative: bool, x: Tensor = x, sigma: Tensor = sigma) -> tuple[Tensor, Tensor | None]:
                 def denoise(text: Tensor) -> Tensor:
-                    return x - family.predict(transformer, x, sigma.expand(1), [text]).float() * sigma
+                    return x - family.predict(transformer, x, sigma.expand(1), [text], **beside).float() * sigma
 
                 assert text_neg is not None or not with_negative, "CFG needs the negative prompt's embedding"
                 return denoise(text_pos), denoise(text_neg) if with_negative and text_neg is not None else None

@@ -105,6 +105,8 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     """
     family: Family = load("family", model.family)()
     settings = family.drawn(model, settings)
+    if settings.reference and not family.takes_references(model):
+        raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():

@@ -108,8 +108,9 @@ class ProbeVelocity:
     @torch.no_grad()
     def write(self, model, file, name):
         given = load_file(file)
+        beside = {"ref_latents": [given["reference"]]} if "reference" in given else {}
         velocity = model.model.diffusion_model(
-            given["x"], given["sigma"], context=given["context"], y=given["y"], guidance=given["guidance"]
+            given["x"], given["sigma"], context=given["context"], y=given["y"], guidance=given["guidance"], **beside
         )
         save_file({"velocity": velocity.contiguous()}, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
         return {}

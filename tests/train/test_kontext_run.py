@@ -1,0 +1,111 @@
+"""Flux kontext: pairs of pictures, trained, judged, drawn and planned; and what is no pair is named before a model loads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.families.flux import FluxFamily
+from chroma_trainer.trainer_core.host import PreviewReady
+from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.costs import Shape
+from chroma_trainer.trainer_core.train.loop import beginnings
+from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from PIL import Image, ImageOps
+
+
+@pytest.fixture(scope="module")
+def pairs(workshop, tmp_path_factory) -> DatasetConfig:
+    """The workshop's pictures, each made out of its negative, which is larger and a JPEG."""
+    targets, starts = Path(workshop.dataset.roots[0]), tmp_path_factory.mktemp("starts")
+    for path in targets.glob("*.png"):
+        with Image.open(path) as image:
+            ImageOps.invert(image).resize((80, 64)).save(starts / f"{path.stem}.jpg", quality=95)
+    parts = tuple(replace(part, references=str(starts)) for part in workshop.dataset.parts)
+    return DatasetConfig(parts, workshop.dataset.roots, (str(starts),))
+
+
+@pytest.fixture(scope="module")
+def request_of(workshop, tiny_flux_model, pairs):
+    def make(validation=None, dataset=pairs, flavour="kontext", **values):
+        request = workshop.request(validation, replace(tiny_flux_model, flavour=flavour), **values)
+        return replace(request, dataset=dataset)
+
+    return make
+
+
+def test_a_run_draws_from_a_picture_and_repeats(workshop, request_of, pairs):
+    start = str(Path(pairs.reference_roots[0]) / "0.jpg")
+    drawn = ValidationConfig(prompts="a cat", resolutions="32x48", steps=2, cfg=1.0, reference=start)
+    host = workshop.host()
+    result = run(request_of(drawn, checkpoint_every=0), host)
+    again = run(request_of(drawn, checkpoint_every=0), workshop.host())
+    assert result.lora.sha256 == again.lora.sha256 and host.all(PreviewReady)
+    record = request_of(drawn).as_json()
+    assert record["validation"]["reference"] == "0.jpg" and "reference_roots" not in record["dataset"]
+    assert str(pairs.reference_roots[0]) not in str(record)
+
+
+def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
+    host = workshop.host()
+    built = build_run(plan_run(request_of(), host), host, Phases())
+    codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
+    for sample in built.samples:
+        start = built.references.get(sample)
+        assert start.shape == built.latents.get(sample).shape
+        alone = beginnings(built, [sample])["reference"]
+        assert torch.equal(alone[0], start)
+    seen = {built.references.get(sample).sum().item() for sample in built.samples}
+    assert len(seen) == len(built.samples) and codec.channels == 16
+
+
+def test_other_starts_are_another_run(workshop, request_of, pairs, tmp_path):
+    folder = tmp_path / "others"
+    shutil.copytree(pairs.reference_roots[0], folder)
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "0.jpg")
+    other = replace(pairs, reference_roots=(str(folder),))
+    one, two = (plan_run(request_of(dataset=d), workshop.host()).folder for d in (pairs, other))
+    assert one.name != two.name
+
+
+def test_the_plan_counts_their_tokens(request_of):
+    shape = Shape(128, 128, 1, 25)
+    with_start, without = (Skeleton(FluxFamily(), request_of(flavour=name)).cost(shape) for name in ("kontext", "dev"))
+    more = with_start.blocks[-1].forward_flops / without.blocks[-1].forward_flops
+    assert 1.6 < more < 2.1  # 64 + 64 + 24 tokens instead of 64 + 24
+
+
+def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
+    folder = tmp_path / "starts"
+    shutil.copytree(pairs.reference_roots[0], folder)
+    (folder / "1.jpg").unlink()
+    (folder / "2.jpg").write_bytes(b"no picture")
+    cases = {
+        (str(folder),): "references: every picture needs one of its name to start from; not so 1.png (none of that name), 2.jpg (",
+        (): "references: is empty, and kontext makes pictures out of others; name their folder",
+    }
+    for roots, words in cases.items():
+        with pytest.raises(UserError) as caught:
+            plan_run(request_of(dataset=replace(pairs, reference_roots=roots)), workshop.host())
+        assert words in str(caught.value) and len(caught.value.problems) == 1
+
+
+def test_others_take_none(workshop, request_of, pairs):
+    with pytest.raises(UserError, match="references: is given, and flux dev starts from no picture"):
+        plan_run(request_of(flavour="dev"), workshop.host())
+    drawn = ValidationConfig(prompts="a cat", reference="/x.png")
+    with pytest.raises(UserError, match="reference: is given, and chroma tiny starts from no picture"):
+        plan_run(workshop.request(drawn), workshop.host())
+
+
+def test_records_without_references_are_as_they_were(workshop):
+    record = workshop.request(ValidationConfig(prompts="a cat")).as_json()
+    assert "references" not in record["dataset"]["parts"][0] and "reference" not in record["validation"]

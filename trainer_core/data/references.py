@@ -1,0 +1,105 @@
+"""Pictures to start from: for each picture that is trained, the one of the same name in another folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config.dataset import DatasetConfig
+from ..files import sha256_texts
+from ..problems import Problem, UserError
+from .buckets import Placement
+from .contract import Entry
+from .folder import FolderBackend
+from .images import BrokenImage, decode
+from .index import Index
+from .latents import LatentCache
+from .soundness import upright_size
+from .table import Sample, rows_in_order
+
+FIELD = "references"
+SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class References:
+    """An index of the pictures to start from, each at the bucket of the one that is to become of it.
+
+    by_key: of that one -> the sample of this.
+    """
+
+    index: Index
+    by_key: Mapping[str, Sample]
+
+
+class ReferenceLatents:
+    """The latent of what a sample starts from."""
+
+    def __init__(self, references: References, latents: LatentCache):
+        self._by_key, self._latents = references.by_key, latents
+
+    def get(self, sample: Sample) -> Tensor:
+        """(channels, height / factor, width / factor) of the sample's own bucket, fp32, normalised."""
+        return self._latents.get(self._by_key[sample.key])
+
+
+def find_references(index: Index, config: DatasetConfig) -> References:
+    """Read and place the pictures to start from. Each start reads them all.
+
+    Raises:
+        UserError: a folder is not named, or pictures are missing or broken.
+    """
+    problems: list[Problem] = []
+    backends = tuple(FolderBackend(Path(root)) for root in config.reference_roots)
+    names = [
+        _by_stem(backend.entries()) if root else {} for backend, root in zip(backends, config.reference_roots, strict=True)
+    ]
+    for part, root in zip(config.parts, config.reference_roots, strict=True):
+        if not root:
+            problems.append(Problem(FIELD, f"is empty for {part.folder!r}; name the folder of pictures to start from"))
+    found: dict[str, Sample] = {}
+    faults: list[str] = []
+    for sample in rows_in_order(index.samples) if not problems else ():
+        name = names[sample.part].get(_stem(sample.name))
+        if name is None:
+            faults.append(f"{sample.name} (none of that name)")
+            continue
+        try:
+            found[sample.key] = _sample(sample, name, backends[sample.part])
+        except (OSError, BrokenImage) as error:
+            faults.append(f"{name} ({error})")
+    if faults:
+        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        told = f"every picture needs one of its name to start from; not so {', '.join(faults[:SHOWN])}{more}"
+        problems.append(Problem(FIELD, told))
+    if problems:
+        raise UserError(problems)
+    samples = tuple(found.values())
+    digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
+    return References(Index(samples, digest, {}, backends), found)
+
+
+def _sample(sample: Sample, name: str, backend: FolderBackend) -> Sample:
+    """The target's key: where it can't be decoded, the pair is left out."""
+    raw = backend.read(name)
+    width, height = upright_size(raw) or decode(raw).size
+    bucket = sample.placement.bucket
+    scale = max(bucket[0] / width, bucket[1] / height)
+    resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
+    crop = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
+    digest = hashlib.sha256(raw).hexdigest()
+    placed = Placement(bucket, resize, crop)
+    return replace(sample, name=name, path=backend.path(name), sha256=digest, size=(width, height), placement=placed)
+
+
+def _by_stem(entries: Iterable[Entry]) -> dict[str, str]:
+    return {_stem(entry.name): entry.name for entry in entries}
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
