@@ -16,6 +16,7 @@ from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady
 from chroma_trainer.trainer_core.lora.export import export_lora
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.problems import Cancelled
+from chroma_trainer.trainer_core.train.build import plan_run
 from chroma_trainer.trainer_core.train.forecasting import plan_request
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.workflow.inspection import describe
@@ -149,6 +150,14 @@ def test_schnell_trains_at_its_own_levels(workshop, request_of):
     assert describe(host.lora)["request"]["training"]["sigma_density"] == "schnell"
     assert any("noise levels to be trained (schnell)" in text for text in host.told())
     assert set(SCHNELL_SIGMAS) == {1.0, 0.75, 0.5, 0.25} and FLAVOURS["schnell"].is_fast
+
+
+def test_cfg_where_none_is_wanted_is_told(workshop, request_of):
+    host = workshop.host()
+    plan_run(request_of(ValidationConfig(prompts="a cat", cfg=3.5)), host)
+    assert any(text.startswith("cfg 3.5 burns pictures of dev") for text in host.told())
+    booru = replace(request_of().model, flavour="fluxbooru")
+    assert FluxFamily().warning(booru, ValidationConfig(prompts="a cat", cfg=6.0)) == ""
 
 
 def test_drawing_has_guidance_of_its_own(tiny_flux_model):

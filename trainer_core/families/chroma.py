@@ -59,6 +59,9 @@ class ChromaFamily:
         cfg = 1.0 if model.flavour == "flash" else 3.5
         return replace(settings, steps=26, cfg=cfg, scheduler="beta", shift=1.0)
 
+    def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
+        return ""
+
     def takes_references(self, model: ModelConfig) -> bool:
         return False
 

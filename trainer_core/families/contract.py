@@ -77,6 +77,10 @@ class Family(Protocol):
         """The settings as pictures are drawn with them: steps, cfg, scheduler and shift of the model where they are left to it."""
         ...
 
+    def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
+        """What a person should know before pictures are drawn so, mostly nothing: ''."""
+        ...
+
     def takes_references(self, model: ModelConfig) -> bool:
         """Whether it makes pictures out of others: then every picture that is trained has one to start from."""
         ...

@@ -72,6 +72,11 @@ class FluxFamily:
         flavour = _flavour(model)
         return replace(settings, steps=flavour.steps, cfg=flavour.cfg, scheduler="simple", shift=flavour.shift)
 
+    def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
+        if settings.cfg == 1 or _flavour(model).cfg > 1:
+            return ""
+        return f"cfg {settings.cfg:g} burns pictures of {model.flavour}, which needs none; set sampling to by model, or cfg to 1"
+
     def takes_references(self, model: ModelConfig) -> bool:
         return model.flavour == "kontext"
 

@@ -140,7 +140,8 @@ def _named(checked: Checked, host: Host) -> Plan:
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
-    for text in advice(request.training, request.optimizer, checked.optimizer):
+    drawn = request.validation and family.warning(request.model, request.validation)
+    for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
         host.emit(Notice(text, "warning"))
     return Plan(request, family, index, folder, checked.device, world, adoption, checked.references)
 

@@ -18,7 +18,7 @@ from ..config.validation import ValidationConfig
 from ..devices import pick_device
 from ..families.contract import Family
 from ..files import sha256_text
-from ..host import Host, PhaseProgress, PhaseStarted, PreviewReady
+from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..lora.inject import remove_, set_strength_
 from ..lora.read import apply_lora_
 from ..problems import UserError
@@ -107,6 +107,8 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     settings = family.drawn(model, settings)
     if settings.reference and not family.takes_references(model):
         raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
+    if told := family.warning(model, settings):
+        host.emit(Notice(told, "warning"))
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():

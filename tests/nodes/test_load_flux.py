@@ -1,0 +1,54 @@
+"""LoadFlux: flavours become options, and single files are looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chroma_trainer.nodes.load_flux import Inputs, run
+from chroma_trainer.trainer_core.config.flux import FLAVOURS, FluxOptions
+from chroma_trainer.trainer_core.host import Paths, SinkHost
+from chroma_trainer.trainer_core.problems import UserError
+
+
+@pytest.fixture
+def host(tmp_path):
+    kinds = {"diffusion_models": "flux", "text_encoders": "clip_l t5xxl", "vae": "ae", "loras": "helper"}
+    models = {}
+    for kind, names in kinds.items():
+        models[kind] = (tmp_path / kind,)
+        (tmp_path / kind).mkdir()
+        for name in names.split():
+            (tmp_path / kind / f"{name}.safetensors").touch()
+    return SinkHost(paths=Paths(output=tmp_path, cache=tmp_path, models=models))
+
+
+def test_a_flavour_is_its_repository_and_its_rules(host):
+    assert next(iter(FLAVOURS)) == Inputs().flavour == "krea"
+    (model,) = run(Inputs(), host)
+    assert (model.family, model.flavour, model.repo) == ("flux", "krea", "black-forest-labs/FLUX.1-Krea-dev")
+    assert model.flux == FluxOptions(drawn_guidance=4.5) and model.flux.guidance == 1.0 and model.flux.max_tokens == 512
+    options = {name: run(Inputs(flavour=name), host)[0].flux for name in FLAVOURS}
+    assert options["schnell"].is_fast and options["schnell"].max_tokens == 256
+    assert options["libreflux"].is_masked and options["fluxbooru"].guidance == 3.5
+    assert [name for name, o in options.items() if o.is_fast or o.is_masked] == ["schnell", "libreflux"]
+
+
+def test_what_is_set_wins(host):
+    own = {"text_tokens": 300, "guidance": 4.0, "drawn_guidance": 2.0, "attention_mask": "on", "noise_levels": "as set"}
+    (model,) = run(Inputs(flavour="schnell", **own), host)
+    assert model.flux == FluxOptions("", 300, 4.0, 2.0, is_masked=True, is_fast=False)
+    assert not run(Inputs(flavour="libreflux", attention_mask="off"), host)[0].flux.is_masked
+
+
+def test_single_files(host, tmp_path):
+    names = {"diffusion_model": "flux", "t5": "t5xxl", "clip": "clip_l", "vae": "ae", "assistant": "helper"}
+    (model,) = run(Inputs(**{field: f"{name}.safetensors" for field, name in names.items()}), host)
+    found = (model.transformer_file, model.text_encoder_file, model.flux.clip_file, model.vae_file, model.flux.assistant_file)
+    assert [Path(file).stem for file in found] == list(names.values()) and all(Path(file).is_absolute() for file in found)
+
+
+def test_all_that_is_missing_is_told_at_once(host):
+    with pytest.raises(UserError) as caught:
+        run(Inputs(t5="t5xx.safetensors", assistant="none-such.safetensors"), host)
+    assert [problem.where for problem in caught.value.problems] == ["t5", "assistant"]
