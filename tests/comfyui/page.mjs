@@ -10,7 +10,7 @@ import path from "node:path";
 import { load, promptOf, withPage } from "./browser.mjs";
 
 const [command, url, workflow, output] = process.argv.slice(2);
-const RUN_MS = 540_000;
+const RUN_MS = 1_500_000;
 const BARS = 120; // pixels at the edges that the page's own bars may cover
 
 await withPage(url, async (context, page) => {

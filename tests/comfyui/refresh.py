@@ -89,6 +89,7 @@ def _write(path: Path, value: Any) -> None:
 def main() -> None:
     names = sys.argv[1:] or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
     comfyui = fixtures()
+    comfyui.RUN_SECONDS = 1800  # a training to its end
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base, tempfile.TemporaryDirectory() as folder:
         server = comfyui.start(comfyui.root_of(*comfyui.CURRENT), Path(base))
         for file in FILES:
