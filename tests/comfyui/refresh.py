@@ -23,6 +23,7 @@ THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("first-lora", "compare-checkpoints")  # the others want Chroma in full size
 TALL = {"LoRATrainer": 1260, "PreviewImage": 560}  # height for the live panel, and for a grid
+DRAWING = 830  # of a ValidateSampler that shows its pictures under its fields
 GAP, MARGIN = 50, 30  # pixels: between nodes, where the title needs its place; within groups
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
 
@@ -63,7 +64,8 @@ def tidy(workflow: dict[str, Any]) -> None:
     nodes = workflow["nodes"]
     groups = [(group, [node for node in nodes if _inside(node, group["bounding"])]) for group in workflow["groups"]]
     for node in nodes:
-        node["size"][1] = max(node["size"][1], TALL.get(node["type"], 0))
+        draws = any(slot["name"] == "lora" and slot.get("link") is not None for slot in node.get("inputs", ()))
+        node["size"][1] = max(node["size"][1], DRAWING if draws else TALL.get(node["type"], 0))
     for column in {node["pos"][0] for node in nodes}:
         free = 0.0
         for node in sorted((n for n in nodes if n["pos"][0] == column), key=lambda n: n["pos"][1]):
