@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.families import kernels
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.kernels import (
     attention_fault,
     compile_blocks_,
@@ -17,20 +16,9 @@ from chroma_trainer.trainer_core.families.kernels import (
 )
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.quant.quanto import Int8Quanto
-from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.train.placement import choose_kernels_, device_problems
 
-CPU = torch.device("cpu")
-FAMILY: Any = None  # of the test that runs
-
-
-@pytest.fixture(params=names("family"))
-def tiny_model(request, monkeypatch):
-    """Of each family."""
-    monkeypatch.setitem(globals(), "FAMILY", load("family", request.param)())
-    return request.getfixturevalue(f"tiny_{request.param}_model")
-
-
+FAMILY, CPU = ChromaFamily(), torch.device("cpu")
 LENGTHS = (5, 9, 5)  # compiled code must take another length
 
 
