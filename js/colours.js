@@ -14,7 +14,6 @@ const LINKS = {
 const NODES = {
   LoadChroma: "#3a3350",
   LoadFlux: "#3a3350",
-  LoadFlux: "#3a3350",
   QuantizeModel: "#3a3350",
   DatasetBackend: "#33452a",
   LoRATrainer: "#24425a",
