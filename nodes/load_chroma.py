@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
-from ..trainer_core.host import ASSETS, Host, collect
+from ..trainer_core.host import ASSETS, Host
 from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Output, Text
+from .model_files import OWN_PART, finder
 
 REPOS = {"nano": str(ASSETS / "chroma-nano"), **CHROMA_REPOS}
-OWN_PART = "from flavour"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +55,14 @@ class Inputs:
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     problems: list[Problem] = []
 
-    def find(kind: str, name: str, field: str) -> str:
-        path = collect(problems, host.paths.find_model, kind, name, field)
-        return str(path) if path else ""
-
-    def single(kind: str, name: str, field: str) -> str:
-        return "" if name == OWN_PART else find(kind, name, field)
-
+    find = finder(host, problems)
     model = ModelConfig(
         family="chroma",
         flavour=inputs.flavour,
-        repo=find("diffusers", inputs.folder, "folder") if inputs.folder.strip() else REPOS[inputs.flavour],
-        transformer_file=single("diffusion_models", inputs.diffusion_model, "diffusion_model"),
-        text_encoder_file=single("text_encoders", inputs.text_encoder, "text_encoder"),
-        vae_file=single("vae", inputs.vae, "vae"),
+        repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else REPOS[inputs.flavour],
+        transformer_file=find("diffusion_models", inputs.diffusion_model, "diffusion_model"),
+        text_encoder_file=find("text_encoders", inputs.text_encoder, "text_encoder"),
+        vae_file=find("vae", inputs.vae, "vae"),
         dtype=inputs.dtype,
     )
     if problems:

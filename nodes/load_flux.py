@@ -7,11 +7,11 @@ from typing import Annotated
 
 from ..trainer_core.config.flux import FLAVOURS, FluxOptions
 from ..trainer_core.config.model import ModelConfig
-from ..trainer_core.host import Host, collect
+from ..trainer_core.host import Host
 from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Output, Range, Text
+from .model_files import OWN_PART, finder
 
-OWN_PART = "from flavour"
 BY_FLAVOUR = "by flavour"
 NO_ASSISTANT = "none"
 
@@ -109,15 +109,12 @@ class Inputs:
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     problems: list[Problem] = []
 
-    def find(kind: str, name: str, field: str, none: str = OWN_PART) -> str:
-        path = None if name == none else collect(problems, host.paths.find_model, kind, name, field)
-        return str(path) if path else ""
-
+    find = finder(host, problems)
     rules = FLAVOURS[inputs.flavour]
     model = ModelConfig(
         family="flux",
         flavour=inputs.flavour,
-        repo=find("diffusers", inputs.folder, "folder") if inputs.folder.strip() else rules.repo,
+        repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else rules.repo,
         transformer_file=find("diffusion_models", inputs.diffusion_model, "diffusion_model"),
         text_encoder_file=find("text_encoders", inputs.t5, "t5"),
         vae_file=find("vae", inputs.vae, "vae"),

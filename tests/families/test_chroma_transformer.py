@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.families import joint_attention
-from chroma_trainer.trainer_core.families.chroma import MAX_ROPE_GRIDS, ChromaFamily
+from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.joint_attention import COMPLEX_DEVICES, RotaryPositions, rotate
+from chroma_trainer.trainer_core.families.lineage import MAX_ROPE_GRIDS
 from chroma_trainer.trainer_core.families.packing import image_ids, pack, text_ids, unpack
 from chroma_trainer.trainer_core.lora.inject import inject_
 from diffusers import ChromaTransformer2DModel

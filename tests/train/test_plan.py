@@ -13,7 +13,7 @@ from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationCo
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.families import chroma, sources
+from chroma_trainer.trainer_core.families import chroma, lineage, sources
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.flux import FluxFamily
@@ -233,7 +233,8 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
 
 def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch):
     """18 GB are fetched for a run, not to learn whether it would fit."""
-    monkeypatch.setattr(chroma, "is_offline", lambda: False)
+    for module in (chroma, lineage):
+        monkeypatch.setattr(module, "is_offline", lambda: False)
     monkeypatch.setattr(sources, "download", lambda *part: pytest.fail(f"fetched {part}"))
     monkeypatch.setattr(sources, "cached_folder", lambda *part: None)
     model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")

@@ -14,35 +14,29 @@ from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..config.validation import ValidationConfig
 from ..host import collect
-from ..problems import Problem, UserError
-from .chroma_layout import TRANSFORMER, is_original, original_layout, transformer_config
+from ..problems import Problem
+from .chroma_layout import TRANSFORMER, transformer_config
 from .contract import Convert
 from .identity import identity_of
+from .lineage import Lineage, rope
 from .linears import CHROMA
-from .packing import batch_text, image_ids, pack, unpack
-from .sources import SINGLE_FILES, Part, cached_folder, describe, find_part, is_local, is_offline, shipped_config
+from .packing import batch_text, pack, unpack
+from .sources import Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
-from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
-
-KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
-MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
+from .weights import Weights
 
 
-class ChromaFamily:
+class ChromaFamily(Lineage):
     """The members are those of contract.Family."""
 
     name = "chroma"
-    pixel_step = 16
+    transformer_kind = TRANSFORMER
     full_precision = ("distilled_guidance_layer*", "x_embedder", "context_embedder", "*norm*", "proj_out")
     frozen = CHROMA.frozen
     targets = CHROMA.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        found: list[Problem] = []
-        if model.dtype not in DTYPES:
-            found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
-        for part in SINGLE_FILES:
-            collect(found, self._check_part, model, part)
+        found = self.part_problems(model)
         collect(found, self._check_tokenizer, model)
         return found
 
@@ -89,25 +83,20 @@ class ChromaFamily:
 
         return empty_t5(model, convert)
 
-    def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
-        from .codec import load_vae
-
-        return load_vae(model, device)
-
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = describe(model, "transformer", shipped_config("chroma_transformer"))
-        return _empty(part, Weights(part.files, TRANSFORMER))
+        return self.shaped(part, Weights(part.files, TRANSFORMER))
 
-    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        part = find_part(model, "transformer")
-        weights = Weights(part.files, TRANSFORMER, mapped=convert is None)
-        transformer = _empty(part, weights)
-        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
+    def shaped(self, part: Part, weights: Weights) -> Any:
+        from .chroma_transformer import ChromaTransformer
+
+        with torch.device("meta"):
+            transformer = ChromaTransformer.from_config(transformer_config(part, weights))
+        transformer.restore_buffers_()
         return transformer
 
-    def blocks(self, transformer: Any) -> list[nn.Module]:
-        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        return self.read_transformer(model, convert)[0]
 
     def prepare_(self, transformer: nn.Module, model: ModelConfig) -> None:
         pass
@@ -132,59 +121,6 @@ class ChromaFamily:
         )[0]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 
-    def _check_part(self, model: ModelConfig, part: str) -> None:
-        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
-            check_hub(model.repo, part)
-            return
-        Weights(find_part(model, part).files, KINDS[part])
-
     def _check_tokenizer(self, model: ModelConfig) -> None:
         if is_local(model.repo) or not model.repo or is_offline():
             find_tokenizer(model)
-
-
-def _empty(part: Part, weights: Weights) -> Any:
-    from .chroma_transformer import ChromaTransformer
-
-    with torch.device("meta"):
-        transformer = ChromaTransformer.from_config(transformer_config(part, weights))
-    transformer.restore_buffers_()
-    return transformer
-
-
-def rope(
-    transformer: Any, num_text: int, height: int, width: int, device: torch.device, beside: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0.
-
-    beside: height and width of latents to start from, whose tokens follow the picture's and lie at (1, y, x).
-    """
-    kept: dict[Any, tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
-    key = (height, width, str(device), beside)
-    if key not in kept:
-        if len(kept) >= MAX_ROPE_GRIDS:
-            kept.pop(next(iter(kept)))
-        # A preview under inference mode may be the first to ask, and training reads it.
-        with torch.inference_mode(False):
-            ids = image_ids(height, width)
-            if beside:
-                ids = torch.cat([ids, image_ids(*beside) + torch.tensor([1.0, 0.0, 0.0])])
-            cosines, sines = transformer.pos_embed(ids)
-            kept[key] = cosines.to(device), sines.to(device)
-    cosines, sines = kept[key]
-    shape = num_text, cosines.shape[1]
-    return torch.cat([cosines.new_ones(shape), cosines]), torch.cat([sines.new_zeros(shape), sines])
-
-
-def check_hub(repo: str, part: str) -> None:
-    """Whether a part of a hub's repository can be had.
-
-    Raises:
-        UserError: it is not in the cache, and no network may be asked.
-    """
-    if cached_folder(repo, part) is None and is_offline():
-        raise UserError.at(
-            "repo",
-            f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
-            "unset it, or name a local diffusers folder or single files",
-        )

@@ -17,35 +17,52 @@ def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:
     """The constructor's arguments: from config.json, or read off the shapes of a single file."""
     if part.config.get("_class_name") == "ChromaTransformer2DModel":
         return part.config
-    config = shipped_config("chroma_transformer")
+    hidden, channels = shape_of(weights, *["distilled_guidance_layer.in_proj.weight"] * 2)
+    return {
+        **shipped_config("chroma_transformer"),
+        **common_dimensions(weights),
+        "approximator_num_channels": channels,
+        "approximator_hidden_dim": hidden,
+        "approximator_layers": weights.count("distilled_guidance_layer.layers"),
+    }
+
+
+def common_dimensions(weights: Weights) -> dict[str, Any]:
+    """The constructor's arguments that Chroma and Flux share, read off the shapes of a file in either layout.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
     original = is_original(weights)
-
-    def shape(ours: str, theirs: str) -> tuple[int, ...]:
-        names = (theirs, theirs.replace(".scale", ".weight")) if original else (ours,)
-        found = next((name for name in names if name in weights.entries), None)
-        if found is None:
-            file = weights.files[0]
-            raise UserError.at(file.name, f"is no {TRANSFORMER.name}: {names[0]} is missing ({file})")
-        return weights.shape(found)
-
-    hidden, in_channels = shape("x_embedder.weight", "img_in.weight")
-    head = shape("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")[0]
-    approximator_hidden, approximator_channels = shape(*["distilled_guidance_layer.in_proj.weight"] * 2)
-    config.update(
-        in_channels=in_channels,
-        num_layers=weights.count("double_blocks" if original else "transformer_blocks"),
-        num_single_layers=weights.count("single_blocks" if original else "single_transformer_blocks"),
-        attention_head_dim=head,
-        num_attention_heads=hidden // head,
-        joint_attention_dim=shape("context_embedder.weight", "txt_in.weight")[1],
-        approximator_num_channels=approximator_channels,
-        approximator_hidden_dim=approximator_hidden,
-        approximator_layers=weights.count("distilled_guidance_layer.layers"),
-    )
+    hidden, in_channels = shape_of(weights, "x_embedder.weight", "img_in.weight")
+    query_norm = "double_blocks.0.img_attn.norm.query_norm.scale"
+    head = shape_of(weights, "transformer_blocks.0.attn.norm_q.weight", query_norm)[0]
+    found: dict[str, Any] = {
+        "in_channels": in_channels,
+        "num_layers": weights.count("double_blocks" if original else "transformer_blocks"),
+        "num_single_layers": weights.count("single_blocks" if original else "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "joint_attention_dim": shape_of(weights, "context_embedder.weight", "txt_in.weight")[1],
+    }
     if head != 128:  # an eighth of the head for time, the rest for y and x, all even, like (16, 56, 56) of 128
         plane = (head - head // 8) // 4 * 2
-        config["axes_dims_rope"] = [head - 2 * plane, plane, plane]
-    return config
+        found["axes_dims_rope"] = [head - 2 * plane, plane, plane]
+    return found
+
+
+def shape_of(weights: Weights, ours: str, theirs: str) -> tuple[int, ...]:
+    """Shape of a tensor by its name in diffusers' and in the original layout, where a norm's `scale` may be a `weight`.
+
+    Raises:
+        UserError: it is missing.
+    """
+    names = (theirs, theirs.replace(".scale", ".weight")) if is_original(weights) else (ours,)
+    found = next((name for name in names if name in weights.entries), None)
+    if found is None:
+        file = weights.files[0]
+        raise UserError.at(file.name, f"is no {weights.kind.name}: {names[0]} is missing ({file})")
+    return weights.shape(found)
 
 
 def is_original(weights: Weights) -> bool:

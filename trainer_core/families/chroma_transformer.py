@@ -8,28 +8,33 @@ sines of sigma in fp32 and rounds those; so do we. And nothing of diffusers is i
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .joint_attention import FeedForward, JointAttention, RotaryPositions, SelfAttention, finite, gelu, modulated
+from .joint_attention import (
+    FeedForward,
+    FromConfig,
+    JointAttention,
+    RotaryPositions,
+    SelfAttention,
+    finite,
+    gelu,
+    modulated,
+)
 
 TIMESTEPS = 1000  # the approximator was trained on sigma * 1000
 ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = 3, 6, 2  # of modulation: a single block, each stream of a double block, the end
 
 
-class ChromaTransformer(nn.Module):
+class ChromaTransformer(FromConfig):
     """The velocity of packed latents.
 
     Args: those of diffusers' config.json; the released model's are the defaults.
     """
-
-    config: dict[str, Any]  # what it was made from, see from_config
 
     def __init__(
         self,
@@ -61,16 +66,8 @@ class ChromaTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(width, out_channels or in_channels)
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ChromaTransformer:
-        """From a config.json of diffusers; entries that are no argument are left out."""
-        known = inspect.signature(cls).parameters
-        model = cls(**{key: value for key, value in config.items() if key in known})
-        model.config = dict(config)
-        return model
-
     def restore_buffers_(self) -> None:
-        """Compute the rows' indices anew: they are in no file, so a model built on the meta device lacks them."""
+        """The rows' indices."""
         self.time_text_embed.restore_()
 
     def modulation(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:

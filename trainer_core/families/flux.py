@@ -17,39 +17,34 @@ from ..config.training import TrainingConfig
 from ..config.validation import ValidationConfig
 from ..host import collect
 from ..problems import Problem, UserError
-from .chroma import check_hub, rope
-from .chroma_layout import is_original, original_layout
+from .chroma_layout import is_original
 from .clip import CLIP, find_clip, find_clip_tokenizer
 from .contract import Convert
 from .flux_layout import TRANSFORMER, flux_config
 from .flux_text import part as part_text
 from .identity import content_digest, identity_of
+from .lineage import Lineage, check_hub, rope
 from .linears import FLUX
 from .packing import batch_text, pack, unpack
-from .sources import SINGLE_FILES, Part, describe, find_part, is_local, is_offline, shipped_config
+from .sources import Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
-from .weights import DTYPES, T5, VAE, Weights, load_weights_, same_names
+from .weights import DTYPES, Weights
 
-KINDS = {"transformer": TRANSFORMER, "text_encoder": T5, "vae": VAE}
 LATENT_CHANNELS = 64  # of a packed token
 
 
-class FluxFamily:
+class FluxFamily(Lineage):
     """The members are those of contract.Family. A model of this family has `flux` options."""
 
     name = "flux"
-    pixel_step = 16
+    transformer_kind = TRANSFORMER
     # A quarter of the weights are modulations inside the blocks: those are quantised as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
     frozen = FLUX.frozen
     targets = FLUX.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        found: list[Problem] = []
-        if model.dtype not in DTYPES:
-            found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
-        for part in SINGLE_FILES:
-            collect(found, self._check_part, model, part)
+        found = self.part_problems(model)
         collect(found, self._check_clip, model)
         if not found and _assistant(model) and (is_local(model.repo) or model.transformer_file):
             collect(found, self._check_assistant, model)
@@ -107,29 +102,23 @@ class FluxFamily:
 
         return EmptyFluxText(model, convert)
 
-    def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
-        from .codec import load_vae
-
-        return load_vae(model, device)
-
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = describe(
             model, "transformer", {**shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
         )
-        return self._told(_empty(part, Weights(part.files, TRANSFORMER)), model)
+        return self._told(self.shaped(part, Weights(part.files, TRANSFORMER)), model)
+
+    def shaped(self, part: Part, weights: Weights) -> Any:
+        from .flux_transformer import FluxTransformer
+
+        with torch.device("meta"):
+            return FluxTransformer.from_config(flux_config(part, weights))
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        part = find_part(model, "transformer")
-        weights = Weights(part.files, TRANSFORMER, mapped=convert is None)
-        transformer = _empty(part, weights)
-        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
+        transformer, weights = self.read_transformer(model, convert)
         if is_original(weights):
             _swap_halves_(transformer.norm_out.linear)
         return self._told(transformer, model)
-
-    def blocks(self, transformer: Any) -> list[nn.Module]:
-        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
     def prepare_(self, transformer: Any, model: ModelConfig) -> None:
         _own_(transformer.time_text_embed)
@@ -184,14 +173,9 @@ class FluxFamily:
         transformer.guidance, transformer.drawn_guidance = model.flux.guidance, model.flux.drawn_guidance
         return transformer
 
-    def _check_part(self, model: ModelConfig, part: str) -> None:
-        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
-            check_hub(model.repo, model.folders.get(part, part))
-            return
-        found = find_part(model, part)
-        weights = Weights(found.files, KINDS[part])
-        if part == "transformer":
-            _check_channels(found, weights)
+    def check_files(self, part: Part, weights: Weights) -> None:
+        if weights.kind is TRANSFORMER:
+            _check_channels(part, weights)
 
     def _check_assistant(self, model: ModelConfig) -> None:
         from .assistant import check_assistant
@@ -226,13 +210,6 @@ def _check_channels(part: Part, weights: Weights) -> None:
             f"takes {channels} channels a token and not {LATENT_CHANNELS}: it is a Flux that paints into or follows other "
             f"pictures (Fill, Canny, Depth), which can't be trained here; use a text-to-image one ({file})",
         )
-
-
-def _empty(part: Part, weights: Weights) -> Any:
-    from .flux_transformer import FluxTransformer
-
-    with torch.device("meta"):
-        return FluxTransformer.from_config(flux_config(part, weights))
 
 
 def _weight(layer: Any) -> Tensor:

@@ -6,9 +6,7 @@ sigma (and guidance) stay in fp32 until their waves are taken, and nothing of di
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +21,16 @@ from .chroma_transformer import (
     SingleBlock,
     waves,
 )
-from .joint_attention import FeedForward, JointAttention, RotaryPositions, SelfAttention, modulated
+from .joint_attention import FeedForward, FromConfig, JointAttention, RotaryPositions, SelfAttention, modulated
 
 WAVES = 256  # features of a number (sigma * 1000, guidance * 1000) before it is embedded
 
 
-class FluxTransformer(nn.Module):
+class FluxTransformer(FromConfig):
     """The velocity of packed latents.
 
     Args: those of diffusers' config.json; the released dev model's are the defaults.
     """
-
-    config: dict[str, Any]  # what it was made from, see from_config
 
     def __init__(
         self,
@@ -61,17 +57,6 @@ class FluxTransformer(nn.Module):
         )
         self.norm_out = Modulation(width, ROWS_FINAL)
         self.proj_out = nn.Linear(width, out_channels or in_channels)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FluxTransformer:
-        """From a config.json of diffusers; entries that are no argument are left out."""
-        known = inspect.signature(cls).parameters
-        model = cls(**{key: value for key, value in config.items() if key in known})
-        model.config = dict(config)
-        return model
-
-    def restore_buffers_(self) -> None:
-        """Nothing to do: every number of it is in its files."""
 
     def forward(
         self,

@@ -6,7 +6,9 @@ is imported from it: that import takes longer than all else before the first ste
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,26 @@ COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(width)) value, by the kernel that torch finds best."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+Made = TypeVar("Made", bound="FromConfig")
+
+
+class FromConfig(nn.Module):
+    """A module whose constructor takes the entries of a diffusers config.json."""
+
+    config: dict[str, Any]  # what it was made from
+
+    @classmethod
+    def from_config(cls: type[Made], config: dict[str, Any]) -> Made:
+        """From a config.json of diffusers; entries that are no argument are left out."""
+        known = inspect.signature(cls).parameters
+        model = cls(**{key: value for key, value in config.items() if key in known})
+        model.config = dict(config)
+        return model
+
+    def restore_buffers_(self) -> None:
+        """Compute anew what is in no file, and what a model built on the meta device therefore lacks."""
 
 
 class RotaryPositions(nn.Module):

@@ -153,9 +153,9 @@ class AdapterLayer(nn.Module, ABC):
         """(..., in) -> (..., out)."""
 
     @property
-    @abstractmethod
     def file_rank(self) -> int:
         """Rank of the update in a file."""
+        return self.rank
 
     @property
     def file_alpha(self) -> float:
@@ -163,9 +163,9 @@ class AdapterLayer(nn.Module, ABC):
         return float(self.file_rank)
 
     @property
-    @abstractmethod
     def scale(self) -> float:
         """What the product of the trained weights is multiplied by."""
+        return self.alpha / self.rank
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What learns, by name."""

@@ -114,14 +114,6 @@ class LohaLinear(AdapterLayer):
         )
 
     @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def file_rank(self) -> int:
-        return self.rank
-
-    @property
     def file_alpha(self) -> float:
         return self.alpha
 

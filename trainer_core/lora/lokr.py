@@ -159,10 +159,6 @@ class LokrLinear(AdapterLayer):
         return self.alpha / self.rank if self.w1_b is not None or self.w2_b is not None else 1.0
 
     @property
-    def file_rank(self) -> int:
-        return self.rank
-
-    @property
     def file_alpha(self) -> float:
         return self.alpha
 

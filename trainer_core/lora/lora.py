@@ -174,10 +174,6 @@ class LoraLinear(AdapterLayer):
         self.base_keeps_start = False  # loftq: B0 A0 mends a quantised base, so that it acts, but is not in the file
 
     @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
     def file_rank(self) -> int:
         return self.rank if self.lora_A0 is None else 2 * self.rank
 
