@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +148,12 @@ class DoubleBlock(nn.Module):
         text = torch.addcmul(text, c[5], self.ff_context(modulated(text, c[3], c[4])))
         return finite(text), image
 
+    def summed(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
+        """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
+        if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:  # gates learn; finite() reads
+            return []
+        return [self.ff.net[2], self.ff_context.net[2]]
+
 
 class SingleBlock(nn.Module):
     """One stream; attention and feed-forward side by side."""
@@ -165,6 +172,10 @@ class SingleBlock(nn.Module):
         x = modulated(joint, shift, scale)
         both = torch.cat([self.attn(x, positions, mask), gelu(self.proj_mlp(x))], dim=2)
         return finite(torch.addcmul(joint, gate, self.proj_out(both)))
+
+    def summed(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
+        """See DoubleBlock.summed."""
+        return [] if rows.requires_grad or joint.dtype == torch.float16 else [self.proj_out]
 
 
 class RowInputs(nn.Module):

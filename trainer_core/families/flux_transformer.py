@@ -7,6 +7,7 @@ sigma (and guidance) stay in fp32 until their waves are taken, and nothing of di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,12 @@ class FluxDoubleBlock(DoubleBlock):
         rows = self.norm1(conditioning), self.norm1_context(conditioning)
         return super().forward(image, text, *rows, positions, mask)
 
+    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, image: Tensor, text: Tensor, conditioning: Tensor, *_: Any
+    ) -> list[nn.Module]:
+        learns = any(learning(norm) for norm in (self.norm1, self.norm1_context))
+        return [] if learns else super().summed(image, text, conditioning, conditioning)
+
 
 class FluxSingleBlock(SingleBlock):
     """One stream; attention and feed-forward side by side; one modulation."""
@@ -149,6 +156,16 @@ class FluxSingleBlock(SingleBlock):
     ) -> Tensor:
         """(B, tokens, width) -> the same. conditioning: (B, width)."""
         return super().forward(joint, self.norm(conditioning), positions, mask)
+
+    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, joint: Tensor, conditioning: Tensor, *_: Any
+    ) -> list[nn.Module]:
+        return [] if learning(self.norm) else super().summed(joint, conditioning)
+
+
+def learning(module: nn.Module) -> bool:
+    """Whether anything in it is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 class Conditioning(nn.Module):

@@ -84,3 +84,4 @@ def compile_blocks_(blocks: Iterable[nn.Module], backend: str = "inductor") -> N
     """
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+        block.__dict__["is_compiled"] = True

@@ -199,6 +199,11 @@ class AdapterLayer(nn.Module, ABC):
         return y if base.bias is None else y - base.bias
 
     @property
+    def summed_base(self) -> nn.Linear | None:
+        """The base, where its product enters a sum alone, so that gradients do not read it; else None. See families/checkpointing.py."""
+        return self.base
+
+    @property
     def in_features(self) -> int:
         return self.base.in_features
 

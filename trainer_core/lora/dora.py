@@ -49,6 +49,10 @@ class DoraLinear(LoraLinear):
         gain = (self.magnitude / self.norms()).to(x.dtype)
         return y + self.strength * (self.added(product, seen, 1.0) * gain - product)
 
+    @property
+    def summed_base(self) -> None:
+        """The magnitude's gradient reads the product."""
+
     def _product(self, y: Tensor) -> Tensor:
         return y if self.base.bias is None else y - self.base.bias
 

@@ -29,6 +29,7 @@ class BlockCost:
         forward_peak: of a forward pass without gradients; forward_grad_peak: with.
         backward_peak: what was kept and the result's gradient included.
         gradients: of the adapter; they stay until the optimiser's step.
+        again_flops: of the second forward pass, where the block is computed again; it leaves out what no gradient reads.
     """
 
     weights: int
@@ -41,6 +42,7 @@ class BlockCost:
     backward_peak: int
     gradients: int
     forward_flops: int
+    again_flops: int
     backward_flops: int
 
 
@@ -108,4 +110,4 @@ class ModelCost:
 def step_flops(cost: ModelCost, again: Sequence[int]) -> int:
     """Operations of one micro-batch, with those blocks computed twice."""
     blocks = sum(block.forward_flops + block.backward_flops for block in cost.blocks)
-    return cost.head_flops + blocks + sum(cost.blocks[i].forward_flops for i in again)
+    return cost.head_flops + blocks + sum(cost.blocks[i].again_flops for i in again)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
+from ..families.checkpointing import recomputed_places
 from .costs import BlockCost, ModelCost
 
 
 def recomputed(request: TrainRequest, num_blocks: int) -> range:
     """Places of the blocks that are computed again in the backward pass."""
     interval = request.memory.checkpointing_interval
-    return range(0, num_blocks, interval) if request.training.gradient_checkpointing else range(0)
+    return recomputed_places(num_blocks, interval) if request.training.gradient_checkpointing else range(0)
 
 
 def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:

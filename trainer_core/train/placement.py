@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache
-from ..families.checkpointing import checkpoint_blocks_
+from ..families.checkpointing import checkpoint_blocks_, recomputed_places
 from ..families.contract import Family, ImageCodec, TextEncoder
 from ..families.disk import wait_on_disk_
 from ..families.kernels import attention_fault, compile_blocks_, compiler_fault, set_attention_
@@ -57,7 +57,7 @@ def place_(
     """Bring an adapted, quantised transformer to where it trains. Outputs and gradients stay the same.
 
     Args:
-        checkpointing: whether blocks are computed again in the backward pass, every checkpointing_interval-th.
+        checkpointing: whether blocks are computed again in the backward pass, see recomputed_places.
         disk: folder for weights that wait on disk, named after them.
     """
     blocks = family.blocks(transformer)
@@ -74,7 +74,7 @@ def place_(
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]
         host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
-    again = set(range(0, len(blocks), memory.checkpointing_interval)) if checkpointing else set()
+    again = set(recomputed_places(len(blocks), memory.checkpointing_interval)) if checkpointing else set()
     # A block that is computed again keeps nothing inside: its weights come with its second forward.
     kept = [block for i, block in enumerate(blocks) if i not in again]
     if swap or host:

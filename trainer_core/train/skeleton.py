@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..config.request import TrainRequest
+from ..families.checkpointing import Unread, unread_layers
 from ..families.contract import Family
 from ..families.weights import DTYPES
 from ..flow.loss import velocity_loss
@@ -203,6 +204,10 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
     output, forward_peak = counter.now, counter.peak
     del result
     flops = counter.flops
+    counter = LiveBytes()
+    with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
+        block(*args, **kwargs)
+    again_flops = counter.flops
     args, kwargs = tree_map_only(Tensor, lambda x: _like(x).requires_grad_() if x.ndim == 3 else x, (args, kwargs))
     counter = LiveBytes()
     with counter:
@@ -216,5 +221,5 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
     return BlockCost(
         weights=bytes_of(*frozen), leaves=sum(leaves), largest_leaf=max(leaves, default=0),
         output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
-        gradients=bytes_of(*learning), forward_flops=flops, backward_flops=counter.flops - flops,
+        gradients=bytes_of(*learning), forward_flops=flops, again_flops=again_flops, backward_flops=counter.flops - flops,
     )  # fmt: skip
