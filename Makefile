@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/chroma-trainer demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
