@@ -18,10 +18,10 @@ from typing import Any
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.schemas import schemas
 from .trainer_core.console import Console
-from .trainer_core.files import write_json
+from .trainer_core.files import fault_of, write_json
 from .trainer_core.folders import local_paths
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
-from .trainer_core.problems import Cancelled, UserError
+from .trainer_core.problems import Cancelled, Problem, UserError
 from .trainer_core.train.control import find_run, read_status, request, runs_in
 from .trainer_core.workflow.check import check, skipped
 from .trainer_core.workflow.execute import execute
@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Train what the workflow asks for."""
     graph = _graph(arguments)
+    _check_places(arguments)
     reports: list[dict[str, Any]] = []
 
     def keep(event: Event) -> None:
@@ -108,6 +109,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         write_json(Path(arguments.report), _joined(reports))
     return 0
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    """Whether results can be written where they shall go: said before the training, not after it."""
+    places = {"--output": Path(arguments.output or "output")}
+    if arguments.report:
+        places["--report"] = Path(arguments.report).parent
+        if Path(arguments.report).is_dir():
+            raise UserError.at("--report", f"{arguments.report!r} is a folder; name a file in it")
+    faults = {option: fault_of(folder) for option, folder in places.items()}
+    found = [
+        Problem(option, f"nothing can be written into {str(places[option])!r} ({fault}); name another folder")
+        for option, fault in faults.items()
+        if fault
+    ]
+    if found:
+        raise UserError(found)
+    _check_device(arguments)
+
+
+def _check_device(arguments: argparse.Namespace) -> None:
+    if arguments.device:
+        from .trainer_core.devices import pick_device
+
+        pick_device(arguments.device)
 
 
 def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -144,13 +170,14 @@ def plan(arguments: argparse.Namespace) -> int:
 
     wanted = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
     if not wanted:
-        raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan")
+        raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan; add one")
     before: set[str] = set()
     while before != wanted:
         before = set(wanted)
         wanted |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
     graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in wanted})
     catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=planned)}
+    _check_device(arguments)
     execute(graph, catalogue, _host(arguments))
     if arguments.json:
         print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))

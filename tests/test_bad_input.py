@@ -81,7 +81,7 @@ VALUES = [
     ("QuantizeModel", {"level": "int8_quanto"}, f"level: 'int8_quanto' is not one of {', '.join(LEVELS)}; did you mean 'int8-quanto'?"),
     # DatasetBackend
     ("DatasetBackend", {"folder": ""}, "folder: no folder is given; name a folder of images"),
-    ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS)"),
+    ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
     ("DatasetBackend", {"captions": "instance prompt"}, "instance_prompt: is empty, but captions is 'instance prompt'; write the caption of every image here"),
     ("DatasetBackend", {"captions": "textfiles"}, "captions: 'textfiles' is not one of textfile, filename, instance prompt; did you mean 'textfile'?"),
     ("DatasetBackend", {"resolution": 8}, "resolution: 8 is out of range; pixel_area wants pixels, 16 to 8192"),
@@ -95,7 +95,7 @@ VALUES = [
     ("DatasetBackend", {"crop": 1}, "crop: 1 is not true or false"),
     ("DatasetBackend", {"min_size": -1}, "min_size: -1 is out of range; use 0 to 8192, nearest is 0"),
     ("DatasetBackend", {"repeats": 1.5}, "repeats: 1.5 is not a whole number; use 1 or 2"),
-    ("DatasetBackend", {"references": "dogs"}, "references: 'dogs' is not a folder in (ROOT/data, ASSETS)"),
+    ("DatasetBackend", {"references": "dogs"}, "references: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
     # LoRATrainer
     ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 steps of warm-up leave nothing of 20 steps; use at most 19"),
     ("LoRATrainer", {"name": "CON"}, "name: 'CON' can't be a file's name on every system; use letters, digits, spaces, - and _"),
@@ -148,7 +148,10 @@ def test_a_link_that_leads_outside(host, root, tmp_path_factory):
     (root / "data" / "link").symlink_to(tmp_path_factory.mktemp("private"))
     graph = nodes()
     graph["3"]["inputs"]["folder"] = "link"
-    assert told(graph, host, root) == ["node 3 (DatasetBackend).folder: 'link' is not a folder in (ROOT/data, ASSETS)"]
+    assert told(graph, host, root) == [
+        "node 3 (DatasetBackend).folder: 'link' lies outside the folders that may be read (ROOT/data, ASSETS); "
+        "to allow it, set CHROMA_TRAINER_ROOTS to its parent folder or move it"
+    ]
 
 
 def test_a_folder_without_images(host, root):

@@ -110,7 +110,7 @@ def test_values_are_set_by_id_title_and_type(cli, home, capsys, node):
     assert cli("check", "workflow.json", *FOLDERS, "--set", f"{node}.rank=0", "--set", f"{node}.steps=abc") == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: node 5 (LoRATrainer).rank: 0 is out of range; use 1 to 512, nearest is 1",
-        "error: node 5 (LoRATrainer).steps: 'abc' is not a whole number",
+        "error: node 5 (LoRATrainer).steps: 'abc' is not a whole number; use 0 to 1000000",
     ]
 
 
@@ -136,6 +136,32 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
     with pytest.raises(SystemExit) as caught:
         cli("run")
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "gpu", "'gpu' can't be used ("),
+        ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
+        ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
+        ("--report", "models", "'models' is a folder; name a file in it"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, capsys, option, value, message):
+    assert cli("run", "workflow.json", "--models", "models", option, value) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {option}: {message}") and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsys):
+    workflow = graph(warmup_steps=3)
+    workflow["7"] = {"class_type": "AdapterSettings", "inputs": {"init_lora": "nowhere.safetensors", "kind": "loraa"}}
+    workflow["5"]["inputs"]["adapter"] = ["7", 0]
+    (home / "adapter.json").write_text(json.dumps(workflow), encoding="utf-8")
+    assert cli("check", "adapter.json", *FOLDERS) == 2
+    told = capsys.readouterr().err
+    assert "node 7 (AdapterSettings).kind: 'loraa' is not one of" in told and "node 7 (AdapterSettings).init_lora" in told
+    assert "node 5 (LoRATrainer).warmup_steps: 3 steps of warm-up leave nothing" in told and "Traceback" not in told
 
 
 def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):

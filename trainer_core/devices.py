@@ -7,11 +7,17 @@ import time
 
 import torch
 
+from .problems import UserError
+
 
 def pick_device(wanted: str = "") -> torch.device:
-    """The wanted device, or the best there is: CUDA or ROCm, then MPS, then XPU, then the CPU."""
+    """The wanted device, or the best there is: CUDA or ROCm, then MPS, then XPU, then the CPU.
+
+    Raises:
+        UserError: the wanted one is not here.
+    """
     if wanted:
-        return torch.device(wanted)
+        return _device(wanted)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
@@ -19,6 +25,20 @@ def pick_device(wanted: str = "") -> torch.device:
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         return torch.device("xpu")
     return torch.device("cpu")
+
+
+def _device(wanted: str) -> torch.device:
+    try:
+        device = torch.device(wanted)
+        if device.type != "meta":
+            torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        message = f"{wanted!r} can't be used ({reason}); this machine has {', '.join(here)}"
+        raise UserError.at("--device", message) from error
 
 
 def empty_cache(device: torch.device) -> None:

@@ -31,6 +31,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def fault_of(folder: Path) -> str:
+    """Why nothing can be written into a folder, "" where it can. Makes the folder where it is not there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | None = None) -> None:
     """Let `write` fill a temporary file, then fsync it and rename it over the target.
 

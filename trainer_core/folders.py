@@ -65,8 +65,10 @@ def _add_config_(found: dict[str, list[Path]], path: Path) -> None:
         sections: Any = yaml.safe_load(path.read_text("utf-8")) or {}
     except ImportError as error:
         raise UserError.at(str(path), "needs the package pyyaml to be read; pip install pyyaml") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError.at(str(path), f"can't be read: {error}") from error
+    except OSError as error:
+        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; name an extra_model_paths.yaml") from error
+    except UnicodeDecodeError as error:
+        raise UserError.at(str(path), f"is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError.at(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values() if section):

@@ -178,10 +178,12 @@ class Paths:
             if os.path.isdir(path) and any(path.is_relative_to(r.resolve()) for r in roots):
                 return path
         allowed = ", ".join(str(root) for root in roots)
-        outside = os.path.isdir(text)
-        what = "lies outside the folders that may be read" if outside else "is not a folder in"
-        remedy = f"; to allow it, set {ROOTS_VARIABLE} to its parent folder or move it" if outside else ""
-        raise UserError.at(field_name, f"{folder!r} {what} ({allowed}){remedy}")
+        outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as a link
+        if outside:
+            remedy = f"to allow it, set {ROOTS_VARIABLE} to its parent folder or move it"
+            raise UserError.at(field_name, f"{folder!r} lies outside the folders that may be read ({allowed}); {remedy}")
+        hint = nearest(text, [path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()])
+        raise UserError.at(field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}")
 
 
 def extra_roots() -> list[Path]:

@@ -191,18 +191,22 @@ def check_value(field: Field, value: Any) -> tuple[Any, Problem | None]:
 def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
     wanted = "a whole number" if field.kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return _fault(field, value, wanted)
+        low_high = f"; use {_bound(field, field.range.low)} to {_bound(field, field.range.high)}" if field.range else ""
+        return _fault(field, value, wanted + low_high)
     if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an int that no float holds
         return _fault(field, value, f"{wanted}, and finite")
     if field.kind is int and value != int(value):
         return _fault(field, value, f"{wanted}; use {math.floor(value)} or {math.ceil(value)}")
     number = field.kind(value)
     if field.range and not field.range.low <= number <= field.range.high:
-        low, high = field.kind(field.range.low), field.kind(field.range.high)
-        clamped = min(max(number, low), high)
-        shown = [f"{bound:g}" if field.kind is float else str(bound) for bound in (low, high, clamped)]
+        clamped = min(max(number, field.range.low), field.range.high)
+        shown = [_bound(field, bound) for bound in (field.range.low, field.range.high, clamped)]
         return number, Problem(field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}")
     return number, None
+
+
+def _bound(field: Field, bound: float) -> str:
+    return f"{bound:g}" if field.kind is float else str(int(bound))
 
 
 def _is_utf8(text: str) -> bool:

@@ -60,6 +60,16 @@ def test_policy_stop_lists_every_fault_at_once(mixed, host):
     assert [line.split(": ")[1] for line in told] == ["blank.png", "cut.jpg", "empty.png", "page.png", "uncaptioned.png"]
 
 
+def test_a_folder_whose_captions_lie_elsewhere(pictures, host):
+    for number in range(25):
+        pictures(f"{number}.png", (64, 64), caption=None)
+    with pytest.raises(UserError, match=r"none of 25 images .*; and 20 more\. Write a \.txt beside each, or set captions to 'filename'"):
+        build_index(pictures.config(), host, 0)
+    with pytest.raises(UserError) as caught:
+        build_index(pictures.config(on_broken="stop"), host, 0)
+    assert len(caught.value.problems) == 21 and str(caught.value.problems[-1]).startswith("dataset: 5 more images")
+
+
 def test_counts_of_what_was_done(pictures, host, events):
     pictures("fits.png", (64, 64), shade=1)
     pictures("large.png", (128, 128), shade=2)

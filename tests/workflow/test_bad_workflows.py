@@ -315,11 +315,11 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
         sets("5", rank="16", gradient_checkpointing="yes", name=5, alpha=None, seed=1.5, steps=True, shift=[1, 2, 3]),
         [
             "node 5 (LoRATrainer).name: 5 is not a text",
-            "node 5 (LoRATrainer).rank: '16' is not a whole number",
-            "node 5 (LoRATrainer).alpha: None is not a number",
-            "node 5 (LoRATrainer).steps: True is not a whole number",
+            "node 5 (LoRATrainer).rank: '16' is not a whole number; use 1 to 512",
+            "node 5 (LoRATrainer).alpha: None is not a number; use 0.01 to 1024",
+            "node 5 (LoRATrainer).steps: True is not a whole number; use 0 to 1000000",
             "node 5 (LoRATrainer).gradient_checkpointing: 'yes' is not true or false",
-            "node 5 (LoRATrainer).shift: [1, 2, 3] is not a number",
+            "node 5 (LoRATrainer).shift: [1, 2, 3] is not a number; use 0.01 to 100",
             "node 5 (LoRATrainer).seed: 1.5 is not a whole number; use 1 or 2",
         ],
     ),
@@ -341,7 +341,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "a name that is too long for a file": (
         sets("3", folder="x" * 5000),
-        [f"node 3 (DatasetBackend).folder: '{'x' * 5000}' is not a folder in (ROOTS)"],
+        [f"node 3 (DatasetBackend).folder: '{'x' * 5000}' is not a folder in (ROOTS); put it into one of them"],
     ),
     "not among the choices": (
         sets("3", crop_style="centre"),
@@ -415,7 +415,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
         sets("3", folder="dogs", repeats=0),
         [
             "node 3 (DatasetBackend).repeats: 0 is out of range; use 1 to 10000, nearest is 1",
-            "node 3 (DatasetBackend).folder: 'dogs' is not a folder in (ROOTS)",
+            "node 3 (DatasetBackend).folder: 'dogs' is not a folder in (ROOTS); put it into one of them",
         ],
     ),
     "fields that don't go together": (
@@ -473,8 +473,8 @@ def test_checks(name: str, host: SinkHost):
 
 
 def _without_roots(message: str) -> str:
-    before, found, _ = message.partition("is not a folder in (")
-    return f"{before}{found}ROOTS)" if found else message
+    before, found, rest = message.partition("is not a folder in (")
+    return f"{before}{found}ROOTS){rest.partition(')')[2]}" if found else message
 
 
 KNOWN = "LoadChroma, QuantizeModel, DatasetBackend, ValidateSampler, LoRATrainer"
@@ -504,7 +504,7 @@ def test_values_of_settings_are_checked_as_in_the_file(host: SinkHost):
     assert [str(problem) for problem in check(override(graph, settings, CATALOGUE), CATALOGUE, host)] == [
         "node 1 (LoadChroma).flavour: 'hdd' is not one of nano, hd, base, flash; did you mean 'hd'?",
         "node 5 (LoRATrainer).rank: 0 is out of range; use 1 to 512, nearest is 1",
-        "node 5 (LoRATrainer).steps: 'many' is not a whole number",
+        "node 5 (LoRATrainer).steps: 'many' is not a whole number; use 0 to 1000000",
         "node 5 (LoRATrainer).gradient_checkpointing: 'maybe' is not true or false",
     ]
 

@@ -8,6 +8,8 @@ from typing import Annotated
 from ..problems import Problem
 from ..spec import Advanced, Choice, Doc, Range, Text
 
+CAPTIONS = ("textfile", "filename", "instance prompt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
@@ -23,7 +25,7 @@ class FolderConfig:
     ] = "neon-emoji"
     captions: Annotated[
         str,
-        Choice("textfile", "filename", "instance prompt"),
+        Choice(*CAPTIONS),
         Doc(
             "Where captions come from: a .txt beside each image (one caption a line, one of them drawn each time), the file's name, or the one instance prompt."
         ),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.dataset import DatasetConfig, FolderConfig
+from ..config.dataset import CAPTIONS, DatasetConfig, FolderConfig
 from ..files import sha256_texts
 from ..host import Host, Notice, PhaseProgress
 from ..problems import Problem, UserError
@@ -29,6 +29,8 @@ from .table import Sample, TableWriter, columns, rows_in_order
 
 BACKEND = "folder"
 SHOWN = 5  # names in a notice; the report has all
+MOST_PROBLEMS = 20  # in an error
+NO_CAPTION = "its caption file"  # how the reasons begin that are about captions
 SLICE = 400  # images that are scanned together; then progress is told
 
 
@@ -107,12 +109,27 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
         reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:SHOWN])
-        problems.append(Problem("dataset", f"none of {num_found} images can be used: {reasons}"))
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        problems.append(Problem("dataset", f"none of {num_found} images can be used: {reasons}{more}{_remedy(skipped)}"))
     if problems:
-        raise UserError(problems)
+        raise UserError(_first(problems))
     report = _report(samples, skipped, num_found, config)
     _tell(report, skipped, host)
     return Index(samples, _digest(samples, config), report, tuple(backends))
+
+
+def _first(problems: list[Problem]) -> list[Problem]:
+    """So many as fit on a screen: a folder whose captions lie elsewhere has as many faults as images."""
+    if len(problems) <= MOST_PROBLEMS:
+        return problems
+    more = f"{len(problems) - MOST_PROBLEMS} more images can't be used, for reasons of the same kind"
+    return [*problems[:MOST_PROBLEMS], Problem("dataset", more)]
+
+
+def _remedy(skipped: list[dict[str, str]]) -> str:
+    if not any(entry["reason"].startswith(NO_CAPTION) for entry in skipped):
+        return ""
+    return f". Write a .txt beside each, or set captions to {' or '.join(map(repr, CAPTIONS[1:]))}"
 
 
 def _sample(
@@ -125,11 +142,11 @@ def _sample(
     try:
         text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
     except OSError as error:
-        return None, f"its caption file can't be read ({error.strerror or error})"
+        return None, f"{NO_CAPTION} can't be read ({error.strerror or error})"
     captions = captions_of(entry.name, text, settings)
     if not captions:
         what = "is empty" if text is not None else "is missing"
-        return None, f"its caption file {Path(entry.name).with_suffix('.txt').name} {what}"
+        return None, f"{NO_CAPTION} {Path(entry.name).with_suffix('.txt').name} {what}"
     key = f"{part}/{entry.name}"
     placement = place(scan.width, scan.height, settings, seed, key)
     return Sample(

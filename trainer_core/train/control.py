@@ -136,5 +136,6 @@ def find_run(text: str, output: Path) -> Path:
         raise UserError([Problem("run", f"{text!r} means several runs at work: {names}; name one of them")])
     if not found:
         hint = nearest(text, [name for f in known for name in (f.name, f.name.rpartition("-")[0])])
+        hint = hint or "; `chroma-trainer status` lists them, --output names another folder of results"
         raise UserError.at("run", f"no run {text!r} in {Path(output) / 'chroma_trainer'}{hint}")
     return (at_work or found)[0]

@@ -90,7 +90,8 @@ def parse(raw: bytes, where: str) -> Any:
         message = f"is not text in UTF-8 (byte {error.start}); save it as UTF-8, or name a .json, .png or .safetensors file"
         raise UserError.at(where, message) from error
     except json.JSONDecodeError as error:
-        message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; export the workflow again"
+        remedy = "is no PNG either; name a picture that ComfyUI saved" if where.endswith(".png") else "export the workflow again"
+        message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; {remedy}"
         raise UserError.at(where, message) from error
     except RecursionError as error:
         raise UserError.at(where, "is nested too deeply to be a workflow; export it again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from ..host import Host, collect
@@ -11,6 +12,8 @@ from ..spec import NodeSpec, draft_inputs
 from .graph import Graph, Node
 from .images import SAVERS
 from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
+
+SHOWN = 5  # names in a message
 
 
 def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
@@ -22,7 +25,7 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
         outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
         foreign = skipped(graph, catalogue)
-        beside = f" beside what only ComfyUI can run ({', '.join(foreign)})" if foreign else ""
+        beside = f": none of its nodes is from ChromaTrainer ({_some(foreign)})" if len(foreign) == len(graph.nodes) else ""
         problems.append(Problem("workflow", f"has nothing to run{beside}; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)
@@ -43,7 +46,7 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
             if result is not None and sound:
                 values[node_id] = result  # type: ignore[assignment]
         elif spec.preflight and not faults and _is_known(spec, node, found):
-            faults.extend(spec.preflight(draft.inputs, host))
+            faults.extend(spec.preflight(_without_pending(draft.inputs), host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 
@@ -52,6 +55,18 @@ def _is_known(spec: NodeSpec, node: Node, found: Resolved) -> bool:
     """All that a preflight looks at is there; optional connections may come from nodes that have not run."""
     optional = {field.name for field in spec.fields() if field.socket and not field.required}
     return all(found.values.get(name, PENDING) is not PENDING for name in node.inputs.keys() - optional)
+
+
+def _without_pending(inputs: Any) -> Any:
+    """The same inputs, with nothing connected where the value is not there: its node comes later, or has a fault of its own."""
+    pending = {field.name: None for field in fields(inputs) if getattr(inputs, field.name) is PENDING}
+    return replace(inputs, **pending)
+
+
+def _some(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[str]:
