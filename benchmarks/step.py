@@ -4,7 +4,11 @@ ideas: CPU seconds of a step with one thing changed, against the step as it is (
 fused AdamW, torch's choice of attention); in turns, in one process. Above 1 is slower than ours. `--compile` adds compiled blocks.
 growth: CPU seconds of a step by edge, batch and rank; drawn into docs/images, beside what data.py measured of folders.
 products: a step on quantised bases with exact and with rounded products, of the tiny and the medium model, against the unquantised one.
-"torch": int8 by torch's integer product instead of ours, which gives the same numbers. `--products` measures these alone.
+"torch": int8 by torch's integer product instead of ours, which gives the same numbers.
+checkpointing: a step of both models with all activations stored, with every block computed again whole (torch's own way), and with what
+no gradient reads left out, as a run does (families/checkpointing.py); CPU seconds, and bytes that the forward pass keeps.
+
+`--only` measures some of these; the rest of the file stays, each with what it was measured on.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,9 +42,11 @@ from models import PROJECT, RESULTS, model_folder, request, surroundings
 from overhead import in_turns
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FAMILY = ChromaFamily()
 EDGE, TOKENS, PADDED, RANK = 128, 24, 512, 16
+SECTIONS = ("ideas", "growth", "checkpointing", "products")
 IMAGES = PROJECT / "docs" / "images"
 
 
@@ -265,32 +272,80 @@ def _panel(
     write(draw, (left, top - 34), label, 17, SOFT_INK)
 
 
+def measure_checkpointing(size: str, edge: int, rounds: int) -> dict[str, Any]:
+    """CPU seconds of a step, their ratio to that with everything stored, and MiB that autograd keeps."""
+    folder = model_folder(size)
+    base = FAMILY.load_transformer(request(folder, folder, edge).model)
+    steps: dict[str, Callable[[], None]] = {}
+    ways: dict[str, Callable[[list[nn.Module]], None]] = {
+        "stored": lambda _: None, "computed again whole": whole_again_, "computed again": checkpoint_blocks_,
+        "every second block computed again": lambda blocks: checkpoint_blocks_(blocks, 2),
+    }  # fmt: skip
+    for name, change in ways.items():
+        transformer, parameters = adapted(base)
+        change(FAMILY.blocks(transformer))
+        steps[name] = stepper(transformer, parameters, edge=edge)
+    kept = {name: _kept_bytes(step) for name, step in steps.items()}
+    seconds = in_turns(steps, rounds, warmup=1)
+    stored = median(seconds["stored"])
+    return {
+        name: {
+            "cpu_seconds": round(median(values), 4), "ratio": round(median(values) / stored, 3),
+            "kept_mib": round(kept[name] / 2**20, 1),
+        }
+        for name, values in seconds.items()
+    }  # fmt: skip
+
+
+def whole_again_(blocks: Sequence[nn.Module]) -> None:
+    """Checkpoint every block as torch does, and nothing is left out."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _kept_bytes(step: Callable[[], None]) -> int:
+    """Of different storages that autograd holds when the forward pass ends, weights not among them."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(seen.values())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--products", action="store_true", help="measure products alone; the rest of the file stays")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     path = RESULTS / "step.json"
-    products = {
-        "tiny": measure_products("tiny", EDGE, arguments.rounds, with_torch=True),
-        "medium": measure_products("medium", 256, max(3, arguments.rounds // 5), with_torch=False),
+    few = max(3, arguments.rounds // 5)
+    measured: dict[str, Callable[[], dict[str, Any]]] = {
+        "ideas": lambda: measure_ideas(arguments.rounds, arguments.compile),
+        "growth": lambda: measure_growth(max(3, arguments.rounds // 3)),
+        "checkpointing": lambda: {
+            "tiny": measure_checkpointing("tiny", EDGE, arguments.rounds),
+            "medium": measure_checkpointing("medium", 256, few),
+        },
+        "products": lambda: {
+            "tiny": measure_products("tiny", EDGE, arguments.rounds, with_torch=True),
+            "medium": measure_products("medium", 256, few, with_torch=False),
+        },
     }
-    print(json.dumps(products, indent=2))
-    if arguments.products:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps({**kept, "products": {**surroundings(), **products}}, indent=2) + "\n", encoding="utf-8")
-        return 0
-    result = {
-        "ideas": measure_ideas(arguments.rounds, arguments.compile),
-        "growth": measure_growth(max(3, arguments.rounds // 3)),
-    }
-    print(json.dumps(result, indent=2))
-    text = json.dumps({**surroundings(), "edge": EDGE, "tokens": TOKENS, **result, "products": products}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in arguments.only:
+        torch.manual_seed(0)
+        result[name] = measured[name]()
+        result.setdefault("measured_on", {})[name] = surroundings()
+        print(json.dumps({name: result[name]}, indent=2), flush=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     draw_growth({**result["growth"], **scan_growth()}, IMAGES / "growth.png")
     return 0
 

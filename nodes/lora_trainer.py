@@ -43,7 +43,7 @@ class Inputs(TrainingConfig):
     memory: Annotated[
         MemoryConfig | None,
         Socket("TRAIN_MEMORY"),
-        Doc("A MemorySettings: how the run fits into memory, and how fast it goes."),
+        Doc("A MemorySettings: how the run fits into memory, and how fast it goes. Without one the plan chooses the fastest way that fits (mode auto)."),
     ] = None
 
 
@@ -56,7 +56,7 @@ def request_of(inputs: Inputs) -> TrainRequest:
         validation=inputs.validation,
         adapter=inputs.adapter or AdapterConfig(),
         optimizer=inputs.optimizer or OptimizerConfig(),
-        memory=inputs.memory or MemoryConfig(),
+        memory=inputs.memory or MemoryConfig(mode="auto"),
     )
 
 

@@ -112,7 +112,7 @@ class TrainingConfig:
     ] = 1.0
     gradient_checkpointing: Annotated[
         bool,
-        Doc("Compute each block again in the backward pass: same gradients, less memory, about a third more time."),
+        Doc("Compute blocks again in the backward pass: same gradients, less memory, up to a third more time. Which blocks: see MemorySettings; without one, as few as memory allows."),
     ] = True
     sigma_density: Annotated[
         str,

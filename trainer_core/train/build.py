@@ -43,6 +43,7 @@ from .loop import Run
 from .phases import Phases
 from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
 from .preflight import problems_of
+from .relief import Relief
 from .world import Adoption, meet_change, settings_of, world_of
 
 WEIGHTS = ("transformer", "text_encoder", "codec")
@@ -220,6 +221,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         latents=latents, text=text, device=device, num_steps=num_steps,
         references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
         ema=new_ema(plan.request, layers),
+        relief=Relief.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from ..optim.schedule import rate_of
 from ..seeds import generator
 from ..text.cache import TextCache
 from .not_finite import refuse_or_skip, told_of_skipped
+
+if TYPE_CHECKING:
+    from .relief import Relief
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Run:
     step: int = 0
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
     references: ReferenceLatents | None = None  # pictures to start from
+    relief: Relief | None = None  # where the plan chose to store activations: what to do if that was too much
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
     losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
@@ -94,14 +98,8 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
 def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
     set_rate_(run.optimizer, learning_rate)
-    total = torch.zeros((), device=run.device)
     first = run.step * run.config.accumulation
-    for micro in range(first, first + run.config.accumulation):
-        set_micro_(run.layers, micro)
-        loss = micro_loss(run, micro) / run.config.accumulation
-        loss.backward()
-        total += loss.detach()
-    set_micro_(run.layers, None)
+    total = _accumulated(run, first)
     limit = run.config.max_grad_norm or math.inf
     norm = nn.utils.clip_grad_norm_(run.parameters, limit)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
@@ -114,6 +112,26 @@ def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
     if run.ema is not None:
         run.ema.update_(run.layers)
     return loss_value, norm_value
+
+
+def _accumulated(run: Run, first: int) -> Tensor:
+    """Add up the gradients of a step's micro-batches, the first of them number `first`; returns the mean loss, on the device."""
+    while True:
+        try:
+            total = torch.zeros((), device=run.device)
+            for micro in range(first, first + run.config.accumulation):
+                set_micro_(run.layers, micro)
+                loss = micro_loss(run, micro) / run.config.accumulation
+                loss.backward()
+                total += loss.detach()
+            return total
+        except Exception as error:
+            if run.relief is None or not run.relief.helps(error):
+                raise
+        finally:
+            set_micro_(run.layers, None)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.relief.take_()
 
 
 def micro_loss(run: Run, micro: int) -> Tensor:

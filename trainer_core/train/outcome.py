@@ -16,13 +16,18 @@ from .plan import MemoryPlan, gb
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a device, or of the host: torch's CPU allocator has no error of its own."""
+    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 @contextmanager
 def memory_told(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
     """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
     try:
         yield
-    except (*OUT_OF_MEMORY, RuntimeError) as error:
-        if not isinstance(error, OUT_OF_MEMORY) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         name = phases.current
         planned = next((phase for phase in plan.phases if phase.name == name), None) if plan else None

@@ -1,0 +1,89 @@
+"""Memory that runs out in a step, where the plan chose to store activations: the run goes on by itself, and its bytes stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.families import joint_attention
+from chroma_trainer.trainer_core.host import Notice
+from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.train.run import run
+from safetensors.torch import load_file
+
+AUTO = MemoryConfig(mode="auto")
+
+
+@pytest.fixture
+def gelu_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let calls of a function in every block raise an error of torch's or Python's, once or always, from the n-th call on."""
+
+    def fail(error: Callable[[], Exception], first: int, times: int = 1) -> None:
+        inner, calls = joint_attention.gelu, [0]
+
+        def gelu(x: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                calls[0] += 1
+                if first <= calls[0] < first + times:
+                    raise error()
+            return inner(x)
+
+        for module in (joint_attention, __import__(joint_attention.__package__ + ".chroma_transformer", fromlist=["gelu"])):
+            monkeypatch.setattr(module, "gelu", gelu)
+
+    return fail
+
+
+def request(workshop: Any, **values: Any) -> Any:
+    asked = workshop.request(steps=3, accumulation=2, caption_dropout=0.5, gradient_checkpointing=True, **values)
+    return replace(asked, memory=AUTO, adapter=AdapterConfig(dropout=0.2))
+
+
+def cuda() -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def host_memory() -> Exception:
+    return RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+
+@pytest.mark.parametrize("error", [cuda, host_memory, MemoryError])
+def test_the_step_is_begun_anew_and_the_bytes_are_the_same(workshop, gelu_fails, error):
+    plain = run(request(workshop), workshop.host())
+    host = workshop.host()
+    gelu_fails(error, first=21)  # in the second micro-batch of a step, when gradients of the first are there
+    relieved = run(request(workshop), host)
+    assert relieved.lora.sha256 == plain.lora.sha256
+    assert relieved.losses == plain.losses
+    told = [event.text for event in host.all(Notice) if "ran out" in event.text]
+    assert len(told) == 1 and "2 of 4 blocks" in told[0]
+
+
+def test_when_nothing_more_can_be_given_it_is_an_error_that_names_a_remedy(workshop, gelu_fails):
+    gelu_fails(cuda, first=1, times=10_000)
+    host = workshop.host()
+    with pytest.raises(UserError, match="ran out in the phase 'train'"):
+        run(request(workshop), host)
+    assert len([1 for event in host.all(Notice) if "ran out" in event.text]) == 2  # every second block, then all
+
+
+def test_settings_made_by_hand_are_kept(workshop, gelu_fails):
+    gelu_fails(cuda, first=5)
+    with pytest.raises(UserError, match="ran out in the phase 'train'"):
+        run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=3)), workshop.host())
+
+
+@pytest.mark.parametrize("interval", [2, 64])
+def test_any_interval_gives_the_same_weights(workshop, interval):
+    """To the bit, so that what the plan chooses on a machine changes nothing. The file's header holds the settings."""
+    every, some = (
+        run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=n)), workshop.host()) for n in (1, interval)
+    )
+    assert every.losses == some.losses
+    first, second = load_file(every.lora.path), load_file(some.lora.path)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
