@@ -319,7 +319,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
             "node 5 (LoRATrainer).alpha: None is not a number; use 0.01 to 1024",
             "node 5 (LoRATrainer).steps: True is not a whole number; use 0 to 1000000",
             "node 5 (LoRATrainer).gradient_checkpointing: 'yes' is not true or false",
-            "node 5 (LoRATrainer).shift: [1, 2, 3] is not a number; use 0.01 to 100",
+            "node 5 (LoRATrainer).shift: [1, 2, 3] is not a number; use 0 to 100",
             "node 5 (LoRATrainer).seed: 1.5 is not a whole number; use 1 or 2",
         ],
     ),

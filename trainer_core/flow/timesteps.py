@@ -55,6 +55,10 @@ class Density(ABC):
     def quantile(self, u: Tensor) -> Tensor:
         """Inverse of the CDF, for u in [0, 1]."""
 
+    def at(self, area: int) -> Density:
+        """The density for latents of H * W = area; mostly the same for all."""
+        return self
+
     def sample(self, n: int, generator: Generator) -> Tensor:
         """n independent draws in [0, 1], fp32, (n,), on the generator's device."""
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
@@ -257,6 +261,16 @@ class Shifted(Density):
         return shift_sigma(sigma, 1 / self.shift).clamp(0, 1)  # rounding may pass 1
 
 
+class ShiftedBySize(Shifted):
+    """Shifted by auto_shift of the picture's tokens (2 x 2 of its latents), as Flux was trained; itself it is that of 1024 px."""
+
+    def __init__(self, inner: Density):
+        super().__init__(inner, auto_shift(AUTO_SHIFT_TOKENS[1]))
+
+    def at(self, area: int) -> Shifted:
+        return Shifted(self.inner, auto_shift(area // 4))
+
+
 class Listed(Density):
     """Only these levels, each as often as it is listed. Has no pdf: all of the mass lies on points."""
 
@@ -294,7 +308,9 @@ LISTED: dict[str, Density] = {"schnell": Listed(SCHNELL_SIGMAS)}
 
 
 def density(name: str, shift: float = 1.0) -> Density:
-    """The density of this name (config.training.SIGMA_DENSITIES, or one of LISTED), shifted where shift is not 1."""
+    """The density of this name (config.training.SIGMA_DENSITIES, or one of LISTED), shifted where shift is not 1; 0: by each picture's size."""
     known = {**DENSITIES, **LISTED}
     assert name in known, f"no density is called {name!r}"
+    if shift == 0:
+        return ShiftedBySize(known[name])
     return known[name] if shift == 1 else Shifted(known[name], shift)

@@ -142,7 +142,7 @@ def micro_loss(run: Run, micro: int) -> Tensor:
         torch.randn(x0.shape[1:], generator=generator(run.config.seed, "noise", micro, place, sample.key))
         for place, sample in enumerate(batch)
     ])  # fmt: skip
-    sigma = run.density.sample(len(batch), generator(run.config.seed, "sigma", micro))
+    sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
     text = [
         run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)
     ]

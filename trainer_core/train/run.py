@@ -18,7 +18,7 @@ from ..config.request import TrainedLora, TrainRequest
 from ..data.index import Unreadable
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
 from ..files import write_json
-from ..flow.timesteps import density
+from ..flow.timesteps import ShiftedBySize, density
 from ..host import Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..lora.export import export_lora
 from ..lora.inject import set_strength_
@@ -161,12 +161,17 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
 
 def _tell_density(plan: Plan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
+    shown = density(name, shift)
+    if isinstance(shown, ShiftedBySize):  # told for the most common size
+        buckets = plan.index.report["buckets"]
+        width, height = map(int, max(buckets, key=lambda size: buckets[size]).split("x"))
+        shift = round(shown.at(width * height // 64).shift, 3)
     told, ascii_told = (
         f"noise levels to be trained ({name}):\n{density_text(name, shift, ascii_only=plain)}"
         for plain in (False, True)
     )
     host.emit(Notice(told, ascii=ascii_told))
-    if warning := density(name, shift).warning:
+    if warning := shown.warning:
         host.emit(Notice(warning, "warning"))
     save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
 
