@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data.captions import captions_of, with_trigger
@@ -44,6 +46,18 @@ def test_the_instance_prompt_is_everyones():
 )  # fmt: skip
 def test_the_trigger_is_put_in_front_where_it_is_lacking(caption, trigger, told):
     assert with_trigger(caption, trigger) == told
+
+
+def test_tags_in_other_orders():
+    config = FolderConfig(trigger="sks", tag_orders=64, kept_tags=1)
+    orders = captions_of("a.png", "fox, snow, sun, red\na cat", config, seed=3)
+    assert orders[0] == "sks, fox, snow, sun, red" and orders[-1] == "sks, a cat"  # nothing to be moved in the last
+    assert set(orders[1:-1]) == {f"sks, fox, {x}, {y}, {z}" for x, y, z in permutations(("snow", "sun", "red"))} - {orders[0]}
+    assert len(orders) == len(set(orders)) and orders == captions_of("b.png", "fox, snow, sun, red\na cat", config, seed=3)
+    few = FolderConfig(tag_orders=1)
+    assert len({captions_of("a.png", "a, b, c, d, e, f", few, seed) for seed in range(8)}) > 4
+    assert captions_of("a.png", "a, b", FolderConfig(), seed=1) == ("a, b",)
+    assert [p.field for p in FolderConfig(kept_tags=1).problems()] == ["kept_tags"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])

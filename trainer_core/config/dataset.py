@@ -92,9 +92,23 @@ class FolderConfig:
             "another, and it is cropped to the same shape."
         ),
     ] = ""
+    tag_orders: Annotated[
+        int,
+        Range(0, 64),
+        Advanced(),
+        Doc(
+            "For captions made of tags: besides each caption so many others, with the parts between its commas in another order; one of them all is "
+            "drawn each time. The trigger stays in front. Each takes its place in the text cache. 0: captions stay as they are."
+        ),
+    ] = 0
+    kept_tags: Annotated[
+        int, Range(0, 64), Advanced(), Doc("With tag_orders: so many tags in front keep their place, behind the trigger.")
+    ] = 0
 
     def problems(self) -> list[Problem]:
         found = []
+        if self.kept_tags and not self.tag_orders:
+            found.append(Problem("kept_tags", f"is {self.kept_tags}, but tag_orders is 0 and moves no tag; set tag_orders, or use 0"))
         if self.captions == "instance prompt" and not self.instance_prompt.strip():
             found.append(
                 Problem(

@@ -53,6 +53,8 @@ class TrainRequest:
             part["references"] = _last_of_path(part["references"])
             if not part["references"]:
                 part.pop("references")
+            if not part["tag_orders"]:  # as before there were such orders
+                part.pop("tag_orders"), part.pop("kept_tags")
         return value
 
     @property

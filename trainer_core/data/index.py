@@ -143,7 +143,7 @@ def _sample(
         text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
     except OSError as error:
         return None, f"{NO_CAPTION} can't be read ({error.strerror or error})"
-    captions = captions_of(entry.name, text, settings)
+    captions = captions_of(entry.name, text, settings, seed)
     if not captions:
         what = "is empty" if text is not None else "is missing"
         return None, f"{NO_CAPTION} {Path(entry.name).with_suffix('.txt').name} {what}"
