@@ -1,11 +1,12 @@
-"""Writes docs/memory.md: what the plan says of full-size Chroma on usual cards. `python tools/memory_page.py [--check]`
+"""Writes docs/memory.md, and the table of cards in docs/flux.md: what the plan says of full-size Chroma and Flux. `python tools/memory_page.py [--check]`
 
-Nothing is measured here: the page says so. Weights are not needed, only the released model's shapes.
+Nothing is measured here: the pages say so. Weights are not needed, only the released models' shapes.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
+from chroma_trainer.trainer_core.config.flux import FluxOptions
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
@@ -20,6 +22,8 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
+from chroma_trainer.trainer_core.families.flux import FluxFamily
+from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
 from chroma_trainer.trainer_core.families.sources import shipped_config
 from chroma_trainer.trainer_core.families.t5 import without_numbers
 from chroma_trainer.trainer_core.registry import load, names
@@ -31,10 +35,11 @@ from chroma_trainer.trainer_core.train.remedies import with_memory
 from chroma_trainer.trainer_core.train.skeleton import Skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, TEMPLATE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md"
+PAGE, TEMPLATE, FLUX_PAGE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md", ROOT / "docs" / "flux.md"
 CARDS = (8, 12, 16, 24, 48, 80)
 EDGES = (512, 1024)
-TEXT_TOKENS = 80
+TEXT_TOKENS, FLUX_TEXT_TOKENS = 80, 512  # Flux attends its pads
+TABLE_HEAD = "| card | picture | quantisation | memory settings | predicted need | TFLOP a step |"
 LEVELS = ("none", "int8-quanto", "int4-quanto")
 GUIDES = {"none": 28, "int8-quanto": 16, "int4-quanto": 11}  # rank 16, 512 px, as users' guides give them
 INTERVALS = (64, 8, 4, 3, 2, 1)
@@ -46,7 +51,7 @@ OFFLOADS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 class Released(ChromaFamily):
-    """The released model's shapes, without its files."""
+    """The released Chroma's shapes, without its files."""
 
     def empty_transformer(self, model: ModelConfig) -> Any:
         with torch.device("meta"):
@@ -56,9 +61,19 @@ class Released(ChromaFamily):
         return without_numbers(shipped_config("t5_xxl"), model, convert)
 
 
-def request(level: str) -> TrainRequest:
+class ReleasedFlux(FluxFamily):
+    """The released Flux's shapes, without its files."""
+
+    def empty_transformer(self, model: ModelConfig) -> Any:
+        with torch.device("meta"):
+            return self._told(FluxTransformer.from_config(shipped_config("flux_transformer")), model)
+
+
+def request(level: str, family: str = "chroma", flavour: str = "hd") -> TrainRequest:
     """Rank 16 on `all`, batch 1, bf16: the trainer's defaults."""
-    model = ModelConfig("chroma", "hd", "", dtype="bf16", quantization=QuantizationConfig(level))
+    model = ModelConfig(family, flavour, "", dtype="bf16", quantization=QuantizationConfig(level))
+    if family == "flux":
+        model = replace(model, flux=FluxOptions())
     return TrainRequest(model, DatasetConfig((FolderConfig(),), ("",)), TrainingConfig(), memory=MemoryConfig())
 
 
@@ -70,29 +85,34 @@ def ways(base: TrainRequest) -> list[tuple[str, TrainRequest]]:
     return found + [(words, with_memory(base, **values)) for words, values in OFFLOADS]
 
 
+def counted(family: Any, asked: Callable[[str], TrainRequest], text_tokens: int) -> dict[tuple[str, int], ModelCost]:
+    """Of every level and edge."""
+    skeletons = {level: Skeleton(family, asked(level)) for level in LEVELS}
+    return {
+        (level, edge): skeletons[level].cost(Shape(edge, edge, 1, text_tokens)) for level in LEVELS for edge in EDGES
+    }
+
+
 def main() -> int:
-    costs: dict[tuple[str, int], ModelCost] = {}
-    for level in LEVELS:
-        skeleton = Skeleton(Released(), request(level))
-        for edge in EDGES:
-            costs[level, edge] = skeleton.cost(Shape(edge, edge, 1, TEXT_TOKENS))
+    costs = counted(Released(), request, TEXT_TOKENS)
+    flux = counted(ReleasedFlux(), lambda level: request(level, "flux", "dev"), FLUX_TEXT_TOKENS)
     page = TEMPLATE.read_text("utf-8").replace("CARDS", cards(costs)).replace("GUIDES", guides(costs))
     page = page.replace("SETTINGS", settings(costs)).replace("LEARNING", learning()).replace("ENCODER", encoders())
+    before, _, rest = FLUX_PAGE.read_text("utf-8").partition(TABLE_HEAD)
+    pages = {PAGE: page, FLUX_PAGE: before + cards(flux) + rest[rest.index("\n\n") :]}
     if "--check" in sys.argv:
-        if page != PAGE.read_text("utf-8"):
-            print("docs/memory.md is not what the plan says now; run python tools/memory_page.py")
-            return 1
-        return 0
-    PAGE.write_text(page, "utf-8", newline="\n")
+        stale = [path.relative_to(ROOT).as_posix() for path, text in pages.items() if text != path.read_text("utf-8")]
+        if stale:
+            print(f"{', '.join(stale)}: not what the plan says now; run python tools/memory_page.py")
+        return len(stale)
+    for path, text in pages.items():
+        path.write_text(text, "utf-8", newline="\n")
     return 0
 
 
 def cards(costs: dict[tuple[str, int], ModelCost]) -> str:
     """The fastest way that fits each card, of the level that rounds least."""
-    lines = [
-        "| card | picture | quantisation | memory settings | predicted need | TFLOP a step |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [TABLE_HEAD, "|---|---|---|---|---|---|"]
     for card in CARDS:
         for edge in EDGES:
             lines.append(_card(card, edge, costs))
