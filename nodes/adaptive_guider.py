@@ -23,7 +23,7 @@ class Inputs:
     compare: Annotated[
         bool,
         Doc(
-            "Sample once more with CFG at every step, and tell how far its latents are from these. Costs a second run."
+            "Sample a second time with CFG at every step, and report how far apart the latents are. Takes twice as long."
         ),
         Advanced(),
     ] = False

@@ -72,8 +72,7 @@ class Inputs:
         Range(0.0, 30.0, 0.1),
         Advanced(),
         Doc(
-            "What the guidance embedding is told in training. 0: by flavour, 1.0 (keeps the distillation) and fluxbooru's 3.5. 3.5 to 4.5 "
-            "brings real CFG back. Without effect on schnell and libreflux."
+            "Value of the guidance embedding in training. 0: by flavour, 1.0 (keeps the distillation) or fluxbooru's 3.5. 3.5 to 4.5 brings real CFG back. Without effect on schnell and libreflux."
         ),
     ] = 0.0
     drawn_guidance: Annotated[

@@ -97,12 +97,11 @@ class FolderConfig:
         Range(0, 64),
         Advanced(),
         Doc(
-            "For captions made of tags: besides each caption so many others, with the parts between its commas in another order; one of them all is "
-            "drawn each time. The trigger stays in front. Each takes its place in the text cache. 0: captions stay as they are."
+            "For captions made of tags: adds this many other orders of the comma-separated tags to each caption, of which one is drawn each time. The trigger stays in front. Each order is encoded and cached. 0: captions stay as they are."
         ),
     ] = 0
     kept_tags: Annotated[
-        int, Range(0, 64), Advanced(), Doc("With tag_orders: so many tags in front keep their place, behind the trigger.")
+        int, Range(0, 64), Advanced(), Doc("With tag_orders: this many tags after the trigger keep their place.")
     ] = 0
 
     def problems(self) -> list[Problem]:

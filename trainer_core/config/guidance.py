@@ -12,8 +12,7 @@ Threshold = Annotated[
     float,
     Range(0.0, 1.0, 0.001),
     Doc(
-        "Adaptive guidance: once what the positive and the negative prompt predict is so similar (cosine), later steps run "
-        "the positive prompt alone. 1: never."
+        "Adaptive guidance: once the predictions of the positive and the negative prompt are this similar (cosine), the remaining steps run the positive prompt alone. 1: never."
     ),
 ]
 UncondZeroScale = Annotated[
@@ -26,8 +25,8 @@ UncondZeroScale = Annotated[
 CfgStart = Annotated[
     float,
     Range(0.0, 1.0, 0.01),
-    Doc("Adaptive guidance: share of the run before which the positive prompt runs alone."),
+    Doc("Adaptive guidance: up to this share of the run the positive prompt runs alone."),
 ]
 DisabledSteps = Annotated[
-    int, Range(0, 1000), Doc("Adaptive guidance: so many first steps run the positive prompt alone.")
+    int, Range(0, 1000), Doc("Adaptive guidance: this many first steps run the positive prompt alone.")
 ]

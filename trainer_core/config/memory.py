@@ -19,7 +19,7 @@ class MemoryConfig:
     checkpointing_interval: Annotated[
         int,
         Range(1, 64),
-        Doc("With gradient_checkpointing: compute every so many-th block again. 1: all blocks, the least memory."),
+        Doc("With gradient_checkpointing: every n-th block is computed again. 1: all blocks, the least memory."),
     ] = 1
     mode: Annotated[
         str,
@@ -70,7 +70,7 @@ class MemoryConfig:
     compile: Annotated[
         bool,
         Doc(
-            "Compile the transformer's blocks with torch.compile: the first steps take a minute or more, all others less. Where there is no compiler it is left out, and told."
+            "Compile the transformer's blocks with torch.compile: the first steps take a minute or more, all others less. Without a compiler it is skipped, with a notice."
         ),
     ] = False
     attention: Annotated[

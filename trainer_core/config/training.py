@@ -129,11 +129,11 @@ class TrainingConfig:
         ),
     ] = 1.0
     caption_dropout: Annotated[
-        float, Range(0.0, 1.0, 0.01), Doc("Share of samples trained with an empty caption, which keeps CFG working.")
+        float, Range(0.0, 1.0, 0.01), Doc("Share of samples that are trained with an empty caption, which keeps CFG working.")
     ] = 0.05
     seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("All randomness comes from this number.")] = 0
     checkpoint_every: Annotated[
-        int, Range(0, 1_000_000), Doc("Save a state to resume from every so many steps; 0: only at the end.")
+        int, Range(0, 1_000_000), Doc("Save a state to resume from every n steps; 0: only at the end.")
     ] = 250
     keep_checkpoints: Annotated[
         int, Range(1, 1000), Advanced(), Doc("How many of the newest checkpoints are kept.")
@@ -143,7 +143,7 @@ class TrainingConfig:
         int,
         Range(0, 1_000_000),
         Doc(
-            "Draw the validation pictures every so many steps, when a ValidateSampler is connected; 0: only before and after."
+            "Draw the validation pictures every n steps, when a ValidateSampler is connected; 0: only before and after the training."
         ),
     ] = 250
     keep_every: Annotated[
@@ -164,14 +164,14 @@ class TrainingConfig:
         int,
         Range(0, 1000),
         Advanced(),
-        Doc("How many steps whose loss or gradient is not finite are skipped before the run ends; 0: it ends at the first."),
+        Doc("How many steps with a loss or gradient that is not finite are skipped before the run ends; 0: it ends at the first."),
     ] = 0
     on_change: Annotated[
         str,
         Choice("ask", "anew", "adopt"),
         Advanced(),
         Doc(
-            "When an unfinished run of this name had other settings, images, captions or weights. ask: say what changed and stop; anew: leave it and begin a new run; adopt: go on from its newest checkpoint with what is set now."
+            "What to do when an unfinished run of this name had other settings, images, captions or weights. ask: say what changed and stop; anew: leave it and begin a new run; adopt: go on from its newest checkpoint with the present settings."
         ),
     ] = "ask"
 
