@@ -9,7 +9,7 @@ from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.host import Host
-from ..trainer_core.problems import UserError
+from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -45,6 +45,12 @@ def _picture(name: str, host: Host) -> str:
     return str(path)
 
 
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    from ..trainer_core.quant.packages import missing_for_drawing
+
+    return missing_for_drawing(inputs)
+
+
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
     settings = settings_of(inputs, host)
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
@@ -74,6 +80,7 @@ SPEC = NodeSpec(
         Output("labels", "STRING", "What each of the pictures shows, such as base, cat face, 64x64.", is_list=True),
     ),
     run=run,
+    preflight=preflight,
     is_output=True,
     search_aliases=("validation", "preview", "sample", "grid"),
 )

@@ -38,6 +38,8 @@ class TrainRequest:
             value["model"][name] = _last_of_path(value["model"][name])
         if value["validation"] and value["validation"]["sampling"] == "as set":
             value["validation"].pop("sampling")  # as before there was a choice
+        if value["validation"] and value["validation"]["attention"] == "same":
+            value["validation"].pop("attention")
         if value["validation"] and not self.validation_reference:
             value["validation"].pop("reference")
         elif value["validation"]:

@@ -117,6 +117,15 @@ class ValidationConfig:
             "cropped to the size that is drawn."
         ),
     ] = ""
+    attention: Annotated[
+        str,
+        Choice("same", "native", "sage"),
+        Advanced(),
+        Doc(
+            "Kernel that computes attention while pictures are drawn. same: MemorySettings' in a training, else native. native: torch's choice. "
+            "sage: SageAttention, 8 bits, on CUDA, with its package installed."
+        ),
+    ] = "same"
 
     def problems(self) -> list[Problem]:
         found = []

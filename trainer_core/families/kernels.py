@@ -52,17 +52,26 @@ def attention_fault(name: str, device: torch.device, dtype: torch.dtype, width: 
             query = torch.zeros(1, 1, 2, width, device=device, dtype=dtype, requires_grad=True)
             attention(name)(query, query, query, None).sum().backward()
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or ["no reason is told"])[0]
-        return f"{name} attention does not run on {device} in {str(dtype).removeprefix('torch.')} ({reason})"
+        return f"{name} attention does not run on {device} in {str(dtype).removeprefix('torch.')} ({reason_of(error)})"
     return ""
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, or its kind where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def set_attention_(transformer: nn.Module, name: str) -> int:
     """Let every attention of the model compute by this kernel. Returns how many there are."""
-    found = [module for module in transformer.modules() if "attend" in module.__dict__]
+    found, kernel = attention_modules(transformer), attention(name)
     for module in found:
-        module.__dict__["attend"] = attention(name)
+        module.__dict__["attend"] = kernel  # one for all: each other function would be compiled anew
     return len(found)
+
+
+def attention_modules(transformer: nn.Module) -> list[nn.Module]:
+    """Those whose `attend` computes attention."""
+    return [module for module in transformer.modules() if "attend" in module.__dict__]
 
 
 def compiler_fault(device: torch.device) -> str:

@@ -37,6 +37,7 @@ from ..quant.products import choose_products_, products_problems
 from ..registry import load
 from ..shards import Store
 from ..text.cache import TextCache, cache_prompts
+from ..validation.attention import drawing_problems
 from ..validation.pictures import prompts_of
 from .adapter import check_fit, init_identity, inject_adapter_, new_ema
 from .loop import Run
@@ -109,6 +110,7 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     request = as_the_model_wants(request, family)
     device = pick_device(host.device)
     found = [*problems_of(request, host), *reference_problems(request, family), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
+    found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))

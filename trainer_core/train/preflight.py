@@ -12,7 +12,7 @@ from ..host import Host
 from ..lora.rates import rates_of
 from ..lora.targets import chosen_layers
 from ..problems import Problem, UserError
-from ..quant.packages import missing_packages
+from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 
 PLAIN_INITS = ("default", "gaussian")
@@ -30,6 +30,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                 )
             )
     found += missing_packages(request.model.quantization)
+    found += missing_for_drawing(request.validation)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         found.append(

@@ -16,6 +16,7 @@ from ..data.latents import to_tensor
 from ..families.contract import Family, ImageCodec
 from ..guidance.adaptive import AdaptiveGuidance
 from ..problems import UserError
+from .attention import drawing_attention
 from .grid import draw_grid
 from .sampler import sample
 
@@ -67,13 +68,14 @@ def draw_pictures(
     for width, height in settings.sizes():
         reference = start_of(settings.reference, (width, height), codec) if settings.reference else None
         for prompt in settings.library().values():
-            latents = sample(
-                family, transformer, text.get(prompt).to(device), negative,
-                width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
-                channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
-                guidance=guidance,
-                on_step=lambda *_: on_step(), reference=reference,
-            )  # fmt: skip
+            with drawing_attention(transformer, settings.attention):
+                latents = sample(
+                    family, transformer, text.get(prompt).to(device), negative,
+                    width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
+                    channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
+                    guidance=guidance,
+                    on_step=lambda *_: on_step(), reference=reference,
+                )  # fmt: skip
             pictures.setdefault((width, height), []).append(pixels_of(codec.decode(latents))[0])
             on_picture()
     return pictures

@@ -17,6 +17,7 @@ from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
 from ..devices import pick_device
 from ..families.contract import Family
+from ..families.weights import DTYPES
 from ..files import sha256_text
 from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..lora.inject import remove_, set_strength_
@@ -26,6 +27,7 @@ from ..quant.loading import load_base, quantization_problems, text_converter, te
 from ..registry import load
 from ..shards import Store
 from ..text.cache import cache_prompts
+from .attention import drawing_problems
 from .grid import save_png
 from .pictures import Pictures, draw_pictures, prompts_of
 from .series import Drawn, Version, grids_of, singles_of, versions_of
@@ -37,14 +39,16 @@ class Studio:
     Args:
         lora: put on the model, to be drawn with at any strength; None: the base alone.
         prompts: every prompt that will be drawn, negative ones included.
+        settings: what it will draw with, to be refused where this machine can't; None: torch's own kernels.
     Raises:
         UserError: what is wrong with the model's files, before anything is loaded.
     """
 
-    def __init__(self, model: ModelConfig, lora: TrainedLora | None, prompts: Sequence[str], host: Host):
+    def __init__(self, model: ModelConfig, lora: TrainedLora | None, prompts: Sequence[str], host: Host, settings: ValidationConfig | None = None):
         self.family: Family = load("family", model.family)()
         device = pick_device(host.device)
         problems = [*self.family.problems(model), *quantization_problems(model.quantization, device)]
+        problems += drawing_problems(settings, device, DTYPES.get(model.dtype, torch.float32))
         if problems:
             raise UserError(problems)
         self.host = host
@@ -112,7 +116,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        drawn = _draw_all(settings, Studio(model, None, prompts_of(settings), host), versions, host)
+        drawn = _draw_all(settings, Studio(model, None, prompts_of(settings), host, settings), versions, host)
     name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
     grids = []
     for number, grid in enumerate(grids_of(drawn, settings, name)):
