@@ -62,6 +62,8 @@ def begun(request, host):
         ({"init": "loftq"}, "int8-quanto", {"kind": "dora"}, "init: 'loftq' can't start a dora"),
         ({"init": "loftq"}, "none", {}, "init: 'loftq' mends what quantisation lost, and the model is not quantised; connect QuantizeModel"),
         ({}, "none", {"kind": "lokr", "format": "kohya"}, "format: 'kohya' can't hold a lokr"),
+        ({"init": "pissa"}, "none", {"precision": "bf16"}, "precision: bf16 is too coarse for what init 'pissa' learns"),
+        ({}, "none", {"kind": "dora", "precision": "fp16"}, "precision: fp16 is too coarse for a dora's magnitudes; use fp32"),
         ({}, "none", {"block_lr": "blocks.0=0"}, "block_lr: 'blocks.0=0' fits none of the"),
         ({}, "none", {"block_lr": "*=0"}, "block_lr: gives every layer a rate of 0"),
         ({"targets": "x_embeder"}, "none", {}, "targets: 'x_embeder' matches no layer"),
@@ -72,6 +74,17 @@ def test_what_can_not_work(workshop, monkeypatch, training, level, adapter, mess
     with pytest.raises(UserError) as caught:
         run(request_of(workshop, training, level, **adapter), workshop.host())
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_finished_run_is_written_anew_in_another_precision(workshop, precision):
+    host = workshop.host()
+    exact = run(request_of(workshop, {"steps": 2}), host)
+    whole = load_file(exact.lora.path)
+    rounded = run(request_of(workshop, {"steps": 2}, precision=precision), host)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert rounded.lora.folder == exact.lora.folder and rounded.losses == exact.losses
+    assert all(torch.equal(tensor, whole[key].to(dtype)) for key, tensor in load_file(rounded.lora.path).items())
 
 
 @pytest.mark.parametrize(

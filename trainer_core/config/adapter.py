@@ -142,6 +142,13 @@ class AdapterConfig:
         Advanced(),
         Doc("init eva: batches of the run's own data whose activations are looked at before the training."),
     ] = 8
+    precision: Annotated[
+        str,
+        Choice("fp32", "bf16", "fp16"),
+        Doc(
+            "Precision of the LoRA's file. fp32: exactly what was trained. bf16, fp16: half the size, each weight rounded by up to 0.4 % and 0.05 %. Checkpoints stay in fp32."
+        ),
+    ] = "fp32"
 
     def problems(self) -> list[Problem]:
         found = []

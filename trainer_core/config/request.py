@@ -49,6 +49,8 @@ class TrainRequest:
         else:
             for name in ("clip_file", "assistant_file"):
                 value["model"]["flux"][name] = _last_of_path(value["model"]["flux"][name])
+        if self.adapter.precision == "fp32":  # as before there was a choice
+            value["adapter"].pop("precision")
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])
         for part in value["dataset"]["parts"]:
             part["folder"] = _last_of_path(part["folder"])

@@ -16,6 +16,7 @@ from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 
 PLAIN_INITS = ("default", "gaussian")
+CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors moves where the update begins
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
@@ -63,6 +64,9 @@ def adapter_problems(request: TrainRequest) -> list[Problem]:
     if init == "loftq" and request.model.quantization.level == "none":
         reason = "mends what quantisation lost, and the model is not quantised; connect QuantizeModel or use default"
         found.append(Problem("init", f"'loftq' {reason}"))
+    if config.precision != "fp32" and (init in CANCELLING_INITS or config.kind == "dora"):
+        what = "a dora's magnitudes" if config.kind == "dora" else f"what init {init!r} learns, a small difference of large numbers,"
+        found.append(Problem("precision", f"{config.precision} is too coarse for {what}; use fp32"))
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
         reason = f"goes on from a file, so that init {init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}"
         found.append(Problem("init_lora", reason))

@@ -17,10 +17,11 @@ import torch
 from ..config.request import TrainedLora, TrainRequest
 from ..data.index import Unreadable
 from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
+from ..families.weights import DTYPES
 from ..files import write_json
 from ..flow.timesteps import ShiftedBySize, density
 from ..host import Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
-from ..lora.export import export_lora
+from ..lora.export import ExportedLora, export_lora
 from ..lora.inject import set_strength_
 from ..problems import UserError
 from ..validation.grid import save_png
@@ -188,11 +189,27 @@ def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) ->
         host.emit(Notice(text, "warning"))
 
 
+def _export(plan: Plan, run: Run, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:
+    """In the wanted precision; in fp32 where its rounding would change what the LoRA does (fp16 knows no numbers below 6e-8)."""
+    config = plan.request.adapter
+
+    def write(precision: str) -> ExportedLora:
+        dtype = DTYPES[precision]
+        return export_lora(run.layers, run.transformer, path, metadata, dtype, config.format, staging=plan.folder)
+
+    try:
+        return write(config.precision)
+    except RuntimeError as error:
+        if config.precision == "fp32":
+            raise
+        host.emit(Notice(f"{path.name} is written in fp32, because {config.precision} would change it ({error})", "warning"))
+        return write("fp32")
+
+
 def _save(plan: Plan, run: Run, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
-    form = plan.request.adapter.format
     with final_weights(run):
-        saved = export_lora(run.layers, run.transformer, path, lora_metadata(plan, run, record), form=form, staging=plan.folder)
+        saved = _export(plan, run, path, lora_metadata(plan, run, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     _draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
@@ -211,9 +228,7 @@ def _save_best(
     path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
     with weights_of(run, checkpoints / step_name(step)):
         metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
-        saved = export_lora(
-            run.layers, run.transformer, path, metadata, form=plan.request.adapter.format, staging=plan.folder
-        )
+        saved = _export(plan, run, path, metadata, host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     return {**found, "lora": str(path), "sha256": saved.sha256}
 

@@ -37,6 +37,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
         value.pop("memory")
     value["model"]["quantization"].pop("cached_bases")
     value["adapter"].pop("format")  # how the file is written
+    value["adapter"].pop("precision", None)
     value["adapter"].pop("init_lora")  # its bytes count, not its name
     for name in WITHOUT_EFFECT:
         value["training"].pop(name)
