@@ -319,8 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("plan", plan)
     sub.add_argument("workflow", help="as for run")
     _add_workflow_arguments(sub)
-    sub.add_argument("--vram", type=float, default=0.0, metavar="GB", help="plan for an accelerator of so many GB")
-    sub.add_argument("--ram", type=float, default=0.0, metavar="GB", help="plan for so much RAM")
+    sub.add_argument("--vram", type=_gigabytes, default=0.0, metavar="GB", help="plan for an accelerator of so many GB")
+    sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for so much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
     for name in ("run", "resume"):
@@ -338,6 +338,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GB; write for example 12")
+    return value
 
 
 def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:

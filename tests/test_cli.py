@@ -141,7 +141,7 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--device", "gpu", "'gpu' can't be used ("),
+        ("--device", "gpu", "'gpu' is no device; write cpu, cuda, cuda:1, mps or xpu"),
         ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "models", "'models' is a folder; name a file in it"),
@@ -151,6 +151,20 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, c
     assert cli("run", "workflow.json", "--models", "models", option, value) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {option}: {message}") and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+@pytest.mark.parametrize("text", ["-3", "twelve", "nan"])
+def test_a_card_of_no_size(cli, capsys, text):
+    with pytest.raises(SystemExit):
+        cli("plan", "workflow.json", f"--vram={text}")
+    assert f"'{text}' is no number of GB; write for example 12" in capsys.readouterr().err
+
+
+def test_a_workflow_for_comfyui_alone(cli, home, capsys):
+    only = {"3": {"class_type": "KSampler", "inputs": {"seed": 1}}, "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}}}
+    (home / "only.json").write_text(json.dumps(only), encoding="utf-8")
+    assert cli("check", "only.json") == 2
+    assert "has nothing to run: its nodes run in ComfyUI alone (3 (KSampler)); add a LoRATrainer" in capsys.readouterr().err
 
 
 def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsys):

@@ -30,6 +30,9 @@ def pick_device(wanted: str = "") -> torch.device:
 def _device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError.at("--device", f"{wanted!r} is no device; write cpu, cuda, cuda:1, mps or xpu") from error
+    try:
         if device.type != "meta":
             torch.empty(1, device=device)
         return device

@@ -58,7 +58,8 @@ class TrainRequest:
             if not part["references"]:
                 part.pop("references")
             if not part["tag_orders"]:  # as before there were such orders
-                part.pop("tag_orders"), part.pop("kept_tags")
+                part.pop("tag_orders")
+                part.pop("kept_tags")
         return value
 
     @property

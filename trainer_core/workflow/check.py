@@ -25,7 +25,8 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
         outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
         foreign = skipped(graph, catalogue)
-        beside = f": none of its nodes is from ChromaTrainer ({_some(foreign)})" if len(foreign) == len(graph.nodes) else ""
+        only_there = foreign and not any(node.type in catalogue for node in graph.nodes.values())
+        beside = f": its nodes run in ComfyUI alone ({_some(foreign)})" if only_there else ""
         problems.append(Problem("workflow", f"has nothing to run{beside}; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)
