@@ -8,8 +8,8 @@ from typing import Annotated
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
 from ..trainer_core.host import ASSETS, Host
 from ..trainer_core.problems import Problem, UserError
-from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Output, Text
-from .model_files import OWN_PART, finder
+from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Text
+from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 
 REPOS = {"nano": str(ASSETS / "chroma-nano"), **CHROMA_REPOS}
 
@@ -37,19 +37,9 @@ class Inputs:
             "A single file from models/diffusion_models instead; bf16, fp8 and fp8_scaled files are read. With all three files given nothing is downloaded."
         ),
     ] = OWN_PART
-    text_encoder: Annotated[
-        str, ModelFile("text_encoders", OWN_PART), Doc("A T5-XXL file from models/text_encoders instead.")
-    ] = OWN_PART
-    vae: Annotated[
-        str, ModelFile("vae", OWN_PART), Doc("A Flux VAE file (ae.safetensors) from models/vae instead.")
-    ] = OWN_PART
-    dtype: Annotated[
-        str,
-        Choice("bf16", "fp16", "fp32"),
-        Doc(
-            "Precision of the frozen base. The LoRA's own weights are always trained in fp32. On a CPU fp32 is the fastest."
-        ),
-    ] = "bf16"
+    text_encoder: T5File = OWN_PART
+    vae: VaeFile = OWN_PART
+    dtype: BaseDtype = "bf16"
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
@@ -76,7 +66,7 @@ SPEC = NodeSpec(
     category="ChromaTrainer",
     description="Chooses the Chroma model to train. Nothing is loaded until training begins.",
     inputs=Inputs,
-    outputs=(Output("model", "TRAIN_MODEL", "The chosen model, for QuantizeModel, LoRATrainer and ValidateSampler."),),
+    outputs=(MODEL,),
     run=run,
     light=True,
     search_aliases=("chroma", "train", "lora", "checkpoint"),

@@ -9,8 +9,8 @@ from ..trainer_core.config.flux import FLAVOURS, FluxOptions
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.host import Host
 from ..trainer_core.problems import Problem, UserError
-from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Output, Range, Text
-from .model_files import OWN_PART, finder
+from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Range, Text
+from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 
 BY_FLAVOUR = "by flavour"
 NO_ASSISTANT = "none"
@@ -41,24 +41,14 @@ class Inputs:
             "A single file from models/diffusion_models instead; bf16, fp8 and fp8_scaled files are read. With all four files given nothing is downloaded."
         ),
     ] = OWN_PART
-    t5: Annotated[
-        str, ModelFile("text_encoders", OWN_PART), Doc("A T5-XXL file from models/text_encoders instead.")
-    ] = OWN_PART
+    t5: T5File = OWN_PART
     clip: Annotated[
         str,
         ModelFile("text_encoders", OWN_PART),
         Doc("A CLIP-L file (clip_l.safetensors) from models/text_encoders instead."),
     ] = OWN_PART
-    vae: Annotated[
-        str, ModelFile("vae", OWN_PART), Doc("A Flux VAE file (ae.safetensors) from models/vae instead.")
-    ] = OWN_PART
-    dtype: Annotated[
-        str,
-        Choice("bf16", "fp16", "fp32"),
-        Doc(
-            "Precision of the frozen base. The LoRA's own weights are always trained in fp32. On a CPU fp32 is the fastest."
-        ),
-    ] = "bf16"
+    vae: VaeFile = OWN_PART
+    dtype: BaseDtype = "bf16"
     text_tokens: Annotated[
         int,
         Range(0, 512),
@@ -139,7 +129,7 @@ SPEC = NodeSpec(
     category="ChromaTrainer",
     description="Chooses the Flux.1 model to train. Nothing is loaded until training begins.",
     inputs=Inputs,
-    outputs=(Output("model", "TRAIN_MODEL", "The chosen model, for QuantizeModel, LoRATrainer and ValidateSampler."),),
+    outputs=(MODEL,),
     run=run,
     light=True,
     search_aliases=("flux", "krea", "schnell", "train", "lora", "checkpoint"),

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 from ..trainer_core.host import Host, collect
 from ..trainer_core.problems import Problem
+from ..trainer_core.spec import Choice, Doc, ModelFile, Output
 
 OWN_PART = "from flavour"  # the choice that names no file
+
+# Fields and output that the nodes have in common.
+T5File = Annotated[str, ModelFile("text_encoders", OWN_PART), Doc("A T5-XXL file from models/text_encoders instead.")]
+VaeFile = Annotated[str, ModelFile("vae", OWN_PART), Doc("A Flux VAE file (ae.safetensors) from models/vae instead.")]
+BaseDtype = Annotated[
+    str,
+    Choice("bf16", "fp16", "fp32"),
+    Doc(
+        "Precision of the frozen base. The LoRA's own weights are always trained in fp32. On a CPU fp32 is the fastest."
+    ),
+]
+MODEL = Output("model", "TRAIN_MODEL", "The chosen model, for QuantizeModel, LoRATrainer and ValidateSampler.")
 
 
 def finder(host: Host, problems: list[Problem]) -> Callable[..., str]:
