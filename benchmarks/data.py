@@ -2,6 +2,8 @@
 
 scan: 10,000 small pictures with captions, and fewer, until they are in buckets; cold (nothing known) and warm. Goals: 20 s and 2 s.
 rows: an index of 1,000,000 rows and its batches, without a folder behind it: memory of the process before and after.
+world: what a run keeps beside such an index: the keys of a million cached latents and captions, and the record of what it was
+begun with, which is written and then compared with a dataset in which three images differ.
 caches: against a plain loop with the same encoders, one picture and one caption after the other, text padded to 512
 tokens as diffusers' pipeline does; CPU seconds, in turns.
 """
@@ -9,13 +11,16 @@ tokens as diffusers' pipeline does; CPU seconds, in turns.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,35 +55,15 @@ def rows_child(count: int) -> None:
     """Build an index of `count` rows, plan batches and read some rows; print what it took."""
     import numpy as np
     import torch
-    from chroma_trainer.trainer_core.data.buckets import Placement
     from chroma_trainer.trainer_core.data.sampler import BatchPlan
-    from chroma_trainer.trainer_core.data.table import Sample, TableWriter, columns
+    from chroma_trainer.trainer_core.data.table import columns
 
     torch.randperm(10)
     before = _private_bytes()
     found: dict[str, Any] = {"rows": count}
-    writer = TableWriter()
-
-    def write() -> None:
-        for i in range(count):
-            name = f"folder-{i // 1000}/picture-{i:07}.jpg"
-            size = (1024 + i % 5 * 64, 1024 - i % 5 * 64)
-            place = Placement(size, size, (0, 0))
-            writer.append(
-                Sample(
-                    f"0/{name}",
-                    name,
-                    name,
-                    f"{i:064x}",
-                    (f"a caption of picture {i}, long enough to count",),
-                    size,
-                    place,
-                    0,
-                )
-            )
-
-    found["write"] = timed(write)
-    table = writer.finish(lambda part, name: name)
+    tables: list[Any] = []
+    found["write"] = timed(lambda: tables.append(synthetic_table(range(count))))
+    (table,) = tables
     plans: list[BatchPlan] = []
     rows = columns(table)
     found["plan"] = timed(lambda: plans.append(BatchPlan(rows["bucket"], np.ones(count, dtype=np.int64), 4, 0)))
@@ -88,6 +73,71 @@ def rows_child(count: int) -> None:
     found["microseconds_a_sample"] = round(reading["cpu_seconds"] / (4 * reads) * 1e6, 1)
     found["private_mib"] = round((_private_bytes() - before) / 2**20)
     print(json.dumps(found))
+
+
+def synthetic_table(numbers: Iterable[int], edited: int = -1) -> Any:
+    """An index's rows, without a folder behind them. edited: number of the row whose caption is another."""
+    from chroma_trainer.trainer_core.data.buckets import Placement
+    from chroma_trainer.trainer_core.data.table import Sample, TableWriter
+
+    writer = TableWriter()
+    for i in numbers:
+        name = f"folder-{i // 1000}/picture-{i:07}.jpg"
+        size = (1024 + i % 5 * 64, 1024 - i % 5 * 64)
+        place = Placement(size, size, (0, 0))
+        caption = "another caption" if i == edited else f"a caption of picture {i}, long enough to count"
+        writer.append(Sample(f"0/{name}", name, name, f"{i:064x}", (caption,), size, place, 0))
+    return writer.finish(lambda part, name: name)
+
+
+def world_child(count: int, folder: Path, is_first: bool) -> None:
+    """First fill stores with `count` latents and captions of one number each; in another process open them as a run does, write
+    and compare the world, and print what it took."""
+    from chroma_trainer.trainer_core.data.latents import latent_key
+    from chroma_trainer.trainer_core.data.table import Captions
+    from chroma_trainer.trainer_core.digests import digests
+    from chroma_trainer.trainer_core.shards import Store
+    from chroma_trainer.trainer_core.text.cache import Prompts, prompt_key
+    from chroma_trainer.trainer_core.train.world import World, changes, write_world
+
+    table = synthetic_table(range(count))
+    keys = {
+        "latents": lambda: (latent_key(sample, "codec") for sample in table),
+        "text": lambda: (prompt_key(prompt, "encoder") for prompt in Prompts(Captions(table), ("",))),
+    }
+    if is_first:
+        for kind, those in keys.items():
+            _fill_store(Store(folder / kind), those())
+        return
+    stores: list[Store] = []
+    found: dict[str, Any] = {"rows": count}
+    gc.collect()
+    before = _private_bytes()
+    for kind, those in keys.items():
+        found[f"open_{kind}"] = timed(lambda kind=kind: stores.append(Store(folder / kind)))
+        lacking: list[int] = []
+        found[f"look_for_{kind}"] = timed(lambda: lacking.append(len(stores[-1].absent(digests(those())))))  # noqa: B023
+        assert lacking == [0]
+    run = folder / "run"
+    world = World({}, {}, table)
+    found["write_world"] = timed(lambda: write_world(run, world))
+    gc.collect()
+    found["private_mib"] = round((_private_bytes() - before) / 2**20)
+    found["world_bytes_a_row"] = round(sum(file.stat().st_size for file in run.iterdir()) / count)
+    now = World({}, {}, synthetic_table([*range(count // 2), *range(count // 2 + 1, count + 1)], edited=7))
+    told: list[str] = []
+    found["compare_worlds"] = timed(lambda: told.extend(changes(run, now)))
+    found["told"] = told
+    gc.collect()
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps(found))
+
+
+def _fill_store(store: Any, keys: Iterator[str]) -> None:
+    import torch
+
+    while part := list(islice(keys, 20_000)):
+        store.put({key: torch.zeros(1) for key in part})
 
 
 def _private_bytes() -> int:
@@ -178,16 +228,26 @@ def _plain_text(index: Any, encoder: Any, chosen: Any) -> None:
         save_file({"embedding": embedding}, chosen.paths.cache / f"{i}.safetensors")
 
 
+def _child(name: str, *options: str) -> str:
+    command = [sys.executable, __file__, "--child", name, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--only", nargs="*", default=["scan", "rows", "caches"])
+    parser.add_argument("--only", nargs="*", default=["scan", "rows", "world", "caches"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, _, who = arguments.child.partition(" ")
-        rows_child(int(who)) if kind == "rows" else cache_child(kind, who)
+        if kind == "rows":
+            rows_child(int(who))
+        elif kind in ("fill", "world"):
+            world_child(arguments.rows, Path(who), is_first=kind == "fill")
+        else:
+            cache_child(kind, who)
         return 0
     cache_folder().mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
@@ -198,8 +258,11 @@ def main() -> int:
             kind: [[scan["images"], scan[kind]["cpu_seconds"]] for scan in scans] for kind in ("cold", "warm")
         }
     if "rows" in arguments.only and Path("/proc/self/smaps_rollup").is_file():
-        child = [sys.executable, __file__, "--child", f"rows {arguments.rows}"]
-        found["rows"] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+        found["rows"] = json.loads(_child(f"rows {arguments.rows}"))
+    if "world" in arguments.only and Path("/proc/self/smaps_rollup").is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            _child(f"fill {folder}", "--rows", str(arguments.rows))
+            found["world"] = json.loads(_child(f"world {folder}", "--rows", str(arguments.rows)))
     if "caches" in arguments.only:
         found["caches"] = measure_caches(rounds=3)
     print(json.dumps(found, indent=2))

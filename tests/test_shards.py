@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
+import tracemalloc
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.shards import Store, fill
+from chroma_trainer.trainer_core import shards
+from chroma_trainer.trainer_core.digests import digests
+from chroma_trainer.trainer_core.shards import Store
 
 
 def tensors(*names: str) -> dict[str, torch.Tensor]:
     return {name: torch.arange(6.0).reshape(2, 3) + len(name) for name in names}
+
+
+def fill(store, keys, make, **values) -> None:
+    """shards.fill, by names."""
+    shards.fill(store, digests(keys), lambda absent: make([keys[i] for i in absent]), **values)
 
 
 def not_called(absent):
@@ -150,3 +159,39 @@ def test_closing_lets_go_of_the_files(tmp_path):
     kept = store.get("a").clone()
     store.close()
     assert torch.equal(store.get("a"), kept)
+
+
+def test_a_million_keys_would_take_no_memory_and_every_tensor_is_found(tmp_path):
+    """Tables of like length become one, so that there are few; what a key takes is in files."""
+    def shard(i: int) -> dict[str, torch.Tensor]:
+        return {f"key {i} {j}": torch.tensor([i, j]) for j in range(500)}
+
+    writing = Store(tmp_path)
+    for i in range(19):
+        writing.put(shard(i))
+    assert len(writing._tables) <= 5
+    tracemalloc.start()
+    reading = Store(tmp_path)
+    wanted = digests(f"key {i} {j}" for i in range(20) for j in range(500))
+    assert reading.absent(wanted).tolist() == list(range(9500, 10_000))
+    del wanted
+    gc.collect()
+    bytes_kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert bytes_kept < 10 * 9500  # a dict of strings: 200 a key
+    for store in (writing, reading):
+        assert all(torch.equal(store.get(f"key {i} {j}"), torch.tensor([i, j])) for i in (0, 7, 18) for j in (0, 499))
+
+
+def test_a_damaged_shard_does_not_hide_its_twin_or_its_neighbours(tmp_path):
+    Store(tmp_path).put(tensors("a", "b"))
+    (damaged,) = tmp_path.iterdir()
+    kept = tmp_path.parent / "aside"
+    damaged.rename(kept)
+    Store(tmp_path).put(tensors("b", "c"))
+    kept.rename(damaged)
+    raw = damaged.read_bytes()
+    damaged.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    store = Store(tmp_path)
+    assert store.missing(["a", "b", "c"]) == ["a"]
+    assert torch.equal(store.get("b"), tensors("b")["b"])

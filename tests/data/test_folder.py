@@ -37,4 +37,4 @@ def test_the_caption_file_has_the_images_name(tmp_path):
 
 
 def test_an_empty_folder_has_no_entries(tmp_path):
-    assert FolderBackend(tmp_path).entries() == []
+    assert list(FolderBackend(tmp_path).entries()) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from chroma_trainer.trainer_core.data.buckets import Placement
 from chroma_trainer.trainer_core.data.holdout import split
-from chroma_trainer.trainer_core.data.table import Chosen, Sample, TableWriter, columns
+from chroma_trainer.trainer_core.data.table import BLOCK, Chosen, Sample, TableWriter, columns
 
 
 def sample(i: int) -> Sample:
@@ -31,6 +31,7 @@ def test_what_went_in_comes_out():
     assert samples[-1] == wanted[-1] and list(samples[3:15:4]) == wanted[3:15:4] and list(samples[::-1][:2]) == wanted[:-3:-1]
     with pytest.raises(IndexError):
         samples[20]
+    assert list(table(BLOCK + 3))[-5:] == [sample(i) for i in range(BLOCK - 2, BLOCK + 3)]
 
 
 def test_none_at_all():

@@ -9,7 +9,7 @@ from chroma_trainer.trainer_core.problems import Cancelled
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.shards import Store
 from chroma_trainer.trainer_core.text import cache as cache_module
-from chroma_trainer.trainer_core.text.cache import cache_prompts
+from chroma_trainer.trainer_core.text.cache import Prompts, cache_prompts
 
 PROMPTS = ["", "a cat", "ein Kätzchen", "赤い猫", "a cat\twith a tab", "a" * 300]
 
@@ -126,3 +126,11 @@ def test_the_tiny_models_embeddings_come_back_bit_for_bit(tiny_model, host, tmp_
     cache = cache_prompts(prompts, identity, not_called, Store(tmp_path / "text"), host)
     with torch.no_grad():
         assert all(torch.equal(cache.get(prompt), encoder.encode([prompt])[0]) for prompt in prompts)
+
+
+def test_prompts_are_read_through_and_equal_ones_encoded_once(host, tmp_path):
+    prompts = Prompts([("a", "bb"), ("ccc",), ("a", "dddd")], ["", "bb"])
+    assert list(prompts) == [prompts[i] for i in range(len(prompts))] == ["a", "bb", "ccc", "a", "dddd", "", "bb"]
+    encoder = Encoder()
+    cache_prompts(prompts, "id", lambda: encoder, Store(tmp_path / "text"), host)
+    assert encoder.batches == [["", "a", "bb", "ccc", "dddd"]]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .contract import Entry
+from .entries import Entries
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 ENCODINGS = ("utf-8-sig", "cp1252")  # editors on Windows still save the second
@@ -19,7 +20,7 @@ class FolderBackend:
         self.root = str(root)  # strings: a Path for each of ten thousand names is a quarter of a second
 
     def entries(self) -> Sequence[Entry]:
-        return [Entry(name, _stamp(stat)) for name, stat in _images(self.root, "")]
+        return Entries(_images(self.root, ""))
 
     def read(self, name: str) -> bytes:
         with open(self.path(name), "rb") as file:
@@ -41,23 +42,33 @@ class FolderBackend:
         return os.path.join(self.root, *name.split("/"))
 
 
-def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Names of images below a folder and what the system knows of them, in the order of their names; hidden ones are left out.
+def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Names of images below a folder and their stamps, in the order of their names; hidden ones are left out.
 
-    Folders are sorted as `name/`, which puts whole names in order without having them all at once.
+    Folders are sorted as `name/`, which puts whole names in order without having them all at once. What is sorted is one
+    string for each, `name NUL stamp`: a NUL comes before all that a name can go on with.
     """
     try:
         listing = os.scandir(folder)
     except OSError:  # a folder without the right to read it
         return
     with listing:
-        found = [(entry.name + "/" * entry.is_dir(), entry) for entry in listing if not entry.name.startswith(".")]
-    for name, entry in sorted(found, key=lambda pair: pair[0]):
-        if name.endswith("/"):
-            if not entry.is_symlink():
-                yield from _images(entry.path, prefix + name)
-        elif os.path.splitext(name)[1].lower() in SUFFIXES and entry.is_file():
-            yield prefix + name, entry.stat()
+        found = [text for entry in listing if not entry.name.startswith(".") and (text := _listed(entry))]
+    found.sort()
+    for text in found:
+        name, _, stamp = text.partition("\0")
+        if stamp:
+            yield prefix + name, stamp
+        else:
+            yield from _images(os.path.join(folder, name[:-1]), prefix + name)
+
+
+def _listed(entry: os.DirEntry[str]) -> str:
+    """`name/` of a folder, `name NUL stamp` of an image, nothing of all else."""
+    if entry.is_dir():
+        return "" if entry.is_symlink() else f"{entry.name}/"
+    is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+    return f"{entry.name}\0{_stamp(entry.stat())}" if is_image else ""
 
 
 def _stamp(stat: os.stat_result) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..digests import digests, sorted_order
 from ..files import sha256_text
 from .table import Chosen, Sample
 
@@ -22,7 +23,10 @@ def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Se
     if share == 0 or len(samples) < 2:
         return samples, ()
     count = min(len(samples) - 1, max(1, round(share * len(samples))))
-    hashes = [sha256_text("holdout", samples[i].key) for i in range(len(samples))]
     is_held = np.zeros(len(samples), dtype=bool)
-    is_held[sorted(range(len(samples)), key=hashes.__getitem__)[:count]] = True
-    return Chosen(samples, np.flatnonzero(~is_held)), Chosen(samples, np.flatnonzero(is_held))
+    is_held[sorted_order(digests(sha256_text("holdout", sample.key) for sample in samples))[:count]] = True
+    return _chosen(samples, ~is_held), _chosen(samples, is_held)
+
+
+def _chosen(samples: Sequence[Sample], which: np.ndarray) -> Chosen:
+    return Chosen(samples, np.flatnonzero(which).astype(np.uint32))

@@ -25,12 +25,13 @@ from .folder import SUFFIXES
 from .images import BrokenImage, decode
 from .scan_memory import Known, ScanMemory
 from .soundness import upright_size
-from .table import Sample, TableWriter, columns, rows_in_order
+from .table import Sample, TableWriter, columns
 
 BACKEND = "folder"
 SHOWN = 5  # names in a notice; the report has all
 MOST_PROBLEMS = 20  # in an error
 NO_CAPTION = "its caption file"  # how the reasons begin that are about captions
+LISTED = 10_000  # names in each list of the report; more are counted
 SLICE = 400  # images that are scanned together; then progress is told
 
 
@@ -82,7 +83,7 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     skipped: list[dict[str, str]] = []
     problems: list[Problem] = []
     backends = []
-    num_found = 0
+    num_found = num_skipped = num_unlisted = 0
     for part, (settings, root) in enumerate(zip(config.parts, config.roots, strict=True)):
         backend: Backend = load("backend", BACKEND)(Path(root))
         backends.append(backend)
@@ -101,28 +102,33 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
             if sample:
                 writer.append(sample)
                 continue
-            skipped.append({"image": backend.path(entry.name), "reason": reason})
-            if settings.on_broken == "stop" and not reason.startswith("its shorter edge"):
+            num_skipped += 1
+            if num_skipped <= LISTED:
+                skipped.append({"image": backend.path(entry.name), "reason": reason})
+            is_error = settings.on_broken == "stop" and not reason.startswith("its shorter edge")
+            if is_error and len(problems) >= LISTED:
+                num_unlisted += 1
+            elif is_error:
                 problems.append(
                     Problem(settings.folder, f"{entry.name}: {reason}; mend or remove it, or set on_broken to skip")
                 )
     samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
         reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:SHOWN])
-        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        more = f"; and {num_skipped - SHOWN} more" if num_skipped > SHOWN else ""
         problems.append(Problem("dataset", f"none of {num_found} images can be used: {reasons}{more}{_remedy(skipped)}"))
     if problems:
-        raise UserError(_first(problems))
-    report = _report(samples, skipped, num_found, config)
+        raise UserError(_first(problems, num_unlisted))
+    report = _report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}
     _tell(report, skipped, host)
     return Index(samples, _digest(samples, config), report, tuple(backends))
 
 
-def _first(problems: list[Problem]) -> list[Problem]:
+def _first(problems: list[Problem], num_unlisted: int) -> list[Problem]:
     """So many as fit on a screen: a folder whose captions lie elsewhere has as many faults as images."""
     if len(problems) <= MOST_PROBLEMS:
         return problems
-    more = f"{len(problems) - MOST_PROBLEMS} more images can't be used, for reasons of the same kind"
+    more = f"{len(problems) + num_unlisted - MOST_PROBLEMS} more images can't be used, for reasons of the same kind"
     return [*problems[:MOST_PROBLEMS], Problem("dataset", more)]
 
 
@@ -194,7 +200,7 @@ def _scan_one(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Sca
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
     return sha256_texts(
-        f"{s.key} {s.sha256} {s.placement} {config.parts[s.part].repeats} {s.captions}" for s in rows_in_order(samples)
+        f"{s.key} {s.sha256} {s.placement} {config.parts[s.part].repeats} {s.captions}" for s in samples
     )
 
 
@@ -203,7 +209,8 @@ def _report(
 ) -> dict[str, Any]:
     rows = columns(samples)
     resized = (rows["resize"] != rows["size"]).any(axis=1)
-    enlarged = (rows["resize"] > rows["size"]).any(axis=1)
+    enlarged: Any = (rows["resize"] > rows["size"]).any(axis=1)
+    twins: Any = _has_twin(rows["sha256"])
     sizes, counts = np.unique(rows["bucket"], axis=0, return_counts=True)
     buckets = {f"{width}x{height}": int(count) for (width, height), count in zip(sizes.tolist(), counts, strict=True)}
     return {
@@ -211,12 +218,18 @@ def _report(
         "used": len(samples),
         "skipped": skipped,
         "resized": int(resized.sum()),
-        "enlarged": [samples[int(i)].path for i in np.flatnonzero(enlarged)],
+        "enlarged": _paths(samples, enlarged),
+        "num_enlarged": int(enlarged.sum()),
         "cropped": int((rows["bucket"] != rows["resize"]).any(axis=1).sum()),
-        "duplicates": [samples[int(i)].path for i in np.flatnonzero(_has_twin(rows["sha256"]))],
+        "duplicates": _paths(samples, twins),
+        "num_duplicates": int(twins.sum()),
         "buckets": dict(sorted(buckets.items())),
         "triggers": sorted({part.trigger for part in config.parts if part.trigger}),
     }
+
+
+def _paths(samples: Sequence[Sample], which: np.ndarray) -> list[str]:
+    return [samples[int(i)].path for i in np.flatnonzero(which)[:LISTED]]
 
 
 def _has_twin(digests: np.ndarray) -> np.ndarray:
@@ -233,19 +246,20 @@ def _tell(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> 
     ))  # fmt: skip
     for entry in skipped[:SHOWN]:
         host.emit(Notice(f"skipped {entry['image']}: {entry['reason']}", "warning"))
-    if len(skipped) > SHOWN:
-        host.emit(Notice(f"and {len(skipped) - SHOWN} more skipped; all are in the report", "warning"))
+    if report["num_skipped"] > SHOWN:
+        where = "all" if report["num_skipped"] <= LISTED else f"the first {LISTED}"
+        host.emit(Notice(f"and {report['num_skipped'] - SHOWN} more skipped; {where} are in the report", "warning"))
     if report["enlarged"]:
         host.emit(
             Notice(
-                f"{len(report['enlarged'])} images are smaller than their bucket and are enlarged; min_size leaves them out",
+                f"{report['num_enlarged']} images are smaller than their bucket and are enlarged; min_size leaves them out",
                 "warning",
             )
         )
     if report["duplicates"]:
         host.emit(
             Notice(
-                f"{len(report['duplicates'])} images have a twin of the same bytes, such as {report['duplicates'][0]}",
+                f"{report['num_duplicates']} images have a twin of the same bytes, such as {report['duplicates'][0]}",
                 "warning",
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..digests import digests
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted
 from ..shards import Store, fill
 from .buckets import Placement
 from .images import BrokenImage, decode
 from .index import Index, Unreadable
-from .table import Sample, rows_in_order
+from .table import Sample, columns
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
 LARGEST_BATCH = 8
@@ -61,21 +62,19 @@ def cache_latents(
         Cancelled: between two batches; what was encoded is kept.
         Unreadable: images that can't be decoded, all of them; the others are encoded and kept.
     """
-    by_key = {latent_key(sample, identity): i for i, sample in enumerate(rows_in_order(index.samples))}
 
-    def make(absent: list[str]) -> Iterator[Mapping[str, Tensor]]:
+    def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
         host.emit(PhaseStarted("latents", len(absent), "images"))
         codec = load()
         done, faults = 0, dict[str, str]()
-        batches = list(_batches([index.samples[by_key[key]] for key in absent], largest_batch))
+        batches = _batches(index.samples, absent, largest_batch)
         with ThreadPoolExecutor(WORKERS) as pool:
-            waiting = [pool.submit(_pixels, index, batch) for batch in batches[:WORKERS]]
-            for i in range(len(batches)):
+            waiting = [pool.submit(_pixels, index, batch) for batch in islice(batches, WORKERS)]
+            while waiting:
                 host.check_cancelled()
                 batch, pixels, broken = waiting.pop(0).result()
                 faults |= broken
-                if i + WORKERS < len(batches):
-                    waiting.append(pool.submit(_pixels, index, batches[i + WORKERS]))
+                waiting += [pool.submit(_pixels, index, batch) for batch in islice(batches, 1)]
                 done += len(batch) + len(broken)
                 if batch:
                     size = _batch_size(batch[0].placement.bucket, largest_batch)
@@ -89,18 +88,19 @@ def cache_latents(
         if faults:
             raise Unreadable(faults)
 
-    fill(store, by_key, make)
+    fill(store, digests(latent_key(sample, identity) for sample in index.samples), make)
     return LatentCache(store, identity)
 
 
-def _batches(samples: Sequence[Sample], largest: int) -> Iterator[list[Sample]]:
-    """Samples of one bucket together, as many as BATCH_PIXELS allow."""
-    ordered = sorted(samples, key=lambda sample: sample.placement.bucket)
-    for (width, height), group in groupby(ordered, key=lambda sample: sample.placement.bucket):
-        same = list(group)
+def _batches(samples: Sequence[Sample], numbers: np.ndarray, largest: int) -> Iterator[list[Sample]]:
+    """Samples of these numbers, those of one bucket together, as many as BATCH_PIXELS allow; made when their turn comes."""
+    buckets = columns(samples)["bucket"][numbers]
+    kinds, kind_of = np.unique(buckets, axis=0, return_inverse=True)  # sorted, as Python sorts pairs
+    for kind, (width, height) in enumerate(kinds.tolist()):
+        same = numbers[kind_of.reshape(-1) == kind]
         size = _batch_size((width, height), largest)
         for start in range(0, len(same), size):
-            yield same[start : start + size]
+            yield [samples[i] for i in same[start : start + size].tolist()]
 
 
 def _batch_size(bucket: tuple[int, int], largest: int) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ..config.dataset import DatasetConfig
+from ..digests import DigestTable, digests
 from ..files import sha256_texts
 from ..problems import Problem, UserError
 from .buckets import Placement
@@ -20,7 +22,7 @@ from .images import BrokenImage, decode
 from .index import Index
 from .latents import LatentCache
 from .soundness import upright_size
-from .table import Sample, rows_in_order
+from .table import Sample, SampleTable, TableWriter
 
 FIELD = "references"
 SHOWN = 5  # names in a message
@@ -30,22 +32,40 @@ SHOWN = 5  # names in a message
 class References:
     """An index of the pictures to start from, each at the bucket of the one that is to become of it.
 
-    by_key: of that one -> the sample of this.
+    numbers: for the key of that one, the number of the sample of this.
     """
 
     index: Index
-    by_key: Mapping[str, Sample]
+    numbers: DigestTable
+
+    def of(self, sample: Sample) -> Sample:
+        """What the sample starts from."""
+        (place,) = self.numbers.find(digests([sample.key])).tolist()
+        assert place >= 0, sample.key
+        return self.index.samples[int(self.numbers.values[place])]
+
+
+class Targeted(SampleTable):
+    """Samples with the keys of their targets: where one can't be decoded, the pair is left out."""
+
+    def __init__(self, table: SampleTable, targets: Sequence[Sample]):
+        super().__init__(table.rows, table.texts, table.path_of)
+        self._table, self._targets = table, targets  # the table keeps its files open
+
+    def _between(self, begin: int, end: int) -> Iterator[Sample]:
+        keys = (self._targets[i].key for i in range(begin, end))
+        return (replace(sample, key=key) for sample, key in zip(super()._between(begin, end), keys, strict=True))
 
 
 class ReferenceLatents:
     """The latent of what a sample starts from."""
 
     def __init__(self, references: References, latents: LatentCache):
-        self._by_key, self._latents = references.by_key, latents
+        self._references, self._latents = references, latents
 
     def get(self, sample: Sample) -> Tensor:
         """(channels, height / factor, width / factor) of the sample's own bucket, fp32, normalised."""
-        return self._latents.get(self._by_key[sample.key])
+        return self._latents.get(self._references.of(sample))
 
 
 def find_references(index: Index, config: DatasetConfig) -> References:
@@ -62,15 +82,15 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     for part, root in zip(config.parts, config.reference_roots, strict=True):
         if not root:
             problems.append(Problem(FIELD, f"is empty for {part.folder!r}; name the folder of pictures to start from"))
-    found: dict[str, Sample] = {}
+    found = TableWriter()
     faults: list[str] = []
-    for sample in rows_in_order(index.samples) if not problems else ():
+    for sample in index.samples if not problems else ():
         name = names[sample.part].get(_stem(sample.name))
         if name is None:
             faults.append(f"{sample.name} (none of that name)")
             continue
         try:
-            found[sample.key] = _sample(sample, name, backends[sample.part])
+            found.append(_sample(sample, name, backends[sample.part]))
         except (OSError, BrokenImage) as error:
             faults.append(f"{name} ({error})")
     if faults:
@@ -79,13 +99,14 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         problems.append(Problem(FIELD, told))
     if problems:
         raise UserError(problems)
-    samples = tuple(found.values())
+    samples = Targeted(found.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
-    return References(Index(samples, digest, {}, backends), found)
+    keys = digests(sample.key for sample in index.samples)
+    return References(Index(samples, digest, {}, backends), DigestTable(keys, np.arange(len(keys), dtype=np.uint32)))
 
 
 def _sample(sample: Sample, name: str, backend: FolderBackend) -> Sample:
-    """The target's key: where it can't be decoded, the pair is left out."""
+    """Placed in the target's bucket."""
     raw = backend.read(name)
     width, height = upright_size(raw) or decode(raw).size
     bucket = sample.placement.bucket

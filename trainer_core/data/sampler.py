@@ -55,8 +55,8 @@ class BatchPlan:
     def _shuffled(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Each bucket's samples shuffled (and cut into batches in that order), then the epoch's batches shuffled."""
         draw = generator(self.seed, "order", epoch)
-        orders = [torch.randperm(len(members), generator=draw).numpy() for members in self._members]
-        return orders, torch.randperm(self.batches_per_epoch, generator=draw).numpy()
+        orders = [_short(torch.randperm(len(members), generator=draw).numpy()) for members in self._members]
+        return orders, _short(torch.randperm(self.batches_per_epoch, generator=draw).numpy())
 
     def explain(self, num_steps: int, accumulation: int) -> str:
         """The arithmetic, in words."""
@@ -70,4 +70,9 @@ class BatchPlan:
 
 
 def _repeated(members: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    return np.repeat(members, repeats[members])
+    return _short(np.repeat(members, repeats[members]))
+
+
+def _short(numbers: np.ndarray) -> np.ndarray:
+    """Half the memory, where the numbers are not too large for it."""
+    return numbers.astype(np.uint32) if len(numbers) < 2**32 and numbers.max(initial=0) < 2**32 else numbers

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
@@ -47,6 +47,8 @@ ROW = np.dtype([
     ("part", "<i4"), ("text_end", "<i8"),
 ])  # fmt: skip
 PACKED = struct.Struct("<32s9iq")  # the same, as bytes: twenty times as fast for one row
+PLAIN = json.JSONDecoder()  # json.loads looks for an encoding first, which takes as long again
+BLOCK = 4096  # rows that are unpacked together
 
 
 class SampleTable(Sequence[Sample]):
@@ -59,7 +61,7 @@ class SampleTable(Sequence[Sample]):
     """
 
     def __init__(self, rows: np.ndarray, texts: mmap.mmap | bytes, path_of: Callable[[int, str], str]):
-        self.rows, self._texts, self._path_of = rows, texts, path_of
+        self.rows, self.texts, self.path_of = rows, texts, path_of
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,15 +76,22 @@ class SampleTable(Sequence[Sample]):
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
-        row: Any = self.rows[place]
-        begin = int(self.rows[place - 1]["text_end"]) if place else 0
-        name, *captions = json.loads(self._texts[begin : int(row["text_end"])])
-        part = int(row["part"])
-        placement = Placement(bucket(*row["bucket"].tolist()), _pair(row["resize"]), _pair(row["crop"]))
-        return Sample(
-            f"{part}/{name}", name, self._path_of(part, name), row["sha256"].tobytes().hex(), tuple(captions),
-            _pair(row["size"]), placement, part,
-        )  # fmt: skip
+        return next(self._between(place, place + 1))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for begin in range(0, len(self), BLOCK):
+            yield from self._between(begin, min(begin + BLOCK, len(self)))
+
+    def _between(self, begin: int, end: int) -> Iterator[Sample]:
+        """Samples of rows that are unpacked together: four times as fast as one by one."""
+        text_begin = int(self.rows["text_end"][begin - 1]) if begin else 0
+        for raw, *numbers, part, text_end in PACKED.iter_unpack(self.rows[begin:end].tobytes()):
+            name, *captions = PLAIN.decode(str(self.texts[text_begin:text_end], "utf-8", "surrogatepass"))
+            text_begin = text_end
+            width, height, across, down, *frame = numbers
+            placement = Placement(bucket(across, down), (frame[0], frame[1]), (frame[2], frame[3]))
+            path = self.path_of(part, name)
+            yield Sample(f"{part}/{name}", name, path, raw.hex(), tuple(captions), (width, height), placement, part)
 
 
 class Chosen(Sequence[Sample]):
@@ -152,11 +161,21 @@ def bucket(width: int, height: int) -> tuple[int, int]:
     return width, height
 
 
-def _pair(values: np.ndarray) -> tuple[int, int]:
-    first, second = values.tolist()
-    return first, second
+class Captions(Sequence[tuple[str, ...]]):
+    """The captions of each sample."""
 
+    def __init__(self, samples: Sequence[Sample]):
+        self._samples = samples
 
-def rows_in_order(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Each sample once, made when its turn comes."""
-    return (samples[i] for i in range(len(samples)))
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return (sample.captions for sample in self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
+        return Captions(self._samples[index]) if isinstance(index, slice) else self._samples[index].captions

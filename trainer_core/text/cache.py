@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Protocol, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..digests import digests
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted
 from ..shards import Store, fill
@@ -36,6 +41,44 @@ def prompt_key(prompt: str, identity: str) -> str:
     return sha256_text("prompt", prompt, identity)
 
 
+class Prompts(Sequence[str]):
+    """The captions of all samples, and some more, without keeping them.
+
+    Args:
+        captions: of each sample, read anew whenever it is asked for.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], others: Sequence[str]):
+        self._captions, self._others = captions, tuple(others)
+
+    def __len__(self) -> int:
+        return self._num_captions + len(self._others)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(chain.from_iterable(self._captions), self._others)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index >= self._num_captions:
+            return self._others[index - self._num_captions]
+        row = int(np.searchsorted(self._ends, np.uint32(index), side="right"))
+        return self._captions[row][index - (int(self._ends[row - 1]) if row else 0)]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Number of captions up to each sample's last, (samples,)."""
+        return np.cumsum(np.fromiter(map(len, self._captions), np.uint32, len(self._captions)), dtype=np.uint32)
+
+    @property
+    def _num_captions(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+
 def cache_prompts(
     prompts: Sequence[str], identity: str, load: Callable[[], Encoder], store: Store, host: Host
 ) -> TextCache:
@@ -46,19 +89,29 @@ def cache_prompts(
     Raises:
         Cancelled: between two batches; what was encoded is kept.
     """
-    by_key = {prompt_key(prompt, identity): prompt for prompt in prompts}
+    lengths = array("I")
+    keys = digests(_keys(prompts, identity, lengths))
 
-    def make(absent: list[str]) -> Iterator[Mapping[str, Tensor]]:
+    def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
         host.emit(PhaseStarted("text", len(absent), "prompts"))
         encoder = load()
-        ordered = sorted(absent, key=lambda key: (len(by_key[key]), key))  # equal lengths together waste no padding
+        high, low = keys[absent].T
+        ordered = absent[np.lexsort((low, high, np.array(lengths)[absent]))]  # equal lengths together waste no padding
         for start in range(0, len(ordered), BATCH):
             host.check_cancelled()
-            keys = ordered[start : start + BATCH]
+            numbers: list[int] = ordered[start : start + BATCH].tolist()
+            batch = [prompts[i] for i in numbers]
             with torch.no_grad():
-                embeddings = encoder.encode([by_key[key] for key in keys])
-            yield dict(zip(keys, embeddings, strict=True))
-            host.emit(PhaseProgress("text", start + len(keys), len(absent)))
+                embeddings = encoder.encode(batch)
+            yield dict(zip((prompt_key(prompt, identity) for prompt in batch), embeddings, strict=True))
+            host.emit(PhaseProgress("text", start + len(batch), len(absent)))
 
-    fill(store, by_key, make)
+    fill(store, keys, make)
     return TextCache(store, identity)
+
+
+def _keys(prompts: Iterable[str], identity: str, lengths: array) -> Iterator[str]:
+    """Each prompt's key; its length is added to the lengths."""
+    for prompt in prompts:
+        lengths.append(len(prompt))
+        yield prompt_key(prompt, identity)

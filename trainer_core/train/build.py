@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
 from ..data.references import ReferenceLatents, References, find_references
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
-from ..data.table import columns
+from ..data.table import Captions, columns
 from ..devices import empty_cache, pick_device
 from ..families.contract import Family
 from ..families.weights import DTYPES
@@ -36,7 +35,7 @@ from ..quant.loading import load_base, quantization_problems, text_identity
 from ..quant.products import choose_products_, products_problems
 from ..registry import load
 from ..shards import Store
-from ..text.cache import TextCache, cache_prompts
+from ..text.cache import Prompts, TextCache, cache_prompts
 from ..validation.attention import drawing_problems
 from ..validation.pictures import prompts_of
 from .adapter import check_fit, init_identity, inject_adapter_, new_ema
@@ -45,7 +44,7 @@ from .phases import Phases
 from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
 from .preflight import problems_of
 from .relief import Relief
-from .world import Adoption, meet_change, settings_of, world_of
+from .world import Adoption, World, meet_change, settings_of
 
 WEIGHTS = ("transformer", "text_encoder", "codec")
 
@@ -59,7 +58,7 @@ class Plan:
     index: Index
     folder: Path
     device: torch.device
-    world: dict[str, Any]  # what the run's name stands for, see world.py
+    world: World  # what the run's name stands for
     adoption: Adoption | None = None
     references: References | None = None  # pictures to start from
     memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
@@ -139,7 +138,7 @@ def _named(checked: Checked, host: Host) -> Plan:
     identities["text_encoder"] = text_identity(family, request.model)
     digest = run_digest(request, index, identities)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
-    world = world_of(request, index, identities)
+    world = World(settings_of(request), identities, index.samples)
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
@@ -235,11 +234,9 @@ def offload_key(plan: Plan) -> str:
 
 
 def _cache_text(plan: Plan, host: Host) -> TextCache:
-    prompts = {caption for sample in plan.index.samples for caption in sample.captions} | {""}
-    if plan.request.validation:
-        prompts |= set(prompts_of(plan.request.validation))
+    others = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
-        sorted(prompts), text_identity(plan.family, plan.request.model),
+        Prompts(Captions(plan.index.samples), others), text_identity(plan.family, plan.request.model),
         lambda: load_text_encoder(plan.family, plan.placed, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 

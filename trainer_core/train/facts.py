@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..config.request import TrainRequest
 from ..data.index import Index
+from ..data.table import Sample, columns
+from ..digests import digests, first_of_each
 from ..families.codec import empty_vae
 from ..families.contract import Family
 from ..families.weights import DTYPES
@@ -58,6 +62,28 @@ class RunFacts:
     codec_width: float
 
 
+@dataclass(frozen=True)
+class CaptionFacts:
+    """longest: characters. distinct: how many are not the same."""
+
+    longest: int
+    distinct: int
+
+
+def caption_facts(samples: Sequence[Sample]) -> CaptionFacts:
+    """One look at every caption; none is kept."""
+    longest = 0
+
+    def keys() -> Iterator[str]:
+        nonlocal longest
+        for sample in samples:
+            longest = max(longest, *map(len, sample.captions))
+            yield from sample.captions
+
+    distinct = len(first_of_each(digests(keys())))
+    return CaptionFacts(longest, distinct)
+
+
 def facts_of(
     request: TrainRequest,
     family: Family,
@@ -65,6 +91,7 @@ def facts_of(
     resolution: float,
     encoder: EncoderCost,
     codec: tuple[int, float],
+    captions: CaptionFacts,
 ) -> RunFacts:
     """What the dataset and the settings say.
 
@@ -73,16 +100,18 @@ def facts_of(
     """
     samples, training = index.samples, request.training
     ratio = request.dataset.parts[0].resolution / resolution
-    width, height = max((sample.placement.bucket for sample in samples), key=math.prod)
+    rows = columns(samples)
+    areas = rows["bucket"].prod(axis=1, dtype=np.int64)
+    width, height = rows["bucket"][areas.argmax()].tolist()
     step = family.pixel_step
     size = [max(step, round(edge * ratio / step) * step) for edge in (width, height)]
-    captions = {caption for sample in samples for caption in sample.captions}
-    tokens = min(MAX_TOKENS, max(map(len, captions)) // CHARACTERS_A_TOKEN + 2)
-    passes = sum(request.dataset.parts[sample.part].repeats for sample in samples) / training.batch_size
+    tokens = min(MAX_TOKENS, captions.longest // CHARACTERS_A_TOKEN + 2)
+    repeats = np.array([part.repeats for part in request.dataset.parts])
+    passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        latent_pixels=int(sum(math.prod(sample.placement.bucket) for sample in samples) * ratio * ratio),
-        prompts=len(captions) + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
+        latent_pixels=int(int(areas.sum()) * ratio * ratio),
+        prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
         codec_bytes=codec[0], codec_width=codec[1],

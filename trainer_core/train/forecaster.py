@@ -17,7 +17,7 @@ from ..families.contract import Family
 from ..files import sha256_text, write_json
 from ..version import VERSION
 from .costs import ModelCost, Shape
-from .facts import EncoderCost, RunFacts, codec_cost, encoder_cost, facts_of
+from .facts import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 from .phase_plans import forecast
 from .plan import Machine, MemoryPlan
 from .skeleton import Skeleton
@@ -37,6 +37,7 @@ class Forecaster:
     folder: Path
     encoder: EncoderCost
     codec: tuple[int, float]
+    captions: CaptionFacts
     resolution: float
     _digest: str = ""
     _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Forecaster:
 
     def plan(self, request: TrainRequest) -> MemoryPlan:
         """The forecast on this machine."""
-        facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec)
+        facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec, self.captions)
         return forecast(request, facts, self._cost(request, facts.largest), self._drawn(request, facts), self.machine)
 
     def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
@@ -99,6 +100,6 @@ def counted_settings(request: TrainRequest) -> str:
 def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
     return Forecaster(
-        family, index, machine, cache / "plan", encoder_cost(request, family), codec_cost(request),
+        family, index, machine, cache / "plan", encoder_cost(request, family), codec_cost(request), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

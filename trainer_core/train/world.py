@@ -1,4 +1,7 @@
-"""What a run was begun with, image by image, so that a later start can say exactly what has changed since."""
+"""What a run was begun with, image by image, so that a later start can say exactly what has changed since.
+
+world.json has the settings and the weights' identities, and how many images there are; world_images.py has them one by one.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,23 @@ import glob
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.request import TrainRequest
 from ..config.training import LR_SCHEDULES
-from ..data.index import Index
-from ..files import rename, sha256_text, sync_folder, write_json
+from ..data.table import Sample
+from ..files import rename, sha256_of, sync_folder, write_json
 from ..host import Host, Notice
 from ..problems import UserError
 from .checkpoint import newest_intact
 from .control import read_status
+from .world_images import FILE as IMAGES
+from .world_images import WorldImages, image_changes, known, known_of_json
 
 FILE = "world.json"
-SHOWN = 6  # changes of a kind that are named one by one
 # Fields that do not change the course of a run: it may be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
@@ -47,34 +51,48 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     return value
 
 
-def world_of(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> dict[str, Any]:
-    """Settings, the weights' identities, and the hashes of every image and of its captions."""
-    return {
-        "settings": settings_of(request),
-        "weights": dict(identities),
-        "images": {s.key: [s.sha256[:16], sha256_text(*s.captions)[:16]] for s in index.samples},
-    }
+@dataclass(frozen=True)
+class World:
+    """Args:
+    weights: identity of each part. samples: looked at only where they are compared or written down.
+    """
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, str]
+    samples: Sequence[Sample]
+
+    def images(self) -> WorldImages:
+        return WorldImages.gathered(known(self.samples))
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs, in words, one change a line; long lists are cut and counted."""
-    new = json.loads(json.dumps(new))  # as it would be read back: tuples are lists
+def changes(folder: Path, new: World) -> list[str]:
+    """What differs from the world that a run's folder tells of, in words, one change a line; long lists are cut and counted."""
+    old = json.loads((folder / FILE).read_text("utf-8"))
+    settings = json.loads(json.dumps(new.settings))  # as it would be read back: tuples are lists
     told = [
         f"{name} was {_short(before)}, is {_short(after)}"
-        for name, before, after in _differences(old["settings"], new["settings"], "")
+        for name, before, after in _differences(old["settings"], settings, "")
     ]
     told += [
         f"the weights of the {part} are others"
-        for part, identity in new["weights"].items()
+        for part, identity in new.weights.items()
         if old["weights"].get(part) != identity
     ]
-    before, after = old["images"], new["images"]
-    both = before.keys() & after.keys()
-    told += _some("image", "is new", after.keys() - before.keys())
-    told += _some("image", "is gone", before.keys() - after.keys())
-    told += _some("image", "has other bytes", {key for key in both if before[key][0] != after[key][0]})
-    told += _some("caption of", "was edited", {key for key in both if before[key][1] != after[key][1]})
-    return told
+    before = _images_of(folder, old)
+    if before is None:
+        lost = f"{IMAGES} is missing or damaged, so that it can't be said which images or captions are others"
+        return [*told, lost]
+    return told + image_changes(before, new.images())
+
+
+def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
+    """None where their file is not what it was. Runs of before it was there have them in world.json."""
+    if "images" in world:
+        return WorldImages.gathered(known_of_json(world["images"]))
+    try:
+        return WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
@@ -91,12 +109,6 @@ def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _some(what: str, how: str, keys: Any) -> list[str]:
-    names = sorted(keys)
-    more = [f"and {len(names) - SHOWN} more: {what} ... {how}"] if len(names) > SHOWN else []
-    return [f"{what} {name} {how}" for name in names[:SHOWN]] + more
 
 
 def unfinished_before(folder: Path, name: str) -> Path | None:
@@ -124,7 +136,7 @@ class Adoption:
     told: str
 
 
-def meet_change(folder: Path, new: Mapping[str, Any], request: TrainRequest) -> Adoption | None:
+def meet_change(folder: Path, new: World, request: TrainRequest) -> Adoption | None:
     """What on_change says about an unfinished run of this name that was another one.
 
     Returns: None where a run begins anew or simply goes on.
@@ -137,7 +149,7 @@ def meet_change(folder: Path, new: Mapping[str, Any], request: TrainRequest) -> 
     before = unfinished_before(folder, request.training.name)
     if before is None:
         return None
-    told = changes(json.loads((before / FILE).read_text("utf-8")), new)
+    told = changes(before, new)
     status = read_status(before)
     text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(told)
     if choice == "ask":
@@ -160,6 +172,10 @@ def adopt(adoption: Adoption, folder: Path, host: Host) -> None:
     host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
 
 
-def write_world(folder: Path, world: Mapping[str, Any]) -> None:
-    if not (folder / FILE).is_file():  # the folder's name holds all that is in it
-        write_json(folder / FILE, world)
+def write_world(folder: Path, world: World) -> None:
+    """The images first: where world.json is, all is."""
+    if (folder / FILE).is_file():  # the folder's name holds all that is in it
+        return
+    world.images().write(folder / IMAGES)
+    rows = {"count": len(world.samples), "sha256": sha256_of(folder / IMAGES)}
+    write_json(folder / FILE, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})
