@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import resource
@@ -107,7 +108,7 @@ def world_child(count: int, folder: Path, is_first: bool) -> None:
     }
     if is_first:
         for kind, those in keys.items():
-            _fill_store(Store(folder / kind), those())
+            _fill_store(folder / kind, those())
         return
     stores: list[Store] = []
     found: dict[str, Any] = {"rows": count}
@@ -133,11 +134,15 @@ def world_child(count: int, folder: Path, is_first: bool) -> None:
     print(json.dumps(found))
 
 
-def _fill_store(store: Any, keys: Iterator[str]) -> None:
-    import torch
-
+def _fill_store(folder: Path, keys: Iterator[str]) -> None:
+    """Shards of 20,000 tensors of one number, as a Store writes them, in a tenth of its time."""
+    folder.mkdir()
     while part := list(islice(keys, 20_000)):
-        store.put({key: torch.zeros(1) for key in part})
+        about = {key: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, key in enumerate(part)}
+        header = json.dumps(about).encode()
+        header += b" " * (-len(header) % 8)
+        data = len(header).to_bytes(8, "little") + header + bytes(4 * len(part))
+        (folder / f"{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
 
 
 def _private_bytes() -> int:
