@@ -37,7 +37,7 @@ def _eval_loss(run: Run) -> tuple[float, float]:
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
-        beside = beginnings(run, [sample])
+        beside = {name: tensor.to(run.device) for name, tensor in beginnings(run, [sample]).items()}
         values = []
         for value in SIGMAS:
             sigma = torch.tensor([value])

@@ -32,6 +32,7 @@ from ..optim.contract import set_rate_, shown_rate
 from ..optim.schedule import rate_of
 from ..seeds import generator
 from ..text.cache import TextCache
+from .ahead import Ahead, Batch, reading_ahead
 from .not_finite import refuse_or_skip, told_of_skipped
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Run:
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
     references: ReferenceLatents | None = None  # pictures to start from
     relief: Relief | None = None  # where the plan chose to store activations: what to do if that was too much
+    ahead: Ahead | None = None  # makes the next micro-batch meanwhile, where fit() finds that worth a thread
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
     losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
@@ -77,22 +79,23 @@ def fit(run: Run, host: Host, hooks: Sequence[Hook] = ()) -> None:
         Cancelled (or the host's own interrupt): between two steps, so that run is whole.
         UserError: the loss or the gradient is not finite; the weights are those of the step before.
     """
-    while run.step < run.num_steps:
-        host.check_cancelled()
-        began = time.perf_counter()
-        rate = rate_of(run.step, run.config, run.optimizer_config, run.num_steps)
-        loss, norm = train_step(run, rate)
-        run.step += 1
-        run.losses.append(loss)
-        rate = shown_rate(run.optimizer, rate)
-        run.learning_rates.append(rate)
-        run.step_seconds.append(time.perf_counter() - began)
-        if math.isfinite(loss):
-            host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
-        else:
-            host.emit(Notice(told_of_skipped(run), "warning"))
-        for hook in hooks:
-            hook(run)
+    with reading_ahead(run, lambda micro: micro_batch(run, micro)):
+        while run.step < run.num_steps:
+            host.check_cancelled()
+            began = time.perf_counter()
+            rate = rate_of(run.step, run.config, run.optimizer_config, run.num_steps)
+            loss, norm = train_step(run, rate)
+            run.step += 1
+            run.losses.append(loss)
+            rate = shown_rate(run.optimizer, rate)
+            run.learning_rates.append(rate)
+            run.step_seconds.append(time.perf_counter() - began)
+            if math.isfinite(loss):
+                host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
+            else:
+                host.emit(Notice(told_of_skipped(run), "warning"))
+            for hook in hooks:
+                hook(run)
 
 
 def train_step(run: Run, learning_rate: float) -> tuple[float, float]:
@@ -136,6 +139,13 @@ def _accumulated(run: Run, first: int) -> Tensor:
 
 def micro_loss(run: Run, micro: int) -> Tensor:
     """Mean loss of micro-batch number `micro`, counted from the run's beginning."""
+    batch = (run.ahead.get(micro) if run.ahead else micro_batch(run, micro)).to(run.device)
+    prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
+    return velocity_loss(prediction, batch.velocity).mean()
+
+
+def micro_batch(run: Run, micro: int) -> Batch:
+    """What micro-batch number `micro` trains on, on the CPU: latents and text as they are cached, all else drawn for it."""
     batch = [run.samples[i] for i in run.plan.batch(micro)]
     x0 = torch.stack([run.latents.get(sample) for sample in batch])
     noise = torch.stack([
@@ -143,20 +153,16 @@ def micro_loss(run: Run, micro: int) -> Tensor:
         for place, sample in enumerate(batch)
     ])  # fmt: skip
     sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
-    text = [
-        run.text.get(prompt_of(run.config, sample, micro, place)).to(run.device) for place, sample in enumerate(batch)
-    ]
+    text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
     x_sigma, velocity = interpolate(x0, noise, sigma)
-    beside = beginnings(run, batch)
-    prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), text, **beside)
-    return velocity_loss(prediction, velocity.to(run.device)).mean()
+    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch))
 
 
 def beginnings(run: Run, batch: Sequence[Sample]) -> dict[str, Tensor]:
-    """What the batch's pictures start from, for families that take references."""
+    """What the batch's pictures start from, on the CPU, for families that take references."""
     if run.references is None:
         return {}
-    return {"reference": torch.stack([run.references.get(sample) for sample in batch]).to(run.device)}
+    return {"reference": torch.stack([run.references.get(sample) for sample in batch])}
 
 
 def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:

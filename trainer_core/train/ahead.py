@@ -1,0 +1,105 @@
+"""The next micro-batch is read and drawn while the device computes this one, and comes to it without the host waiting.
+
+A micro-batch is a function of its number alone, so that it does not matter who makes it, or when: the bytes are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a micro-batch trains on.
+
+    Args:
+        x_sigma, velocity: (B, channels, h, w), fp32. sigma: (B,), fp32.
+        text: B embeddings (tokens, width).
+        beside: what else predict takes, such as pictures to start from.
+    """
+
+    x_sigma: Tensor
+    velocity: Tensor
+    sigma: Tensor
+    text: Sequence[Tensor]
+    beside: Mapping[str, Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """On CUDA the host does not wait for the copies: the kernels that read them do, being later in the same stream."""
+        is_cuda = device.type == "cuda"
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=is_cuda))
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU reads by itself."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        beside = {name: change(tensor) for name, tensor in self.beside.items()}
+        text = [change(tensor) for tensor in self.text]
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside)
+
+
+class Ahead:
+    """Gives micro-batches by number; while one is in use a thread makes the next. `close` ends the thread.
+
+    Args:
+        make: from a number. Called here for the first one and for any that was not expected, such as a step begun anew.
+        end: the number behind the last one.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], end: int):
+        self._make, self._end = make, end
+        self._next: tuple[int, Future[Batch]] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
+
+    def get(self, micro: int) -> Batch:
+        """Raises: whatever making it raised, here and not in the thread."""
+        expected, self._next = self._next, None
+        batch = expected[1].result() if expected and expected[0] == micro else self._make(micro)
+        if micro + 1 < self._end:
+            self._next = micro + 1, self._pool.submit(self._make, micro + 1)
+        return batch
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_worth_it(device: torch.device) -> bool:
+    """On a CPU the thread takes cores from the step itself; other devices have no pinned memory, and are not measured."""
+    return device.type == "cuda"
+
+
+@contextmanager
+def reading_ahead(run: Run, make: Callable[[int], Batch]) -> Iterator[None]:
+    """While it lasts run.ahead makes the micro-batches, where that is worth a thread; however it ends, none is left."""
+    if not is_worth_it(run.device):
+        yield
+        return
+    run.ahead = Ahead(_pinning(make, run.device), run.num_steps * run.config.accumulation)
+    try:
+        yield
+    finally:
+        run.ahead.close()
+        run.ahead = None
+
+
+def _pinning(make: Callable[[int], Batch], device: torch.device) -> Callable[[int], Batch]:
+    if device.type != "cuda":
+        return make
+    index = torch.cuda.current_device() if device.index is None else device.index
+
+    def make_pinned(micro: int) -> Batch:
+        with torch.cuda.device(index):  # a new thread's own is the first GPU, which may be another program's
+            return make(micro).pinned()
+
+    return make_pinned
