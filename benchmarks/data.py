@@ -16,7 +16,6 @@ import gc
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -131,6 +130,8 @@ def world_child(count: int, folder: Path, is_first: bool) -> None:
     found["compare_worlds"] = timed(lambda: told.extend(changes(run, now)))
     found["told"] = told
     gc.collect()
+    import resource  # not on Windows
+
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(found))
 
