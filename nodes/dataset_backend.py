@@ -26,17 +26,20 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     root = host.paths.find_dataset(inputs.folder, "folder")
     part = FolderConfig(**{field.name: getattr(inputs, field.name) for field in fields(FolderConfig)})
     references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
+    masks = str(host.paths.find_dataset(inputs.masks, "masks")) if inputs.masks.strip() else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
     roots, references_too = (*earlier.roots, str(root)), (*earlier.reference_roots, references)
-    return (DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too),)
+    masks_too = (*earlier.mask_roots, masks)
+    return (DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too, mask_roots=masks_too),)
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
     """Changes when a file of the folders is added, removed or edited."""
     try:
         roots = [paths.find_dataset(values.get("folder") or "", "folder")]
-        if (values.get("references") or "").strip():
-            roots.append(paths.find_dataset(values["references"], "references"))
+        for field in ("references", "masks"):
+            if (values.get(field) or "").strip():
+                roots.append(paths.find_dataset(values[field], field))
     except UserError as error:
         return str(error)
     found = ((root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file())

@@ -96,6 +96,8 @@ VALUES = [
     ("DatasetBackend", {"min_size": -1}, "min_size: -1 is out of range; use 0 to 8192, nearest is 0"),
     ("DatasetBackend", {"repeats": 1.5}, "repeats: 1.5 is not a whole number; use 1 or 2"),
     ("DatasetBackend", {"references": "dogs"}, "references: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
+    ("DatasetBackend", {"masks": "dogs"}, "masks: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
+    ("DatasetBackend", {"unmasked_weight": 0.5}, "unmasked_weight: is 0.5, but masks names no folder; name one, or use 0"),
     # LoRATrainer
     ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 steps of warm-up leave nothing of 20 steps; use at most 19"),
     ("LoRATrainer", {"name": "CON"}, "name: 'CON' can't be a file's name on every system; use letters, digits, spaces, - and _"),

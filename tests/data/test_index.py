@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
-from chroma_trainer.trainer_core.data import index as index_module
+from chroma_trainer.trainer_core.data import scans as scans_module
 from chroma_trainer.trainer_core.data.folder import FolderBackend
 from chroma_trainer.trainer_core.data.index import build_index
 from chroma_trainer.trainer_core.problems import Cancelled, UserError
@@ -188,7 +188,7 @@ def test_a_cancel_is_heard(pictures, host, monkeypatch):
 
 
 def test_order_does_not_depend_on_threads(pictures, host, monkeypatch):
-    monkeypatch.setattr(index_module, "SLICE", 3)
+    monkeypatch.setattr(scans_module, "SLICE", 3)
     for i in range(10):
         pictures(f"{i:02}.png", shade=i)
     assert [sample.name for sample in build_index(pictures.config(), host, 0).samples] == [f"{i:02}.png" for i in range(10)]

@@ -103,11 +103,26 @@ class FolderConfig:
     kept_tags: Annotated[
         int, Range(0, 64), Advanced(), Doc("With tag_orders: this many tags after the trigger keep their place.")
     ] = 0
+    masks: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc(
+            "Folder of masks, outside the folder of images: white places of a picture are learnt, black ones are not, grey ones in between. Each mask has the name "
+            "and the shape of its picture; its ending may be another. A picture without one is treated as on_broken says."
+        ),
+    ] = ""
+    unmasked_weight: Annotated[
+        float, Range(0, 1, 0.01), Advanced(), Doc("With masks: how much black places count, where white ones count 1. 0: not at all.")
+    ] = 0.0
 
     def problems(self) -> list[Problem]:
         found = []
         if self.kept_tags and not self.tag_orders:
             found.append(Problem("kept_tags", f"is {self.kept_tags}, but tag_orders is 0 and moves no tag; set tag_orders, or use 0"))
+        if self.unmasked_weight and not self.masks.strip():
+            told = f"is {self.unmasked_weight:g}, but masks names no folder; name one, or use 0"
+            found.append(Problem("unmasked_weight", told))
         if self.captions == "instance prompt" and not self.instance_prompt.strip():
             found.append(
                 Problem(
@@ -136,9 +151,10 @@ class FolderConfig:
 class DatasetConfig:
     """Parts in the order in which they are chained; each is trained on in every epoch.
 
-    roots: the folder each part was found at, absolute. reference_roots: the same of the pictures to start from, "" for none.
+    roots: the folder each part was found at, absolute. reference_roots: the same of the pictures to start from, "" for none. mask_roots: the same of masks.
     """
 
     parts: tuple[FolderConfig, ...]
     roots: tuple[str, ...]
     reference_roots: tuple[str, ...] = ()
+    mask_roots: tuple[str, ...] = ()

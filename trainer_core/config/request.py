@@ -32,6 +32,7 @@ class TrainRequest:
         value = dataclasses.asdict(self)
         value["dataset"].pop("roots")
         value["dataset"].pop("reference_roots")
+        value["dataset"].pop("mask_roots")
         if self.model.quantization.products == "exact":  # files and folders are named and written as before there was a choice
             value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
@@ -60,6 +61,10 @@ class TrainRequest:
             if not part["tag_orders"]:  # as before there were such orders
                 part.pop("tag_orders")
                 part.pop("kept_tags")
+            part["masks"] = _last_of_path(part["masks"])
+            if not part["masks"].strip():  # as before there were masks
+                part.pop("masks")
+                part.pop("unmasked_weight")
         return value
 
     @property

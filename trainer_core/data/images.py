@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit against decompression bombs; as RGB 0.5 GB
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+T = TypeVar("T")
 
 
 class BrokenImage(Exception):
@@ -21,13 +26,37 @@ def decode(raw: bytes) -> Image.Image:
     Raises:
         BrokenImage
     """
+    return _read(raw, _flatten)
+
+
+def decode_mask(raw: bytes) -> Image.Image:
+    """Grey, 8 bits, upright, as decode.
+
+    Raises:
+        BrokenImage: as decode, or places of it are transparent.
+    """
+    grey = _read(raw, lambda image: _flatten(image).convert("L") if _is_opaque(image) else None)
+    if grey is None:
+        raise BrokenImage("places of it are transparent, which says neither white nor black; save it without transparency")
+    return grey
+
+
+def _read(raw: bytes, change: Callable[[Image.Image], T]) -> T:
+    """change: of the upright first frame."""
     with _open(raw) as image:
         try:
             image.seek(0)
             image.load()
-            return _flatten(ImageOps.exif_transpose(image))
+            return change(ImageOps.exif_transpose(image))
         except Exception as error:  # each of Pillow's formats raises errors of its own, AVIF even RuntimeError
             raise BrokenImage(f"its data is broken or cut short ({error})") from error
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return True
+    low, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return low == 255
 
 
 def _open(raw: bytes) -> Image.Image:

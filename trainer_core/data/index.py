@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +11,15 @@ import numpy as np
 
 from ..config.dataset import CAPTIONS, DatasetConfig, FolderConfig
 from ..files import sha256_texts
-from ..host import Host, Notice, PhaseProgress
+from ..host import Host, Notice, collect
 from ..problems import Problem, UserError
 from ..registry import load
 from .buckets import place
 from .captions import captions_of
 from .contract import Backend, Entry
 from .folder import SUFFIXES
-from .images import BrokenImage, decode
-from .scan_memory import Known, ScanMemory
-from .soundness import upright_size
+from .masks import MaskFolder, Masks, MaskWriter, open_masks
+from .scans import Scan, scans
 from .table import Sample, TableWriter, columns
 
 BACKEND = "folder"
@@ -32,7 +27,6 @@ SHOWN = 5  # names in a notice; the report has all
 MOST_PROBLEMS = 20  # in an error
 NO_CAPTION = "its caption file"  # how the reasons begin that are about captions
 LISTED = 10_000  # names in each list of the report; more are counted
-SLICE = 400  # images that are scanned together; then progress is told
 
 
 @dataclass(frozen=True)
@@ -42,25 +36,17 @@ class Index:
     Args:
         digest: of all that is trained: bytes, captions, placements, repeats.
         report: JSON values: counts, buckets, and for each image that was not simply used the reason.
+        masks: None where no part has any.
     """
 
     samples: Sequence[Sample]
     digest: str
     report: dict[str, Any]
     backends: tuple[Backend, ...]
+    masks: Masks | None = None
 
     def read(self, sample: Sample) -> bytes:
         return self.backends[sample.part].read(sample.name)
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What reading an image once told: its hash and size, or why it can't be used."""
-
-    sha256: str = ""
-    width: int = 0
-    height: int = 0
-    fault: str = ""
 
 
 class Unreadable(Exception):
@@ -79,7 +65,7 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     Raises:
         UserError: no image can be used; or, where on_broken is "stop", every image that can't.
     """
-    writer = TableWriter()
+    writer, mask_writer = TableWriter(), MaskWriter()
     skipped: list[dict[str, str]] = []
     problems: list[Problem] = []
     backends = []
@@ -96,11 +82,17 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
                     f"no images in {settings.folder!r} or its subfolders; put files there that end in {' '.join(sorted(SUFFIXES))}",
                 )
             )
-        for entry, scan in zip(entries, _scan(backend, entries, root, host), strict=True):
+        found = collect(problems, open_masks, config, part, entries, host)
+        mask_folder = found if isinstance(found, MaskFolder) else None
+        mask_writer.begin(mask_folder)
+        for entry, scan in zip(entries, scans(backend, entries, root, host), strict=True):
             reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
             sample, reason = (None, reason) if reason else _sample(part, settings, backend, entry, scan, seed)
-            if sample:
+            mask, reason = mask_folder.mask_of(sample) if sample and mask_folder else (None, reason)
+            if sample and not reason:
                 writer.append(sample)
+                if mask:
+                    mask_writer.append(mask)
                 continue
             num_skipped += 1
             if num_skipped <= LISTED:
@@ -120,8 +112,12 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     if problems:
         raise UserError(_first(problems, num_unlisted))
     report = _report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}
+    masks = mask_writer.finish()
+    if masks:
+        report["masks"] = len(masks.samples)
     _tell(report, skipped, host)
-    return Index(samples, _digest(samples, config), report, tuple(backends))
+    digest = _digest(samples, config)
+    return Index(samples, masks.digest(digest) if masks else digest, report, tuple(backends), masks)
 
 
 def _first(problems: list[Problem], num_unlisted: int) -> list[Problem]:
@@ -158,44 +154,6 @@ def _sample(
     return Sample(
         key, entry.name, backend.path(entry.name), scan.sha256, captions, (scan.width, scan.height), placement, part
     ), ""
-
-
-def _scan(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> Iterator[Scan]:
-    """A Scan for each entry, in order; read in threads, which Pillow and hashlib let run side by side."""
-    memory = ScanMemory(host.paths.cache / "index", str(root))
-    total = len(entries)
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, total, SLICE):  # in slices: a million images are never in the queue at once
-                host.check_cancelled()
-                part = entries[start : start + SLICE]
-                known = memory.known([entry.name for entry in part])
-                scans = list(pool.map(partial(_scan_one, backend, known), part))
-                memory.learn({
-                    entry.name: (entry.stamp, scan.sha256, scan.width, scan.height)
-                    for entry, scan in zip(part, scans, strict=True)
-                    # A fault may be gone though the file is as it was: rights, a network share.
-                    if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
-                })  # fmt: skip
-                yield from scans
-                if total > SLICE:
-                    host.emit(PhaseProgress("start", min(start + SLICE, total), total))
-    finally:
-        memory.close()
-
-
-def _scan_one(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Scan:
-    if entry.name in known and known[entry.name][0] == entry.stamp:
-        return Scan(*known[entry.name][1:])
-    try:
-        raw = backend.read(entry.name)
-        # A file that is cut short is found now, not at step 399.
-        width, height = upright_size(raw) or decode(raw).size
-    except OSError as error:
-        return Scan(fault=f"it can't be read ({error.strerror or error})")
-    except BrokenImage as error:
-        return Scan(fault=str(error))
-    return Scan(hashlib.sha256(raw).hexdigest(), width, height)
 
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
@@ -244,6 +202,8 @@ def _tell(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> 
     host.emit(Notice(
         f"{report['used']} of {report['found']} images used ({report['resized']} resized, {report['cropped']} cropped); buckets {buckets}"
     ))  # fmt: skip
+    if "masks" in report:
+        host.emit(Notice(f"{report['masks']} of them are weighed by masks"))
     for entry in skipped[:SHOWN]:
         host.emit(Notice(f"skipped {entry['image']}: {entry['reason']}", "warning"))
     if report["num_skipped"] > SHOWN:

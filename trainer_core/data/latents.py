@@ -25,7 +25,7 @@ from .table import Sample, columns
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
 LARGEST_BATCH = 8
 LARGEST_RESIZE = 8  # a picture is resized whole up to so many times its bucket's pixels
-LANCZOS_RADIUS = 3  # pixels that Pillow's filter reads to each side, at its output's scale where that is smaller
+LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads to each side, at its output's scale where that is smaller
 WORKERS = 2  # pictures are decoded while the codec works
 
 
@@ -127,18 +127,18 @@ def _pixels(index: Index, batch: Sequence[Sample]) -> tuple[list[Sample], list[T
     return whole, pixels, faults
 
 
-def placed(image: Image.Image, sample: Sample) -> Image.Image:
+def placed(image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """The picture as it is trained: resized and cropped to its bucket. Of one many times longer than its bucket only what is
     kept is computed: whole, 10000 x 10 pixels at 1024 would take 790 MB."""
     placement = sample.placement
     (left, top), (width, height) = placement.crop, placement.bucket
     if placement.resize[0] * placement.resize[1] > LARGEST_RESIZE * width * height:
-        return _resized_part(image, placement)
-    resized = image if image.size == placement.resize else image.resize(placement.resize, Image.Resampling.LANCZOS)
+        return _resized_part(image, placement, resample)
+    resized = image if image.size == placement.resize else image.resize(placement.resize, resample)
     return resized.crop((left, top, left + width, top + height))
 
 
-def _resized_part(image: Image.Image, placement: Placement) -> Image.Image:
+def _resized_part(image: Image.Image, placement: Placement, resample: Image.Resampling) -> Image.Image:
     """The bucket's part of the resized picture, within one of 255 levels: cropped first, with what the filter reads around it."""
     spans = []
     for edge, resize, start, length in zip(image.size, placement.resize, placement.crop, placement.bucket, strict=True):
@@ -149,7 +149,7 @@ def _resized_part(image: Image.Image, placement: Placement) -> Image.Image:
         spans.append((first, last, low - first, min(high, last) - first))
     (left, right, x0, x1), (top, bottom, y0, y1) = spans
     part = image.crop((left, top, right, bottom))
-    return part.resize(placement.bucket, Image.Resampling.LANCZOS, (x0, y0, x1, y1))
+    return part.resize(placement.bucket, resample, (x0, y0, x1, y1))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -26,6 +26,7 @@ class Batch:
         x_sigma, velocity: (B, channels, h, w), fp32. sigma: (B,), fp32.
         text: B embeddings (tokens, width).
         beside: what else predict takes, such as pictures to start from.
+        weight: of every place in the loss, (B, 1, h, w), fp32, where pictures have masks.
     """
 
     x_sigma: Tensor
@@ -33,6 +34,7 @@ class Batch:
     sigma: Tensor
     text: Sequence[Tensor]
     beside: Mapping[str, Tensor]
+    weight: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On CUDA the host does not wait for the copies: the kernels that read them do, being later in the same stream."""
@@ -46,7 +48,8 @@ class Batch:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         beside = {name: change(tensor) for name, tensor in self.beside.items()}
         text = [change(tensor) for tensor in self.text]
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside)
+        weight = None if self.weight is None else change(self.weight)
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, weight)
 
 
 class Ahead:

@@ -16,6 +16,7 @@ from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, Unreadable, build_index
 from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
+from ..data.mask_weights import MaskWeights, cache_masks
 from ..data.references import ReferenceLatents, References, find_references
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
@@ -138,7 +139,7 @@ def _named(checked: Checked, host: Host) -> Plan:
     identities["text_encoder"] = text_identity(family, request.model)
     digest = run_digest(request, index, identities)
     folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
-    world = World(settings_of(request), identities, index.samples)
+    world = World(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
@@ -180,6 +181,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.placed.memory
     host.free_memory()
+    with phases("latents"):  # before anything is loaded: a mask may be at fault
+        masks = _cache_masks(plan, host)
     with phases("text"):
         text = _cache_text(plan, host)
     with phases("latents"):
@@ -221,6 +224,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
         references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
+        masks=masks,
         ema=new_ema(plan.request, layers),
         relief=Relief.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip
@@ -247,6 +251,11 @@ def _cache_latents(plan: Plan, index: Index, host: Host) -> LatentCache:
         lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH,
     )  # fmt: skip
+
+
+def _cache_masks(plan: Plan, host: Host) -> MaskWeights | None:
+    masks, factor = plan.index.masks, plan.family.pixel_step // 2
+    return cache_masks(masks, plan.request.dataset, factor, _store(host, "masks"), host) if masks else None
 
 
 def _store(host: Host, kind: str) -> Store:

@@ -11,7 +11,7 @@ from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..seeds import generator
 from .averages import final_weights
-from .loop import Run, beginnings
+from .loop import Run, beginnings, place_weights
 
 SIGMAS = (0.125, 0.375, 0.625, 0.875)
 MAX_SAMPLES = 16
@@ -38,12 +38,14 @@ def _eval_loss(run: Run) -> tuple[float, float]:
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
         beside = {name: tensor.to(run.device) for name, tensor in beginnings(run, [sample]).items()}
+        weight = place_weights(run, [sample])
+        weight = None if weight is None else weight.to(run.device)
         values = []
         for value in SIGMAS:
             sigma = torch.tensor([value])
             x_sigma, velocity = interpolate(x0, noise, sigma)
             prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), [text], **beside)
-            values.append(velocity_loss(prediction, velocity.to(run.device)).mean().item())
+            values.append(velocity_loss(prediction, velocity.to(run.device), weight).mean().item())
         losses.append(fmean(values))
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
 

@@ -20,6 +20,7 @@ from ..config.optimizer import OptimizerConfig
 from ..config.training import TrainingConfig
 from ..data.index import Sample
 from ..data.latents import LatentCache
+from ..data.mask_weights import MaskWeights
 from ..data.references import ReferenceLatents
 from ..data.sampler import BatchPlan
 from ..families.contract import Family
@@ -60,6 +61,7 @@ class Run:
     step: int = 0
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
     references: ReferenceLatents | None = None  # pictures to start from
+    masks: MaskWeights | None = None
     relief: Relief | None = None  # where the plan chose to store activations: what to do if that was too much
     ahead: Ahead | None = None  # makes the next micro-batch meanwhile, where fit() finds that worth a thread
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
@@ -141,7 +143,7 @@ def micro_loss(run: Run, micro: int) -> Tensor:
     """Mean loss of micro-batch number `micro`, counted from the run's beginning."""
     batch = (run.ahead.get(micro) if run.ahead else micro_batch(run, micro)).to(run.device)
     prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
-    return velocity_loss(prediction, batch.velocity).mean()
+    return velocity_loss(prediction, batch.velocity, batch.weight).mean()
 
 
 def micro_batch(run: Run, micro: int) -> Batch:
@@ -155,7 +157,12 @@ def micro_batch(run: Run, micro: int) -> Batch:
     sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
     text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
     x_sigma, velocity = interpolate(x0, noise, sigma)
-    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch))
+    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch), place_weights(run, batch))
+
+
+def place_weights(run: Run, batch: Sequence[Sample]) -> Tensor | None:
+    """(B, 1, h, w): what each place of the batch's pictures counts, on the CPU. None where the run has no masks."""
+    return None if run.masks is None else torch.stack([run.masks.get(sample) for sample in batch])
 
 
 def beginnings(run: Run, batch: Sequence[Sample]) -> dict[str, Tensor]:

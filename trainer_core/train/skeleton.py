@@ -183,7 +183,9 @@ def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
     beside = {"reference": latents[1]} if skeleton.family.takes_references(skeleton.request.model) else {}
     sigma = torch.ones(shape.batch, device=META)
     prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, **beside)
-    return velocity_loss(prediction, latents[1]).mean()
+    is_masked = any(skeleton.request.dataset.mask_roots)
+    weight = torch.empty_like(latents[0][:, :1]) if is_masked else None
+    return velocity_loss(prediction, latents[1], weight).mean()
 
 
 def text_width(transformer: Any) -> int:

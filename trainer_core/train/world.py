@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..problems import UserError
 from .checkpoint import newest_intact
 from .control import read_status
 from .world_images import FILE as IMAGES
-from .world_images import WorldImages, image_changes, known, known_of_json
+from .world_images import WorldImages, image_changes, known, known_masks, known_of_json
 
 FILE = "world.json"
 # Fields that do not change the course of a run: it may be resumed after they were edited.
@@ -54,15 +55,16 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
 @dataclass(frozen=True)
 class World:
     """Args:
-    weights: identity of each part. samples: looked at only where they are compared or written down.
+    weights: identity of each part. samples, and the masks of some: looked at only where they are compared or written down.
     """
 
     settings: Mapping[str, Any]
     weights: Mapping[str, str]
     samples: Sequence[Sample]
+    masks: Sequence[Sample] = ()
 
     def images(self) -> WorldImages:
-        return WorldImages.gathered(known(self.samples))
+        return WorldImages.gathered(chain(known(self.samples), known_masks(self.masks)))
 
 
 def changes(folder: Path, new: World) -> list[str]:
@@ -177,5 +179,5 @@ def write_world(folder: Path, world: World) -> None:
     if (folder / FILE).is_file():  # the folder's name holds all that is in it
         return
     world.images().write(folder / IMAGES)
-    rows = {"count": len(world.samples), "sha256": sha256_of(folder / IMAGES)}
+    rows = {"count": len(world.samples) + len(world.masks), "sha256": sha256_of(folder / IMAGES)}
     write_json(folder / FILE, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})

@@ -22,6 +22,7 @@ from ..digests import digests, sorted_order
 from ..files import replace_atomic, sha256_text
 
 FILE = "world-images.safetensors"
+MASK = "mask of "  # how the name of a mask's row begins
 SHOWN = 6  # changes of a kind that are named one by one
 # key: see digests. image, captions: 64 bits of their SHA-256. name_end: where the row's name ends, the row's before where it begins.
 ROW = np.dtype([("key", "<u8", 2), ("image", "<u8"), ("captions", "<u8"), ("name_end", "<u8")])
@@ -32,6 +33,11 @@ Known = tuple[str, str, str]  # key, and in hex 64 bits of the image's bytes and
 
 def known(samples: Iterable[Sample]) -> Iterator[Known]:
     return ((s.key, s.sha256[:16], sha256_text(*s.captions)[:16]) for s in samples)
+
+
+def known_masks(masks: Iterable[Sample]) -> Iterator[Known]:
+    """Rows beside those of the pictures, whose keys begin with a number."""
+    return ((f"{MASK}{mask.key}", mask.sha256[:16], sha256_text()[:16]) for mask in masks)
 
 
 def known_of_json(images: Mapping[str, Sequence[str]]) -> Iterator[Known]:
@@ -128,4 +134,4 @@ def image_changes(before: WorldImages, after: WorldImages) -> list[str]:
 def _some(what: str, how: str, images: WorldImages, numbers: np.ndarray) -> list[str]:
     names = heapq.nsmallest(SHOWN, map(images.name, numbers.tolist()))
     more = [f"and {len(numbers) - SHOWN} more: {what} ... {how}"] if len(numbers) > SHOWN else []
-    return [f"{what} {name} {how}" for name in names] + more
+    return [f"{'' if name.startswith(MASK) else f'{what} '}{name} {how}" for name in names] + more
