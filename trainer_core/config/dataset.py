@@ -115,6 +115,13 @@ class FolderConfig:
     unmasked_weight: Annotated[
         float, Range(0, 1, 0.01), Advanced(), Doc("With masks: how much black places count, where white ones count 1. 0: not at all.")
     ] = 0.0
+    prior_preservation: Annotated[
+        bool,
+        Advanced(),
+        Doc(
+            "These pictures keep the model as it is: they are trained towards what the base predicts without the LoRA, not towards themselves. For a second folder with what must not change, such as other people. A batch with such pictures takes one more forward pass."
+        ),
+    ] = False
 
     def problems(self) -> list[Problem]:
         found = []

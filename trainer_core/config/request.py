@@ -65,6 +65,8 @@ class TrainRequest:
             if not part["masks"].strip():  # as before there were masks
                 part.pop("masks")
                 part.pop("unmasked_weight")
+            if not part["prior_preservation"]:
+                part.pop("prior_preservation")
         return value
 
     @property

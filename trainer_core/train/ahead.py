@@ -27,6 +27,7 @@ class Batch:
         text: B embeddings (tokens, width).
         beside: what else predict takes, such as pictures to start from.
         weight: of every place in the loss, (B, 1, h, w), fp32, where pictures have masks.
+        prior: (B,), bool, where samples are trained towards the base's own prediction; None where none is.
     """
 
     x_sigma: Tensor
@@ -35,6 +36,7 @@ class Batch:
     text: Sequence[Tensor]
     beside: Mapping[str, Tensor]
     weight: Tensor | None = None
+    prior: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On CUDA the host does not wait for the copies: the kernels that read them do, being later in the same stream."""
@@ -49,7 +51,8 @@ class Batch:
         beside = {name: change(tensor) for name, tensor in self.beside.items()}
         text = [change(tensor) for tensor in self.text]
         weight = None if self.weight is None else change(self.weight)
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, weight)
+        prior = None if self.prior is None else change(self.prior)
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, weight, prior)
 
 
 class Ahead:

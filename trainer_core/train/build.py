@@ -225,6 +225,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         latents=latents, text=text, device=device, num_steps=num_steps,
         references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
         masks=masks,
+        prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
         ema=new_ema(plan.request, layers),
         relief=Relief.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean, stdev
 
+import numpy as np
 import torch
 
+from ..data.table import Chosen, Sample, columns
 from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..seeds import generator
@@ -30,7 +33,7 @@ def eval_loss(run: Run) -> tuple[float, float]:
 
 @torch.no_grad()
 def _eval_loss(run: Run) -> tuple[float, float]:
-    samples = run.held or run.samples
+    samples = _judged(run)
     count = min(MAX_SAMPLES, len(samples))
     losses = []
     for sample in (samples[i * len(samples) // count] for i in range(count)):
@@ -48,6 +51,15 @@ def _eval_loss(run: Run) -> tuple[float, float]:
             values.append(velocity_loss(prediction, velocity.to(run.device), weight).mean().item())
         losses.append(fmean(values))
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
+
+
+def _judged(run: Run) -> Sequence[Sample]:
+    """Those held out, or all; but none that is to keep the model as it is, unless there are no others."""
+    samples = run.held or run.samples
+    if not run.prior_parts:
+        return samples
+    places = np.flatnonzero(~np.isin(columns(samples)["part"], list(run.prior_parts)))
+    return Chosen(samples, places) if len(places) else samples
 
 
 def best_step(run: Run) -> int | None:

@@ -28,7 +28,7 @@ from ..flow.loss import velocity_loss
 from ..flow.path import interpolate
 from ..flow.timesteps import Density
 from ..host import Host, Notice, StepReport
-from ..lora.inject import set_micro_
+from ..lora.inject import set_micro_, set_strength_
 from ..optim.contract import set_rate_, shown_rate
 from ..optim.schedule import rate_of
 from ..seeds import generator
@@ -62,6 +62,7 @@ class Run:
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
     references: ReferenceLatents | None = None  # pictures to start from
     masks: MaskWeights | None = None
+    prior_parts: frozenset[int] = frozenset()  # of the dataset: what is trained towards the base's own prediction
     relief: Relief | None = None  # where the plan chose to store activations: what to do if that was too much
     ahead: Ahead | None = None  # makes the next micro-batch meanwhile, where fit() finds that worth a thread
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
@@ -142,8 +143,25 @@ def _accumulated(run: Run, first: int) -> Tensor:
 def micro_loss(run: Run, micro: int) -> Tensor:
     """Mean loss of micro-batch number `micro`, counted from the run's beginning."""
     batch = (run.ahead.get(micro) if run.ahead else micro_batch(run, micro)).to(run.device)
+    target = batch.velocity if batch.prior is None else with_prior(run, batch)
     prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
-    return velocity_loss(prediction, batch.velocity, batch.weight).mean()
+    return velocity_loss(prediction, target, batch.weight).mean()
+
+
+@torch.no_grad()
+def with_prior(run: Run, batch: Batch) -> Tensor:
+    """The path's velocity, and in its place the base's own prediction for samples that keep the model as it is: (B, C, h, w).
+
+    Ruiz et al. 2022, arXiv:2208.12242 draw pictures with the base and train on those; its prediction for the very input says the same
+    without sampling, at every noise level.
+    """
+    assert batch.prior is not None
+    set_strength_(run.transformer, 0.0)
+    try:
+        base = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
+    finally:
+        set_strength_(run.transformer, 1.0)
+    return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
 
 
 def micro_batch(run: Run, micro: int) -> Batch:
@@ -157,7 +175,9 @@ def micro_batch(run: Run, micro: int) -> Batch:
     sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
     text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
     x_sigma, velocity = interpolate(x0, noise, sigma)
-    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch), place_weights(run, batch))
+    is_prior = [sample.part in run.prior_parts for sample in batch]
+    prior = torch.tensor(is_prior) if any(is_prior) else None
+    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch), place_weights(run, batch), prior)
 
 
 def place_weights(run: Run, batch: Sequence[Sample]) -> Tensor | None:
