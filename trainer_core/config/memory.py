@@ -110,6 +110,11 @@ class MemoryConfig:
             found.append(Problem("mode", f"auto chooses {name} itself; use manual, or leave {name} as it was"))
         return found
 
+    @property
+    def moves(self) -> bool:
+        """Whether weights or activations leave the device in a step."""
+        return self.group_offload != "none" or self.activation_offload
+
     def numeric_rules(self) -> dict[str, object]:
         """What changes the last bits of a run: part of what names it. {} with the defaults."""
         return {name: getattr(self, name) for name in NUMERIC if getattr(self, name) != getattr(MemoryConfig, name)}

@@ -21,17 +21,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed_places(num_blocks: int, interval: int = 1) -> range:
-    """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them, but never the last."""
-    return range(0, num_blocks - 1, interval)
+def recomputed_places(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
+    """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them.
+
+    Args:
+        spare_last: not the last block. Where weights or activations leave the device it would have to bring back what it keeps.
+    """
+    return range(0, num_blocks - spare_last, interval)
 
 
-def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1) -> None:
+def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1, spare_last: bool = True) -> None:
     """Recompute the activations of the blocks at recomputed_places in the backward pass.
 
     Same outputs and gradients; once is enough. Goes around what a block's forward is by then (families/offload.py).
     """
-    for block in (blocks[i] for i in recomputed_places(len(blocks), interval)):
+    for block in (blocks[i] for i in recomputed_places(len(blocks), interval, spare_last)):
         if not is_checkpointed(block):
             block.forward = functools.partial(_recomputed, block, block.forward)
 

@@ -10,8 +10,9 @@ from .costs import BlockCost, ModelCost
 
 def recomputed(request: TrainRequest, num_blocks: int) -> range:
     """Places of the blocks that are computed again in the backward pass."""
-    interval = request.memory.checkpointing_interval
-    return recomputed_places(num_blocks, interval) if request.training.gradient_checkpointing else range(0)
+    if not request.training.gradient_checkpointing:
+        return range(0)
+    return recomputed_places(num_blocks, request.memory.checkpointing_interval, not request.memory.moves)
 
 
 def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:

@@ -74,13 +74,14 @@ def place_(
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]
         host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
-    again = set(recomputed_places(len(blocks), memory.checkpointing_interval)) if checkpointing else set()
+    places = recomputed_places(len(blocks), memory.checkpointing_interval, not memory.moves)
+    again = set(places) if checkpointing else set()
     # A block that is computed again keeps nothing inside: its weights come with its second forward.
     kept = [block for i, block in enumerate(blocks) if i not in again]
     if swap or host:
         save_as_notes_(kept, swap, host)
     if checkpointing:
-        checkpoint_blocks_(blocks, memory.checkpointing_interval)
+        checkpoint_blocks_(blocks, memory.checkpointing_interval, not memory.moves)
     if host:
         save_as_notes_([block for i, block in enumerate(blocks) if i in again], None, host)
 

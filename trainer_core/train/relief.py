@@ -42,8 +42,7 @@ class Relief:
         host: Host,
     ) -> Relief | None:
         """None where there is nothing to give: settings by hand, no checkpointing, or weights and activations that leave the device."""
-        is_stored = chosen.group_offload == "none" and not chosen.activation_offload and not chosen.compile
-        if asked.mode != "auto" or not training.gradient_checkpointing or not is_stored:
+        if asked.mode != "auto" or not training.gradient_checkpointing or chosen.moves or chosen.compile:
             return None
         return cls(blocks, chosen.checkpointing_interval, device, host)
 
