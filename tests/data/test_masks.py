@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.data.index import Unreadable, build_index
 from chroma_trainer.trainer_core.data.latents import placed
 from chroma_trainer.trainer_core.data.mask_weights import cache_masks
 from chroma_trainer.trainer_core.data.masks import is_same_shape
+from chroma_trainer.trainer_core.data.sheet import CELL, GAP, draw_crop_sheet
 from chroma_trainer.trainer_core.host import Notice
 from chroma_trainer.trainer_core.problems import UserError
 from chroma_trainer.trainer_core.shards import Store
@@ -134,6 +135,19 @@ def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tm
     index = build_index(config, host, 0, caught.value.faults)
     assert len(index.samples) == len(index.masks.samples) == 1
     weights_of(index, config, host, tmp_path)
+
+
+def test_the_crop_sheet_darkens_what_is_black(pictures, masks, host, tmp_path):
+    for i in range(4):
+        Image.new("RGB", (80, 60), (255, 255, 255)).save(pictures.folder / f"{i}.png")
+        half().save(masks / f"{i}.png")
+    Image.new("LA", (80, 60), 0).save(masks / "1.png")  # transparent: told later
+    draw_crop_sheet(build_index(with_masks(pictures.config(), masks), host, 0), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as page:
+        middle = GAP + CELL // 2
+        left, right = page.getpixel((middle - 30, middle)), page.getpixel((middle + 30, middle))
+        whole = page.getpixel((middle + CELL + GAP + 30, middle))
+    assert left == whole == (255, 255, 255) and max(right) < 150
 
 
 def test_black_where_the_picture_is_kept(pictures, masks, host, tmp_path):

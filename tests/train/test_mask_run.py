@@ -93,6 +93,7 @@ def test_masked_and_plain_parts_resume_to_the_same_bytes(workshop, own):
     resumed = run(request(), host.cancelling_at(0))
     assert resumed.report["resumed_from"] == 3 and resumed.report["dataset"]["masks"] == 4
     assert resumed.losses == whole.losses and resumed.lora.sha256 == whole.lora.sha256
+    assert not any("no forecast" in text for text in host.told())
     other = run(request(unmasked_weight=0.5), workshop.host())
     assert other.losses != whole.losses
 

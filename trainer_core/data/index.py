@@ -85,10 +85,10 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
         found = collect(problems, open_masks, config, part, entries, host)
         mask_folder = found if isinstance(found, MaskFolder) else None
         mask_writer.begin(mask_folder)
-        for entry, scan in zip(entries, scans(backend, entries, root, host), strict=True):
+        for number, (entry, scan) in enumerate(zip(entries, scans(backend, entries, root, host), strict=True)):
             reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
             sample, reason = (None, reason) if reason else _sample(part, settings, backend, entry, scan, seed)
-            mask, reason = mask_folder.mask_of(sample) if sample and mask_folder else (None, reason)
+            mask, reason = mask_folder.mask_of(sample, number) if sample and mask_folder else (None, reason)
             if sample and not reason:
                 writer.append(sample)
                 if mask:

@@ -20,7 +20,7 @@ from .scans import scans
 from .table import Sample, TableWriter
 
 FIELD = "masks"
-ROW = np.dtype([("sha256", "S64"), ("size", "<i4", 2)])  # what a scan tells of a mask; no sha256 where it told a fault
+ROW = np.dtype([("sha256", "u1", 32), ("size", "<i4", 2)])  # what a scan tells of a mask
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,28 @@ class MaskFolder:
     """A part's masks, each read once.
 
     Args:
-        entries: no two of one name without its ending.
+        numbers: for each picture of the part, as its folder lists them, the number of its mask among the entries; -1: none.
     """
 
-    def __init__(self, name: str, backend: FolderBackend, entries: Sequence[Entry], host: Host):
-        self.name, self.backend, self._entries = name, backend, entries
-        self._numbers = DigestTable(_stems(entries), np.arange(len(entries), dtype=np.uint32))
+    def __init__(self, name: str, backend: FolderBackend, entries: Sequence[Entry], numbers: np.ndarray, host: Host):
+        self.name, self.backend, self._entries, self._numbers = name, backend, entries, numbers
         self._rows = np.zeros(len(entries), ROW)
         self._faults: dict[int, str] = {}
         for i, scan in enumerate(scans(backend, entries, backend.root, host)):
-            self._rows[i] = scan.sha256.encode(), (scan.width, scan.height)
             if scan.fault:
                 self._faults[i] = scan.fault
+            else:
+                self._rows[i] = tuple(bytes.fromhex(scan.sha256)), (scan.width, scan.height)
 
-    def mask_of(self, sample: Sample) -> tuple[Sample | None, str]:
-        """The sample's mask, or why it has none."""
-        (place,) = self._numbers.find(digests([_stem(sample.name)])).tolist()
-        if place < 0:
+    def mask_of(self, sample: Sample, picture: int) -> tuple[Sample | None, str]:
+        """The mask of a sample, which is so many-th of the part's pictures, or why it has none."""
+        number = int(self._numbers[picture])
+        if number < 0:
             return None, f"it has no mask of its name in {self.name!r}"
-        number = int(self._numbers.values[place])
         name = self._entries[number].name
         if number in self._faults:
             return None, f"its mask {name}: {self._faults[number]}"
-        digest, size = self._rows[number]["sha256"].decode(), tuple(self._rows[number]["size"].tolist())
+        digest, size = self._rows[number]["sha256"].tobytes().hex(), tuple(self._rows[number]["size"].tolist())
         if not is_same_shape(size, sample.size):
             shapes = f"{size[0]} x {size[1]} pixels, another shape than the picture's {sample.size[0]} x {sample.size[1]}"
             return None, f"its mask {name} has {shapes}"
@@ -131,12 +130,14 @@ def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host
     if len(firsts) < len(entries):
         twin = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
         raise UserError([Problem(FIELD, f"{name!r} has two masks of the name {_stem(twin)}, one of them {twin}; keep one")])
-    own = DigestTable(stems, np.zeros(len(stems), np.uint8))
-    if len(pictures) and not (own.find(_stems(pictures)) >= 0).any():
+    own = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
+    places = own.find(_stems(pictures))
+    numbers = np.where(places >= 0, own.values[places], np.int32(-1))
+    if len(pictures) and numbers.max() < 0:
         picture = pictures[0].name
         told = f"none of the {len(entries)} images in {name!r} has the name of a picture in {folder!r}; the mask of {picture} is {_stem(picture)}.png, say"
         raise UserError([Problem(FIELD, told)])
-    return MaskFolder(name, backend, entries, host)
+    return MaskFolder(name, backend, entries, numbers, host)
 
 
 def is_same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:

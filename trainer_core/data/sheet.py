@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from ..files import replace_atomic
-from .images import BrokenImage, decode
+from .images import BrokenImage, decode, decode_mask
 from .index import Index, Sample, Unreadable
 
 MAX_IMAGES, CELL, GAP, COLUMNS = 64, 192, 10, 8
@@ -15,7 +15,7 @@ PAPER, SHADE, FRAME = (250, 250, 252), (20, 22, 30, 150), (16, 150, 140)
 
 
 def draw_crop_sheet(index: Index, path: Path) -> None:
-    """Up to 64 images, evenly spread over the dataset; what a crop leaves out is darkened.
+    """Up to 64 images, evenly spread over the dataset; what a crop or a mask leaves out is darkened.
 
     Raises:
         Unreadable: images that can't be decoded, of those that are shown.
@@ -50,4 +50,17 @@ def _cell(index: Index, sample: Sample) -> Image.Image:
     box = (round(left), round(top), max(round(left), round(right) - 1), max(round(top), round(bottom) - 1))
     shade = Image.new("RGBA", small.size, SHADE)
     ImageDraw.Draw(shade).rectangle(box, fill=(0, 0, 0, 0), outline=(*FRAME, 255), width=2)
+    mask = index.masks.of(sample) if index.masks else None
+    if mask:
+        shade.putalpha(ImageChops.lighter(shade.getchannel("A"), _darkness(index, mask, small.size)))
     return Image.alpha_composite(small.convert("RGBA"), shade).convert("RGB")
+
+
+def _darkness(index: Index, mask: Sample, size: tuple[int, int]) -> Image.Image:
+    """Alpha of the shade: most where the mask is black. None of it for a mask at fault, which is told when weights are made of it."""
+    assert index.masks
+    try:
+        grey = decode_mask(index.masks.read(mask)).resize(size)
+    except (OSError, BrokenImage):
+        return Image.new("L", size, 0)
+    return grey.point([SHADE[3] * (255 - value) // 255 for value in range(256)])
