@@ -1,7 +1,8 @@
-"""Saves the shipped workflows anew, as a real ComfyUI's page saves and draws them: `python tests/comfyui/refresh.py [NAME ...]`
+"""Saves the shipped workflows anew, as a real ComfyUI's page saves and draws them: `python tests/comfyui/refresh.py [--files] [NAME ...]`
 
 For each workflows/NAME.json: the page loads it, runs it to its end where the small model is enough for that, and writes workflows/NAME.json,
 its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
+--files: without runs and pictures, for fields that are new.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ def fixtures() -> ModuleType:
     return module
 
 
-def refresh(page: Any, name: str, folder: Path) -> None:
+def refresh(page: Any, name: str, folder: Path, draws: bool) -> None:
     source = WORKFLOWS / f"{name}.json"
     saved = page("prompt", source, folder / f"{name}.json")
     saved["workflow"]["extra"].pop("ds", None)  # where somebody looked at last
     tidy(saved["workflow"])
     _write(source, saved["workflow"])
     _write(WORKFLOWS / "api" / f"{name}.json", saved["prompt"])
+    if not draws:
+        return
     if name in RUN:
         ended = page("run", source, folder / "run.json")
         assert ended["end"] == "execution_success", ended
@@ -89,7 +92,8 @@ def _write(path: Path, value: Any) -> None:
 
 
 def main() -> None:
-    names = sys.argv[1:] or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    draws = "--files" not in sys.argv
+    names = [word for word in sys.argv[1:] if word != "--files"] or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
     comfyui = fixtures()
     comfyui.RUN_SECONDS = 1800  # a training to its end
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base, tempfile.TemporaryDirectory() as folder:
@@ -100,7 +104,7 @@ def main() -> None:
             path.touch()
         try:
             for name in names:
-                refresh(comfyui.open_page(server), name, Path(folder))
+                refresh(comfyui.open_page(server), name, Path(folder), draws)
         finally:
             server.stop()
 
