@@ -164,10 +164,10 @@ def poisoned(loss, at: int):
     """The loss, but NaN at its call number `at` of those with gradients."""
     calls = 0
 
-    def call(prediction, velocity):
+    def call(prediction, *others):
         nonlocal calls
         calls += prediction.requires_grad
-        value = loss(prediction, velocity)
+        value = loss(prediction, *others)
         return value * float("nan") if calls == at and prediction.requires_grad else value
 
     return call
