@@ -68,6 +68,9 @@ def write_original(model: Path, file: Path) -> None:
 class Given:
     """A density that always gives the checked noise level."""
 
+    def at(self, _: int) -> Given:
+        return self
+
     def sample(self, count: int, _: Any) -> torch.Tensor:
         return torch.full((count,), CHECK_SIGMA)
 
