@@ -101,3 +101,16 @@ class DigestTable:
             if not is_other.any():
                 return np.where(is_near, at, -1)
             place[is_other] += 1
+
+
+class Numbers(DigestTable):
+    """The number of each of some keys, in their order."""
+
+    def __init__(self, keys: Iterable[str]):
+        found = digests(keys)
+        super().__init__(found, np.arange(len(found), dtype=np.uint32))
+
+    def of(self, key: str) -> int | None:
+        """None for a key that is not among them."""
+        (place,) = self.find(digests([key])).tolist()
+        return int(self.values[place]) if place >= 0 else None

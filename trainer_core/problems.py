@@ -57,6 +57,11 @@ class Cancelled(Exception):
     """The user asked the run to end. Not an error: what was reached is kept."""
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an error, or its kind where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
     """'; did you mean X?' for the closest of the names, or '' where nothing is near. cutoff: 1 is equal but for case."""
     found = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=cutoff)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,11 @@ class Entry:
 
     name: str
     stamp: str
+
+
+def stem(name: str) -> str:
+    """The name without its ending: what a picture shares with what belongs to it."""
+    return os.path.splitext(name)[0]
 
 
 class Backend(Protocol):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable
 
+from ..sequences import MadeWhenAsked
 from .contract import Entry
 
 
-class Entries(Sequence[Entry]):
+class Entries(MadeWhenAsked[Entry]):
     """Reads like a list of them; an Entry is made when it is looked at. Eight bytes of memory for each.
 
     Args:
@@ -31,15 +31,6 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(index)
+    def _item(self, place: int) -> Entry:
         text = self._text[self._ends[place] : self._ends[place + 1]]
         return Entry(*text.decode("utf-8", "surrogatepass").split("\0"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config.dataset import DatasetConfig
-from ..digests import DigestTable, digests, first_of_each
+from ..digests import DigestTable, Numbers, digests, first_of_each
 from ..files import sha256_text, sha256_texts
 from ..host import Host
 from ..problems import Problem, UserError
-from .contract import Entry
+from .contract import Entry, stem
 from .folder import FolderBackend
 from .scans import scans
 from .table import Sample, TableWriter
@@ -34,13 +33,13 @@ class Masks:
     """
 
     samples: Sequence[Sample]
-    numbers: DigestTable
+    numbers: Numbers
     backends: tuple[FolderBackend | None, ...]
 
     def of(self, sample: Sample) -> Sample | None:
         """The mask of a sample; None where its part has none."""
-        (place,) = self.numbers.find(digests([sample.key])).tolist()
-        return self.samples[int(self.numbers.values[place])] if place >= 0 else None
+        number = self.numbers.of(sample.key)
+        return None if number is None else self.samples[number]
 
     def read(self, mask: Sample) -> bytes:
         backend = self.backends[mask.part]
@@ -103,8 +102,7 @@ class MaskWriter:
         if not self._found:
             return None
         samples = self._writer.finish(lambda part, name: name)
-        keys = digests(mask.key for mask in samples)
-        return Masks(samples, DigestTable(keys, np.arange(len(keys), dtype=np.uint32)), tuple(self._backends))
+        return Masks(samples, Numbers(mask.key for mask in samples), tuple(self._backends))
 
 
 def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host: Host) -> MaskFolder | None:
@@ -129,13 +127,13 @@ def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host
     firsts = first_of_each(stems)
     if len(firsts) < len(entries):
         twin = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
-        raise UserError([Problem(FIELD, f"{name!r} has two masks of the name {_stem(twin)}, one of them {twin}; keep one")])
+        raise UserError([Problem(FIELD, f"{name!r} has two masks of the name {stem(twin)}, one of them {twin}; keep one")])
     own = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
     places = own.find(_stems(pictures))
     numbers = np.where(places >= 0, own.values[places], np.int32(-1))
     if len(pictures) and numbers.max() < 0:
         picture = pictures[0].name
-        told = f"none of the {len(entries)} images in {name!r} has the name of a picture in {folder!r}; the mask of {picture} is {_stem(picture)}.png, say"
+        told = f"none of the {len(entries)} images in {name!r} has the name of a picture in {folder!r}; the mask of {picture} is {stem(picture)}.png, say"
         raise UserError([Problem(FIELD, told)])
     return MaskFolder(name, backend, entries, numbers, host)
 
@@ -147,8 +145,4 @@ def is_same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
 
 
 def _stems(entries: Sequence[Entry]) -> np.ndarray:
-    return digests(_stem(entry.name) for entry in entries)
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return digests(stem(entry.name) for entry in entries)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from ..config.dataset import DatasetConfig
-from ..digests import DigestTable, digests
+from ..digests import Numbers
 from ..files import sha256_texts
 from ..problems import Problem, UserError
 from .buckets import Placement
-from .contract import Entry
+from .contract import Entry, stem
 from .folder import FolderBackend
 from .images import BrokenImage, decode
 from .index import Index
@@ -36,13 +34,13 @@ class References:
     """
 
     index: Index
-    numbers: DigestTable
+    numbers: Numbers
 
     def of(self, sample: Sample) -> Sample:
         """What the sample starts from."""
-        (place,) = self.numbers.find(digests([sample.key])).tolist()
-        assert place >= 0, sample.key
-        return self.index.samples[int(self.numbers.values[place])]
+        number = self.numbers.of(sample.key)
+        assert number is not None, sample.key
+        return self.index.samples[number]
 
 
 class Targeted(SampleTable):
@@ -85,7 +83,7 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     found = TableWriter()
     faults: list[str] = []
     for sample in index.samples if not problems else ():
-        name = names[sample.part].get(_stem(sample.name))
+        name = names[sample.part].get(stem(sample.name))
         if name is None:
             faults.append(f"{sample.name} (none of that name)")
             continue
@@ -101,8 +99,7 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         raise UserError(problems)
     samples = Targeted(found.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
-    keys = digests(sample.key for sample in index.samples)
-    return References(Index(samples, digest, {}, backends), DigestTable(keys, np.arange(len(keys), dtype=np.uint32)))
+    return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples))
 
 
 def _sample(sample: Sample, name: str, backend: FolderBackend) -> Sample:
@@ -119,8 +116,4 @@ def _sample(sample: Sample, name: str, backend: FolderBackend) -> Sample:
 
 
 def _by_stem(entries: Iterable[Entry]) -> dict[str, str]:
-    return {_stem(entry.name): entry.name for entry in entries}
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return {stem(entry.name): entry.name for entry in entries}

@@ -16,6 +16,7 @@ from typing import overload
 
 import numpy as np
 
+from ..sequences import MadeWhenAsked
 from .buckets import Placement
 
 
@@ -51,7 +52,7 @@ PLAIN = json.JSONDecoder()  # json.loads looks for an encoding first, which take
 BLOCK = 4096  # rows that are unpacked together
 
 
-class SampleTable(Sequence[Sample]):
+class SampleTable(MadeWhenAsked[Sample]):
     """Reads like a tuple of Samples.
 
     Args:
@@ -66,17 +67,11 @@ class SampleTable(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return Chosen(self, np.arange(*index.indices(len(self))))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(index)
+    def _item(self, place: int) -> Sample:
         return next(self._between(place, place + 1))
+
+    def _part(self, places: range) -> Sequence[Sample]:
+        return Chosen(self, np.arange(places.start, places.stop, places.step))
 
     def __iter__(self) -> Iterator[Sample]:
         for begin in range(0, len(self), BLOCK):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..problems import reason_of
 from .joint_attention import Attend, attend
 
 BACKENDS = {
@@ -54,11 +55,6 @@ def attention_fault(name: str, device: torch.device, dtype: torch.dtype, width: 
     except RuntimeError as error:
         return f"{name} attention does not run on {device} in {str(dtype).removeprefix('torch.')} ({reason_of(error)})"
     return ""
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, or its kind where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def set_attention_(transformer: nn.Module, name: str) -> int:

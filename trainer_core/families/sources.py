@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.flux import FLAVOURS
 from ..config.model import CHROMA_REPOS, ModelConfig
-from ..problems import UserError
+from ..problems import UserError, reason_of
 
 SINGLE_FILES = {"transformer": "transformer_file", "text_encoder": "text_encoder_file", "vae": "vae_file"}
 RELEASED = frozenset((*CHROMA_REPOS.values(), *(flavour.repo for flavour in FLAVOURS.values())))
@@ -132,10 +132,9 @@ def download(repo: str, part: str) -> Path:
 
 def unreachable(what: str, error: Exception) -> UserError:
     """The fault that something on the hub can't be had."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError.at(
         "repo",
-        f"{what} is not on this machine and could not be fetched: {reason}; "
+        f"{what} is not on this machine and could not be fetched: {reason_of(error)}; "
         "name a local diffusers folder or single files, or check HF_ENDPOINT, HF_HUB_OFFLINE and the network",
     )
 

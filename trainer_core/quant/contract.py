@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ..problems import reason_of
 from .layer import QuantizedLinear
 from .packages import EXTRAS, missing_for, version_of
 
@@ -50,8 +51,7 @@ class Quantizer(ABC):
             stored = {name: tensor.to(device) for name, tensor in encoded.items()}
             decoded = self.decode(stored, PROBE_SHAPE, torch.float32).cpu()
         except Exception as error:  # packages raise whatever they like where a kernel is missing
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"can't run on {device}: {reason}; choose another level"
+            return f"can't run on {device}: {reason_of(error)}; choose another level"
         off = ((decoded - weight).norm() / weight.norm()).item()
         return "" if off <= PROBE_ERROR else f"gives wrong numbers on {device} (off by {off:.0%}); choose another level"
 

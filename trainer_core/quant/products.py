@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.model import QuantizationConfig
-from ..problems import Problem
+from ..problems import Problem, reason_of
 from ..registry import load
 from .contract import is_kept
 from .layer import QuantizedLinear
@@ -97,7 +97,7 @@ class RoundedProduct(ABC):
                 y = self(inputs, codes, scale)
                 (gradient,) = torch.autograd.grad(y, inputs, y.detach())
         except Exception as error:  # kernels raise whatever they like where they are missing
-            return f"can't run on {device}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            return f"can't run on {device}: {reason_of(error)}"
         exact = x @ weight.t()
         off = max(_off(y.detach().cpu(), exact), _off(gradient.cpu(), exact @ weight))
         return "" if off <= PROBE_ERROR else f"gives wrong numbers on {device} (off by {off:.0%})"

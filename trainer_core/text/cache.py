@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..digests import digests
 from ..files import sha256_text
 from ..host import Host, PhaseProgress, PhaseStarted
+from ..sequences import MadeWhenAsked
 from ..shards import Store, fill
 
 BATCH = 16
@@ -41,7 +42,7 @@ def prompt_key(prompt: str, identity: str) -> str:
     return sha256_text("prompt", prompt, identity)
 
 
-class Prompts(Sequence[str]):
+class Prompts(MadeWhenAsked[str]):
     """The captions of all samples, and some more, without keeping them.
 
     Args:
@@ -57,17 +58,11 @@ class Prompts(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return chain(chain.from_iterable(self._captions), self._others)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index >= self._num_captions:
-            return self._others[index - self._num_captions]
-        row = int(np.searchsorted(self._ends, np.uint32(index), side="right"))
-        return self._captions[row][index - (int(self._ends[row - 1]) if row else 0)]
+    def _item(self, place: int) -> str:
+        if place >= self._num_captions:
+            return self._others[place - self._num_captions]
+        row = int(np.searchsorted(self._ends, np.uint32(place), side="right"))
+        return self._captions[row][place - (int(self._ends[row - 1]) if row else 0)]
 
     @cached_property
     def _ends(self) -> np.ndarray:

@@ -180,7 +180,6 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.placed.memory
-    host.free_memory()
     with phases("latents"):  # before anything is loaded: a mask may be at fault
         masks = _cache_masks(plan, host)
     with phases("text"):

@@ -56,7 +56,6 @@ def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan | None]:
 
 
 def _settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
-    host.free_memory()  # what other models hold is free for this run
     made = forecaster(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..devices import peak_ram_bytes, peak_vram_bytes
-from ..problems import UserError
+from ..problems import UserError, reason_of
 from .phases import Phases
 from .plan import MemoryPlan, gb
 
@@ -35,10 +35,9 @@ def memory_told(plan: MemoryPlan | None, phases: Phases, device: torch.device) -
             f"planned {gb(planned.device)} on the device and {gb(planned.ram)} of RAM" if planned else "not in the plan"
         )
         taken = peak_vram_bytes(device) or peak_ram_bytes()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError.at(
             "memory",
-            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
+            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason_of(error)}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
             "What was cached and saved so far is kept; another program on the device may hold memory as well",
         ) from error
 

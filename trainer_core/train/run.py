@@ -86,7 +86,9 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
     host.emit(PhaseStarted("start"))
     unreadable: dict[str, str] = {}
     while True:
-        plan, forecast = settled(plan_run(request, host, unreadable), host)
+        checked = plan_run(request, host, unreadable)
+        host.free_memory()  # what other models hold is free for this run
+        plan, forecast = settled(checked, host)
         try:
             with memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
                 return _train(plan, run_host, prompt, phases, forecast)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..config.validation import ValidationConfig
 from ..families.joint_attention import Attend, attend
-from ..families.kernels import attention_modules, reason_of
-from ..problems import Problem
+from ..families.kernels import attention_modules
+from ..problems import Problem, reason_of
 from ..quant.packages import missing_for_drawing
 from ..seeds import generator
 
