@@ -186,10 +186,13 @@ class RowInputs(nn.Module):
     def __init__(self, channels: int, num_rows: int):
         super().__init__()
         self.channels, self.num_rows = channels, num_rows
-        self.register_buffer("mod_proj", self._rows(), persistent=False)
+        rows = torch.empty(num_rows, channels // 2)
+        self.register_buffer("mod_proj", rows, persistent=False)
+        if not rows.is_meta:  # without numbers there is nothing to compute, and torch would load its compiler for it
+            self.restore_()
 
     def restore_(self) -> None:
-        self.mod_proj = self._rows()
+        self.mod_proj = waves(torch.arange(self.num_rows) * TIMESTEPS, self.channels // 2)
 
     def forward(self, sigma: Tensor) -> Tensor:
         """(B,) -> (B, rows, channels), fp32."""
@@ -200,9 +203,6 @@ class RowInputs(nn.Module):
         rows = self.mod_proj.to(sigma.device, torch.float32)
         same = torch.cat(shared, dim=1)[:, None].expand(-1, self.num_rows, -1)
         return torch.cat([same, rows.expand(len(sigma), -1, -1)], dim=-1)
-
-    def _rows(self) -> Tensor:
-        return waves(torch.arange(self.num_rows) * TIMESTEPS, self.channels // 2)
 
 
 class Approximator(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..problems import UserError
+from .embedding import Embedding
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -46,8 +47,8 @@ class ClipText(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        self.token_embedding = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.position_embedding = nn.Embedding(config["max_position_embeddings"], config["hidden_size"])
+        self.token_embedding = Embedding(config["vocab_size"], config["hidden_size"])
+        self.position_embedding = Embedding(config["max_position_embeddings"], config["hidden_size"])
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]

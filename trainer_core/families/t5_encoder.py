@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..problems import UserError
+from .embedding import Embedding
 
 FP16_MARGIN = 1000  # below fp16's largest number
 
@@ -28,7 +29,7 @@ class T5Encoder(nn.Module):
         if config.get("feed_forward_proj", "relu") != "gated-gelu":
             found = config.get("feed_forward_proj", "relu")
             raise UserError.at("text_encoder", f"is a T5 with {found!r} feed-forward parts; Chroma's is 'gated-gelu'")
-        self.shared = nn.Embedding(config["vocab_size"], config["d_model"])
+        self.shared = Embedding(config["vocab_size"], config["d_model"])
         self.encoder = _Stack(config, self.shared)
 
     def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class _Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(width, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, width, bias=False)
         if has_distances:
-            self.relative_attention_bias = nn.Embedding(self.num_buckets, self.num_heads)
+            self.relative_attention_bias = Embedding(self.num_buckets, self.num_heads)
 
     def distances(self, num_tokens: int) -> Tensor:
         """What each head adds for each pair of places, (1, heads, tokens, tokens)."""

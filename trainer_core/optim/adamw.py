@@ -6,6 +6,7 @@ import torch
 
 from ..config.optimizer import OptimizerConfig
 from .contract import OptimizerPart, Params, flat, listed
+from .unguarded import AdamW
 
 FUSED_DEVICES = frozenset({"cuda", "cpu"})
 
@@ -30,7 +31,7 @@ def build(
     fused = devices <= FUSED_DEVICES
     # Without numbers, for the memory plan, one by one: nearest to the fused step, which takes nothing beside its states.
     foreach = None if fused else "meta" not in devices
-    return torch.optim.AdamW(
+    return AdamW(
         groups, lr=learning_rate, weight_decay=weight_decay, betas=(config.beta1 or 0.9, config.beta2 or 0.999),
         eps=config.eps or 1e-8, fused=fused or None, foreach=foreach,
     )  # fmt: skip

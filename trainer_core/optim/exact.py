@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .unguarded import Unguarded
+
 Lot = list[nn.Parameter]
 
 
@@ -21,7 +23,7 @@ class _Each:
 each: Any = _Each()
 
 
-class ExactOptimizer(torch.optim.Optimizer):
+class ExactOptimizer(Unguarded):
     """Moves parameters in lots, one fused call for each line of its formula.
 
     A subclass says how the state of a parameter begins and how a lot moves. A parameter without a gradient is left

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.index import Index
 from ..families.contract import Family
-from ..files import sha256_text, write_json
-from ..version import VERSION
+from ..files import sha256_text
 from .costs import ModelCost, Shape
+from .counts import Counts
 from .facts import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 from .phase_plans import forecast
 from .plan import Machine, MemoryPlan
 from .skeleton import Skeleton
 
-COUNT = 3  # of the way of counting: what an older one kept is not read
-
 
 @dataclass
 class Forecaster:
     """Args:
-    folder: of earlier counts. resolution: that the index's pictures were placed at. codec: see codec_cost.
+    counts: of earlier runs. resolution: that the index's pictures were placed at. codec: see codec_cost.
     """
 
     family: Family
     index: Index
     machine: Machine
-    folder: Path
+    counts: Counts
     encoder: EncoderCost
     codec: tuple[int, float]
     captions: CaptionFacts
@@ -67,25 +64,32 @@ class Forecaster:
         return self._digest
 
     def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
-        """From an earlier run's count, or counted now: nothing of it changes but with the versions in its name."""
-        layers = self._layers(request)
-        name = sha256_text(VERSION, str(COUNT), torch.__version__, layers, request.model.dtype, key, repr(shape))[:24]
-        path = self.folder / f"{name}.json"
-        try:
-            return ModelCost.from_json(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, IndexError):  # not there, or of another version
-            pass
-        if key not in self._skeletons:
-            self._skeletons[key] = Skeleton(self.family, request, "cuda" if self.machine.device_bytes else "cpu")
-        cost = self._skeletons[key].cost(shape)
-        write_json(path, cost.as_json())
-        return cost
+        """From an earlier run's count, or counted now."""
+
+        def count() -> ModelCost:
+            if key not in self._skeletons:
+                self._skeletons[key] = Skeleton(self.family, request, "cuda" if self.machine.device_bytes else "cpu")
+            return self._skeletons[key].cost(shape)
+
+        of = (self._layers(request), request.model.dtype, key, repr(shape))
+        return self.counts.kept(of, ModelCost.from_json, count, ModelCost.as_json)
 
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Digest of the transformer's parameters' names and shapes; no weight file is asked for."""
-    named = family.empty_transformer(model).named_parameters()
-    return sha256_text(model.family, *(f"{name} {tuple(parameter.shape)}" for name, parameter in named))
+    return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
+
+
+def kept_encoder_cost(request: TrainRequest, family: Family, counts: Counts) -> EncoderCost:
+    """encoder_cost, counted once for encoders of these shapes."""
+    model = request.model
+    of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
+    return counts.kept(of, lambda kept: EncoderCost(**kept), lambda: encoder_cost(request, family), asdict)
+
+
+def shapes_of(module: nn.Module) -> str:
+    """Names and shapes of all parameters."""
+    return "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters())
 
 
 def counted_settings(request: TrainRequest) -> str:
@@ -99,7 +103,8 @@ def counted_settings(request: TrainRequest) -> str:
 
 def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
+    counts = Counts(cache / "plan")
     return Forecaster(
-        family, index, machine, cache / "plan", encoder_cost(request, family), codec_cost(request), caption_facts(index.samples),
+        family, index, machine, counts, kept_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip
