@@ -220,6 +220,17 @@ def test_check_is_quick_and_imports_nothing_heavy(home):
     assert time.perf_counter() - began < 5  # about 0.3 s on an idle machine
 
 
+def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home, first):
+    """torch's compiler takes 1.5 to 2 s to load and diffusers 4: nothing of a run whose caches are there needs them."""
+    code = (
+        "import sys; from chroma_trainer.cli import main; "
+        f"status = main(['run', 'workflow.json', *{FOLDERS!r}, '--set', 'LoRATrainer.name=second']); "
+        "print(status, [name for name in ('torch._dynamo', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -123,6 +123,19 @@ def test_a_file_that_is_cut_short(kind):
         decode(raw[: len(raw) // 2])
 
 
+def test_a_look_at_a_large_jpeg_is_small_upright_and_whole():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    large = quarters().resize((1600, 800))
+    raw = encoded(large, "JPEG", exif=exif)
+    shown = decode(raw, at_least=150)
+    assert shown.size == (200, 400)
+    assert np.abs(np.asarray(shown, float) - np.asarray(decode(raw).resize((200, 400), Image.Resampling.BOX), float)).mean() < 1
+    with pytest.raises(BrokenImage):
+        decode(raw[: len(raw) // 2], at_least=150)
+    assert decode(encoded(large), at_least=150).size == (1600, 800)
+
+
 def test_more_pixels_than_allowed(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 500)
     with pytest.raises(BrokenImage, match=r"^it has 40 x 20 pixels, more than"):

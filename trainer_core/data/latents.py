@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -26,7 +27,7 @@ BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of
 LARGEST_BATCH = 8
 LARGEST_RESIZE = 8  # a picture is resized whole up to so many times its bucket's pixels
 LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads to each side, at its output's scale where that is smaller
-WORKERS = 2  # pictures are decoded while the codec works
+WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode pictures while the codec works; a GPU outruns one or two
 
 
 class Codec(Protocol):
