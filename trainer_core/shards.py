@@ -11,7 +11,6 @@ Where each tensor lies is in a mapped table of 32 bytes a key, so that a million
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from .digests import DigestTable, digests, first_of_each
 from .files import remove_temporaries, sha256_of, write_atomic
+from .tensor_header import header_of
 
 DAY = 86_400  # seconds
 SHARD_BYTES = 64 << 20
@@ -160,17 +160,13 @@ class Store:
 def _tensors(path: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
     """(name, dtype, shape, first byte) by a shard's header; [] where it can't be read, so that its content is made again."""
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > path.stat().st_size:
-                return []
-            header = json.loads(stream.read(length))
+        header, start = header_of(path)
         return [
-            (name, getattr(torch, DTYPES[about["dtype"]]), tuple(map(int, about["shape"])), 8 + length + about["data_offsets"][0])
+            (name, getattr(torch, DTYPES[about["dtype"]]), tuple(map(int, about["shape"])), start + about["data_offsets"][0])
             for name, about in header.items()
             if name != "__metadata__"
         ]
-    except (OSError, struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return []
 
 

@@ -77,13 +77,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "bare.safetensors": (safetensors(b"{}"), f"FILE: {NO_FILE}"),
     "other.safetensors": (safetensors(b'{"__metadata__": {"format": "pt"}}'), f"FILE: {NO_FILE}"),
     "without.safetensors": (safetensors(b'{"__metadata__": {"prompt": "{}"}}'), f"FILE: {NO_FILE}"),
-    "list.safetensors": (safetensors(b"[]"), f"FILE: {NO_FILE}"),
+    "list.safetensors": (safetensors(b"[]"), "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
     "short.safetensors": (b"123", "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
     "junk.safetensors": (b"x" * 100, "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
-    "deep.safetensors": (
-        safetensors(b"[" * 200_000),
-        "FILE: is no safetensors file; its header is nested too deeply",
-    ),
+    "deep.safetensors": (safetensors(b"[" * 200_000), "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
 }
 
 

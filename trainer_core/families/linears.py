@@ -6,12 +6,13 @@ Needs no torch, so that a workflow's targets are checked before anything heavy i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.model import ModelConfig
+from ..tensor_header import header_of
 from .sources import is_local, shipped_config
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
@@ -37,7 +38,6 @@ DOUBLE = (
 )  # fmt: skip
 SINGLE = ("proj_mlp", "proj_out", *ATTENTION)
 ENDS = ("context_embedder", "x_embedder", "proj_out")
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Linears:
             if model.transformer_file:
                 file = Path(model.transformer_file)
                 config = _config(file.parent / "config.json")
-                return _of(config) if config.get("_class_name") == self.class_name else _of_keys(_keys(file))
+                return _of(config) if config.get("_class_name") == self.class_name else _of_keys(header_of(file)[0])
             if is_local(model.repo):
                 return _of(_config(Path(model.repo) / "transformer" / "config.json"))
             return _of(shipped_config(self.released))
@@ -88,16 +88,7 @@ def _config(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _keys(file: Path) -> list[str]:
-    """Names of the tensors in a safetensors file."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8).ljust(8, b"\0"), "little")
-        if not 2 <= size <= MAX_HEADER_BYTES:
-            raise ValueError(size)
-        return list(json.loads(stream.read(size).decode("utf-8")))
-
-
-def _of_keys(keys: list[str]) -> tuple[int, int]:
+def _of_keys(keys: Iterable[str]) -> tuple[int, int]:
     found: dict[str, set[int]] = {"double": set(), "single": set()}
     for key in keys:
         words = key.split(".")

@@ -7,7 +7,6 @@ the way (quantised), they are read one by one and freed again, so that the full 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..problems import UserError
+from ..tensor_header import header_of
 from .contract import Convert
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -32,7 +32,6 @@ STORED = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 NUM_EXAMPLES = 3
 
 
@@ -65,39 +64,23 @@ T5 = Kind("T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)
 VAE = Kind("VAE", ("decoder.conv_in.weight",))
 
 
-def read_header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file.
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file, and the byte at which the tensors begin.
 
     Raises:
         UserError: the file is missing, cut short or not safetensors.
     """
-    return _read_header(file)[0]
-
-
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header, and the byte at which the tensors begin."""
     try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8).ljust(8, b"\0"), "little")
-            if not 2 <= size <= MAX_HEADER_BYTES:
-                raise ValueError(f"its first 8 bytes say a header of {size} bytes; only .safetensors files are read")
-            header = _parse(stream.read(size))
+        header, start = header_of(file)
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        wanted = 8 + size + max(ends, default=0)
+        wanted = start + max(ends, default=0)
         if file.stat().st_size != wanted:
             raise ValueError(f"it has {file.stat().st_size} bytes and its header wants {wanted}; download it again")
     except OSError as error:
         raise UserError.at(file.name, f"can't be read: {error.strerror or error} ({file})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError.at(file.name, f"is not a whole safetensors file: {error} ({file})") from error
-    return header, 8 + size
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ValueError("its header is not JSON; it is damaged or of another format") from error
+    return header, start
 
 
 class Weights:
@@ -115,7 +98,7 @@ class Weights:
     def __init__(self, files: Sequence[Path], kind: Kind, mapped: bool = True):
         entries: list[Entry] = []
         for file in files:
-            header, start = _read_header(file)
+            header, start = read_header(file)
             for key, entry in header.items():
                 if key != "__metadata__":
                     place = start + entry["data_offsets"][0]

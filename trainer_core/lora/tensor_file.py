@@ -1,20 +1,16 @@
-"""Writing safetensors with the same bytes each time. The safetensors package orders metadata by chance.
-
-Format: 8 bytes little-endian N, N bytes of JSON (padded with spaces to a multiple of 8), then the tensors.
-Source: github.com/huggingface/safetensors, README.
-"""
+"""Writing safetensors with the same bytes each time. The safetensors package orders metadata by chance."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from .. import tensor_header
+
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-ALIGNMENT = 8
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -31,9 +27,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         end = start + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
-    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    raw += b" " * (-len(raw) % ALIGNMENT)
-    return len(raw).to_bytes(8, "little") + raw
+    return tensor_header.header_bytes(header)
 
 
 def data_sha256(data: bytes) -> str:

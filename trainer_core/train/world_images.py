@@ -6,9 +6,7 @@ A safetensors file of two tensors of bytes: `rows`, of dtype ROW in the dataset'
 from __future__ import annotations
 
 import heapq
-import json
 import mmap
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -20,6 +18,7 @@ import numpy as np
 from ..data.table import Sample
 from ..digests import digests, sorted_order
 from ..files import replace_atomic, sha256_text
+from ..tensor_header import header_bytes, header_of
 
 FILE = "world-images.safetensors"
 MASK = "mask of "  # how the name of a mask's row begins
@@ -76,14 +75,10 @@ class WorldImages:
     @classmethod
     def read(cls, path: Path) -> WorldImages:
         """Raises: OSError, ValueError, KeyError, TypeError where the file is not such a one, or is cut short."""
+        header, data = header_of(path)
         with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\xff"))
-            if length > path.stat().st_size:
-                raise ValueError(f"{path} is cut short")
-            header = json.loads(stream.read(length))
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         (first, middle), (begin, end) = (header[name]["data_offsets"] for name in ("rows", "names"))
-        data = 8 + length
         if data + end != len(mapped) or begin != middle or (middle - first) % ROW.itemsize:
             raise ValueError(f"{path} is cut short")
         rows = np.frombuffer(mapped, ROW, (middle - first) // ROW.itemsize, data + first)
@@ -97,12 +92,10 @@ class WorldImages:
             name: {"dtype": "U8", "shape": [size], "data_offsets": place}
             for name, size, place in zip(("rows", "names"), sizes, places, strict=True)
         }
-        text = json.dumps(about).encode()
-        text += b" " * (-len(text) % 8)
 
         def put(temporary: Path) -> None:
             with temporary.open("wb") as stream:
-                stream.write(struct.pack("<Q", len(text)) + text)
+                stream.write(header_bytes(about))
                 stream.flush()
                 self.rows.tofile(stream)
                 stream.write(self._names)

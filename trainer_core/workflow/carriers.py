@@ -52,11 +52,7 @@ def _is_safetensors(start: bytes) -> bool:
 
 
 def _metadata(path: Path) -> Any:
-    try:
-        header = read_header(path)
-    except RecursionError as error:
-        raise UserError.at(str(path), "is no safetensors file; its header is nested too deeply") from error
-    return header.get("__metadata__") if isinstance(header, dict) else None
+    return read_header(path).get("__metadata__")
 
 
 def _first(path: Path, texts: Any, missing: str) -> Any:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..problems import UserError
-
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+from ..tensor_header import header_of
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -21,14 +19,10 @@ def read_header(path: Path) -> dict[str, Any]:
         UserError: no such file, or no safetensors file.
     """
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise ValueError("header length")
-            return json.loads(stream.read(length))
+        return header_of(path)[0]
     except OSError as error:
         raise UserError.at(str(path), f"can't be read: {error.strerror or error}; name a .safetensors file") from error
-    except (struct.error, ValueError) as error:
+    except ValueError as error:
         raise UserError.at(str(path), "is no safetensors file; name a LoRA that ends in .safetensors") from error
 
 
