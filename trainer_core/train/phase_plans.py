@@ -110,7 +110,7 @@ def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, 
 def settings_of(request: TrainRequest) -> str:
     """What decides the figures, in words."""
     training, memory = request.training, request.memory
-    again = f"every {memory.checkpointing_interval}. block" if memory.checkpointing_interval > 1 else "all blocks"
+    again = f"one block in {memory.checkpointing_interval}" if memory.checkpointing_interval > 1 else "all blocks"
     words = [
         f"{request.model.family} {request.model.dtype}", f"quantisation {request.model.quantization.level}",
         f"{request.adapter.kind} of rank {training.rank} on {training.targets}", request.optimizer.optimizer, f"batch {training.batch_size}",
