@@ -50,6 +50,9 @@ class TrainRequest:
         else:
             for name in ("clip_file", "assistant_file"):
                 value["model"]["flux"][name] = _last_of_path(value["model"]["flux"][name])
+        if not self.training.rollout_probability:  # as before there were rollouts
+            value["training"].pop("rollout_probability")
+            value["training"].pop("rollout_steps")
         if self.adapter.precision == "fp32":  # as before there was a choice
             value["adapter"].pop("precision")
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])

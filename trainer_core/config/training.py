@@ -174,6 +174,20 @@ class TrainingConfig:
             "What to do when an unfinished run of this name had other settings, images, captions or weights. ask: say what changed and stop; anew: leave it and begin a new run; adopt: go on from its newest checkpoint with the present settings."
         ),
     ] = "ask"
+    rollout_probability: Annotated[
+        float,
+        Range(0.0, 1.0, 0.01),
+        Advanced(),
+        Doc(
+            "Scheduled sampling, against exposure bias: share of batches that are trained not on a picture with noise but on what the model itself makes of one with more noise. Each costs 1 to rollout_steps forward passes more. 0: none (docs/runs.md)."
+        ),
+    ] = 0.0
+    rollout_steps: Annotated[
+        int,
+        Range(1, 20),
+        Advanced(),
+        Doc("Most Euler steps of a rollout; each draws from 1 to this. A step is 0.04 of the noise level, as in a picture drawn in 25."),
+    ] = 3
 
     def problems(self) -> list[Problem]:
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from .lora import LoraLinear
 
 __all__ = [
     "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_", "replace_",
-    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters",
+    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "undropped",
 ]  # fmt: skip
 
 PLAIN = AdapterConfig()
@@ -97,6 +98,18 @@ def set_micro_(layers: Mapping[str, AdapterLayer], micro: int | None) -> None:
     """Say which micro-batch is trained now; None: none, and nothing drops."""
     for dropout in {id(d): d for layer in layers.values() if (d := layer.dropout)}.values():
         dropout.micro = micro
+
+
+@contextmanager
+def undropped(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
+    """While it lasts nothing drops; then the micro-batch that was named is again."""
+    named = {id(d): (d, d.micro) for layer in layers.values() if (d := layer.dropout)}
+    set_micro_(layers, None)
+    try:
+        yield
+    finally:
+        for dropout, micro in named.values():
+            dropout.micro = micro
 
 
 def adapter_state(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ class Batch:
         beside: what else predict takes, such as pictures to start from.
         weight: of every place in the loss, (B, 1, h, w), fp32, where pictures have masks.
         prior: (B,), bool, where samples are trained towards the base's own prediction; None where none is.
+        levels, x0: of a rollout, (steps + 1, B) and (B, channels, h, w), see rollout.py; x_sigma is at the first level then, and comes
+            down to the last, which is sigma. share: (B, 1, 1, 1), of predictions in the loss, once it has come down.
     """
 
     x_sigma: Tensor
@@ -37,6 +39,9 @@ class Batch:
     beside: Mapping[str, Tensor]
     weight: Tensor | None = None
     prior: Tensor | None = None
+    levels: Tensor | None = None
+    x0: Tensor | None = None
+    share: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On CUDA the host does not wait for the copies: the kernels that read them do, being later in the same stream."""
@@ -50,9 +55,9 @@ class Batch:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         beside = {name: change(tensor) for name, tensor in self.beside.items()}
         text = [change(tensor) for tensor in self.text]
-        weight = None if self.weight is None else change(self.weight)
-        prior = None if self.prior is None else change(self.prior)
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, weight, prior)
+        rest = (self.weight, self.prior, self.levels, self.x0, self.share)
+        changed = [None if tensor is None else change(tensor) for tensor in rest]
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed)
 
 
 class Ahead:

@@ -80,7 +80,7 @@ class ModelCost:
         weights: bytes of all frozen weights and buffers.
         before: alive when the first block begins: embeddings, modulation, positions, the batch.
         head_peak: above what is alive after the last block: final layers, loss, their backward pass.
-        head_flops: operations outside of the blocks, forward and backward.
+        head_flops: operations outside of the blocks, forward and backward; head_forward_flops: forward.
     """
 
     weights: int
@@ -89,6 +89,7 @@ class ModelCost:
     before: int
     head_peak: int
     head_flops: int
+    head_forward_flops: int
 
     def as_json(self) -> dict[str, Any]:
         """Blocks that are equal are written once."""
@@ -111,3 +112,8 @@ def step_flops(cost: ModelCost, again: Sequence[int]) -> int:
     """Operations of one micro-batch, with those blocks computed twice."""
     blocks = sum(block.forward_flops + block.backward_flops for block in cost.blocks)
     return cost.head_flops + blocks + sum(cost.blocks[i].again_flops for i in again)
+
+
+def forward_flops(cost: ModelCost) -> int:
+    """Operations of a pass without gradients."""
+    return cost.head_forward_flops + sum(block.forward_flops for block in cost.blocks)

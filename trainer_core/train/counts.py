@@ -12,7 +12,7 @@ import torch
 from ..files import sha256_text, write_json
 from ..version import VERSION
 
-COUNT = 4  # of the way of counting: what an older one kept is not read
+COUNT = 5  # of the way of counting: what an older one kept is not read
 
 Counted = TypeVar("Counted")
 

@@ -21,6 +21,7 @@ from ..families.weights import DTYPES
 from ..quant.loading import text_converter
 from .costs import Shape
 from .counting import FlashShapes, LiveBytes, bytes_of
+from .passes import PriorShares, prior_shares
 
 CHARACTERS_A_TOKEN = 3  # of T5, on captions; English has four or more, so that this is on the safe side
 MAX_TOKENS = 512
@@ -49,6 +50,7 @@ class RunFacts:
 
     latent_pixels: pixels of all pictures. prompts: number of distinct prompts. element_bytes: of an embedding's number.
     validation_pixels: of the largest picture that is drawn. codec_width: the VAE's, as a share of the released one's.
+    prior: micro-batches with pictures that keep the model as it is.
     """
 
     largest: Shape
@@ -60,6 +62,7 @@ class RunFacts:
     num_steps: int
     codec_bytes: int
     codec_width: float
+    prior: PriorShares = PriorShares()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def facts_of(
     size = [max(step, round(edge * ratio / step) * step) for edge in (width, height)]
     tokens = min(MAX_TOKENS, captions.longest // CHARACTERS_A_TOKEN + 2)
     repeats = np.array([part.repeats for part in request.dataset.parts])
+    keeps = np.array([part.prior_preservation for part in request.dataset.parts])
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
@@ -115,6 +119,7 @@ def facts_of(
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
         codec_bytes=codec[0], codec_width=codec[1],
+        prior=prior_shares(rows["bucket"], keeps[rows["part"]], repeats[rows["part"]], training.batch_size),
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from ..seeds import generator
 from ..text.cache import TextCache
 from .ahead import Ahead, Batch, reading_ahead
 from .not_finite import refuse_or_skip, told_of_skipped
+from .rollout import drawn_levels, rolled_out
 
 if TYPE_CHECKING:
     from .relief import Relief
@@ -143,8 +144,12 @@ def _accumulated(run: Run, first: int) -> Tensor:
 def micro_loss(run: Run, micro: int) -> Tensor:
     """Mean loss of micro-batch number `micro`, counted from the run's beginning."""
     batch = (run.ahead.get(micro) if run.ahead else micro_batch(run, micro)).to(run.device)
+    if batch.levels is not None:
+        batch = rolled_out(run, batch)
     target = batch.velocity if batch.prior is None else with_prior(run, batch)
     prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
+    if batch.share is not None:
+        prediction = batch.share * prediction
     return velocity_loss(prediction, target, batch.weight).mean()
 
 
@@ -174,10 +179,12 @@ def micro_batch(run: Run, micro: int) -> Batch:
     ])  # fmt: skip
     sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
     text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
-    x_sigma, velocity = interpolate(x0, noise, sigma)
     is_prior = [sample.part in run.prior_parts for sample in batch]
     prior = torch.tensor(is_prior) if any(is_prior) else None
-    return Batch(x_sigma, velocity, sigma, text, beginnings(run, batch), place_weights(run, batch), prior)
+    levels = drawn_levels(run.config, micro, sigma, prior)
+    x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
+    beside, weight = beginnings(run, batch), place_weights(run, batch)
+    return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, None if levels is None else x0)
 
 
 def place_weights(run: Run, batch: Sequence[Sample]) -> Tensor | None:

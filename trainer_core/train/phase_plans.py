@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from .costs import ModelCost, step_flops
+from .costs import ModelCost, forward_flops, step_flops
 from .facts import RunFacts
+from .passes import extra_passes
 from .peaks import away, recomputed, resident_weights, sampling_peak, training_peak
 from .plan import Machine, MemoryPlan, PhasePlan
 
@@ -26,7 +27,9 @@ def forecast(
         cost: at the largest batch. drawn: at the largest validation picture, None where nothing is drawn.
     """
     on_cpu = not machine.device_bytes
-    flops = step_flops(cost, recomputed(request, len(cost.blocks))) * request.training.accumulation
+    learning = step_flops(cost, recomputed(request, len(cost.blocks)))
+    beside = round(extra_passes(request.training, facts.prior) * forward_flops(cost))
+    flops = (learning + beside) * request.training.accumulation
     seconds = flops / machine.flops if machine.flops else None
     durations = {"train": seconds * facts.num_steps if seconds else None}
     phases = {
@@ -118,6 +121,8 @@ def settings_of(request: TrainRequest) -> str:
     ]  # fmt: skip
     if training.init in ("pissa", "olora", "loftq"):
         words.append(f"init {training.init}")
+    if training.rollout_probability:
+        words.append(f"rollouts of 1 to {training.rollout_steps} steps in {training.rollout_probability:.0%} of the batches")
     if request.adapter.ema_decay:
         words.append("an average of the weights")
     if request.model.quantization.text_encoder != "none":

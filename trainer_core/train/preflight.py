@@ -40,6 +40,8 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                 f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}",
             )
         )
+    if training.rollout_probability and all(part.prior_preservation for part in request.dataset.parts):
+        found.append(Problem("rollout_probability", "is above 0, but every picture has prior_preservation, which is never rolled out; use 0"))
     if memory.checkpointing_interval > 1 and not training.gradient_checkpointing:
         found.append(
             Problem(

@@ -71,14 +71,14 @@ class Skeleton:
         by_kernel = FlashShapes() if self.request.memory.attention != "math" else nullcontext()
         set_micro_(self.layers, 0)
         with by_kernel, torch.enable_grad():
-            calls, before, head_peak, head_flops = _rest(self, shape)
+            calls, before, head_peak, *head_flops = _rest(self, shape)
             known = {kind: _block_cost(block, *calls[kind]) for kind, block in self.first.items()}
         blocks = tuple(known[kind] for kind in self.kinds)
         inside = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
         everything = (*self.transformer.parameters(), *self.transformer.buffers())
         rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
         weights = rest + sum(block.weights for block in blocks)
-        return ModelCost(weights, self.upkeep, blocks, before, head_peak, head_flops)
+        return ModelCost(weights, self.upkeep, blocks, before, head_peak, *head_flops)
 
     def _start(self) -> int:
         """Bytes that layers keep of what they began with; those of a block count for every block of its kind."""
@@ -117,7 +117,7 @@ class _Skip(torch.autograd.Function):
         return None, None, *found
 
 
-def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], int, int, int]:
+def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], int, int, int, int]:
     """A step without what happens in blocks, and with what each kind of block is called."""
     calls: dict[Any, tuple[Any, Any]] = {}
     results: dict[Any, list[Tensor]] = {}
@@ -146,6 +146,7 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
     try:
         with counter:
             loss = _loss(skeleton, shape, counter)
+            forward = counter.flops
             loss.backward()
     finally:
         for block in skeleton.blocks:
@@ -153,7 +154,7 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
             for parameter in block.parameters():
                 parameter.grad = None
     del loss
-    return calls, ends[0], counter.peak - ends[1], counter.flops
+    return calls, ends[0], counter.peak - ends[1], counter.flops, forward
 
 
 class _Paused:
