@@ -23,6 +23,7 @@ RESULT = PROJECT / "benchmarks" / "results" / "learning.json"
 WORKFLOW = PROJECT / "workflows" / "api" / "first-lora.json"
 STEPS, SEEDS = 250, 2
 RANKS = (4, 16, 64)
+ROLLOUTS = ((0.25, 3), (1.0, 3), (1.0, 10))  # probability, most steps
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 # Where AdamW's 2e-3, high for its usual 1e-4 because this model is small, is not the optimiser's scale: as much higher than the
 # middle of the rates that are usual with it (optim/*.py, usual_rates), and 1 where it finds its own.
@@ -65,6 +66,10 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
     found += [Setting("density", n, {"sigma_density": n}) for n in SIGMA_DENSITIES if n != "chroma" and n not in SAME]
     found += [Setting("rank", str(r), {"rank": r, "alpha": float(r)} if r != 16 else {}) for r in RANKS]
     found += [Setting("rate", f"{r:g}", {"learning_rate": r} if r != 2e-3 else {}) for r in LEARNING_RATES]
+    found += [
+        Setting("rollout", f"{share:g} of 1 to {most} steps" if share else "none", {"rollout_probability": share, "rollout_steps": most} if share else {})
+        for share, most in ((0.0, 0), *ROLLOUTS)
+    ]
     missing: dict[str, str] = {}
     for level in names("quantization"):
         part = load("quantization", level)()

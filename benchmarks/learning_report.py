@@ -17,7 +17,7 @@ PAGE, CHART = PROJECT / "docs" / "learning.md", PROJECT / "docs" / "images" / "l
 BEGIN, END = "<!-- begin: benchmarks/learning.py -->", "<!-- end -->"
 GROUPS = {
     "density": "sigma density", "rank": "rank", "rate": "learning rate", "quantization": "base in",
-    "optimizer": "optimiser", "adapter": "adapter",
+    "optimizer": "optimiser", "adapter": "adapter", "rollout": "rollout",
 }  # fmt: skip
 BASELINE = {
     "density": "chroma",
@@ -26,6 +26,7 @@ BASELINE = {
     "quantization": "none",
     "optimizer": "adamw",
     "adapter": "lora",
+    "rollout": "none",
 }
 NORMAL_95 = 1.96
 

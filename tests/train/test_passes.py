@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.data.sampler import BatchPlan
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
@@ -46,12 +47,13 @@ def test_rollouts_are_drawn_as_often_as_expected(workshop):
 
 @pytest.mark.parametrize("case", ["rollout", "prior"])
 def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
-    """A real step's operations on the CPU. Rank 1, for the base's own prediction is one without the adapter."""
+    """A real step's operations on the CPU. Rank 1, for the base's own prediction is one without the adapter;
+    attention by matrices, for torch's counter knows no other on a CPU."""
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     keeps = case == "prior"
     dataset = DatasetConfig((replace(part, prior_preservation=keeps),), (root,))
     asked = workshop.request(batch_size=1, rank=1, **({} if keeps else {"rollout_probability": 1.0, "rollout_steps": 3}))
-    asked = replace(asked, dataset=dataset)
+    asked = replace(asked, dataset=dataset, memory=MemoryConfig(attention="math"))
     host = workshop.host()
     made = build_run(plan_run(asked, host), host, Phases())
     plain = Skeleton(ChromaFamily(), asked, "cpu")
@@ -62,7 +64,7 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
         passes = 1 if batch.levels is None else len(batch.levels) - 1
         with LiveBytes() as counter:
             micro_loss(made, micro).backward()
-        assert counter.flops == pytest.approx(step_flops(cost, ()) + passes * forward_flops(cost), rel=0.05)
+        assert counter.flops == pytest.approx(step_flops(cost, ()) + passes * forward_flops(cost), rel=0.03)
 
 
 def test_the_plan_tells_them(workshop):
