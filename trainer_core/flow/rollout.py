@@ -16,6 +16,7 @@ without error but for its weight, that is the velocity loss. docs/decisions/0026
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def descend(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: Tens
     Returns:
         x at the last level, in the precision of x.
     """
-    for here, there in zip(levels[:-1], levels[1:], strict=True):
+    for here, there in pairwise(levels):
         x = x + (there - here).view(-1, 1, 1, 1) * predict(x, here).to(x)
     return x
 

@@ -62,7 +62,7 @@ class RunFacts:
     num_steps: int
     codec_bytes: int
     codec_width: float
-    prior: PriorShares = PriorShares()
+    prior: PriorShares
 
 
 @dataclass(frozen=True)
