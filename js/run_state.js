@@ -103,7 +103,7 @@ export class RunState {
     const { summary } = story;
     Object.assign(this, {
       summary, state: summary.state, message: summary.message, checkpoints: story.checkpoints, notices: story.notices,
-      crops: story.crops, plan: story.plan, lora: story.lora?.lora ? story.lora : null,
+      crops: story.crops, pairs: story.pairs, plan: story.plan, lora: story.lora?.lora ? story.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...story.phase },
     });
     this.append(story.steps, summary.total);

@@ -73,10 +73,11 @@ export class RunView {
     const lora = state.lora?.lora ?? summary.lora;
     const file = lora ? [el("i.pi.pi-file"), `loras/${lora}`, ...(state.lora ? [el("span.ct-doing-soft", {}, `${state.lora.applied} of ${state.lora.num_keys} keys apply`)] : [])] : [];
     const crops = state.crops ? [el("a", { href: api.apiURL(state.crops), target: "_blank" }, "how the images are cropped")] : [];
-    const key = `${lora}|${state.crops}|${state.lora?.applied}`;
+    const pairs = state.pairs ? [el("a", { href: api.apiURL(state.pairs), target: "_blank" }, "what they start from")] : [];
+    const key = `${lora}|${state.crops}|${state.pairs}|${state.lora?.applied}`;
     if (this.parts.file.dataset.of === key) return;
     this.parts.file.dataset.of = key;
-    this.parts.file.replaceChildren(...file, ...crops);
+    this.parts.file.replaceChildren(...file, ...crops, ...pairs);
   }
 
   drawGrid(pictures) {

@@ -75,7 +75,7 @@ class Backlog:
             self._stories.popitem(last=False)
         story.update()
         record = record_of(folder)
-        crops = folder / "crops.png"
+        crops, pairs = folder / "crops.png", folder / "pairs.png"
         return {
             "summary": self.summary(folder),
             "steps": thinned(story.columns(after), NUM_POINTS),
@@ -86,6 +86,7 @@ class Backlog:
             "plan": story.plan,
             "notices": story.notices[-NUM_NOTICES:],
             "crops": view_url(crops, self.output) if crops.is_file() else "",
+            **({"pairs": view_url(pairs, self.output)} if pairs.is_file() else {}),
             **({} if after else {"settings": record.get("request", {}), "prompt": record.get("workflow", {})}),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -34,6 +35,12 @@ def test_a_name_becomes_a_caption_without_its_counter(name, caption):
 def test_the_instance_prompt_is_everyones():
     config = FolderConfig(captions="instance prompt", instance_prompt=" a photo of sks dog ", trigger="sks")
     assert captions_of("a.png", "other", config) == ("a photo of sks dog",)
+
+
+def test_several_instance_prompts():
+    config = FolderConfig(captions="instance prompt", instance_prompt="deblur || sharpen the image|s|| ")
+    assert captions_of("a.png", None, config) == ("deblur", "sharpen the image|s") and not config.problems()
+    assert replace(config, instance_prompt=" || ").problems()[0].field == "instance_prompt"
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.config.degradation import steps_of
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.data.degradation import degraded
+from chroma_trainer.trainer_core.data.images import decode
+from chroma_trainer.trainer_core.data.latents import placed, to_tensor
 from chroma_trainer.trainer_core.families.flux import FluxFamily
 from chroma_trainer.trainer_core.host import PreviewReady
-from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
 from chroma_trainer.trainer_core.train.costs import Shape
 from chroma_trainer.trainer_core.train.loop import beginnings
@@ -83,6 +87,43 @@ def test_the_plan_counts_their_tokens(request_of):
     assert 1.6 < more < 2.1  # 64 + 64 + 24 tokens instead of 64 + 24
 
 
+@pytest.fixture(scope="module")
+def mended(workshop) -> DatasetConfig:
+    """The workshop's pictures, each made out of itself, with words for the task."""
+    words = {"captions": "instance prompt", "instance_prompt": "sharpen the image || enhance it", "degrade": "shrink 2-4 + jpeg 10-30"}
+    return DatasetConfig(tuple(replace(part, **words) for part in workshop.dataset.parts), workshop.dataset.roots, ("",))
+
+
+def test_a_run_from_pictures_made_worse(workshop, request_of, mended):
+    host = workshop.host()
+    whole = run(request_of(dataset=mended, holdout=0.25), host)
+    assert (host.run_folder / "pairs.png").is_file() and whole.report["files"]["pair_sheet"] == str(host.run_folder / "pairs.png")
+    cut = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(request_of(dataset=mended, holdout=0.25), cut)
+    resumed = run(request_of(dataset=mended, holdout=0.25), workshop.host(cut.paths.output))
+    assert resumed.report["resumed_from"] and resumed.lora.sha256 == whole.lora.sha256
+    other = replace(mended, parts=(replace(mended.parts[0], degrade="shrink 2-4 + jpeg 10-40"),))
+    cut = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(request_of(dataset=mended, checkpoint_every=1), cut)
+    with pytest.raises(UserError, match=r"degrade was \"shrink 2-4 \+ jpeg 10-30\", is \"shrink 2-4 \+ jpeg 10-40\""):
+        plan_run(request_of(dataset=other, on_change="ask"), workshop.host(cut.paths.output))
+
+
+def test_the_start_is_the_target_made_worse(workshop, request_of, mended):
+    host = workshop.host()
+    plan = plan_run(request_of(dataset=mended), host)
+    built = build_run(plan, host, Phases())
+    codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
+    sample = built.samples[0]
+    picture = placed(decode(plan.index.read(sample)), sample)
+    start = degraded(picture, steps_of("shrink 2-4 + jpeg 10-30"), plan.references.of(sample).sha256)
+    assert torch.equal(built.references.get(sample), codec.encode(to_tensor(start)[None])[0].float())
+    assert not torch.equal(built.references.get(sample), built.latents.get(sample))
+    assert set(sample.captions) == {"sks, sharpen the image", "sks, enhance it"}
+
+
 def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
     folder = tmp_path / "starts"
     shutil.copytree(pairs.reference_roots[0], folder)
@@ -98,9 +139,12 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
         assert words in str(caught.value) and len(caught.value.problems) == 1
 
 
-def test_others_take_none(workshop, request_of, pairs):
+def test_others_take_none(workshop, request_of, mended):
     with pytest.raises(UserError, match="references: is given, and flux dev starts from no picture"):
         plan_run(request_of(flavour="dev"), workshop.host())
+    with pytest.raises(UserError, match="degrade: is given, and flux dev starts from no picture") as caught:
+        plan_run(request_of(flavour="dev", dataset=mended), workshop.host())
+    assert len(caught.value.problems) == 1
     drawn = ValidationConfig(prompts="a cat", reference="/x.png")
     with pytest.raises(UserError, match="reference: is given, and chroma tiny starts from no picture"):
         plan_run(workshop.request(drawn), workshop.host())
@@ -108,4 +152,5 @@ def test_others_take_none(workshop, request_of, pairs):
 
 def test_records_without_references_are_as_they_were(workshop):
     record = workshop.request(ValidationConfig(prompts="a cat")).as_json()
+    assert "degrade" not in record["dataset"]["parts"][0]
     assert "references" not in record["dataset"]["parts"][0] and "reference" not in record["validation"]

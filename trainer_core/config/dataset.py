@@ -7,8 +7,10 @@ from typing import Annotated
 
 from ..problems import Problem
 from ..spec import Advanced, Choice, Doc, Range, Text
+from .degradation import steps_of
 
 CAPTIONS = ("textfile", "filename", "instance prompt")
+SEVERAL = "||"  # between instance prompts: a field of one line has no line breaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,11 @@ class FolderConfig:
             "Where captions come from: a .txt beside each image (one caption a line, one of them drawn each time), the file's name, or the one instance prompt."
         ),
     ] = "textfile"
-    instance_prompt: Annotated[str, Text(), Doc("The caption of every image when captions is 'instance prompt'.")] = ""
+    instance_prompt: Annotated[
+        str,
+        Text(),
+        Doc("The caption of every image when captions is 'instance prompt'. Several are separated by ||; one of them is drawn each time."),
+    ] = ""
     trigger: Annotated[
         str,
         Text(),
@@ -122,6 +128,19 @@ class FolderConfig:
             "These pictures keep the model as it is: they are trained towards what the base predicts without the LoRA, not towards themselves. For a second folder with what must not change, such as other people. A batch with such pictures takes one more forward pass."
         ),
     ] = False
+    degrade: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc(
+            "For Flux kontext, instead of references: each picture starts from itself made worse, which it learns to mend. jpeg 10-30 (quality), blur 1-3 (pixels), "
+            "noise 0.02-0.1, shrink 2-4 (times smaller, and enlarged again); a strength of the range is drawn for each picture. Several with +: shrink 4 + jpeg 20-40."
+        ),
+    ] = ""
+
+    @property
+    def instance_prompts(self) -> list[str]:
+        return [text.strip() for text in self.instance_prompt.split(SEVERAL) if text.strip()]
 
     def problems(self) -> list[Problem]:
         found = []
@@ -130,7 +149,13 @@ class FolderConfig:
         if self.unmasked_weight and not self.masks.strip():
             told = f"is {self.unmasked_weight:g}, but masks names no folder; name one, or use 0"
             found.append(Problem("unmasked_weight", told))
-        if self.captions == "instance prompt" and not self.instance_prompt.strip():
+        if self.degrade.strip() and self.references.strip():
+            found.append(Problem("degrade", f"is {self.degrade!r}, but references names a folder of pictures to start from; empty one of the two"))
+        try:
+            steps_of(self.degrade)
+        except ValueError as error:
+            found.append(Problem("degrade", str(error)))
+        if self.captions == "instance prompt" and not self.instance_prompts:
             found.append(
                 Problem(
                     "instance_prompt",
@@ -165,3 +190,12 @@ class DatasetConfig:
     roots: tuple[str, ...]
     reference_roots: tuple[str, ...] = ()
     mask_roots: tuple[str, ...] = ()
+
+    @property
+    def has_references(self) -> bool:
+        """Whether pictures of a part have others to start from."""
+        return any(self.reference_roots) or self.has_degraded
+
+    @property
+    def has_degraded(self) -> bool:
+        return any(part.degrade.strip() for part in self.parts)

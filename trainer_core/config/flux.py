@@ -16,6 +16,7 @@ class FluxFlavour:
         drawn_guidance: told to it while pictures are drawn. Neither matters to a model without a guidance embedding.
         cfg, steps, shift: of drawing; shift as flow/schedule.py has it. ComfyUI's Flux has e^1.15, schnell none.
         is_masked: pads are not attended.
+        takes_references: makes pictures out of others.
         is_fast: trained at schnell's own few noise levels, unless another density is chosen.
         architecture, base_version: as a LoRA's header says them.
     """
@@ -31,6 +32,7 @@ class FluxFlavour:
     is_fast: bool = False
     architecture: str = "flux-1-dev/lora"
     base_version: str = "flux1"
+    takes_references: bool = False
 
     @property
     def has_guidance(self) -> bool:
@@ -45,7 +47,7 @@ FLAVOURS = {
         "black-forest-labs/FLUX.1-schnell", max_tokens=256, steps=4, shift=1.0, is_fast=True,
         architecture="flux-1-schnell/lora",
     ),
-    "kontext": FluxFlavour("black-forest-labs/FLUX.1-Kontext-dev", drawn_guidance=2.5),
+    "kontext": FluxFlavour("black-forest-labs/FLUX.1-Kontext-dev", drawn_guidance=2.5, takes_references=True),
     "fluxbooru": FluxFlavour("terminusresearch/fluxbooru-v0.3", guidance=3.5, cfg=6.0),
     "libreflux": FluxFlavour(
         "jimmycarter/LibreFlux-SimpleTuner", cfg=6.0, shift=1.0, is_masked=True, architecture="flux-1-schnell/lora"

@@ -9,7 +9,7 @@ from typing import Annotated
 from ..problems import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
-from .flux import FOLDERS, FluxOptions
+from .flux import FLAVOURS, FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
 PRODUCTS = ("exact", *names("products"))
@@ -96,3 +96,8 @@ class ModelConfig:
     def folders(self) -> Mapping[str, str]:
         """Part -> its folder in a diffusers repository, where that is not the part's own name."""
         return FOLDERS if self.flux else {}
+
+    @property
+    def takes_references(self) -> bool:
+        """Whether it makes pictures out of others."""
+        return self.flux is not None and self.flavour in FLAVOURS and FLAVOURS[self.flavour].takes_references

@@ -70,6 +70,8 @@ class TrainRequest:
                 part.pop("unmasked_weight")
             if not part["prior_preservation"]:
                 part.pop("prior_preservation")
+            if not part["degrade"].strip():
+                part.pop("degrade")
         return value
 
     @property

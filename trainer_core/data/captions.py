@@ -16,7 +16,7 @@ COUNTER = re.compile(r"[\s_-]*\(?\d+\)?$")  # "red_fox_012", "red fox (3)"
 def captions_of(name: str, text: str | None, config: FolderConfig, seed: int = 0) -> tuple[str, ...]:
     """Every caption of an image, with the trigger in front where it is lacking; () where the source has none.
 
-    textfile: one caption a line, blank lines left out. filename: the name without ending and counter, underscores as spaces.
+    textfile: one caption a line, blank lines left out. filename: the name without ending and counter, underscores as spaces. instance prompt: the same ones for all.
     With tag_orders each is followed by itself in other orders, drawn by the seed.
     """
     if config.captions == "textfile":
@@ -25,7 +25,7 @@ def captions_of(name: str, text: str | None, config: FolderConfig, seed: int = 0
         stem = PurePosixPath(name).stem
         found = [COUNTER.sub("", stem).replace("_", " ").strip() or stem]
     else:
-        found = [config.instance_prompt.strip()]
+        found = config.instance_prompts
     told = (with_trigger(caption, config.trigger.strip()) for caption in found)
     return tuple(order for caption in told for order in orders_of(caption, config, seed))
 

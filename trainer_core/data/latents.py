@@ -30,6 +30,9 @@ LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads to each side, at 
 WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode pictures while the codec works; a GPU outruns one or two
 
 
+Change = Callable[[Image.Image, Sample], Image.Image]
+
+
 class Codec(Protocol):
     """See families/contract.py: ImageCodec."""
 
@@ -52,13 +55,15 @@ def latent_key(sample: Sample, identity: str) -> str:
 
 
 def cache_latents(
-    index: Index, identity: str, load: Callable[[], Codec], store: Store, host: Host, largest_batch: int = LARGEST_BATCH
+    index: Index, identity: str, load: Callable[[], Codec], store: Store, host: Host, largest_batch: int = LARGEST_BATCH,
+    change: Change | None = None,
 ) -> LatentCache:
     """Encode what is missing. The codec is loaded only if something is.
 
     Args:
         identity: of the codec: Family.identity(model, "codec").
         largest_batch: pictures encoded at once. 1 is best on a CPU, where 8 at a time take 1.3 times as long.
+        change: what becomes of a picture that is resized and cropped. The sample's sha256 names it.
     Raises:
         Cancelled: between two batches; what was encoded is kept.
         Unreadable: images that can't be decoded, all of them; the others are encoded and kept.
@@ -70,12 +75,12 @@ def cache_latents(
         done, faults = 0, dict[str, str]()
         batches = _batches(index.samples, absent, largest_batch)
         with ThreadPoolExecutor(WORKERS) as pool:
-            waiting = [pool.submit(_pixels, index, batch) for batch in islice(batches, WORKERS)]
+            waiting = [pool.submit(_pixels, index, batch, change) for batch in islice(batches, WORKERS)]
             while waiting:
                 host.check_cancelled()
                 batch, pixels, broken = waiting.pop(0).result()
                 faults |= broken
-                waiting += [pool.submit(_pixels, index, batch) for batch in islice(batches, 1)]
+                waiting += [pool.submit(_pixels, index, batch, change) for batch in islice(batches, 1)]
                 done += len(batch) + len(broken)
                 if batch:
                     size = _batch_size(batch[0].placement.bucket, largest_batch)
@@ -114,14 +119,17 @@ def _filled(pixels: Tensor, size: int) -> Tensor:
     return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
 
 
-def _pixels(index: Index, batch: Sequence[Sample]) -> tuple[list[Sample], list[Tensor], dict[str, str]]:
+def _pixels(
+    index: Index, batch: Sequence[Sample], change: Change | None
+) -> tuple[list[Sample], list[Tensor], dict[str, str]]:
     """(the samples that decode, (3, H, W) in [-1, 1] of each, why the others don't)."""
     whole: list[Sample] = []
     pixels: list[Tensor] = []
     faults: dict[str, str] = {}
     for sample in batch:
         try:
-            pixels.append(to_tensor(placed(decode(index.read(sample)), sample)))
+            image = placed(decode(index.read(sample)), sample)
+            pixels.append(to_tensor(change(image, sample) if change else image))
             whole.append(sample)
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"

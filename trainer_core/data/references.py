@@ -1,4 +1,4 @@
-"""Pictures to start from: for each picture that is trained, the one of the same name in another folder."""
+"""Pictures to start from: for each picture that is trained, the one of the same name in another folder, or itself made worse."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from ..config.dataset import DatasetConfig
+from ..config.degradation import Step, steps_of
 from ..digests import Numbers
-from ..files import sha256_texts
+from ..files import sha256_text, sha256_texts
 from ..problems import Problem, UserError
 from .buckets import Placement
-from .contract import Entry, stem
+from .contract import Backend, Entry, stem
+from .degradation import degraded
 from .folder import FolderBackend
 from .images import BrokenImage, decode
 from .index import Index
@@ -31,16 +34,22 @@ class References:
     """An index of the pictures to start from, each at the bucket of the one that is to become of it.
 
     numbers: for the key of that one, the number of the sample of this.
+    steps: for each part, how its pictures are made out of those that are to become of them; () where they have files of their own.
     """
 
     index: Index
     numbers: Numbers
+    steps: tuple[tuple[Step, ...], ...]
 
     def of(self, sample: Sample) -> Sample:
         """What the sample starts from."""
         number = self.numbers.of(sample.key)
         assert number is not None, sample.key
         return self.index.samples[number]
+
+    def change(self, image: Image.Image, start: Sample) -> Image.Image:
+        """What a sample of the index looks like, made of its picture at the size of training."""
+        return degraded(image, self.steps[start.part], start.sha256)
 
 
 class Targeted(SampleTable):
@@ -67,22 +76,27 @@ class ReferenceLatents:
 
 
 def find_references(index: Index, config: DatasetConfig) -> References:
-    """Read and place the pictures to start from. Each start reads them all.
+    """Read and place the pictures to start from. Each start reads all that have files of their own.
 
     Raises:
         UserError: a folder is not named, or pictures are missing or broken.
     """
     problems: list[Problem] = []
-    backends = tuple(FolderBackend(Path(root)) for root in config.reference_roots)
-    names = [
-        _by_stem(backend.entries()) if root else {} for backend, root in zip(backends, config.reference_roots, strict=True)
-    ]
-    for part, root in zip(config.parts, config.reference_roots, strict=True):
-        if not root:
-            problems.append(Problem(FIELD, f"is empty for {part.folder!r}; name the folder of pictures to start from"))
+    roots = config.reference_roots or ("",) * len(config.parts)
+    steps = tuple(steps_of(part.degrade) for part in config.parts)
+    backends = tuple(FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True))
+    names = [_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
+    for part, root, way in zip(config.parts, roots, steps, strict=True):
+        if not root and not way:
+            told = f"is empty for {part.folder!r}; name the folder of pictures to start from, or say in degrade how they are made"
+            problems.append(Problem(FIELD, told))
+    makings = _makings(config, steps)
     found = TableWriter()
     faults: list[str] = []
     for sample in index.samples if not problems else ():
+        if steps[sample.part]:
+            found.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, makings[sample.part])))
+            continue
         name = names[sample.part].get(stem(sample.name))
         if name is None:
             faults.append(f"{sample.name} (none of that name)")
@@ -99,10 +113,16 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         raise UserError(problems)
     samples = Targeted(found.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
-    return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples))
+    return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples), steps)
 
 
-def _sample(sample: Sample, name: str, backend: FolderBackend) -> Sample:
+def _makings(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:
+    """For each part, what names how its pictures are made: a folder that is chained again is made anew."""
+    whole = [(root, way) for root, way in zip(config.roots, steps, strict=True)]
+    return [" + ".join(map(str, way)) + f" #{whole[:part].count((root, way))}" for part, (root, way) in enumerate(whole)]
+
+
+def _sample(sample: Sample, name: str, backend: Backend) -> Sample:
     """Placed in the target's bucket."""
     raw = backend.read(name)
     width, height = upright_size(raw) or decode(raw).size

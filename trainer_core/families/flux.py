@@ -73,7 +73,7 @@ class FluxFamily(Lineage):
         return f"cfg {settings.cfg:g} burns pictures of {model.flavour}, which needs none; set sampling to by model, or cfg to 1"
 
     def takes_references(self, model: ModelConfig) -> bool:
-        return model.flavour == "kontext"
+        return model.takes_references
 
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
         assert model.flux is not None

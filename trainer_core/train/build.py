@@ -15,8 +15,9 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, Unreadable, build_index
-from ..data.latents import LARGEST_BATCH, LatentCache, cache_latents
+from ..data.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.mask_weights import MaskWeights, cache_masks
+from ..data.pair_sheet import draw_pair_sheet
 from ..data.references import ReferenceLatents, References, find_references
 from ..data.sampler import BatchPlan
 from ..data.sheet import draw_crop_sheet
@@ -109,7 +110,7 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     family: Family = load("family", request.model.family)()
     request = as_the_model_wants(request, family)
     device = pick_device(host.device)
-    found = [*problems_of(request, host), *reference_problems(request, family), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
+    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
     found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
@@ -119,7 +120,7 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
         collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
-    if isinstance(index, Index) and family.takes_references(request.model) and any(request.dataset.reference_roots):
+    if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
         references = collect(found, find_references, index, request.dataset)
     if found:
         raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
@@ -143,6 +144,8 @@ def _named(checked: Checked, host: Host) -> Plan:
     adoption = meet_change(folder, world, request)
     if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / "crops.png")
+    if checked.references and not (folder / "pairs.png").is_file():
+        draw_pair_sheet(index, checked.references, folder / "pairs.png")
     drawn = request.validation and family.warning(request.model, request.validation)
     for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
         host.emit(Notice(text, "warning"))
@@ -153,21 +156,6 @@ def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:
     """The request with the settings that are left to the model. It is recorded so."""
     drawn = family.drawn(request.model, request.validation) if request.validation else None
     return replace(request, training=family.trained(request.model, request.training), validation=drawn)
-
-
-def reference_problems(request: TrainRequest, family: Family) -> list[Problem]:
-    """Pictures to start from, where the model takes none, or none of them, where it does."""
-    takes, given = family.takes_references(request.model), any(request.dataset.reference_roots)
-    found = []
-    if takes and not given:
-        found.append(Problem("references", f"is empty, and {request.model.flavour} makes pictures out of others; name their folder"))
-    named = (("references", given), ("reference", bool(request.validation_reference)))
-    found += [
-        Problem(field, f"is given, and {request.model.family} {request.model.flavour} starts from no picture; leave it empty")
-        for field, is_given in named
-        if is_given and not takes
-    ]
-    return found
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
@@ -186,7 +174,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         text = _cache_text(plan, host)
     with phases("latents"):
         latents = _cache_latents(plan, plan.index, host)
-        starts = _cache_latents(plan, plan.references.index, host) if plan.references else None
+        starts = _cache_latents(plan, plan.references.index, host, plan.references.change) if plan.references else None
     gc.collect()
     empty_cache(device)
     with phases("load"):
@@ -245,11 +233,11 @@ def _cache_text(plan: Plan, host: Host) -> TextCache:
     )  # fmt: skip
 
 
-def _cache_latents(plan: Plan, index: Index, host: Host) -> LatentCache:
+def _cache_latents(plan: Plan, index: Index, host: Host, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
-        largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH,
+        largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
     )  # fmt: skip
 
 

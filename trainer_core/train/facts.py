@@ -48,7 +48,7 @@ class EncoderCost:
 class RunFacts:
     """What is known of the data and the files. largest: the bucket of most pixels.
 
-    latent_pixels: pixels of all pictures. prompts: number of distinct prompts. element_bytes: of an embedding's number.
+    latent_pixels: pixels of all pictures, and of those they start from. prompts: number of distinct prompts. element_bytes: of an embedding's number.
     validation_pixels: of the largest picture that is drawn. codec_width: the VAE's, as a share of the released one's.
     prior: micro-batches with pictures that keep the model as it is.
     """
@@ -114,7 +114,7 @@ def facts_of(
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        latent_pixels=int(int(areas.sum()) * ratio * ratio),
+        latent_pixels=int(int(areas.sum()) * ratio * ratio) * (2 if family.takes_references(request.model) else 1),
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),

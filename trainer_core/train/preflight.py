@@ -49,7 +49,21 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                 f"is {memory.checkpointing_interval}, but gradient_checkpointing is off; turn it on, or use 1",
             )
         )
-    return [*found, *adapter_problems(request), *layer_problems(request)]
+    return [*found, *reference_problems(request), *adapter_problems(request), *layer_problems(request)]
+
+
+def reference_problems(request: TrainRequest) -> list[Problem]:
+    """Pictures to start from, where the model takes none, or none of them, where it does."""
+    model, dataset = request.model, request.dataset
+    if model.takes_references and not dataset.has_references:
+        told = f"is empty, and {model.flavour} makes pictures out of others; name their folder, or say in degrade how each is made out of its own"
+        return [Problem("references", told)]
+    named = (("references", any(dataset.reference_roots)), ("degrade", dataset.has_degraded), ("reference", bool(request.validation_reference)))
+    return [
+        Problem(field, f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
+        for field, is_given in named
+        if is_given and not model.takes_references
+    ]
 
 
 def adapter_problems(request: TrainRequest) -> list[Problem]:

@@ -295,6 +295,7 @@ def _report(
             "run": str(plan.folder),
             "loss_chart": str(plan.folder / "loss.png"),
             "crop_sheet": str(plan.folder / "crops.png"),
+            **({"pair_sheet": str(plan.folder / "pairs.png")} if plan.references else {}),
             "validation": [str(path) for path in live.last_grids],
         },
     }
