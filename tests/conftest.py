@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
+
+
+# Set, every run of these tests goes to a second device that lies in the host's memory: 1, as strict as CUDA; mps. See tests/device/second.py.
+SECOND = "CHROMA_TRAINER_SECOND_DEVICE"
+DEVICE = "second" if os.environ.get(SECOND) else "cpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if DEVICE != "cpu":
+        sys.path.insert(0, str(Path(__file__).with_name("device")))
+        import second
+
+        library = second.register(second.folder())
+        second.as_mps(library) if os.environ[SECOND] == "mps" else second.as_cuda()
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return DEVICE
 
 
 @pytest.fixture(scope="session")

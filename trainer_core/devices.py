@@ -1,13 +1,17 @@
-"""Which accelerator, picked by what it can do, and how much memory the run took."""
+"""Which accelerator, picked by what it can do, what it can do, and how much memory the run took."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from .problems import UserError
+
+ALONE = frozenset({"cpu", "mps", "meta"})  # have no streams: torch.cpu.Stream only looks like one
 
 
 def pick_device(wanted: str = "") -> torch.device:
@@ -44,18 +48,48 @@ def _device(wanted: str) -> torch.device:
         raise UserError.at("--device", message) from error
 
 
+def works_beside(device: torch.device) -> bool:
+    """Whether it works beside the host, in streams, and reads pinned memory by itself: CUDA, ROCm, XPU and what else is made like them."""
+    return device.type not in ALONE and hasattr(getattr(torch, device.type, None), "Stream")
+
+
+def module_of(device: torch.device) -> Any:
+    """torch.cuda, or what stands in its place for a device of another kind."""
+    return getattr(torch, device.type, None)
+
+
 def empty_cache(device: torch.device) -> None:
     """Give freed accelerator memory back to the system, so that the next phase or another program can have it."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
+    if device.type != "cpu" and (empty := getattr(module_of(device), "empty_cache", None)):
+        empty()
+
+
+def empty_pinned(device: torch.device) -> None:
+    """Give freed pinned memory back as well. Torch keeps it for the next that wants some, and a base that trained from there can be
+    all the RAM that another program needs."""
+    if not works_beside(device):
+        return
+    # torch.accelerator has it since 2.11; before, torch had it for CUDA alone
+    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if empty:
+        empty()
+
+
+def as_current(device: torch.device) -> AbstractContextManager[Any]:
+    """Meanwhile it is the one that is meant where none is named: by pinned memory, whose driver would wake another GPU, and by packages' kernels."""
+    if not works_beside(device):
+        return nullcontext()
+    module = module_of(device)
+    return module.device(module.current_device() if device.index is None else device.index)
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free there now; RAM for a CPU and for devices that share it, 0 where it can't be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if works_beside(device):
+        module = module_of(device)
+        if hasattr(module, "mem_get_info"):
+            return int(module.mem_get_info(device)[0])
+        return int(module.get_device_properties(device).total_memory - module.memory_reserved(device))  # torch.xpu before 2.7
     import psutil  # accelerate brings it
 
     return int(psutil.virtual_memory().available)
@@ -63,7 +97,7 @@ def free_bytes(device: torch.device) -> int:
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of square matrices, the best of three: what a step can't exceed."""
-    edge = 4096 if device.type == "cuda" else 384
+    edge = 4096 if works_beside(device) else 384
     a = torch.ones(edge, edge, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(3):
@@ -76,8 +110,17 @@ def product_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _wait(device: torch.device) -> None:
+    if works_beside(device):
+        module_of(device).synchronize(device)
+
+
+def memory_in_use(device: torch.device) -> tuple[str, int]:
+    """("VRAM", bytes that torch holds there), or ("RAM", what this process holds). Asks the device nothing."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return "VRAM", torch.cuda.memory_reserved(device)
+    import psutil  # accelerate brings it
+
+    return "RAM", int(psutil.Process().memory_info().rss)
 
 
 def peak_ram_bytes() -> int:
@@ -92,7 +135,19 @@ def peak_ram_bytes() -> int:
 
 def peak_vram_bytes(device: torch.device) -> int:
     """Peak memory of tensors on the accelerator since the last reset; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    asked = getattr(module_of(device), "max_memory_allocated", None) if works_beside(device) else None
+    return asked(device) if asked else 0
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let peak_vram_bytes begin with what is there now: ComfyUI's process may have drawn before."""
+    if works_beside(device) and (reset := getattr(module_of(device), "reset_peak_memory_stats", None)):
+        reset(device)
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it, where that can be told."""
+    return module_of(device).get_device_name(device) if works_beside(device) else str(device)
 
 
 def _peak_windows_bytes() -> int:

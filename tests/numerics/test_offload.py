@@ -185,6 +185,11 @@ def test_tiles_and_slices_have_latents_of_their_own(tiny_model, monkeypatch):
     [
         ({"offload_stream": True}, "offload_stream", "group_offload is none"),
         ({"offload_to_disk": True}, "offload_to_disk", "group_offload is none"),
+        (
+            {"group_offload": "leaf", "model_offload": False, "offload_stream": True, "offload_to_disk": True},
+            "offload_to_disk",
+            "pinned in RAM",
+        ),
         ({"group_offload": "block", "model_offload": True}, "model_offload", "exclude each other"),
         ({"group_offload": "leaf", "blocks_per_group": 2}, "blocks_per_group", "single layers"),
         ({"mode": "auto", "activation_offload": True}, "mode", "auto chooses activation_offload itself"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ TRAINING = {
     "name": "tiny", "rank": 4, "alpha": 4.0, "targets": "all+ffs", "steps": 6, "batch_size": 2, "learning_rate": 0.01,
     "warmup_steps": 0, "gradient_checkpointing": False, "caption_dropout": 0.1, "checkpoint_every": 2, "seed": 5,
 }  # fmt: skip
+
+
+DEVICE = "second" if os.environ.get("CHROMA_TRAINER_SECOND_DEVICE") else "cpu"  # see tests/device/second.py
 
 
 class Workshop:
@@ -44,7 +48,7 @@ class Recorder(SinkHost):
         events: list[Event] = []
         sinks = (events.append, sink) if sink else (events.append,)
         super().__init__(
-            paths=Paths(output=output, cache=cache), sinks=sinks, device="cpu", is_cancelled=lambda: self.is_over()
+            paths=Paths(output=output, cache=cache), sinks=sinks, device=DEVICE, is_cancelled=lambda: self.is_over()
         )
         object.__setattr__(self, "events", events)
         object.__setattr__(self, "cancel_at", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,9 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.families import joint_attention
 from chroma_trainer.trainer_core.host import Notice
 from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.train import loop
+from chroma_trainer.trainer_core.train.outcome import is_out_of_memory
+from chroma_trainer.trainer_core.train.relief import Relief
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
@@ -87,3 +91,41 @@ def test_any_interval_gives_the_same_weights(workshop, interval):
     assert every.losses == some.losses
     first, second = load_file(every.lora.path), load_file(some.lora.path)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_nothing_of_a_backward_pass_that_broke_off_is_kept(workshop, monkeypatch):
+    """What it had stored is what the step begun anew wants to have room for."""
+    losses: list[weakref.ref[torch.Tensor]] = []
+    inner, take = loop.micro_loss, Relief.take_
+
+    def breaking(made: Any, micro: int) -> torch.Tensor:
+        loss = inner(made, micro)
+        losses.append(weakref.ref(loss))
+        if len(losses) == 4:
+            loss.register_hook(lambda grad: (_ for _ in ()).throw(cuda()))
+        return loss
+
+    def taken(relief: Relief) -> None:
+        assert len(losses) == 4
+        assert not [ref for ref in losses if ref() is not None]
+        take(relief)
+
+    monkeypatch.setattr(loop, "micro_loss", breaking)
+    monkeypatch.setattr(Relief, "take_", taken)
+    asked = replace(request(workshop), training=replace(request(workshop).training, accumulation=1, steps=5))
+    run(asked, workshop.host())
+    assert len(losses) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.60 GB, other allocations: 0.40 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_allocators_without_an_error_of_their_own_say(error, is_memory):
+    assert is_out_of_memory(error) is is_memory

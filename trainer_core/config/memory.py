@@ -95,6 +95,8 @@ class MemoryConfig:
                     f"and group_offload {self.group_offload} exclude each other: the base's weights are off the device already; turn one off",
                 )
             )
+        if self.offload_stream and self.offload_to_disk:
+            found.append(Problem("offload_to_disk", "and offload_stream exclude each other: what is copied ahead lies pinned in RAM; turn one off"))
         if self.group_offload == "leaf" and self.blocks_per_group > 1:
             found.append(
                 Problem(

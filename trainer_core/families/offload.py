@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..devices import module_of, works_beside
+from .pinned import PinnedMemory, bytes_of
 from .saved import SavedOnHost
 
 
@@ -49,15 +51,20 @@ class GroupSwap:
     Args:
         groups: modules whose frozen parameters and buffers travel together, in order of the forward pass.
         device: where they compute.
-        ahead: copy the neighbour group on a stream of its own meanwhile (CUDA); homes are pinned.
+        ahead: copy the neighbour group on a stream of its own meanwhile (a GPU); homes are pinned.
+
+    All copies lie in memory of the stream that computes, and the copying stream waits for what that was given before. So a group that is
+    released makes room for the next one at once. Memory of the copying stream, with record_stream, would be free only when the device has
+    come so far: the host is ahead of it by a whole step, and all groups would be there together.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Module]], device: torch.device, ahead: bool = False):
-        self.device, self.ahead = device, ahead and device.type == "cuda"
+        self.device, self.ahead = device, ahead and works_beside(device)
         self.groups = [[place for module in group for place in frozen_places(module)] for group in groups]
         if self.ahead:
-            self.groups = [[_pinned(place) for place in group] for group in self.groups]
-        self._stream = torch.cuda.Stream(device) if self.ahead else None
+            memory = PinnedMemory(sum(bytes_of(i) for group in self.groups for place in group for i in inner_tensors(place.home)))
+            self.groups = [[_pinned(place, memory) for place in group] for group in self.groups]
+        self._stream = module_of(device).Stream(device) if self.ahead else None
         self._here: dict[int, list[Tensor]] = {}
         self._coming: dict[int, tuple[list[Tensor], Any]] = {}
         self._by_storage: dict[int, tuple[int, int]] = {}
@@ -89,7 +96,7 @@ class GroupSwap:
 
     def send_home(self) -> None:
         """No group is on the device."""
-        self._coming.clear()
+        self._forget()
         for group in range(len(self.groups)):
             self.release(group)
 
@@ -112,10 +119,7 @@ class GroupSwap:
         tensors, event = self._coming.pop(group, (None, None))
         if tensors is None or event is None:
             return [_on(place.home, self.device) for place in self.groups[group]]
-        torch.cuda.current_stream(self.device).wait_event(event)
-        for tensor in tensors:
-            for inner in inner_tensors(tensor):
-                inner.record_stream(torch.cuda.current_stream(self.device))
+        module_of(self.device).current_stream(self.device).wait_event(event)
         return tensors
 
     def _send_ahead(self, group: int) -> None:
@@ -124,11 +128,25 @@ class GroupSwap:
         wanted = group - 1 if backward else (group + 1) % len(self.groups)
         if wanted < 0 or wanted in self._here or wanted in self._coming:
             return
-        self._coming.clear()
+        self._forget()
         assert self._stream is not None
-        with torch.cuda.stream(self._stream):
-            tensors = [_on(place.home, self.device) for place in self.groups[wanted]]
+        module = module_of(self.device)
+        tensors = [_room_for(place.home, self.device) for place in self.groups[wanted]]
+        self._stream.wait_stream(module.current_stream(self.device))
+        with module.stream(self._stream):
+            for place, tensor in zip(self.groups[wanted], tensors, strict=True):
+                _copy_(tensor, place.home)
             self._coming[wanted] = tensors, self._stream.record_event()
+
+    def _forget(self) -> None:
+        """Groups that come are not wanted: who takes their memory waits until the copies are over."""
+        for _, event in self._coming.values():
+            module_of(self.device).current_stream(self.device).wait_event(event)
+        self._coming.clear()
+
+    def __del__(self) -> None:
+        for _, event in getattr(self, "_coming", {}).values():  # on whatever stream this may be
+            event.synchronize()
 
 
 def swap_blocks_(
@@ -220,16 +238,31 @@ def frozen_places(module: nn.Module) -> list[Place]:
     return found
 
 
-def _pinned(place: Place) -> Place:
+def _pinned(place: Place, memory: PinnedMemory) -> Place:
+    """In its module the pinned home takes the other's place at once, so that the base does not lie in RAM twice."""
     tensor = place.home.detach()
-    home = rebuilt(tensor, [inner.contiguous().pin_memory() for inner in inner_tensors(tensor)])
-    return Place(place.module, place.name, place.is_buffer, like(place.home, home))
+    home = rebuilt(tensor, [memory.copied(inner) for inner in inner_tensors(tensor)])
+    made = Place(place.module, place.name, place.is_buffer, like(place.home, home))
+    made.put(made.home)
+    return made
 
 
 def _on(home: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, even where that is the host's own memory."""
     tensor = home.detach()
     return like(home, rebuilt(tensor, [i.to(device, non_blocking=True, copy=True) for i in inner_tensors(tensor)]))
+
+
+def _room_for(home: Tensor, device: torch.device) -> Tensor:
+    """Like _on, with nothing in it yet."""
+    tensor = home.detach()
+    return like(home, rebuilt(tensor, [torch.empty_like(i, device=device) for i in inner_tensors(tensor)]))
+
+
+@torch.no_grad()
+def _copy_(tensor: Tensor, home: Tensor) -> None:
+    for inner, source in zip(inner_tensors(tensor), inner_tensors(home.detach()), strict=True):
+        inner.copy_(source, non_blocking=True)
 
 
 def like(home: Tensor, tensor: Tensor) -> Tensor:

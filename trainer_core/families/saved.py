@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ..devices import works_beside
+
 MIN_BYTES = 4096  # below this a copy costs more than it frees
 
 
@@ -25,7 +27,7 @@ class HostCopy:
 class SavedOnHost:
     """Pack and unpack hooks for torch.autograd.graph.saved_tensors_hooks.
 
-    Copies are pinned and asynchronous on CUDA; copy, reuse of the memory and way back are ordered by the one stream.
+    Copies are pinned and asynchronous on a GPU; copy, reuse of the memory and way back are ordered by the one stream.
     A tensor that several layers keep (the input of to_q, to_k and to_v) is copied once.
 
     Args:
@@ -57,7 +59,7 @@ class SavedOnHost:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    pinned = tensor.device.type == "cuda"
+    pinned = works_beside(tensor.device)
     host = torch.empty_strided(
         tensor.size(), _dense_strides(tensor), dtype=tensor.dtype, device="cpu", pin_memory=pinned
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..devices import as_current, module_of, works_beside
+
 if TYPE_CHECKING:
     from .loop import Run
 
@@ -44,9 +46,9 @@ class Batch:
     share: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """On CUDA the host does not wait for the copies: the kernels that read them do, being later in the same stream."""
-        is_cuda = device.type == "cuda"
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=is_cuda))
+        """The host does not wait for a GPU's copies: the kernels that read them do, being later in the same stream."""
+        runs_on = works_beside(device)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=runs_on))
 
     def pinned(self) -> Batch:
         """In memory that a GPU reads by itself."""
@@ -86,8 +88,8 @@ class Ahead:
 
 
 def is_worth_it(device: torch.device) -> bool:
-    """On a CPU the thread takes cores from the step itself; other devices have no pinned memory, and are not measured."""
-    return device.type == "cuda"
+    """On a CPU the thread takes cores from the step itself, and MPS has no pinned memory."""
+    return works_beside(device)
 
 
 @contextmanager
@@ -105,12 +107,13 @@ def reading_ahead(run: Run, make: Callable[[int], Batch]) -> Iterator[None]:
 
 
 def _pinning(make: Callable[[int], Batch], device: torch.device) -> Callable[[int], Batch]:
-    if device.type != "cuda":
+    if not works_beside(device):
         return make
-    index = torch.cuda.current_device() if device.index is None else device.index
+    if device.index is None:
+        device = torch.device(device.type, module_of(device).current_device())
 
     def make_pinned(micro: int) -> Batch:
-        with torch.cuda.device(index):  # a new thread's own is the first GPU, which may be another program's
+        with as_current(device):  # a new thread's own is the first GPU, which may be another program's
             return make(micro).pinned()
 
     return make_pinned

@@ -125,7 +125,7 @@ def _accumulated(run: Run, first: int) -> Tensor:
     """Add up the gradients of a step's micro-batches, the first of them number `first`; returns the mean loss, on the device."""
     while True:
         try:
-            total = torch.zeros((), device=run.device)
+            total, loss = torch.zeros((), device=run.device), None
             for micro in range(first, first + run.config.accumulation):
                 set_micro_(run.layers, micro)
                 loss = micro_loss(run, micro) / run.config.accumulation
@@ -138,6 +138,7 @@ def _accumulated(run: Run, first: int) -> Tensor:
         finally:
             set_micro_(run.layers, None)
         run.optimizer.zero_grad(set_to_none=True)
+        loss = None  # where the backward pass broke off it holds all that was stored
         run.relief.take_()
 
 

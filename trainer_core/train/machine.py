@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..devices import free_bytes, product_flops
+from ..devices import device_name, free_bytes, product_flops
 from ..families.weights import DTYPES
 from .plan import GB, Machine
 
@@ -15,8 +15,7 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
     """The device and what is free there now; its speed by one product of matrices."""
     flops = product_flops(device, DTYPES[dtype])
     free, ram = free_bytes(device), free_bytes(torch.device("cpu"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return Machine(name, 0 if device.type == "cpu" else free, ram, flops)
+    return Machine(device_name(device), 0 if device.type == "cpu" else free, ram, flops)
 
 
 def named_machine(here: Machine, vram_gb: float, ram_gb: float) -> Machine:

@@ -14,11 +14,13 @@ from .phases import Phases
 from .plan import MemoryPlan, gb
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# In RuntimeErrors: of torch's CPU allocator; of MPS, and of CUDA beside torch's allocator (pinned memory, libraries); of cuBLAS' workspace.
+SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a device, or of the host: torch's CPU allocator has no error of its own."""
-    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    """Of a device, or of the host: not all allocators have an error of their own."""
+    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and any(words in str(error) for words in SAID))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from ..devices import empty_cache
+from ..devices import empty_cache, works_beside
 from ..families.checkpointing import checkpoint_blocks_, recomputed_places
 from ..families.contract import Family, ImageCodec, TextEncoder
 from ..families.disk import wait_on_disk_
@@ -26,7 +26,7 @@ from ..quant.loading import text_converter
 def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
     """Settings that this device can't carry out. dtype: the model's."""
     found = []
-    if memory.offload_stream and device.type != "cuda":
+    if memory.offload_stream and not works_beside(device):
         found.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
     if fault := attention_fault(memory.attention, device, dtype):
         found.append(Problem("attention", f"{fault}; use native"))

@@ -16,7 +16,7 @@ import torch
 
 from ..config.request import TrainedLora, TrainRequest
 from ..data.index import Unreadable
-from ..devices import empty_cache, peak_ram_bytes, peak_vram_bytes, pick_device
+from ..devices import as_current, empty_cache, empty_pinned, peak_ram_bytes, peak_vram_bytes, pick_device, reset_peak
 from ..families.weights import DTYPES
 from ..files import write_json
 from ..flow.timesteps import ShiftedBySize, density
@@ -76,8 +76,7 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
                 where = str(error.filename or host.paths.output)
                 remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
                 raise UserError.at(where, f"{error.strerror}; {remedy}") from error
-            gc.collect()  # the exception is gone, and with it all that its frames held
-            empty_cache(pick_device(host.device))
+            _give_back(pick_device(host.device))  # the exception is gone, and with it all that its frames held
             wait_for_resume(folder, host)
 
 
@@ -88,9 +87,10 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
     while True:
         checked = plan_run(request, host, unreadable)
         host.free_memory()  # what other models hold is free for this run
+        reset_peak(checked.device)
         plan, forecast = settled(checked, host)
         try:
-            with memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
+            with as_current(plan.device), memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
                 return _train(plan, run_host, prompt, phases, forecast)
         except Unreadable as found:  # without them it is another run, in another folder
             unreadable |= found.faults
@@ -157,9 +157,15 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     result = TrainResult(lora, tuple(run.losses), report)
     device = run.device
     del run, live
+    _give_back(device)
+    return result
+
+
+def _give_back(device: torch.device) -> None:
+    """All memory that nothing refers to."""
     gc.collect()
     empty_cache(device)
-    return result
+    empty_pinned(device)
 
 
 def _tell_density(plan: Plan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
