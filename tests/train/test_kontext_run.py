@@ -13,12 +13,14 @@ from chroma_trainer.trainer_core.config.degradation import steps_of
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.data.degradation import degraded
 from chroma_trainer.trainer_core.data.images import decode
+from chroma_trainer.trainer_core.data.index import build_index
 from chroma_trainer.trainer_core.data.latents import placed, to_tensor
 from chroma_trainer.trainer_core.families.flux import FluxFamily
 from chroma_trainer.trainer_core.host import PreviewReady
 from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
 from chroma_trainer.trainer_core.train.costs import Shape
+from chroma_trainer.trainer_core.train.facts import CaptionFacts, facts_of
 from chroma_trainer.trainer_core.train.loop import beginnings
 from chroma_trainer.trainer_core.train.phases import Phases
 from chroma_trainer.trainer_core.train.run import run
@@ -154,3 +156,14 @@ def test_records_without_references_are_as_they_were(workshop):
     record = workshop.request(ValidationConfig(prompts="a cat")).as_json()
     assert "degrade" not in record["dataset"]["parts"][0]
     assert "references" not in record["dataset"]["parts"][0] and "reference" not in record["validation"]
+
+
+def test_the_plan_counts_latents_of_both(workshop, request_of, mended):
+    """Starts that are made take the disk that starts of a folder take; dev's pictures have none."""
+    found = {}
+    for flavour, dataset in (("kontext", mended), ("dev", workshop.dataset)):
+        request = request_of(flavour=flavour, dataset=dataset)
+        index = build_index(dataset, workshop.host(), 5)
+        facts = facts_of(request, FluxFamily(), index, 32, None, (0, 1.0), CaptionFacts(20, 4))
+        found[flavour] = facts.latent_pixels
+    assert found["kontext"] == 2 * found["dev"] > 0
