@@ -39,6 +39,8 @@ CASES: tuple[dict[str, Any], ...] = (
     {"model": "medium", "edge": 128, "checkpointing": True},
     {"model": "medium", "edge": 128},
     {"model": "medium", "edge": 256, "checkpointing": True, "level": "int8-quanto"},
+    {"model": "tiny", "edge": 256, "routed_share": 0.5, "route_first": 1},
+    {"model": "medium", "edge": 256, "routed_share": 0.5, "route_first": 1, "checkpointing": True},
     {"model": "tiny", "edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy"},
     {"model": "tiny", "edge": 64, "rank": 32, "kind": "loha", "optimizer": "optimi-lion", "ema_decay": 0.9},
     {"model": "tiny", "edge": 64, "rank": 64, "optimizer": "adamw_bf16", "checkpointing": True},
@@ -47,7 +49,7 @@ CASES: tuple[dict[str, Any], ...] = (
     {"model": "medium", "edge": 128, "rank": 64, "kind": "loha", "optimizer": "adafactor", "checkpointing": True},
     {"model": "medium", "edge": 128, "rank": 64, "kind": "lokr", "optimizer": "came", "level": "int8-quanto"},
 )
-TRAINING = ("rank", "init", "accumulation")
+TRAINING = ("rank", "init", "accumulation", "routed_share", "route_first")
 ADAPTER = ("kind", "ema_decay")
 
 

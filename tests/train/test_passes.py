@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.train.costs import Shape, forward_flops, step_f
 from chroma_trainer.trainer_core.train.counting import LiveBytes
 from chroma_trainer.trainer_core.train.forecasting import plan_request
 from chroma_trainer.trainer_core.train.loop import micro_batch, micro_loss
-from chroma_trainer.trainer_core.train.passes import PriorShares, extra_passes, prior_shares
+from chroma_trainer.trainer_core.train.passes import PriorShares, prior_shares, rollout_passes
 from chroma_trainer.trainer_core.train.phases import Phases
 from chroma_trainer.trainer_core.train.rollout import drawn_levels
 from chroma_trainer.trainer_core.train.skeleton import Skeleton
@@ -41,8 +41,8 @@ def test_rollouts_are_drawn_as_often_as_expected(workshop):
     training = workshop.request(rollout_probability=0.4, rollout_steps=5).training
     levels = [drawn_levels(training, micro, torch.tensor([0.5]), None) for micro in range(20_000)]
     counted = np.mean([0 if level is None else len(level) - 1 for level in levels])
-    assert counted == pytest.approx(extra_passes(training, PriorShares()), rel=0.03)
-    assert extra_passes(training, PriorShares(some=0.5, only=0.25)) == pytest.approx(0.5 + 0.75 * 0.4 * 3)
+    assert counted == pytest.approx(rollout_passes(training, PriorShares()), rel=0.03)
+    assert rollout_passes(training, PriorShares(some=0.5, only=0.25)) == pytest.approx(0.75 * 0.4 * 3)
 
 
 @pytest.mark.parametrize("case", ["rollout", "prior"])
@@ -78,3 +78,9 @@ def test_the_plan_tells_them(workshop):
     assert 1.3 < rolled.flops_per_step / plain.flops_per_step < 1.6  # a tiny model's embeddings have no backward pass
     assert "rollouts of 1 to 3 steps in 50% of the batches" in rolled.settings and "rollouts" not in plain.settings
     assert rolled.device_peak == plain.device_peak
+    # Rollouts see every token, whatever is routed.
+    routed = {"batch_size": 1, "routed_share": 0.5, "route_first": 1}
+    without, _, _ = plan_request(workshop.request(**routed), workshop.host())
+    with_them, _, _ = plan_request(workshop.request(rollout_probability=0.5, rollout_steps=3, **routed), workshop.host())
+    assert without.flops_per_step < plain.flops_per_step and "50% of the picture's tokens skip blocks 1 to -2" in without.settings
+    assert with_them.flops_per_step - without.flops_per_step == rolled.flops_per_step - plain.flops_per_step

@@ -40,6 +40,7 @@ from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
 from chroma_trainer.trainer_core.train.phases import Phases
 from chroma_trainer.trainer_core.train.plan import GB, Machine, needed
 from chroma_trainer.trainer_core.train.remedies import changes, chosen, remedy
+from chroma_trainer.trainer_core.train.routes import drawn_route
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.skeleton import Skeleton, text_width
 
@@ -53,6 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     "int8 stored, batch": {"edge": 128, "batch_size": 4, "level": "int8-quanto"},
     "int4": {"edge": 128, "batch_size": 2, "level": "int4-quanto", "gradient_checkpointing": True, "targets": "mmdit"},
     "math attention": {"edge": 256, "attention": "math", "gradient_checkpointing": True},
+    "routed": {"edge": 256, "routed_share": 0.5, "route_first": 1, "route_last": 2},
+    "routed, recomputed": {"edge": 256, "batch_size": 2, "routed_share": 0.75, "route_first": 1, "gradient_checkpointing": True, "targets": "all+ffs"},
+    "routed in the last blocks, recomputed": {"edge": 320, "routed_share": 0.5, "route_first": 2, "route_last": -1, "gradient_checkpointing": True},
     # Small pictures and high ranks, so that what learns weighs as much as the rest.
     "prodigy, dora": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy"},
     "prodigy, dora, recomputed": {"edge": 64, "rank": 32, "kind": "dora", "optimizer": "prodigy", "gradient_checkpointing": True},
@@ -92,7 +96,9 @@ def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
     def step() -> None:
         for micro in range(training.accumulation):
             set_micro_(layers, micro)
-            family.predict(transformer, x, torch.full((shape.batch,), 0.5), text).square().mean().backward()
+            route = drawn_route(training, len(family.blocks(transformer)), x, None, micro)
+            sigma = torch.full((shape.batch,), 0.5)
+            family.predict(transformer, x, sigma, text, route=route).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema:
@@ -170,6 +176,22 @@ def test_operations_are_those_of_the_formula(workshop):
     # The products that end a block are not computed again: 4 of 12 widths in a double block, 5 of 12 in a single one.
     second = 2 * (double * 8 / 12 + attention) + 2 * (single * 7 / 12 + attention)
     assert again - stored == pytest.approx(second, rel=0.05)
+
+
+def test_routed_blocks_cost_what_a_smaller_picture_s_would(workshop):
+    """Half of 1,024 tokens: as many as half of the picture has."""
+    values = {"gradient_checkpointing": True, "route_first": 1, "route_last": 2}
+    whole, half = (
+        Skeleton(FAMILY, requested(workshop, **values)).cost(Shape(512, height, 1, 6)).blocks for height in (512, 256)
+    )
+    routed = Skeleton(FAMILY, requested(workshop, routed_share=0.5, **values))
+    blocks = routed.cost(Shape(512, 512, 1, 6)).blocks
+    for name in ("forward_flops", "again_flops", "backward_flops", "output"):
+        found = [getattr(block, name) for block in blocks]
+        assert found == [getattr(block, name) for block in (whole[0], half[1], half[2], whole[3])]
+    assert [block.waits for block in blocks] == [0, 1024 * 64 * 4, 1024 * 64 * 4, 0]
+    drawn = routed.cost(Shape(512, 512, 1, 6, is_drawn=True)).blocks
+    assert [block.forward_flops for block in drawn] == [block.forward_flops for block in whole]
 
 
 def test_live_bytes_follow_what_is_freed():

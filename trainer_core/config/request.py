@@ -53,6 +53,9 @@ class TrainRequest:
         if not self.training.rollout_probability:  # as before there were rollouts
             value["training"].pop("rollout_probability")
             value["training"].pop("rollout_steps")
+        if not self.training.routed_share:  # as before there was routing
+            for name in ("routed_share", "route_first", "route_last"):
+                value["training"].pop(name)
         if self.adapter.precision == "fp32":  # as before there was a choice
             value["adapter"].pop("precision")
         value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])

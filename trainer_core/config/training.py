@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..problems import Problem
+from ..problems import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
 
 SIGMA_DENSITIES = (
@@ -188,6 +188,46 @@ class TrainingConfig:
         Advanced(),
         Doc("Most Euler steps of a rollout; each draws from 1 to this. A step is 0.04 of the noise level, as in a picture drawn in 25."),
     ] = 3
+    routed_share: Annotated[
+        float,
+        Range(0.0, 0.9, 0.05),
+        Advanced(),
+        Doc(
+            "Share of each picture's tokens, drawn anew in every step, that skip the middle blocks in training (TREAD). At 0.5 a step is about half the work; 0: none do. It changes what is learnt (docs/performance.md)."
+        ),
+    ] = 0.0
+    route_first: Annotated[
+        int,
+        Range(-100, 100),
+        Advanced(),
+        Doc("First block that routed tokens skip, counted from 0 over double, then single blocks; -1 is the last one."),
+    ] = 2
+    route_last: Annotated[
+        int,
+        Range(-100, 100),
+        Advanced(),
+        Doc("Last block that routed tokens skip, counted as route_first."),
+    ] = -2
+
+    def routed_blocks(self, num_blocks: int) -> range:
+        """Places of the blocks that routed tokens skip, of so many; empty without any.
+
+        Raises:
+            UserError: the model has no such blocks.
+        """
+        if not self.routed_share:
+            return range(0)
+        first, last = (
+            place + num_blocks if place < 0 else place for place in (self.route_first, self.route_last)
+        )
+        for name, given, place in (("route_first", self.route_first, first), ("route_last", self.route_last, last)):
+            if not 0 <= place < num_blocks:
+                reach = f"use 0 to {num_blocks - 1}, or -1 (the last) to {-num_blocks}"
+                raise UserError.at(name, f"is {given}, and the model has {num_blocks} blocks; {reach}")
+        if first > last:
+            asked = f"is {self.route_last}, which is block {last} of {num_blocks}, before route_first ({self.route_first}, block {first})"
+            raise UserError.at("route_last", f"{asked}; use {first} or more, or a lower route_first")
+        return range(first, last + 1)
 
     def problems(self) -> list[Problem]:
         found = []

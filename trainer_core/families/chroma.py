@@ -21,6 +21,7 @@ from .identity import identity_of
 from .lineage import Lineage, rope
 from .linears import CHROMA
 from .packing import batch_text, pack, unpack
+from .routing import Route
 from .sources import Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
 from .weights import Weights
@@ -105,7 +106,13 @@ class ChromaFamily(Lineage):
         return nullcontext()
 
     def predict(
-        self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+        self,
+        transformer: Any,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        text: Sequence[Tensor],
+        reference: Tensor | None = None,
+        route: Route | None = None,
     ) -> Tensor:
         assert reference is None, "Chroma takes no references"
         weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantised
@@ -118,6 +125,7 @@ class ChromaFamily(Lineage):
             attention_mask=None if mask is None else mask.to(weight.device),
             image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device),
             return_dict=False,
+            route=route,
         )[0]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 

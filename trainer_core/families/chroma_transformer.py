@@ -26,6 +26,7 @@ from .joint_attention import (
     gelu,
     modulated,
 )
+from .routing import Detour, Route
 
 TIMESTEPS = 1000  # the approximator was trained on sigma * 1000
 ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = 3, 6, 2  # of modulation: a single block, each stream of a double block, the end
@@ -88,6 +89,7 @@ class ChromaTransformer(FromConfig):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        route: Route | None = None,
     ) -> tuple[Tensor]:
         """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
 
@@ -99,6 +101,7 @@ class ChromaTransformer(FromConfig):
             attention_mask: None, or boolean (B, text + image tokens); False is not attended.
             return_dict: False; there is no other way.
             image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: which image tokens skip which blocks; None: all go through all.
         """
         assert not return_dict
         num_double, num_single = len(self.transformer_blocks), len(self.single_transformer_blocks)
@@ -108,16 +111,21 @@ class ChromaTransformer(FromConfig):
         single_rows, image_rows, text_rows, final = rows.split(
             [ROWS_SINGLE * num_single, stream, stream, ROWS_FINAL], 1
         )
-        if image_rotary_emb is None:
+        positions = image_rotary_emb
+        if positions is None:
             assert img_ids is not None and txt_ids is not None
-            image_rotary_emb = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        for block, for_image, for_text in zip(
-            self.transformer_blocks, image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True
-        ):
-            text, image = block(image, text, for_image, for_text, image_rotary_emb, attention_mask)
+            positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
+        detour = Detour(route, positions, attention_mask, image.shape[1])
+        of_streams = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
+        for place, (block, rows) in enumerate(zip(self.transformer_blocks, of_streams, strict=True)):
+            image = detour.at(place, image)
+            text, image = block(image, text, *rows, detour.positions, detour.mask)
         joint = torch.cat([text, image], dim=1)
-        for block, for_both in zip(self.single_transformer_blocks, single_rows.split(ROWS_SINGLE, 1), strict=True):
-            joint = block(joint, for_both, image_rotary_emb, attention_mask)
+        of_both = single_rows.split(ROWS_SINGLE, 1)
+        for place, (block, rows) in enumerate(zip(self.single_transformer_blocks, of_both, strict=True), num_double):
+            joint = detour.at(place, joint)
+            joint = block(joint, rows, detour.positions, detour.mask)
+        joint = detour.at(num_double + num_single, joint)
         shift, scale = final.unbind(1)
         return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
 

@@ -16,6 +16,7 @@ from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..config.validation import ValidationConfig
 from ..problems import Problem
+from .routing import Route
 
 Convert = Callable[[str, nn.Linear], nn.Module]
 
@@ -137,7 +138,13 @@ class Family(Protocol):
         ...
 
     def predict(
-        self, transformer: nn.Module, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+        self,
+        transformer: nn.Module,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        text: Sequence[Tensor],
+        reference: Tensor | None = None,
+        route: Route | None = None,
     ) -> Tensor:
         """The velocity noise - x0 at x_sigma.
 
@@ -146,6 +153,7 @@ class Family(Protocol):
             sigma: (B,), fp32, in [0, 1].
             text: B tensors (rows, width) of the text encoder, lengths may differ; how they are batched and masked is the family's rule.
             reference: clean latents to start from, (B, channels, any h, any w); only where it takes references.
+            route: which of the picture's tokens skip which blocks, for training; None: none does. References go through all.
         Returns:
             (B, channels, h, w), fp32.
         """

@@ -26,6 +26,7 @@ from .identity import content_digest, identity_of
 from .lineage import Lineage, check_hub, rope
 from .linears import FLUX
 from .packing import batch_text, pack, unpack
+from .routing import Route
 from .sources import Part, describe, find_part, is_local, is_offline, shipped_config
 from .tokenizer import find_tokenizer
 from .weights import DTYPES, Weights
@@ -143,7 +144,13 @@ class FluxFamily(Lineage):
                 assistant.is_on = True
 
     def predict(
-        self, transformer: Any, x_sigma: Tensor, sigma: Tensor, text: Sequence[Tensor], reference: Tensor | None = None
+        self,
+        transformer: Any,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        text: Sequence[Tensor],
+        reference: Tensor | None = None,
+        route: Route | None = None,
     ) -> Tensor:
         weight = _weight(transformer.x_embedder)
         height, width = x_sigma.shape[-2:]
@@ -164,6 +171,7 @@ class FluxFamily(Lineage):
             guidance=guidance,
             attention_mask=None if mask is None else mask.to(weight.device),
             image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, beside),
+            route=route if route is None else route.keeping(num_tokens, image.shape[1] - num_tokens),
         )[0][:, :num_tokens]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 

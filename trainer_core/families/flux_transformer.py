@@ -23,6 +23,7 @@ from .chroma_transformer import (
     waves,
 )
 from .joint_attention import FeedForward, FromConfig, JointAttention, RotaryPositions, SelfAttention, modulated
+from .routing import Detour, Route
 
 WAVES = 256  # features of a number (sigma * 1000, guidance * 1000) before it is embedded
 
@@ -71,6 +72,7 @@ class FluxTransformer(FromConfig):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        route: Route | None = None,
     ) -> tuple[Tensor]:
         """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
 
@@ -84,18 +86,25 @@ class FluxTransformer(FromConfig):
             attention_mask: None, or boolean (B, text + image tokens); False is not attended.
             return_dict: False; there is no other way.
             image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: which image tokens skip which blocks; None: all go through all.
         """
         assert not return_dict
+        num_double = len(self.transformer_blocks)
         image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
         conditioning = F.silu(self.time_text_embed(timestep, guidance, pooled_projections))
-        if image_rotary_emb is None:
+        positions = image_rotary_emb
+        if positions is None:
             assert img_ids is not None and txt_ids is not None
-            image_rotary_emb = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        for block in self.transformer_blocks:
-            text, image = block(image, text, conditioning, image_rotary_emb, attention_mask)
+            positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
+        detour = Detour(route, positions, attention_mask, image.shape[1])
+        for place, block in enumerate(self.transformer_blocks):
+            image = detour.at(place, image)
+            text, image = block(image, text, conditioning, detour.positions, detour.mask)
         joint = torch.cat([text, image], dim=1)
-        for block in self.single_transformer_blocks:
-            joint = block(joint, conditioning, image_rotary_emb, attention_mask)
+        for place, block in enumerate(self.single_transformer_blocks, num_double):
+            joint = detour.at(place, joint)
+            joint = block(joint, conditioning, detour.positions, detour.mask)
+        joint = detour.at(num_double + len(self.single_transformer_blocks), joint)
         scale, shift = self.norm_out(conditioning).unbind(1)  # the other way round in the original files
         return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
 

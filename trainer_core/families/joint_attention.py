@@ -76,9 +76,9 @@ def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         x: (B, tokens, heads, width).
-        positions: cosines and sines, (tokens, width) each, see RotaryPositions.
+        positions: cosines and sines, (tokens, width) or (B, tokens, width) each, see RotaryPositions.
     """
-    cosines, sines = (part[:, None, ::2] for part in positions)
+    cosines, sines = (part[..., None, ::2] for part in positions)
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type in COMPLEX_DEVICES and not torch.compiler.is_compiling():
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))

@@ -67,6 +67,11 @@ class Linears:
         inside = [f"{kind}.{i}.{layer}" for kind, count, layers in blocks for i in range(count) for layer in layers]
         return [*self.ends, *inside]
 
+    def num_blocks(self, model: ModelConfig) -> int | None:
+        """Double and single ones; None where the files that are here can't be read."""
+        counts = self._counts(model)
+        return None if counts is None else sum(counts)
+
     def _counts(self, model: ModelConfig) -> tuple[int, int] | None:
         try:
             if model.transformer_file:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..devices import as_current, module_of, works_beside
+from ..families.routing import Route
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -32,6 +33,7 @@ class Batch:
         prior: (B,), bool, where samples are trained towards the base's own prediction; None where none is.
         levels, x0: of a rollout, (steps + 1, B) and (B, channels, h, w), see rollout.py; x_sigma is at the first level then, and comes
             down to the last, which is sigma. share: (B, 1, 1, 1), of predictions in the loss, once it has come down.
+        route: which tokens skip which blocks; None where none does.
     """
 
     x_sigma: Tensor
@@ -44,6 +46,7 @@ class Batch:
     levels: Tensor | None = None
     x0: Tensor | None = None
     share: Tensor | None = None
+    route: Route | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The host does not wait for a GPU's copies: the kernels that read them do, being later in the same stream."""
@@ -59,7 +62,8 @@ class Batch:
         text = [change(tensor) for tensor in self.text]
         rest = (self.weight, self.prior, self.levels, self.x0, self.share)
         changed = [None if tensor is None else change(tensor) for tensor in rest]
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed)
+        route = None if self.route is None else replace(self.route, kept=change(self.route.kept))
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route)
 
 
 class Ahead:

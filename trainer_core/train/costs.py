@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """One batch: pictures of (width, height) pixels, each with so many tokens of text."""
+    """One batch: pictures of (width, height) pixels, each with so many tokens of text. is_drawn: not trained on, so that no token is routed."""
 
     width: int
     height: int
     batch: int
     text_tokens: int
+    is_drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class BlockCost:
         forward_peak: of a forward pass without gradients; forward_grad_peak: with.
         backward_peak: what was kept and the result's gradient included.
         gradients: of the adapter; they stay until the optimiser's step.
+        waits: of tokens that skip the block, beside it, while it computes forward or backward.
         again_flops: of the second forward pass, where the block is computed again; it leaves out what no gradient reads.
     """
 
@@ -44,6 +46,7 @@ class BlockCost:
     forward_flops: int
     again_flops: int
     backward_flops: int
+    waits: int = 0
 
 
 @dataclass(frozen=True)

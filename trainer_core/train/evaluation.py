@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def _eval_loss(run: Run) -> tuple[float, float]:
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
-        beside = {name: tensor.to(run.device) for name, tensor in beginnings(run, [sample]).items()}
+        beside: dict[str, Any] = {name: tensor.to(run.device) for name, tensor in beginnings(run, [sample]).items()}
         weight = place_weights(run, [sample])
         weight = None if weight is None else weight.to(run.device)
         values = []

@@ -49,7 +49,7 @@ class Forecaster:
         if request.validation is None:
             return None
         width, height = max(request.validation.sizes(), key=math.prod)
-        return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens))
+        return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens, is_drawn=True))
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
         key = counted_settings(request) + ("" if self.machine.device_bytes else " cpu")
@@ -98,6 +98,8 @@ def counted_settings(request: TrainRequest) -> str:
     is_math = request.memory.attention == "math"  # keeps tokens x tokens numbers, which no other kernel does
     base = request.model.quantization
     chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
+    if training.routed_share:
+        chosen += (training.routed_share, training.route_first, training.route_last)
     return repr((chosen, request.adapter, request.optimizer))
 
 

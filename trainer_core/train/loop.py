@@ -36,6 +36,7 @@ from ..text.cache import TextCache
 from .ahead import Ahead, Batch, reading_ahead
 from .not_finite import refuse_or_skip, told_of_skipped
 from .rollout import drawn_levels, rolled_out
+from .routes import drawn_route
 
 if TYPE_CHECKING:
     from .relief import Relief
@@ -148,7 +149,7 @@ def micro_loss(run: Run, micro: int) -> Tensor:
     if batch.levels is not None:
         batch = rolled_out(run, batch)
     target = batch.velocity if batch.prior is None else with_prior(run, batch)
-    prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
+    prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
     if batch.share is not None:
         prediction = batch.share * prediction
     return velocity_loss(prediction, target, batch.weight).mean()
@@ -159,12 +160,12 @@ def with_prior(run: Run, batch: Batch) -> Tensor:
     """The path's velocity, and in its place the base's own prediction for samples that keep the model as it is: (B, C, h, w).
 
     Ruiz et al. 2022, arXiv:2208.12242 draw pictures with the base and train on those; its prediction for the very input says the same
-    without sampling, at every noise level.
+    without sampling, at every noise level. On the batch's route: an update of 0 is to have nothing to correct.
     """
     assert batch.prior is not None
     set_strength_(run.transformer, 0.0)
     try:
-        base = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, **batch.beside)
+        base = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
     finally:
         set_strength_(run.transformer, 1.0)
     return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
@@ -185,7 +186,9 @@ def micro_batch(run: Run, micro: int) -> Batch:
     levels = drawn_levels(run.config, micro, sigma, prior)
     x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
     beside, weight = beginnings(run, batch), place_weights(run, batch)
-    return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, None if levels is None else x0)
+    route = drawn_route(run.config, len(run.family.blocks(run.transformer)), x_sigma, weight, micro)
+    rolled = None if levels is None else x0
+    return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route)
 
 
 def place_weights(run: Run, batch: Sequence[Sample]) -> Tensor | None:

@@ -45,7 +45,6 @@ def _chance(wanted: int, members: int, size: int) -> float:
     return float(np.prod((wanted - np.arange(size)).clip(0) / (members - np.arange(size))))
 
 
-def extra_passes(training: TrainingConfig, shares: PriorShares) -> float:
+def rollout_passes(training: TrainingConfig, shares: PriorShares) -> float:
     """Of one micro-batch, on average. A batch of nothing but pictures that keep the model as it is has no rollout."""
-    rollout = training.rollout_probability * (1 + training.rollout_steps) / 2
-    return shares.some + (1 - shares.only) * rollout
+    return (1 - shares.only) * training.rollout_probability * (1 + training.rollout_steps) / 2

@@ -27,7 +27,7 @@ def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     for i, block in enumerate(cost.blocks):
         inputs.append(level)
         during = block.forward_peak if i in again else block.forward_grad_peak
-        peak = max(peak, level + carried + during)
+        peak = max(peak, level + carried + block.waits + during)
         kept = block.output if i in again else block.kept
         if to_host:
             host += kept
@@ -39,7 +39,7 @@ def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     for i in range(len(cost.blocks) - 1, -1, -1):
         block = cost.blocks[i]
         during = _backward(block, i in again, to_host)
-        peak = max(peak, inputs[i] + made + during + (block.output if to_host else 0))
+        peak = max(peak, inputs[i] + made + block.waits + during + (block.output if to_host else 0))
         made += 0 if gradients else block.gradients
     return max(peak, resident + cost.upkeep.step_peak), host
 

@@ -6,7 +6,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from .costs import ModelCost, forward_flops, step_flops
 from .facts import RunFacts
-from .passes import extra_passes
+from .passes import rollout_passes
 from .peaks import away, recomputed, resident_weights, sampling_peak, training_peak
 from .plan import Machine, MemoryPlan, PhasePlan
 
@@ -19,16 +19,23 @@ LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 channels of fp32 for 8 x 8 pixels
 
 
 def forecast(
-    request: TrainRequest, facts: RunFacts, cost: ModelCost, drawn: ModelCost | None, machine: Machine
+    request: TrainRequest,
+    facts: RunFacts,
+    cost: ModelCost,
+    drawn: ModelCost | None,
+    machine: Machine,
+    whole: ModelCost | None = None,
 ) -> MemoryPlan:
     """Add up what was counted.
 
     Args:
         cost: at the largest batch. drawn: at the largest validation picture, None where nothing is drawn.
+        whole: as cost, with no token routed; None where none is.
     """
     on_cpu = not machine.device_bytes
     learning = step_flops(cost, recomputed(request, len(cost.blocks)))
-    beside = round(extra_passes(request.training, facts.prior) * forward_flops(cost))
+    rollouts = rollout_passes(request.training, facts.prior)
+    beside = round(facts.prior.some * forward_flops(cost) + rollouts * forward_flops(whole or cost))
     flops = (learning + beside) * request.training.accumulation
     seconds = flops / machine.flops if machine.flops else None
     durations = {"train": seconds * facts.num_steps if seconds else None}
@@ -119,6 +126,9 @@ def settings_of(request: TrainRequest) -> str:
         f"{request.adapter.kind} of rank {training.rank} on {training.targets}", request.optimizer.optimizer, f"batch {training.batch_size}",
         f"checkpointing {again if training.gradient_checkpointing else 'off'}",
     ]  # fmt: skip
+    if training.routed_share:
+        skipped = f"blocks {training.route_first} to {training.route_last}"
+        words.append(f"{training.routed_share:.0%} of the picture's tokens skip {skipped}")
     if training.init in ("pissa", "olora", "loftq"):
         words.append(f"init {training.init}")
     if training.rollout_probability:

@@ -8,7 +8,7 @@ from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
 from ..data.folder import SUFFIXES
 from ..families.linears import Linears
-from ..host import Host
+from ..host import Host, collect
 from ..lora.rates import rates_of
 from ..lora.targets import chosen_layers
 from ..problems import Problem, UserError
@@ -49,7 +49,8 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
                 f"is {memory.checkpointing_interval}, but gradient_checkpointing is off; turn it on, or use 1",
             )
         )
-    return [*found, *reference_problems(request), *adapter_problems(request), *layer_problems(request)]
+    own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
+    return [*found, *reference_problems(request), *own]
 
 
 def reference_problems(request: TrainRequest) -> list[Problem]:
@@ -86,6 +87,16 @@ def adapter_problems(request: TrainRequest) -> list[Problem]:
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
         reason = f"goes on from a file, so that init {init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}"
         found.append(Problem("init_lora", reason))
+    return found
+
+
+def route_problems(request: TrainRequest) -> list[Problem]:
+    """Blocks to skip that the model has not, as far as its files are here to say how many it has."""
+    found: list[Problem] = []
+    linears: Linears = load("linears", request.model.family)
+    num_blocks = linears.num_blocks(request.model)
+    if num_blocks is not None:
+        collect(found, request.training.routed_blocks, num_blocks)
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..config.request import TrainRequest
 from ..families.checkpointing import Unread, unread_layers
 from ..families.contract import Family
+from ..families.routing import Route
 from ..families.weights import DTYPES
 from ..flow.loss import velocity_loss
 from ..lora.contract import AdapterLayer, Start
@@ -27,6 +29,7 @@ from ..seeds import generator
 from .adapter import learning
 from .costs import BlockCost, ModelCost, Shape
 from .counting import FlashShapes, LiveBytes, bytes_of
+from .routes import num_kept
 from .upkeep import upkeep_of
 
 META = torch.device("meta")
@@ -71,14 +74,25 @@ class Skeleton:
         by_kernel = FlashShapes() if self.request.memory.attention != "math" else nullcontext()
         set_micro_(self.layers, 0)
         with by_kernel, torch.enable_grad():
-            calls, before, head_peak, *head_flops = _rest(self, shape)
-            known = {kind: _block_cost(block, *calls[kind]) for kind, block in self.first.items()}
-        blocks = tuple(known[kind] for kind in self.kinds)
+            calls, asked, before, head_peak, *head_flops = _rest(self, shape)
+            known = {which: _block_cost(self.first[which[0]], *call) for which, call in calls.items()}
+        window, waits = self.routed(shape), self._stream(shape)
+        blocks = tuple(replace(known[which], waits=waits if i in window else 0) for i, which in enumerate(asked))
         inside = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
         everything = (*self.transformer.parameters(), *self.transformer.buffers())
         rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
         weights = rest + sum(block.weights for block in blocks)
         return ModelCost(weights, self.upkeep, blocks, before, head_peak, *head_flops)
+
+    def routed(self, shape: Shape) -> range:
+        """Places of the blocks that some of the tokens skip."""
+        return range(0) if shape.is_drawn else self.request.training.routed_blocks(len(self.blocks))
+
+    def _stream(self, shape: Shape) -> int:
+        """Bytes of a picture's tokens between two blocks."""
+        num_tokens = shape.batch * shape.width * shape.height // self.family.pixel_step**2
+        transformer: Any = self.transformer
+        return num_tokens * transformer.inner_dim * DTYPES[self.request.model.dtype].itemsize
 
     def _start(self) -> int:
         """Bytes that layers keep of what they began with; those of a block count for every block of its kind."""
@@ -117,9 +131,11 @@ class _Skip(torch.autograd.Function):
         return None, None, *found
 
 
-def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], int, int, int, int]:
-    """A step without what happens in blocks, and with what each kind of block is called."""
+def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], list[Any], int, int, int, int]:
+    """A step without what happens in blocks: what each kind of block is called with, for every number of tokens, and which of
+    these each block is."""
     calls: dict[Any, tuple[Any, Any]] = {}
+    asked: list[Any] = []
     results: dict[Any, list[Tensor]] = {}
     ends: list[int] = []
     trigger = torch.zeros((), device=META, requires_grad=True)
@@ -129,12 +145,14 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
         def call(*args: Any, **kwargs: Any) -> Any:
             if not ends:
                 ends.append(counter.now)
-            if kind not in calls:
-                calls[kind] = tree_map_only(Tensor, _like, (args, kwargs))
+            which = kind, args[0].shape
+            asked.append(which)
+            if which not in calls:
+                calls[which] = tree_map_only(Tensor, _like, (args, kwargs))
                 with torch.no_grad(), _Paused(counter):
-                    results[kind] = [_like(x) for x in tree_leaves(forward(*calls[kind][0], **calls[kind][1]))]
+                    results[which] = [_like(x) for x in tree_leaves(forward(*calls[which][0], **calls[which][1]))]
             tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            out = _Skip.apply(results[kind], trigger, *tensors)
+            out = _Skip.apply(results[which], trigger, *tensors)
             ends[1:] = [counter.now]
             counter.mark()
             return out
@@ -154,7 +172,7 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
             for parameter in block.parameters():
                 parameter.grad = None
     del loss
-    return calls, ends[0], counter.peak - ends[1], counter.flops, forward
+    return calls, asked, ends[0], counter.peak - ends[1], counter.flops, forward
 
 
 class _Paused:
@@ -183,7 +201,12 @@ def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
     # A picture to start from has the bucket of the one that is to become of it.
     beside = {"reference": latents[1]} if skeleton.family.takes_references(skeleton.request.model) else {}
     sigma = torch.ones(shape.batch, device=META)
-    prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, **beside)
+    route = None
+    if window := skeleton.routed(shape):
+        num_tokens = latents[0][0, 0].numel() // 4
+        count = num_kept(num_tokens, skeleton.request.training.routed_share)
+        route = Route(window[0], window[-1], torch.empty(shape.batch, count, dtype=torch.int64, device=META))
+    prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, route=route, **beside)
     is_masked = any(skeleton.request.dataset.mask_roots)
     weight = torch.empty_like(latents[0][:, :1]) if is_masked else None
     return velocity_loss(prediction, latents[1], weight).mean()
@@ -211,7 +234,8 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
     with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
         block(*args, **kwargs)
     again_flops = counter.flops
-    args, kwargs = tree_map_only(Tensor, lambda x: _like(x).requires_grad_() if x.ndim == 3 else x, (args, kwargs))
+    # The streams; tables of positions are deeper.
+    args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
     counter = LiveBytes()
     with counter:
         results = [x for x in tree_leaves(block(*args, **kwargs)) if isinstance(x, Tensor)]

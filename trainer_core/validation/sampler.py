@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def sample(
     plan = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
     run = plan.start(sigmas.tolist(), float(shift_sigma(torch.tensor(1 - plan.cfg_start_pct), shift)))
     device = next(transformer.parameters()).device
-    beside = {} if reference is None else {"reference": reference}
+    beside: dict[str, Any] = {} if reference is None else {"reference": reference}
     noise = starting_noise(width, height, seed=seed, channels=channels, factor=factor)
     x = (sigmas[0] * noise).to(device)
     num_steps = len(sigmas) - 1

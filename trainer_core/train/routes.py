@@ -1,0 +1,41 @@
+"""Which of the picture's tokens go through the middle blocks in a micro-batch: drawn anew for each, on the CPU (families/routing.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config.training import TrainingConfig
+from ..families.packing import pack
+from ..families.routing import Route
+from ..seeds import generator
+
+
+def drawn_route(
+    config: TrainingConfig, num_blocks: int, latents: Tensor, weight: Tensor | None, micro: int
+) -> Route | None:
+    """The route of micro-batch number `micro`; None where every token goes through everything.
+
+    Each sample keeps equally many. Without weights all are equally likely; with them a token's chance grows with its weight:
+    what counts w times as much is w times as likely to be drawn next, and what counts nothing only follows when all else is kept.
+
+    Args:
+        latents: (B, C, h, w): their shape alone counts. weight: of every place in the loss, (B, 1, h, w).
+    Source: Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: an exponential race, won by the earliest.
+    """
+    window = config.routed_blocks(num_blocks)
+    if not window:
+        return None
+    batch, _, height, width = latents.shape
+    num_tokens = height * width // 4
+    draws = generator(config.seed, "route", micro)
+    arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=draws, dtype=torch.float64))
+    if weight is not None:
+        arrival /= pack(weight).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
+    kept = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
+    return Route(window[0], window[-1], kept.sort(dim=1).values)
+
+
+def num_kept(num_tokens: int, routed_share: float) -> int:
+    """Of a picture's tokens; at least one."""
+    return max(1, round(num_tokens * (1 - routed_share)))
