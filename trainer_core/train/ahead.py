@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Batch:
     velocity: Tensor
     sigma: Tensor
     text: Sequence[Tensor]
-    beside: Mapping[str, Tensor]
+    beside: Mapping[str, Any]
     weight: Tensor | None = None
     prior: Tensor | None = None
     levels: Tensor | None = None
@@ -63,7 +63,7 @@ class Batch:
         rest = (self.weight, self.prior, self.levels, self.x0, self.share)
         changed = [None if tensor is None else change(tensor) for tensor in rest]
         route = None if self.route is None else replace(self.route, kept=change(self.route.kept))
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route)
+        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route=route)
 
 
 class Ahead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ class Forecaster:
     def plan(self, request: TrainRequest) -> MemoryPlan:
         """The forecast on this machine."""
         facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec, self.captions)
-        return forecast(request, facts, self._cost(request, facts.largest), self._drawn(request, facts), self.machine)
+        cost, whole = self._cost(request, facts.largest), None
+        if request.training.routed_share and request.training.rollout_probability:
+            whole = self._cost(request, replace(facts.largest, is_drawn=True))
+        return forecast(request, facts, cost, self._drawn(request, facts), self.machine, whole)
 
     def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
@@ -53,6 +56,7 @@ class Forecaster:
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
         key = counted_settings(request) + ("" if self.machine.device_bytes else " cpu")
+        shape = replace(shape, is_drawn=shape.is_drawn and request.training.routed_share > 0)  # else it is all the same
         if (key, shape) not in self._costs:
             self._costs[key, shape] = self._kept(request, shape, key)
         return self._costs[key, shape]
