@@ -7,6 +7,7 @@ products: a step on quantised bases with exact and with rounded products, of the
 "torch": int8 by torch's integer product instead of ours, which gives the same numbers.
 checkpointing: a step of both models with all activations stored, with every block computed again whole (torch's own way), and with what
 no gradient reads left out, as a run does (families/checkpointing.py); CPU seconds, and bytes that the forward pass keeps.
+routing: a step with a share of the picture's tokens skipping the blocks from the second to the last but one (families/routing.py).
 
 `--only` measures some of these; the rest of the file stays, each with what it was measured on.
 """
@@ -20,11 +21,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.kernels import compile_blocks_, set_attention_
@@ -37,6 +40,7 @@ from chroma_trainer.trainer_core.quant.layer import QuantizedLinear
 from chroma_trainer.trainer_core.quant.products import Int8Product, choose_products_
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.chart import nice_ticks
+from chroma_trainer.trainer_core.train.routes import drawn_route
 from chroma_trainer.trainer_core.validation.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
 from models import PROJECT, RESULTS, model_folder, request, surroundings
 from overhead import in_turns
@@ -46,7 +50,7 @@ from torch.utils.checkpoint import checkpoint
 
 FAMILY = ChromaFamily()
 EDGE, TOKENS, PADDED, RANK = 128, 24, 512, 16
-SECTIONS = ("ideas", "growth", "checkpointing", "products")
+SECTIONS = ("ideas", "growth", "checkpointing", "products", "routing")
 IMAGES = PROJECT / "docs" / "images"
 
 
@@ -71,9 +75,11 @@ def stepper(
     batch: int = 1,
     padded: int = 0,
     masked: bool = False,
+    routed: float = 0.0,
     **optimizer_settings: Any,
 ) -> Callable[[], None]:
-    """One step. padded: text is filled up to so many tokens, and masked; masked: a mask that hides nothing."""
+    """One step. padded: text is filled up to so many tokens, and masked; masked: a mask that hides nothing;
+    routed: share of the picture's tokens that skip the middle blocks."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, **(optimizer_settings or {"fused": True}))
     side = edge // 8
     text = torch.randn(batch, TOKENS, transformer.context_embedder.in_features)
@@ -87,13 +93,14 @@ def stepper(
         mask[:, TOKENS : text.shape[1]] = False
     x0 = torch.randn(batch, 16, side, side)
     assert batch_text(list(text), image_tokens)[1] is None
+    config, num_blocks, micros = TrainingConfig(routed_share=routed, route_first=1), len(FAMILY.blocks(transformer)), count()
 
     def step() -> None:
         noise, sigma = torch.randn_like(x0), torch.rand(batch)
         x_sigma, velocity = interpolate(x0, noise, sigma)
         prediction = transformer(
             hidden_states=pack(x_sigma), encoder_hidden_states=text, timestep=sigma, attention_mask=mask,
-            image_rotary_emb=positions, return_dict=False,
+            image_rotary_emb=positions, return_dict=False, route=drawn_route(config, num_blocks, x0, None, next(micros)),
         )[0]  # fmt: skip
         velocity_loss(prediction[:, :, :, None], pack(velocity)[:, :, :, None]).mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -297,6 +304,20 @@ def measure_checkpointing(size: str, edge: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_routing(size: str, edge: int, rounds: int) -> dict[str, Any]:
+    """CPU seconds of a step by routed share, and their ratio to that with none; the model has so many blocks, of which all but two are routed."""
+    folder = model_folder(size)
+    base = FAMILY.load_transformer(request(folder, folder, edge).model)
+    steps = {f"{share:g}": stepper(*adapted(base), edge=edge, routed=share) for share in (0.0, 0.25, 0.5)}
+    seconds = in_turns(steps, rounds, warmup=1)
+    plain = median(seconds["0"])
+    found = {
+        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / plain, 3)}
+        for name, values in seconds.items()
+    }
+    return {"edge": edge, "blocks": len(FAMILY.blocks(base)), "rounds": rounds, "steps": found}
+
+
 def whole_again_(blocks: Sequence[nn.Module]) -> None:
     """Checkpoint every block as torch does, and nothing is left out."""
     for block in blocks:
@@ -337,6 +358,9 @@ def main() -> int:
         "products": lambda: {
             "tiny": measure_products("tiny", EDGE, arguments.rounds, with_torch=True),
             "medium": measure_products("medium", 256, few, with_torch=False),
+        },
+        "routing": lambda: {
+            "tiny": measure_routing("tiny", 512, arguments.rounds), "medium": measure_routing("medium", 512, few)
         },
     }
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
