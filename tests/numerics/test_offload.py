@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.families import pinned
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 from chroma_trainer.trainer_core.families.offload import GroupSwap, inner_tensors, rebuilt, swap_blocks_
 from chroma_trainer.trainer_core.families.saved import HostCopy, SavedOnHost
+from chroma_trainer.trainer_core.families.sources import shipped_config
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.lora.targets import resolve_targets
 from chroma_trainer.trainer_core.registry import load
@@ -204,3 +207,38 @@ def test_groups_cover_all_blocks(tiny_model):
     transformer = FAMILY.load_transformer(tiny_model)
     swap = swap_blocks_(FAMILY.blocks(transformer), CPU, per_group=3)
     assert [len({place.module for place in group}) > 0 for group in swap.groups] == [True, True]
+
+
+def test_pinned_tensors_lie_close(monkeypatch):
+    """torch's allocator would take the next power of two for each: 29 GB for the 17 of Chroma's blocks in bf16."""
+    empty = torch.empty
+    monkeypatch.setattr(pinned.torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
+    monkeypatch.setattr(pinned, "CHUNK_BYTES", 1 << 16)
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(9, 128), (1,), (), (0, 4), (36, 128), (3, 3, 5), (200, 128)]
+    tensors = [torch.randn(size, generator=draw).to(dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16, torch.int8)]
+    total = sum(map(pinned.bytes_of, tensors))
+    memory = pinned.PinnedMemory(total)
+    copies = [memory.copied(tensor) for tensor in tensors]
+    assert all(torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, tensors, strict=True))
+    assert total <= memory.reserved_bytes <= 1.3 * total + (1 << 16)
+
+
+def test_pinned_memory_of_chroma(monkeypatch):
+    with torch.device("meta"):
+        chroma = ChromaTransformer.from_config(shipped_config("chroma_transformer")).bfloat16()
+    weights = [parameter for block in FAMILY.blocks(chroma) for parameter in block.parameters()]
+    empty = torch.empty
+    monkeypatch.setattr(pinned.torch, "empty", lambda size, **_: empty(size, dtype=torch.uint8, device="meta"))
+    memory = pinned.PinnedMemory(sum(map(pinned.bytes_of, weights)))
+    for weight in weights:
+        memory.copied(weight.detach())
+    assert memory.reserved_bytes < 1.1 * sum(2 * weight.numel() for weight in weights)
+
+
+def test_what_blocks_of_a_text_encoder_share_comes_to_the_device(tiny_model):
+    """The first block's table of distances is read outside of it, while the block waits on the host."""
+    meta = torch.device("meta")
+    encoder = place_text_encoder_(FAMILY.load_text_encoder(tiny_model, CPU), meta)
+    ids = torch.zeros(1, 5, dtype=torch.long, device=meta)
+    assert encoder.model(ids, ids == 0).device == meta

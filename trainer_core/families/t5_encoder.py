@@ -47,7 +47,7 @@ class _Stack(nn.Module):
     def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
         x = self.embed_tokens(ids)
         first: Any = self.block[0]
-        bias = first.layer[0].SelfAttention.distances(ids.shape[1])
+        bias = first.layer[0].SelfAttention.distances(ids.shape[1]).to(x.device)  # the block may wait on the host
         bias = bias.masked_fill(~attended[:, None, None, :], torch.finfo(bias.dtype).min)
         for block in self.block:
             x = block(x, bias)
