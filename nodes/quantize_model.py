@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
-from ..trainer_core.config.model import LEVELS, ModelConfig, QuantizationConfig
+from ..trainer_core.config.model import AUTO, LEVELS, ModelConfig, QuantizationConfig
 from ..trainer_core.host import Host
 from ..trainer_core.spec import Choice, Doc, NodeSpec, Output, Socket, fields_of
 
@@ -14,7 +14,7 @@ DEFAULTS = {field.name: field for field in fields_of(QuantizationConfig)}
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(QuantizationConfig):
-    level: Annotated[str, Choice(*LEVELS), Doc(DEFAULTS["level"].doc)] = "int8-quanto"
+    level: Annotated[str, Choice(*LEVELS, AUTO), Doc(DEFAULTS["level"].doc)] = "int8-quanto"
     model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The model to quantise.")]
 
 

@@ -95,6 +95,15 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_bytes(device: torch.device) -> int:
+    """Memory that there is, free or not; RAM for a CPU and for devices that share it."""
+    if works_beside(device):
+        return int(module_of(device).get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of square matrices, the best of three: what a step can't exceed."""
     edge = 4096 if works_beside(device) else 384

@@ -20,7 +20,7 @@ from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
 from chroma_trainer.trainer_core.train.counting import bytes_of
-from chroma_trainer.trainer_core.train.upkeep import upkeep_of
+from chroma_trainer.trainer_core.train.upkeep import optimizer_of, upkeep_of
 from torch import nn
 
 # (name, settings, learning rate at which the small problems below are solved)
@@ -89,7 +89,7 @@ def test_the_plan_counts_its_states(case):
             nn.ModuleDict({"wide": nn.Linear(8192, 64), "narrow": nn.Linear(64, 3)}).to(device).requires_grad_(False)
         )
         adapters[device] = inject_(model, ["wide", "narrow"], 16, 16.0)
-    counted = upkeep_of(adapters["meta"], {"wide": 1.0, "narrow": 0.5}, asked, start=0)
+    counted = upkeep_of(optimizer_of(adapters["meta"], {"wide": 1.0, "narrow": 0.5}, asked), adapters["meta"], asked)
     parameters = [parameter for _, parameter in trainable_parameters(adapters["cpu"])]
     optimizer = build(case, parameters)
     for parameter in parameters:

@@ -12,6 +12,7 @@ from ..spec import Advanced, Choice, Doc, Range
 from .flux import FLAVOURS, FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
+AUTO = "auto"  # for the base alone: the plan chooses
 PRODUCTS = ("exact", *names("products"))
 CHROMA_REPOS = {
     "hd": "lodestones/Chroma1-HD",
@@ -26,11 +27,11 @@ class QuantizationConfig:
 
     level: Annotated[
         str,
-        Choice(*LEVELS),
+        Choice(*LEVELS, AUTO),
         Doc(
             "How the base's weights are kept; memory as a share of bf16's, error of the output (docs/quantization.md). none: as loaded. int8 (0.5, 0.4 %): "
             "start here. fp8 (0.5, 1.5 %). int4-quanto (0.28, 5.6 %) and nf4-bnb (0.26, 5.6 %): where int8 does not fit. int2 (0.16, 29 %): last resort. "
-            "bnb and torchao need their packages. Embedders, norms, the approximator and the final projection are never quantised."
+            "bnb and torchao need their packages. auto: the first of none, int8-quanto and int4-quanto with which the training fits this machine's memory. Embedders, norms, the approximator and the final projection are never quantised."
         ),
     ] = "none"
     quantize_via: Annotated[
@@ -65,6 +66,8 @@ class QuantizationConfig:
     def problems(self) -> list[Problem]:
         if self.products == "exact" or self.level.startswith(f"{self.products}-"):
             return []
+        if self.level == AUTO:
+            return [Problem("products", f"{self.products} needs a level that stores such numbers, and level auto may choose another; name the level, or use exact")]
         fitting = ", ".join(level for level in LEVELS if level.startswith(f"{self.products}-"))
         return [Problem("products", f"{self.products} needs a level that stores such numbers ({fitting}), and level is {self.level}; choose one of those, or exact")]
 

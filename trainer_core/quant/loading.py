@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..config.model import ModelConfig, QuantizationConfig
+from ..config.model import AUTO, ModelConfig, QuantizationConfig
 from ..files import sha256_text
 from ..host import Host, Notice, PhaseProgress, PhaseStarted
 from ..problems import Problem
@@ -42,6 +42,8 @@ def quantization_problems(config: QuantizationConfig, device: torch.device) -> l
     """Levels that this machine can't do: a package is missing, or the device has no kernel for it. Loads packages, no model."""
     found = missing_packages(config)
     for field in ("level", "text_encoder"):
+        if getattr(config, field) == AUTO:  # chosen later, among those that need nothing
+            continue
         quantizer = _quantizer(getattr(config, field))
         reason = "" if quantizer.missing() else quantizer.unfit(device, _encoder(config, device))
         if reason:

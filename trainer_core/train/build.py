@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..config.memory import MemoryConfig
+from ..config.model import AUTO
 from ..config.request import TrainRequest
 from ..data.holdout import split
 from ..data.index import Index, Unreadable, build_index
@@ -42,8 +43,11 @@ from ..validation.attention import drawing_problems
 from ..validation.pictures import prompts_of
 from .adapter import check_fit, init_identity, inject_adapter_, new_ema
 from .loop import Run
+from .machine import this_machine
 from .phases import Phases
 from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
+from .plan import Machine
+from .precision import with_precision
 from .preflight import problems_of
 from .relief import Relief
 from .world import Adoption, World, meet_change, settings_of
@@ -101,9 +105,13 @@ class Checked:
     references: References | None = None  # pictures to start from
 
 
-def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> Checked:
+def check_run(
+    request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
+) -> Checked:
     """Everything that can be checked while a model on the hub is not on this machine yet.
 
+    Args:
+        machine: that level auto of QuantizeModel is chosen for; None: this one.
     Raises:
         UserError: every problem, together.
     """
@@ -128,6 +136,8 @@ def check_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str]) 
     assert references is None or isinstance(references, References)
     if references:
         index = replace(index, digest=sha256_text(index.digest, references.index.digest))
+    if request.model.quantization.level == AUTO:
+        request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
     return Checked(request, family, index, device, optimizer, references)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..config.request import TrainRequest
 from ..data.index import Index
 from ..families.contract import Family
 from ..files import sha256_text
-from .costs import ModelCost, Shape
+from .costs import ModelCost, Shape, Upkeep
 from .counts import Counts
 from .facts import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 from .phase_plans import forecast
@@ -70,9 +71,15 @@ class Forecaster:
     def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """From an earlier run's count, or counted now."""
 
+        def upkeep(count: Callable[[], Upkeep]) -> Upkeep:
+            training, where = request.training, bool(self.machine.device_bytes)
+            what_learns = repr((training.rank, training.targets, training.init, request.adapter, request.optimizer, where))
+            return self.counts.kept((self._layers(request), what_learns), lambda found: Upkeep(**found), count, asdict)
+
         def count() -> ModelCost:
             if key not in self._skeletons:
-                self._skeletons[key] = Skeleton(self.family, request, "cuda" if self.machine.device_bytes else "cpu")
+                device = "cuda" if self.machine.device_bytes else "cpu"
+                self._skeletons[key] = Skeleton(self.family, request, device, upkeep)
             return self._skeletons[key].cost(shape)
 
         of = (self._layers(request), request.model.dtype, key, repr(shape))

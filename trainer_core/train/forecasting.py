@@ -24,7 +24,7 @@ def plan_request(
     Raises:
         UserError: every problem of the request.
     """
-    checked = check_run(request, host, {})
+    checked = check_run(request, host, {}, machine)
     request = checked.request
     made = forecaster(
         request,

@@ -17,12 +17,18 @@ DEVICE_OVERHEAD, DEVICE_GAPS = 700_000_000, 0.04
 
 @dataclass(frozen=True)
 class Machine:
-    """device_bytes: free on the accelerator, 0 for a CPU run; ram_bytes: free RAM; flops: a second, 0 unknown."""
+    """Args:
+    device_bytes: free on the accelerator, 0 for a CPU run. ram_bytes: free RAM.
+    flops: a second, 0 unknown.
+    device_total, ram_total: what there is, free or not.
+    """
 
     name: str
     device_bytes: int
     ram_bytes: int
     flops: float = 0.0
+    device_total: int = 0
+    ram_total: int = 0
 
 
 @dataclass(frozen=True)

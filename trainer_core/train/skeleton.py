@@ -5,7 +5,7 @@ Blocks of one kind that learn in the same places take the same, so that one of e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -27,18 +27,25 @@ from ..quant.products import choose_products_
 from ..registry import load
 from ..seeds import generator
 from .adapter import learning
-from .costs import BlockCost, ModelCost, Shape
+from .costs import BlockCost, ModelCost, Shape, Upkeep
 from .counting import FlashShapes, LiveBytes, bytes_of
 from .routes import num_kept
-from .upkeep import upkeep_of
+from .upkeep import optimizer_of, upkeep_of
 
 META = torch.device("meta")
 
 
 class Skeleton:
-    """An adapted, quantised transformer without weights, and the optimiser's hold on it. device_type: where it is to train."""
+    """An adapted, quantised transformer without weights, and the optimiser's hold on it.
 
-    def __init__(self, family: Family, request: TrainRequest, device_type: str = "cuda"):
+    Args:
+        device_type: where it is to train.
+        kept: what upkeep_of gives, by counting or from an earlier count; it depends on what learns, not on the base's level.
+    """
+
+    def __init__(
+        self, family: Family, request: TrainRequest, device_type: str = "cuda", kept: Callable[[Callable[[], Upkeep]], Upkeep] = lambda count: count()
+    ):
         training = request.training
         transformer = family.empty_transformer(request.model)
         transformer = transformer.to(DTYPES[request.model.dtype]).requires_grad_(False)
@@ -67,7 +74,8 @@ class Skeleton:
         begin_((layer for name, layer in self.layers.items() if not name.startswith(tuple(others))), request)
         set_dropout_(self.layers, request.adapter.dropout, training.seed)
         # Before a block is counted: what learns may change its precision (adamw_bf16).
-        self.upkeep = upkeep_of(self.layers, rates, request, self._start(), device_type)
+        optimizer = optimizer_of(self.layers, rates, request, device_type)
+        self.upkeep = replace(kept(lambda: upkeep_of(optimizer, self.layers, request)), start=self._start())
 
     def cost(self, shape: Shape) -> ModelCost:
         """Counted; a part of a second."""

@@ -18,13 +18,13 @@ from .costs import Upkeep
 from .counting import LiveBytes, NoNumbers, bytes_of
 
 
-def upkeep_of(
-    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, start: int, device_type: str = "cuda"
-) -> Upkeep:
-    """Counted over a step; what learns takes the precision that the optimiser gives it.
+def optimizer_of(
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, device_type: str = "cuda"
+) -> torch.optim.Optimizer:
+    """The run's optimiser; what learns takes the precision that it gives it.
 
     Args:
-        layers: on the meta device. rates: see adapter.learning. start: see Upkeep.
+        layers: on the meta device. rates: see adapter.learning.
         device_type: of the device that is planned for: how much is done at once may depend on it (adamw_bf16).
     """
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
@@ -33,6 +33,11 @@ def upkeep_of(
     optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
     if hasattr(optimizer, "counted_for"):
         optimizer.counted_for = device_type  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
+
+
+def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest) -> Upkeep:
+    """Counted over a step, without what the layers began with. For a released model a few seconds."""
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)
     counter = LiveBytes()
@@ -54,6 +59,6 @@ def upkeep_of(
         with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
             aside = counter.peak - held
     return Upkeep(
-        adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=start,
+        adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
         states=held - average, average=average, step_peak=step_peak, aside=aside,
     )  # fmt: skip

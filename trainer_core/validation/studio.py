@@ -23,6 +23,7 @@ from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..lora.inject import remove_, set_strength_
 from ..lora.read import apply_lora_
 from ..problems import UserError
+from ..quant.levels import with_level_to_draw
 from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
 from ..shards import Store
@@ -113,6 +114,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
         raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
     if told := family.warning(model, settings):
         host.emit(Notice(told, "warning"))
+    model = with_level_to_draw(model, family, pick_device(host.device), lora.model if lora else None)
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():
