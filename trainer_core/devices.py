@@ -132,6 +132,15 @@ def memory_in_use(device: torch.device) -> tuple[str, int]:
     return "RAM", int(psutil.Process().memory_info().rss)
 
 
+def memory_in_use(device: torch.device) -> tuple[str, int]:
+    """("VRAM", bytes that torch holds there), or ("RAM", what this process holds). Asks the device nothing."""
+    if device.type == "cuda":
+        return "VRAM", torch.cuda.memory_reserved(device)
+    import psutil  # accelerate brings it
+
+    return "RAM", int(psutil.Process().memory_info().rss)
+
+
 def peak_ram_bytes() -> int:
     """Peak resident memory of this process so far."""
     if sys.platform == "win32":

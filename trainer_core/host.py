@@ -67,6 +67,16 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class EvalReport:
+    """The loss on fixed noise, comparable between steps and runs (train/evaluation.py). step 0 is the base; held_out: on images that were not trained on."""
+
+    step: int
+    loss: float
+    standard_error: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
 class PreviewReady:
     """A validation picture lies at path. step 0 is the base model."""
 
@@ -116,7 +126,7 @@ class RunReported:
 
 Event = (
     Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunOpened
-    | MemoryPlanned | RunReported
+    | MemoryPlanned | EvalReport | RunReported
 )
 
 

@@ -53,6 +53,10 @@ PARTS: dict[str, dict[str, str]] = {
         "adafactor": ".optim.adafactor:PART",
         "came": ".optim.came:PART",
     },
+    "tracker": {
+        "tensorboard": ".trackers.tensorboard:TensorBoard",
+        "wandb": ".trackers.wandb:WeightsAndBiases",
+    },
 }
 
 

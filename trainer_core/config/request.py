@@ -33,6 +33,8 @@ class TrainRequest:
         value["dataset"].pop("roots")
         value["dataset"].pop("reference_roots")
         value["dataset"].pop("mask_roots")
+        if self.training.trackers == "none":  # as before there was a choice
+            value["training"].pop("trackers")
         if self.model.quantization.products == "exact":  # files and folders are named and written as before there was a choice
             value["model"]["quantization"].pop("products")
         for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):

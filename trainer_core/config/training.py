@@ -20,6 +20,7 @@ SIGMA_DENSITIES = (
     "quadratic_tail",
     "quadratic_tail_legacy",
 )
+TRACKERS = ("none", "tensorboard", "wandb", "tensorboard+wandb")
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 
@@ -208,6 +209,12 @@ class TrainingConfig:
         Advanced(),
         Doc("Last block that routed tokens skip, counted as route_first."),
     ] = -2
+    trackers: Annotated[
+        str,
+        Choice(*TRACKERS),
+        Advanced(),
+        Doc("Where else to follow the run: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
+    ] = "none"
 
     def routed_blocks(self, num_blocks: int) -> range:
         """Places of the blocks that routed tokens skip, of so many; empty without any.

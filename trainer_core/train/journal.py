@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from ..files import remove_temporaries
 from ..host import Event, Host, Notice, Paths, PhaseStarted, RunReported, StepReport
 from ..problems import Cancelled, UserError
+from ..trackers.sink import TrackerSink
 from .control import Status, read_status, take_command, write_status
 from .lock import Locked, RunLock
 
@@ -121,10 +122,11 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class RunHost:
-    """The host of a run that has a folder: events go into its journal as well, and commands are heard."""
+    """The host of a run that has a folder: events go into its journal and to its trackers as well, and commands are heard."""
 
     host: Host
     journal: Journal
+    trackers: TrackerSink | None = None
 
     @property
     def paths(self) -> Paths:
@@ -152,6 +154,22 @@ class RunHost:
         if self.journal.fault != before:
             self.host.emit(Notice(f"events.jsonl can't be written: {self.journal.fault}; the run goes on", "warning"))
         self.host.emit(event)
+        if self.trackers:
+            self.trackers(event)
+            self.tell_of_trackers()
+
+    def begin(self, step: int, num_steps: int, losses: Sequence[float]) -> None:
+        """Training begins. step: that it goes on from, 0 for none; losses: of the steps before."""
+        self.journal.write({"kind": "Resumed", "step": step})
+        self.journal.set(step=step, total=num_steps)
+        if self.trackers:
+            self.trackers.begin(step, num_steps, losses)
+
+    def tell_of_trackers(self) -> None:
+        """What they had to say, in this thread: sinks know no other."""
+        for notice in self.trackers.told() if self.trackers else ():
+            self.journal(notice)
+            self.host.emit(notice)
 
     def check_cancelled(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..host import Host, Notice
+from ..host import EvalReport, Host, Notice
 from .checkpoint import prune, save_checkpoint
 from .evaluation import best_step, eval_loss
 from .loop import Run
@@ -21,6 +21,7 @@ def keep(folder: Path, run: Run, host: Host, evaluate: bool = True) -> None:
     """
     if evaluate and run.held and run.step not in run.eval_losses:
         mean, error = run.eval_losses[run.step] = eval_loss(run)
+        host.emit(EvalReport(run.step, mean, error, held_out=True))
         host.emit(Notice(f"step {run.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
     newest = save_checkpoint(folder, run, host)
     prune(folder, newest, run.config.keep_checkpoints, run.config.keep_every, best_step(run))

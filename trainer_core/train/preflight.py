@@ -14,6 +14,7 @@ from ..lora.targets import chosen_layers
 from ..problems import Problem, UserError
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
+from ..trackers.sink import chosen
 
 PLAIN_INITS = ("default", "gaussian")
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors moves where the update begins
@@ -32,6 +33,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             )
     found += missing_packages(request.model.quantization)
     found += missing_for_drawing(request.validation)
+    found += missing_trackers(request)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         found.append(
@@ -65,6 +67,12 @@ def reference_problems(request: TrainRequest) -> list[Problem]:
         for field, is_given in named
         if is_given and not model.takes_references
     ]
+
+
+def missing_trackers(request: TrainRequest) -> list[Problem]:
+    """A problem for each tracker that lacks its package or its key."""
+    missing = [load("tracker", name).missing() for name in chosen(request.training.trackers)]
+    return [Problem("trackers", f"{text}; or choose tensorboard or none") for text in missing if text]
 
 
 def adapter_problems(request: TrainRequest) -> list[Problem]:

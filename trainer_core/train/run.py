@@ -20,7 +20,7 @@ from ..devices import as_current, empty_cache, empty_pinned, peak_ram_bytes, pea
 from ..families.weights import DTYPES
 from ..files import write_json
 from ..flow.timesteps import ShiftedBySize, density
-from ..host import Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
+from ..host import EvalReport, Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..lora.export import ExportedLora, export_lora
 from ..lora.inject import set_strength_
 from ..problems import UserError
@@ -40,6 +40,7 @@ from .outcome import comparison, memory_report, memory_told
 from .phases import Phases
 from .plan import MemoryPlan
 from .record import lora_metadata, run_record
+from .tracking import tracked
 from .world import adopt, write_world
 
 
@@ -90,7 +91,10 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         reset_peak(checked.device)
         plan, forecast = settled(checked, host)
         try:
-            with as_current(plan.device), memory_told(forecast, phases, plan.device), open_run(plan.folder, host) as run_host:
+            with (
+                as_current(plan.device), memory_told(forecast, phases, plan.device),
+                open_run(plan.folder, host) as opened, tracked(plan, prompt, opened) as run_host,
+            ):  # fmt: skip
                 return _train(plan, run_host, prompt, phases, forecast)
         except Unreadable as found:  # without them it is another run, in another folder
             unreadable |= found.faults
@@ -118,6 +122,7 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     with phases("validate"):
         set_strength_(run.transformer, 0.0)
         eval_before = eval_loss(run)
+        host.emit(EvalReport(0, *eval_before, held_out=bool(run.held)))
         live.draw_base(run)
         set_strength_(run.transformer, 1.0)
 
@@ -130,8 +135,7 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     else:
         look_at_data_(run, request, host)
     first = run.step
-    host.journal.write({"kind": "Resumed", "step": first})
-    host.journal.set(step=first, total=run.num_steps)
+    host.begin(first, run.num_steps, run.losses)
     try:
         with phases("train"):
             host.emit(PhaseStarted("train", run.num_steps, "steps"))
@@ -148,6 +152,7 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
         best = _save_best(plan, run, checkpoints, record, host)
     with phases("validate"):
         eval_after = eval_loss(run)
+        host.emit(EvalReport(run.step, *eval_after, held_out=bool(run.held)))
         live.draw_last(run)
     report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     report["memory"] = memory_report(forecast, plan.device)

@@ -30,6 +30,7 @@ FILE = "world.json"
 # Fields that do not change the course of a run: it may be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
+    "trackers",
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     value["adapter"].pop("precision", None)
     value["adapter"].pop("init_lora")  # its bytes count, not its name
     for name in WITHOUT_EFFECT:
-        value["training"].pop(name)
+        value["training"].pop(name, None)
     if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on
         value["training"].pop("steps")
         value["training"].pop("epochs")

@@ -1,0 +1,181 @@
+"""TensorBoard's event files, written without TensorBoard: records of protobuf messages, each with its checksums.
+
+record = length (uint64) | masked crc of it | message | masked crc of it,   mask(c) = rotr(c, 15) + 0xa282ead8   (little endian)
+
+Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/util/event.proto; field numbers as there and in
+tensorboard/plugins/hparams/plugin_data.proto.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, reflected
+NUM_LANES = 1024  # pieces of a long message whose checksums are taken side by side
+SHORT = 8192  # bytes; below that the plain loop is as fast
+
+Value = bool | int | float | str | bytes
+
+
+@cache
+def _table() -> np.ndarray:
+    """(256,) uint32: what each byte adds."""
+    values = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        values = (values >> 1) ^ np.where(values & 1, np.uint32(CASTAGNOLI), np.uint32(0))
+    return values
+
+
+@cache
+def _listed() -> list[int]:
+    return _table().tolist()
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C. Long data is cut into lanes of one length, whose states run side by side and are then joined:
+
+    after(A | B) = zeros(after(A), |B|) ^ after(B),   zeros(c, n): c after n bytes of zeros, linear in c.
+    """
+    if len(data) < SHORT:
+        table, state = _listed(), 0xFFFFFFFF
+        for byte in data:
+            state = table[(state ^ byte) & 255] ^ (state >> 8)
+        return state ^ 0xFFFFFFFF
+    width = -(-len(data) // NUM_LANES)
+    padded = np.zeros(NUM_LANES * width, np.uint8)  # zeros in front change nothing, as the first state is 0
+    padded[-len(data) :] = np.frombuffer(data, np.uint8)
+    padded[-len(data) : len(padded) - len(data) + 4] ^= 255  # the same as a first state of 0xffffffff
+    columns = np.zeros((width, NUM_LANES + 32), np.uint8)
+    columns[:, :NUM_LANES] = padded.reshape(NUM_LANES, width).T
+    states = np.concatenate(
+        [np.zeros(NUM_LANES, np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)]
+    )  # 32 more: zeros()
+    table = _table()
+    for column in columns:
+        states = table[(states ^ column) & 255] ^ (states >> 8)
+    *lanes, state = *states[:NUM_LANES].tolist(), 0
+    after_zeros = states[NUM_LANES:].tolist()
+    for lane in lanes:
+        moved = lane
+        for bit in range(32):
+            if state >> bit & 1:
+                moved ^= after_zeros[bit]
+        state = moved
+    return state ^ 0xFFFFFFFF
+
+
+def masked_crc(data: bytes) -> int:
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def record(message: bytes) -> bytes:
+    length = struct.pack("<Q", len(message))
+    return length + struct.pack("<I", masked_crc(length)) + message + struct.pack("<I", masked_crc(message))
+
+
+def varint(value: int) -> bytes:
+    """value: not negative."""
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def field(number: int, value: Value) -> bytes:
+    """One field of a message: a number as varint, a float as double, text and messages with their length."""
+    if isinstance(value, float):
+        return varint(number << 3 | 1) + struct.pack("<d", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(int(value))
+    raw = value.encode("utf-8") if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(raw)) + raw
+
+
+def single(number: int, value: float) -> bytes:
+    """A field of 32 bits. A value beyond them is infinite there."""
+    with np.errstate(over="ignore"):
+        return varint(number << 3 | 5) + np.float32(value).astype("<f4").tobytes()
+
+
+def metadata(plugin: str, content: bytes = b"", description: str = "") -> bytes:
+    """SummaryMetadata: which of TensorBoard's pages shows a value."""
+    data = field(1, plugin) + (field(2, content) if content else b"")
+    return field(1, data) + (field(3, description) if description else b"")
+
+
+def scalar(tag: str, value: float) -> bytes:
+    """A Summary.Value: one point of a curve."""
+    return field(1, tag) + single(2, value)
+
+
+def text(tag: str, markdown: str) -> bytes:
+    """A Summary.Value: text, as a string tensor of one element."""
+    shape = field(2, field(2, field(1, 1)))
+    return field(1, tag) + field(9, metadata("text")) + field(8, field(1, 7) + shape + field(8, markdown))
+
+
+def image(tag: str, png: bytes, description: str = "") -> bytes:
+    """A Summary.Value: a PNG as it is; its size stands in its header."""
+    width, height = struct.unpack(">II", png[16:24])
+    body = field(1, height) + field(2, width) + field(3, 3) + field(4, png)
+    return field(1, tag) + field(4, body) + (field(9, field(3, description)) if description else b"")
+
+
+def hyper_parameters(name: str, values: Iterable[tuple[str, str | float | bool]], seconds: float) -> bytes:
+    """A Summary.Value: what the page "HParams" compares runs by."""
+    body = b"".join(field(1, field(1, key) + field(2, _struct_value(value))) for key, value in values)
+    session = body + field(4, name) + field(5, seconds)
+    return field(1, "_hparams_/session_start_info") + field(9, metadata("hparams", field(3, session)))
+
+
+def _struct_value(value: str | float | bool) -> bytes:
+    """google.protobuf.Value."""
+    if isinstance(value, bool):
+        return field(4, value)
+    return field(2, float(value)) if isinstance(value, (int, float)) else field(3, value)
+
+
+class EventFile:
+    """A new event file in a folder, named after those that are there. Every event is written at once: a killed process loses none.
+
+    Args:
+        first_step: events of this step and later ones that earlier files of the folder have are void.
+    Raises:
+        OSError: the disk is full, or can't be written.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = _new_file(folder)
+        self.write(0, field(3, "brain.Event:2"))
+        self.write(first_step, field(7, field(1, 1)))  # SessionLog: START
+
+    def write(self, step: int, what: bytes) -> None:
+        event = field(1, time.time()) + field(2, step) + what
+        self._file.write(record(event))
+
+    def add(self, step: int, *values: bytes) -> None:
+        """One Summary of Summary.Values."""
+        self.write(step, field(5, b"".join(field(1, value) for value in values)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _new_file(folder: Path):
+    """TensorBoard reads a folder's files in the order of their names."""
+    stem = f"events.out.tfevents.{int(time.time()):010d}"
+    for number in range(1000):
+        try:
+            return (folder / f"{stem}.{number:03d}").open("xb", buffering=0)
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"{folder} has a thousand event files of this second")

@@ -1,0 +1,104 @@
+"""Curves, pictures and settings for Weights & Biases. Needs the optional extra `wandb`; the LoRA itself is not sent.
+
+The key, project, entity and mode come from the environment, by wandb's own names: WANDB_API_KEY, WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from ..files import write_atomic
+from .contract import Opening
+
+FOLDER, ID_FILE = "wandb", "run-id.txt"
+PROJECT = "chroma-trainer"
+WITHOUT_KEY = ("offline", "dryrun", "disabled")  # modes that send nothing
+
+
+class WeightsAndBiases:
+    def __init__(self, opening: Opening, tell: Callable[[str], None]):
+        self._wandb = wandb = importlib.import_module("wandb")
+        (opening.folder / FOLDER).mkdir(exist_ok=True)
+        identity, known = run_id(opening)
+        self._run = wandb.init(
+            id=identity,
+            resume="allow" if known and not offline() else None,
+            dir=str(opening.folder),
+            project=None if os.environ.get("WANDB_PROJECT") else PROJECT,
+            name=None if os.environ.get("WANDB_NAME") else opening.folder.name,
+            config=dict(opening.settings),
+            reinit="create_new",  # another extension of this process may have a run of its own
+            # Neither code, nor git's state, nor what is printed is sent; its own lines would tear the console's.
+            settings=wandb.Settings(console="off", save_code=False, disable_code=True, disable_git=True, silent=True),
+        )
+        sent_later = f'W&B, offline: to send it later, wandb sync "{Path(self._run.dir).parent}"'
+        tell(sent_later if offline() else f"W&B: {self._run.url}")
+
+    @staticmethod
+    def missing() -> str:
+        try:
+            metadata.version("wandb")
+        except metadata.PackageNotFoundError:
+            return 'wandb is not installed; pip install wandb, or the extra: pip install "chroma-trainer[wandb]"'
+        if offline() or _has_key():
+            return ""
+        return "wandb has no key here; set WANDB_API_KEY, or WANDB_MODE=offline to keep the run on this machine and send it later"
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        self._log(step, values)
+
+    def picture(self, step: int, name: str, path: Path, caption: str) -> None:
+        with Image.open(path) as picture:  # its pixels alone: the file carries the workflow
+            self._log(step, {name: self._wandb.Image(picture.convert("RGB"), caption=caption)})
+
+    def summary(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(values))
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        """A resumed run repeats the steps since its checkpoint, to the same numbers; wandb refuses steps that it has."""
+        if step >= self._run.step:
+            self._run.log(dict(values), step=step)
+
+
+def run_id(opening: Opening) -> tuple[str, bool]:
+    """The run's name at W&B, and whether it is there. One that begins is another one: ids of runs that were deleted can't be used again."""
+    path = opening.folder / FOLDER / ID_FILE
+    if opening.step:
+        try:
+            return path.read_text("utf-8").strip(), True
+        except OSError:
+            pass
+    identity = f"{opening.folder.name.rpartition('-')[2]}-{time.time_ns() // 1_000_000:x}"
+    write_atomic(path, identity + "\n")
+    return identity, False
+
+
+def offline() -> bool:
+    return os.environ.get("WANDB_MODE", "").lower() in WITHOUT_KEY
+
+
+def _has_key() -> bool:
+    """In the environment, or where `wandb login` writes it: otherwise wandb would ask at the console, in the middle of a run."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if host in path.read_text("utf-8", errors="replace"):
+                return True
+        except OSError:
+            continue
+    return False
