@@ -7,7 +7,17 @@ import struct
 
 import pytest
 from chroma_trainer.trainer_core.trackers import event_file
-from chroma_trainer.trainer_core.trackers.event_file import SHORT, EventFile, crc32c, field, masked_crc, record, scalar, single, varint
+from chroma_trainer.trainer_core.trackers.event_file import (
+    SHORT,
+    EventFile,
+    crc32c,
+    field,
+    masked_crc,
+    record,
+    scalar,
+    single,
+    varint,
+)
 
 
 def bitwise(data: bytes) -> int:

@@ -19,6 +19,9 @@ import numpy as np
 CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, reflected
 NUM_LANES = 1024  # pieces of a long message whose checksums are taken side by side
 SHORT = 8192  # bytes; below that the plain loop is as fast
+STRING = 7  # tensorflow.DataType.DT_STRING
+TENSOR, PICTURES = 2, 3  # tensorboard.DataClass
+SUCCESS, FAILURE = 1, 2  # tensorboard.hparams.Status
 
 Value = bool | int | float | str | bytes
 
@@ -105,10 +108,15 @@ def single(number: int, value: float) -> bytes:
         return varint(number << 3 | 5) + np.float32(value).astype("<f4").tobytes()
 
 
-def metadata(plugin: str, content: bytes = b"", description: str = "") -> bytes:
-    """SummaryMetadata: which of TensorBoard's pages shows a value."""
+def metadata(plugin: str, content: bytes = b"", description: str = "", data_class: int = 0) -> bytes:
+    """SummaryMetadata: which of TensorBoard's pages shows a value. data_class: TENSOR or PICTURES, 0 for none."""
     data = field(1, plugin) + (field(2, content) if content else b"")
-    return field(1, data) + (field(3, description) if description else b"")
+    return field(1, data) + (field(3, description) if description else b"") + (field(4, data_class) if data_class else b"")
+
+
+def strings(*values: bytes) -> bytes:
+    """TensorProto: a vector of strings."""
+    return field(1, STRING) + field(2, field(2, field(1, len(values)))) + b"".join(field(8, value) for value in values)
 
 
 def scalar(tag: str, value: float) -> bytes:
@@ -117,23 +125,28 @@ def scalar(tag: str, value: float) -> bytes:
 
 
 def text(tag: str, markdown: str) -> bytes:
-    """A Summary.Value: text, as a string tensor of one element."""
-    shape = field(2, field(2, field(1, 1)))
-    return field(1, tag) + field(9, metadata("text")) + field(8, field(1, 7) + shape + field(8, markdown))
+    """A Summary.Value."""
+    return field(1, tag) + field(9, metadata("text", data_class=TENSOR)) + field(8, strings(markdown.encode("utf-8")))
 
 
 def image(tag: str, png: bytes, description: str = "") -> bytes:
     """A Summary.Value: a PNG as it is; its size stands in its header."""
     width, height = struct.unpack(">II", png[16:24])
-    body = field(1, height) + field(2, width) + field(3, 3) + field(4, png)
-    return field(1, tag) + field(4, body) + (field(9, field(3, description)) if description else b"")
+    tensor = strings(str(width).encode(), str(height).encode(), png)
+    return field(1, tag) + field(9, metadata("images", field(1, 1), description, PICTURES)) + field(8, tensor)
 
 
-def hyper_parameters(name: str, values: Iterable[tuple[str, str | float | bool]], seconds: float) -> bytes:
+def session_start(name: str, values: Iterable[tuple[str, str | float | bool]]) -> bytes:
     """A Summary.Value: what the page "HParams" compares runs by."""
     body = b"".join(field(1, field(1, key) + field(2, _struct_value(value))) for key, value in values)
-    session = body + field(4, name) + field(5, seconds)
+    session = body + field(4, name) + field(5, time.time())
     return field(1, "_hparams_/session_start_info") + field(9, metadata("hparams", field(3, session)))
+
+
+def session_end(failed: bool) -> bytes:
+    """A Summary.Value: how the session ended."""
+    session = field(1, FAILURE if failed else SUCCESS) + field(2, time.time())
+    return field(1, "_hparams_/session_end_info") + field(9, metadata("hparams", field(4, session)))
 
 
 def _struct_value(value: str | float | bool) -> bytes:

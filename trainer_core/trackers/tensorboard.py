@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .contract import Opening, flat
-from .event_file import EventFile, hyper_parameters, image, scalar, text
+from .event_file import EventFile, image, scalar, session_end, session_start, text
 
 FOLDER = "tensorboard"
 
@@ -21,7 +20,7 @@ class TensorBoard:
         settings = json.dumps(opening.settings, indent=2, ensure_ascii=False)
         self._file.add(
             0,
-            hyper_parameters(opening.folder.name, flat(opening.settings), time.time()),
+            session_start(opening.folder.name, flat(opening.settings)),
             text("settings", _code(settings)),
         )
         tell(f'TensorBoard: tensorboard --logdir "{opening.folder.parent}"')
@@ -40,6 +39,7 @@ class TensorBoard:
         self._file.add(step, text("result", _code(json.dumps(values, indent=2, ensure_ascii=False))))
 
     def close(self, failed: bool) -> None:
+        self._file.add(0, session_end(failed))
         self._file.close()
 
 
