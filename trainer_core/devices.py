@@ -125,17 +125,8 @@ def _wait(device: torch.device) -> None:
 
 def memory_in_use(device: torch.device) -> tuple[str, int]:
     """("VRAM", bytes that torch holds there), or ("RAM", what this process holds). Asks the device nothing."""
-    if device.type == "cuda":
-        return "VRAM", torch.cuda.memory_reserved(device)
-    import psutil  # accelerate brings it
-
-    return "RAM", int(psutil.Process().memory_info().rss)
-
-
-def memory_in_use(device: torch.device) -> tuple[str, int]:
-    """("VRAM", bytes that torch holds there), or ("RAM", what this process holds). Asks the device nothing."""
-    if device.type == "cuda":
-        return "VRAM", torch.cuda.memory_reserved(device)
+    if asked := getattr(module_of(device), "memory_reserved", None) if works_beside(device) else None:
+        return "VRAM", asked(device)
     import psutil  # accelerate brings it
 
     return "RAM", int(psutil.Process().memory_info().rss)
