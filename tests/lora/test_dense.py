@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.lora.dense import dense_weight
+from chroma_trainer.trainer_core.lora.dense import dense_weight, doubled
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 
@@ -30,3 +30,19 @@ def test_it_is_the_matrix_the_layer_acts_by(level, dtype):
 def test_of_a_plain_layer_nothing_is_copied():
     layer = nn.Linear(4, 3)
     assert dense_weight(layer).data_ptr() == layer.weight.data_ptr()
+
+
+class WithoutDoubles(torch.Tensor):
+    """As MPS has them."""
+
+    def double(self, *_: object) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self, *_: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_fp64_is_computed_where_there_is_some():
+    plain = torch.arange(6.0).view(2, 3)
+    found = doubled(plain.as_subclass(WithoutDoubles))
+    assert found.dtype == torch.float64 and torch.equal(found, plain.double())

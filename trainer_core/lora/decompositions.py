@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .dense import doubled
+
 OVERSAMPLING = 8
 
 
@@ -97,14 +99,16 @@ class Directions:
         """x: (tokens, in)."""
         rows = x.detach().float() if self.sketch is None else torch.cat([self.sketch, x.detach().float()])
         # Of the small Gram matrix, in fp64: rows are few hundred, columns are thousands.
-        values, vectors = torch.linalg.eigh(rows.double() @ rows.double().t())
+        exact = doubled(rows)
+        values, vectors = torch.linalg.eigh(exact @ exact.t())
         kept = min(self.width, len(values))
-        self.sketch = (vectors[:, -kept:].flip(1).t() @ rows.double()).float()
+        self.sketch = (vectors[:, -kept:].flip(1).t() @ exact).float().to(x.device)
 
     def rows(self, count: int) -> Tensor:
         """Unit vectors, the strongest first, (up to count, in): fewer where the inputs span less."""
         assert self.sketch is not None, "nothing was seen"
-        length = self.sketch.double().norm(dim=1)
-        kept = self.sketch[: int((length > 1e-6 * length.max()).sum())][:count].double()
+        sketch = doubled(self.sketch)
+        length = sketch.norm(dim=1)
+        kept = sketch[: int((length > 1e-6 * length.max()).sum())][:count]
         unit = kept / kept.norm(dim=1, keepdim=True)
         return (unit * unit.gather(1, unit.abs().argmax(1, keepdim=True)).sign()).float()

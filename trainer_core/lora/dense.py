@@ -16,6 +16,14 @@ class Compressed(Protocol):
         ...
 
 
+def doubled(tensor: Tensor) -> Tensor:
+    """In fp64; on the CPU where the tensor's device has none (MPS)."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.cpu().double()
+
+
 def dense_weight(linear: nn.Linear) -> Tensor:
     """A layer's weight, (out, in), floating point, without a gradient. Of a plain Linear it is the weight itself: don't write to it."""
     if isinstance(linear, Compressed):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
 from .contract import Update, product_dtype
-from .dense import dense_weight
+from .dense import dense_weight, doubled
 from .lora import LoraLinear, LoraPair, row_norms
 
 
@@ -34,7 +34,7 @@ class DoraLinear(LoraLinear):
         norms = row_norms(dense_weight(base).float()).to(self.lora_A.device)
         self.magnitude = nn.Parameter(norms.clone())
         self.square_norms: Tensor
-        self.register_buffer("square_norms", norms.double().square().float(), persistent=False)
+        self.register_buffer("square_norms", doubled(norms).square().float().to(norms.device), persistent=False)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """The norms of the base are known from the base."""
@@ -70,15 +70,15 @@ class DoraLinear(LoraLinear):
         """A LoRA's file gives what that LoRA gives: its rows keep the lengths that they have with it."""
         pair = self.fitting(update)
         self._take_factors_(pair, fill)
-        weight = dense_weight(self.base).double().to(self.magnitude.device)
+        weight = doubled(dense_weight(self.base).to(self.magnitude.device))
         plain = LoraPair(pair.down, pair.up)
         norms = row_norms(weight + plain.delta(weight))
-        self.magnitude.copy_(norms if not pair.is_dora else pair.row_factors(weight).flatten() * norms)
+        self.magnitude.copy_((norms if not pair.is_dora else pair.row_factors(weight).flatten() * norms).float())
 
     def update(self) -> LoraPair:
         """ComfyUI divides by the norm of W where peft divides by that of W + s B A: both are written, and both are exact."""
         pair = super().update()
-        weight = dense_weight(self.base).double().cpu()
+        weight = dense_weight(self.base).cpu().double()
         magnitude = self.magnitude.detach().cpu().float()
         factors = LoraPair(pair.down, pair.up, magnitude=magnitude).row_factors(weight)
         ratio = (factors.flatten() * row_norms(weight)).float()[:, None]

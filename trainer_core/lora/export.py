@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..files import replace_atomic, sha256_of
 from .contract import AdapterLayer, Update, probe
-from .dense import dense_weight
+from .dense import dense_weight, doubled
 from .keys import Place, original_place
 from .lora import row_norms
 from .read import file_names, kohya_name, match, read_lora
@@ -130,7 +130,7 @@ def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict
 def _norms(module: nn.Module) -> Tensor:
     base = module.base if isinstance(module, AdapterLayer) else module
     assert isinstance(base, nn.Linear)
-    return row_norms(dense_weight(base).double()).float().cpu()
+    return row_norms(doubled(dense_weight(base))).float().cpu()
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

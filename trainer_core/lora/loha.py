@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
+from .dense import doubled
 
 NAMES = ("w1_a", "w1_b", "w2_a", "w2_b")
 
@@ -51,7 +52,7 @@ class LohaUpdate(Update):
         return self.w1_a.shape[0], self.w1_b.shape[1]
 
     def delta(self, weight: Tensor) -> Tensor:
-        a1, b1, a2, b2 = (getattr(self, name).to(weight.device).double() for name in NAMES)
+        a1, b1, a2, b2 = (doubled(getattr(self, name).to(weight.device)) for name in NAMES)
         return (a1 @ b1) * (a2 @ b2) * self.scale
 
     def applied(self, x: Tensor) -> Tensor:

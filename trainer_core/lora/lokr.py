@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config.adapter import KIND_RULES, AdapterConfig
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
 from .decompositions import gaussian, uniform
+from .dense import doubled
 
 
 def factors_of(dimension: int, factor: int) -> tuple[int, int]:
@@ -79,7 +80,7 @@ class LokrUpdate(Update):
 
     def delta(self, weight: Tensor) -> Tensor:
         w1, w2 = (
-            _product(*(None if t is None else t.to(weight.device).double() for t in side))
+            _product(*(None if t is None else doubled(t.to(weight.device)) for t in side))
             for side in ((self.w1, self.w1_a, self.w1_b), (self.w2, self.w2_a, self.w2_b))
         )
         return torch.kron(w1, w2) * self.scale

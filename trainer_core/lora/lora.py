@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config.adapter import KIND_RULES
 from .contract import AdapterLayer, Misfit, Part, Start, Update, device_of
 from .decompositions import gaussian, olora, orthogonal, pissa, uniform
-from .dense import dense_weight
+from .dense import dense_weight, doubled
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class LoraPair(Update):
         return self.up.shape[0], self.down.shape[1]
 
     def delta(self, weight: Tensor) -> Tensor:
-        product = self.up.to(weight.device).double() @ self.down.to(weight.device).double()
+        product = doubled(self.up.to(weight.device)) @ doubled(self.down.to(weight.device))
         if not self.is_dora:
             return product
-        weight = weight.double()
+        weight = doubled(weight)
         return (weight + product) * self.row_factors(weight) - weight
 
     def row_factors(self, weight: Tensor) -> Tensor:
         """What each row of W + up @ down is multiplied by, (out, 1), fp64. weight: (out, in)."""
-        weight = weight.double()
+        weight = doubled(weight)
         if self.magnitude is not None:
             product = self.up.to(weight.device).double() @ self.down.to(weight.device).double()
             return self.magnitude.to(weight).reshape(-1, 1) / row_norms(weight + product)[:, None]
