@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..problems import Problem
 from ..registry import names
@@ -70,6 +70,9 @@ def block_rules(text: str) -> list[BlockRule]:
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The adapter beyond rank, alpha, targets and init, which are the trainer's own widgets."""
+
+    PATHS: ClassVar = ("init_lora",)
+    LATER: ClassVar = (("precision",),)
 
     kind: Annotated[
         str,

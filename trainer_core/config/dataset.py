@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..problems import Problem
 from ..spec import Advanced, Choice, Doc, Range, Text
@@ -16,6 +16,9 @@ SEVERAL = "||"  # between instance prompts: a field of one line has no line brea
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """A local folder of images: the widgets of DatasetBackend."""
+
+    PATHS: ClassVar = ("folder", "references", "masks")
+    LATER: ClassVar = (("references",), ("tag_orders", "kept_tags"), ("masks", "unmasked_weight"), ("prior_preservation",), ("degrade",))
 
     folder: Annotated[
         str,
@@ -185,6 +188,8 @@ class DatasetConfig:
 
     roots: the folder each part was found at, absolute. reference_roots: the same of the pictures to start from, "" for none. mask_roots: the same of masks.
     """
+
+    UNRECORDED: ClassVar = ("roots", "reference_roots", "mask_roots")
 
     parts: tuple[FolderConfig, ...]
     roots: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class FluxOptions:
         assistant_file: a LoRA that acts while the model trains and not while it draws; "" for none.
         max_tokens, guidance, drawn_guidance, is_masked, is_fast: see FluxFlavour.
     """
+
+    PATHS: ClassVar = ("clip_file", "assistant_file")
 
     clip_file: str = ""
     max_tokens: int = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..problems import Problem
 from ..registry import names
@@ -24,6 +24,8 @@ CHROMA_REPOS = {
 @dataclass(frozen=True)
 class QuantizationConfig:
     """How the frozen base and the text encoder are stored: the widgets of QuantizeModel."""
+
+    LATER: ClassVar = (("products",),)
 
     level: Annotated[
         str,
@@ -84,6 +86,9 @@ class ModelConfig:
         dtype: "bf16", "fp16" or "fp32".
         flux: what only a Flux has, None for other families. Left out of records where it is None.
     """
+
+    PATHS: ClassVar = ("repo", "transformer_file", "text_encoder_file", "vae_file")
+    LATER: ClassVar = (("flux",),)
 
     family: str
     flavour: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from .dataset import DatasetConfig
 from .memory import MemoryConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
+from .record import recorded
 from .training import TrainingConfig
 from .validation import ValidationConfig
 
@@ -28,67 +28,13 @@ class TrainRequest:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values. Paths of this machine are left out: the file travels."""
-        value = dataclasses.asdict(self)
-        value["dataset"].pop("roots")
-        value["dataset"].pop("reference_roots")
-        value["dataset"].pop("mask_roots")
-        if self.training.trackers == "none":  # as before there was a choice
-            value["training"].pop("trackers")
-        if self.model.quantization.products == "exact":  # files and folders are named and written as before there was a choice
-            value["model"]["quantization"].pop("products")
-        for name in ("repo", "transformer_file", "text_encoder_file", "vae_file"):
-            value["model"][name] = _last_of_path(value["model"][name])
-        if value["validation"] and value["validation"]["sampling"] == "as set":
-            value["validation"].pop("sampling")  # as before there was a choice
-        if value["validation"] and value["validation"]["attention"] == "same":
-            value["validation"].pop("attention")
-        if value["validation"] and not self.validation_reference:
-            value["validation"].pop("reference")
-        elif value["validation"]:
-            value["validation"]["reference"] = _last_of_path(self.validation_reference)
-        if value["model"]["flux"] is None:  # the records of other families are what they were before there was a Flux
-            value["model"].pop("flux")
-        else:
-            for name in ("clip_file", "assistant_file"):
-                value["model"]["flux"][name] = _last_of_path(value["model"]["flux"][name])
-        if not self.training.rollout_probability:  # as before there were rollouts
-            value["training"].pop("rollout_probability")
-            value["training"].pop("rollout_steps")
-        if not self.training.routed_share:  # as before there was routing
-            for name in ("routed_share", "route_first", "route_last"):
-                value["training"].pop(name)
-        if self.adapter.precision == "fp32":  # as before there was a choice
-            value["adapter"].pop("precision")
-        value["adapter"]["init_lora"] = _last_of_path(value["adapter"]["init_lora"])
-        for part in value["dataset"]["parts"]:
-            part["folder"] = _last_of_path(part["folder"])
-            part["references"] = _last_of_path(part["references"])
-            if not part["references"]:
-                part.pop("references")
-            if not part["tag_orders"]:  # as before there were such orders
-                part.pop("tag_orders")
-                part.pop("kept_tags")
-            part["masks"] = _last_of_path(part["masks"])
-            if not part["masks"].strip():  # as before there were masks
-                part.pop("masks")
-                part.pop("unmasked_weight")
-            if not part["prior_preservation"]:
-                part.pop("prior_preservation")
-            if not part["degrade"].strip():
-                part.pop("degrade")
-        return value
+        """Plain JSON values. Paths of this machine are left out: the file travels. See record.py."""
+        return recorded(self)
 
     @property
     def validation_reference(self) -> str:
         """The picture that validation pictures start from, "" for none."""
         return self.validation.reference if self.validation else ""
-
-
-def _last_of_path(text: str) -> str:
-    """The last name of an absolute path; a hub id or a relative name (no slash in front, no drive) as it is."""
-    is_absolute = text.startswith(("/", "\\")) or text[1:2] == ":"
-    return text.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_absolute else text
 
 
 @dataclass(frozen=True)

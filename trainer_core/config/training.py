@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..problems import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
@@ -55,6 +55,8 @@ RESERVED_NAMES = frozenset(
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Everything about the training itself that a person sets. Defaults: a sound first LoRA (docs/first-lora.md)."""
+
+    LATER: ClassVar = (("rollout_probability", "rollout_steps"), ("routed_share", "route_first", "route_last"), ("trackers",))
 
     name: Annotated[
         str,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..problems import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
@@ -49,6 +49,9 @@ class CheckpointChoice:
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Prompts and sampling. Defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used."""
+
+    PATHS: ClassVar = ("reference",)
+    LATER: ClassVar = (("sampling",), ("reference",), ("attention",))
 
     prompts: Annotated[
         str,
