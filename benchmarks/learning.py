@@ -70,6 +70,7 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
         Setting("rollout", f"{share:g} of 1 to {most} steps" if share else "none", {"rollout_probability": share, "rollout_steps": most} if share else {})
         for share, most in ((0.0, 0), *ROLLOUTS)
     ]
+    found += [Setting("routing", f"{share:g}", {"routed_share": share} if share else {}) for share in (0.0, 0.5)]
     missing: dict[str, str] = {}
     for level in names("quantization"):
         part = load("quantization", level)()

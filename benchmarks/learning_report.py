@@ -17,7 +17,7 @@ PAGE, CHART = PROJECT / "docs" / "learning.md", PROJECT / "docs" / "images" / "l
 BEGIN, END = "<!-- begin: benchmarks/learning.py -->", "<!-- end -->"
 GROUPS = {
     "density": "sigma density", "rank": "rank", "rate": "learning rate", "quantization": "base in",
-    "optimizer": "optimiser", "adapter": "adapter", "rollout": "rollout",
+    "optimizer": "optimiser", "adapter": "adapter", "rollout": "rollout", "routing": "routed share",
 }  # fmt: skip
 BASELINE = {
     "density": "chroma",
@@ -27,6 +27,7 @@ BASELINE = {
     "optimizer": "adamw",
     "adapter": "lora",
     "rollout": "none",
+    "routing": "0",
 }
 NORMAL_95 = 1.96
 
