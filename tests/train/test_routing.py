@@ -11,13 +11,16 @@ from chroma_trainer.nodes.lora_trainer import Inputs, preflight
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.families.flux import FluxFamily
+from chroma_trainer.trainer_core.families.packing import pack
+from chroma_trainer.trainer_core.families.routing import Route
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.train import loop as loop_module
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
 from chroma_trainer.trainer_core.train.evaluation import eval_loss
 from chroma_trainer.trainer_core.train.loop import micro_batch, micro_loss
 from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.routes import drawn_route
+from chroma_trainer.trainer_core.train.routes import drawn_route, weight_of_kept
 from chroma_trainer.trainer_core.train.run import run
 
 ROUTED = {"routed_share": 0.5, "route_first": 1, "route_last": -2}  # of 4 tokens and 4 blocks
@@ -62,6 +65,27 @@ def test_what_counts_more_in_the_loss_is_kept_first():
 
 def test_the_highest_share_leaves_a_token_of_the_smallest_picture():
     assert kept(0.9, None, 0, height=2).sum(1).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_loss_is_of_what_is_kept(workshop, monkeypatch):
+    make = loop_module.micro_batch
+    made, share = built(workshop, workshop.request(**ROUTED)), []
+
+    def spoilt(run_, micro):
+        batch = make(run_, micro)
+        assert batch.weight is not None and batch.route is not None
+        share.append(batch.weight.mean().item())
+        tokens = torch.zeros(len(batch.weight), batch.weight[0].numel() // 4).scatter(1, batch.route.kept, 1.0)
+        assert torch.equal(pack(batch.weight), tokens[:, :, None].expand(-1, -1, 4))
+        return replace(batch, velocity=torch.where(batch.weight == 0, 1e3, batch.velocity))
+
+    before = micro_loss(made, 0).item()
+    monkeypatch.setattr(loop_module, "micro_batch", spoilt)
+    assert micro_loss(made, 0).item() == before and share == [0.5]
+    masked = torch.rand(2, 1, 8, 6)
+    route = Route(0, 1, torch.tensor([[0, 5], [1, 2]]))
+    plain, weighed = (weight_of_kept(route, masked, weight) for weight in (None, masked))
+    assert torch.equal(weighed, plain * masked) and plain.sum().item() == 16
 
 
 def test_it_repeats_and_resumes_to_the_same_bytes(workshop):

@@ -36,7 +36,7 @@ from ..text.cache import TextCache
 from .ahead import Ahead, Batch, reading_ahead
 from .not_finite import refuse_or_skip, told_of_skipped
 from .rollout import drawn_levels, rolled_out
-from .routes import drawn_route
+from .routes import drawn_route, weight_of_kept
 
 if TYPE_CHECKING:
     from .relief import Relief
@@ -187,6 +187,7 @@ def micro_batch(run: Run, micro: int) -> Batch:
     x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
     beside, weight = beginnings(run, batch), place_weights(run, batch)
     route = drawn_route(run.config, len(run.family.blocks(run.transformer)), x_sigma, weight, micro)
+    weight = weight if route is None else weight_of_kept(route, x_sigma, weight)
     rolled = None if levels is None else x0
     return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route)
 

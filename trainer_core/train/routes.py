@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..config.training import TrainingConfig
-from ..families.packing import pack
+from ..families.packing import pack, unpack
 from ..families.routing import Route
 from ..seeds import generator
 
@@ -34,6 +34,20 @@ def drawn_route(
         arrival /= pack(weight).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
     kept = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
     return Route(window[0], window[-1], kept.sort(dim=1).values)
+
+
+def weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, 1, h, w): what each place counts in the loss, 0 where its token was skipped.
+
+    A LoRA's base has never seen a route. What it makes of a skipped token is far off, and a LoRA that is to mend that learns less of
+    the pictures (docs/decisions/0029; the paper, which trains from nothing, takes the loss of every place).
+
+    Args: see drawn_route.
+    """
+    batch, _, height, width = latents.shape
+    tokens = torch.zeros(batch, height * width // 4).scatter_(1, route.kept, 1.0)
+    kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
+    return kept if weight is None else kept * weight
 
 
 def num_kept(num_tokens: int, routed_share: float) -> int:

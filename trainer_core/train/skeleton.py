@@ -215,8 +215,8 @@ def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
         count = num_kept(num_tokens, skeleton.request.training.routed_share)
         route = Route(window[0], window[-1], torch.empty(shape.batch, count, dtype=torch.int64, device=META))
     prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, route=route, **beside)
-    is_masked = any(skeleton.request.dataset.mask_roots)
-    weight = torch.empty_like(latents[0][:, :1]) if is_masked else None
+    is_weighed = route is not None or any(skeleton.request.dataset.mask_roots)
+    weight = torch.empty_like(latents[0][:, :1]) if is_weighed else None
     return velocity_loss(prediction, latents[1], weight).mean()
 
 
