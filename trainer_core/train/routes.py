@@ -40,7 +40,7 @@ def weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tens
     """(B, 1, h, w): what each place counts in the loss, 0 where its token was skipped.
 
     A LoRA's base has never seen a route. What it makes of a skipped token is far off, and a LoRA that is to mend that learns less of
-    the pictures (docs/decisions/0029; the paper, which trains from nothing, takes the loss of every place).
+    the pictures (docs/decisions/0031; the paper, which trains from nothing, takes the loss of every place).
 
     Args: see drawn_route.
     """
