@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -149,7 +149,7 @@ def test_blocks_that_the_model_has_not_are_refused_before_it_loads(workshop, val
     with pytest.raises(UserError) as caught:
         plan_run(asked, workshop.host())
     assert words in str(caught.value) and len(caught.value.problems) == 1
-    training = {name: getattr(asked.training, name) for name in TrainingConfig.__dataclass_fields__}
+    training = {name: getattr(asked.training, name) for name in (field.name for field in fields(TrainingConfig))}
     problems = preflight(Inputs(**training, model=asked.model, dataset=asked.dataset), workshop.host())
     assert [str(problem) for problem in problems] == [str(problem) for problem in caught.value.problems]
     plan_run(workshop.request(**{**values, "route_first": -100}), workshop.host())  # no share: nobody asks
