@@ -39,13 +39,13 @@ class Pen:
         self._note("close", failed)
 
 
-def driven(pen: Pen, steps: int = 3) -> list[tuple[str, str]]:
+def driven(pen: Pen, steps: int = 3, seconds: float = 30.0) -> list[tuple[str, str]]:
     told = []
     lane = Lane("pen", pen, lambda *what: told.append(what))
     lane.begin(OPENING)
     for step in range(steps):
         lane.put(lambda tracker, step=step: tracker.values(step, {}))
-    lane.close(failed=True)
+    lane.close(True, seconds)
     return told
 
 
@@ -65,11 +65,10 @@ def test_a_fault_is_told_once(call):
 
 def test_one_that_hangs_holds_nobody_up(monkeypatch):
     monkeypatch.setattr(lane_module, "LONGEST_QUEUE", 5)
-    monkeypatch.setattr(lane_module, "LAST_SECONDS", 0.05)
     release = threading.Event()
-    assert driven(Pen(waits=release), steps=20) == [("pen: it is 5 reports behind; the run goes on without it", "warning")]
+    assert driven(Pen(waits=release), steps=20, seconds=0.05) == [("pen: it is 5 reports behind; the run goes on without it", "warning")]
     pen = Pen(waits=release)
-    assert driven(pen) == [("pen: it has not finished in 0 s; the run goes on without it", "warning")]
+    assert driven(pen, seconds=0.05) == [("pen: it has not finished in 0 s; the run goes on without it", "warning")]
     release.set()
 
 

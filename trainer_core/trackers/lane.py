@@ -10,7 +10,6 @@ from ..problems import reason_of
 from .contract import Opening, Tracker
 
 LONGEST_QUEUE = 100_000  # calls; one that can't keep up by so many is given up
-LAST_SECONDS = 60.0  # that a run waits at its end for what is still to be written or sent
 
 Call = Callable[[Tracker], None]
 
@@ -44,15 +43,15 @@ class Lane:
         except queue.Full:
             self._give_up(f"it is {LONGEST_QUEUE} reports behind")
 
-    def close(self, failed: bool) -> None:
-        """Let it finish what was put, for LAST_SECONDS at most."""
+    def close(self, failed: bool, seconds: float) -> None:
+        """Let it finish what was put, for so long at most."""
         if self._thread is None:
             return
         self.put(lambda tracker: tracker.close(failed))
         self.put(None)
-        self._thread.join(LAST_SECONDS)
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._give_up(f"it has not finished in {LAST_SECONDS:.0f} s")
+            self._give_up(f"it has not finished in {seconds:.0f} s")
 
     def _work(self, opening: Opening) -> None:
         try:

@@ -13,6 +13,7 @@ from ..registry import load
 from .contract import NONE, Opening
 from .lane import Call, Lane
 
+LAST_SECONDS = 60.0  # that a run waits at its end for what is still to be written or sent
 MEMORY_SECONDS = 5.0  # between two measurements of the memory
 SUMMARY = ("lora", "sha256", "steps", "resumed_from", "seconds_per_step", "peak_ram_bytes", "peak_vram_bytes", "device")
 
@@ -86,9 +87,10 @@ class TrackerSink:
             for lane in self._lanes:
                 lane.put(call)
 
-    def close(self, failed: bool) -> None:
+    def close(self, failed: bool, seconds: float = LAST_SECONDS) -> None:
+        """seconds: that each is waited for, at most."""
         for lane in self._lanes:
-            lane.close(failed)
+            lane.close(failed, seconds)
 
     def _call_of(self, event: Event) -> Call | None:
         if isinstance(event, StepReport):

@@ -10,10 +10,12 @@ from typing import Any
 from ..devices import memory_in_use
 from ..problems import Cancelled
 from ..trackers.contract import Opening
-from ..trackers.sink import TrackerSink, chosen
+from ..trackers.sink import LAST_SECONDS, TrackerSink, chosen
 from .build import Plan
 from .journal import RunHost
 from .record import run_record
+
+HURRIED_SECONDS = 1.0  # that trackers are waited for after a second Ctrl-C
 
 
 @contextmanager
@@ -24,14 +26,15 @@ def tracked(plan: Plan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[Ru
         yield host
         return
     sink = TrackerSink(names, opening_of(plan, prompt), lambda: memory_in_use(plan.device))
-    failed = False
+    failed, seconds = False, LAST_SECONDS
     try:
         yield replace(host, trackers=sink)
     except BaseException as error:
         failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.journal.ended_by_user
+        seconds = HURRIED_SECONDS if isinstance(error, KeyboardInterrupt) else seconds
         raise
     finally:
-        sink.close(failed)
+        sink.close(failed, seconds)
         replace(host, trackers=sink).tell_of_trackers()
 
 
