@@ -360,7 +360,7 @@ def main() -> int:
             "medium": measure_products("medium", 256, few, with_torch=False),
         },
         "routing": lambda: {
-            "tiny": measure_routing("tiny", 512, arguments.rounds), "medium": measure_routing("medium", 512, few)
+            "tiny": measure_routing("tiny", 512, arguments.rounds), "medium": measure_routing("medium", 256, few)
         },
     }
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
