@@ -27,7 +27,7 @@ from chroma_trainer.trainer_core.families.flux_transformer import FluxTransforme
 from chroma_trainer.trainer_core.families.sources import shipped_config
 from chroma_trainer.trainer_core.families.t5 import without_numbers
 from chroma_trainer.trainer_core.registry import load, names
-from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, step_flops
+from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, Upkeep, step_flops
 from chroma_trainer.trainer_core.train.facts import encoder_cost
 from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
 from chroma_trainer.trainer_core.train.plan import GB, needed
@@ -86,8 +86,15 @@ def ways(base: TrainRequest) -> list[tuple[str, TrainRequest]]:
 
 
 def counted(family: Any, asked: Callable[[str], TrainRequest], text_tokens: int) -> dict[tuple[str, int], ModelCost]:
-    """Of every level and edge."""
-    skeletons = {level: Skeleton(family, asked(level)) for level in LEVELS}
+    """Of every level and edge. What learns is the same in all, so that its upkeep is counted once."""
+    once: list[Upkeep] = []
+
+    def kept(count: Callable[[], Upkeep]) -> Upkeep:
+        if not once:
+            once.append(count())
+        return once[0]
+
+    skeletons = {level: Skeleton(family, asked(level), kept=kept) for level in LEVELS}
     return {
         (level, edge): skeletons[level].cost(Shape(edge, edge, 1, text_tokens)) for level in LEVELS for edge in EDGES
     }
