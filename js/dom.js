@@ -36,3 +36,13 @@ export function addStyle() {
   const href = new URL("style.css", import.meta.url).href;
   if (!document.querySelector(`link[href="${href}"]`)) document.head.append(el("link", { rel: "stylesheet", href }));
 }
+
+// Let a node's method call this as well, afterwards.
+export function after(node, name, call) {
+  const before = node[name];
+  node[name] = function (...values) {
+    const result = before?.apply(this, values);
+    call(...values);
+    return result;
+  };
+}

@@ -1,7 +1,7 @@
 // The live panel of a LoRATrainer node.
 
 import { app } from "../../scripts/app.js";
-import { addStyle } from "./dom.js";
+import { addStyle, after } from "./dom.js";
 import { findRun, openRun, stateOf, watch } from "./feed.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
@@ -75,15 +75,6 @@ function addPanel(node) {
     const run = output?.chroma_trainer_run?.[0]; // comes from a cached node as well
     if (run && panel.state.run !== run) show(node, nameOf(node), await openRun(run, idsOf(node)[0], nameOf(node)));
   });
-}
-
-function after(node, name, call) {
-  const before = node[name];
-  node[name] = function (...values) {
-    const result = before?.apply(this, values);
-    call(...values);
-    return result;
-  };
 }
 
 watch((id, name, state) => show(nodeAt(id), name, state));

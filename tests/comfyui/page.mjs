@@ -4,6 +4,7 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
+//   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
 
@@ -16,7 +17,7 @@ const BARS = 120; // pixels at the edges that the page's own bars may cover
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours }[command](page);
+  await { prompt, run, screenshot, colours, fold }[command](page);
 });
 
 function write(value) {
@@ -66,6 +67,23 @@ async function colours(page) {
       window.LGraphCanvas.link_type_colors[type], window.app.canvas.default_connection_color_byType[type],
       style.getPropertyValue(`--color-datatype-${type}`).trim(),
     ]]));
+  }));
+}
+
+async function fold(page) {
+  write(await page.evaluate(async () => {
+    const node = window.app.graph.nodes.find(({ type }) => type === "LoRATrainer");
+    const button = node.widgets.find(({ type }) => type === "button");
+    const look = () => ({ names: node.widgets.filter((widget) => !widget.hidden && widget.serialize !== false).map(({ name }) => name), height: node.size[1] });
+    const sent = async () => {
+      const { output, workflow } = await window.app.graphToPrompt();
+      return JSON.stringify([output, workflow.nodes.map(({ widgets_values }) => widgets_values)]);
+    };
+    const [folded, before] = [look(), await sent()];
+    button.callback();
+    const [open, after] = [look(), await sent()];
+    button.callback();
+    return { folded, open, again: look(), same: before === after };
   }));
 }
 

@@ -23,8 +23,8 @@ WORKFLOWS = PROJECT / "workflows"
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("first-lora", "compare-checkpoints")  # the others want Chroma in full size
-TALL = {"LoRATrainer": 1260, "PreviewImage": 560}  # height for the live panel, and for a grid
-DRAWING = 830  # of a ValidateSampler that shows its pictures under its fields
+TALL = {"LoRATrainer": 1060, "PreviewImage": 560}  # height for the live panel, and for a grid
+DRAWING = 680  # of a ValidateSampler that shows its pictures under its fields
 GAP, MARGIN = 50, 30  # pixels: between nodes, where the title needs its place; within groups
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
 
@@ -63,23 +63,33 @@ def refresh(page: Any, name: str, folder: Path, draws: bool) -> None:
 
 
 def tidy(workflow: dict[str, Any]) -> None:
-    """Push down what a node above it has grown into, column by column, and fit each group around its nodes."""
+    """Close up what stands below one another in a group, fit each group around its nodes, and what stands below a group to it."""
     nodes = workflow["nodes"]
     groups = [(group, [node for node in nodes if _inside(node, group["bounding"])]) for group in workflow["groups"]]
     for node in nodes:
         draws = any(slot["name"] == "lora" and slot.get("link") is not None for slot in node.get("inputs", ()))
         node["size"][1] = max(node["size"][1], DRAWING if draws else TALL.get(node["type"], 0))
-    for column in {node["pos"][0] for node in nodes}:
-        free = 0.0
-        for node in sorted((n for n in nodes if n["pos"][0] == column), key=lambda n: n["pos"][1]):
-            node["pos"][1] = max(node["pos"][1], free)
+    grouped = [node for _, inside in groups for node in inside]
+    for column in {node["pos"][0] for node in grouped}:
+        free = None
+        for node in sorted((n for n in grouped if n["pos"][0] == column), key=lambda n: n["pos"][1]):
+            node["pos"][1] = node["pos"][1] if free is None else free
             free = node["pos"][1] + node["size"][1] + GAP
-    bottom = max((n["pos"][1] + n["size"][1] for _, inside in groups for n in inside), default=0) + MARGIN
+    below = {id(node): [group for group, _ in groups if _is_below(node, group["bounding"])] for node in nodes if node not in grouped}
+    bottom = max((n["pos"][1] + n["size"][1] for n in grouped), default=0) + MARGIN
     for group, inside in groups:
         x, y, width, _ = group["bounding"]
         own = max(n["pos"][1] + n["size"][1] for n in inside) + MARGIN
         alone = not any(x <= n["pos"][0] < x + width and n not in inside for n in nodes)
         group["bounding"] = [x, y, width, (bottom if alone else own) - y]
+    for node in nodes:
+        if above := below.get(id(node)):
+            node["pos"][1] = max(group["bounding"][1] + group["bounding"][3] for group in above) + GAP
+
+
+def _is_below(node: dict[str, Any], box: list[float]) -> bool:
+    (left, top), (x, y, width, height) = node["pos"], box
+    return top >= y + height - GAP and left < x + width and x < left + node["size"][0]
 
 
 def _inside(node: dict[str, Any], box: list[float]) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.workflow.read import read_workflow, to_api
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
@@ -32,6 +34,24 @@ def test_connections_have_colours_by_type(each_page, tmp_path):
     for link, slot, css in ours.values():
         assert link and link == slot
         assert css in (link, "")  # front end 1.35.9 has no such names; ours are set all the same
+
+
+def test_fields_that_few_runs_need_are_folded_away(each_page, tmp_path):
+    """All but those that are not as they were; the button changes what is seen, not what is sent or saved."""
+    workflow = json.loads((WORKFLOWS / "first-lora.json").read_text("utf-8"))
+    trainer = next(node for node in workflow["nodes"] if node["type"] == "LoRATrainer")
+    fields = [field for field in fields_of(TrainingConfig) if field.is_widget]
+    values = [field.name for field in fields if not field.seed]
+    place = [field.name for field in fields].index("max_grad_norm")
+    trainer["widgets_values"][place] = 0.5
+    (tmp_path / "changed.json").write_text(json.dumps(workflow), "utf-8")
+    found = each_page("fold", tmp_path / "changed.json", tmp_path / "fold.json")
+    few = {field.name for field in fields if field.advanced} - {"max_grad_norm"}
+    assert few.isdisjoint(found["folded"]["names"]) and "max_grad_norm" in found["folded"]["names"]
+    assert set(values) <= set(found["open"]["names"]) and found["open"]["height"] > found["folded"][
+        "height"
+    ] + 10 * len(few)
+    assert found["again"] == found["folded"] and found["same"]
 
 
 def test_run_on_the_page(page, tmp_path):

@@ -38,7 +38,7 @@ class FolderConfig:
     instance_prompt: Annotated[
         str,
         Text(),
-        Doc("The caption of every image when captions is 'instance prompt'. Several are separated by ||; one of them is drawn each time."),
+        Doc("The caption of every image when captions is 'instance prompt'. Several are separated by two vertical bars; one of them is drawn each time."),
     ] = ""
     trigger: Annotated[
         str,

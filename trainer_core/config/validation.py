@@ -55,8 +55,8 @@ class ValidationConfig:
 
     prompts: Annotated[
         str,
-        Text(multiline=True, placeholder='one prompt a line, or {"nickname": "prompt"}'),
-        Doc('One prompt a line, or a JSON prompt library {"nickname": "prompt", ...}.'),
+        Text(multiline=True, placeholder="one prompt a line, or a JSON object of nicknames and prompts"),
+        Doc('One prompt a line, or a prompt library: a JSON object of nicknames and their prompts.'),
     ] = ""
     negative_prompt: Annotated[
         str, Text(multiline=True), Doc("What CFG steers away from. Without effect at cfg 1.")

@@ -1,0 +1,77 @@
+// Fields that few runs need are folded away, as Nodes 2.0 does by itself; a button at the node's end shows them.
+
+import { app } from "../../scripts/app.js";
+import { after } from "./dom.js";
+
+const CATEGORY = "ChromaTrainer";
+const STATE = "folded"; // in the node's properties, so that the saved workflow looks as it was left
+const folds = new Set();
+
+class Fold {
+  constructor(node, advanced) {
+    [this.node, this.advanced] = [node, advanced];
+    this.defaults = new Map(advanced.map((widget) => [widget, widget.value]));
+    this.button = node.addWidget("button", "", null, () => this.turn(), { serialize: false, canvasOnly: true });
+    this.button.serialize = false;
+    this.node.properties[STATE] = true;
+    this.apply();
+    setTimeout(() => this.isConfigured || node.setSize([node.size[0], node.computeSize()[1]])); // once others have added what is theirs
+  }
+
+  get isNative() {
+    return Boolean(window.LiteGraph?.vueNodesMode);
+  }
+
+  // What is wired, or is not as it was, is shown: nothing that changes the run lies out of sight.
+  hides(widget) {
+    if (this.isNative || !this.node.properties[STATE]) return false;
+    const isWired = this.node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
+    return !isWired && widget.value === this.defaults.get(widget);
+  }
+
+  apply() {
+    for (const widget of this.advanced) widget.hidden = this.hides(widget);
+    const hidden = this.advanced.filter((widget) => widget.hidden).length;
+    this.button.hidden = this.isNative;
+    this.button.name = this.button.label = this.node.properties[STATE] ? `${hidden} more settings` : "fewer settings";
+    this.node.setDirtyCanvas?.(true, true);
+  }
+
+  // The node grows or shrinks by the rows; what else it has, such as a panel, keeps its height.
+  turn(folded = !this.node.properties[STATE]) {
+    const before = this.node.computeSize()[1];
+    this.node.properties[STATE] = folded;
+    this.apply();
+    const least = this.node.computeSize()[1];
+    this.node.setSize([this.node.size[0], Math.max(least, this.node.size[1] + least - before)]);
+  }
+
+  // A workflow of before there was a fold comes with the height of all fields.
+  configured(saved) {
+    this.isConfigured = true;
+    const wasFolded = saved?.properties?.[STATE];
+    if (wasFolded !== undefined) return this.apply();
+    this.node.properties[STATE] = false;
+    this.apply();
+    this.turn(true);
+  }
+}
+
+function isOurs(node) {
+  return String(node.constructor.nodeData?.category ?? "").startsWith(CATEGORY);
+}
+
+app.registerExtension({
+  name: "ChromaTrainer.Fold",
+  setup() {
+    app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => folds.forEach((fold) => fold.apply()));
+  },
+  nodeCreated(node) {
+    const advanced = isOurs(node) ? (node.widgets ?? []).filter((widget) => widget.options?.advanced) : [];
+    if (!advanced.length) return;
+    const fold = new Fold(node, advanced);
+    folds.add(fold);
+    after(node, "onConfigure", (saved) => fold.configured(saved));
+    after(node, "onRemoved", () => folds.delete(fold));
+  },
+});
