@@ -13,6 +13,8 @@ class Fold {
     this.defaults = new Map(advanced.map((widget) => [widget, widget.value]));
     this.button = node.addWidget("button", "", null, () => this.turn(), { serialize: false, canvasOnly: true });
     this.button.serialize = false;
+    const last = node.widgets.findLastIndex((widget) => widget.serialize !== false); // behind the fields, before a panel that is there already
+    node.widgets.splice(last + 1, 0, ...node.widgets.splice(node.widgets.indexOf(this.button), 1));
     this.node.properties[STATE] = true;
     this.apply();
     setTimeout(() => this.isConfigured || node.setSize([node.size[0], node.computeSize()[1]])); // once others have added what is theirs
