@@ -77,8 +77,8 @@ VALUES = [
     ("LoadChroma", {"diffusion_model": "x.safetensors"}, "diffusion_model: 'x.safetensors' is not in the diffusion_models folders (ROOT/models/diffusion_models)"),
     ("LoadChroma", {"text_encoder": 5}, "text_encoder: 5 is not a text"),
     # QuantizeModel
-    ("QuantizeModel", {"level": "int8"}, f"level: 'int8' is not one of {', '.join(LEVELS)}; did you mean 'int8-bnb'?"),
-    ("QuantizeModel", {"level": "int8_quanto"}, f"level: 'int8_quanto' is not one of {', '.join(LEVELS)}; did you mean 'int8-quanto'?"),
+    ("QuantizeModel", {"level": "int8"}, f"level: 'int8' is not one of {', '.join(LEVELS)}, auto; did you mean 'int8-bnb'?"),
+    ("QuantizeModel", {"level": "int8_quanto"}, f"level: 'int8_quanto' is not one of {', '.join(LEVELS)}, auto; did you mean 'int8-quanto'?"),
     # DatasetBackend
     ("DatasetBackend", {"folder": ""}, "folder: no folder is given; name a folder of images"),
     ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS); put it into one of them"),

@@ -22,14 +22,14 @@ TOKENS, WINDOWS = 12, [(0, 1), (0, 0), (1, 2), (2, 2), (2, 3), (0, 3)]  # of 2 d
 
 
 @pytest.fixture(params=names("family"))
-def tiny_model(request, monkeypatch):
+def some_model(request, monkeypatch):
     """Of each family."""
     monkeypatch.setitem(globals(), "FAMILY", load("family", request.param)())
     return request.getfixturevalue(f"tiny_{request.param}_model")
 
 
-def prepared(tiny_model, level="none"):
-    transformer = FAMILY.load_transformer(tiny_model)
+def prepared(some_model, level="none"):
+    transformer = FAMILY.load_transformer(some_model)
     load("quantization", level)().quantize_(transformer, FAMILY.full_precision)
     layers = inject_(
         transformer, resolve_targets(transformer, FAMILY, "all+ffs"), 4, 4, generator=torch.Generator().manual_seed(1)
@@ -94,8 +94,8 @@ def plainly_(transformer: Any, way: Route) -> None:
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("lengths", [(3, 9), (5, 5)], ids=["masked", "equal"])
-def test_outputs_and_gradients_are_those_of_plain_code(tiny_model, window, lengths):
-    transformer, parameters = prepared(tiny_model)
+def test_outputs_and_gradients_are_those_of_plain_code(some_model, window, lengths):
+    transformer, parameters = prepared(some_model)
     way, given = route(*window), inputs(lengths)
     ours = FAMILY.predict(transformer, *given, route=way)
     found = gradients(parameters, ours)
@@ -109,8 +109,8 @@ def test_outputs_and_gradients_are_those_of_plain_code(tiny_model, window, lengt
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_a_route_that_keeps_all_changes_no_bit(tiny_model, window):
-    transformer, parameters = prepared(tiny_model)
+def test_a_route_that_keeps_all_changes_no_bit(some_model, window):
+    transformer, parameters = prepared(some_model)
     everything = Route(*window, torch.arange(TOKENS).expand(2, -1))
     plain, routed = (FAMILY.predict(transformer, *inputs(), route=way) for way in (None, everything))
     assert torch.equal(plain, routed)
@@ -118,9 +118,9 @@ def test_a_route_that_keeps_all_changes_no_bit(tiny_model, window):
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
-def test_through_the_last_block_a_skipped_token_is_what_it_was(tiny_model):
+def test_through_the_last_block_a_skipped_token_is_what_it_was(some_model):
     """All blocks skipped, so that only the ends of the model are left."""
-    transformer, _ = prepared(tiny_model)
+    transformer, _ = prepared(some_model)
     way, (x, sigma, text) = route(0, 3), inputs()
     other = x.clone()
     tokens = torch.ones(2, TOKENS, dtype=torch.bool).scatter(1, way.kept, False).view(2, 1, 4, 3)
@@ -134,8 +134,8 @@ def test_through_the_last_block_a_skipped_token_is_what_it_was(tiny_model):
 
 @pytest.mark.parametrize("level", ["none", "int8-quanto"])
 @pytest.mark.parametrize("change", ["checkpointed", "swapped"])
-def test_where_activations_or_weights_are_not_kept_it_is_the_same(tiny_model, level, change):
-    transformer, parameters = prepared(tiny_model, level)
+def test_where_activations_or_weights_are_not_kept_it_is_the_same(some_model, level, change):
+    transformer, parameters = prepared(some_model, level)
     velocity = FAMILY.predict(transformer, *inputs(), route=route(1, 2))
     wanted = gradients(parameters, velocity)
     if change == "swapped":
@@ -160,8 +160,8 @@ def test_compiled_blocks_take_routed_tokens(tiny_chroma_model, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_a_routed_block_does_the_work_of_the_tokens_it_gets(tiny_model):
-    transformer, _ = prepared(tiny_model)
+def test_a_routed_block_does_the_work_of_the_tokens_it_gets(some_model):
+    transformer, _ = prepared(some_model)
     x, sigma, text = inputs((5,))
 
     def operations(way: Route | None) -> int:
