@@ -235,12 +235,8 @@ def _server() -> Any:
 
 def memory_use() -> dict[str, Any]:
     """Bytes of memory in use by this process, on the device that trains; peak: of tensors, 0 where it is not known."""
-    import psutil
-    import torch
+    from ..trainer_core.devices import memory_in_use, peak_vram_bytes, total_bytes
 
     device = memory.get_torch_device()
-    if device.type == "cuda":
-        used, peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_allocated(device)
-        return {"kind": "VRAM", "used": used, "peak": peak, "total": torch.cuda.get_device_properties(device).total_memory}
-    used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
-    return {"kind": "RAM", "used": used, "peak": 0, "total": total}
+    kind, used = memory_in_use(device)
+    return {"kind": kind, "used": used, "peak": peak_vram_bytes(device), "total": total_bytes(device)}

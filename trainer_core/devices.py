@@ -89,7 +89,7 @@ def free_bytes(device: torch.device) -> int:
         module = module_of(device)
         if hasattr(module, "mem_get_info"):
             return int(module.mem_get_info(device)[0])
-        return int(module.get_device_properties(device).total_memory - module.memory_reserved(device))  # torch.xpu before 2.7
+        return total_bytes(device) - int(module.memory_reserved(device))  # torch.xpu before 2.7
     import psutil  # accelerate brings it
 
     return int(psutil.virtual_memory().available)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import replace_atomic
-from .images import BrokenImage, decode
-from .index import Index, Unreadable
+from .images import decode
+from .index import Index, Sample
 from .latents import placed
 from .references import References
-from .sheet import GAP, PAPER
+from .sheet import of_some, save_sheet
 
 MAX_PAIRS, CELL = 8, 288
 WIDE = CELL // 2  # half of a detail
@@ -24,26 +23,15 @@ def draw_pair_sheet(index: Index, references: References, path: Path) -> None:
     Raises:
         Unreadable: images that can't be decoded, of those that are shown.
     """
-    rows: list[list[Image.Image]] = []
-    faults: dict[str, str] = {}
-    for sample in index.samples[:: -(-len(index.samples) // MAX_PAIRS)]:
+
+    def row(sample: Sample) -> list[Image.Image]:
         start = references.of(sample)
-        try:
-            before = references.change(placed(decode(references.index.read(start)), start), start)
-            after = placed(decode(index.read(sample)), sample)
-        except (OSError, BrokenImage) as error:
-            faults[sample.key] = f"can't be decoded: {error}"
-            continue
+        before = references.change(placed(decode(references.index.read(start)), start), start)
+        after = placed(decode(index.read(sample)), sample)
         is_large = max(after.size) > CELL
-        rows.append([_whole(before), _whole(after), *([_middle(before), _middle(after)] if is_large else [])])
-    if faults:
-        raise Unreadable(faults)
-    page = Image.new("RGB", (max(map(len, rows)) * (CELL + GAP) + GAP, len(rows) * (CELL + GAP) + GAP), PAPER)
-    for down, row in enumerate(rows):
-        for across, cell in enumerate(row):
-            left, top = GAP + across * (CELL + GAP), GAP + down * (CELL + GAP)
-            page.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
-    replace_atomic(path, lambda temporary: page.save(temporary, "PNG", compress_level=1))
+        return [_whole(before), _whole(after), *([_middle(before), _middle(after)] if is_large else [])]
+
+    save_sheet(of_some(index, MAX_PAIRS, row), CELL, path)
 
 
 def _whole(image: Image.Image) -> Image.Image:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, ImageChops, ImageDraw
 
@@ -13,6 +15,8 @@ from .index import Index, Sample, Unreadable
 MAX_IMAGES, CELL, GAP, COLUMNS = 64, 192, 10, 8
 PAPER, SHADE, FRAME = (250, 250, 252), (20, 22, 30, 150), (16, 150, 140)
 
+Made = TypeVar("Made")
+
 
 def draw_crop_sheet(index: Index, path: Path) -> None:
     """Up to 64 images, evenly spread over the dataset; what a crop or a mask leaves out is darkened.
@@ -20,22 +24,35 @@ def draw_crop_sheet(index: Index, path: Path) -> None:
     Raises:
         Unreadable: images that can't be decoded, of those that are shown.
     """
-    stride = -(-len(index.samples) // MAX_IMAGES)
-    shown = index.samples[::stride]
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    page = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), PAPER)
+    cells = of_some(index, MAX_IMAGES, lambda sample: _cell(index, sample))
+    save_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], CELL, path)
+
+
+def of_some(index: Index, most: int, make: Callable[[Sample], Made]) -> list[Made]:
+    """What is made of up to so many samples, evenly spread over the dataset.
+
+    Raises:
+        Unreadable: images that can't be decoded, of those that are shown.
+    """
+    found: list[Made] = []
     faults: dict[str, str] = {}
-    for i, sample in enumerate(shown):
+    for sample in index.samples[:: -(-len(index.samples) // most)]:
         try:
-            cell = _cell(index, sample)
+            found.append(make(sample))
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"
-            continue
-        left, top = GAP + (i % columns) * (CELL + GAP), GAP + (i // columns) * (CELL + GAP)
-        page.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
     if faults:
         raise Unreadable(faults)
+    return found
+
+
+def save_sheet(rows: Sequence[Sequence[Image.Image]], edge: int, path: Path) -> None:
+    """Write pictures in rows, each in the middle of a square cell of that edge."""
+    step = edge + GAP
+    page = Image.new("RGB", (max(map(len, rows)) * step + GAP, len(rows) * step + GAP), PAPER)
+    for down, row in enumerate(rows):
+        for across, cell in enumerate(row):
+            page.paste(cell, (GAP + across * step + (edge - cell.width) // 2, GAP + down * step + (edge - cell.height) // 2))
     replace_atomic(path, lambda temporary: page.save(temporary, "PNG", compress_level=1))  # a quarter of the time
 
 

@@ -14,11 +14,9 @@ from .plan import GB, Machine
 def this_machine(device: torch.device, dtype: str) -> Machine:
     """The device and what is free there now; its speed by one product of matrices."""
     flops = product_flops(device, DTYPES[dtype])
-    free, ram = free_bytes(device), free_bytes(torch.device("cpu"))
     cpu = torch.device("cpu")
-    if device.type == "cpu":
-        return Machine(device_name(device), 0, ram, flops, 0, total_bytes(cpu))
-    return Machine(device_name(device), free, ram, flops, total_bytes(device), total_bytes(cpu))
+    free, total = (0, 0) if device.type == "cpu" else (free_bytes(device), total_bytes(device))
+    return Machine(device_name(device), free, free_bytes(cpu), flops, total, total_bytes(cpu))
 
 
 def named_machine(here: Machine, vram_gb: float, ram_gb: float) -> Machine:

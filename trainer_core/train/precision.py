@@ -14,7 +14,7 @@ from ..data.index import Index
 from ..families.contract import Family
 from ..host import Host, Notice
 from ..quant.levels import FINEST_FIRST
-from .forecaster import Forecaster, forecaster
+from .forecaster import forecaster
 from .plan import Machine, gb
 from .remedies import SHARE, with_level, with_memory
 
@@ -40,11 +40,10 @@ def with_precision(request: TrainRequest, family: Family, index: Index, machine:
 
 def _finest(request: TrainRequest, family: Family, index: Index, room: Machine, cache: Path) -> TrainRequest:
     levels = list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)  # loftq mends what rounding lost
-    made: Forecaster | None = None
-    asked = request
+    asked = with_level(request, levels[0])
+    made = forecaster(asked, family, index, room, cache)
     for level in levels:
         asked = with_level(request, level)
-        made = made or forecaster(asked, family, index, room, cache)
         if not {phase.name for phase in made.plan(_leanest(asked, room)).unfit()} & {"load", "train"}:
             break
     return asked
