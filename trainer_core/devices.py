@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,6 +158,23 @@ def reset_peak(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """As its maker calls it, where that can be told."""
     return module_of(device).get_device_name(device) if works_beside(device) else str(device)
+
+
+def device_software(device: torch.device) -> str:
+    """Device, driver and libraries that decide what its kernels compute, in one line."""
+    parts = [device_name(device), f"torch {torch.__version__}"]
+    if device.type == "cuda":
+        parts += [f"driver {_driver_version()}", f"cuDNN {torch.backends.cudnn.version()}"]
+    return ", ".join(parts)
+
+
+def _driver_version() -> str:
+    try:  # Linux: the kernel module's own, more exact than the version of CUDA that it offers
+        text = Path("/proc/driver/nvidia/version").read_text("utf-8")
+        return text.split("Kernel Module", 1)[1].split("  ")[1].strip()
+    except (OSError, IndexError, UnicodeDecodeError):
+        asked = getattr(torch._C, "_cuda_getDriverVersion", None)
+        return str(torch.version.hip or (asked() if asked else "unknown"))
 
 
 def _peak_windows_bytes() -> int:

@@ -9,14 +9,13 @@ from chroma_trainer.trainer_core.families import kernels
 from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.families.chroma import ChromaFamily
 from chroma_trainer.trainer_core.families.kernels import (
-    attention_fault,
     compile_blocks_,
     compiler_fault,
     set_attention_,
 )
 from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.quant.quanto import Int8Quanto
-from chroma_trainer.trainer_core.train.placement import choose_kernels_, device_problems
+from chroma_trainer.trainer_core.train.placement import compile_, device_problems
 
 FAMILY, CPU = ChromaFamily(), torch.device("cpu")
 LENGTHS = (5, 9, 5)  # compiled code must take another length
@@ -49,7 +48,7 @@ def assert_near(ours, plain):
 
 @pytest.mark.parametrize("name", ["flash", "math"])
 def test_attention_by_name(tiny_model, name):
-    assert attention_fault(name, CPU, torch.float32) == ""
+    assert device_problems(MemoryConfig(attention=name), CPU) == []
     counts = []
     ours = gradients(tiny_model, lambda transformer: counts.append(set_attention_(transformer, name)))
     assert counts == [len(FAMILY.blocks(FAMILY.load_transformer(tiny_model)))]
@@ -66,7 +65,7 @@ def test_a_mask_is_left_to_torch():
 
 def test_what_does_not_run_here_is_refused_before_a_model_loads():
     (problem,) = device_problems(MemoryConfig(attention="cudnn"), CPU)
-    assert problem.field == "attention" and "cudnn attention does not run on cpu in float32" in str(problem)
+    assert problem.field == "attention" and str(problem).endswith("on cpu in float32; use native") and "cudnn does not run" in str(problem)
     assert device_problems(MemoryConfig(), CPU) == []
 
 
@@ -87,7 +86,7 @@ def test_without_a_compiler_the_run_goes_on(tiny_model, monkeypatch):
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     assert compiler_fault(CPU) == "no C++ compiler is found (g++, clang++, cl)"
     transformer = FAMILY.load_transformer(tiny_model)
-    told = choose_kernels_(transformer, FAMILY, MemoryConfig(compile=True), CPU)
+    told = compile_(transformer, FAMILY, MemoryConfig(compile=True), CPU)
     assert told.startswith("blocks are not compiled: no C++ compiler") and "forward" not in FAMILY.blocks(transformer)[0].__dict__
 
 

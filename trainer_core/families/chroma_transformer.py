@@ -24,6 +24,7 @@ from .joint_attention import (
     SelfAttention,
     finite,
     gelu,
+    join,
     modulated,
 )
 from .routing import Detour, Route
@@ -178,7 +179,7 @@ class SingleBlock(nn.Module):
         """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
         shift, scale, gate = rows.unbind(1)
         x = modulated(joint, shift, scale)
-        both = torch.cat([self.attn(x, positions, mask), gelu(self.proj_mlp(x))], dim=2)
+        both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
         return finite(torch.addcmul(joint, gate, self.proj_out(both)))
 
     def summed(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:

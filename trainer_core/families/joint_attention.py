@@ -13,14 +13,23 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # (query, key, value, mask) -> as query; (B, heads, tokens, width) each, mask None or boolean, broadcast to (B, heads, T, T).
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (train/counting.py)
 
+ON_CUDA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(width)) value, by the kernel that torch finds best."""
+    """softmax(query key^T / sqrt(width)) value, by the kernel that torch finds best.
+
+    On CUDA cuDNN's is left out: torch prefers it on new cards, where it was wrong (see Join). train/attention.py chooses for training.
+    """
+    if query.device.type == "cuda":
+        with sdpa_kernel(ON_CUDA):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -88,6 +97,44 @@ def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def attend_positions(
+    attend: Attend, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
+) -> Tensor:
+    """Rotary positions, then attention: (B, tokens, heads, head width) each -> (B, tokens, width).
+
+    The kernel gets views of what the projections gave, (B, heads, tokens, width) with the strides of (B, tokens, heads, width):
+    nothing is copied. attention_check.py hands kernels the same.
+
+    Args:
+        mask: boolean (B, tokens), False is not attended; what the queries of such tokens take matters to nobody.
+    """
+    query, key = rotate(query, positions).transpose(1, 2), rotate(key, positions).transpose(1, 2)
+    allowed = None if mask is None else mask[:, None, None, :]
+    return attend(query, key, value.transpose(1, 2), allowed).transpose(1, 2).flatten(2)
+
+
+class Join(torch.autograd.Function):
+    """Two parts side by side, (B, tokens, a) and (B, tokens, b) -> (B, tokens, a + b); the first one's gradient is contiguous.
+
+    Autograd's own gradient of a concatenation is a slice of the whole, whose rows are a + b apart. Attention kernels get it as
+    they are, and cuDNN's backward reads it as if its rows were a apart: NaN, then reads beyond its end (H200, torch 2.11).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.width = first.shape[2]
+        return torch.cat([first, second], dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient[..., : ctx.width].contiguous(), gradient[..., ctx.width :]
+
+
+def join(attended: Tensor, widened: Tensor) -> Tensor:
+    """What attention and feed-forward of a single block give, side by side. See Join."""
+    return Join.apply(attended, widened)  # pyright: ignore[reportReturnType]
+
+
 class SelfAttention(nn.Module):
     """Attention of all tokens to all, queries and keys normalised and turned by their positions.
 
@@ -106,19 +153,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """(B, tokens, width) -> the same."""
         query, key, value = (self.heads(part) for part in (self.to_q(x), self.to_k(x), self.to_v(x)))
-        return self.attended(self.norm_q(query), self.norm_k(key), value, positions, mask)
+        return attend_positions(self.attend, self.norm_q(query), self.norm_k(key), value, positions, mask)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, heads, head width)."""
         return x.unflatten(-1, (-1, self.head_width))
-
-    def attended(
-        self, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
-    ) -> Tensor:
-        """(B, tokens, heads, head width) each -> (B, tokens, width)."""
-        query, key = rotate(query, positions).transpose(1, 2), rotate(key, positions).transpose(1, 2)
-        allowed = None if mask is None else mask[:, None, None, :]  # what pads take matters to nobody
-        return self.attend(query, key, value.transpose(1, 2), allowed).transpose(1, 2).flatten(2)
 
 
 class JointAttention(SelfAttention):
@@ -141,7 +180,7 @@ class JointAttention(SelfAttention):
         )
         key = torch.cat([self.norm_added_k(heads(self.add_k_proj(text))), self.norm_k(heads(self.to_k(image)))], dim=1)
         value = heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1))
-        joint = self.attended(query, key, value, positions, mask)
+        joint = attend_positions(self.attend, query, key, value, positions, mask)
         from_text, from_image = joint.split([text.shape[1], image.shape[1]], dim=1)
         return self.to_out[0](from_image), self.to_add_out(from_text)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..problems import reason_of
 from .joint_attention import Attend, attend
 
 BACKENDS = {
@@ -22,44 +21,28 @@ BACKENDS = {
 CPU_COMPILERS = ("g++", "clang++", "cl")
 
 
-def attention(name: str) -> Attend:
-    """Attention by this kernel; "native" lets torch choose.
-
-    Batches of prompts of different lengths need a mask, which flash kernels don't take: torch chooses for those.
-    """
-    if name == "native":
-        return attend
-    backend = BACKENDS[name]
-
-    def by_name(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            return attend(query, key, value, mask)
-        with sdpa_kernel(backend):
-            return attend(query, key, value, None)
-
-    return by_name
-
-
-def attention_fault(name: str, device: torch.device, dtype: torch.dtype, width: int = 128) -> str:
-    """'' where this kernel computes outputs and gradients on this device; else why not. Tried on two tokens.
+def attention(name: str, masked: str = "native") -> Attend:
+    """Attention by these kernels; "native" lets torch choose.
 
     Args:
-        width: of a head; 128 in Chroma and Flux.
+        masked: where there is a mask (a batch of prompts of different lengths), which flash kernels on GPUs don't take.
     """
-    if name == "native":
-        return ""
-    try:
-        with torch.enable_grad():
-            query = torch.zeros(1, 1, 2, width, device=device, dtype=dtype, requires_grad=True)
-            attention(name)(query, query, query, None).sum().backward()
-    except RuntimeError as error:
-        return f"{name} attention does not run on {device} in {str(dtype).removeprefix('torch.')} ({reason_of(error)})"
-    return ""
+    if name == masked == "native":
+        return attend
+
+    def attend_by_name(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        kernel = name if mask is None else masked
+        if kernel == "native":
+            return attend(query, key, value, mask)
+        with sdpa_kernel(BACKENDS[kernel]):
+            return attend(query, key, value, mask)
+
+    return attend_by_name
 
 
-def set_attention_(transformer: nn.Module, name: str) -> int:
-    """Let every attention of the model compute by this kernel. Returns how many there are."""
-    found, kernel = attention_modules(transformer), attention(name)
+def set_attention_(transformer: nn.Module, name: str, masked: str = "native") -> int:
+    """Let every attention of the model compute by these kernels. Returns how many there are."""
+    found, kernel = attention_modules(transformer), attention(name, masked)
     for module in found:
         module.__dict__["attend"] = kernel  # one for all: each other function would be compiled anew
     return len(found)

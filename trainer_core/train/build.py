@@ -45,7 +45,7 @@ from .adapter import check_fit, init_identity, inject_adapter_, new_ema
 from .loop import Run
 from .machine import this_machine
 from .phases import Phases
-from .placement import choose_kernels_, device_problems, latent_identity, load_codec, load_text_encoder, place_
+from .placement import compile_, device_problems, latent_identity, load_codec, load_text_encoder, place_
 from .plan import Machine
 from .precision import with_precision
 from .preflight import problems_of
@@ -195,7 +195,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
             transformer.to(device)
         injected = inject_adapter_(transformer, family, plan.request, device, host)
         layers = injected.layers
-        if left_out := choose_kernels_(transformer, family, memory, device):
+        if left_out := compile_(transformer, family, memory, device):
             host.emit(Notice(left_out, "warning"))
         disk = host.paths.cache / "offload" / offload_key(plan)
         place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
@@ -224,6 +224,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
         ema=new_ema(plan.request, layers),
+        dtype=plan.request.model.dtype,
         relief=Relief.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip
 

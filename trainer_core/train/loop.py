@@ -59,6 +59,8 @@ class Run:
     text: TextCache
     device: torch.device
     num_steps: int
+    dtype: str = "fp32"  # that the model computes in, as in ModelConfig
+    attention: str = "native"  # the kernel that computes it, see attention.py
     optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
     held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..devices import device_name
 from ..problems import UserError
 
 if TYPE_CHECKING:
     from .loop import Run
+
+_OTHER_DTYPE = {"fp16": ", or dtype bf16 in place of fp16", "bf16": ", or dtype fp32 in place of bf16"}
 
 
 def refuse_or_skip(run: Run, first: int, loss: float, norm: float) -> None:
@@ -24,12 +27,24 @@ def refuse_or_skip(run: Run, first: int, loss: float, norm: float) -> None:
     if whole and done < run.config.skip_bad_steps:
         return
     run.optimizer.zero_grad(set_to_none=True)
+    if not run.step_seconds:
+        raise UserError.at("attention", _first_step(run, first, loss, norm))
     kept = f"The LoRA of step {run.step} is kept" if whole else "Weights are not finite; the last checkpoint is kept"
     skipped = f", after {done} skipped steps" if done else ""
     raise UserError.at(
         "learning_rate",
         f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; the batch was "
-        f"{_files(run, first)}. {kept}. Try a lower learning rate, or dtype bf16 in place of fp16",
+        f"{_files(run, first)}. {kept}. Try a lower learning rate{_OTHER_DTYPE.get(run.dtype, '')}",
+    )
+
+
+def _first_step(run: Run, first: int, loss: float, norm: float) -> str:
+    """Nothing has been learnt yet: pictures and learning rates come last among the causes."""
+    return (
+        f"step {run.step + 1}, the first of this start, gave loss {loss:g} and gradient norm {norm:g}, which are not finite. Most likely "
+        f"the model is not computed right here: attention by kernel {run.attention} in {run.dtype} on {device_name(run.device)}. "
+        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(run.dtype, '')}; if that is not it, look at the batch "
+        f"({_files(run, first)}) and at a LoRA that the run starts from"
     )
 
 

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache, works_beside
+from ..families.attention_check import AttentionShape, kernel_fault
 from ..families.checkpointing import checkpoint_blocks_, recomputed_places
 from ..families.contract import Family, ImageCodec, TextEncoder
 from ..families.disk import wait_on_disk_
-from ..families.kernels import attention_fault, compile_blocks_, compiler_fault, set_attention_
+from ..families.kernels import compile_blocks_, compiler_fault
 from ..families.offload import GroupSwap, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
 from ..families.saved import SavedOnHost
 from ..files import sha256_text
 from ..problems import Problem
 from ..quant.loading import text_converter
+
+FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)  # before the run's own are known
 
 
 def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
@@ -28,15 +31,14 @@ def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dty
     found = []
     if memory.offload_stream and not works_beside(device):
         found.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
-    if fault := attention_fault(memory.attention, device, dtype):
-        found.append(Problem("attention", f"{fault}; use native"))
+    if memory.attention != "native" and (fault := kernel_fault(memory.attention, FEW_TOKENS, device, dtype)):
+        where = f"on {device} in {str(dtype).removeprefix('torch.')}"
+        found.append(Problem("attention", f"{memory.attention} {fault} {where}; use native"))
     return found
 
 
-def choose_kernels_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:
-    """Attention by name, and blocks compiled. Returns what could not be done, '' where all was."""
-    if memory.attention != "native":
-        set_attention_(transformer, memory.attention)
+def compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:
+    """Blocks compiled, where the settings say so. Returns what could not be done, '' where all was."""
     if not memory.compile:
         return ""
     if fault := compiler_fault(device):

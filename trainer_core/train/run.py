@@ -26,6 +26,7 @@ from ..lora.inject import set_strength_
 from ..problems import UserError
 from ..validation.grid import save_png
 from .adapter import look_at_data_
+from .attention import choose_attention_
 from .averages import final_weights
 from .build import Plan, build_run, plan_run
 from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
@@ -115,6 +116,7 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     write_json(plan.folder / "request.json", record)
     write_world(plan.folder, plan.world)
     run = build_run(plan, host, phases)
+    choose_attention_(run, plan.placed.memory.attention, host)
     _tell_density(plan, record, prompt, host)
 
     with phases("load"):
