@@ -7,12 +7,18 @@
 // - Memory that is freed belongs at once to the stream that it was made in. Where another stream may still use it that is a race, and counted;
 //   where record_stream told of it, it stays taken until the host has waited for that stream, as if the GPU were infinitely far behind.
 // - What makes the host wait is counted.
+// - Attention is one fused kernel, as strict as cuDNN's was found to be: it reads queries, keys and values whose rows may lie apart, but
+//   its backward pass takes the result's strides for the gradient's, and gives NaN where they are others.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <ATen/native/DispatchStub.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
@@ -538,6 +544,52 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   return moved(at::convolution(as_cpu(input), as_cpu(weight), shift, stride, padding, dilation, transposed, output_padding, groups).contiguous());
 }
 
+// ---- attention
+
+size_t strange_gradients = 0;  // backward passes that met other strides than the result's
+
+int64_t choose_attention(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool, std::optional<double>, bool) {
+  auto chosen = at::globalContext().userEnabledOverrideableSDP() ? sdp::SDPBackend::overrideable : sdp::SDPBackend::math;
+  return static_cast<int64_t>(chosen);
+}
+
+bool lie_alike(const Tensor& one, const Tensor& other) {
+  for (int64_t i = 0; i < one.dim(); ++i)
+    if (one.size(i) > 1 && one.stride(i) != other.stride(i)) return false;
+  return true;
+}
+
+std::optional<Tensor> on_cpu(const std::optional<Tensor>& tensor) {
+  return tensor && tensor->defined() ? std::optional<Tensor>(as_cpu(*tensor)) : std::nullopt;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask, double dropout, bool is_causal, bool,
+    std::optional<double> scale) {
+  TORCH_CHECK(is_second(query) && is_second(key) && is_second(value), "attention of tensors on two devices");
+  before_kernel();
+  for (auto& tensor : {query, key, value}) used(tensor, current);
+  auto [result, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+      as_cpu(query), as_cpu(key), as_cpu(value), dropout, is_causal, on_cpu(mask), scale);
+  return {moved(result), moved(sums), Tensor(), Tensor(), query.sym_size(2), key.sym_size(2), Tensor(), Tensor(), Tensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& mask, std::array<bool, 4>,
+    const Tensor& result, const Tensor& sums, const Tensor&, const Tensor&, c10::SymInt, c10::SymInt, double dropout, bool is_causal,
+    const Tensor&, const Tensor&, std::optional<double> scale) {
+  before_kernel();
+  for (auto& tensor : {gradient, query, key, value, result, sums}) used(tensor, current);
+  auto read = as_cpu(gradient);
+  if (!lie_alike(gradient, result)) {
+    ++strange_gradients;
+    read = at::full_like(read, NAN);
+  }
+  auto [of_query, of_key, of_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      read, as_cpu(query), as_cpu(key), as_cpu(value), as_cpu(result), as_cpu(sums), dropout, is_causal, on_cpu(mask), scale);
+  return {moved(of_query), moved(of_key), moved(of_value), Tensor()};
+}
+
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
@@ -552,6 +604,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", set_tensor);
   m.impl("record_stream", record_stream);
   m.impl("convolution_overrideable", convolution);
+  m.impl("_scaled_dot_product_fused_attention_overrideable", attention);
+  m.impl("_scaled_dot_product_fused_attention_overrideable_backward", attention_backward);
   // Torch would compose these of others, where the CPU and CUDA have kernels.
   for (const char* name : {"native_group_norm", "native_layer_norm"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
@@ -560,6 +614,14 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 // A copy resolves what is to be conjugated by itself: torch resolves it by a copy.
 TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+
+}  // namespace
+
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &choose_attention)
+}  // namespace at::native
+
+namespace {
 
 Hooks hooks;
 const bool registered = [] { at::RegisterPrivateUse1HooksInterface(&hooks); return true; }();
@@ -579,3 +641,4 @@ EXPORTED size_t second_host_emptied() { return host_emptied; }
 EXPORTED size_t second_races() { return races; }
 EXPORTED size_t second_waits() { return waits; }
 EXPORTED void second_allow_double(int allowed) { has_double = allowed != 0; }
+EXPORTED size_t second_strange_gradients() { return strange_gradients; }

@@ -109,7 +109,7 @@ def test_a_kernel_that_breaks_the_device_ends_the_run(tmp_path, tried, monkeypat
         raise RuntimeError("illegal memory access")
 
     monkeypatch.setattr(torch, "ones", broken)
-    with pytest.raises(UserError, match="kernel cudnn does not run .* broke the device .* start again"):
+    with pytest.raises(UserError, match=r"kernel cudnn does not run .* broke the device .* start again"):
         KnownKernels(tmp_path / "attention.json", "a card").fault_of_any("cudnn", SHAPES, False, CPU, torch.float32)
 
 
@@ -164,4 +164,4 @@ def test_shapes_are_those_of_the_smallest_and_the_largest_batch(workshop, monkey
     run(workshop.request(), workshop.host())
     ((shapes, tokens),) = found
     assert {shape.image for shape in shapes} == {min(tokens), max(tokens)}
-    assert all((shape.batch, shape.heads, shape.head_width) == (1, 4, 16) and shape.text > 1 for shape in shapes)
+    assert all((shape.heads, shape.head_width) == (4, 16) and shape.batch in (1, 2) and shape.text > 1 for shape in shapes)
