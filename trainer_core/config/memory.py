@@ -77,7 +77,9 @@ class MemoryConfig:
         str,
         Choice("native", "flash", "cudnn", "efficient", "math"),
         Advanced(),
-        Doc("Kernel that computes attention. native: torch's choice. One that does not run on this machine is refused."),
+        Doc(
+            "Attention kernel. native: the first of flash, efficient, cudnn and math that gives correct outputs and gradients on this device. A kernel that you name and that is not correct here is refused."
+        ),
     ] = "native"
 
     def problems(self) -> list[Problem]:
