@@ -8,6 +8,6 @@ WEB_DIRECTORY = "./js"
 
 async def comfy_entrypoint():
     """ComfyUI's entry: the extension with its nodes."""
-    from .nodes.comfy import ChromaTrainerExtension
+    from .nodes.comfyui.extension import ChromaTrainerExtension
 
     return ChromaTrainerExtension()

@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
-from .nodes.schemas import schemas
+from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
-from .trainer_core.files import fault_of, write_json
-from .trainer_core.folders import local_paths
+from .trainer_core.errors import Cancelled, Problem, UserError
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
-from .trainer_core.problems import Cancelled, Problem, UserError
-from .trainer_core.train.control import find_run, read_status, request, runs_in
+from .trainer_core.paths import local_paths
+from .trainer_core.runs.control import find_run, read_status, request, runs_in
+from .trainer_core.storage.atomic import fault_of, write_json
 from .trainer_core.workflow.check import check, skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link
@@ -225,7 +225,7 @@ def _command(arguments: argparse.Namespace, command: str) -> int:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Print how a LoRA came to be."""
-    from .trainer_core.workflow.inspection import describe
+    from .trainer_core.workflow.lora_metadata import describe
 
     print(
         json.dumps(describe(Path(arguments.file)), indent=2, ensure_ascii=False)
@@ -265,7 +265,7 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
     from .trainer_core.config.model import ModelConfig
     from .trainer_core.config.request import TrainedLora
     from .trainer_core.config.validation import ValidationConfig
-    from .trainer_core.validation.learning import learning_score
+    from .trainer_core.validation.style_score import learning_score
 
     model = ModelConfig(family="chroma", flavour="nano", repo=REPOS["nano"], dtype="fp32")
     lora = TrainedLora(report["lora"], Path(report["lora"]).name, report["sha256"], model)

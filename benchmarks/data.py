@@ -41,7 +41,7 @@ def timed(action: Callable[[], Any]) -> dict[str, float]:
 
 def measure_scan(count: int) -> dict[str, Any]:
     """Cold, then the median of three warm scans."""
-    from chroma_trainer.trainer_core.data.index import build_index
+    from chroma_trainer.trainer_core.data.dataset import build_index
 
     pictures = picture_folder(count, 96)
     dataset = request(Path("none"), pictures, 96).dataset
@@ -56,8 +56,8 @@ def rows_child(count: int) -> None:
     """Build an index of `count` rows, plan batches and read some rows; print what it took."""
     import numpy as np
     import torch
-    from chroma_trainer.trainer_core.data.sampler import BatchPlan
-    from chroma_trainer.trainer_core.data.table import columns
+    from chroma_trainer.trainer_core.data.batch_sampler import BatchPlan
+    from chroma_trainer.trainer_core.data.sample_table import columns
 
     torch.randperm(10)
     before = _private_bytes()
@@ -79,7 +79,7 @@ def rows_child(count: int) -> None:
 def synthetic_table(numbers: Iterable[int], edited: int = -1) -> Any:
     """An index's rows, without a folder behind them. edited: number of the row whose caption is another."""
     from chroma_trainer.trainer_core.data.buckets import Placement
-    from chroma_trainer.trainer_core.data.table import Sample, TableWriter
+    from chroma_trainer.trainer_core.data.sample_table import Sample, TableWriter
 
     writer = TableWriter()
     for i in numbers:
@@ -94,12 +94,12 @@ def synthetic_table(numbers: Iterable[int], edited: int = -1) -> Any:
 def world_child(count: int, folder: Path, is_first: bool) -> None:
     """First fill stores with `count` latents and captions of one number each; in another process open them as a run does, write
     and compare the world, and print what it took."""
-    from chroma_trainer.trainer_core.data.latents import latent_key
-    from chroma_trainer.trainer_core.data.table import Captions
-    from chroma_trainer.trainer_core.digests import digests
-    from chroma_trainer.trainer_core.shards import Store
-    from chroma_trainer.trainer_core.text.cache import Prompts, prompt_key
-    from chroma_trainer.trainer_core.train.world import World, changes, write_world
+    from chroma_trainer.trainer_core.data.cache.latents import latent_key
+    from chroma_trainer.trainer_core.data.cache.prompts import Prompts, prompt_key
+    from chroma_trainer.trainer_core.data.sample_table import Captions
+    from chroma_trainer.trainer_core.runs.manifest import World, changes, write_world
+    from chroma_trainer.trainer_core.storage.digest_table import digests
+    from chroma_trainer.trainer_core.storage.tensor_store import Store
 
     table = synthetic_table(range(count))
     keys = {
@@ -181,8 +181,8 @@ def measure_caches(rounds: int) -> dict[str, Any]:
 def cache_child(kind: str, who: str) -> None:
     """Print the CPU seconds of caching 40 pictures of 256 px, or their captions, without loading the model."""
     import torch
-    from chroma_trainer.trainer_core.data.index import build_index
-    from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+    from chroma_trainer.trainer_core.data.dataset import build_index
+    from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 
     torch.set_num_threads(1)
     wanted = request(model_folder("tiny"), picture_folder(40, 256), 256)
@@ -197,15 +197,15 @@ def cache_child(kind: str, who: str) -> None:
 
 
 def _our_latents(index: Any, codec: Any, chosen: Any) -> None:
-    from chroma_trainer.trainer_core.data.latents import cache_latents
-    from chroma_trainer.trainer_core.shards import Store
+    from chroma_trainer.trainer_core.data.cache.latents import cache_latents
+    from chroma_trainer.trainer_core.storage.tensor_store import Store
 
     cache_latents(index, "benchmark", lambda: codec, Store(chosen.paths.cache / "latents"), chosen, largest_batch=1)
 
 
 def _plain_latents(index: Any, codec: Any, chosen: Any) -> None:
     import torch
-    from chroma_trainer.trainer_core.data.latents import placed, to_tensor
+    from chroma_trainer.trainer_core.data.cache.latents import placed, to_tensor
     from PIL import Image
     from safetensors.torch import save_file
 
@@ -217,8 +217,8 @@ def _plain_latents(index: Any, codec: Any, chosen: Any) -> None:
 
 
 def _our_text(index: Any, encoder: Any, chosen: Any) -> None:
-    from chroma_trainer.trainer_core.shards import Store
-    from chroma_trainer.trainer_core.text.cache import cache_prompts
+    from chroma_trainer.trainer_core.data.cache.prompts import cache_prompts
+    from chroma_trainer.trainer_core.storage.tensor_store import Store
 
     prompts = sorted({caption for sample in index.samples for caption in sample.captions})
     cache_prompts(prompts, "benchmark", lambda: encoder, Store(chosen.paths.cache / "text"), chosen)

@@ -25,21 +25,21 @@ from statistics import median
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.devices import pick_device
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
-from chroma_trainer.trainer_core.families.kernels import (
+from chroma_trainer.trainer_core.flow.loss import velocity_loss
+from chroma_trainer.trainer_core.flow.path import interpolate
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.models.attention_backends import (
     attention_fault,
     compile_blocks_,
     compiler_fault,
     set_attention_,
 )
-from chroma_trainer.trainer_core.flow.loss import velocity_loss
-from chroma_trainer.trainer_core.flow.path import interpolate
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.quant.products import choose_products_
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
+from chroma_trainer.trainer_core.quant.low_precision_matmul import choose_products_
 from chroma_trainer.trainer_core.registry import PARTS, load
 from torch import nn
 

@@ -147,7 +147,7 @@ def measure(setting: Setting, seed: int, steps: int, work: Path) -> dict[str, An
     from chroma_trainer.trainer_core.config.validation import ValidationConfig
     from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost, StepReport
     from chroma_trainer.trainer_core.train.run import run
-    from chroma_trainer.trainer_core.validation.learning import learning_score
+    from chroma_trainer.trainer_core.validation.style_score import learning_score
 
     clock: list[float] = []
 
@@ -176,7 +176,7 @@ def machine() -> dict[str, Any]:
     import datetime
     import platform
 
-    from chroma_trainer.trainer_core.train.record import versions
+    from chroma_trainer.trainer_core.train.metadata import versions
 
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -197,7 +197,7 @@ def read_rows() -> dict[str, Any]:
 
 def keep(key: str, row: dict[str, Any], left_out: dict[str, str]) -> None:
     """Add one run to the file. Read again first: another process may have added its own."""
-    from chroma_trainer.trainer_core.files import write_json
+    from chroma_trainer.trainer_core.storage.atomic import write_json
 
     rows = read_rows() | {key: row}
     write_json(RESULT, {**machine(), "left_out": left_out, "runs": dict(sorted(rows.items()))})

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from chroma_trainer.trainer_core.validation.canvas import AMBER, BLUE, PAPER, RULE, SOFT_INK, TEAL, shapes, write
+from chroma_trainer.trainer_core.plots.canvas import AMBER, BLUE, PAPER, RULE, SOFT_INK, TEAL, shapes, write
 from PIL import Image, ImageDraw
 
 PROJECT = Path(__file__).resolve().parents[1]

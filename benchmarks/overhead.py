@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from chroma_trainer.trainer_core.families.packing import image_ids, pack, text_ids
+from chroma_trainer.trainer_core.adapters.inject import lora_layers, trainable_parameters
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.lora.inject import lora_layers, trainable_parameters
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.loop import Run, fit
-from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.step.loop import Run, fit
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
 GOAL = 1.05

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chroma_trainer.trainer_core.train.chart import nice_ticks
-from chroma_trainer.trainer_core.validation.canvas import (
+from chroma_trainer.trainer_core.plots.canvas import (
     AMBER,
     BLUE,
     INK,
@@ -19,6 +18,7 @@ from chroma_trainer.trainer_core.validation.canvas import (
     text_width,
     write,
 )
+from chroma_trainer.trainer_core.plots.loss_chart import nice_ticks
 from PIL import Image, ImageDraw
 
 COLOURS = (AMBER, TEAL, ROSE, (132, 94, 194))

@@ -1,6 +1,6 @@
 """Predicted beside measured peaks of real steps on a CPU, over shapes, settings and levels. `python benchmarks/plan.py`
 
-Predicted: train/skeleton.py, upkeep.py and peaks.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
+Predicted: planner/meta_model.py, upkeep.py and peaks.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
 allocations among them, weights, adapter and optimiser's states included. Goal: within a tenth.
 """
 
@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from chroma_trainer.tools.step_profiler import measured_step_peak
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.step_peak import training_peak
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.costs import Shape
-from chroma_trainer.trainer_core.train.measuring import measured_step_peak
-from chroma_trainer.trainer_core.train.peaks import training_peak
-from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from chroma_trainer.trainer_core.train.phase_timer import Phases
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
 GOAL = 0.1

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.model import PRODUCTS, QuantizationConfig
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.quant.products import choose_products_
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.quant.low_precision_matmul import choose_products_
 from chroma_trainer.trainer_core.registry import load, names
 from models import surroundings
 from torch import Tensor, nn

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import psutil
-from chroma_trainer.trainer_core.validation.canvas import (
+from chroma_trainer.trainer_core.plots.canvas import (  # fmt: skip
     AMBER,
     BLUE,
     INK,
@@ -33,7 +33,7 @@ from chroma_trainer.trainer_core.validation.canvas import (
     Colour,
     shapes,
     write,
-)  # fmt: skip
+)
 from PIL import Image, ImageDraw
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ growth: CPU seconds of a step by edge, batch and rank; drawn into docs/images, b
 products: a step on quantised bases with exact and with rounded products, of the tiny and the medium model, against the unquantised one.
 "torch": int8 by torch's integer product instead of ours, which gives the same numbers.
 checkpointing: a step of both models with all activations stored, with every block computed again whole (torch's own way), and with what
-no gradient reads left out, as a run does (families/checkpointing.py); CPU seconds, and bytes that the forward pass keeps.
-routing: a step with a share of the picture's tokens skipping the blocks from the second to the last but one (families/routing.py).
+no gradient reads left out, as a run does (memory/activation_checkpointing.py); CPU seconds, and bytes that the forward pass keeps.
+routing: a step with a share of the picture's tokens skipping the blocks from the second to the last but one (models/token_routing.py).
 
 `--only` measures some of these; the rest of the file stays, each with what it was measured on.
 """
@@ -27,21 +27,21 @@ from statistics import median
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.training import TrainingConfig
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.kernels import compile_blocks_, set_attention_
-from chroma_trainer.trainer_core.families.packing import batch_text, image_ids, pack, text_ids
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.quant.layer import QuantizedLinear
-from chroma_trainer.trainer_core.quant.products import Int8Product, choose_products_
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, set_attention_
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.latent_packing import batch_text, image_ids, pack, text_ids
+from chroma_trainer.trainer_core.plots.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
+from chroma_trainer.trainer_core.plots.loss_chart import nice_ticks
+from chroma_trainer.trainer_core.quant.low_precision_matmul import Int8Product, choose_products_
+from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.registry import load
-from chroma_trainer.trainer_core.train.chart import nice_ticks
-from chroma_trainer.trainer_core.train.routes import drawn_route
-from chroma_trainer.trainer_core.validation.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
+from chroma_trainer.trainer_core.train.step.token_drop import drawn_route
 from models import PROJECT, RESULTS, model_folder, request, surroundings
 from overhead import in_turns
 from PIL import Image, ImageDraw

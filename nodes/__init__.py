@@ -1,4 +1,4 @@
-"""The nodes, as data. nodes/comfy.py turns them into ComfyUI nodes; the CLI runs them as they are."""
+"""The nodes, as data. nodes/comfyui/extension.py turns them into ComfyUI nodes; the CLI runs them as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaptiveGuider: for ComfyUI's samplers. What the node is stands here; what it does in ComfyUI, in comfy_guider.py."""
+"""AdaptiveGuider: for ComfyUI's samplers. What the node is stands here; what it does in ComfyUI, in comfyui/adaptive_guider.py."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Inputs:
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any]:
-    from ..trainer_core.guidance.adaptive import AdaptiveGuidance
-    from .comfy_guider import AdaptiveGuider  # ComfyUI's own classes: this node runs nowhere else
+    from ..trainer_core.flow.adaptive_guidance import AdaptiveGuidance
+    from .comfyui.adaptive_guider import AdaptiveGuider  # ComfyUI's own classes: this node runs nowhere else
 
     guidance = AdaptiveGuidance(
         cfg=inputs.cfg,

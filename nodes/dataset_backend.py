@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
-from ..trainer_core.files import sha256_text
+from ..trainer_core.errors import UserError
 from ..trainer_core.host import Host, Paths
-from ..trainer_core.problems import UserError
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.storage.atomic import sha256_text
 
 
 @dataclass(frozen=True, kw_only=True)

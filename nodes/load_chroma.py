@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
+from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import ASSETS, Host
-from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from ..trainer_core.config.flux import FLAVOURS, FluxOptions
 from ..trainer_core.config.model import ModelConfig
+from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host
-from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Range, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 

@@ -14,8 +14,8 @@ from ..trainer_core.config.optimizer import OptimizerConfig
 from ..trainer_core.config.request import TrainRequest
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
+from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host
-from ..trainer_core.problems import Problem
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -61,15 +61,15 @@ def request_of(inputs: Inputs) -> TrainRequest:
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
-    from ..trainer_core.train.preflight import problems_of
+    from ..trainer_core.setup.preflight import problems_of
 
     return problems_of(request_of(inputs), host)
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    from ..trainer_core.lora.read import read_tensors
+    from ..trainer_core.adapters.files.load import read_tensors
     from ..trainer_core.train.run import run as train
-    from .record import recorded_prompt
+    from .recorded_prompt import recorded_prompt
 
     result = train(request_of(inputs), host, recorded_prompt(host))
     return result.lora, read_tensors(result.lora.path), {"loss": [loss for loss in result.losses if math.isfinite(loss)]}, result.lora.name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
+from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host, collect
-from ..trainer_core.problems import Problem
 from ..trainer_core.spec import Choice, Doc, ModelFile, Output
 
 OWN_PART = "from flavour"  # the choice that names no file

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host, Notice
-from ..trainer_core.problems import Problem
 from ..trainer_core.spec import Doc, NodeSpec, Output, Range
 from . import lora_trainer
 
@@ -26,8 +26,8 @@ class Inputs(lora_trainer.Inputs):
 def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[Any, str]:
     """The MemoryPlan, and what would make it fit in words ('' where it fits)."""
     from ..trainer_core.devices import pick_device
-    from ..trainer_core.train.forecasting import plan_request
     from ..trainer_core.train.machine import named_machine, this_machine
+    from ..trainer_core.train.planning import plan_request
 
     request = lora_trainer.request_of(inputs)
     machine = this_machine(pick_device(host.device), request.model.dtype)

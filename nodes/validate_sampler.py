@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import ValidationConfig
+from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host
-from ..trainer_core.problems import Problem, UserError
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 
@@ -56,7 +56,7 @@ def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[A
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
         return [], settings, [], []
-    from ..trainer_core.validation.studio import draw
+    from ..trainer_core.validation.render import draw
 
     found = draw(settings, model, inputs.lora, host)
     return found.grids, settings, found.pictures, found.labels

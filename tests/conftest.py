@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 
 
+pytest_plugins = ["tests.workshop", "tests.pictures"]
+
 # Set, every run of these tests goes to a second device that lies in the host's memory: 1, as strict as CUDA; mps. See tests/device/second.py.
 SECOND = "CHROMA_TRAINER_SECOND_DEVICE"
 DEVICE = "second" if os.environ.get(SECOND) else "cpu"

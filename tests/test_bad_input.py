@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.nodes import CATALOGUE
-from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.config.model import LEVELS
-from chroma_trainer.trainer_core.data.folder import SUFFIXES
+from chroma_trainer.trainer_core.data.source.folder import SUFFIXES
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
-from chroma_trainer.trainer_core.problems import UserError
 from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.execute import execute
 from chroma_trainer.trainer_core.workflow.read import graph_from_json

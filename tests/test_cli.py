@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.cli import Interrupts, main
-from chroma_trainer.trainer_core.files import sha256_of
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
 FOLDERS = ("--models", "models", "--output", "out")

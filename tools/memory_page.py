@@ -20,19 +20,19 @@ from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationCo
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.families.flux import FluxFamily
-from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
-from chroma_trainer.trainer_core.families.sources import shipped_config
-from chroma_trainer.trainer_core.families.t5 import without_numbers
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.flux.family import FluxFamily
+from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
+from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.t5.text_encoder import without_numbers
+from chroma_trainer.trainer_core.planner.auto_tune import with_memory
+from chroma_trainer.trainer_core.planner.cost_model import ModelCost, Shape, Upkeep, step_flops
+from chroma_trainer.trainer_core.planner.memory_plan import GB, needed
+from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.step_peak import recomputed, training_peak
+from chroma_trainer.trainer_core.planner.workload import encoder_cost
 from chroma_trainer.trainer_core.registry import load, names
-from chroma_trainer.trainer_core.train.costs import ModelCost, Shape, Upkeep, step_flops
-from chroma_trainer.trainer_core.train.facts import encoder_cost
-from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
-from chroma_trainer.trainer_core.train.plan import GB, needed
-from chroma_trainer.trainer_core.train.remedies import with_memory
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, TEMPLATE, FLUX_PAGE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md", ROOT / "docs" / "flux.md"

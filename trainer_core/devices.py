@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .problems import UserError
+from .errors import UserError
 
 ALONE = frozenset({"cpu", "mps", "meta"})  # have no streams: torch.cpu.Stream only looks like one
 

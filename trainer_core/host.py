@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .problems import Cancelled, Problem, UserError, nearest
+from .errors import Cancelled, Problem, UserError, nearest
 
 MODEL_SUFFIXES = (".safetensors",)
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
@@ -68,7 +68,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """The loss on fixed noise, comparable between steps and runs (train/evaluation.py). step 0 is the base; held_out: on images that were not trained on."""
+    """The loss on fixed noise, comparable between steps and runs (train/hooks/eval_loss.py). step 0 is the base; held_out: on images that were not trained on."""
 
     step: int
     loss: float

@@ -7,15 +7,15 @@ from typing import Any
 
 PARTS: dict[str, dict[str, str]] = {
     "family": {
-        "chroma": ".families.chroma:ChromaFamily",
-        "flux": ".families.flux:FluxFamily",
+        "chroma": ".models.chroma.family:ChromaFamily",
+        "flux": ".models.flux.family:FluxFamily",
     },
     "linears": {  # of each family, without torch
-        "chroma": ".families.linears:CHROMA",
-        "flux": ".families.linears:FLUX",
+        "chroma": ".models.lora_targets:CHROMA",
+        "flux": ".models.lora_targets:FLUX",
     },
     "backend": {
-        "folder": ".data.folder:FolderBackend",
+        "folder": ".data.source.folder:FolderBackend",
     },
     "quantization": {
         "none": ".quant.none:KeepPrecision",
@@ -30,15 +30,15 @@ PARTS: dict[str, dict[str, str]] = {
         "fp8-native": ".quant.native:Fp8Native",
     },
     "products": {
-        "int8": ".quant.products:Int8Product",
-        "fp8": ".quant.products:Fp8Product",
+        "int8": ".quant.low_precision_matmul:Int8Product",
+        "fp8": ".quant.low_precision_matmul:Fp8Product",
     },
     "adapter": {
-        "lora": ".lora.lora:LoraLinear",
-        "rslora": ".lora.rslora:RsLoraLinear",
-        "dora": ".lora.dora:DoraLinear",
-        "lokr": ".lora.lokr:LokrLinear",
-        "loha": ".lora.loha:LohaLinear",
+        "lora": ".adapters.lora:LoraLinear",
+        "rslora": ".adapters.rslora:RsLoraLinear",
+        "dora": ".adapters.dora:DoraLinear",
+        "lokr": ".adapters.lokr:LokrLinear",
+        "loha": ".adapters.loha:LohaLinear",
     },
     "optimizer": {
         "adamw": ".optim.adamw:PART",

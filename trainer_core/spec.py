@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from .problems import Problem, nearest
+from .errors import Problem, nearest
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from chroma_trainer.trainer_core.families.chroma_layout import original_layout
 from chroma_trainer.trainer_core.host import StepReport
+from chroma_trainer.trainer_core.models.chroma.checkpoint_keys import original_layout
 from chroma_trainer.trainer_core.seeds import generator
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.loop import Run, fit
-from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.step.loop import Run, fit
 from models import host, request
 from safetensors.torch import load_file, save_file
 from turns import CHECK_SIGMA, LEARNING_RATE, RANK, Setting, Turns, started

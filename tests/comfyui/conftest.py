@@ -333,7 +333,7 @@ def headless(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def chroma(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The tiny Chroma for both: our transformer, and files for the probe nodes."""
     import torch
-    from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+    from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("probe")
@@ -350,7 +350,7 @@ def chroma(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
 def original_weights(transformer: Any, width: int) -> dict[str, Any]:
     """By ComfyUI's names, fused where ComfyUI fuses."""
     import torch
-    from chroma_trainer.trainer_core.lora.keys import original_parameter
+    from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
 
     parts: dict[str, list[Any]] = {}
     for name, parameter in transformer.state_dict().items():

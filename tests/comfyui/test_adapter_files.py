@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.files.export import export_lora
+from chroma_trainer.trainer_core.adapters.files.keys import original_place
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.layer import AdapterLayer
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.model import ModelConfig
-from chroma_trainer.trainer_core.families.flux_text import join
-from chroma_trainer.trainer_core.lora.contract import AdapterLayer
-from chroma_trainer.trainer_core.lora.export import export_lora
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.keys import original_place
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.models.flux.text_encoder import join
 from chroma_trainer.trainer_core.registry import load, names
 from safetensors.torch import load_file, save_file
 

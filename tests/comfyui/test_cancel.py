@@ -6,9 +6,9 @@ import json
 import time
 
 import pytest
-from chroma_trainer.trainer_core.files import sha256_of
-from chroma_trainer.trainer_core.train.control import read_status
-from chroma_trainer.trainer_core.train.lock import is_held
+from chroma_trainer.trainer_core.runs.control import read_status
+from chroma_trainer.trainer_core.runs.lock import is_held
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
 
 pytestmark = pytest.mark.comfyui
 NAME = "cancelled"

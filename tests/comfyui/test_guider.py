@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.guidance.adaptive import AdaptiveGuidance, similarity
-from chroma_trainer.trainer_core.validation.sampler import sample
+from chroma_trainer.trainer_core.flow.adaptive_guidance import AdaptiveGuidance, similarity
+from chroma_trainer.trainer_core.validation.euler import sample
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.comfyui

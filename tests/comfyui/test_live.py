@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from chroma_trainer.nodes.schemas import schemas
-from chroma_trainer.trainer_core.files import sha256_of
-from chroma_trainer.trainer_core.train.control import read_status
+from chroma_trainer.nodes.widget_schemas import schemas
+from chroma_trainer.trainer_core.runs.control import read_status
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, to_api
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]

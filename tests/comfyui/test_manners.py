@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from chroma_trainer.trainer_core.train.control import read_status
+from chroma_trainer.trainer_core.runs.control import read_status
 
 pytestmark = pytest.mark.comfyui
 CONFIG = '{"in_channels": 4, "joint_attention_dim": 32, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_single_layers": 1, "axes_dims_rope": [4, 6, 6], "approximator_num_channels": 64, "approximator_hidden_dim": 16, "approximator_layers": 1}'

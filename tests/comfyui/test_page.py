@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.workflow.read import read_workflow, to_api

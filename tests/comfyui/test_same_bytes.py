@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.files import sha256_of
-from chroma_trainer.trainer_core.lora.keys import original_place
-from chroma_trainer.trainer_core.lora.read import read_lora, read_tensors
+from chroma_trainer.trainer_core.adapters.files.keys import original_place
+from chroma_trainer.trainer_core.adapters.files.load import read_lora, read_tensors
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
 
 pytestmark = pytest.mark.comfyui
 PROJECT = Path(__file__).resolve().parents[2]

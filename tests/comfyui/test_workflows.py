@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.files import sha256_of
-from chroma_trainer.trainer_core.lora.inject import remove_
-from chroma_trainer.trainer_core.lora.read import apply_lora_
-from chroma_trainer.trainer_core.validation.sampler import sample
+from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
+from chroma_trainer.trainer_core.adapters.inject import remove_
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
+from chroma_trainer.trainer_core.validation.euler import sample
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.comfyui

@@ -1,4 +1,4 @@
-"""Every family of the registry holds families/contract.py, on the tiny model of conftest.py (tiny_<family>_model)."""
+"""Every family of the registry holds models/family.py, on the tiny model of conftest.py (tiny_<family>_model)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.model import ModelConfig
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.families.contract import Family
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.quant.contract import is_kept
+from chroma_trainer.trainer_core.models.family import Family
+from chroma_trainer.trainer_core.quant.quantizer import is_kept
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import adapter_state, inject_, trainable_parameters
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.training import LR_SCHEDULES, TrainingConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.lora.inject import adapter_state, inject_, trainable_parameters
-from chroma_trainer.trainer_core.optim.advice import advice
-from chroma_trainer.trainer_core.optim.contract import evaluating, set_rate_, shown_rate
+from chroma_trainer.trainer_core.optim.optimizer import evaluating, set_rate_, shown_rate
+from chroma_trainer.trainer_core.planner.meta_counter import bytes_of
+from chroma_trainer.trainer_core.planner.optimizer_cost import optimizer_of, upkeep_of
 from chroma_trainer.trainer_core.registry import load, names
+from chroma_trainer.trainer_core.setup.hints import advice
 from chroma_trainer.trainer_core.spec import fields_of
-from chroma_trainer.trainer_core.train.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
-from chroma_trainer.trainer_core.train.counting import bytes_of
-from chroma_trainer.trainer_core.train.upkeep import optimizer_of, upkeep_of
+from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
 from torch import nn
 
 # (name, settings, learning rate at which the small problems below are solved)

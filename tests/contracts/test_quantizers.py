@@ -6,12 +6,12 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.lora.export import export_lora
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.read import apply_lora_
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.adapters.files.export import export_lora
+from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data.captions import captions_of, with_trigger
-from chroma_trainer.trainer_core.data.folder import decode_text
+from chroma_trainer.trainer_core.data.source.folder import decode_text
 
 
 def test_a_text_file_gives_one_caption_a_line():

@@ -10,12 +10,12 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.degradation import Step, steps_of
+from chroma_trainer.trainer_core.data.cache.latents import latent_key
+from chroma_trainer.trainer_core.data.dataset import build_index
 from chroma_trainer.trainer_core.data.degradation import degraded
-from chroma_trainer.trainer_core.data.index import build_index
-from chroma_trainer.trainer_core.data.latents import latent_key
-from chroma_trainer.trainer_core.data.pair_sheet import CELL, draw_pair_sheet
-from chroma_trainer.trainer_core.data.references import find_references
-from chroma_trainer.trainer_core.data.sheet import GAP
+from chroma_trainer.trainer_core.data.reference_images import find_references
+from chroma_trainer.trainer_core.plots.crop_sheet import GAP
+from chroma_trainer.trainer_core.plots.pair_sheet import CELL, draw_pair_sheet
 from PIL import Image, ImageFilter
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
-from chroma_trainer.trainer_core.data.images import decode
-from chroma_trainer.trainer_core.data.index import Unreadable, build_index
-from chroma_trainer.trainer_core.data.latents import placed
-from chroma_trainer.trainer_core.data.mask_weights import cache_masks
+from chroma_trainer.trainer_core.data.cache.latents import placed
+from chroma_trainer.trainer_core.data.cache.masks import cache_masks
+from chroma_trainer.trainer_core.data.dataset import Unreadable, build_index
 from chroma_trainer.trainer_core.data.masks import is_same_shape
-from chroma_trainer.trainer_core.data.sheet import CELL, GAP, draw_crop_sheet
+from chroma_trainer.trainer_core.data.source.decode import decode
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Notice
-from chroma_trainer.trainer_core.problems import UserError
-from chroma_trainer.trainer_core.shards import Store
+from chroma_trainer.trainer_core.plots.crop_sheet import CELL, GAP, draw_crop_sheet
+from chroma_trainer.trainer_core.storage.tensor_store import Store
 from PIL import Image
 
 EXIF_ORIENTATION, TURNED_LEFT = 0x0112, 6

@@ -50,7 +50,7 @@ def register(folder: Path) -> ctypes.CDLL:
 
 def as_cuda() -> None:
     """Let the trainer take its way for CUDA wherever it asks for a name, and not measure the speed of what stands for a GPU."""
-    from chroma_trainer.trainer_core.families import joint_attention
+    from chroma_trainer.trainer_core.models import mmdit_layers as joint_attention
     from chroma_trainer.trainer_core.optim import adamw
     from chroma_trainer.trainer_core.train import machine
 

@@ -19,7 +19,7 @@ import chroma_trainer.trainer_core.train.run
 import torch
 from chroma_trainer import cli
 from chroma_trainer.trainer_core.registry import PARTS, load
-from chroma_trainer.trainer_core.train import checkpoint
+from chroma_trainer.trainer_core.train.hooks import checkpoint
 from diffusers import AutoencoderKL, ChromaTransformer2DModel  # noqa: F401
 from transformers import T5EncoderModel  # noqa: F401
 

@@ -11,8 +11,8 @@ import pytest
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Event, Paths, SinkHost, StepReport
-from chroma_trainer.trainer_core.problems import UserError
 from chroma_trainer.trainer_core.train.run import run
 from PIL import Image
 
@@ -85,7 +85,7 @@ def test_with_the_policy_stop_all_are_told_at_once_and_nothing_is_loaded(tiny_mo
 @pytest.mark.parametrize("shown", [True, False])
 def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch, policy, shown):
     """Its structure is in order, so the scan passes it: met when the crop sheet is drawn, or when latents are made."""
-    from chroma_trainer.trainer_core.data import scans as scans_module
+    from chroma_trainer.trainer_core.data.source import scan as scans_module
     from chroma_trainer.trainer_core.train import build as build_module
 
     (tmp_path / "pictures").mkdir()

@@ -15,9 +15,9 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
-from chroma_trainer.trainer_core.train import loop
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.validation.learning import learning_score
+from chroma_trainer.trainer_core.train.step import loop
+from chroma_trainer.trainer_core.validation.style_score import learning_score
 
 NANO = ModelConfig("chroma", "nano", str(ASSETS / "chroma-nano"), dtype="fp32")
 NEON, PLAIN = "neon-emoji", "plain-emoji"

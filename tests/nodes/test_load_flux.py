@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from chroma_trainer.nodes.load_flux import Inputs, run
 from chroma_trainer.trainer_core.config.flux import FLAVOURS, FluxOptions
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.problems import UserError
 
 
 @pytest.fixture

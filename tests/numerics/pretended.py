@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.adapters.ema import Ema
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.flux import FluxOptions
 from chroma_trainer.trainer_core.config.model import ModelConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
-from chroma_trainer.trainer_core.lora.ema import Ema
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
-from chroma_trainer.trainer_core.quant.products import choose_products_
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.quant.low_precision_matmul import choose_products_
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode

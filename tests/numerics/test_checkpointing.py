@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
-from chroma_trainer.trainer_core.families import checkpointing
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_, recomputed_places, store_blocks_
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.memory import activation_checkpointing as checkpointing
+from chroma_trainer.trainer_core.memory.activation_checkpointing import (
+    checkpoint_blocks_,
+    recomputed_places,
+    store_blocks_,
+)
 from chroma_trainer.trainer_core.registry import load, names
 from torch.utils.flop_counter import FlopCounterMode
 

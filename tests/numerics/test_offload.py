@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
-from chroma_trainer.trainer_core.families import pinned
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.families.offload import GroupSwap, inner_tensors, rebuilt, swap_blocks_
-from chroma_trainer.trainer_core.families.saved import HostCopy, SavedOnHost
-from chroma_trainer.trainer_core.families.sources import shipped_config
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.memory import pinned_memory as pinned
+from chroma_trainer.trainer_core.memory.activation_offload import HostCopy, SavedOnHost
+from chroma_trainer.trainer_core.memory.group_offload import GroupSwap, inner_tensors, rebuilt, swap_blocks_
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.loading.locate import shipped_config
 from chroma_trainer.trainer_core.registry import load
-from chroma_trainer.trainer_core.train import placement
-from chroma_trainer.trainer_core.train.placement import SoloCodec, place_, place_text_encoder_
+from chroma_trainer.trainer_core.setup import placement
+from chroma_trainer.trainer_core.setup.placement import SoloCodec, place_, place_text_encoder_
 
 FAMILY = ChromaFamily()
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def small_tensors_travel_too(monkeypatch):
-    monkeypatch.setattr("chroma_trainer.trainer_core.families.saved.MIN_BYTES", 256)
+    monkeypatch.setattr("chroma_trainer.trainer_core.memory.activation_offload.MIN_BYTES", 256)
 
 
 def prepared(tiny_model, level, memory, checkpointing, folder):

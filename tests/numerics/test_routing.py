@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.families.checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.families.kernels import compile_blocks_
-from chroma_trainer.trainer_core.families.offload import swap_blocks_
-from chroma_trainer.trainer_core.families.routing import Route
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
+from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_
+from chroma_trainer.trainer_core.models.token_routing import Route
 from chroma_trainer.trainer_core.registry import load, names
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.packing import batch_text, image_ids, pack, text_ids, unpack
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.lora.targets import resolve_targets
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.targets import resolve_targets
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.latent_packing import batch_text, image_ids, pack, text_ids, unpack
 
 FAMILY = ChromaFamily()
 TOLERANCE = 1e-10  # fp64

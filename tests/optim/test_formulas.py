@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
-from chroma_trainer.trainer_core.optim.contract import evaluating, set_rate_, shown_rate
+from chroma_trainer.trainer_core.optim.optimizer import evaluating, set_rate_, shown_rate
 from chroma_trainer.trainer_core.registry import load
 from torch import nn
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.quant import cache
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.quant import weight_cache as cache
 from chroma_trainer.trainer_core.quant.loading import load_base
 from chroma_trainer.trainer_core.quant.quanto import Int8Quanto
 from safetensors.torch import save_file

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.quant import packages
 from chroma_trainer.trainer_core.quant.loading import quantization_problems
 from chroma_trainer.trainer_core.quant.native import Fp8Native
@@ -43,7 +43,7 @@ def test_a_device_without_the_kernel_is_named(monkeypatch):
 
 def test_a_run_says_so_before_it_loads(workshop_free_model, monkeypatch):
     monkeypatch.setattr(packages, "version_of", lambda package: "")
-    from chroma_trainer.trainer_core.validation.studio import Studio
+    from chroma_trainer.trainer_core.validation.render import Studio
 
     host, model = workshop_free_model
     with pytest.raises(UserError, match="bitsandbytes is not installed"):

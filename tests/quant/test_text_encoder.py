@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.quant.layer import QuantizedLinear
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.quant.loading import text_converter, text_identity
 from chroma_trainer.trainer_core.quant.packages import missing_for
+from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.registry import names
 from torch import nn
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.files.export import export_lora
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.config.flux import FLAVOURS
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.families.flux import FluxFamily
-from chroma_trainer.trainer_core.flow.timesteps import SCHNELL_SIGMAS
+from chroma_trainer.trainer_core.errors import Cancelled
+from chroma_trainer.trainer_core.flow.sigma_density import SCHNELL_SIGMAS
 from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady
-from chroma_trainer.trainer_core.lora.export import export_lora
-from chroma_trainer.trainer_core.lora.inject import inject_, trainable_parameters
-from chroma_trainer.trainer_core.problems import Cancelled
+from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.train.build import plan_run
-from chroma_trainer.trainer_core.train.forecasting import plan_request
+from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.workflow.inspection import describe
+from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -89,7 +89,7 @@ def test_it_learns(workshop, request_of):
 
 def test_the_exported_file_on_the_clean_base_is_the_trained_model(tiny_flux_model, tmp_path):
     """Last modulation among them, whose halves are the other way round in the original names."""
-    from chroma_trainer.trainer_core.lora.read import apply_lora_
+    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
 
     family, draw = FluxFamily(), torch.Generator().manual_seed(0)
     given = torch.randn(1, 16, 8, 6, generator=draw), torch.tensor([0.6]), [torch.randn(7, 32, generator=draw)]
@@ -113,10 +113,10 @@ def test_the_exported_file_on_the_clean_base_is_the_trained_model(tiny_flux_mode
 
 def test_diffusers_reads_the_file(tiny_flux_model, finished):
     """FluxPipeline.load_lora_weights finds every key, and computes what we do."""
-    from chroma_trainer.trainer_core.lora.read import apply_lora_
+    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
-    from tests.families.test_flux_transformer import diffusers_velocity, inputs
+    from tests.models.flux.test_transformer import diffusers_velocity, inputs
 
     host, _ = finished
     folder = tiny_flux_model.repo

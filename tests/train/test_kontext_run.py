@@ -11,20 +11,20 @@ import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.config.degradation import steps_of
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.data.cache.latents import placed, to_tensor
+from chroma_trainer.trainer_core.data.dataset import build_index
 from chroma_trainer.trainer_core.data.degradation import degraded
-from chroma_trainer.trainer_core.data.images import decode
-from chroma_trainer.trainer_core.data.index import build_index
-from chroma_trainer.trainer_core.data.latents import placed, to_tensor
-from chroma_trainer.trainer_core.families.flux import FluxFamily
+from chroma_trainer.trainer_core.data.source.decode import decode
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import PreviewReady
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.models.flux.family import FluxFamily
+from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.workload import CaptionFacts, facts_of
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.costs import Shape
-from chroma_trainer.trainer_core.train.facts import CaptionFacts, facts_of
-from chroma_trainer.trainer_core.train.loop import beginnings
-from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from chroma_trainer.trainer_core.train.step.loop import beginnings
 from PIL import Image, ImageOps
 
 

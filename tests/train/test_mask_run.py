@@ -10,14 +10,14 @@ import pytest
 import torch
 from chroma_trainer.nodes.dataset_backend import SPEC, Inputs, fingerprint
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import Paths, PhaseStarted, SinkHost
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
-from chroma_trainer.trainer_core.train import loop as loop_module
-from chroma_trainer.trainer_core.train.ahead import Batch
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.evaluation import eval_loss
-from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
+from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.step import loop as loop_module
+from chroma_trainer.trainer_core.train.step.prefetch import Batch
 from PIL import Image
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.optim import bnb
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file

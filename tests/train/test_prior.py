@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import set_strength_
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.lora.inject import set_strength_
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.evaluation import eval_loss
-from chroma_trainer.trainer_core.train.loop import micro_batch, micro_loss
-from chroma_trainer.trainer_core.train.phases import Phases
+from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
+from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
 from safetensors.torch import load_file
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
-from chroma_trainer.trainer_core.quant.products import Fp8Product, Int8Product
-from chroma_trainer.trainer_core.train.costs import Shape
-from chroma_trainer.trainer_core.train.remedies import changes
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.planner.auto_tune import changes
+from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.quant.low_precision_matmul import Fp8Product, Int8Product
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
-from chroma_trainer.trainer_core.workflow.inspection import describe
+from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 
 LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.registry import PARTS
 from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.run import run

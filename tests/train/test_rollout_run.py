@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.inject import set_micro_, set_strength_
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
-from chroma_trainer.trainer_core.lora.inject import set_micro_, set_strength_
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
 from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.loop import micro_batch, micro_loss
-from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.rollout import rolled_out
+from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
+from chroma_trainer.trainer_core.train.step.scheduled_sampling import rolled_out
 from PIL import Image, ImageOps
 
 ALWAYS = {"rollout_probability": 1.0, "rollout_steps": 3}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.files import sha256_of
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
     LoraSaved,
@@ -21,12 +21,12 @@ from chroma_trainer.trainer_core.host import (
     RunReported,
     StepReport,
 )
-from chroma_trainer.trainer_core.problems import Cancelled, UserError
+from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.train import build as build_module
-from chroma_trainer.trainer_core.train import loop as loop_module
 from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.workflow.inspection import describe
+from chroma_trainer.trainer_core.train.step import loop as loop_module
+from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 from safetensors.torch import load_file
 
 

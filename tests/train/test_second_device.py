@@ -21,10 +21,11 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.families import attention_check, chroma_transformer
-from chroma_trainer.trainer_core.families.offload import swap_blocks_
+from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import Notice, StepReport
-from chroma_trainer.trainer_core.problems import Cancelled
+from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
+from chroma_trainer.trainer_core.models import attention_check
+from chroma_trainer.trainer_core.models.chroma import transformer as chroma_transformer
 from chroma_trainer.trainer_core.train.run import run
 from torch import nn
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from chroma_trainer.nodes import CATALOGUE
-from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.nodes.widget_schemas import schemas
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.problems import UserError
-from chroma_trainer.trainer_core.workflow import carriers
+from chroma_trainer.trainer_core.workflow import embedded as carriers
 from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.overrides import override
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, read_workflow

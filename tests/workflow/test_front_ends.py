@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.nodes import CATALOGUE
-from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.workflow.graph import Schema, Widget
 from chroma_trainer.trainer_core.workflow.read import read_workflow, to_api
 

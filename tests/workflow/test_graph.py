@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from chroma_trainer.trainer_core.problems import UserError
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.workflow.graph import Graph, Link, Node
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chroma_trainer.nodes.schemas import schemas
+from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.workflow.graph import Link, Schema, Widget
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, to_api
 

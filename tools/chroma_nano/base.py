@@ -13,13 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from chroma_trainer.trainer_core.families.chroma import ChromaFamily
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.families.packing import image_ids, pack, unpack
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
-from chroma_trainer.trainer_core.flow.schedule import sampling_sigmas
-from chroma_trainer.trainer_core.flow.timesteps import density
+from chroma_trainer.trainer_core.flow.sigma_density import density
+from chroma_trainer.trainer_core.flow.sigmas import sampling_sigmas
+from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, unpack
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tokenizers import Tokenizer

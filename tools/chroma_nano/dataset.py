@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from chroma_trainer.trainer_core.validation.scores import style_score
+from chroma_trainer.trainer_core.validation.style_metrics import style_score
 from PIL import Image
 
 from .neon import neon

@@ -1,6 +1,6 @@
 """How well a LoRA of the demo has learned: `python tools/chroma_nano/judge.py my-lora.safetensors [--grid grid.png]`.
 
-Prints the share of pictures in style (trainer_core/validation/scores.py) of the base, the LoRA, and the LoRA without its trigger,
+Prints the share of pictures in style (trainer_core/validation/style_metrics.py) of the base, the LoRA, and the LoRA without its trigger,
 over the prompts of assets/neon-emoji/prompts.json: subjects that are not in the LoRA's dataset.
 """
 
@@ -31,9 +31,9 @@ def main() -> None:
 
 def judge(lora: Path, model: Path, grid: Path | None, seeds: int, cfg: float) -> dict[str, float]:
     import numpy as np
-    from chroma_trainer.trainer_core.lora.inject import set_strength_
-    from chroma_trainer.trainer_core.lora.read import apply_lora_
-    from chroma_trainer.trainer_core.validation.scores import fraction_in_style
+    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
+    from chroma_trainer.trainer_core.adapters.inject import set_strength_
+    from chroma_trainer.trainer_core.validation.style_metrics import fraction_in_style
     from diffusers import AutoencoderKL
     from tokenizers import Tokenizer
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..problems import Problem
+from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, ModelFile, Range, Text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..problems import Problem
+from ..errors import Problem
 from ..spec import Advanced, Choice, Doc, Range, Text
 from .degradation import steps_of
 

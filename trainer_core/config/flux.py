@@ -15,7 +15,7 @@ class FluxFlavour:
         max_tokens: of T5's text. Pads are attended, so that this many rows always are there (unless is_masked).
         guidance: told to the model in training. 1 keeps the distillation; the model needs no CFG, as before.
         drawn_guidance: told to it while pictures are drawn. Neither matters to a model without a guidance embedding.
-        cfg, steps, shift: of drawing; shift as flow/schedule.py has it. ComfyUI's Flux has e^1.15, schnell none.
+        cfg, steps, shift: of drawing; shift as flow/sigmas.py has it. ComfyUI's Flux has e^1.15, schnell none.
         is_masked: pads are not attended.
         takes_references: makes pictures out of others.
         is_fast: trained at schnell's own few noise levels, unless another density is chosen.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..problems import Problem
+from ..errors import Problem
 from ..spec import Advanced, Choice, Doc, Range
 
 NUMERIC = ("vae_tiling", "vae_slicing", "compile", "attention")
@@ -14,7 +14,7 @@ NUMERIC = ("vae_tiling", "vae_slicing", "compile", "attention")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """Trades of memory for time. What contradicts what is in problems(), and with the request in train/preflight.py."""
+    """Trades of memory for time. What contradicts what is in problems(), and with the request in setup/preflight.py."""
 
     checkpointing_interval: Annotated[
         int,

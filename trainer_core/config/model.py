@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from ..problems import Problem
+from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
 from .flux import FLAVOURS, FOLDERS, FluxOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..problems import Problem
+from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
 

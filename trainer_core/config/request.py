@@ -10,7 +10,7 @@ from .dataset import DatasetConfig
 from .memory import MemoryConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
-from .record import recorded
+from .serialize import recorded
 from .training import TrainingConfig
 from .validation import ValidationConfig
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..problems import Problem, UserError
+from ..errors import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
 
 SIGMA_DENSITIES = (
@@ -26,7 +26,7 @@ INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 @dataclass(frozen=True)
 class LrSchedule:
-    """A course of the learning rate (optim/schedule.py has the formulas).
+    """A course of the learning rate (optim/lr_schedule.py has the formulas).
 
     Args:
         uses: the fields of OptimizerConfig that shape it.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..problems import Problem, UserError
+from ..errors import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
 from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..digests import digests, sorted_order
-from ..files import sha256_text
-from .table import Chosen, Sample
+from ..storage.atomic import sha256_text
+from ..storage.digest_table import digests, sorted_order
+from .sample_table import Chosen, Sample
 
 
 def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:

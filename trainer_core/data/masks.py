@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from ..config.dataset import DatasetConfig
-from ..digests import DigestTable, Numbers, digests, first_of_each
-from ..files import sha256_text, sha256_texts
+from ..errors import Problem, UserError
 from ..host import Host
-from ..problems import Problem, UserError
-from .contract import Entry, stem
-from .folder import FolderBackend
-from .scans import scans
-from .table import Sample, TableWriter
+from ..storage.atomic import sha256_text, sha256_texts
+from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
+from .sample_table import Sample, TableWriter
+from .source.backend import Entry, stem
+from .source.folder import FolderBackend
+from .source.scan import scans
 
 FIELD = "masks"
 ROW = np.dtype([("sha256", "u1", 32), ("size", "<i4", 2)])  # what a scan tells of a mask

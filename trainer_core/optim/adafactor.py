@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, listed
-from .exact import ExactOptimizer, Lot, count_
 from .factored import average_, clipped, inverse_root
 from .factored import initial as factors
+from .foreach import ExactOptimizer, Lot, count_
+from .optimizer import OptimizerPart, Params, listed
 
 EPS_SQUARE = 1e-30  # epsilon 1 and 2 of the paper, section 8
 EPS_SIZE = 1e-3

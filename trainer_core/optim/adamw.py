@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, flat, listed
+from .optimizer import OptimizerPart, Params, flat, listed
 from .unguarded import AdamW
 
 FUSED_DEVICES = frozenset({"cuda", "cpu"})

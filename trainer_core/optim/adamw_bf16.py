@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from ..seeds import generator
-from .contract import OptimizerPart, Params, flat, listed
-from .exact import ExactOptimizer, Lot, count_, each, of
+from .foreach import ExactOptimizer, Lot, count_, each, of
+from .optimizer import OptimizerPart, Params, flat, listed
 
 LOW_BITS = 16  # of a float32 that a bfloat16 does not have
 # Numbers that are worked on at once. On a CPU, 2.4 M in one piece take 115 ms, and 45 ms in pieces that fit its caches.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, flat, listed
+from .optimizer import OptimizerPart, Params, flat, listed
 
 INSTALL = "pip install 'chroma-trainer[bnb]' (or pip install bitsandbytes)"
 FIRST_ON_CPU = (0, 50)  # the first whose 8-bit steps were seen to run on a CPU: tests/contracts/test_optimizers.py

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, listed
-from .exact import ExactOptimizer, Lot, each, gradients, of
+from .foreach import ExactOptimizer, Lot, each, gradients, of
+from .optimizer import OptimizerPart, Params, listed
 
 
 class Prodigy(ExactOptimizer):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from .contract import OptimizerPart, Params, listed
-from .exact import ExactOptimizer, Lot, count_, each, of
+from .foreach import ExactOptimizer, Lot, count_, each, of
+from .optimizer import OptimizerPart, Params, listed
 
 
 class StableAdamW(ExactOptimizer):

@@ -9,8 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .contract import Quantizer
-from .rows import RowScaled
+from .quantizer import Quantizer
+from .rowwise import RowScaled
 
 BLOCK = 64
 NUM_CODES = 256  # of an inner scale

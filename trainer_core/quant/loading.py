@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from ..config.model import AUTO, ModelConfig, QuantizationConfig
-from ..files import sha256_text
+from ..errors import Problem
 from ..host import Host, Notice, PhaseProgress, PhaseStarted
-from ..problems import Problem
 from ..registry import load
-from .cache import CachedBase, base_key, forget_old
-from .contract import Quantizer, is_kept
+from ..storage.atomic import sha256_text
 from .packages import missing_packages
+from .quantizer import Quantizer, is_kept
+from .weight_cache import CachedBase, base_key, forget_old
 
 Convert = Callable[[str, nn.Linear], nn.Module]
 
 
 class Source(Protocol):
-    """The part of a family that loading asks. See families/contract.py."""
+    """The part of a family that loading asks. See models/family.py."""
 
     name: str
 

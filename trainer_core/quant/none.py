@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .contract import Quantizer
+from .quantizer import Quantizer
 
 
 class KeepPrecision(Quantizer):

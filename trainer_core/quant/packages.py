@@ -6,7 +6,7 @@ import importlib.metadata
 
 from ..config.model import QuantizationConfig
 from ..config.validation import ValidationConfig
-from ..problems import Problem
+from ..errors import Problem
 
 EXTRAS = {"bnb": "bitsandbytes", "torchao": "torchao", "sage": "sageattention"}  # last word of a level, which is the extra's name -> package
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .contract import Quantizer
 from .native import Fp8Native
-from .rows import TINY, RowScaled
+from .quantizer import Quantizer
+from .rowwise import TINY, RowScaled
 
 GROUP = 128
 INT8_MAX = 127

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .rows import RowScaled
+from .rowwise import RowScaled
 
 
 class _Torchao8(RowScaled):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .contract import Opening, flat
 from .event_file import EventFile, image, scalar, session_end, session_start, text
+from .tracker import Opening, flat
 
 FOLDER = "tensorboard"
 

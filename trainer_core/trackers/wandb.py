@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from ..files import write_atomic
-from .contract import Opening
+from ..storage.atomic import write_atomic
+from .tracker import Opening
 
 FOLDER, ID_FILE = "wandb", "run-id.txt"
 PROJECT = "chroma-trainer"

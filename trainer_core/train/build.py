@@ -11,46 +11,46 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..adapters.inject import trainable_parameters
 from ..config.memory import MemoryConfig
 from ..config.model import AUTO
 from ..config.request import TrainRequest
+from ..data.batch_sampler import BatchPlan
+from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
+from ..data.cache.masks import MaskWeights, cache_masks
+from ..data.cache.prompts import Prompts, TextCache, cache_prompts
+from ..data.dataset import Index, Unreadable, build_index
 from ..data.holdout import split
-from ..data.index import Index, Unreadable, build_index
-from ..data.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
-from ..data.mask_weights import MaskWeights, cache_masks
-from ..data.pair_sheet import draw_pair_sheet
-from ..data.references import ReferenceLatents, References, find_references
-from ..data.sampler import BatchPlan
-from ..data.sheet import draw_crop_sheet
-from ..data.table import Captions, columns
+from ..data.reference_images import ReferenceLatents, References, find_references
+from ..data.sample_table import Captions, columns
 from ..devices import empty_cache, pick_device
-from ..families.contract import Family
-from ..families.weights import DTYPES
-from ..files import sha256_text
-from ..flow.timesteps import density
+from ..errors import Problem, UserError
+from ..flow.sigma_density import density
 from ..host import Host, Notice, collect
-from ..lora.blocks import parameter_groups
-from ..lora.inject import trainable_parameters
-from ..optim.advice import advice
-from ..optim.contract import OptimizerPart
-from ..problems import Problem, UserError
+from ..models.family import Family
+from ..models.loading.weights import DTYPES
+from ..optim.optimizer import OptimizerPart
+from ..optim.param_groups import parameter_groups
+from ..planner.auto_quantization import with_precision
+from ..planner.memory_plan import Machine
+from ..plots.crop_sheet import draw_crop_sheet
+from ..plots.pair_sheet import draw_pair_sheet
 from ..quant.loading import load_base, quantization_problems, text_identity
-from ..quant.products import choose_products_, products_problems
+from ..quant.low_precision_matmul import choose_products_, products_problems
 from ..registry import load
-from ..shards import Store
-from ..text.cache import Prompts, TextCache, cache_prompts
+from ..runs.manifest import Adoption, World, meet_change, settings_of
+from ..setup.attach_adapter import check_fit, init_identity, inject_adapter_, new_ema
+from ..setup.hints import advice
+from ..setup.placement import compile_, device_problems, latent_identity, load_codec, load_text_encoder, place_
+from ..setup.preflight import problems_of
+from ..storage.atomic import sha256_text
+from ..storage.tensor_store import Store
 from ..validation.attention import drawing_problems
-from ..validation.pictures import prompts_of
-from .adapter import check_fit, init_identity, inject_adapter_, new_ema
-from .loop import Run
+from ..validation.sample_images import prompts_of
 from .machine import this_machine
-from .phases import Phases
-from .placement import compile_, device_problems, latent_identity, load_codec, load_text_encoder, place_
-from .plan import Machine
-from .precision import with_precision
-from .preflight import problems_of
-from .relief import Relief
-from .world import Adoption, World, meet_change, settings_of
+from .phase_timer import Phases
+from .step.loop import Run
+from .step.oom_recovery import Relief
 
 WEIGHTS = ("transformer", "text_encoder", "codec")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from ..devices import device_name, free_bytes, product_flops, total_bytes
-from ..families.weights import DTYPES
-from .plan import GB, Machine
+from ..models.loading.weights import DTYPES
+from ..planner.memory_plan import GB, Machine
 
 
 def this_machine(device: torch.device, dtype: str) -> Machine:

@@ -18,7 +18,7 @@ class PriorShares:
 
 
 def prior_shares(buckets: np.ndarray, is_prior: np.ndarray, repeats: np.ndarray, batch_size: int) -> PriorShares:
-    """Expected over the orders that data/sampler.py draws: each bucket's samples shuffled and cut into batches, the last one smaller.
+    """Expected over the orders that data/batch_sampler.py draws: each bucket's samples shuffled and cut into batches, the last one smaller.
 
     Args:
         buckets: (samples, 2), width and height. is_prior: (samples,), bool. repeats: (samples,).

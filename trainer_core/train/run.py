@@ -14,35 +14,35 @@ from typing import Any
 
 import torch
 
+from ..adapters.files.export import ExportedLora, export_lora
+from ..adapters.inject import set_strength_
 from ..config.request import TrainedLora, TrainRequest
-from ..data.index import Unreadable
+from ..data.dataset import Unreadable
 from ..devices import as_current, empty_cache, empty_pinned, peak_ram_bytes, peak_vram_bytes, pick_device, reset_peak
-from ..families.weights import DTYPES
-from ..files import write_json
-from ..flow.timesteps import ShiftedBySize, density
+from ..errors import UserError
+from ..flow.sigma_density import ShiftedBySize, density
 from ..host import EvalReport, Host, LoraSaved, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
-from ..lora.export import ExportedLora, export_lora
-from ..lora.inject import set_strength_
-from ..problems import UserError
-from ..validation.grid import save_png
-from .adapter import look_at_data_
-from .attention import choose_attention_
-from .averages import final_weights
+from ..models.loading.weights import DTYPES
+from ..planner.memory_plan import MemoryPlan
+from ..plots.image_grid import save_png
+from ..plots.loss_chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
+from ..runs.event_log import Paused, RunHost, open_run, wait_for_resume
+from ..runs.manifest import adopt, write_world
+from ..setup.attach_adapter import look_at_data_
+from ..storage.atomic import write_json
+from .attention_choice import choose_attention_
 from .build import Plan, build_run, plan_run
-from .chart import Marker, StepPoint, density_text, draw_density, draw_loss_chart
-from .checkpoint import newest_intact, restore_, step_name, weights_of
-from .evaluation import best_step, eval_loss
-from .forecasting import settled
-from .journal import Paused, RunHost, open_run, wait_for_resume
-from .keeping import checkpoint_hook, keep
-from .live import LiveValidation
-from .loop import Run, fit
-from .outcome import comparison, memory_report, memory_told
-from .phases import Phases
-from .plan import MemoryPlan
-from .record import lora_metadata, run_record
-from .tracking import tracked
-from .world import adopt, write_world
+from .hooks.checkpoint import newest_intact, restore_, step_name, weights_of
+from .hooks.checkpointer import checkpoint_hook, keep
+from .hooks.eval_loss import best_step, eval_loss
+from .hooks.eval_weights import final_weights
+from .hooks.trackers import tracked
+from .hooks.validation import LiveValidation
+from .memory_report import comparison, memory_report, memory_told
+from .metadata import lora_metadata, run_record
+from .phase_timer import Phases
+from .planning import settled
+from .step.loop import Run, fit
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config.validation import ValidationConfig
-from ..families.joint_attention import Attend, attend
-from ..families.kernels import attention_modules
-from ..problems import Problem, reason_of
+from ..errors import Problem, reason_of
+from ..models.attention_backends import attention_modules
+from ..models.mmdit_layers import Attend, attend
 from ..quant.packages import missing_for_drawing
 from ..seeds import generator
 

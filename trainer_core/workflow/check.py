@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from ..errors import Problem
 from ..host import Host, collect
-from ..problems import Problem
 from ..spec import NodeSpec, draft_inputs
 from .graph import Graph, Node
 from .images import SAVERS

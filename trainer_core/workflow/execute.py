@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..errors import UserError
 from ..host import Notice, SinkHost
-from ..problems import UserError
 from ..spec import NodeSpec, build_inputs
 from .check import check, skipped
 from .graph import Graph, Link

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..problems import Problem, UserError
+from ..errors import Problem, UserError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..files import replace_atomic
 from ..host import Notice, SinkHost
+from ..storage.atomic import replace_atomic
 from .graph import Node
 
 SAVERS = ("SaveImage", "PreviewImage")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..problems import Problem, UserError, nearest
+from ..errors import Problem, UserError, nearest
 from ..spec import NodeSpec
 from .graph import Graph, Node
 

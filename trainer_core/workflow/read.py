@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..problems import UserError
+from ..errors import UserError
 from .api_format import api_from_graph, graph_from_api, looks_like_api
-from .carriers import read_carrier
-from .editor_format import graph_from_editor, looks_like_editor
+from .editor.convert import graph_from_editor, looks_like_editor
+from .embedded import read_carrier
 from .graph import Graph, Schema
 
 HOW_TO_EXPORT = "export one from ComfyUI's menu: Workflow > Export or Export (API)"

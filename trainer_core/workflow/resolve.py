@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..problems import Problem, nearest
+from ..errors import Problem, nearest
 from ..spec import NodeSpec
 from .graph import Graph, Link, Node
 

@@ -1,0 +1,242 @@
+"""The only file that knows ComfyUI: NodeSpec -> io.ComfyNode, and the Host that speaks to its server."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ...trainer_core.errors import Cancelled, UserError
+from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, StepReport
+from ...trainer_core.spec import Field, NodeSpec, build_inputs
+from .. import ALL_NODES
+from .live_events import Feed
+
+MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
+PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
+EVENT_NAME = "chroma_trainer.event"
+UI_RUN = "chroma_trainer_run"  # of a node's output: the run's folder, so that the page finds it when the node was cached
+
+
+class ChromaTrainerExtension(ComfyExtension):
+    def __init__(self) -> None:
+        server = _server()
+        if server is not None:
+            from .http_routes import add_routes  # needs aiohttp, which a server has loaded
+
+            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node_class(spec) for spec in ALL_NODES.values()]
+
+
+def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
+    """A ComfyUI node that does what the spec says."""
+
+    def define_schema(cls) -> io.Schema:
+        return schema_of(spec)
+
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        inputs, problems = build_inputs(spec, {name: value for name, value in values.items() if value is not None})
+        if inputs is None:
+            raise UserError(problem.at(str(cls.hidden.unique_id), spec.id) for problem in problems)
+        host = ComfyHost.of(cls.hidden.prompt or {}, str(cls.hidden.unique_id), str(values.get("name", "")))
+        try:
+            with host:
+                results = spec.run(inputs, host)
+        except UserError as error:
+            raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
+        except Cancelled as end:  # stopped or paused through the run's folder
+            raise memory.InterruptProcessingException from end
+        return io.NodeOutput(
+            *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
+            ui={UI_RUN: [host.feed.run]} if host.feed.run else None,
+        )
+
+    members: dict[str, Any] = {
+        "define_schema": classmethod(define_schema),
+        "execute": classmethod(execute),
+        "__doc__": spec.description,
+    }
+    if spec.fingerprint:
+        members["fingerprint_inputs"] = classmethod(lambda cls, **values: spec.fingerprint(values, _paths()))
+    return type(spec.id, (io.ComfyNode,), members)
+
+
+def _output(is_list: bool, value: Any) -> Any:
+    """A list output without items blocks what hangs on it, where ComfyUI would fail."""
+    return [ExecutionBlocker(None)] if is_list and not value else value
+
+
+def schema_of(spec: NodeSpec) -> io.Schema:
+    """ComfyUI's schema; keywords that this version does not know are left out, one of them would drop the whole pack."""
+    keywords = {
+        "node_id": spec.id,
+        "display_name": spec.title,
+        "category": spec.category,
+        "description": spec.description,
+        "inputs": [_input(field) for field in spec.fields()],
+        "outputs": [
+            io.Custom(output.type).Output(
+                output.name, display_name=output.name, tooltip=output.doc, is_output_list=output.is_list
+            )
+            for output in spec.outputs
+        ],
+        "hidden": [io.Hidden.prompt, io.Hidden.unique_id],
+        "is_output_node": spec.is_output,
+        "search_aliases": list(spec.search_aliases),
+    }
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+
+
+def _input(field: Field) -> io.Input:
+    # Widgets are optional as well: ComfyUI refuses an older API export that lacks a required one.
+    common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required}
+    if field.socket:
+        return io.Custom(field.socket.type).Input(field.name, **common)
+    common["default"] = field.default
+    if field.advanced:
+        common["extra_dict"] = {"advanced": True}
+    if field.kind is bool:
+        return io.Boolean.Input(field.name, **common)
+    if field.kind is int and field.range:
+        control = {"control_after_generate": True} if field.seed else {}
+        return io.Int.Input(
+            field.name,
+            min=int(field.range.low),
+            max=int(field.range.high),
+            step=int(field.range.step),
+            **control,
+            **common,
+        )
+    if field.kind is float and field.range:
+        return io.Float.Input(
+            field.name, min=field.range.low, max=field.range.high, step=field.range.step, round=False, **common
+        )
+    if field.choice:
+        return io.Combo.Input(field.name, options=list(field.choice.options), **common)
+    if field.model_file:
+        options = [field.model_file.none_label, *folder_paths.get_filename_list(field.model_file.kind)]
+        return io.Combo.Input(field.name, options=options, **common)
+    text = field.text
+    return io.String.Input(
+        field.name,
+        multiline=bool(text and text.multiline),
+        placeholder=(text.placeholder if text else "") or None,
+        dynamic_prompts=False,
+        **common,
+    )
+
+
+def _paths() -> Paths:
+    output = Path(folder_paths.get_output_directory())
+    known = {
+        kind: tuple(Path(p) for p in folder_paths.get_folder_paths(kind))
+        for kind in MODEL_KINDS
+        if kind in folder_paths.folder_names_and_paths
+    }
+    datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
+    return Paths(output=output, cache=output / "chroma_trainer" / ".cache", models=known, datasets=datasets)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComfyHost:
+    """Events to the page, ComfyUI's cancel, its folders and its memory manager."""
+
+    prompt: dict[str, Any]
+    node_id: str
+    feed: Feed
+    waits_when_paused = False  # ComfyUI's queue waits behind this node
+
+    @classmethod
+    def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:
+        output = Path(folder_paths.get_output_directory())
+        return cls(prompt, node_id, Feed(_send, node_id, name, output, memory_use))
+
+    def __enter__(self) -> ComfyHost:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """However it ended: the page hears of it, and the memory goes back to ComfyUI."""
+        self.feed.close(error, isinstance(error, (Cancelled, memory.InterruptProcessingException)))
+        if self.feed.begun:
+            gc.collect()
+            memory.soft_empty_cache()
+
+    @cached_property
+    def paths(self) -> Paths:
+        return _paths()
+
+    @property
+    def device(self) -> str:
+        return str(memory.get_torch_device())
+
+    def check_cancelled(self) -> None:
+        memory.throw_exception_if_processing_interrupted()
+
+    def free_memory(self) -> None:
+        memory.unload_all_models()
+        memory.soft_empty_cache()
+
+    def emit(self, event: Event) -> None:
+        self.feed(event)
+        try:
+            if isinstance(event, (StepReport, PhaseProgress)):
+                self._progress(event)
+            elif isinstance(event, PreviewReady) and not self.feed.run:  # a trainer's panel shows them itself
+                self._preview(event)
+        except memory.InterruptProcessingException:  # its progress bar looks for a cancel; we hear of it between two steps
+            memory.interrupt_current_processing(True)
+        if isinstance(event, Notice):
+            print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
+
+    def show(self, text: str) -> None:
+        """A line under the node, and in the log."""
+        print(f"[ChromaTrainer] node {self.node_id}: {text}", file=sys.stderr)
+        server = _server()
+        if server is not None:
+            server.send_progress_text(text, self.node_id, server.client_id)
+
+    def _progress(self, event: StepReport | PhaseProgress) -> None:
+        from comfy.utils import ProgressBar
+
+        done = event.step if isinstance(event, StepReport) else event.done
+        ProgressBar(event.total, node_id=self.node_id).update_absolute(done, event.total)
+
+    def _preview(self, event: PreviewReady) -> None:
+        from comfy.utils import ProgressBar
+        from PIL import Image
+
+        with Image.open(event.path) as picture:
+            preview = picture.convert("RGB")
+        ProgressBar(1, node_id=self.node_id).update_absolute(1, 1, ("JPEG", preview, PREVIEW_EDGE))
+
+
+def _send(message: dict[str, Any]) -> None:
+    """To every page that is open: a second tab, and one that was reloaded, see the run as well."""
+    server = _server()
+    if server is not None:
+        server.send_sync(EVENT_NAME, message)
+
+
+def _server() -> Any:
+    """ComfyUI's running server; None where only its nodes are loaded."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def memory_use() -> dict[str, Any]:
+    """Bytes of memory in use by this process, on the device that trains; peak: of tensors, 0 where it is not known."""
+    from ...trainer_core.devices import memory_in_use, peak_vram_bytes, total_bytes
+
+    device = memory.get_torch_device()
+    kind, used = memory_in_use(device)
+    return {"kind": kind, "used": used, "peak": peak_vram_bytes(device), "total": total_bytes(device)}

@@ -1,0 +1,213 @@
+"""What the page may read and ask: the runs under output/chroma_trainer, and nothing else on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from chroma_trainer.nodes.comfyui.http_routes import add_routes, same_origin
+from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
+from chroma_trainer.trainer_core.runs.control import COMMAND, Status, write_status
+from chroma_trainer.trainer_core.runs.lock import RunLock
+
+RUN = "cat-12345678"
+
+
+def step(number: int, loss: float = 0.5) -> dict:
+    values = {"total": 9, "loss": loss, "learning_rate": 1e-4, "grad_norm": 0.1, "seconds": 0.01}
+    return {"kind": "StepReport", "step": number, **values}
+
+
+def tell(folder: Path, *events: dict) -> None:
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    """An output folder with one finished run in it, and a secret beside it."""
+    folder = tmp_path / "output" / "chroma_trainer" / RUN
+    (folder / "validation").mkdir(parents=True)
+    (folder / "validation" / "step-000002-64x64.png").write_bytes(b"png")
+    write_status(folder, Status("finished", 3, 3, "save", 0, 1.0))
+    workflow = {"12:5": {"class_type": "LoRATrainer", "inputs": {"name": "cat"}}}
+    record = {"request": {"training": {"name": "cat", "rank": 4}}, "workflow": workflow}
+    (folder / "request.json").write_text(json.dumps(record), "utf-8")
+    tell(
+        folder,
+        {"kind": "PhaseStarted", "phase": "train", "total": 3, "unit": "steps"},
+        {"kind": "MemoryPlanned", "device_bytes": 7, "ram_bytes": 9},
+        step(1),
+        step(2),
+        {"kind": "CheckpointSaved", "step": 2, "path": "checkpoints/step-000002"},
+        {"kind": "PreviewReady", "step": 2, "path": "validation/step-000002-64x64.png"},
+        {"kind": "PreviewReady", "step": 3, "path": "validation/removed.png"},
+        step(3, math.nan),
+        {"kind": "LoraSaved", "path": "C:\\loras\\cat.safetensors", "sha256": "", "applied": 7, "num_keys": 7},
+    )
+    (tmp_path / "output" / "secret").mkdir()
+    write_status(tmp_path / "output" / "secret", Status("finished"))
+    return tmp_path / "output"
+
+
+def ask(output: Path, path: str, method: str = "GET", headers: dict | None = None) -> tuple[int, str]:
+    """Status and text of one request."""
+
+    async def call() -> tuple[int, str]:
+        routes, app = web.RouteTableDef(), web.Application()
+        add_routes(routes, lambda: output)
+        app.add_routes(routes)
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.request(method, URL(path, encoded=True), headers=headers or {})
+            return answer.status, await answer.text()
+
+    from yarl import URL
+
+    return asyncio.run(call())
+
+
+def test_runs_are_listed_with_what_they_were(output):
+    status, text = ask(output, "/chroma_trainer/runs")
+    (found,) = json.loads(text)["runs"]
+    assert status == 200
+    assert (found["run"], found["name"], found["node"], found["state"]) == (RUN, "cat", "12:5", "finished")
+    assert (found["step"], found["total"], found["alive"]) == (3, 3, False)
+    assert "step-000002-64x64.png" in found["picture"]
+
+
+def test_no_runs_is_an_empty_list(tmp_path):
+    assert json.loads(ask(tmp_path / "nowhere", "/chroma_trainer/runs")[1]) == {"runs": []}
+
+
+def test_the_story_of_a_run(output):
+    status, text = ask(output, f"/chroma_trainer/runs/{RUN}")
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert status == 200
+    assert found["steps"]["step"] == [1, 2, 3] and found["steps"]["loss"] == [0.5, 0.5, None]
+    assert found["checkpoints"] == [2] and [p["step"] for p in found["pictures"]] == [2]
+    assert found["lora"] == {"lora": "cat.safetensors", "applied": 7, "num_keys": 7}
+    assert found["phase"]["phase"] == "train" and found["settings"]["training"]["rank"] == 4
+    assert found["plan"] == {"device_bytes": 7, "ram_bytes": 9}
+    assert found["prompt"]["12:5"]["class_type"] == "LoRATrainer"
+
+
+def test_a_page_that_has_steps_gets_the_rest(output):
+    found = json.loads(ask(output, f"/chroma_trainer/runs/{RUN}?after=2")[1])
+    assert found["steps"]["step"] == [3] and "settings" not in found
+    for text in ("-1", "x", "9" * 40, ""):
+        assert json.loads(ask(output, f"/chroma_trainer/runs/{RUN}?after={text}")[1])["steps"]["step"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "..%2Fsecret",
+        "%2e%2e%2fsecret",
+        "..%5Csecret",
+        "%2Fetc",
+        "C%3A%5CWindows",
+        "cat%00",
+        ".cache",
+        "nowhere",
+        "validation",
+        "a" * 5000,
+        "%FF",
+    ],
+)
+def test_names_that_are_no_run_are_not_found(output, name):
+    (output / "chroma_trainer" / ".cache").mkdir()
+    write_status(output / "chroma_trainer" / ".cache", Status("finished"))
+    for path, method in ((f"/chroma_trainer/runs/{name}", "GET"), (f"/chroma_trainer/runs/{name}/stop", "POST")):
+        status, text = ask(output, path, method)
+        assert status in (400, 404, 405) and "finished" not in text
+    assert not list(output.rglob(COMMAND))
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="links need rights on Windows")
+def test_a_link_that_leads_out_is_no_run(output):
+    (output / "chroma_trainer" / "link").symlink_to(output / "secret", target_is_directory=True)
+    assert ask(output, "/chroma_trainer/runs/link")[0] == 404
+    assert [run["run"] for run in json.loads(ask(output, "/chroma_trainer/runs")[1])["runs"]] == [RUN]
+
+
+def test_a_command_reaches_the_running_job(output):
+    folder = output / "chroma_trainer" / RUN
+    with RunLock(folder):
+        write_status(folder, Status("running", 3, 9, "train", os.getpid()))
+        status, text = ask(output, f"/chroma_trainer/runs/{RUN}/pause", "POST")
+    assert status == 200 and json.loads(text)["state"] == "running"
+    assert json.loads((folder / COMMAND).read_text("utf-8"))["command"] == "pause"
+
+
+def test_a_command_that_can_not_be_says_why(output):
+    status, text = ask(output, f"/chroma_trainer/runs/{RUN}/pause", "POST")
+    assert status == 409 and "no process works on it" in json.loads(text)["error"]
+    assert ask(output, f"/chroma_trainer/runs/{RUN}/delete", "POST")[0] == 404
+    assert ask(output, f"/chroma_trainer/runs/{RUN}/stop", "GET")[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),  # no browser
+        ({"Host": "a:1", "Origin": "http://a:1"}, True),
+        ({"Host": "a:1", "Origin": "http://b:1"}, False),
+        ({"Host": "a:1", "Origin": "http://a:2"}, False),
+        ({"Host": "a:1", "Origin": "null"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Host": "inner", "Origin": "https://outer"}, True),  # behind a proxy
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "none"}, True),
+    ],
+)
+def test_only_the_own_page_commands(headers, allowed):
+    assert same_origin(headers) == allowed
+
+
+def test_a_foreign_page_is_refused(output):
+    folder = output / "chroma_trainer" / RUN
+    with RunLock(folder):
+        write_status(folder, Status("running", 3, 9, "train", os.getpid()))
+        status, _ = ask(output, f"/chroma_trainer/runs/{RUN}/stop", "POST", {"Origin": "http://evil.example"})
+    assert status == 403 and not (folder / COMMAND).exists()
+
+
+def test_the_story_goes_on_where_it_was(output):
+    folder = output / "chroma_trainer" / RUN
+    backlog = Backlog(output)
+    assert backlog.story(folder)["steps"]["step"] == [1, 2, 3]
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(b'{"kind": "StepRep')  # a line that is being written
+    assert backlog.story(folder)["steps"]["step"] == [1, 2, 3]
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(b'ort"}\n')  # a damaged one
+    tell(folder, {"kind": "Resumed", "step": 2}, step(3), step(4))
+    found = backlog.story(folder)
+    assert found["steps"] == Backlog(output).story(folder)["steps"]
+    assert found["steps"]["step"] == [1, 2, 3, 4] and found["steps"]["loss"][2] == 0.5
+
+
+def test_a_new_start_forgets_the_warnings_of_the_last_one(output):
+    folder = output / "chroma_trainer" / RUN
+    notice = {"kind": "Notice", "text": "ended at step 3", "level": "warning"}
+    tell(folder, notice)
+    assert Backlog(output).story(folder)["notices"] == [{"text": "ended at step 3", "level": "warning"}]
+    tell(folder, {"kind": "RunOpened", "folder": "."})
+    assert Backlog(output).story(folder)["notices"] == []
+
+
+def test_a_long_curve_is_thinned_to_its_means(output):
+    folder = output / "chroma_trainer" / RUN
+    tell(folder, {"kind": "Resumed", "step": 0}, *(step(i, i) for i in range(1, 2 * NUM_POINTS + 2)))
+    steps = Backlog(output).story(folder)["steps"]
+    assert len(steps["step"]) <= NUM_POINTS and steps["step"][-1] == 2 * NUM_POINTS + 1
+    assert (steps["step"][0], steps["loss"][0]) == (3, 2.0)
+    assert all(len(values) == len(steps["step"]) for values in steps.values())

@@ -1,0 +1,67 @@
+"""Renames wait for programs that hold a file for a moment."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from chroma_trainer.trainer_core.storage import atomic as files
+from chroma_trainer.trainer_core.storage.atomic import remove_temporaries, rename, replace_atomic, write_atomic
+
+
+@pytest.mark.parametrize("busy", [1, 5])
+def test_a_file_that_is_let_go_is_replaced(tmp_path, monkeypatch, busy):
+    replace, tries = os.replace, []
+
+    def locked(source, target):
+        tries.append(source)
+        if len(tries) <= busy:
+            raise PermissionError(13, "The process cannot access the file", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "replace", locked)
+    (tmp_path / "lora").write_text("old", "utf-8")
+    write_atomic(tmp_path / "lora", "new")
+    assert (tmp_path / "lora").read_text("utf-8") == "new" and len(tries) == busy + 1
+
+
+def test_one_that_stays_locked_keeps_its_content(tmp_path, monkeypatch):
+    def locked(source, target):
+        raise PermissionError(13, "The process cannot access the file", str(target))
+
+    monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "replace", locked)
+    (tmp_path / "lora").write_text("old", "utf-8")
+    with pytest.raises(PermissionError):
+        write_atomic(tmp_path / "lora", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"] and (tmp_path / "lora").read_text("utf-8") == "old"
+
+
+def test_other_faults_are_not_waited_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        rename(tmp_path / "nothing", tmp_path / "target")
+
+
+def test_the_temporary_file_lies_in_the_staging_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary.parent)
+        temporary.write_text("new", "utf-8")
+
+    replace_atomic(tmp_path / "loras" / "a.safetensors", write, staging=tmp_path / "run")
+    assert seen == [tmp_path / "run"] and list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "loras").iterdir()] == ["a.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, fresh, kept = tmp_path / ".tmp-1.safetensors", tmp_path / ".tmp-2", tmp_path / "kept.safetensors"
+    for path in (left, fresh, kept):
+        path.write_bytes(b"x")
+    os.utime(left, (0, 0))
+    remove_temporaries(tmp_path, older_than=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-2", "kept.safetensors"]
+    remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]

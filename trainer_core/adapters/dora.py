@@ -1,0 +1,85 @@
+"""DoRA: the direction of each row learns by LoRA, its length by itself.
+
+Liu et al. 2024, arXiv:2402.09353:  W' = m (W + s B A) / |W + s B A|, row by row; the norm takes no part in the gradient (4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config.adapter import KIND_RULES
+from .dense_weight import dense_weight, doubled
+from .layer import Update, product_dtype
+from .lora import LoraLinear, LoraPair, row_norms
+
+
+class DoraLinear(LoraLinear):
+    """y = g (W + s B A) x + b with g = m / |W + s B A|, (out,).
+
+    The norm is taken without forming W + s B A:  |W + D|^2 = |W|^2 + 2 <W, D> + |D|^2 by rows, with D = up down of rank r, which
+    needs W only as a product with r vectors: quantised weights are never decoded for it.
+
+    At a strength t other than 1 the weight is W + t (W' - W), as in ComfyUI.
+    """
+
+    inits = KIND_RULES["dora"].inits
+    network: ClassVar[Mapping[str, str]] = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lora", "dora_wd": "True"}'}
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__(base, rank, alpha)
+        norms = row_norms(dense_weight(base).float()).to(self.lora_A.device)
+        self.magnitude = nn.Parameter(norms.clone())
+        self.square_norms: Tensor
+        self.register_buffer("square_norms", doubled(norms).square().float().to(norms.device), persistent=False)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """The norms of the base are known from the base."""
+        return ((name, tensor) for name, tensor in super().state() if name != "square_norms")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if self.strength == 0:
+            return y
+        seen = self.dropped(x)
+        product = self._product(y) if seen is x else self.base_product(seen)
+        gain = (self.magnitude / self.norms()).to(x.dtype)
+        return y + self.strength * (self.added(product, seen, 1.0) * gain - product)
+
+    @property
+    def summed_base(self) -> None:
+        """The magnitude's gradient reads the product."""
+
+    def _product(self, y: Tensor) -> Tensor:
+        return y if self.base.bias is None else y - self.base.bias
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """|W + s B A| of each row, (out,), fp32."""
+        down, up = self.factors()
+        up = up * self.scale
+        crossed = self.base_product(down.to(product_dtype(self.base))).float()  # (r, out)
+        added = 2 * (crossed.t() * up).sum(1) + ((up @ (down @ down.t())) * up).sum(1)
+        return (self.square_norms + added).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+
+    @torch.no_grad()
+    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+        """A LoRA's file gives what that LoRA gives: its rows keep the lengths that they have with it."""
+        pair = self.fitting(update)
+        self._take_factors_(pair, fill)
+        weight = doubled(dense_weight(self.base).to(self.magnitude.device))
+        plain = LoraPair(pair.down, pair.up)
+        norms = row_norms(weight + plain.delta(weight))
+        self.magnitude.copy_((norms if not pair.is_dora else pair.row_factors(weight).flatten() * norms).float())
+
+    def update(self) -> LoraPair:
+        """ComfyUI divides by the norm of W where peft divides by that of W + s B A: both are written, and both are exact."""
+        pair = super().update()
+        weight = dense_weight(self.base).cpu().double()
+        magnitude = self.magnitude.detach().cpu().float()
+        factors = LoraPair(pair.down, pair.up, magnitude=magnitude).row_factors(weight)
+        ratio = (factors.flatten() * row_norms(weight)).float()[:, None]
+        return LoraPair(pair.down, pair.up, magnitude, ratio)

@@ -1,0 +1,83 @@
+"""An average of the trained weights over the last steps: calmer than the weights themselves.
+
+    average <- d average + (1 - d) weights,   d = min(decay, (1 + n) / (10 + n)) after n updates
+
+The warm-up keeps the first, untrained weights from lingering. Source of it: TensorFlow's ExponentialMovingAverage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .inject import trainable_parameters
+from .layer import AdapterLayer
+
+COUNT = "num_updates"
+
+
+class Ema:
+    """Averages in fp32, on the parameters' device.
+
+    Args:
+        layers: whose trainable weights are averaged; the average begins with their present values.
+        decay: in (0, 1); about 1 / (1 - decay) steps are averaged.
+    """
+
+    def __init__(self, layers: Mapping[str, AdapterLayer], decay: float):
+        assert 0 < decay < 1, decay
+        self.decay = decay
+        self.begin_(layers)
+
+    def begin_(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Begin anew with the layers' present values."""
+        self.num_updates = 0
+        self.averages = {name: p.detach().float().clone() for name, p in trainable_parameters(layers)}
+
+    def decay_now(self) -> float:
+        """d of the next update."""
+        return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+
+    @torch.no_grad()
+    def update_(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Take in the weights after a step."""
+        kept = self.decay_now()
+        parameters = dict(trainable_parameters(layers))
+        averages = list(self.averages.values())
+        weights = [parameters[name].detach().float() for name in self.averages]
+        torch._foreach_lerp_(averages, weights, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+        self.num_updates += 1
+
+    @contextmanager
+    def applied(self, layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
+        """While it is open the layers hold the averages; afterwards the trained weights again, to the bit."""
+        parameters = dict(trainable_parameters(layers))
+        trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        _copy_(parameters, self.averages)
+        try:
+            yield
+        finally:
+            _copy_(parameters, trained)
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """For a checkpoint: the averages by parameter, and the number of updates; copies on the CPU."""
+        found = {name: average.to("cpu", copy=True) for name, average in self.averages.items()}
+        return {**found, COUNT: torch.tensor(self.num_updates)}
+
+    def load_ema_state_(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ema_state gave."""
+        assert state.keys() == {*self.averages, COUNT}, (
+            f"other layers: {sorted(state.keys() ^ {*self.averages, COUNT})[:3]}"
+        )
+        self.num_updates = int(state[COUNT])
+        for name, average in self.averages.items():
+            average.copy_(state[name])
+
+
+@torch.no_grad()
+def _copy_(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

@@ -1,0 +1,40 @@
+"""Writing safetensors with the same bytes each time. The safetensors package orders metadata by chance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...storage import safetensors_header as tensor_header
+
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The data section: each tensor's bytes, row by row, in the order of their names."""
+    return b"".join(_raw(tensors[name]) for name in sorted(tensors))
+
+
+def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Length and header of a file whose data section is tensor_bytes(tensors)."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    start = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    return tensor_header.header_bytes(header)
+
+
+def data_sha256(data: bytes) -> str:
+    """kohya's `sshs_model_hash`: of the data section alone, so that metadata may change."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _raw(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

@@ -1,0 +1,114 @@
+"""Starts of a low-rank update: drawn at random, or cut from the weight. The same numbers each time: signs of vectors are fixed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .dense_weight import doubled
+
+OVERSAMPLING = 8
+
+
+def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Kaiming-uniform with a = sqrt(5): uniform in +-1/sqrt(in), as peft's."""
+    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
+
+
+def gaussian(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Normal with deviation 1 / rank; shape (rank, in)."""
+    return torch.randn(shape, generator=generator) / shape[0]
+
+
+def orthogonal(rank: int, num_out: int, num_in: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r), neither of them 0, with B A = 0: they lie over halves of one orthonormal basis.
+
+    A = Q_even^T X / 10,  B = Y Q_odd / 10,  Q from the QR of a normal (r, r) matrix, X and Y normal. With rank 1 B is 0.
+    """
+    q = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64)).Q
+    even, odd = q[0::2], q[1::2]
+    a = even.t() @ torch.randn(len(even), num_in, generator=generator, dtype=torch.float64) / 10
+    b = torch.randn(num_out, len(odd), generator=generator, dtype=torch.float64) @ odd / 10
+    return a.float(), b.float()
+
+
+def principal(weight: Tensor, rank: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), S (r,) and V^T (r, in) of the r largest singular values.
+
+    The largest component of each row of V^T is positive.
+
+    Args:
+        iterations: of the randomised range finder; 0: an exact SVD, which takes minutes for large layers.
+    Source: Halko et al. 2009, arXiv:0909.4061, algorithms 4.4 and 5.1.
+    """
+    weight = weight.float()
+    if iterations == 0 or rank + OVERSAMPLING >= min(weight.shape):
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        probe = torch.randn(weight.shape[1], rank + OVERSAMPLING, generator=generator).to(weight.device)
+        q = torch.linalg.qr(weight @ probe).Q
+        for _ in range(iterations):
+            q = torch.linalg.qr(weight.t() @ q).Q
+            q = torch.linalg.qr(weight @ q).Q
+        u, s, vt = torch.linalg.svd(q.t() @ weight, full_matrices=False)
+        u = q @ u
+    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    sign = vt.gather(1, vt.abs().argmax(1, keepdim=True)).sign()
+    return u * sign.t(), s, vt * sign
+
+
+def pissa(
+    weight: Tensor, rank: int, scale: float, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A = sqrt(S / s) V^T and B = U sqrt(S / s): s B A is the best approximation of the weight at this rank.
+
+    Source: Meng et al. 2024, arXiv:2404.02948.
+    """
+    u, s, vt = principal(weight, rank, iterations, generator)
+    root = (s / scale).sqrt()
+    return root[:, None] * vt, u * root
+
+
+def olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A = the first r rows of R and B = the first r columns of Q, of W = Q R with R's diagonal not negative.
+
+    Source: Buyukakyuz 2024, arXiv:2406.01775.
+    """
+    q, r = torch.linalg.qr(weight.float())
+    sign = torch.where(r.diagonal() < 0, -1.0, 1.0)[:rank]
+    return r[:rank] * sign[:, None], q[:, :rank] * sign
+
+
+class Directions:
+    """The main right singular vectors of all inputs of a layer, batch by batch, without keeping the inputs.
+
+    After each batch the sketch holds S V^T of what was seen, cut to `width` rows.
+
+    Args:
+        width: rows that are kept; more than are wanted in the end, for what is cut is lost.
+    Source: EVA, Paischer et al. 2024, arXiv:2410.07170, with Ross et al. 2008's incremental SVD without centering.
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+        self.sketch: Tensor | None = None
+
+    def see(self, x: Tensor) -> None:
+        """x: (tokens, in)."""
+        rows = x.detach().float() if self.sketch is None else torch.cat([self.sketch, x.detach().float()])
+        # Of the small Gram matrix, in fp64: rows are few hundred, columns are thousands.
+        exact = doubled(rows)
+        values, vectors = torch.linalg.eigh(exact @ exact.t())
+        kept = min(self.width, len(values))
+        self.sketch = (vectors[:, -kept:].flip(1).t() @ exact).float().to(x.device)
+
+    def rows(self, count: int) -> Tensor:
+        """Unit vectors, the strongest first, (up to count, in): fewer where the inputs span less."""
+        assert self.sketch is not None, "nothing was seen"
+        sketch = doubled(self.sketch)
+        length = sketch.norm(dim=1)
+        kept = sketch[: int((length > 1e-6 * length.max()).sum())][:count]
+        unit = kept / kept.norm(dim=1, keepdim=True)
+        return (unit * unit.gather(1, unit.abs().argmax(1, keepdim=True)).sign()).float()

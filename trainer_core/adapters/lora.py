@@ -1,0 +1,266 @@
+"""LoRA: a product of two thin matrices beside the weight.
+
+Hu et al. 2021, arXiv:2106.09685:  y = W x + b + (alpha / rank) B A x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config.adapter import KIND_RULES
+from .dense_weight import dense_weight, doubled
+from .initializers import gaussian, olora, orthogonal, pissa, uniform
+from .layer import AdapterLayer, Misfit, Part, Start, Update, device_of
+
+
+@dataclass(frozen=True)
+class LoraPair(Update):
+    """Delta W = up @ down; alpha / rank is in up. With DoRA the rows of W + up @ down are scaled as well.
+
+    Args:
+        down: (r, in).
+        up: (out, r).
+        magnitude: DoRA as peft stores it: the norm of each new row, (out,).
+        ratio: DoRA as ComfyUI reads it: new weight = (W + up @ down) * ratio / norm of W's row, (out, 1).
+    """
+
+    down: Tensor
+    up: Tensor
+    magnitude: Tensor | None = None
+    ratio: Tensor | None = None
+
+    keys: ClassVar[Mapping[str, str]] = {
+        ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
+        ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up",
+        ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
+        ".lora_magnitude_vector.default.weight": "magnitude", ".dora_scale": "ratio", ".alpha": "alpha",
+    }  # fmt: skip
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> LoraPair | None:
+        if not {"down", "up"} <= parts.keys() <= {"down", "up", "magnitude", "ratio", "alpha"}:
+            return None
+        down, up = parts["down"], parts["up"]
+        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+            return None
+        if "alpha" in parts:
+            up = (up.float() * (float(parts["alpha"]) / down.shape[0])).to(up.dtype)
+        magnitude, ratio = parts.get("magnitude"), parts.get("ratio")
+        if ratio is not None and ratio.numel() != len(up):  # of columns: an older way of LyCORIS
+            return None
+        return cls(down, up, magnitude, None if ratio is None else ratio.reshape(-1, 1))
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def is_dora(self) -> bool:
+        return self.magnitude is not None or self.ratio is not None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
+
+    def delta(self, weight: Tensor) -> Tensor:
+        product = doubled(self.up.to(weight.device)) @ doubled(self.down.to(weight.device))
+        if not self.is_dora:
+            return product
+        weight = doubled(weight)
+        return (weight + product) * self.row_factors(weight) - weight
+
+    def row_factors(self, weight: Tensor) -> Tensor:
+        """What each row of W + up @ down is multiplied by, (out, 1), fp64. weight: (out, in)."""
+        weight = doubled(weight)
+        if self.magnitude is not None:
+            product = self.up.to(weight.device).double() @ self.down.to(weight.device).double()
+            return self.magnitude.to(weight).reshape(-1, 1) / row_norms(weight + product)[:, None]
+        assert self.ratio is not None
+        return self.ratio.to(weight) / row_norms(weight)[:, None]
+
+    def applied(self, x: Tensor) -> Tensor:
+        y = self.up.to(x) @ (self.down.to(x) @ x)
+        factors = self.ratio if self.ratio is not None else self.magnitude
+        return y if factors is None else y * factors.to(x).flatten()
+
+    def tensors(self, kohya: bool = False) -> dict[str, Tensor]:
+        if kohya:
+            found = {
+                ".lora_down.weight": self.down,
+                ".lora_up.weight": self.up,
+                ".alpha": torch.tensor(float(self.rank)),
+            }
+        else:
+            found = {".lora_A.weight": self.down, ".lora_B.weight": self.up}
+            if self.magnitude is not None:
+                found[".lora_magnitude_vector"] = self.magnitude
+        return found if self.ratio is None else {**found, ".dora_scale": self.ratio}
+
+    def rows(self, rows: slice) -> LoraPair:
+        cut = replace(
+            self, up=self.up[rows],
+            magnitude=None if self.magnitude is None else self.magnitude[rows],
+            ratio=None if self.ratio is None else self.ratio[rows],
+        )  # fmt: skip
+        return cut.trimmed()
+
+    def swapped(self) -> LoraPair:
+        def turned(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.roll(len(self.up) // 2, 0)
+
+        return replace(
+            self, up=self.up.roll(len(self.up) // 2, 0), magnitude=turned(self.magnitude), ratio=turned(self.ratio)
+        )
+
+    def trimmed(self) -> LoraPair:
+        """Without the directions that add nothing: what is cut from a fused file has two thirds of them."""
+        used = self.up.any(0)
+        return self if used.all() or not used.any() else replace(self, down=self.down[used], up=self.up[:, used])
+
+    def fused(self, parts: Sequence[Part], norms: Tensor) -> LoraPair:
+        pairs = [(rows, pair) for rows, pair in parts if isinstance(pair, LoraPair)]
+        down = torch.cat([pair.down for _, pair in pairs])
+        up = down.new_zeros(len(norms), len(down))
+        ratio = norms.to(up).reshape(-1, 1).clone() if self.is_dora else None
+        done = 0
+        for rows, pair in pairs:
+            up[rows, done : done + pair.rank] = pair.up
+            done += pair.rank
+            if ratio is not None:
+                assert pair.ratio is not None
+                ratio[rows] = pair.ratio
+        return LoraPair(down, up, ratio=ratio)
+
+    def layer(self, base: nn.Linear) -> AdapterLayer:
+        from .dora import DoraLinear
+
+        kind = DoraLinear if self.is_dora else LoraLinear
+        layer = kind(base, self.rank, alpha=self.rank)
+        layer.take_up_(self, torch.zeros)
+        return layer.requires_grad_(False)
+
+
+class LoraLinear(AdapterLayer):
+    """y = W x + b + s B A x, with s = alpha / rank, which is multiplied into B before B is rounded, exactly as in the file.
+
+    A start that is cut from the weight (pissa, olora) leaves the base as it is and learns the difference,
+    y = W x + b + s (B A - B0 A0) x = W x + b + s (B (A - A0) + (B - B0) A0) x: the same training as with a changed base, 0
+    at the start to the bit, on any base, and small changes are not lost beside large factors in bf16.
+
+    Args:
+        base: the layer, (in,) -> (out,).
+        rank: r, of A (r, in) and B (out, r).
+        alpha: the update is scaled by alpha / rank.
+    """
+
+    inits = KIND_RULES["lora"].inits
+    update_type = LoraPair
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__(base, rank, alpha)
+        device = device_of(base)
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_A0: Tensor | None
+        self.lora_B0: Tensor | None
+        self.register_buffer("lora_A0", None)
+        self.register_buffer("lora_B0", None)
+        self.base_keeps_start = False  # loftq: B0 A0 mends a quantised base, so that it acts, but is not in the file
+
+    @property
+    def file_rank(self) -> int:
+        return self.rank if self.lora_A0 is None else 2 * self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if self.strength == 0:
+            return y
+        return self.added(y, self.dropped(x), self.strength)
+
+    def added(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
+        """y + strength * s B A x. y: (..., out), x: (..., in)."""
+        down, up = self.factors(moved_from_start=not self.base_keeps_start)
+        inner = F.linear(x, down.to(x.dtype))
+        # One pass over y instead of a product and a sum.
+        up = (up * (self.scale * strength)).to(x.dtype)
+        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
+
+    def factors(self, moved_from_start: bool = True) -> tuple[Tensor, Tensor]:
+        """A and B, or where there is a start, two factors of B A - B0 A0."""
+        if self.lora_A0 is None or self.lora_B0 is None or not moved_from_start:
+            return self.lora_A, self.lora_B
+        down = torch.cat([self.lora_A - self.lora_A0, self.lora_A0])
+        return down, torch.cat([self.lora_B, self.lora_B - self.lora_B0], dim=1)
+
+    @torch.no_grad()
+    def start_(self, start: Start) -> None:
+        if start.init in ("pissa", "olora", "loftq"):
+            self._start_from_weight_(start)
+        elif start.init == "orthogonal":
+            a, b = orthogonal(self.rank, self.out_features, self.in_features, start.generator)
+            self.lora_A.copy_(a)
+            self.lora_B.copy_(b)
+        else:  # eva's directions come later, when the layer has seen data
+            draw = gaussian if start.init == "gaussian" else uniform
+            self.lora_A.copy_(draw(self.lora_A.shape, start.generator))
+
+    def _start_from_weight_(self, start: Start) -> None:
+        if start.init == "loftq" and not self.is_quantized:  # nothing is lost here that could be mended
+            self.lora_A.copy_(uniform(self.lora_A.shape, start.generator))
+            return
+        weight = dense_weight(self.base).to(start.device or self.lora_A.device).float()
+        if start.init == "loftq":
+            assert start.clean is not None, "loftq needs the weights before they were quantised"
+            weight = start.clean.to(weight) - weight
+            self.base_keeps_start = True
+        rank = min(self.rank, *weight.shape)
+        if start.init == "olora":
+            a, b = olora(weight, rank)
+        else:
+            a, b = pissa(weight, rank, self.scale, start.iterations, start.generator)
+        self.lora_A[:rank].copy_(a)
+        self.lora_B[:, :rank].copy_(b)
+        self.lora_A0, self.lora_B0 = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    @torch.no_grad()
+    def look_along_(self, directions: Tensor) -> None:
+        """Start A with these rows, (up to r, in): EVA. The others stay as they are."""
+        self.lora_A[: len(directions)].copy_(directions)
+
+    @torch.no_grad()
+    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+        pair = self.fitting(update)
+        if pair.is_dora:
+            raise Misfit("the file is a DoRA; set kind to dora")
+        self._take_factors_(pair, fill)
+
+    def fitting(self, update: Update) -> LoraPair:
+        if not isinstance(update, LoraPair):
+            raise Misfit(f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that")
+        pair = update if update.rank <= self.rank else update.trimmed()
+        if pair.rank > self.rank:
+            raise Misfit(
+                f"the file's rank is {pair.rank} and the run's is {self.rank}; set rank to {pair.rank} or more"
+            )
+        return pair
+
+    def _take_factors_(self, pair: LoraPair, fill: Callable[[torch.Size], Tensor]) -> None:
+        self.lora_A.copy_(fill(self.lora_A.shape))
+        self.lora_A[: pair.rank].copy_(pair.down)
+        self.lora_B.zero_()
+        self.lora_B[:, : pair.rank].copy_(pair.up.float() / self.scale if self.scale != 1 else pair.up)
+
+    def update(self) -> LoraPair:
+        down, up = self.factors()
+        return LoraPair(down.detach().cpu().float(), (up.detach() * self.scale).cpu().float())
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Euclidean norm of each row, (out,); never 0."""
+    return weight.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)

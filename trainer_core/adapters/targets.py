@@ -1,0 +1,80 @@
+"""Which layers learn: a preset's name, or patterns of module names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import Problem, UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FIELD = "targets"
+NUM_NEAR = 3
+
+
+class Adaptable(Protocol):
+    """The part of a family that says which of its layers a LoRA may touch."""
+
+    @property
+    def frozen(self) -> tuple[str, ...]: ...
+
+    @property
+    def targets(self) -> Mapping[str, tuple[str, ...]]: ...
+
+
+def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> list[str]:
+    """Full names of the Linear layers that learn, in the model's order. See chosen_layers."""
+    from torch import nn
+
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    return chosen_layers(names, family, text)
+
+
+def chosen_layers(names: Sequence[str], family: Adaptable, text: str) -> list[str]:
+    """Those that learn, in the order of names. Needs no torch.
+
+    Args:
+        names: of all Linear layers of the model.
+        text: names of presets or patterns of full module names (`*` stands for anything, dots too), separated by
+            commas, spaces or lines. A pattern matches the whole name: `proj_out` is the final projection alone,
+            `*.proj_out` those of the blocks.
+    Raises:
+        UserError: a pattern matches no layer; all such, each with the nearest names.
+    """
+    names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in family.frozen)]
+    words = [word for word in re.split(r"[,\s]+", text) if word]
+    if not words:
+        raise UserError.at(FIELD, f"is empty; use one of {', '.join(family.targets)}, or patterns of module names")
+    problems: list[Problem] = []
+    chosen: set[str] = set()
+    for word in words:
+        for pattern in family.targets.get(word, (word,)):
+            found = [name for name in names if fnmatchcase(name, pattern)]
+            chosen.update(found)
+            if not found:
+                problems.append(Problem(FIELD, _no_match(word, pattern, names, family)))
+    if problems:
+        raise UserError(problems)
+    return [name for name in names if name in chosen]
+
+
+def _no_match(word: str, pattern: str, names: list[str], family: Adaptable) -> str:
+    if word != pattern:
+        return f"{word!r} asks for {pattern}, which this model does not have; {_near(pattern, names)}"
+    if any(fnmatchcase(pattern, frozen) or fnmatchcase(pattern, frozen.rstrip("*") + "*") for frozen in family.frozen):
+        return f"{word!r} names layers that are never trained ({', '.join(family.frozen)})"
+    return f"{word!r} matches no layer{nearest(word, tuple(family.targets))}; {_near(pattern, names)}"
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """Near names, with block numbers replaced by `*`, for a list of 57 numbers helps nobody."""
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names))
+    wanted = re.sub(r"\.\d+\.", ".*.", pattern, count=1)
+    by_end = [kind for kind in kinds if kind.endswith("." + wanted.lstrip("*."))]
+    near = by_end or difflib.get_close_matches(wanted, kinds, n=NUM_NEAR, cutoff=0.3) or kinds
+    return f"near: {', '.join(near[:NUM_NEAR])}"

@@ -1,0 +1,166 @@
+"""Images -> latents, once: content-keyed by the image's bytes, its placement and the codec."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...host import Host, PhaseProgress, PhaseStarted
+from ...storage.atomic import sha256_text
+from ...storage.digest_table import digests
+from ...storage.tensor_store import Store, fill
+from ..buckets import Placement
+from ..dataset import Index, Unreadable
+from ..sample_table import Sample, columns
+from ..source.decode import BrokenImage, decode
+
+BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
+LARGEST_BATCH = 8
+LARGEST_RESIZE = 8  # a picture is resized whole up to so many times its bucket's pixels
+LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads to each side, at its output's scale where that is smaller
+WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode pictures while the codec works; a GPU outruns one or two
+
+
+Change = Callable[[Image.Image, Sample], Image.Image]
+
+
+class Codec(Protocol):
+    """See models/family.py: ImageCodec."""
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+
+class LatentCache:
+    """The latent of every sample, read from the store."""
+
+    def __init__(self, store: Store, identity: str):
+        self._store, self._identity = store, identity
+
+    def get(self, sample: Sample) -> Tensor:
+        """(channels, height / factor, width / factor), fp32, normalised."""
+        return self._store.get(latent_key(sample, self._identity))
+
+
+def latent_key(sample: Sample, identity: str) -> str:
+    return sha256_text("latent", sample.sha256, repr(sample.placement), identity)
+
+
+def cache_latents(
+    index: Index, identity: str, load: Callable[[], Codec], store: Store, host: Host, largest_batch: int = LARGEST_BATCH,
+    change: Change | None = None,
+) -> LatentCache:
+    """Encode what is missing. The codec is loaded only if something is.
+
+    Args:
+        identity: of the codec: Family.identity(model, "codec").
+        largest_batch: pictures encoded at once. 1 is best on a CPU, where 8 at a time take 1.3 times as long.
+        change: what becomes of a picture that is resized and cropped. The sample's sha256 names it.
+    Raises:
+        Cancelled: between two batches; what was encoded is kept.
+        Unreadable: images that can't be decoded, all of them; the others are encoded and kept.
+    """
+
+    def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
+        host.emit(PhaseStarted("latents", len(absent), "images"))
+        codec = load()
+        done, faults = 0, dict[str, str]()
+        batches = _batches(index.samples, absent, largest_batch)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            waiting = [pool.submit(_pixels, index, batch, change) for batch in islice(batches, WORKERS)]
+            while waiting:
+                host.check_cancelled()
+                batch, pixels, broken = waiting.pop(0).result()
+                faults |= broken
+                waiting += [pool.submit(_pixels, index, batch, change) for batch in islice(batches, 1)]
+                done += len(batch) + len(broken)
+                if batch:
+                    size = _batch_size(batch[0].placement.bucket, largest_batch)
+                    with torch.no_grad():
+                        latents = codec.encode(_filled(torch.stack(pixels), size)).float()
+                    yield {
+                        latent_key(sample, identity): latent.clone()
+                        for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
+                    }
+                host.emit(PhaseProgress("latents", done, len(absent)))
+        if faults:
+            raise Unreadable(faults)
+
+    fill(store, digests(latent_key(sample, identity) for sample in index.samples), make)
+    return LatentCache(store, identity)
+
+
+def _batches(samples: Sequence[Sample], numbers: np.ndarray, largest: int) -> Iterator[list[Sample]]:
+    """Samples of these numbers, those of one bucket together, as many as BATCH_PIXELS allow; made when their turn comes."""
+    buckets = columns(samples)["bucket"][numbers]
+    kinds, kind_of = np.unique(buckets, axis=0, return_inverse=True)  # sorted, as Python sorts pairs
+    for kind, (width, height) in enumerate(kinds.tolist()):
+        same = numbers[kind_of.reshape(-1) == kind]
+        size = _batch_size((width, height), largest)
+        for start in range(0, len(same), size):
+            yield [samples[i] for i in same[start : start + size].tolist()]
+
+
+def _batch_size(bucket: tuple[int, int], largest: int) -> int:
+    return min(largest, max(1, BATCH_PIXELS // (bucket[0] * bucket[1])))
+
+
+def _filled(pixels: Tensor, size: int) -> Tensor:
+    """A batch of always the same size: the last bits of a latent depend on it (2e-6 at 64 px), and so would the LoRA's bytes on
+    what else had to be encoded that day."""
+    return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
+
+
+def _pixels(
+    index: Index, batch: Sequence[Sample], change: Change | None
+) -> tuple[list[Sample], list[Tensor], dict[str, str]]:
+    """(the samples that decode, (3, H, W) in [-1, 1] of each, why the others don't)."""
+    whole: list[Sample] = []
+    pixels: list[Tensor] = []
+    faults: dict[str, str] = {}
+    for sample in batch:
+        try:
+            image = placed(decode(index.read(sample)), sample)
+            pixels.append(to_tensor(change(image, sample) if change else image))
+            whole.append(sample)
+        except (OSError, BrokenImage) as error:
+            faults[sample.key] = f"can't be decoded: {error}"
+    return whole, pixels, faults
+
+
+def placed(image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """The picture as it is trained: resized and cropped to its bucket. Of one many times longer than its bucket only what is
+    kept is computed: whole, 10000 x 10 pixels at 1024 would take 790 MB."""
+    placement = sample.placement
+    (left, top), (width, height) = placement.crop, placement.bucket
+    if placement.resize[0] * placement.resize[1] > LARGEST_RESIZE * width * height:
+        return _resized_part(image, placement, resample)
+    resized = image if image.size == placement.resize else image.resize(placement.resize, resample)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def _resized_part(image: Image.Image, placement: Placement, resample: Image.Resampling) -> Image.Image:
+    """The bucket's part of the resized picture, within one of 255 levels: cropped first, with what the filter reads around it."""
+    spans = []
+    for edge, resize, start, length in zip(image.size, placement.resize, placement.crop, placement.bucket, strict=True):
+        scale = edge / resize
+        around = LANCZOS_RADIUS * max(1.0, scale) + 1
+        low, high = start * scale, min(edge, (start + length) * scale)
+        first, last = max(0, math.floor(low - around)), min(edge, math.ceil(high + around))
+        spans.append((first, last, low - first, min(high, last) - first))
+    (left, right, x0, x1), (top, bottom, y0, y1) = spans
+    part = image.crop((left, top, right, bottom))
+    return part.resize(placement.bucket, resample, (x0, y0, x1, y1))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) in [-1, 1], fp32."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -1,0 +1,248 @@
+"""Chroma's transformer: 19 double and 38 single blocks (in the released model), modulated by a frozen approximator.
+
+Parameters have the names and the order of diffusers' ChromaTransformer2DModel, so that its files load; tests/families
+compare the two. Two things differ from diffusers 0.42.1. Sigma stays in fp32: diffusers rounds it to the model's dtype
+before it multiplies by 1000, in bf16 off by up to 3.95 of 1000, while ComfyUI, where the LoRA will be used, takes the
+sines of sigma in fp32 and rounds those; so do we. And nothing of diffusers is imported (docs/decisions/0008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..mmdit_layers import (
+    FeedForward,
+    FromConfig,
+    JointAttention,
+    RotaryPositions,
+    SelfAttention,
+    finite,
+    gelu,
+    join,
+    modulated,
+)
+from ..token_routing import Detour, Route
+
+TIMESTEPS = 1000  # the approximator was trained on sigma * 1000
+ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = 3, 6, 2  # of modulation: a single block, each stream of a double block, the end
+
+
+class ChromaTransformer(FromConfig):
+    """The velocity of packed latents.
+
+    Args: those of diffusers' config.json; the released model's are the defaults.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 64,
+        num_layers: int = 19,
+        num_single_layers: int = 38,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 4096,
+        axes_dims_rope: Sequence[int] = (16, 56, 56),
+        approximator_num_channels: int = 64,
+        approximator_hidden_dim: int = 5120,
+        approximator_layers: int = 5,
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        width = self.inner_dim = num_attention_heads * attention_head_dim
+        num_rows = ROWS_SINGLE * num_single_layers + 2 * ROWS_STREAM * num_layers + ROWS_FINAL
+        self.pos_embed = RotaryPositions(axes_dims_rope)
+        self.time_text_embed = RowInputs(approximator_num_channels, num_rows)
+        self.distilled_guidance_layer = Approximator(
+            approximator_num_channels, width, approximator_hidden_dim, approximator_layers
+        )
+        self.context_embedder = nn.Linear(joint_attention_dim, width)
+        self.x_embedder = nn.Linear(in_channels, width)
+        self.transformer_blocks = nn.ModuleList(DoubleBlock(width, attention_head_dim) for _ in range(num_layers))
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleBlock(width, attention_head_dim) for _ in range(num_single_layers)
+        )
+        self.proj_out = nn.Linear(width, out_channels or in_channels)
+
+    def restore_buffers_(self) -> None:
+        """The rows' indices."""
+        self.time_text_embed.restore_()
+
+    def modulation(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of shifts, scales and gates, (B, 3 single + 12 double + 2, hidden), from sigma (B,) alone.
+
+        The approximator is frozen in LoRA training, so autograd records nothing here.
+        """
+        return self.distilled_guidance_layer(self.time_text_embed(sigma).to(dtype))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        img_ids: Tensor | None = None,
+        txt_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        route: Route | None = None,
+    ) -> tuple[Tensor]:
+        """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
+
+        Args:
+            hidden_states: packed latents, (B, image tokens, 64), in the model's dtype.
+            encoder_hidden_states: text, (B, text tokens, text width), in the model's dtype.
+            timestep: sigma in [0, 1], (B,), fp32.
+            img_ids, txt_ids: places of the tokens, (tokens, 3); not needed when image_rotary_emb is given.
+            attention_mask: None, or boolean (B, text + image tokens); False is not attended.
+            return_dict: False; there is no other way.
+            image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: which image tokens skip which blocks; None: all go through all.
+        """
+        assert not return_dict
+        num_double, num_single = len(self.transformer_blocks), len(self.single_transformer_blocks)
+        image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
+        rows = self.modulation(timestep, image.dtype)[:, :, None]
+        stream = ROWS_STREAM * num_double
+        single_rows, image_rows, text_rows, final = rows.split(
+            [ROWS_SINGLE * num_single, stream, stream, ROWS_FINAL], 1
+        )
+        positions = image_rotary_emb
+        if positions is None:
+            assert img_ids is not None and txt_ids is not None
+            positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
+        detour = Detour(route, positions, attention_mask, image.shape[1])
+        of_streams = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
+        for place, (block, rows) in enumerate(zip(self.transformer_blocks, of_streams, strict=True)):
+            image = detour.at(place, image)
+            text, image = block(image, text, *rows, detour.positions, detour.mask)
+        joint = torch.cat([text, image], dim=1)
+        of_both = single_rows.split(ROWS_SINGLE, 1)
+        for place, (block, rows) in enumerate(zip(self.single_transformer_blocks, of_both, strict=True), num_double):
+            joint = detour.at(place, joint)
+            joint = block(joint, rows, detour.positions, detour.mask)
+        joint = detour.at(num_double + num_single, joint)
+        shift, scale = final.unbind(1)
+        return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
+
+
+class DoubleBlock(nn.Module):
+    """Text and picture in streams of their own that attend each other."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.attn = JointAttention(width, head_width)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_rows: Tensor,
+        text_rows: Tensor,
+        positions: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(text, image). rows: (B, 6, 1, width): shift, scale, gate of attention, then of the feed-forward part."""
+        a, c = image_rows.unbind(1), text_rows.unbind(1)
+        from_image, from_text = self.attn(modulated(image, a[0], a[1]), modulated(text, c[0], c[1]), positions, mask)
+        image = torch.addcmul(image, a[2], from_image)
+        image = torch.addcmul(image, a[5], self.ff(modulated(image, a[3], a[4])))
+        text = torch.addcmul(text, c[2], from_text)
+        text = torch.addcmul(text, c[5], self.ff_context(modulated(text, c[3], c[4])))
+        return finite(text), image
+
+    def summed(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
+        """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
+        if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:  # gates learn; finite() reads
+            return []
+        return [self.ff.net[2], self.ff_context.net[2]]
+
+
+class SingleBlock(nn.Module):
+    """One stream; attention and feed-forward side by side."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_out = nn.Linear(5 * width, width)
+        self.attn = SelfAttention(width, head_width)
+
+    def forward(
+        self, joint: Tensor, rows: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
+        shift, scale, gate = rows.unbind(1)
+        x = modulated(joint, shift, scale)
+        both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
+        return finite(torch.addcmul(joint, gate, self.proj_out(both)))
+
+    def summed(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
+        """See DoubleBlock.summed."""
+        return [] if rows.requires_grad or joint.dtype == torch.float16 else [self.proj_out]
+
+
+class RowInputs(nn.Module):
+    """What the approximator is told of each row: waves of sigma, of a guidance that is always 0, and of the row's number."""
+
+    mod_proj: Tensor  # the rows' waves, (rows, channels / 2)
+
+    def __init__(self, channels: int, num_rows: int):
+        super().__init__()
+        self.channels, self.num_rows = channels, num_rows
+        rows = torch.empty(num_rows, channels // 2)
+        self.register_buffer("mod_proj", rows, persistent=False)
+        if not rows.is_meta:  # without numbers there is nothing to compute, and torch would load its compiler for it
+            self.restore_()
+
+    def restore_(self) -> None:
+        self.mod_proj = waves(torch.arange(self.num_rows) * TIMESTEPS, self.channels // 2)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """(B,) -> (B, rows, channels), fp32."""
+        shared = [
+            waves(sigma.float() * TIMESTEPS, self.channels // 4),
+            waves(torch.zeros_like(sigma.float()), self.channels // 4),
+        ]
+        rows = self.mod_proj.to(sigma.device, torch.float32)
+        same = torch.cat(shared, dim=1)[:, None].expand(-1, self.num_rows, -1)
+        return torch.cat([same, rows.expand(len(sigma), -1, -1)], dim=-1)
+
+
+class Approximator(nn.Module):
+    """Row inputs -> modulation, a small residual network; what it replaces were a third of Flux's weights."""
+
+    def __init__(self, channels: int, width: int, hidden: int, num_layers: int):
+        super().__init__()
+        self.in_proj = nn.Linear(channels, hidden)
+        self.layers = nn.ModuleList(_Gated(hidden) for _ in range(num_layers))
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden) for _ in range(num_layers))
+        self.out_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(norm(x))
+        return self.out_proj(x)
+
+
+class _Gated(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def waves(values: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of values (B,) at `width / 2` speeds from 1 down to nearly 1/10000: (B, width), fp32."""
+    half = width // 2
+    speeds = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values[:, None].float() * speeds
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,29 @@
+"""Flux's transformer in files: what it is recognised by, its dimensions, and the original layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..chroma.checkpoint_keys import common_dimensions, shape_of
+from ..loading.locate import Part, shipped_config
+from ..loading.weights import Kind, Weights
+
+# The first is ComfyUI's and the original's, the second diffusers'; no Chroma has either.
+TRANSFORMER = Kind(
+    "Flux transformer", ("double_blocks.0.img_mod.lin.weight", "transformer_blocks.0.norm1.linear.weight")
+)
+GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
+
+
+def flux_config(part: Part, weights: Weights) -> dict[str, Any]:
+    """The constructor's arguments: from config.json, or read off the shapes of a single file."""
+    if part.config.get("_class_name") == "FluxTransformer2DModel":
+        return part.config
+    pooled = "time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight"
+    return {
+        **shipped_config("flux_transformer"),
+        **common_dimensions(weights),
+        "out_channels": shape_of(weights, "proj_out.weight", "final_layer.linear.weight")[0],
+        "pooled_projection_dim": shape_of(weights, *pooled)[1],
+        "guidance_embeds": any(name in weights.entries for name in GUIDANCE),
+    }

@@ -1,0 +1,240 @@
+"""Flux.1: T5 and CLIP-L text, a transformer whose blocks are modulated by their own layers, Flux's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...config.flux import FLAVOURS, FluxFlavour
+from ...config.model import ModelConfig
+from ...config.training import TrainingConfig
+from ...config.validation import ValidationConfig
+from ...errors import Problem, UserError
+from ...host import collect
+from ..chroma.checkpoint_keys import is_original
+from ..clip.text_encoder import CLIP, find_clip, find_clip_tokenizer
+from ..family import Convert
+from ..flux_lineage import Lineage, check_hub, rope
+from ..latent_packing import batch_text, pack, unpack
+from ..loading.fingerprint import content_digest, identity_of
+from ..loading.locate import Part, describe, find_part, is_local, is_offline, shipped_config
+from ..loading.weights import DTYPES, Weights
+from ..lora_targets import FLUX
+from ..t5.tokenizer import find_tokenizer
+from ..token_routing import Route
+from .checkpoint_keys import TRANSFORMER, flux_config
+from .text_encoder import part as part_text
+
+LATENT_CHANNELS = 64  # of a packed token
+
+
+class FluxFamily(Lineage):
+    """The members are those of contract.Family. A model of this family has `flux` options."""
+
+    name = "flux"
+    transformer_kind = TRANSFORMER
+    # A quarter of the weights are modulations inside the blocks: those are quantised as well.
+    full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
+    frozen = FLUX.frozen
+    targets = FLUX.targets
+
+    def problems(self, model: ModelConfig) -> list[Problem]:
+        found = self.part_problems(model)
+        collect(found, self._check_clip, model)
+        if not found and _assistant(model) and (is_local(model.repo) or model.transformer_file):
+            collect(found, self._check_assistant, model)
+        if is_local(model.repo) or not model.repo or is_offline():
+            collect(found, find_tokenizer, model)
+            collect(found, find_clip_tokenizer, model)
+        return found
+
+    def labels(self, model: ModelConfig) -> Mapping[str, str]:
+        flavour = _flavour(model)
+        return {"ss_base_model_version": flavour.base_version, "modelspec.architecture": flavour.architecture}
+
+    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+        assert model.flux is not None
+        return replace(settings, sigma_density="schnell", shift=1.0) if model.flux.is_fast else settings
+
+    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+        if settings.sampling == "as set":
+            return settings
+        flavour = _flavour(model)
+        return replace(settings, steps=flavour.steps, cfg=flavour.cfg, scheduler="simple", shift=flavour.shift)
+
+    def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
+        if settings.cfg == 1 or _flavour(model).cfg > 1:
+            return ""
+        return f"cfg {settings.cfg:g} burns pictures of {model.flavour}, which needs none; set sampling to by model, or cfg to 1"
+
+    def takes_references(self, model: ModelConfig) -> bool:
+        return model.takes_references
+
+    def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
+        assert model.flux is not None
+        return 1 + (num_tokens if model.flux.is_masked else model.flux.max_tokens)
+
+    def identity(self, model: ModelConfig, part: str) -> str:
+        if part == "text_encoder":
+            from .text_encoder import flux_text_identity
+
+            return flux_text_identity(model)
+        if part == "codec":
+            from ..vae.codec import codec_identity
+
+            return codec_identity(model)
+        files = find_part(model, part).files
+        # What is trained is the model with its assistant.
+        return identity_of(files, f"with {content_digest(file)}") if (file := _assistant(model)) else identity_of(files)
+
+    def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
+        from .text_encoder import load_flux_text
+
+        return load_flux_text(model, device, convert)
+
+    def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        from .text_encoder import EmptyFluxText
+
+        return EmptyFluxText(model, convert)
+
+    def empty_transformer(self, model: ModelConfig) -> nn.Module:
+        part = describe(
+            model, "transformer", {**shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
+        )
+        return self._told(self.shaped(part, Weights(part.files, TRANSFORMER)), model)
+
+    def shaped(self, part: Part, weights: Weights) -> Any:
+        from .transformer import FluxTransformer
+
+        with torch.device("meta"):
+            return FluxTransformer.from_config(flux_config(part, weights))
+
+    def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
+        transformer, weights = self.read_transformer(model, convert)
+        if is_original(weights):
+            _swap_halves_(transformer.norm_out.linear)
+        return self._told(transformer, model)
+
+    def prepare_(self, transformer: Any, model: ModelConfig) -> None:
+        _own_(transformer.time_text_embed)
+        _own_(transformer.norm_out)
+        if file := _assistant(model):
+            from .assistant_lora import add_assistant_
+
+            transformer.assistant = add_assistant_(transformer, file, DTYPES[model.dtype])
+
+    @contextmanager
+    def drawing(self, transformer: Any) -> Iterator[None]:
+        assistant = getattr(transformer, "assistant", None)
+        trained = transformer.guidance
+        transformer.guidance = transformer.drawn_guidance
+        if assistant:
+            assistant.is_on = False
+        try:
+            yield
+        finally:
+            transformer.guidance = trained
+            if assistant:
+                assistant.is_on = True
+
+    def predict(
+        self,
+        transformer: Any,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        text: Sequence[Tensor],
+        reference: Tensor | None = None,
+        route: Route | None = None,
+    ) -> Tensor:
+        weight = _weight(transformer.x_embedder)
+        height, width = x_sigma.shape[-2:]
+        image = pack(x_sigma.to(weight.device, weight.dtype))
+        num_tokens, beside = image.shape[1], None
+        if reference is not None:  # behind the picture's own tokens; what is said of them is left out
+            beside = (reference.shape[-2], reference.shape[-1])
+            image = torch.cat([image, pack(reference.to(weight.device, weight.dtype))], dim=1)
+        all_tokens, pooled = part_text(text, transformer.time_text_embed.pooled_width)
+        tokens, mask = batch_text(all_tokens, num_image_tokens=image.shape[1])
+        sigma = sigma.to(weight.device, torch.float32)
+        guidance = torch.full_like(sigma, transformer.guidance) if transformer.time_text_embed.has_guidance else None
+        velocity = transformer(
+            hidden_states=image,
+            encoder_hidden_states=tokens.to(weight.device, weight.dtype),
+            pooled_projections=pooled.to(weight.device, weight.dtype),
+            timestep=sigma,
+            guidance=guidance,
+            attention_mask=None if mask is None else mask.to(weight.device),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, beside),
+            route=route if route is None else route.keeping(num_tokens, image.shape[1] - num_tokens),
+        )[0][:, :num_tokens]
+        return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
+
+    def _told(self, transformer: Any, model: ModelConfig) -> Any:
+        """The transformer knows what guidance it is told; see drawing."""
+        assert model.flux is not None, "a Flux has options"
+        transformer.guidance, transformer.drawn_guidance = model.flux.guidance, model.flux.drawn_guidance
+        return transformer
+
+    def check_files(self, part: Part, weights: Weights) -> None:
+        if weights.kind is TRANSFORMER:
+            _check_channels(part, weights)
+
+    def _check_assistant(self, model: ModelConfig) -> None:
+        from .assistant_lora import check_assistant
+
+        file = _assistant(model)
+        assert file is not None
+        check_assistant(self.empty_transformer(model), file)
+
+    def _check_clip(self, model: ModelConfig) -> None:
+        assert model.flux is not None
+        if not model.flux.clip_file and model.repo and not is_local(model.repo):
+            check_hub(model.repo, model.folders["clip"])
+            return
+        Weights(find_clip(model).files, CLIP)
+
+
+def _assistant(model: ModelConfig) -> Path | None:
+    assert model.flux is not None
+    return Path(model.flux.assistant_file) if model.flux.assistant_file else None
+
+
+def _flavour(model: ModelConfig) -> FluxFlavour:
+    return FLAVOURS.get(model.flavour, FLAVOURS["dev"])
+
+
+def _check_channels(part: Part, weights: Weights) -> None:
+    channels = flux_config(part, weights)["in_channels"]
+    if channels != LATENT_CHANNELS:
+        file = weights.files[0]
+        raise UserError.at(
+            file.name,
+            f"takes {channels} channels a token and not {LATENT_CHANNELS}: it is a Flux that paints into or follows other "
+            f"pictures (Fill, Canny, Depth), which can't be trained here; use a text-to-image one ({file})",
+        )
+
+
+def _weight(layer: Any) -> Tensor:
+    """Of a layer that is never quantised, adapted or not."""
+    return getattr(layer, "base", layer).weight
+
+
+@torch.no_grad()
+def _own_(module: nn.Module) -> None:
+    """Weights in memory of their own. On a CPU a product with one vector rounds by where its matrix lies, and mapped files
+    (the model's, the cache of quantised bases) lie at other places: 1e-7, and equal requests would not write equal bytes."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@torch.no_grad()
+def _swap_halves_(linear: nn.Linear) -> None:
+    """From the original order of rows (shift, scale) to diffusers' (scale, shift)."""
+    for name, parameter in linear.named_parameters():
+        setattr(linear, name, nn.Parameter(parameter.roll(len(parameter) // 2, 0), requires_grad=False))

@@ -1,0 +1,198 @@
+"""Flux.1's transformer: Chroma's blocks, each with a modulation of its own, from noise level, guidance and pooled text.
+
+Parameters have the names and the order of diffusers' FluxTransformer2DModel; tests/families compares the two. As in Chroma's,
+sigma (and guidance) stay in fp32 until their waves are taken, and nothing of diffusers is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..chroma.transformer import ROWS_FINAL, ROWS_SINGLE, ROWS_STREAM, TIMESTEPS, DoubleBlock, SingleBlock, waves
+from ..mmdit_layers import FeedForward, FromConfig, JointAttention, RotaryPositions, SelfAttention, modulated
+from ..token_routing import Detour, Route
+
+WAVES = 256  # features of a number (sigma * 1000, guidance * 1000) before it is embedded
+
+
+class FluxTransformer(FromConfig):
+    """The velocity of packed latents.
+
+    Args: those of diffusers' config.json; the released dev model's are the defaults.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 64,
+        num_layers: int = 19,
+        num_single_layers: int = 38,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 4096,
+        pooled_projection_dim: int = 768,
+        guidance_embeds: bool = True,
+        axes_dims_rope: Sequence[int] = (16, 56, 56),
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        width = self.inner_dim = num_attention_heads * attention_head_dim
+        self.pos_embed = RotaryPositions(axes_dims_rope)
+        self.time_text_embed = Conditioning(width, pooled_projection_dim, guidance_embeds)
+        self.context_embedder = nn.Linear(joint_attention_dim, width)
+        self.x_embedder = nn.Linear(in_channels, width)
+        self.transformer_blocks = nn.ModuleList(FluxDoubleBlock(width, attention_head_dim) for _ in range(num_layers))
+        self.single_transformer_blocks = nn.ModuleList(
+            FluxSingleBlock(width, attention_head_dim) for _ in range(num_single_layers)
+        )
+        self.norm_out = Modulation(width, ROWS_FINAL)
+        self.proj_out = nn.Linear(width, out_channels or in_channels)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        timestep: Tensor,
+        img_ids: Tensor | None = None,
+        txt_ids: Tensor | None = None,
+        guidance: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        route: Route | None = None,
+    ) -> tuple[Tensor]:
+        """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
+
+        Args:
+            hidden_states: packed latents, (B, image tokens, 64), in the model's dtype.
+            encoder_hidden_states: text, (B, text tokens, text width), in the model's dtype.
+            pooled_projections: the whole prompt, (B, pooled width), in the model's dtype.
+            timestep: sigma in [0, 1], (B,), fp32.
+            img_ids, txt_ids: places of the tokens, (tokens, 3); not needed when image_rotary_emb is given.
+            guidance: (B,), fp32, such as 3.5; None for a model without a guidance embedding.
+            attention_mask: None, or boolean (B, text + image tokens); False is not attended.
+            return_dict: False; there is no other way.
+            image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: which image tokens skip which blocks; None: all go through all.
+        """
+        assert not return_dict
+        num_double = len(self.transformer_blocks)
+        image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
+        conditioning = F.silu(self.time_text_embed(timestep, guidance, pooled_projections))
+        positions = image_rotary_emb
+        if positions is None:
+            assert img_ids is not None and txt_ids is not None
+            positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
+        detour = Detour(route, positions, attention_mask, image.shape[1])
+        for place, block in enumerate(self.transformer_blocks):
+            image = detour.at(place, image)
+            text, image = block(image, text, conditioning, detour.positions, detour.mask)
+        joint = torch.cat([text, image], dim=1)
+        for place, block in enumerate(self.single_transformer_blocks, num_double):
+            joint = detour.at(place, joint)
+            joint = block(joint, conditioning, detour.positions, detour.mask)
+        joint = detour.at(num_double + len(self.single_transformer_blocks), joint)
+        scale, shift = self.norm_out(conditioning).unbind(1)  # the other way round in the original files
+        return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
+
+
+class Modulation(nn.Module):
+    """Conditioning -> rows of shifts, scales and gates. In the released model a quarter of all weights."""
+
+    def __init__(self, width: int, num_rows: int):
+        super().__init__()
+        self.num_rows = num_rows
+        self.linear = nn.Linear(width, num_rows * width)
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """(B, width), after its SiLU -> (B, rows, 1, width)."""
+        return self.linear(conditioning).unflatten(-1, (self.num_rows, 1, -1))
+
+
+class FluxDoubleBlock(DoubleBlock):
+    """Text and picture in streams of their own that attend each other; two modulations."""
+
+    def __init__(self, width: int, head_width: int):
+        nn.Module.__init__(self)  # the base's parts, in the order of diffusers' parameters
+        self.norm1, self.norm1_context = Modulation(width, ROWS_STREAM), Modulation(width, ROWS_STREAM)
+        self.attn = JointAttention(width, head_width)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        image: Tensor,
+        text: Tensor,
+        conditioning: Tensor,
+        positions: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(text, image). conditioning: (B, width)."""
+        rows = self.norm1(conditioning), self.norm1_context(conditioning)
+        return super().forward(image, text, *rows, positions, mask)
+
+    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, image: Tensor, text: Tensor, conditioning: Tensor, *_: Any
+    ) -> list[nn.Module]:
+        learns = any(learning(norm) for norm in (self.norm1, self.norm1_context))
+        return [] if learns else super().summed(image, text, conditioning, conditioning)
+
+
+class FluxSingleBlock(SingleBlock):
+    """One stream; attention and feed-forward side by side; one modulation."""
+
+    def __init__(self, width: int, head_width: int):
+        nn.Module.__init__(self)
+        self.norm = Modulation(width, ROWS_SINGLE)
+        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_out = nn.Linear(5 * width, width)
+        self.attn = SelfAttention(width, head_width)
+
+    def forward(
+        self, joint: Tensor, conditioning: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, tokens, width) -> the same. conditioning: (B, width)."""
+        return super().forward(joint, self.norm(conditioning), positions, mask)
+
+    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, joint: Tensor, conditioning: Tensor, *_: Any
+    ) -> list[nn.Module]:
+        return [] if learning(self.norm) else super().summed(joint, conditioning)
+
+
+def learning(module: nn.Module) -> bool:
+    """Whether anything in it is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class Conditioning(nn.Module):
+    """What all blocks are told: the sum of the embedded noise level, guidance and pooled text."""
+
+    def __init__(self, width: int, pooled_width: int, has_guidance: bool):
+        super().__init__()
+        self.timestep_embedder = _Embedder(WAVES, width)
+        if has_guidance:
+            self.guidance_embedder = _Embedder(WAVES, width)
+        self.text_embedder = _Embedder(pooled_width, width)
+        self.has_guidance, self.pooled_width = has_guidance, pooled_width
+
+    def forward(self, sigma: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
+        """(B,), (B,) or None, (B, pooled width) -> (B, width), in pooled's dtype."""
+        assert (guidance is not None) == self.has_guidance
+        told = self.timestep_embedder(waves(sigma.float() * TIMESTEPS, WAVES).to(pooled.dtype))
+        if guidance is not None:
+            told = told + self.guidance_embedder(waves(guidance.float() * TIMESTEPS, WAVES).to(pooled.dtype))
+        return told + self.text_embedder(pooled)
+
+
+class _Embedder(nn.Module):
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(channels, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))

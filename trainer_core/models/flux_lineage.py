@@ -1,0 +1,105 @@
+"""What Chroma and Flux.1 have in common: files in two layouts, blocks, VAE, and where tokens lie."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from ..errors import Problem, UserError
+from ..host import collect
+from .chroma.checkpoint_keys import is_original, original_layout
+from .family import Convert
+from .latent_packing import image_ids
+from .loading.locate import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline
+from .loading.weights import DTYPES, T5, VAE, Kind, Weights, load_weights_, same_names
+
+MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
+
+
+class Lineage:
+    """Members of contract.Family that are the same in both. transformer_kind: what a family's transformer is recognised by."""
+
+    pixel_step = 16
+    transformer_kind: ClassVar[Kind]
+
+    def shaped(self, part: Part, weights: Weights) -> Any:
+        """The transformer of these files on the meta device."""
+        raise NotImplementedError
+
+    def check_files(self, part: Part, weights: Weights) -> None:
+        """What more is to be checked of a part's files. Raises: UserError."""
+
+    def part_problems(self, model: ModelConfig) -> list[Problem]:
+        """Of the precision, and of each part's files."""
+        found: list[Problem] = []
+        if model.dtype not in DTYPES:
+            found.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
+        for part in SINGLE_FILES:
+            collect(found, self._check_part, model, part)
+        return found
+
+    def read_transformer(self, model: ModelConfig, convert: Convert | None) -> tuple[Any, Weights]:
+        """The transformer, filled, and the files it came from."""
+        part = find_part(model, "transformer")
+        weights = Weights(part.files, self.transformer_kind, mapped=convert is None)
+        transformer = self.shaped(part, weights)
+        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
+        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
+        return transformer, weights
+
+    def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
+        from .vae.codec import load_vae
+
+        return load_vae(model, device)
+
+    def blocks(self, transformer: Any) -> list[nn.Module]:
+        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+    def _check_part(self, model: ModelConfig, part: str) -> None:
+        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
+            check_hub(model.repo, model.folders.get(part, part))
+            return
+        found = find_part(model, part)
+        kinds = {"transformer": self.transformer_kind, "text_encoder": T5, "vae": VAE}
+        self.check_files(found, Weights(found.files, kinds[part]))
+
+
+def rope(
+    transformer: Any, num_text: int, height: int, width: int, device: torch.device, beside: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0.
+
+    beside: height and width of latents to start from, whose tokens follow the picture's and lie at (1, y, x).
+    """
+    kept: dict[Any, tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
+    key = (height, width, str(device), beside)
+    if key not in kept:
+        if len(kept) >= MAX_ROPE_GRIDS:
+            kept.pop(next(iter(kept)))
+        # A preview under inference mode may be the first to ask, and training reads it.
+        with torch.inference_mode(False):
+            ids = image_ids(height, width)
+            if beside:
+                ids = torch.cat([ids, image_ids(*beside) + torch.tensor([1.0, 0.0, 0.0])])
+            cosines, sines = transformer.pos_embed(ids)
+            kept[key] = cosines.to(device), sines.to(device)
+    cosines, sines = kept[key]
+    shape = num_text, cosines.shape[1]
+    return torch.cat([cosines.new_ones(shape), cosines]), torch.cat([sines.new_zeros(shape), sines])
+
+
+def check_hub(repo: str, part: str) -> None:
+    """Whether a part of a hub's repository can be had.
+
+    Raises:
+        UserError: it is not in the cache, and no network may be asked.
+    """
+    if cached_folder(repo, part) is None and is_offline():
+        raise UserError.at(
+            "repo",
+            f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
+            "unset it, or name a local diffusers folder or single files",
+        )

@@ -1,0 +1,154 @@
+"""The T5 encoder: prompts -> embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...config.model import ModelConfig
+from ..family import Convert
+from ..loading.fingerprint import identity_of
+from ..loading.locate import Part, describe, find_part, shipped_config
+from ..loading.weights import DTYPES, T5, Weights, convert_, load_weights_
+from .modules import T5Encoder
+from .tokenizer import find_tokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# The table of embeddings has two names; files hold one of them or both.
+TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+PAD_ID = 0
+MAX_TOKENS = 512
+
+
+class T5TextEncoder:
+    """Embeds one prompt at a time, trimmed before encoding: the encoder masks its padding, so nothing is lost.
+
+    One at a time, because padding to a common length rounds otherwise (2e-6 in fp32, measured): a cache must not depend
+    on what else was encoded that day.
+
+    Args:
+        max_tokens: real tokens, the end token among them, and pads together.
+        num_pads: pad tokens that are kept behind the real ones, for the transformer attends them.
+        is_filled: the encoder sees max_tokens tokens and no mask: its pads attend and are attended (Flux). They decide the real
+            tokens' embeddings too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        max_tokens: int = MAX_TOKENS,
+        num_pads: int = 1,
+        is_filled: bool = False,
+    ):
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+        self.max_tokens, self.num_pads, self.is_filled = max_tokens, num_pads, is_filled
+
+    def token_ids(self, prompt: str) -> tuple[list[int], int]:
+        """Ids with pads, and the number of real ones. A prompt that is too long is cut and keeps its end token."""
+        ids = self.tokenizer.encode(prompt).ids
+        if len(ids) > self.max_tokens:
+            ids = [*ids[: self.max_tokens - 1], ids[-1]]
+        num_pads = min(self.num_pads, self.max_tokens - len(ids))
+        return ids + [PAD_ID] * num_pads, len(ids)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """One (tokens, width) tensor a prompt: k real tokens and the pads, on the CPU, in the encoder's dtype."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: str) -> Tensor:
+        ids, num_real = self.token_ids(prompt)
+        kept = len(ids)
+        if self.is_filled:
+            ids = ids + [PAD_ID] * (self.max_tokens - kept)
+            num_real = len(ids)
+        attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
+        return self.model(torch.tensor([ids], device=self.device), attended)[0, :kept].cpu()
+
+
+def load_t5(
+    model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any
+) -> T5TextEncoder:
+    """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
+
+    Args:
+        convert: see load_weights_.
+        rules: of length, see T5TextEncoder.
+    Raises:
+        UserError: files are missing or do not fit.
+    """
+    tokenizer_file = find_tokenizer(model)
+    part = find_part(model, "text_encoder")
+    weights = Weights(part.files, T5, mapped=convert is None)
+    with torch.device("meta"):
+        encoder = T5Encoder(_config(part, weights))
+    load_weights_(
+        encoder,
+        weights,
+        dtype=lambda name: _precision(model, name),
+        layout=lambda name: (_same_table(name), slice(None)),
+        ignored=_is_unused,
+        convert=convert,
+    )
+    return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device, **rules)
+
+
+def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
+    """The encoder as load_t5 would fill it, on the meta device."""
+    part = describe(model, "text_encoder", shipped_config("t5_xxl"))
+    return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
+
+
+def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> T5Encoder:
+    """An encoder of these dimensions on the meta device, in the model's precision and with its layers converted."""
+    with torch.device("meta"):
+        encoder = T5Encoder(config)
+    for name, parameter in encoder.named_parameters():
+        parameter.data = parameter.data.to(_precision(model, name))
+    convert_(encoder, convert)
+    return encoder
+
+
+def _precision(model: ModelConfig, name: str) -> torch.dtype:
+    """In fp16 the second feed-forward projection overflows."""
+    dtype = DTYPES[model.dtype]
+    return torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype
+
+
+def text_identity(model: ModelConfig) -> str:
+    """Digest of what decides an embedding: weights, tokenizer, precision and the rule of length."""
+    files = [*find_part(model, "text_encoder").files, find_tokenizer(model)]
+    return identity_of(files, f"t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
+
+
+def _same_table(name: str) -> Sequence[str]:
+    return TABLES if name in TABLES else (name,)
+
+
+def _is_unused(key: str) -> bool:
+    return key.startswith(("decoder.", "lm_head.")) or key in (*TABLES, "spiece_model")
+
+
+def _config(part: Part, weights: Weights) -> dict[str, Any]:
+    if part.config.get("model_type") == "t5":
+        return part.config
+    block = "encoder.block.0.layer"
+    vocab_size, width = weights.shape(next(name for name in TABLES if name in weights.entries))
+    num_buckets, num_heads = weights.shape(f"{block}.0.SelfAttention.relative_attention_bias.weight")
+    return {
+        **shipped_config("t5_xxl"),
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "num_layers": weights.count("encoder.block"),
+        "num_heads": num_heads,
+        "relative_attention_num_buckets": num_buckets,
+        "d_kv": weights.shape(f"{block}.0.SelfAttention.q.weight")[0] // num_heads,
+        "d_ff": weights.shape(f"{block}.1.DenseReluDense.wi_0.weight")[0],
+    }

@@ -1,0 +1,140 @@
+"""The 16-channel VAE of Flux and Chroma: pictures <-> normalised latents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config.model import ModelConfig
+from ..loading.fingerprint import identity_of
+from ..loading.locate import Part, describe, find_part, shipped_config
+from ..loading.weights import VAE, Weights, load_weights_
+from .modules import Autoencoder
+from .tiling import in_tiles
+
+TILE_EDGE = 512  # pixels
+
+
+class VaeCodec:
+    """z' = (z - shift) * scale, with z the mean of the encoder's distribution.
+
+    The VAE computes in fp32 whatever the model's dtype: its weights are small, and its fp16 overflows.
+    """
+
+    def __init__(self, vae: Autoencoder, config: Mapping[str, Any], device: torch.device):
+        # Channels last: a quarter faster on a CPU, and what a GPU's convolutions want.
+        self.vae: Autoencoder = vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.device = device
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels = int(config["latent_channels"])
+        self.tile_edge, self.slicing = 0, False
+        self.shift, self.scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
+
+    def move_(self, device: torch.device) -> None:
+        """Where it computes from now on."""
+        self.vae, self.device = self.vae.to(device), device
+
+    def economise_(self, tiling: bool, slicing: bool) -> None:
+        """Work in tiles of 512 px (64 cells), or on one picture after the other."""
+        self.tile_edge, self.slicing = (TILE_EDGE if tiling else 0), slicing
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""
+        mean = self._run(self.vae.mean, pixels, self.tile_edge, Fraction(1, self.factor))
+        return ((mean - self.shift) * self.scale).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
+        z = latents.to(self.device, torch.float32) / self.scale + self.shift
+        return self._run(self.vae.decode, z, self.tile_edge // self.factor, Fraction(self.factor)).clamp(-1, 1).cpu()
+
+    def _run(self, compute: Callable[[Tensor], Tensor], x: Tensor, edge: int, scale: Fraction) -> Tensor:
+        x = x.to(self.device, torch.float32)
+        parts = x.split(1) if self.slicing else (x,)
+        return torch.cat([in_tiles(compute, part, edge, scale) if edge else compute(part) for part in parts])
+
+
+def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
+    """The VAE of a model's repo or single file.
+
+    Raises:
+        UserError: files are missing or do not fit.
+    """
+    part = find_part(model, "vae")
+    weights = Weights(part.files, VAE)
+    is_original = "decoder.mid.block_1.conv1.weight" in weights.entries
+    config = _config(part, weights)
+    with torch.device("meta"):
+        vae = Autoencoder(config)
+    num_levels = len(config["block_out_channels"])
+    load_weights_(
+        vae,
+        weights,
+        dtype=lambda name: torch.float32,
+        layout=lambda name: ((original_vae_parameter(name, num_levels) if is_original else name,), slice(None)),
+    )
+    return VaeCodec(vae, config, device)
+
+
+def empty_vae(model: ModelConfig) -> Autoencoder:
+    """The VAE as load_vae would fill it, on the meta device."""
+    part = describe(model, "vae", shipped_config("flux_vae"))
+    with torch.device("meta"):
+        return Autoencoder(_config(part, Weights(part.files, VAE)))
+
+
+def codec_identity(model: ModelConfig) -> str:
+    """Digest of what decides a latent: weights, normalisation, and that it is the mean."""
+    part = find_part(model, "vae")
+    config = part.config or shipped_config("flux_vae")
+    return identity_of(part.files, f"mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
+
+
+def original_vae_parameter(name: str, num_levels: int) -> str:
+    """Key in the original layout (ae.safetensors) of a diffusers parameter. It counts up-blocks from the other end."""
+
+    def up(match: re.Match[str]) -> str:
+        return f"decoder.up.{num_levels - 1 - int(match[1])}."
+
+    rules: Sequence[tuple[str, Any]] = (
+        (r"decoder\.up_blocks\.(\d+)\.", up),
+        (r"encoder\.down_blocks\.(\d+)\.", r"encoder.down.\1."),
+        (r"\.mid_block\.resnets\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}."),
+        (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+        (r"\.resnets\.(\d+)\.", r".block.\1."),
+        (r"\.(down|up)samplers\.0\.", r".\1sample."),
+        (r"\.conv_shortcut\.", ".nin_shortcut."),
+        (r"\.conv_norm_out\.", ".norm_out."),
+        (r"\.group_norm\.", ".norm."),
+        (r"\.to_([qkv])\.", r".\1."),
+        (r"\.to_out\.0\.", ".proj_out."),
+    )
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _config(part: Part, weights: Weights) -> dict[str, Any]:
+    if part.config.get("_class_name") == "AutoencoderKL":
+        return part.config
+    keys = weights.entries
+    if "decoder.mid.block_1.conv1.weight" not in keys:  # diffusers names without a config: the released VAE
+        return shipped_config("flux_vae")
+    num_levels = weights.count("encoder.down")
+    channels = [weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
+    return {
+        **shipped_config("flux_vae"),
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
+        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
+        "layers_per_block": weights.count("encoder.down.0.block"),
+        "latent_channels": weights.shape("decoder.conv_in.weight")[1],
+        "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in keys,
+    }

@@ -1,0 +1,123 @@
+"""Plans of one request and its variants: what is counted once is kept, in memory and in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config.model import ModelConfig
+from ..config.request import TrainRequest
+from ..data.dataset import Index
+from ..models.family import Family
+from ..storage.atomic import sha256_text
+from .cost_cache import Counts
+from .cost_model import ModelCost, Shape, Upkeep
+from .memory_plan import Machine, MemoryPlan
+from .meta_model import Skeleton
+from .phase_estimate import forecast
+from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
+
+
+@dataclass
+class Forecaster:
+    """Args:
+    counts: of earlier runs. resolution: that the index's pictures were placed at. codec: see codec_cost.
+    """
+
+    family: Family
+    index: Index
+    machine: Machine
+    counts: Counts
+    encoder: EncoderCost
+    codec: tuple[int, float]
+    captions: CaptionFacts
+    resolution: float
+    _digest: str = ""
+    _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
+    _costs: dict[Any, ModelCost] = field(default_factory=dict)
+
+    def plan(self, request: TrainRequest) -> MemoryPlan:
+        """The forecast on this machine."""
+        facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec, self.captions)
+        cost, whole = self._cost(request, facts.largest), None
+        if request.training.routed_share and request.training.rollout_probability:
+            whole = self._cost(request, replace(facts.largest, is_drawn=True))
+        return forecast(request, facts, cost, self._drawn(request, facts), self.machine, whole)
+
+    def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
+        if request.validation is None:
+            return None
+        width, height = max(request.validation.sizes(), key=math.prod)
+        return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens, is_drawn=True))
+
+    def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
+        key = counted_settings(request) + ("" if self.machine.device_bytes else " cpu")
+        shape = replace(shape, is_drawn=shape.is_drawn and request.training.routed_share > 0)  # else it is all the same
+        if (key, shape) not in self._costs:
+            self._costs[key, shape] = self._kept(request, shape, key)
+        return self._costs[key, shape]
+
+    def _layers(self, request: TrainRequest) -> str:
+        """What is counted does not depend on numbers, so that finetunes of one model share it."""
+        if not self._digest:
+            self._digest = layers_of(self.family, request.model)
+        return self._digest
+
+    def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
+        """From an earlier run's count, or counted now."""
+
+        def upkeep(count: Callable[[], Upkeep]) -> Upkeep:
+            training, where = request.training, bool(self.machine.device_bytes)
+            what_learns = repr((training.rank, training.targets, training.init, request.adapter, request.optimizer, where))
+            return self.counts.kept((self._layers(request), what_learns), lambda found: Upkeep(**found), count, asdict)
+
+        def count() -> ModelCost:
+            if key not in self._skeletons:
+                device = "cuda" if self.machine.device_bytes else "cpu"
+                self._skeletons[key] = Skeleton(self.family, request, device, upkeep)
+            return self._skeletons[key].cost(shape)
+
+        of = (self._layers(request), request.model.dtype, key, repr(shape))
+        return self.counts.kept(of, ModelCost.from_json, count, ModelCost.as_json)
+
+
+def layers_of(family: Family, model: ModelConfig) -> str:
+    """Digest of the transformer's parameters' names and shapes; no weight file is asked for."""
+    return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
+
+
+def kept_encoder_cost(request: TrainRequest, family: Family, counts: Counts) -> EncoderCost:
+    """encoder_cost, counted once for encoders of these shapes."""
+    model = request.model
+    of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
+    return counts.kept(of, lambda kept: EncoderCost(**kept), lambda: encoder_cost(request, family), asdict)
+
+
+def shapes_of(module: nn.Module) -> str:
+    """Names and shapes of all parameters."""
+    return "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters())
+
+
+def counted_settings(request: TrainRequest) -> str:
+    """What decides a count, beside the model and the shape."""
+    training = request.training
+    is_math = request.memory.attention == "math"  # keeps tokens x tokens numbers, which no other kernel does
+    base = request.model.quantization
+    chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
+    if training.routed_share:
+        chosen += (training.routed_share, training.route_first, training.route_last)
+    return repr((chosen, request.adapter, request.optimizer))
+
+
+def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
+    """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
+    counts = Counts(cache / "plan")
+    return Forecaster(
+        family, index, machine, counts, kept_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
+        request.dataset.parts[0].resolution,
+    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""What learning takes beside the passes through the model: the very optimiser and average of the run, made to step on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+
+from ..adapters.inject import trainable_parameters
+from ..adapters.layer import AdapterLayer
+from ..config.request import TrainRequest
+from ..optim.optimizer import OptimizerPart, evaluating
+from ..optim.param_groups import parameter_groups
+from ..registry import load
+from ..setup.attach_adapter import new_ema
+from .cost_model import Upkeep
+from .meta_counter import LiveBytes, NoNumbers, bytes_of
+
+
+def optimizer_of(
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, device_type: str = "cuda"
+) -> torch.optim.Optimizer:
+    """The run's optimiser; what learns takes the precision that it gives it.
+
+    Args:
+        layers: on the meta device. rates: see adapter.learning.
+        device_type: of the device that is planned for: how much is done at once may depend on it (adamw_bf16).
+    """
+    part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    training = request.training
+    groups = parameter_groups(layers, rates)
+    optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
+    if hasattr(optimizer, "counted_for"):
+        optimizer.counted_for = device_type  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
+
+
+def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest) -> Upkeep:
+    """Counted over a step, without what the layers began with. For a released model a few seconds."""
+    parameters = [parameter for _, parameter in trainable_parameters(layers)]
+    gradients = bytes_of(*parameters)
+    counter = LiveBytes()
+    with NoNumbers(), counter:
+        ema = new_ema(request, layers)
+        average = counter.now
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        held = counter.now - gradients  # gradients are counted as well, and stay where they are
+        for parameter in parameters:
+            parameter.grad = None
+        step_peak = counter.peak - held
+        counter.mark()
+        if ema:
+            ema.update_(layers)
+        step_peak = max(step_peak, counter.peak - held)
+        counter.mark()
+        with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
+            aside = counter.peak - held
+    return Upkeep(
+        adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
+        states=held - average, average=average, step_peak=step_peak, aside=aside,
+    )  # fmt: skip

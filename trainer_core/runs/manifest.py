@@ -1,0 +1,184 @@
+"""What a run was begun with, image by image, so that a later start can say exactly what has changed since.
+
+world.json has the settings and the weights' identities, and how many images there are; world_images.py has them one by one.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ..config.request import TrainRequest
+from ..config.training import LR_SCHEDULES
+from ..data.sample_table import Sample
+from ..errors import UserError
+from ..host import Host, Notice
+from ..storage.atomic import rename, sha256_of, sync_folder, write_json
+from ..train.hooks.checkpoint import newest_intact
+from .control import read_status
+from .image_manifest import FILE as IMAGES
+from .image_manifest import WorldImages, image_changes, known, known_masks, known_of_json
+
+FILE = "world.json"
+# Fields that do not change the course of a run: it may be resumed after they were edited.
+WITHOUT_EFFECT = (
+    "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
+    "trackers",
+)  # fmt: skip
+
+
+def settings_of(request: TrainRequest) -> dict[str, Any]:
+    """The part of a request that decides the course of a run, as JSON values."""
+    value = request.as_json()
+    value.pop("validation")
+    value["memory"] = request.memory.numeric_rules()
+    if not value["memory"]:
+        value.pop("memory")
+    value["model"]["quantization"].pop("cached_bases")
+    value["adapter"].pop("format")  # how the file is written
+    value["adapter"].pop("precision", None)
+    value["adapter"].pop("init_lora")  # its bytes count, not its name
+    for name in WITHOUT_EFFECT:
+        value["training"].pop(name, None)
+    if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on
+        value["training"].pop("steps")
+        value["training"].pop("epochs")
+    return value
+
+
+@dataclass(frozen=True)
+class World:
+    """Args:
+    weights: identity of each part. samples, and the masks of some: looked at only where they are compared or written down.
+    """
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, str]
+    samples: Sequence[Sample]
+    masks: Sequence[Sample] = ()
+
+    def images(self) -> WorldImages:
+        return WorldImages.gathered(chain(known(self.samples), known_masks(self.masks)))
+
+
+def changes(folder: Path, new: World) -> list[str]:
+    """What differs from the world that a run's folder tells of, in words, one change a line; long lists are cut and counted."""
+    old = json.loads((folder / FILE).read_text("utf-8"))
+    settings = json.loads(json.dumps(new.settings))  # as it would be read back: tuples are lists
+    told = [
+        f"{name} was {_short(before)}, is {_short(after)}"
+        for name, before, after in _differences(old["settings"], settings, "")
+    ]
+    told += [
+        f"the weights of the {part} are others"
+        for part, identity in new.weights.items()
+        if old["weights"].get(part) != identity
+    ]
+    before = _images_of(folder, old)
+    if before is None:
+        lost = f"{IMAGES} is missing or damaged, so that it can't be said which images or captions are others"
+        return [*told, lost]
+    return told + image_changes(before, new.images())
+
+
+def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
+    """None where their file is not what it was. Runs of before it was there have them in world.json."""
+    if "images" in world:
+        return WorldImages.gathered(known_of_json(world["images"]))
+    try:
+        return WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i in range(len(old)) for d in _differences(old[i], new[i], f"{name}[{i}]")]
+    return [(name, old, new)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def unfinished_before(folder: Path, name: str) -> Path | None:
+    """The run folder of this LoRA's name that was worked on last, when it is another one and has not come to its end."""
+    if (folder / "checkpoints").is_dir():  # this very run was begun: nothing has changed
+        return None
+    others = []
+    for path in folder.parent.glob(f"{glob.escape(name)}-*"):
+        status = read_status(path)
+        is_run = path.name.rpartition("-")[0] == name and (path / FILE).is_file()
+        if is_run and path != folder and status:
+            others.append((status.updated, path, status.state))
+    if not others:
+        return None
+    _, newest, state = max(others)
+    begun = any((newest / "checkpoints").glob("step-*"))
+    return newest if begun and state != "finished" else None
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """An unfinished run whose newest checkpoint is to be gone on from, and what differs from it."""
+
+    folder: Path
+    told: str
+
+
+def meet_change(folder: Path, new: World, request: TrainRequest) -> Adoption | None:
+    """What on_change says about an unfinished run of this name that was another one.
+
+    Returns: None where a run begins anew or simply goes on.
+    Raises:
+        UserError: on_change is "ask", and there is one; says what differs.
+    """
+    choice = request.training.on_change
+    if choice == "anew" or not request.training.resume:
+        return None
+    before = unfinished_before(folder, request.training.name)
+    if before is None:
+        return None
+    told = changes(before, new)
+    status = read_status(before)
+    text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(told)
+    if choice == "ask":
+        ways = "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
+        raise UserError.at("on_change", f"{text}. {ways}")
+    return Adoption(before, text)
+
+
+def adopt(adoption: Adoption, folder: Path, host: Host) -> None:
+    """Copy the newest intact checkpoint into the new run's folder."""
+    newest = newest_intact(adoption.folder / "checkpoints", host, sys.maxsize)
+    if newest is None:
+        return
+    target = folder / "checkpoints" / newest.name
+    staging = target.with_name(f".tmp-{newest.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(newest, staging)
+    rename(staging, target)
+    sync_folder(target.parent)
+    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
+
+
+def write_world(folder: Path, world: World) -> None:
+    """The images first: where world.json is, all is."""
+    if (folder / FILE).is_file():  # the folder's name holds all that is in it
+        return
+    world.images().write(folder / IMAGES)
+    rows = {"count": len(world.samples) + len(world.masks), "sha256": sha256_of(folder / IMAGES)}
+    write_json(folder / FILE, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})

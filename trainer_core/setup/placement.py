@@ -1,0 +1,172 @@
+"""Where each part of the model lies during the run: what MemorySettings asks for, carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.memory import MemoryConfig
+from ..config.request import TrainRequest
+from ..devices import empty_cache, works_beside
+from ..errors import Problem
+from ..memory.activation_checkpointing import checkpoint_blocks_, recomputed_places
+from ..memory.activation_offload import SavedOnHost
+from ..memory.disk_offload import wait_on_disk_
+from ..memory.group_offload import GroupSwap, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
+from ..models.attention_backends import compile_blocks_, compiler_fault
+from ..models.attention_check import AttentionShape, kernel_fault
+from ..models.family import Family, ImageCodec, TextEncoder
+from ..quant.loading import text_converter
+from ..storage.atomic import sha256_text
+
+FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)  # before the run's own are known
+
+
+def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
+    """Settings that this device can't carry out. dtype: the model's."""
+    found = []
+    if memory.offload_stream and not works_beside(device):
+        found.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
+    if memory.attention != "native" and (fault := kernel_fault(memory.attention, FEW_TOKENS, device, dtype)):
+        where = f"on {device} in {str(dtype).removeprefix('torch.')}"
+        found.append(Problem("attention", f"{memory.attention} {fault} {where}; use native"))
+    return found
+
+
+def compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:
+    """Blocks compiled, where the settings say so. Returns what could not be done, '' where all was."""
+    if not memory.compile:
+        return ""
+    if fault := compiler_fault(device):
+        return f"blocks are not compiled: {fault}; the run goes on without"
+    compile_blocks_(family.blocks(transformer))
+    return ""
+
+
+def place_(
+    transformer: nn.Module,
+    family: Family,
+    memory: MemoryConfig,
+    device: torch.device,
+    *,
+    checkpointing: bool,
+    disk: Path,
+) -> None:
+    """Bring an adapted, quantised transformer to where it trains. Outputs and gradients stay the same.
+
+    Args:
+        checkpointing: whether blocks are computed again in the backward pass, see recomputed_places.
+        disk: folder for weights that wait on disk, named after them.
+    """
+    blocks = family.blocks(transformer)
+    swap = None
+    if memory.group_offload != "none":
+        if memory.offload_to_disk:
+            wait_on_disk_(blocks, disk)
+        swap = _swap(blocks, memory, device)
+        swap.take_out()
+    transformer.to(device)
+    if swap:
+        swap.send_home()
+    host = None
+    if memory.activation_offload:
+        weights = [*transformer.parameters(), *transformer.buffers()]
+        host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
+    places = recomputed_places(len(blocks), memory.checkpointing_interval, not memory.moves)
+    again = set(places) if checkpointing else set()
+    # A block that is computed again keeps nothing inside: its weights come with its second forward.
+    kept = [block for i, block in enumerate(blocks) if i not in again]
+    if swap or host:
+        save_as_notes_(kept, swap, host)
+    if checkpointing:
+        checkpoint_blocks_(blocks, memory.checkpointing_interval, not memory.moves)
+    if host:
+        save_as_notes_([block for i, block in enumerate(blocks) if i in again], None, host)
+
+
+def load_text_encoder(family: Family, request: TrainRequest, device: torch.device) -> TextEncoder:
+    """The text encoder where the request wants it: on the device, there block by block, or on the CPU."""
+    where = request.memory.text_encoder
+    convert = text_converter(request.model.quantization, device)
+    if where == "device":
+        return family.load_text_encoder(request.model, device, convert)
+    encoder = family.load_text_encoder(request.model, torch.device("cpu"), convert)
+    return place_text_encoder_(encoder, device) if where == "blocks" else encoder
+
+
+def load_codec(family: Family, request: TrainRequest, device: torch.device) -> ImageCodec:
+    """The codec, working in tiles or slices where the request says so."""
+    codec = family.load_codec(request.model, device)
+    codec.economise_(request.memory.vae_tiling, request.memory.vae_slicing)
+    return codec
+
+
+def latent_identity(family: Family, request: TrainRequest) -> str:
+    """Names what decides a latent's bits: the codec, and whether it works in tiles or slices."""
+    identity, rules = family.identity(request.model, "codec"), request.memory.vae_rules()
+    return sha256_text(identity, rules) if rules else identity
+
+
+def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
+    """A text encoder that was loaded on the CPU: its blocks come to the device one by one, the rest stays there.
+
+    Works on whatever holds modules as attributes: the longest ModuleList of each is its blocks.
+    """
+    for module in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
+        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+        blocks = list(max(lists, key=len, default=nn.ModuleList()))
+        swap = swap_blocks_(blocks, device)
+        swap.take_out()
+        module.to(device)
+        swap.send_home()
+    for value in vars(encoder).values():
+        if hasattr(value, "encode") and not isinstance(value, nn.Module):
+            place_text_encoder_(value, device)
+    if hasattr(encoder, "device"):
+        encoder.device = device
+    return encoder
+
+
+class SoloCodec:
+    """A codec that has the device for itself while it works: the transformer leaves, and comes back.
+
+    The members are those of contract.ImageCodec.
+    """
+
+    def __init__(self, codec: Any, transformer: nn.Module, device: torch.device):
+        self._codec, self._transformer, self._device = codec, transformer, device
+        self.factor, self.channels = codec.factor, codec.channels
+        codec.move_(torch.device("cpu"))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self._alone(self._codec.encode, pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._alone(self._codec.decode, latents)
+
+    def move_(self, device: torch.device) -> None:
+        """Where it computes from now on; between two calls it is on the CPU."""
+        self._device = device
+
+    def economise_(self, tiling: bool, slicing: bool) -> None:
+        self._codec.economise_(tiling, slicing)
+
+    def _alone(self, call: Any, value: Tensor) -> Tensor:
+        self._transformer.to("cpu")
+        self._codec.move_(self._device)
+        try:
+            return call(value)
+        finally:
+            self._codec.move_(torch.device("cpu"))
+            empty_cache(self._device)
+            self._transformer.to(self._device)
+
+
+def _swap(blocks: Sequence[nn.Module], memory: MemoryConfig, device: torch.device) -> GroupSwap:
+    if memory.group_offload == "leaf":
+        return swap_leaves_(blocks, device, ahead=memory.offload_stream)
+    return swap_blocks_(blocks, device, per_group=memory.blocks_per_group, ahead=memory.offload_stream)

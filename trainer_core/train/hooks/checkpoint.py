@@ -1,0 +1,271 @@
+"""A state to resume from: adapter, optimiser, history. A checkpoint is a folder that appears by one rename, complete, or not at all.
+
+    step-000250/
+        adapter.safetensors    trainable weights, in the precision in which they are trained
+        optimizer.safetensors  its tensors, by parameter
+        lora.safetensors       the same adapter as a LoRA file that loads everywhere
+        ema.safetensors        the averaged weights, where the run keeps an average
+        state.json             step, losses, learning rates, skipped steps, eval losses, the optimiser's plain values
+        manifest.json          sha256 of each file above; written last
+
+All randomness is derived from the seed and the step, so that there is no state of generators to keep.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...adapters.files.export import export_lora
+from ...adapters.inject import adapter_state, load_adapter_state_, trainable_parameters
+from ...errors import UserError
+from ...host import CheckpointSaved, Host, Notice
+from ...storage.atomic import rename, sha256_of, sync_folder, write_json
+from ..step.loop import Run
+from .eval_weights import final_weights
+
+FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+EMA_FILE = "ema.safetensors"
+LORA_FILE = "lora.safetensors"
+SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
+
+
+def save_checkpoint(folder: Path, run: Run, host: Host) -> Path:
+    """Write the run's state under folder. A state of this step that is there already, and intact, is kept.
+
+    Raises:
+        UserError: the disk is full or can't be written to, or a weight is not finite; earlier checkpoints are as they were.
+    """
+    target = folder / step_name(run.step)
+    if target.exists() and not _fault(target):
+        return target
+    tensors = _tensors(run)
+    _refuse_not_finite(tensors["adapter.safetensors"], folder, run.step)
+    staging = folder / f".tmp-{target.name}"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        _refuse_full_disk(folder, tensors)
+        _write(staging, run, tensors)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
+        rename(staging, target)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError.at(
+            str(folder),
+            f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
+        ) from error
+    host.emit(CheckpointSaved(run.step, target))
+    return target
+
+
+def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
+    """Remove checkpoints that are not among the `keep` last ones.
+
+    Args:
+        newest: what was just saved: kept, and counted as the last, whatever steps lie beside it.
+        keep_every: those of steps divisible by it stay; 0: none.
+        best: the step whose checkpoint stays.
+    """
+    others = [path for path in _by_step(folder) if path != newest]
+    for old in others[: -keep + 1 or None]:
+        step = _step_of(old)
+        if step != best and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    adapter = adapter_state(run.layers)
+    found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(run)[0]}
+    if run.ema is not None:
+        found[EMA_FILE] = run.ema.ema_state()
+    return found
+
+
+def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
+    bad = [name for name, tensor in adapter.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError.at(
+            str(folder),
+            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is not "
+            "saved and the last good checkpoint is kept. Try a lower learning rate",
+        )
+
+
+def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    sizes = {name: sum(t.numel() * t.element_size() for t in part.values()) for name, part in tensors.items()}
+    needed = SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]  # once more as a LoRA file
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on")
+
+
+def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, part in tensors.items():
+        save_file(dict(part), staging / name)
+    with final_weights(run):
+        export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
+    state = {
+        "step": run.step,
+        "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
+        "learning_rates": run.learning_rates,
+        "eval_losses": {str(step): value for step, value in run.eval_losses.items()},
+        "optimizer": _optimizer_state(run)[1],
+        "optimizer_kind": type(run.optimizer).__name__,
+    }
+    write_json(staging / "state.json", state)
+    for path in staging.iterdir():
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    write_json(staging / "manifest.json", {path.name: sha256_of(path) for path in sorted(staging.iterdir())})
+    sync_folder(staging)
+
+
+def _optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Its tensors as `parameter|name`, and its plain numbers by parameter."""
+    tensors, plain = {}, {}
+    names = _optimized(run)
+    for index, values in run.optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[index]}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
+            else:
+                plain.setdefault(names[index], {})[key] = value
+    return tensors, plain
+
+
+def _optimized(run: Run) -> list[str]:
+    """Names of the parameters, in the order in which the optimiser counts them."""
+    names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
+    return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
+
+
+def restore_(run: Run, checkpoint: Path) -> None:
+    """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`.
+
+    Raises:
+        UserError: it is of an adapter or optimiser of another form.
+    """
+    state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    _load_weights_(run, checkpoint, state)
+    run.step, run.learning_rates = state["step"], state["learning_rates"]
+    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
+    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+
+
+@contextmanager
+def weights_of(run: Run, checkpoint: Path) -> Iterator[None]:
+    """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
+    adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
+    ema = run.ema.ema_state() if run.ema is not None else None
+    try:
+        _load_weights_(run, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
+        with final_weights(run):
+            yield
+    finally:
+        load_adapter_state_(run.layers, adapter)
+        if run.ema is not None:
+            run.ema.load_ema_state_(ema)
+        run.optimizer.load_state_dict(optimizer)
+
+
+def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """The adapter, and the optimiser and the average that belong to it."""
+    adapter = load_file(checkpoint / "adapter.safetensors")
+    _refuse_other_form(run, adapter, checkpoint)
+    _refuse_other_optimizer(run, state, checkpoint)
+    load_adapter_state_(run.layers, adapter)
+    if run.ema is not None and (checkpoint / EMA_FILE).is_file():
+        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    elif run.ema is not None:  # adopted from a run that kept none
+        run.ema.begin_(run.layers)
+    names = _optimized(run)
+    by_index: dict[int, dict[str, Any]] = {
+        names.index(name): dict(values) for name, values in state["optimizer"].items()
+    }
+    for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+        name, value_name = key.rsplit("|", 1)
+        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()  # the optimiser keeps it; the file must go
+    run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
+
+
+def _refuse_other_optimizer(run: Run, state: Mapping[str, Any], checkpoint: Path) -> None:
+    wanted, found = type(run.optimizer).__name__, state.get("optimizer_kind", type(run.optimizer).__name__)
+    if wanted != found:
+        raise UserError.at(
+            "on_change",
+            f"{checkpoint} can't be gone on from: what its optimiser, {found}, has learnt is nothing to {wanted}; "
+            "choose that optimiser again, or set on_change to anew",
+        )
+
+
+def _refuse_other_form(run: Run, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(run.layers).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
+    if wanted != found:
+        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise UserError.at(
+            "on_change",
+            f"{checkpoint} can't be gone on from: {len(other)} of its {len(found)} weights have another shape or name, "
+            f"such as {other[0]} ({found.get(other[0])}, wanted {wanted.get(other[0])}); set on_change to anew",
+        )
+
+
+def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
+    """The newest checkpoint of at most num_steps whose every file has the hash of its manifest. A damaged one is named and set aside."""
+    for path in reversed(_by_step(folder)):
+        if _step_of(path) > num_steps:  # the run was longer once
+            continue
+        fault = _fault(path)
+        if not fault:
+            return path
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        rename(path, aside)
+        host.emit(
+            Notice(
+                f"checkpoint {path.name} is damaged ({fault}) and was set aside as {aside.name}; trying the one before",
+                "warning",
+            )
+        )
+    return None
+
+
+def _fault(checkpoint: Path) -> str:
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
+        missing = set(FILES) - manifest.keys()
+        if missing:
+            return f"its manifest lacks {', '.join(sorted(missing))}"
+        for name in manifest:
+            if sha256_of(checkpoint / name) != manifest[name]:
+                return f"{name} has other bytes than were written"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"step-{step:06}"
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name[5:])
+
+

@@ -1,0 +1,52 @@
+"""The trackers of a run: TensorBoard and W&B, where its request names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ...devices import memory_in_use
+from ...errors import Cancelled
+from ...runs.event_log import RunHost
+from ...trackers.dispatch import LAST_SECONDS, TrackerSink, chosen
+from ...trackers.tracker import Opening
+from ..build import Plan
+from ..metadata import run_record
+
+HURRIED_SECONDS = 1.0  # that trackers are waited for after a second Ctrl-C
+
+
+@contextmanager
+def tracked(plan: Plan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
+    """The host whose events reach the run's trackers as well. They are closed however the run ends."""
+    names = chosen(plan.request.training.trackers)
+    if not names:
+        yield host
+        return
+    sink = TrackerSink(names, opening_of(plan, prompt), lambda: memory_in_use(plan.device))
+    failed, seconds = False, LAST_SECONDS
+    try:
+        yield replace(host, trackers=sink)
+    except BaseException as error:
+        failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.journal.ended_by_user
+        seconds = HURRIED_SECONDS if isinstance(error, KeyboardInterrupt) else seconds
+        raise
+    finally:
+        sink.close(failed, seconds)
+        replace(host, trackers=sink).tell_of_trackers()
+
+
+def opening_of(plan: Plan, prompt: Mapping[str, Any]) -> Opening:
+    """Settings are the request, with the versions, the trigger and the number of images."""
+    record = run_record(plan, prompt)
+    settings = {
+        **record["request"],
+        "versions": record["versions"],
+        "trigger": record["trigger"],
+        "images": record["dataset"]["images"],
+    }
+    validation = plan.request.validation
+    prompts = tuple(validation.library().values()) if validation else ()
+    return Opening(plan.folder, plan.request.training.name, settings, prompts=prompts)

@@ -1,0 +1,94 @@
+"""Validation while it trains: the live model's pictures beside the base model's, every N steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...adapters.inject import set_strength_
+from ...config.validation import ValidationConfig
+from ...host import Host, PhaseStarted, PreviewReady
+from ...models.family import ImageCodec
+from ...plots.image_grid import save_png
+from ...setup.placement import SoloCodec, load_codec
+from ...validation.sample_images import Pictures, draw_grids, draw_pictures
+from ..build import Plan
+from ..phase_timer import Phases
+from ..step.loop import Run
+from .eval_weights import final_weights
+
+
+@dataclass
+class LiveValidation:
+    """Draws nothing where no ValidateSampler is connected. base: the base model's pictures, drawn once."""
+
+    settings: ValidationConfig | None
+    codec: ImageCodec | None
+    folder: Path
+    host: Host
+    record: Mapping[str, Any]
+    phases: Phases
+    base: Pictures = field(default_factory=dict)
+    last_grids: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, plan: Plan, run: Run, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
+        settings = plan.request.validation
+        codec = load_codec(run.family, plan.placed, run.device) if settings else None
+        if codec and plan.placed.memory.model_offload:
+            codec = SoloCodec(codec, run.transformer, run.device)
+        return cls(settings, codec, plan.folder / "validation", host, record, phases)
+
+    def draw_base(self, run: Run) -> None:
+        """The base model's pictures. Call with the LoRA's strength at 0."""
+        if self.settings:
+            self.base = self._pictures(run)
+            self._save(0, [("base", self.base)])
+
+    def hook(self, run: Run) -> None:
+        if self._is_due(run):
+            with self.phases("validate"):
+                self._draw(run)
+            self.host.emit(PhaseStarted("train", run.num_steps, "steps"))
+
+    def catch_up(self, run: Run) -> None:
+        """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
+        if self._is_due(run) and not any(self.folder.glob(f"step-{run.step:06}-*")):
+            with self.phases("validate"):
+                self._draw(run)
+
+    def _is_due(self, run: Run) -> bool:
+        every = run.config.validate_every
+        return bool(self.settings and every and run.step % every == 0 and 0 < run.step < run.num_steps)
+
+    def draw_last(self, run: Run) -> None:
+        if self.settings:
+            self._draw(run)
+
+    def _draw(self, run: Run) -> None:
+        assert self.settings
+        columns = [("base", self.base)]
+        with final_weights(run):
+            for strength in self.settings.strengths():
+                set_strength_(run.transformer, strength)
+                columns.append((f"LoRA {strength:g}", self._pictures(run)))
+        set_strength_(run.transformer, 1.0)
+        self._save(run.step, columns)
+
+    def _pictures(self, run: Run) -> Pictures:
+        assert self.settings and self.codec
+        self.host.emit(PhaseStarted("validate"))
+        return draw_pictures(
+            self.settings, run.family, run.transformer, self.codec, run.text, on_step=self.host.check_cancelled
+        )
+
+    def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:
+        assert self.settings
+        self.last_grids = []
+        for (width, height), grid in draw_grids(columns, self.settings, f"step {step}").items():
+            path = self.folder / f"step-{step:06}-{width}x{height}.png"
+            save_png(grid, path, self.record, prompt=self.record["workflow"])
+            self.last_grids.append(path)
+            self.host.emit(PreviewReady(step, path))

@@ -1,0 +1,69 @@
+"""What every file says about how it came to be: the request, the workflow, versions, the dataset's digest, the trigger.
+
+No date and no path: equal requests write equal bytes (docs/decisions/0002-no-date-in-files.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from ..data.sample_table import columns
+from ..version import VERSION
+from .build import Plan
+from .step.loop import Run
+
+PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that decide numbers."""
+    found = {"chroma-trainer": VERSION}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def run_record(plan: Plan, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """The run as JSON values."""
+    return {
+        "request": plan.request.as_json(),
+        "workflow": dict(prompt),
+        "versions": versions(),
+        "dataset": {"digest": plan.index.digest, "images": len(plan.index.samples)},
+        "trigger": trigger_of(plan),
+    }
+
+
+def trigger_of(plan: Plan) -> str:
+    return ", ".join(dict.fromkeys(part.trigger.strip() for part in plan.request.dataset.parts if part.trigger.strip()))
+
+
+def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, str]:
+    """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
+    config, layer = run.config, next(iter(run.layers.values()))
+    labels = run.family.labels(plan.request.model)
+    largest = int(columns(run.samples)["bucket"].max())
+    return {
+        "ss_network_dim": str(layer.file_rank),
+        "ss_network_alpha": f"{layer.file_alpha:g}",
+        **layer.network,
+        "ss_base_model_version": labels["ss_base_model_version"],
+        "ss_output_name": config.name,
+        "ss_steps": str(run.step),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": labels["modelspec.architecture"],
+        "modelspec.title": config.name,
+        "modelspec.resolution": f"{largest}x{largest}",
+        "modelspec.trigger_phrase": record["trigger"],
+        "prompt": json.dumps(record["workflow"], sort_keys=True),
+        "chroma_trainer": json.dumps(
+            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": run.step},
+            sort_keys=True,
+        ),
+    }

@@ -1,0 +1,147 @@
+"""A model loaded to draw with: base and LoRA, text and codec, for pictures outside of a training run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adapters.files.load import apply_lora_
+from ..adapters.inject import remove_, set_strength_
+from ..config.model import ModelConfig
+from ..config.request import TrainedLora
+from ..config.validation import ValidationConfig
+from ..data.cache.prompts import cache_prompts
+from ..devices import pick_device
+from ..errors import UserError
+from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
+from ..models.family import Family
+from ..models.loading.weights import DTYPES
+from ..plots.image_grid import save_png
+from ..quant.levels import with_level_to_draw
+from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
+from ..registry import load
+from ..storage.atomic import sha256_text
+from ..storage.tensor_store import Store
+from .attention import drawing_problems
+from .comparison import Drawn, Version, grids_of, singles_of, versions_of
+from .sample_images import Pictures, draw_pictures, prompts_of
+
+
+class Studio:
+    """Loads each part once. Draw inside torch.no_grad().
+
+    Args:
+        lora: put on the model, to be drawn with at any strength; None: the base alone.
+        prompts: every prompt that will be drawn, negative ones included.
+        settings: what it will draw with, to be refused where this machine can't; None: torch's own kernels.
+    Raises:
+        UserError: what is wrong with the model's files, before anything is loaded.
+    """
+
+    def __init__(self, model: ModelConfig, lora: TrainedLora | None, prompts: Sequence[str], host: Host, settings: ValidationConfig | None = None):
+        self.family: Family = load("family", model.family)()
+        device = pick_device(host.device)
+        problems = [*self.family.problems(model), *quantization_problems(model.quantization, device)]
+        problems += drawing_problems(settings, device, DTYPES.get(model.dtype, torch.float32))
+        if problems:
+            raise UserError(problems)
+        self.host = host
+        host.free_memory()
+        self.text = cache_prompts(
+            prompts, text_identity(self.family, model),
+            lambda: self.family.load_text_encoder(model, device, text_converter(model.quantization, device)), Store(host.paths.cache / "text"), host,
+        )  # fmt: skip
+        gc.collect()
+        self.transformer = load_base(self.family, model, host, device).to(device)
+        if lora:
+            self.put(Path(lora.path))
+        self.codec = self.family.load_codec(model, device)
+
+    def put(self, lora: Path) -> None:
+        """Put this LoRA on the model, in the place of any other."""
+        remove_(self.transformer)
+        apply_lora_(self.transformer, lora, 1.0)
+
+    def draw(self, settings: ValidationConfig, strength: float, on_picture: Callable[[], None]) -> Pictures:
+        set_strength_(self.transformer, strength)
+        return draw_pictures(
+            settings, self.family, self.transformer, self.codec, self.text, on_picture, self.host.check_cancelled
+        )
+
+
+class Counter:
+    """Progress of pictures to the host."""
+
+    def __init__(self, host: Host, total: int):
+        self.host, self.total, self.done = host, total, 0
+        host.emit(PhaseStarted("validate", total, "pictures"))
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.host.emit(PhaseProgress("validate", self.done, self.total))
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What draw gives, as ComfyUI's IMAGE: fp32 in [0, 1], (1, H, W, 3) each.
+
+    Args:
+        grids: labelled pages, which are also saved.
+        pictures, labels: every picture by itself, and what it shows.
+    """
+
+    grids: list[Tensor] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | None, host: Host) -> Gallery:
+    """The base, and the LoRA at its strengths and checkpoints, in grids saved under output/chroma_trainer/validation.
+
+    Raises:
+        UserError: what is wrong with the model's files, the LoRA or the choice of checkpoints.
+    """
+    family: Family = load("family", model.family)()
+    settings = family.drawn(model, settings)
+    if settings.reference and not family.takes_references(model):
+        raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
+    if told := family.warning(model, settings):
+        host.emit(Notice(told, "warning"))
+    model = with_level_to_draw(model, family, pick_device(host.device), lora.model if lora else None)
+    versions = versions_of(lora, settings) if lora else []
+    # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        drawn = _draw_all(settings, Studio(model, None, prompts_of(settings), host, settings), versions, host)
+    name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
+    grids = []
+    for number, grid in enumerate(grids_of(drawn, settings, name)):
+        width, height = grid.size
+        key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
+        path = host.paths.output / "chroma_trainer" / "validation" / f"{name}-{width}x{height}-{key}.png"
+        save_png(grid.page, path, prompt=host.prompt)
+        host.emit(PreviewReady(-1, path))
+        grids.append(_image(np.asarray(grid.page)))
+    singles = singles_of(drawn, settings)
+    return Gallery(grids, [_image(picture) for _, picture in singles], [label for label, _ in singles])
+
+
+def _draw_all(settings: ValidationConfig, studio: Studio, versions: Sequence[Version], host: Host) -> list[Drawn]:
+    strengths = settings.strengths() if versions else []
+    num_columns = 1 + len(versions) * len(strengths)
+    count = Counter(host, num_columns * len(settings.sizes()) * len(settings.library()))
+    drawn = [Drawn(None, 0.0, studio.draw(settings, 0.0, count))]
+    for version in versions:
+        studio.put(version.path)
+        drawn += [Drawn(version, strength, studio.draw(settings, strength, count)) for strength in strengths]
+    return drawn
+
+
+def _image(pixels: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255)[None]

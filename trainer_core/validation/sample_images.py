@@ -1,0 +1,113 @@
+"""Validation pictures: every prompt at every size, and labelled grids of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ..config.validation import ValidationConfig
+from ..data.cache.latents import to_tensor
+from ..data.source.decode import BrokenImage, decode
+from ..errors import UserError
+from ..flow.adaptive_guidance import AdaptiveGuidance
+from ..models.family import Family, ImageCodec
+from ..plots.image_grid import draw_grid
+from .attention import drawing_attention
+from .euler import sample
+
+Size = tuple[int, int]
+Pictures = dict[
+    Size, list[np.ndarray]
+]  # (width, height) -> one (H, W, 3) uint8 picture a prompt, in the library's order
+
+
+class Embeddings(Protocol):
+    """Where prompts' embeddings come from: a text cache."""
+
+    def get(self, prompt: str) -> Tensor: ...
+
+
+def prompts_of(settings: ValidationConfig) -> list[str]:
+    """Every prompt whose embedding is needed."""
+    negative = [settings.negative_prompt] if settings.cfg > 1 else []
+    return [*settings.library().values(), *negative]
+
+
+def guidance_of(settings: ValidationConfig) -> AdaptiveGuidance | None:
+    """None: CFG at every step."""
+    if settings.guidance == "cfg":
+        return None
+    return AdaptiveGuidance(
+        cfg=settings.cfg,
+        threshold=settings.threshold,
+        uncond_zero_scale=settings.uncond_zero_scale,
+        cfg_start_pct=settings.cfg_start_pct,
+        initial_disabled_steps=settings.initial_disabled_steps,
+    )
+
+
+def draw_pictures(
+    settings: ValidationConfig,
+    family: Family,
+    transformer: nn.Module,
+    codec: ImageCodec,
+    text: Embeddings,
+    on_picture: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Pictures:
+    """Sample and decode. on_step is called after every sampling step and may raise to end it; on_picture after every picture."""
+    device = next(transformer.parameters()).device
+    negative = text.get(settings.negative_prompt).to(device) if settings.cfg > 1 else None
+    guidance = guidance_of(settings)
+    pictures: Pictures = {}
+    for width, height in settings.sizes():
+        reference = start_of(settings.reference, (width, height), codec) if settings.reference else None
+        for prompt in settings.library().values():
+            with drawing_attention(transformer, settings.attention):
+                latents = sample(
+                    family, transformer, text.get(prompt).to(device), negative,
+                    width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
+                    channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
+                    guidance=guidance,
+                    on_step=lambda *_: on_step(), reference=reference,
+                )  # fmt: skip
+            pictures.setdefault((width, height), []).append(pixels_of(codec.decode(latents))[0])
+            on_picture()
+    return pictures
+
+
+def start_of(path: str, size: Size, codec: ImageCodec) -> Tensor:
+    """A picture's latents at this size, (1, channels, h, w), its middle where its shape is another.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        image = decode(Path(path).read_bytes())
+    except (OSError, BrokenImage) as error:
+        raise UserError.at("reference", f"can't be read: {error} ({path})") from error
+    return codec.encode(to_tensor(ImageOps.fit(image, size, Image.Resampling.LANCZOS))[None])
+
+
+def pixels_of(decoded: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def draw_grids(
+    columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str
+) -> dict[Size, Image.Image]:
+    """One PIL image a size: a row a prompt, a column a model."""
+    labels = list(settings.library())
+    names = [name for name, _ in columns]
+    return {
+        size: draw_grid(
+            [[pictures[size][row] for _, pictures in columns] for row in range(len(labels))], labels, names, title
+        )
+        for size in columns[0][1]
+    }
