@@ -47,6 +47,7 @@ from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from ..validation.attention import drawing_problems
 from ..validation.sample_images import prompts_of
+from .attention_choice import choose_attention_
 from .machine import this_machine
 from .phase_timer import Phases
 from .step.loop import Run
@@ -215,7 +216,7 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to judge checkpoints by"))
-    return Run(
+    run = Run(
         config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
         optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
@@ -227,6 +228,8 @@ def build_run(plan: Plan, host: Host, phases: Phases) -> Run:
         dtype=plan.request.model.dtype,
         relief=Relief.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip
+    choose_attention_(run, memory.attention, host)
+    return run
 
 
 def offload_key(plan: Plan) -> str:

@@ -30,7 +30,6 @@ from ..runs.event_log import Paused, RunHost, open_run, wait_for_resume
 from ..runs.manifest import adopt, write_world
 from ..setup.attach_adapter import look_at_data_
 from ..storage.atomic import write_json
-from .attention_choice import choose_attention_
 from .build import Plan, build_run, plan_run
 from .hooks.checkpoint import newest_intact, restore_, step_name, weights_of
 from .hooks.checkpointer import checkpoint_hook, keep
@@ -116,7 +115,6 @@ def _train(plan: Plan, host: RunHost, prompt: Mapping[str, Any], phases: Phases,
     write_json(plan.folder / "request.json", record)
     write_world(plan.folder, plan.world)
     run = build_run(plan, host, phases)
-    choose_attention_(run, plan.placed.memory.attention, host)
     _tell_density(plan, record, prompt, host)
 
     with phases("load"):
