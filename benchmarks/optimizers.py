@@ -24,8 +24,9 @@ import torch
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.optim.optimizer import OptimizerPart
 from chroma_trainer.trainer_core.registry import load, names
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.step.loop import train_step
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 from torch import nn

@@ -23,16 +23,18 @@ import torch.nn.functional as F
 from chroma_trainer.trainer_core.adapters.inject import lora_layers, trainable_parameters
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
-from chroma_trainer.trainer_core.train.step.loop import Run, fit
+from chroma_trainer.trainer_core.train.prepare import plan_run
+from chroma_trainer.trainer_core.train.step.loop import fit
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
 GOAL = 1.05
 EDGES = {"tiny": 128, "medium": 256}
 
 
-def bare_step(run: Run) -> Callable[[], float]:
+def bare_step(run: TrainState) -> Callable[[], float]:
     """One step of a loop written for this model alone, over a copy of the run's model."""
     transformer = copy.deepcopy(run.transformer)
     parameters = [parameter for _, parameter in trainable_parameters(lora_layers(transformer))]
@@ -69,7 +71,7 @@ def bare_step(run: Run) -> Callable[[], float]:
     return step
 
 
-def our_step(run: Run, chosen_host: Any) -> Callable[[], None]:
+def our_step(run: TrainState, chosen_host: Any) -> Callable[[], None]:
     """One step of fit(), with its report and hooks."""
 
     def step() -> None:

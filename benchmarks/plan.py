@@ -20,10 +20,11 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.planner.cost_model import Shape
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.step_peak import training_peak
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
 GOAL = 0.1
@@ -68,7 +69,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     run = build_run(plan_run(asked, host(folder)), host(folder), Phases())
     tokens = max(len(run.text.get(sample.captions[0])) for sample in run.samples)
-    predicted, _ = training_peak(Skeleton(run.family, asked, "cpu").cost(Shape(edge, edge, batch, tokens)), asked)
+    predicted, _ = training_peak(MetaModel(run.family, asked, "cpu").cost(Shape(edge, edge, batch, tokens)), asked)
     measured = measured_step_peak(run)
     return {**case, "predicted_bytes": predicted, "measured_bytes": measured, "off": round(predicted / measured - 1, 4)}
 

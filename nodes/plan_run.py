@@ -26,7 +26,7 @@ class Inputs(lora_trainer.Inputs):
 def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[Any, str]:
     """The MemoryPlan, and what would make it fit in words ('' where it fits)."""
     from ..trainer_core.devices import pick_device
-    from ..trainer_core.train.machine import named_machine, this_machine
+    from ..trainer_core.planner.memory_plan import named_machine, this_machine
     from ..trainer_core.train.planning import plan_request
 
     request = lora_trainer.request_of(inputs)

@@ -27,9 +27,9 @@ from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.loading.locate import shipped_config
 from chroma_trainer.trainer_core.models.t5.text_encoder import without_numbers
 from chroma_trainer.trainer_core.planner.auto_tune import with_memory
-from chroma_trainer.trainer_core.planner.cost_model import ModelCost, Shape, Upkeep, step_flops
+from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
 from chroma_trainer.trainer_core.planner.memory_plan import GB, needed
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.step_peak import recomputed, training_peak
 from chroma_trainer.trainer_core.planner.workload import encoder_cost
 from chroma_trainer.trainer_core.registry import load, names
@@ -87,14 +87,14 @@ def ways(base: TrainRequest) -> list[tuple[str, TrainRequest]]:
 
 def counted(family: Any, asked: Callable[[str], TrainRequest], text_tokens: int) -> dict[tuple[str, int], ModelCost]:
     """Of every level and edge. What learns is the same in all, so that its upkeep is counted once."""
-    once: list[Upkeep] = []
+    once: list[OptimizerCost] = []
 
-    def kept(count: Callable[[], Upkeep]) -> Upkeep:
+    def kept(count: Callable[[], OptimizerCost]) -> OptimizerCost:
         if not once:
             once.append(count())
         return once[0]
 
-    skeletons = {level: Skeleton(family, asked(level), kept=kept) for level in LEVELS}
+    skeletons = {level: MetaModel(family, asked(level), kept=kept) for level in LEVELS}
     return {
         (level, edge): skeletons[level].cost(Shape(edge, edge, 1, text_tokens)) for level in LEVELS for edge in EDGES
     }
@@ -176,7 +176,7 @@ def learning() -> str:
     }
     lines = ["| choice | learns | kept beside it | while it steps | peak of a step |", "|---|---|---|---|---|"]
     for words, one in asked.items():
-        cost = Skeleton(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
+        cost = MetaModel(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
         upkeep = cost.upkeep
         beside = upkeep.states + upkeep.average + upkeep.start
         figures = " | ".join(f"{size / 1e6:.0f} MB" for size in (upkeep.adapter, beside, upkeep.step_peak))

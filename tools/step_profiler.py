@@ -11,10 +11,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..trainer_core.planner.meta_counter import bytes_of
-from ..trainer_core.train.step.loop import Run, train_step
+from ..trainer_core.train.step.loop import train_step
+from ..trainer_core.train.step.state import TrainState
 
 
-def resident_bytes(run: Run) -> int:
+def resident_bytes(run: TrainState) -> int:
     """Weights, adapter, the optimiser's states, averages and tables of positions: tensors that outlive a step."""
     states = [t for state in run.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     kept: Any = run.transformer.__dict__.get("_rope_by_shape", {})
@@ -48,7 +49,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def measured_step_peak(run: Run) -> int:
+def measured_step_peak(run: TrainState) -> int:
     """Peak bytes of tensors in the run's second step, what was there before included."""
     train_step(run, 1e-4)
     run.step += 1

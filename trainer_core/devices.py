@@ -12,6 +12,12 @@ import torch
 
 from .errors import UserError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# In RuntimeErrors: of torch's CPU allocator; of MPS, and of CUDA beside torch's allocator (pinned memory, libraries); of cuBLAS' workspace.
+SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 ALONE = frozenset({"cpu", "mps", "meta"})  # have no streams: torch.cpu.Stream only looks like one
 
 
@@ -197,3 +203,11 @@ def _peak_windows_bytes() -> int:
     kernel.GetCurrentProcess.restype = wintypes.HANDLE
     psapi.GetProcessMemoryInfo(wintypes.HANDLE(kernel.GetCurrentProcess()), ctypes.byref(counters), counters.cb)
     return int(counters.PeakWorkingSetSize)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a device, or of the host: not all allocators have an error of their own."""
+    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and any(words in str(error) for words in SAID))
+
+
+

@@ -18,7 +18,7 @@ PARTS: dict[str, dict[str, str]] = {
         "folder": ".data.source.folder:FolderBackend",
     },
     "quantization": {
-        "none": ".quant.none:KeepPrecision",
+        "none": ".quant.quantizer:KeepPrecision",
         "int8-quanto": ".quant.quanto:Int8Quanto",
         "int4-quanto": ".quant.quanto:Int4Quanto",
         "int2-quanto": ".quant.quanto:Int2Quanto",

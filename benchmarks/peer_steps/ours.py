@@ -13,11 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.models.chroma.checkpoint_keys import original_layout
+from chroma_trainer.trainer_core.models.flux_lineage import original_layout
 from chroma_trainer.trainer_core.seeds import generator
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
-from chroma_trainer.trainer_core.train.step.loop import Run, fit
+from chroma_trainer.trainer_core.train.prepare import plan_run
+from chroma_trainer.trainer_core.train.step.loop import fit
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from models import host, request
 from safetensors.torch import load_file, save_file
 from turns import CHECK_SIGMA, LEARNING_RATE, RANK, Setting, Turns, started
@@ -25,7 +27,7 @@ from turns import CHECK_SIGMA, LEARNING_RATE, RANK, Setting, Turns, started
 NUM_EPOCHS = 64
 
 
-def build(setting: Setting, folder: Path) -> Run:
+def build(setting: Setting, folder: Path) -> TrainState:
     wanted = request(
         Path(setting.model), Path(setting.pictures), setting.edge, rank=RANK, alpha=float(RANK), batch_size=setting.batch,
         learning_rate=LEARNING_RATE, gradient_checkpointing=setting.checkpointing, caption_dropout=0.0,
@@ -35,7 +37,7 @@ def build(setting: Setting, folder: Path) -> Run:
     return build_run(plan_run(wanted, host(folder)), host(folder), Phases())
 
 
-def write_material(run: Run, folder: Path) -> None:
+def write_material(run: TrainState, folder: Path) -> None:
     """Latents and text of every sample, the order of the batches, and the noise of our first step."""
     samples = list(run.samples)
     text = [run.text.get(sample.captions[0]).float().clone() for sample in samples]
@@ -75,7 +77,7 @@ class Given:
         return torch.full((count,), CHECK_SIGMA)
 
 
-def train(run: Run, turns: Turns, folder: Path) -> None:
+def train(run: TrainState, turns: Turns, folder: Path) -> None:
     seen: list[StepReport] = []
     console = type(host(folder))(paths=host(folder).paths, sinks=(seen.append,), device="cpu")
     turns.said["parameters"] = sum(parameter.numel() for parameter in run.parameters)

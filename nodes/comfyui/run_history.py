@@ -26,7 +26,7 @@ class Backlog:
 
     def __init__(self, output: Path):
         self.output, self.root = output, output / "chroma_trainer"
-        self._stories: OrderedDict[str, Story] = OrderedDict()
+        self._stories: OrderedDict[str, RunHistory] = OrderedDict()
         self._lock = threading.Lock()  # requests are answered by several threads
 
     def folder(self, run: str) -> Path | None:
@@ -69,7 +69,7 @@ class Backlog:
             return self._story(folder, after)
 
     def _story(self, folder: Path, after: int) -> dict[str, Any]:
-        story = self._stories.pop(folder.name, None) or Story(folder)
+        story = self._stories.pop(folder.name, None) or RunHistory(folder)
         self._stories[folder.name] = story
         while len(self._stories) > NUM_STORIES:
             self._stories.popitem(last=False)
@@ -96,7 +96,7 @@ class Backlog:
         return {"step": item["step"], "url": view_url(path, self.output), "label": label_of(path), "changed": changed}
 
 
-class Story:
+class RunHistory:
     """events.jsonl, read as far as it goes; update() reads on from there. Steps that a resume repeated are told once."""
 
     def __init__(self, folder: Path):

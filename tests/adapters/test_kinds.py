@@ -18,7 +18,7 @@ from chroma_trainer.trainer_core.adapters.inject import (
     set_strength_,
     trainable_parameters,
 )
-from chroma_trainer.trainer_core.adapters.layer import AdapterLayer, Misfit
+from chroma_trainer.trainer_core.adapters.layer import AdapterLayer, IncompatibleUpdate
 from chroma_trainer.trainer_core.adapters.lokr import LokrLinear, factors_of, kron_linear
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
@@ -53,7 +53,7 @@ def started(model: nn.Module, layer_names, kind: str, init: str, clean: nn.Modul
         for layer in layers.values():
             directions = Directions(8)
             directions.see(torch.randn(30, layer.in_features, generator=seeded(layer.in_features)))
-            layer.look_along_(directions.rows(4))
+            layer.init_along_(directions.rows(4))
     return layers
 
 
@@ -230,7 +230,7 @@ def test_ranks_of_fused_files(train, tmp_path, form, key, rank):
 
 def test_a_kronecker_product_has_no_fused_form(train, tmp_path):
     transformer, layers = train("lokr", "default")
-    with pytest.raises(Misfit, match="Kronecker"):
+    with pytest.raises(IncompatibleUpdate, match="Kronecker"):
         export_lora(layers, transformer, tmp_path / "a.safetensors", {}, form="comfyui")
     assert not list(tmp_path.iterdir())
 
@@ -413,7 +413,7 @@ def test_a_fused_lokr_is_cut_between_its_blocks_only():
     update = LokrUpdate(w1=torch.randn(6, 2), w2=torch.randn(4, 3))
     weight = torch.zeros(24, 6)
     torch.testing.assert_close(update.rows(slice(8, 16)).delta(weight), update.delta(weight)[8:16])
-    with pytest.raises(Misfit, match="blocks of 4 rows can't be cut to rows 8 to 18"):
+    with pytest.raises(IncompatibleUpdate, match="blocks of 4 rows can't be cut to rows 8 to 18"):
         update.rows(slice(8, 18))
 
 

@@ -50,22 +50,22 @@ def register(folder: Path) -> ctypes.CDLL:
 
 def as_cuda() -> None:
     """Let the trainer take its way for CUDA wherever it asks for a name, and not measure the speed of what stands for a GPU."""
-    from chroma_trainer.trainer_core.models import mmdit_layers as joint_attention
+    from chroma_trainer.trainer_core.models import mmdit_layers
     from chroma_trainer.trainer_core.optim import adamw
-    from chroma_trainer.trainer_core.train import machine
+    from chroma_trainer.trainer_core.planner import memory_plan
 
-    joint_attention.COMPLEX_DEVICES |= {NAME}  # pyright: ignore
+    mmdit_layers.COMPLEX_DEVICES |= {NAME}  # pyright: ignore
     adamw.FUSED_DEVICES |= {NAME}  # pyright: ignore
-    machine.product_flops = lambda device, dtype: 1e12
+    memory_plan.product_flops = lambda device, dtype: 1e12
 
 
 def as_mps(library: ctypes.CDLL) -> None:
     """The same for MPS: no float64, no streams, no pinned memory."""
     from chroma_trainer.trainer_core import devices
-    from chroma_trainer.trainer_core.train import machine
+    from chroma_trainer.trainer_core.planner import memory_plan
 
     devices.ALONE |= {NAME}  # pyright: ignore
-    machine.product_flops = lambda device, dtype: 1e12
+    memory_plan.product_flops = lambda device, dtype: 1e12
     library.second_allow_double(0)
 
 

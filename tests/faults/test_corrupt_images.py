@@ -86,7 +86,7 @@ def test_with_the_policy_stop_all_are_told_at_once_and_nothing_is_loaded(tiny_mo
 def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch, policy, shown):
     """Its structure is in order, so the scan passes it: met when the crop sheet is drawn, or when latents are made."""
     from chroma_trainer.trainer_core.data.source import scan as scans_module
-    from chroma_trainer.trainer_core.train import build as build_module
+    from chroma_trainer.trainer_core.train import prepare
 
     (tmp_path / "pictures").mkdir()
     for name in ("a.png", "b.png"):
@@ -95,7 +95,7 @@ def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch,
     upright_size = scans_module.upright_size
     monkeypatch.setattr(scans_module, "upright_size", lambda raw: (48, 40) if raw == b"<html>" else upright_size(raw))
     if not shown:
-        monkeypatch.setattr(build_module, "draw_crop_sheet", lambda index, path: None)
+        monkeypatch.setattr(prepare, "draw_crop_sheet", lambda index, path: None)
     part = FolderConfig(folder=str(tmp_path / "pictures"), captions="filename", resolution=32, on_broken=policy)
     dataset = DatasetConfig(parts=(part,), roots=(str(tmp_path / "pictures"),))
     request = TrainRequest(tiny_model, dataset, TrainingConfig(**TRAINING))

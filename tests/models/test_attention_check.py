@@ -7,8 +7,7 @@ import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.models import attention_backends as kernels
-from chroma_trainer.trainer_core.models import attention_check
+from chroma_trainer.trainer_core.models import attention_backends, attention_check
 from chroma_trainer.trainer_core.models.attention_check import AttentionShape, kernel_fault
 from chroma_trainer.trainer_core.models.mmdit_layers import attend
 from chroma_trainer.trainer_core.registry import load, names
@@ -88,7 +87,7 @@ def test_right_kernels_are_right(name, masked, dtype):
 
 def test_a_kernel_that_takes_no_slices_is_right_with_our_join_and_wrong_with_torchs(monkeypatch):
     wrapped = lambda name, masked="native": (  # noqa: E731
-        kernels.attention(name) if name == "math" else lambda q, k, v, mask: _LikeCudnn.apply(q, k, v)
+        attention_backends.attention(name) if name == "math" else lambda q, k, v, mask: _LikeCudnn.apply(q, k, v)
     )
     monkeypatch.setattr(attention_check, "attention", wrapped)
     assert kernel_fault("cudnn", SHAPE, CPU, torch.float32) == ""
@@ -99,7 +98,7 @@ def test_a_kernel_that_takes_no_slices_is_right_with_our_join_and_wrong_with_tor
 def wrong(change):
     def kernel(name, masked="native"):
         if name == "math":
-            return kernels.attention(name)
+            return attention_backends.attention(name)
         return lambda query, key, value, mask: change(query, key, value, mask)
 
     return kernel

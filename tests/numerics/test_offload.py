@@ -10,9 +10,9 @@ import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
-from chroma_trainer.trainer_core.memory import pinned_memory as pinned
+from chroma_trainer.trainer_core.memory import pinned_memory
 from chroma_trainer.trainer_core.memory.activation_offload import HostCopy, SavedOnHost
-from chroma_trainer.trainer_core.memory.group_offload import GroupSwap, inner_tensors, rebuilt, swap_blocks_
+from chroma_trainer.trainer_core.memory.group_offload import GroupOffload, inner_tensors, rebuilt, swap_blocks_
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
 from chroma_trainer.trainer_core.models.loading.locate import shipped_config
@@ -79,7 +79,7 @@ def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkey
     """What was brought and is still alive, whoever holds it: autograd too."""
     brought: list[tuple[int, weakref.ref]] = []
     most = 0
-    acquire = GroupSwap.acquire
+    acquire = GroupOffload.acquire
 
     def spy(self, group):
         nonlocal most
@@ -94,7 +94,7 @@ def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkey
             return self._here[group]
         return tensors
 
-    monkeypatch.setattr(GroupSwap, "acquire", spy)
+    monkeypatch.setattr(GroupOffload, "acquire", spy)
     memory = MemoryConfig(group_offload=kind)
     losses_and_gradients(*prepared(tiny_model, level, memory, checkpointing, tmp_path), [torch.randn(5, 32)])
     assert brought and most == 1
@@ -212,13 +212,13 @@ def test_groups_cover_all_blocks(tiny_model):
 def test_pinned_tensors_lie_close(monkeypatch):
     """torch's allocator would take the next power of two for each: 29 GB for the 17 of Chroma's blocks in bf16."""
     empty = torch.empty
-    monkeypatch.setattr(pinned.torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
-    monkeypatch.setattr(pinned, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(pinned_memory.torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
+    monkeypatch.setattr(pinned_memory, "CHUNK_BYTES", 1 << 16)
     draw = torch.Generator().manual_seed(0)
     sizes = [(9, 128), (1,), (), (0, 4), (36, 128), (3, 3, 5), (200, 128)]
     tensors = [torch.randn(size, generator=draw).to(dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16, torch.int8)]
-    total = sum(map(pinned.bytes_of, tensors))
-    memory = pinned.PinnedMemory(total)
+    total = sum(map(pinned_memory.bytes_of, tensors))
+    memory = pinned_memory.PinnedMemory(total)
     copies = [memory.copied(tensor) for tensor in tensors]
     assert all(torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, tensors, strict=True))
     assert total <= memory.reserved_bytes <= 1.3 * total + (1 << 16)
@@ -229,8 +229,8 @@ def test_pinned_memory_of_chroma(monkeypatch):
         chroma = ChromaTransformer.from_config(shipped_config("chroma_transformer")).bfloat16()
     weights = [parameter for block in FAMILY.blocks(chroma) for parameter in block.parameters()]
     empty = torch.empty
-    monkeypatch.setattr(pinned.torch, "empty", lambda size, **_: empty(size, dtype=torch.uint8, device="meta"))
-    memory = pinned.PinnedMemory(sum(map(pinned.bytes_of, weights)))
+    monkeypatch.setattr(pinned_memory.torch, "empty", lambda size, **_: empty(size, dtype=torch.uint8, device="meta"))
+    memory = pinned_memory.PinnedMemory(sum(map(pinned_memory.bytes_of, weights)))
     for weight in weights:
         memory.copied(weight.detach())
     assert memory.reserved_bytes < 1.1 * sum(2 * weight.numel() for weight in weights)

@@ -9,14 +9,14 @@ import torch
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import AUTO, ModelConfig, QuantizationConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.models import flux_lineage as lineage
+from chroma_trainer.trainer_core.models import flux_lineage
 from chroma_trainer.trainer_core.models.chroma import family as chroma
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.models.loading import locate as sources
+from chroma_trainer.trainer_core.models.loading import locate
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, MemoryPlan
 from chroma_trainer.trainer_core.quant import levels
 from chroma_trainer.trainer_core.quant.levels import with_level_to_draw
-from chroma_trainer.trainer_core.train.build import check_run
+from chroma_trainer.trainer_core.train.prepare import check_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.validation.render import draw
 
@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def released(monkeypatch) -> ModelConfig:
     """Chroma1-HD, of which no file is here."""
-    for module in (chroma, lineage):
+    for module in (chroma, flux_lineage):
         monkeypatch.setattr(module, "is_offline", lambda: False)
-    monkeypatch.setattr(sources, "cached_folder", lambda *part: None)
+    monkeypatch.setattr(locate, "cached_folder", lambda *part: None)
     return ModelConfig("chroma", "hd", "lodestones/Chroma1-HD", quantization=LEFT_TO_THE_PLAN)
 
 

@@ -18,20 +18,20 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import MemoryPlanned, Notice
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.models import flux_lineage as lineage
+from chroma_trainer.trainer_core.models import flux_lineage
 from chroma_trainer.trainer_core.models.attention_backends import set_attention_
 from chroma_trainer.trainer_core.models.chroma import family as chroma
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
-from chroma_trainer.trainer_core.models.loading import locate as sources
-from chroma_trainer.trainer_core.optim.param_groups import parameter_groups
+from chroma_trainer.trainer_core.models.loading import locate
+from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import estimator as forecaster_module
 from chroma_trainer.trainer_core.planner.auto_tune import changes, chosen, remedy
 from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
 from chroma_trainer.trainer_core.planner.estimator import forecaster
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, needed
-from chroma_trainer.trainer_core.planner.meta_counter import LiveBytes, bytes_of
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton, text_width
+from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
 from chroma_trainer.trainer_core.planner.step_peak import recomputed, training_peak
 from chroma_trainer.trainer_core.planner.workload import MAX_TOKENS, EncoderCost, encoder_cost
 from chroma_trainer.trainer_core.quant.loading import text_converter
@@ -39,10 +39,10 @@ from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning, new_ema
 from chroma_trainer.trainer_core.train import planning as forecasting
 from chroma_trainer.trainer_core.train import run as run_module
-from chroma_trainer.trainer_core.train.build import plan_run
 from chroma_trainer.trainer_core.train.memory_report import memory_told
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.planning import plan_request
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.token_drop import drawn_route
 
@@ -127,7 +127,7 @@ def test_the_peak_of_a_real_step_within_a_tenth(workshop, case):
     adapter = AdapterConfig(**{name: values.pop(name) for name in [*values] if name in ADAPTER})
     request = replace(requested(workshop, level, memory, **values), optimizer=optimizer, adapter=adapter)
     shape = Shape(edge, edge, request.training.batch_size, 6)
-    planned, _ = training_peak(Skeleton(FAMILY, request, "cpu").cost(shape), request)
+    planned, _ = training_peak(MetaModel(FAMILY, request, "cpu").cost(shape), request)
     real = real_peak(request, shape)
     assert planned == pytest.approx(real, rel=0.1), f"planned {planned}, real {real}"
 
@@ -137,7 +137,7 @@ def test_a_flux_is_counted_too(workshop, tiny_flux_model):
     flux = FluxFamily()
     request = requested(workshop, model=tiny_flux_model, gradient_checkpointing=True)
     shape = Shape(128, 128, 1, 6)
-    planned, _ = training_peak(Skeleton(flux, request).cost(shape), request)
+    planned, _ = training_peak(MetaModel(flux, request).cost(shape), request)
     assert planned == pytest.approx(real_peak(request, shape, flux), rel=0.1)
     encoder = flux.load_text_encoder(request.model, torch.device("cpu"))
     modules = encoder.t5.model, encoder.clip.model
@@ -164,7 +164,7 @@ def test_the_text_encoder_within_a_tenth(workshop, tiny_model, level):
 def test_operations_are_those_of_the_formula(workshop):
     """Linear layers: 2 a token and weight, twice that with the backward pass; attention: 4 T^2 width, then 2.5 times that."""
     request = requested(workshop, targets="all", gradient_checkpointing=True)
-    skeleton = Skeleton(FAMILY, request)
+    skeleton = MetaModel(FAMILY, request)
     edge, text = 512, 6
     cost = skeleton.cost(Shape(edge, edge, 1, text))
     image, width = (edge // 16) ** 2, 64
@@ -184,9 +184,9 @@ def test_routed_blocks_cost_what_a_smaller_picture_s_would(workshop):
     """Half of 1,024 tokens: as many as half of the picture has."""
     values = {"gradient_checkpointing": True, "route_first": 1, "route_last": 2}
     whole, half = (
-        Skeleton(FAMILY, requested(workshop, **values)).cost(Shape(512, height, 1, 6)).blocks for height in (512, 256)
+        MetaModel(FAMILY, requested(workshop, **values)).cost(Shape(512, height, 1, 6)).blocks for height in (512, 256)
     )
-    routed = Skeleton(FAMILY, requested(workshop, routed_share=0.5, **values))
+    routed = MetaModel(FAMILY, requested(workshop, routed_share=0.5, **values))
     blocks = routed.cost(Shape(512, 512, 1, 6)).blocks
     for name in ("forward_flops", "again_flops", "backward_flops", "output"):
         found = [getattr(block, name) for block in blocks]
@@ -197,7 +197,7 @@ def test_routed_blocks_cost_what_a_smaller_picture_s_would(workshop):
 
 
 def test_live_bytes_follow_what_is_freed():
-    with LiveBytes() as count:
+    with MemoryTracker() as count:
         a = torch.zeros(100)
         b = a + a
         view = b[10:]
@@ -259,10 +259,10 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
 
 def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch):
     """18 GB are fetched for a run, not to learn whether it would fit."""
-    for module in (chroma, lineage):
+    for module in (chroma, flux_lineage):
         monkeypatch.setattr(module, "is_offline", lambda: False)
-    monkeypatch.setattr(sources, "download", lambda *part: pytest.fail(f"fetched {part}"))
-    monkeypatch.setattr(sources, "cached_folder", lambda *part: None)
+    monkeypatch.setattr(locate, "download", lambda *part: pytest.fail(f"fetched {part}"))
+    monkeypatch.setattr(locate, "cached_folder", lambda *part: None)
     model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")
     card = Machine("card", 24 * GB, 64 * GB)
     plan, _, _ = plan_request(workshop.request(model=model), workshop.host(), card)

@@ -12,14 +12,15 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.data.batch_sampler import BatchPlan
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.planner.cost_model import Shape, forward_flops, step_flops
-from chroma_trainer.trainer_core.planner.meta_counter import LiveBytes
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.passes import PriorShares, prior_shares, rollout_passes
+from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
+from chroma_trainer.trainer_core.planner.workload import PriorShares, prior_shares, rollout_passes
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.planning import plan_request
-from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
-from chroma_trainer.trainer_core.train.step.scheduled_sampling import drawn_levels
+from chroma_trainer.trainer_core.train.prepare import plan_run
+from chroma_trainer.trainer_core.train.step.batch import drawn_levels, micro_batch
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
@@ -56,13 +57,13 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     asked = replace(asked, dataset=dataset, memory=MemoryConfig(attention="math"))
     host = workshop.host()
     made = build_run(plan_run(asked, host), host, Phases())
-    plain = Skeleton(ChromaFamily(), asked, "cpu")
+    plain = MetaModel(ChromaFamily(), asked, "cpu")
     for micro in range(4):
         batch = micro_batch(made, micro)
         shape = Shape(batch.x_sigma.shape[3] * 8, batch.x_sigma.shape[2] * 8, 1, len(batch.text[0]))
         cost = plain.cost(shape)
         passes = 1 if batch.levels is None else len(batch.levels) - 1
-        with LiveBytes() as counter:
+        with MemoryTracker() as counter:
             micro_loss(made, micro).backward()
         assert counter.flops == pytest.approx(step_flops(cost, ()) + passes * forward_flops(cost), rel=0.03)
 

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from chroma_trainer.trainer_core.config.training import SIGMA_DENSITIES
 from chroma_trainer.trainer_core.plots.canvas import AMBER, BLUE, PAPER, ROSE, TEAL
+from chroma_trainer.trainer_core.plots.density_chart import bin_shares, density_text, draw_density
 from chroma_trainer.trainer_core.plots.loss_chart import (
     Marker,
     StepPoint,
-    bin_shares,
-    density_text,
-    draw_density,
     draw_loss_chart,
     half_life_of,
     nice_ticks,

@@ -13,7 +13,7 @@ from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationCo
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
-from chroma_trainer.trainer_core.quant import weight_cache as cache
+from chroma_trainer.trainer_core.quant import weight_cache
 from chroma_trainer.trainer_core.quant.loading import load_base
 from chroma_trainer.trainer_core.quant.quanto import Int8Quanto
 from safetensors.torch import save_file
@@ -63,9 +63,9 @@ def measure(load: Callable[[], nn.Module]) -> tuple[int, int]:
 
 def test_peak_memory(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = (wide / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
-    monkeypatch.setattr(cache, "SHARD_BYTES", 8 << 20)
+    monkeypatch.setattr(weight_cache, "SHARD_BYTES", 8 << 20)
     model = ModelConfig("chroma", "wide", str(wide), dtype="bf16", quantization=QuantizationConfig("int8-quanto", "cpu"))
-    host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path), sinks=(), device="cpu")
+    host = SinkHost(paths=Paths(output=tmp_path, weight_cache=tmp_path), sinks=(), device="cpu")
     family = ChromaFamily()
 
     def at_once() -> nn.Module:

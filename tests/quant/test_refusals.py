@@ -43,11 +43,11 @@ def test_a_device_without_the_kernel_is_named(monkeypatch):
 
 def test_a_run_says_so_before_it_loads(workshop_free_model, monkeypatch):
     monkeypatch.setattr(packages, "version_of", lambda package: "")
-    from chroma_trainer.trainer_core.validation.render import Studio
+    from chroma_trainer.trainer_core.validation.render import Renderer
 
     host, model = workshop_free_model
     with pytest.raises(UserError, match="bitsandbytes is not installed"):
-        Studio(replace(model, quantization=QuantizationConfig("nf4-bnb")), None, ["x"], host)
+        Renderer(replace(model, quantization=QuantizationConfig("nf4-bnb")), None, ["x"], host)
 
 
 @pytest.fixture

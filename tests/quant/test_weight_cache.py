@@ -13,7 +13,7 @@ from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import Notice, Paths, PhaseProgress, SinkHost
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.quant import weight_cache as cache
+from chroma_trainer.trainer_core.quant import weight_cache
 from chroma_trainer.trainer_core.quant.loading import load_base
 from chroma_trainer.trainer_core.registry import load, names
 
@@ -36,7 +36,7 @@ class Once(ChromaFamily):
 def host(tmp_path: Path):
     events: list = []
     host = SinkHost(
-        paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), sinks=(events.append,), device="cpu"
+        paths=Paths(output=tmp_path / "out", weight_cache=tmp_path / "cache"), sinks=(events.append,), device="cpu"
     )
     object.__setattr__(host, "events", events)
     return host
@@ -103,7 +103,7 @@ def test_what_decides_the_bits_is_in_the_key(tiny_model, host, tmp_path, monkeyp
     if "weights" in change:
         monkeypatch.setattr(Once, "identity", lambda self, model, part: "other")
     if "version" in change:
-        monkeypatch.setattr(cache, "FORMAT", "0")
+        monkeypatch.setattr(weight_cache, "FORMAT", "0")
     load_base(family, model, host, CPU)
     assert family.num_loads == 2 and len(folders(host)) == 2
 
@@ -186,7 +186,7 @@ def test_a_cancel_leaves_nothing_that_looks_whole(tiny_model, host):
 
 
 def test_shards_of_many_sizes_make_the_same_base(tiny_model, host, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(weight_cache, "SHARD_BYTES", 10_000)
     family, model = Once(), model_at(tiny_model)
     fresh = load_base(family, model, host, CPU)
     (folder,) = folders(host)

@@ -15,8 +15,9 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.runs import control
 from chroma_trainer.trainer_core.runs.control import find_run, read_status, request, runs_in, take_command
-from chroma_trainer.trainer_core.runs.event_log import Journal, Paused, history, open_run, read_events
+from chroma_trainer.trainer_core.runs.event_log import Journal, history, read_events
 from chroma_trainer.trainer_core.runs.lock import Locked, RunLock, is_held
+from chroma_trainer.trainer_core.runs.run_host import Paused, open_run
 from chroma_trainer.trainer_core.train.run import run
 
 HOLD = (

@@ -11,7 +11,7 @@ import pytest
 from chroma_trainer.trainer_core.data.buckets import Placement
 from chroma_trainer.trainer_core.data.sample_table import Sample, TableWriter
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
-from chroma_trainer.trainer_core.runs.manifest import World, changes, write_world
+from chroma_trainer.trainer_core.runs.manifest import RunManifest, changes, write_world
 from chroma_trainer.trainer_core.storage.atomic import sha256_text
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.numpy import load_file
@@ -24,11 +24,11 @@ def sample(i: int) -> Sample:
     return Sample(f"0/{name}", name, name, sha256_text(str(i)), (f"caption {i}",), (64, 64), Placement((64, 64), (64, 64), (0, 0)), 0)
 
 
-def world(samples) -> World:
+def world(samples) -> RunManifest:
     writer = TableWriter()
     for each in samples:
         writer.append(each)
-    return World({"a": 1}, {"codec": "x"}, writer.finish(lambda part, name: name))
+    return RunManifest({"a": 1}, {"codec": "x"}, writer.finish(lambda part, name: name))
 
 
 @pytest.fixture(scope="module")

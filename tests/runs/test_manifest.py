@@ -122,8 +122,8 @@ def test_a_finished_run_asks_nothing(workshop):
 
 def test_other_versions_are_told(workshop, monkeypatch):
     host = cancelled(workshop, workshop.request())
-    from chroma_trainer.trainer_core.train import metadata as record
+    from chroma_trainer.trainer_core.train import metadata
 
-    monkeypatch.setattr(record, "VERSION", "9.9")
+    monkeypatch.setattr(metadata, "VERSION", "9.9")
     run(workshop.request(), host)
     assert any("begun with other versions (chroma-trainer 0.1.0 -> 9.9): it goes on" in text for text in host.told())

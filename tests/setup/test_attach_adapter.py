@@ -18,7 +18,7 @@ from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.setup.attach_adapter import inject_adapter_
-from chroma_trainer.trainer_core.train.build import plan_run
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -9,7 +9,7 @@ import pytest
 from chroma_trainer.trainer_core.trackers import worker as lane_module
 from chroma_trainer.trainer_core.trackers.dispatch import Smoothed
 from chroma_trainer.trainer_core.trackers.tracker import Opening, flat
-from chroma_trainer.trainer_core.trackers.worker import Lane
+from chroma_trainer.trainer_core.trackers.worker import TrackerThread
 
 OPENING = Opening(Path("run"), "a", {})
 
@@ -41,7 +41,7 @@ class Pen:
 
 def driven(pen: Pen, steps: int = 3, seconds: float = 30.0) -> list[tuple[str, str]]:
     told = []
-    lane = Lane("pen", pen, lambda *what: told.append(what))
+    lane = TrackerThread("pen", pen, lambda *what: told.append(what))
     lane.begin(OPENING)
     for step in range(steps):
         lane.put(lambda tracker, step=step: tracker.values(step, {}))

@@ -16,8 +16,8 @@ from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.flow.sigma_density import SCHNELL_SIGMAS
 from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
-from chroma_trainer.trainer_core.train.build import plan_run
 from chroma_trainer.trainer_core.train.planning import plan_request
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 from safetensors import safe_open

@@ -19,12 +19,13 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import PreviewReady
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.planner.cost_model import Shape
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.workload import CaptionFacts, facts_of
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.loop import beginnings
+from chroma_trainer.trainer_core.train.step.batch import beginnings
 from PIL import Image, ImageOps
 
 
@@ -84,7 +85,7 @@ def test_other_starts_are_another_run(workshop, request_of, pairs, tmp_path):
 
 def test_the_plan_counts_their_tokens(request_of):
     shape = Shape(128, 128, 1, 25)
-    with_start, without = (Skeleton(FluxFamily(), request_of(flavour=name)).cost(shape) for name in ("kontext", "dev"))
+    with_start, without = (MetaModel(FluxFamily(), request_of(flavour=name)).cost(shape) for name in ("kontext", "dev"))
     more = with_start.blocks[-1].forward_flops / without.blocks[-1].forward_flops
     assert 1.6 < more < 2.1  # 64 + 64 + 24 tokens instead of 64 + 24
 

@@ -12,12 +12,13 @@ from chroma_trainer.nodes.dataset_backend import SPEC, Inputs, fingerprint
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import Paths, PhaseStarted, SinkHost
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
-from chroma_trainer.trainer_core.train.step.prefetch import Batch
+from chroma_trainer.trainer_core.train.step.batch import Batch
 from PIL import Image
 
 

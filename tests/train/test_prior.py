@@ -10,11 +10,13 @@ from chroma_trainer.trainer_core.adapters.inject import set_strength_
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
+from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from safetensors.torch import load_file
 
 

@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.planner.auto_tune import changes
 from chroma_trainer.trainer_core.planner.cost_model import Shape
-from chroma_trainer.trainer_core.planner.meta_model import Skeleton
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.quant.low_precision_matmul import Fp8Product, Int8Product
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
@@ -75,7 +75,7 @@ def test_the_plan_counts_them(workshop):
     """The same operations; whole numbers that wait to be scaled take more, once there are many tokens for each weight."""
     model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"))
     exact, ours = (
-        Skeleton(ChromaFamily(), request).cost(Shape(256, 256, 1, 20)) for request in (workshop.request(model=model), rounded(workshop, "int8"))
+        MetaModel(ChromaFamily(), request).cost(Shape(256, 256, 1, 20)) for request in (workshop.request(model=model), rounded(workshop, "int8"))
     )
     for a, b in zip(exact.blocks, ours.blocks, strict=True):
         assert (a.forward_flops, a.backward_flops, a.kept, a.weights) == (b.forward_flops, b.backward_flops, b.kept, b.weights)

@@ -14,10 +14,12 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
+from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from chroma_trainer.trainer_core.train.step.scheduled_sampling import rolled_out
 from PIL import Image, ImageOps
 

@@ -396,10 +396,10 @@ def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch
     micro_loss = loop_module.micro_loss
     calls = 0
 
-    def spoil(run_, micro):
+    def spoil(run_, micro, fetch):
         nonlocal calls
         calls += 1
-        loss = micro_loss(run_, micro)
+        loss = micro_loss(run_, micro, fetch)
         if calls == 4 and place == "gradient":
             run_.parameters[1].register_hook(lambda gradient: gradient * float("nan"))
         if calls == 4 and place == "weight":

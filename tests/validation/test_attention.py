@@ -16,10 +16,10 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.models.attention_backends import attention_modules, set_attention_
 from chroma_trainer.trainer_core.models.mmdit_layers import attend
 from chroma_trainer.trainer_core.quant import packages
-from chroma_trainer.trainer_core.train import build
+from chroma_trainer.trainer_core.train import prepare
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.validation import attention
-from chroma_trainer.trainer_core.validation.render import Studio, draw
+from chroma_trainer.trainer_core.validation.render import Renderer, draw
 from safetensors.torch import load_file
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -63,9 +63,9 @@ def missing(monkeypatch):
     monkeypatch.setattr(packages, "version_of", lambda package: "")
 
 
-def studio_of(workshop, settings=SETTINGS) -> Studio:
+def studio_of(workshop, settings=SETTINGS) -> Renderer:
     with torch.no_grad():
-        return Studio(workshop.model, None, ["cat", ""], workshop.host(), settings)
+        return Renderer(workshop.model, None, ["cat", ""], workshop.host(), settings)
 
 
 def test_it_draws_and_goes(workshop, sage, anywhere):
@@ -138,7 +138,7 @@ def test_a_run_draws_with_it_and_learns_without(workshop, sage, anywhere):
 def test_a_missing_package_is_named_before_a_model_loads(workshop, missing):
     for refuse in (
         lambda: studio_of(workshop),
-        lambda: build.plan_run(workshop.request(SETTINGS), workshop.host()),
+        lambda: prepare.plan_run(workshop.request(SETTINGS), workshop.host()),
         lambda: draw(SETTINGS, workshop.model, None, workshop.host()),
     ):
         with pytest.raises(UserError) as caught:

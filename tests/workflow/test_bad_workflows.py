@@ -14,7 +14,7 @@ from chroma_trainer.nodes import CATALOGUE
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.workflow import embedded as carriers
+from chroma_trainer.trainer_core.workflow import embedded
 from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.overrides import override
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, read_workflow
@@ -115,7 +115,7 @@ def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
     with pytest.raises(UserError) as caught:
         read_workflow(path, schemas())
-    assert str(caught.value) == f"{path}: is 65 MiB large; a workflow has at most {carriers.MAX_BYTES >> 20} MiB"
+    assert str(caught.value) == f"{path}: is 65 MiB large; a workflow has at most {embedded.MAX_BYTES >> 20} MiB"
 
 
 def fed(node_id: int, kind: str, link: int, name: str = "x") -> dict[str, Any]:

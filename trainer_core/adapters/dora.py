@@ -66,7 +66,7 @@ class DoraLinear(LoraLinear):
         return (self.square_norms + added).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
     @torch.no_grad()
-    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+    def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         """A LoRA's file gives what that LoRA gives: its rows keep the lengths that they have with it."""
         pair = self.fitting(update)
         self._take_factors_(pair, fill)

@@ -21,7 +21,7 @@ from .dense_weight import Compressed, dense_weight
 Part = tuple[slice, "Update"]  # rows of a fused weight, and what is added there
 
 
-class Misfit(ValueError):
+class IncompatibleUpdate(ValueError):
     """A file's update can't be taken up by a layer; says why and what to do."""
 
 
@@ -73,7 +73,7 @@ class Update(ABC):
         Raises:
             Misfit: this kind can't.
         """
-        raise Misfit("its rows can't be exchanged, as the original layout of the last modulation needs it")
+        raise IncompatibleUpdate("its rows can't be exchanged, as the original layout of the last modulation needs it")
 
     @abstractmethod
     def fused(self, parts: Sequence[Part], norms: Tensor) -> Update:
@@ -132,12 +132,12 @@ class AdapterLayer(nn.Module, ABC):
     def start_(self, start: Start) -> None:
         """Give the trainable weights their first values."""
 
-    def look_along_(self, directions: Tensor) -> None:
+    def init_along_(self, directions: Tensor) -> None:
         """Start along these unit vectors of the input, (up to r, in): eva, for kinds that know it."""
         raise NotImplementedError(f"{type(self).__name__} has no such start")
 
     @abstractmethod
-    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+    def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         """Begin with what a file holds. fill: first values for what the file lacks, by shape.
 
         Raises:

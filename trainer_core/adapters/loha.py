@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
 from .dense_weight import doubled
-from .layer import AdapterLayer, Misfit, Part, Start, Update, device_of
+from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
 NAMES = ("w1_a", "w1_b", "w2_a", "w2_b")
 
@@ -92,7 +92,7 @@ class LohaUpdate(Update):
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
         layer = LohaLinear(base, self.rank, self.scale * self.rank)
-        layer.take_up_(self, torch.zeros)
+        layer.load_update_(self, torch.zeros)
         return layer.requires_grad_(False)
 
 
@@ -133,11 +133,11 @@ class LohaLinear(AdapterLayer):
         self.w2_a.zero_()
 
     @torch.no_grad()
-    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+    def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         if not isinstance(update, LohaUpdate):
-            raise Misfit("the file is no LoHa; set kind to what it is")
+            raise IncompatibleUpdate("the file is no LoHa; set kind to what it is")
         if update.rank != self.rank or update.scale != self.scale:
-            raise Misfit(
+            raise IncompatibleUpdate(
                 f"the file's rank is {update.rank} at scale {update.scale:g} and the run's {self.rank} at scale "
                 f"{self.scale:g}; set rank to {update.rank} and alpha to {update.scale * update.rank:g}"
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config.adapter import KIND_RULES, AdapterConfig
 from .dense_weight import doubled
 from .initializers import gaussian, uniform
-from .layer import AdapterLayer, Misfit, Part, Start, Update, device_of
+from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
 
 def factors_of(dimension: int, factor: int) -> tuple[int, int]:
@@ -99,7 +99,7 @@ class LokrUpdate(Update):
         start, stop, _ = rows.indices(self.shape[0])
         height = _shape(self.w2, self.w2_a, self.w2_b)[0]
         if start % height or stop % height:
-            raise Misfit(f"a Kronecker product of blocks of {height} rows can't be cut to rows {start} to {stop}")
+            raise IncompatibleUpdate(f"a Kronecker product of blocks of {height} rows can't be cut to rows {start} to {stop}")
         some = slice(start // height, stop // height)
         if self.w1 is not None:
             return replace(self, w1=self.w1[some])
@@ -107,11 +107,11 @@ class LokrUpdate(Update):
         return replace(self, w1_a=self.w1_a[some])
 
     def fused(self, parts: Sequence[Part], norms: Tensor) -> LokrUpdate:
-        raise Misfit("a Kronecker product of fused rows is none of its parts")
+        raise IncompatibleUpdate("a Kronecker product of fused rows is none of its parts")
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
         layer = LokrLinear(base, 1, 1.0)
-        layer.take_up_(self, torch.zeros)
+        layer.load_update_(self, torch.zeros)
         return layer.requires_grad_(False)
 
 
@@ -181,14 +181,14 @@ class LokrLinear(AdapterLayer):
                 parameter.copy_(draw(parameter.shape, start.generator))
 
     @torch.no_grad()
-    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+    def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         if not isinstance(update, LokrUpdate):
-            raise Misfit("the file is no LoKr; set kind to what it is")
+            raise IncompatibleUpdate("the file is no LoKr; set kind to what it is")
         if fill is not torch.zeros:
             wanted = {name: tuple(parameter.shape) for name, parameter in self.trainable()}
             found = {name: tuple(t.shape) for name in wanted if (t := getattr(update, name)) is not None}
             if wanted != found or update.scale != self.scale:
-                raise Misfit(
+                raise IncompatibleUpdate(
                     f"the file's factors are {_told(update)} at scale {update.scale:g} and the run's {wanted} at scale "
                     f"{self.scale:g}; set rank, alpha, lokr_factor and lokr_decompose_both to the file's"
                 )

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
+from ..registry import load
 from .dense_weight import dense_weight, doubled
 from .initializers import gaussian, olora, orthogonal, pissa, uniform
-from .layer import AdapterLayer, Misfit, Part, Start, Update, device_of
+from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,9 @@ class LoraPair(Update):
         return LoraPair(down, up, ratio=ratio)
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
-        from .dora import DoraLinear
-
-        kind = DoraLinear if self.is_dora else LoraLinear
+        kind: type[LoraLinear] = load("adapter", "dora" if self.is_dora else "lora")
         layer = kind(base, self.rank, alpha=self.rank)
-        layer.take_up_(self, torch.zeros)
+        layer.load_update_(self, torch.zeros)
         return layer.requires_grad_(False)
 
 
@@ -229,23 +228,23 @@ class LoraLinear(AdapterLayer):
         self.lora_A0, self.lora_B0 = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
     @torch.no_grad()
-    def look_along_(self, directions: Tensor) -> None:
+    def init_along_(self, directions: Tensor) -> None:
         """Start A with these rows, (up to r, in): EVA. The others stay as they are."""
         self.lora_A[: len(directions)].copy_(directions)
 
     @torch.no_grad()
-    def take_up_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
+    def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         pair = self.fitting(update)
         if pair.is_dora:
-            raise Misfit("the file is a DoRA; set kind to dora")
+            raise IncompatibleUpdate("the file is a DoRA; set kind to dora")
         self._take_factors_(pair, fill)
 
     def fitting(self, update: Update) -> LoraPair:
         if not isinstance(update, LoraPair):
-            raise Misfit(f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that")
+            raise IncompatibleUpdate(f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that")
         pair = update if update.rank <= self.rank else update.trimmed()
         if pair.rank > self.rank:
-            raise Misfit(
+            raise IncompatibleUpdate(
                 f"the file's rank is {pair.rank} and the run's is {self.rank}; set rank to {pair.rank} or more"
             )
         return pair

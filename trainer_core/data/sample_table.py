@@ -16,7 +16,7 @@ from typing import overload
 
 import numpy as np
 
-from ..storage.lazy_sequence import MadeWhenAsked
+from ..storage.lazy_sequence import LazySequence
 from .buckets import Placement
 
 
@@ -52,7 +52,7 @@ PLAIN = json.JSONDecoder()  # json.loads looks for an encoding first, which take
 BLOCK = 4096  # rows that are unpacked together
 
 
-class SampleTable(MadeWhenAsked[Sample]):
+class SampleTable(LazySequence[Sample]):
     """Reads like a tuple of Samples.
 
     Args:

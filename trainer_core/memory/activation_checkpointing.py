@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+INTERVALS = (64, 8, 4, 3, 2, 1)  # of checkpointing, from the fastest
 
 def recomputed_places(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
     """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them.
@@ -111,3 +112,6 @@ def _recomputed(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> An
     return checkpoint(
         again, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )
+
+
+

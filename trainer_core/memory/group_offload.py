@@ -23,7 +23,7 @@ from .pinned_memory import PinnedMemory, bytes_of
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightSlot:
     """One frozen tensor of a module. home: on the host."""
 
     module: nn.Module
@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Note:
+class OffloadedRef:
     """Stands for a saved weight. geometry: (size, stride, offset) of the view, None for the whole tensor."""
 
     group: int
@@ -45,7 +45,7 @@ class Note:
     geometry: tuple[Any, Any, int] | None
 
 
-class GroupSwap:
+class GroupOffload:
     """Groups of frozen tensors, of which one is on the device, and one more where copies run ahead.
 
     Args:
@@ -100,17 +100,17 @@ class GroupSwap:
         for group in range(len(self.groups)):
             self.release(group)
 
-    def note_of(self, tensor: Tensor) -> Note | None:
+    def note_of(self, tensor: Tensor) -> OffloadedRef | None:
         """The note for a tensor of a group that is here, None for any other tensor."""
         group, place = self._by_storage.get(storage_key(tensor), (-1, -1))
         if group < 0:
             return None
         here = self._here[group][place]
         if is_plain(here):
-            return Note(group, place, (tensor.size(), tensor.stride(), int(tensor.storage_offset())))
-        return Note(group, place, None) if tensor.shape == here.shape else None
+            return OffloadedRef(group, place, (tensor.size(), tensor.stride(), int(tensor.storage_offset())))
+        return OffloadedRef(group, place, None) if tensor.shape == here.shape else None
 
-    def read(self, note: Note) -> Tensor:
+    def read(self, note: OffloadedRef) -> Tensor:
         """The weight that a note stands for."""
         tensor = self.acquire(note.group)[note.place].detach()
         return tensor if note.geometry is None else tensor.as_strided(*note.geometry)
@@ -151,36 +151,36 @@ class GroupSwap:
 
 def swap_blocks_(
     blocks: Sequence[nn.Module], device: torch.device, *, per_group: int = 1, ahead: bool = False
-) -> GroupSwap:
+) -> GroupOffload:
     """Blocks whose frozen weights come to the device in groups of `per_group`. Call before checkpoint_blocks_."""
     groups = [blocks[i : i + per_group] for i in range(0, len(blocks), per_group)]
-    swap = GroupSwap(groups, device, ahead)
+    swap = GroupOffload(groups, device, ahead)
     for i, block in enumerate(blocks):
         block.forward = functools.partial(_with_group, swap, i // per_group, block.forward)
     return swap
 
 
-def swap_leaves_(blocks: Sequence[nn.Module], device: torch.device, *, ahead: bool = False) -> GroupSwap:
+def swap_leaves_(blocks: Sequence[nn.Module], device: torch.device, *, ahead: bool = False) -> GroupOffload:
     """Every frozen Linear of the blocks comes to the device by itself; the small rest of a block stays there."""
     leaves = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear) and frozen_places(m)]
-    swap = GroupSwap([[leaf] for leaf in leaves], device, ahead)
+    swap = GroupOffload([[leaf] for leaf in leaves], device, ahead)
     for i, leaf in enumerate(leaves):
         leaf.forward = functools.partial(_leaf, swap, i, leaf.forward)  # pyright: ignore[reportAttributeAccessIssue]
     return swap
 
 
-def _with_group(swap: GroupSwap, group: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_group(swap: GroupOffload, group: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
     swap.acquire(group)
     return forward(*args, **kwargs)
 
 
-def save_as_notes_(blocks: Sequence[nn.Module], swap: GroupSwap | None, host: SavedOnHost | None) -> None:
+def save_as_notes_(blocks: Sequence[nn.Module], swap: GroupOffload | None, host: SavedOnHost | None) -> None:
     """For blocks that are not checkpointed: autograd keeps notes of swapped weights, and activations on the host."""
     for block in blocks:
         block.forward = functools.partial(_noted, swap, host, block.forward)
 
 
-def _noted(swap: GroupSwap | None, host: SavedOnHost | None, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _noted(swap: GroupOffload | None, host: SavedOnHost | None, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
 
@@ -191,7 +191,7 @@ def _noted(swap: GroupSwap | None, host: SavedOnHost | None, forward: Any, *args
         return host.pack(tensor) if host is not None else tensor
 
     def unpack(value: Any) -> Tensor:
-        if isinstance(value, Note):
+        if isinstance(value, OffloadedRef):
             assert swap is not None
             return swap.read(value)
         return host.unpack(value) if host is not None else value
@@ -207,7 +207,7 @@ class _FrozenLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, swap: GroupSwap, group: int, forward: Any, is_training: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, swap: GroupOffload, group: int, forward: Any, is_training: bool) -> Tensor:
         ctx.swap, ctx.group = swap, group
         swap.acquire(group)
         with torch.set_grad_enabled(is_training):
@@ -221,28 +221,28 @@ class _FrozenLinear(torch.autograd.Function):
         return own(grads[0]) if own else torch.matmul(grads[0], layer.weight.detach()), None, None, None, None
 
 
-def _leaf(swap: GroupSwap, group: int, forward: Any, x: Tensor) -> Tensor:
+def _leaf(swap: GroupOffload, group: int, forward: Any, x: Tensor) -> Tensor:
     return _FrozenLinear.apply(x, swap, group, forward, torch.is_grad_enabled())  # type: ignore[return-value]
 
 
-def frozen_places(module: nn.Module) -> list[Place]:
+def frozen_places(module: nn.Module) -> list[WeightSlot]:
     """Every frozen parameter and buffer of a module and its parts."""
     found = []
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and not parameter.requires_grad:
-                found.append(Place(part, name, False, parameter))
+                found.append(WeightSlot(part, name, False, parameter))
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                found.append(Place(part, name, True, buffer))
+                found.append(WeightSlot(part, name, True, buffer))
     return found
 
 
-def _pinned(place: Place, memory: PinnedMemory) -> Place:
+def _pinned(place: WeightSlot, memory: PinnedMemory) -> WeightSlot:
     """In its module the pinned home takes the other's place at once, so that the base does not lie in RAM twice."""
     tensor = place.home.detach()
     home = rebuilt(tensor, [memory.copied(inner) for inner in inner_tensors(tensor)])
-    made = Place(place.module, place.name, place.is_buffer, like(place.home, home))
+    made = WeightSlot(place.module, place.name, place.is_buffer, like(place.home, home))
     made.put(made.home)
     return made
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters.files.keys import original_parameter
 from ..config.model import ModelConfig
+from ..devices import DTYPES
 from ..errors import Problem, UserError
 from ..host import collect
-from .chroma.checkpoint_keys import is_original, original_layout
 from .family import Convert
 from .latent_packing import image_ids
 from .loading.locate import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline
-from .loading.weights import DTYPES, T5, VAE, Kind, Weights, load_weights_, same_names
+from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
 
 
-class Lineage:
+class FluxLikeFamily:
     """Members of contract.Family that are the same in both. transformer_kind: what a family's transformer is recognised by."""
 
     pixel_step = 16
@@ -103,3 +105,56 @@ def check_hub(repo: str, part: str) -> None:
             f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
             "unset it, or name a local diffusers folder or single files",
         )
+
+
+def common_dimensions(weights: Weights) -> dict[str, Any]:
+    """The constructor's arguments that Chroma and Flux share, read off the shapes of a file in either layout.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
+    original = is_original(weights)
+    hidden, in_channels = shape_of(weights, "x_embedder.weight", "img_in.weight")
+    query_norm = "double_blocks.0.img_attn.norm.query_norm.scale"
+    head = shape_of(weights, "transformer_blocks.0.attn.norm_q.weight", query_norm)[0]
+    found: dict[str, Any] = {
+        "in_channels": in_channels,
+        "num_layers": weights.count("double_blocks" if original else "transformer_blocks"),
+        "num_single_layers": weights.count("single_blocks" if original else "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "joint_attention_dim": shape_of(weights, "context_embedder.weight", "txt_in.weight")[1],
+    }
+    if head != 128:  # an eighth of the head for time, the rest for y and x, all even, like (16, 56, 56) of 128
+        plane = (head - head // 8) // 4 * 2
+        found["axes_dims_rope"] = [head - 2 * plane, plane, plane]
+    return found
+
+
+def shape_of(weights: Weights, ours: str, theirs: str) -> tuple[int, ...]:
+    """Shape of a tensor by its name in diffusers' and in the original layout, where a norm's `scale` may be a `weight`.
+
+    Raises:
+        UserError: it is missing.
+    """
+    names = (theirs, theirs.replace(".scale", ".weight")) if is_original(weights) else (ours,)
+    found = next((name for name in names if name in weights.entries), None)
+    if found is None:
+        file = weights.files[0]
+        raise UserError.at(file.name, f"is no {weights.kind.name}: {names[0]} is missing ({file})")
+    return weights.shape(found)
+
+
+def is_original(weights: Weights) -> bool:
+    """Whether the file has ComfyUI's and lodestones' names."""
+    return "img_in.weight" in weights.entries
+
+
+def original_layout(width: int) -> Layout:
+    """Keys of ComfyUI's and lodestones' files; newer ones call a norm's scale `weight`."""
+
+    def layout(parameter: str) -> tuple[Sequence[str], slice]:
+        key, place = original_parameter(parameter)
+        return (key, key.replace(".scale", ".weight")), place.rows(width)
+
+    return layout

@@ -223,3 +223,59 @@ def finite(x: Tensor) -> Tensor:
 
 def _norm(width: int) -> nn.RMSNorm:
     return nn.RMSNorm(width, eps=1e-6)
+
+
+class DoubleBlock(nn.Module):
+    """Text and picture in streams of their own that attend each other."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.attn = JointAttention(width, head_width)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_rows: Tensor,
+        text_rows: Tensor,
+        positions: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(text, image). rows: (B, 6, 1, width): shift, scale, gate of attention, then of the feed-forward part."""
+        a, c = image_rows.unbind(1), text_rows.unbind(1)
+        from_image, from_text = self.attn(modulated(image, a[0], a[1]), modulated(text, c[0], c[1]), positions, mask)
+        image = torch.addcmul(image, a[2], from_image)
+        image = torch.addcmul(image, a[5], self.ff(modulated(image, a[3], a[4])))
+        text = torch.addcmul(text, c[2], from_text)
+        text = torch.addcmul(text, c[5], self.ff_context(modulated(text, c[3], c[4])))
+        return finite(text), image
+
+    def summed(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
+        """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
+        if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:  # gates learn; finite() reads
+            return []
+        return [self.ff.net[2], self.ff_context.net[2]]
+
+
+class SingleBlock(nn.Module):
+    """One stream; attention and feed-forward side by side."""
+
+    def __init__(self, width: int, head_width: int):
+        super().__init__()
+        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_out = nn.Linear(5 * width, width)
+        self.attn = SelfAttention(width, head_width)
+
+    def forward(
+        self, joint: Tensor, rows: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
+        shift, scale, gate = rows.unbind(1)
+        x = modulated(joint, shift, scale)
+        both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
+        return finite(torch.addcmul(joint, gate, self.proj_out(both)))
+
+    def summed(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
+        """See DoubleBlock.summed."""
+        return [] if rows.requires_grad or joint.dtype == torch.float16 else [self.proj_out]

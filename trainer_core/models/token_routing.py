@@ -94,3 +94,8 @@ class Detour:
         """The same in all tokens of the batch, one sample's behind the other's."""
         begins = torch.arange(len(kept), device=kept.device)[:, None] * (num_text + self._num_image)
         return (self._places(kept, num_text) + begins).flatten()
+
+
+def num_kept(num_tokens: int, routed_share: float) -> int:
+    """Of a picture's tokens; at least one."""
+    return max(1, round(num_tokens * (1 - routed_share)))

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from .factored import average_, clipped, inverse_root
-from .factored import initial as factors
 from .foreach import ExactOptimizer, Lot, count_
 from .optimizer import OptimizerPart, Params, listed
 
@@ -19,7 +17,7 @@ EPS_SIZE = 1e-3
 
 
 class Adafactor(ExactOptimizer):
-    """V = mean of g^2 + 1e-30 with memory 1 - t^-0.8, by rows and columns (factored.py)
+    """V = mean of g^2 + 1e-30 with memory 1 - t^-0.8, by rows and columns (factored_state)
 
     u = g / sqrt(V), shortened to root mean square 1;   with beta1: u = m = b1 m + (1 - b1) u
     w -= rate (u + decay w),   rate = lr, or lr max(0.001, rms(w)) with scale_parameter
@@ -31,13 +29,13 @@ class Adafactor(ExactOptimizer):
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         direction = {"m": torch.zeros_like(param)} if group["beta1"] else {}
-        return {"step": 0, **factors("v", param), **direction}
+        return {"step": 0, **factored_state("v", param), **direction}
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
         beta2 = 1 - count_(states) ** -0.8
         for param, grad, state in zip(params, grads, states, strict=True):
-            average_(state, "v", grad.square() + EPS_SQUARE, beta2)
-            update = clipped(grad * inverse_root(state, "v"))
+            update_factored_(state, "v", grad.square() + EPS_SQUARE, beta2)
+            update = clip_rms(grad * factored_rsqrt(state, "v"))
             if group["beta1"]:
                 update = state["m"].lerp_(update, 1 - group["beta1"])
             rate: Any = group["lr"]
@@ -55,3 +53,36 @@ def build(
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "adafactor_scale_parameter"}), usual_rates=(1e-5, 1e-3))
+
+
+def factored_state(name: str, param: Tensor) -> dict[str, Any]:
+    """What is kept of a (..., n, m) tensor: rows (..., n) and columns (..., m). One dimension or none: all of it."""
+    if param.dim() < 2:
+        return {name: torch.zeros_like(param)}
+    rows, columns = param.new_zeros(param.shape[:-1]), param.new_zeros(param.shape[:-2] + param.shape[-1:])
+    return {f"{name}_rows": rows, f"{name}_columns": columns}
+
+
+def update_factored_(state: dict[str, Any], name: str, squares: Tensor, beta: float) -> None:
+    """mean = beta mean + (1 - beta) squares, of what is kept."""
+    if name in state:
+        state[name].lerp_(squares, 1 - beta)
+        return
+    state[f"{name}_rows"].lerp_(squares.mean(-1), 1 - beta)
+    state[f"{name}_columns"].lerp_(squares.mean(-2), 1 - beta)
+
+
+def factored_rsqrt(state: dict[str, Any], name: str) -> Tensor:
+    """1 / sqrt(V) with V_ij = rows_i columns_j / mean(rows), which keeps the sums of V's rows and columns.
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithm 1.
+    """
+    if name in state:
+        return state[name].rsqrt()
+    rows, columns = state[f"{name}_rows"], state[f"{name}_columns"]
+    return (rows / rows.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1) * columns.rsqrt().unsqueeze(-2)
+
+
+def clip_rms(update: Tensor, limit: float = 1.0) -> Tensor:
+    """The update, shortened so that its root mean square is at most `limit`."""
+    return update / (update.square().mean().sqrt() / limit).clamp(min=1.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..config.optimizer import OptimizerConfig
+from .foreach import AdamW
 from .optimizer import OptimizerPart, Params, flat, listed
-from .unguarded import AdamW
 
 FUSED_DEVICES = frozenset({"cuda", "cpu"})
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from .factored import average_, clipped, inverse_root
-from .factored import initial as factors
+from .adafactor import clip_rms, factored_rsqrt, factored_state, update_factored_
 from .foreach import ExactOptimizer, Lot
 from .optimizer import OptimizerPart, Params, listed
 
@@ -19,7 +18,7 @@ EPS_STRAY = 1e-16
 
 
 class Came(ExactOptimizer):
-    """V = b2 V + (1 - b2) (g^2 + 1e-30), by rows and columns (factored.py)
+    """V = b2 V + (1 - b2) (g^2 + 1e-30), by rows and columns (adafactor.factored_state)
 
     u = g / sqrt(V), shortened to root mean square 1;   m = b1 m + (1 - b1) u
     S = b3 S + (1 - b3) ((u - m)^2 + 1e-16), by rows and columns
@@ -31,18 +30,18 @@ class Came(ExactOptimizer):
     """
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
-        stray = factors("stray", param) if param.dim() > 1 else {}
-        return {"m": torch.zeros_like(param), **factors("v", param), **stray}
+        stray = factored_state("stray", param) if param.dim() > 1 else {}
+        return {"m": torch.zeros_like(param), **factored_state("v", param), **stray}
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
         beta1, beta2, beta3 = group["betas"]
         for param, grad, state in zip(params, grads, states, strict=True):
-            average_(state, "v", grad.square() + EPS_SQUARE, beta2)
-            update = clipped(grad * inverse_root(state, "v"))
+            update_factored_(state, "v", grad.square() + EPS_SQUARE, beta2)
+            update = clip_rms(grad * factored_rsqrt(state, "v"))
             direction = state["m"].lerp_(update, 1 - beta1)
             if param.dim() > 1:
-                average_(state, "stray", (update - direction).square() + EPS_STRAY, beta3)
-                direction = direction * inverse_root(state, "stray")
+                update_factored_(state, "stray", (update - direction).square() + EPS_STRAY, beta3)
+                direction = direction * factored_rsqrt(state, "stray")
             param.sub_(group["lr"] * (direction + group["weight_decay"] * param))
 
 

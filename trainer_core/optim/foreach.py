@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .unguarded import Unguarded
+_ADAMW_STEP = inspect.unwrap(torch.optim.AdamW.step)
 
 Lot = list[nn.Parameter]
 
@@ -21,6 +23,23 @@ class _Each:
 
 
 each: Any = _Each()
+
+
+class Unguarded(Optimizer):
+    """Goes before torch's class among the bases."""
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class AdamW(Unguarded, torch.optim.AdamW):
+    """torch's, to the bit. Not differentiable itself, so that its step is taken without gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return _ADAMW_STEP(self, closure)
 
 
 class ExactOptimizer(Unguarded):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters.layer import AdapterLayer
 from ..config.optimizer import OptimizerConfig
 
 # Parameters, or named groups: {"params": [...], "name": "...", "lr_scale": 0.5}.
@@ -78,3 +79,15 @@ def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]
     The two differ for optimisers that average; for all others nothing happens. May be nested.
     """
     return optimizer.averaged_weights() if hasattr(optimizer, "averaged_weights") else nullcontext()  # type: ignore[operator]
+
+
+def parameter_groups(
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float]
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """What the optimiser takes: the parameters, or groups of one `lr_scale` each where factors differ from 1."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(rates.get(name, 1.0), []).extend(parameter for _, parameter in layer.trainable())
+    if groups.keys() == {1.0}:
+        return groups[1.0]
+    return [{"params": found, "lr_scale": factor, "name": f"x {factor:g}"} for factor, found in groups.items()]

@@ -10,10 +10,10 @@ import torch
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from .estimator import Forecaster
+from ..memory.activation_checkpointing import INTERVALS
+from .estimator import MemoryEstimator
 from .memory_plan import MemoryPlan, gb
 
-INTERVALS = (64, 8, 4, 3, 2, 1)  # of checkpointing, from the fastest
 LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)
 SHARE = 0.95  # of the free memory that auto fills
@@ -95,7 +95,7 @@ def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], Tr
     return words, request
 
 
-def remedy(made: Forecaster, request: TrainRequest, plan: MemoryPlan) -> tuple[str, TrainRequest, MemoryPlan] | None:
+def remedy(made: MemoryEstimator, request: TrainRequest, plan: MemoryPlan) -> tuple[str, TrainRequest, MemoryPlan] | None:
     """The cheapest change that fits, in words; None where the plan fits or nothing would."""
     if not plan.unfit():
         return None
@@ -123,7 +123,7 @@ def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     return f"the cheapest change that fits: {words} ({room})"
 
 
-def chosen(made: Forecaster, request: TrainRequest) -> MemoryConfig:
+def chosen(made: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
     """mode auto: the fastest settings that fit; the smallest where none does. What the VAE does is left as it is, for it shows."""
     manual = with_memory(request, mode="manual")
     tight = replace(

@@ -17,7 +17,7 @@ COUNT = 5  # of the way of counting: what an older one kept is not read
 Counted = TypeVar("Counted")
 
 
-class Counts:
+class CostCache:
     """Args:
     folder: of the files; made when the first is written.
     """

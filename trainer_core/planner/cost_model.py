@@ -50,7 +50,7 @@ class BlockCost:
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class OptimizerCost:
     """What learns and what moves it, in bytes, whatever the shape of a batch. upkeep.py counts it.
 
     Args:
@@ -87,7 +87,7 @@ class ModelCost:
     """
 
     weights: int
-    upkeep: Upkeep
+    upkeep: OptimizerCost
     blocks: tuple[BlockCost, ...]
     before: int
     head_peak: int
@@ -108,7 +108,7 @@ class ModelCost:
         """Raises TypeError, KeyError or IndexError where another version wrote it."""
         kinds = [BlockCost(**kind) for kind in value["kinds"]]
         numbers = {name: number for name, number in value.items() if name not in ("kinds", "blocks", "upkeep")}
-        return ModelCost(upkeep=Upkeep(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers)
+        return ModelCost(upkeep=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers)
 
 
 def step_flops(cost: ModelCost, again: Sequence[int]) -> int:

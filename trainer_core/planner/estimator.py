@@ -15,16 +15,16 @@ from ..config.request import TrainRequest
 from ..data.dataset import Index
 from ..models.family import Family
 from ..storage.atomic import sha256_text
-from .cost_cache import Counts
-from .cost_model import ModelCost, Shape, Upkeep
+from .cost_cache import CostCache
+from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
-from .meta_model import Skeleton
+from .meta_model import MetaModel
 from .phase_estimate import forecast
 from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 
 
 @dataclass
-class Forecaster:
+class MemoryEstimator:
     """Args:
     counts: of earlier runs. resolution: that the index's pictures were placed at. codec: see codec_cost.
     """
@@ -32,13 +32,13 @@ class Forecaster:
     family: Family
     index: Index
     machine: Machine
-    counts: Counts
+    counts: CostCache
     encoder: EncoderCost
     codec: tuple[int, float]
     captions: CaptionFacts
     resolution: float
     _digest: str = ""
-    _skeletons: dict[Any, Skeleton] = field(default_factory=dict)
+    _skeletons: dict[Any, MetaModel] = field(default_factory=dict)
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
 
     def plan(self, request: TrainRequest) -> MemoryPlan:
@@ -71,15 +71,15 @@ class Forecaster:
     def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """From an earlier run's count, or counted now."""
 
-        def upkeep(count: Callable[[], Upkeep]) -> Upkeep:
+        def upkeep(count: Callable[[], OptimizerCost]) -> OptimizerCost:
             training, where = request.training, bool(self.machine.device_bytes)
             what_learns = repr((training.rank, training.targets, training.init, request.adapter, request.optimizer, where))
-            return self.counts.kept((self._layers(request), what_learns), lambda found: Upkeep(**found), count, asdict)
+            return self.counts.kept((self._layers(request), what_learns), lambda found: OptimizerCost(**found), count, asdict)
 
         def count() -> ModelCost:
             if key not in self._skeletons:
                 device = "cuda" if self.machine.device_bytes else "cpu"
-                self._skeletons[key] = Skeleton(self.family, request, device, upkeep)
+                self._skeletons[key] = MetaModel(self.family, request, device, upkeep)
             return self._skeletons[key].cost(shape)
 
         of = (self._layers(request), request.model.dtype, key, repr(shape))
@@ -91,7 +91,7 @@ def layers_of(family: Family, model: ModelConfig) -> str:
     return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
 
 
-def kept_encoder_cost(request: TrainRequest, family: Family, counts: Counts) -> EncoderCost:
+def kept_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
     """encoder_cost, counted once for encoders of these shapes."""
     model = request.model
     of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
@@ -114,10 +114,10 @@ def counted_settings(request: TrainRequest) -> str:
     return repr((chosen, request.adapter, request.optimizer))
 
 
-def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> Forecaster:
+def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> MemoryEstimator:
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
-    counts = Counts(cache / "plan")
-    return Forecaster(
+    counts = CostCache(cache / "plan")
+    return MemoryEstimator(
         family, index, machine, counts, kept_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

@@ -7,8 +7,12 @@ asked whether they fit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+
+from ..devices import DTYPES, device_name, free_bytes, product_flops, total_bytes
 
 GB = 1_000_000_000
 # Beside tensors: the driver's context, libraries' workspaces, gaps between the allocator's pieces. Assumed, not measured here.
@@ -118,3 +122,19 @@ def gb(size: int) -> str:
     if size < GB // 10:
         return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
     return f"{size / GB:.2f} GB" if size < 10 * GB else f"{size / GB:.1f} GB"
+
+
+def this_machine(device: torch.device, dtype: str) -> Machine:
+    """The device and what is free there now; its speed by one product of matrices."""
+    flops = product_flops(device, DTYPES[dtype])
+    cpu = torch.device("cpu")
+    free, total = (0, 0) if device.type == "cpu" else (free_bytes(device), total_bytes(device))
+    return Machine(device_name(device), free, free_bytes(cpu), flops, total, total_bytes(cpu))
+
+
+def named_machine(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
+    """This machine with other amounts of memory; 0 leaves what is free here. Of another device the speed is not known."""
+    if vram_gb:
+        size = int(vram_gb * GB)
+        here = Machine(f"{vram_gb:g} GB", size, here.ram_bytes, device_total=size, ram_total=here.ram_total)
+    return replace(here, ram_bytes=int(ram_gb * GB), ram_total=int(ram_gb * GB)) if ram_gb else here

@@ -22,7 +22,7 @@ from ..memory.group_offload import inner_tensors
 QUANTIZED_PRODUCTS = {"quanto::qbytes_mm": 0, "aten::_int_mm": 1}  # torch knows no count for them; the right factor's dimension of results
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of the tensors made under it that are alive, their peak, and the operations (a product and a sum are two).
 
     Memory that is there before does not count, nor what a kernel takes and gives back within itself.
@@ -77,7 +77,7 @@ def is_countable(value: Any) -> bool:
     return isinstance(value, Tensor) and (type(value) in (Tensor, nn.Parameter))
 
 
-class NoNumbers(TorchFunctionMode):
+class ZeroItems(TorchFunctionMode):
     """On the meta device, numbers that are asked for are 0: an optimiser may read a sum on its way, and goes on."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

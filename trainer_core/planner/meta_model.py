@@ -18,24 +18,23 @@ from ..adapters.dense_weight import dense_weight
 from ..adapters.inject import inject_, set_dropout_, set_micro_
 from ..adapters.layer import AdapterLayer, Start
 from ..config.request import TrainRequest
+from ..devices import DTYPES
 from ..flow.loss import velocity_loss
 from ..memory.activation_checkpointing import Unread, unread_layers
 from ..models.family import Family
-from ..models.loading.weights import DTYPES
-from ..models.token_routing import Route
+from ..models.token_routing import Route, num_kept
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..seeds import generator
 from ..setup.attach_adapter import learning
-from ..train.step.token_drop import num_kept
-from .cost_model import BlockCost, ModelCost, Shape, Upkeep
-from .meta_counter import FlashShapes, LiveBytes, bytes_of
+from .cost_model import BlockCost, ModelCost, OptimizerCost, Shape
+from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 from .optimizer_cost import optimizer_of, upkeep_of
 
 META = torch.device("meta")
 
 
-class Skeleton:
+class MetaModel:
     """An adapted, quantised transformer without weights, and the optimiser's hold on it.
 
     Args:
@@ -44,7 +43,7 @@ class Skeleton:
     """
 
     def __init__(
-        self, family: Family, request: TrainRequest, device_type: str = "cuda", kept: Callable[[Callable[[], Upkeep]], Upkeep] = lambda count: count()
+        self, family: Family, request: TrainRequest, device_type: str = "cuda", kept: Callable[[Callable[[], OptimizerCost]], OptimizerCost] = lambda count: count()
     ):
         training = request.training
         transformer = family.empty_transformer(request.model)
@@ -139,7 +138,7 @@ class _Skip(torch.autograd.Function):
         return None, None, *found
 
 
-def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], list[Any], int, int, int, int]:
+def _rest(skeleton: MetaModel, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], list[Any], int, int, int, int]:
     """A step without what happens in blocks: what each kind of block is called with, for every number of tokens, and which of
     these each block is."""
     calls: dict[Any, tuple[Any, Any]] = {}
@@ -147,7 +146,7 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
     results: dict[Any, list[Tensor]] = {}
     ends: list[int] = []
     trigger = torch.zeros((), device=META, requires_grad=True)
-    counter = LiveBytes()
+    counter = MemoryTracker()
 
     def stand_in(kind: Any, forward: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -186,7 +185,7 @@ def _rest(skeleton: Skeleton, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]],
 class _Paused:
     """Under a counter that is on, nothing is counted for a while."""
 
-    def __init__(self, counter: LiveBytes):
+    def __init__(self, counter: MemoryTracker):
         self.counter = counter
 
     def __enter__(self) -> None:
@@ -196,7 +195,7 @@ class _Paused:
         self.counter.is_paused = False
 
 
-def _loss(skeleton: Skeleton, shape: Shape, counter: LiveBytes) -> Tensor:
+def _loss(skeleton: MetaModel, shape: Shape, counter: MemoryTracker) -> Tensor:
     """As train/step/loop.py's micro_loss."""
     factor = skeleton.family.pixel_step // 2
     channels = 16
@@ -232,19 +231,19 @@ def _like(tensor: Tensor) -> Tensor:
 def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
     leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in block.modules() if isinstance(m, nn.Linear)]
     frozen = [p for p in (*block.parameters(), *block.buffers()) if not p.requires_grad]
-    counter = LiveBytes()
+    counter = MemoryTracker()
     with torch.no_grad(), counter:
         result = block(*args, **kwargs)
     output, forward_peak = counter.now, counter.peak
     del result
     flops = counter.flops
-    counter = LiveBytes()
+    counter = MemoryTracker()
     with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
         block(*args, **kwargs)
     again_flops = counter.flops
     # The streams; tables of positions are deeper.
     args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
-    counter = LiveBytes()
+    counter = MemoryTracker()
     with counter:
         results = [x for x in tree_leaves(block(*args, **kwargs)) if isinstance(x, Tensor)]
         kept, grad_peak = counter.now, counter.peak

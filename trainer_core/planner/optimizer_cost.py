@@ -10,12 +10,11 @@ import torch
 from ..adapters.inject import trainable_parameters
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
-from ..optim.optimizer import OptimizerPart, evaluating
-from ..optim.param_groups import parameter_groups
+from ..optim.optimizer import OptimizerPart, evaluating, parameter_groups
 from ..registry import load
 from ..setup.attach_adapter import new_ema
-from .cost_model import Upkeep
-from .meta_counter import LiveBytes, NoNumbers, bytes_of
+from .cost_model import OptimizerCost
+from .meta_counter import MemoryTracker, ZeroItems, bytes_of
 
 
 def optimizer_of(
@@ -36,12 +35,12 @@ def optimizer_of(
     return optimizer
 
 
-def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest) -> Upkeep:
+def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest) -> OptimizerCost:
     """Counted over a step, without what the layers began with. For a released model a few seconds."""
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)
-    counter = LiveBytes()
-    with NoNumbers(), counter:
+    counter = MemoryTracker()
+    with ZeroItems(), counter:
         ema = new_ema(request, layers)
         average = counter.now
         for parameter in parameters:
@@ -58,7 +57,7 @@ def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLaye
         counter.mark()
         with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
             aside = counter.peak - held
-    return Upkeep(
+    return OptimizerCost(
         adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
         states=held - average, average=average, step_peak=step_peak, aside=aside,
     )  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from ..train.passes import rollout_passes
 from .cost_model import ModelCost, forward_flops, step_flops
 from .memory_plan import Machine, MemoryPlan, PhasePlan
 from .step_peak import away, recomputed, resident_weights, sampling_peak, training_peak
-from .workload import RunFacts
+from .workload import RunFacts, rollout_passes
 
 # The interpreter with torch and this package, resident: 310 to 420 MB seen on Linux, without CUDA.
 PROCESS_BYTES = 400_000_000

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from ..config.request import TrainRequest
+from ..config.training import TrainingConfig
 from ..data.dataset import Index
 from ..data.sample_table import Sample, columns
+from ..devices import DTYPES
 from ..models.family import Family
-from ..models.loading.weights import DTYPES
 from ..models.vae.codec import empty_vae
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
-from ..train.passes import PriorShares, prior_shares
 from .cost_model import Shape
-from .meta_counter import FlashShapes, LiveBytes, bytes_of
+from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 
 CHARACTERS_A_TOKEN = 3  # of T5, on captions; English has four or more, so that this is on the safe side
 MAX_TOKENS = 512
@@ -129,7 +129,7 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
     encoder: Any = family.empty_text_encoder(request.model, convert).requires_grad_(False)
     blocks = max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len)
     ids = torch.zeros(1, MAX_TOKENS, dtype=torch.int64, device="meta")
-    with torch.no_grad(), FlashShapes(), LiveBytes() as counter:
+    with torch.no_grad(), FlashShapes(), MemoryTracker() as counter:
         width = encoder(ids, ids > 0).shape[-1]
     sizes = [bytes_of(*block.parameters(), *block.buffers()) for block in blocks]
     whole = bytes_of(*encoder.parameters(), *encoder.buffers())
@@ -140,3 +140,44 @@ def codec_cost(request: TrainRequest) -> tuple[int, float]:
     """Bytes of the VAE, which computes in fp32, and its width at full size as a share of the released one's."""
     vae: Any = empty_vae(request.model)
     return bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128
+
+
+@dataclass(frozen=True)
+class PriorShares:
+    """Of all micro-batches, those with any picture that keeps the model as it is, and those of such pictures alone."""
+
+    some: float = 0.0
+    only: float = 0.0
+
+
+def prior_shares(buckets: np.ndarray, is_prior: np.ndarray, repeats: np.ndarray, batch_size: int) -> PriorShares:
+    """Expected over the orders that data/batch_sampler.py draws: each bucket's samples shuffled and cut into batches, the last one smaller.
+
+    Args:
+        buckets: (samples, 2), width and height. is_prior: (samples,), bool. repeats: (samples,).
+    """
+    if not is_prior.any():
+        return PriorShares()
+    _, kind = np.unique(buckets, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    total = np.bincount(kind, repeats).astype(np.int64)
+    kept = np.bincount(kind, repeats * is_prior).astype(np.int64)
+    batches = some = only = 0.0
+    for members, prior in zip(total.tolist(), kept.tolist(), strict=True):
+        full, rest = divmod(members, batch_size)
+        for count, size in ((full, batch_size), (int(rest > 0), rest)):
+            if count:
+                batches += count
+                some += count * (1 - _chance(members - prior, members, size))
+                only += count * _chance(prior, members, size)
+    return PriorShares(some / batches, only / batches)
+
+
+def _chance(wanted: int, members: int, size: int) -> float:
+    """That so many different members are all wanted ones: prod (wanted - i) / (members - i)."""
+    return float(np.prod((wanted - np.arange(size)).clip(0) / (members - np.arange(size))))
+
+
+def rollout_passes(training: TrainingConfig, shares: PriorShares) -> float:
+    """Of one micro-batch, on average. A batch of nothing but pictures that keep the model as it is has no rollout."""
+    return (1 - shares.only) * training.rollout_probability * (1 + training.rollout_steps) / 2

@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image, ImageDraw
 
-from ..flow.sigma_density import density as density_of
-from .canvas import AMBER, BLUE, PAPER, ROSE, RULE, SOFT_INK, TEAL, Colour, shapes, shorten, text_width, write
+from .canvas import AMBER, BLUE, PAPER, ROSE, RULE, SOFT_INK, TEAL, Colour, shapes, text_width, write
 
 SIZE = (1280, 680)
 LEFT, RIGHT, TOP, BOTTOM = 92, 92, 116, 78  # room around the plot
@@ -20,8 +18,6 @@ FEW_MARKERS = 60  # with more, their lines would hide the plot
 DOTS = ((100, 3.2, 130), (600, 2.4, 80), (math.inf, 1.7, 60))  # up to so many steps: radius, alpha
 MAX_POINTS = 4000  # dots beyond this many can't be told apart
 HALF_LIFE_SHARE = 0.02  # of the run: how far back the smoothed line looks
-BLOCKS = " ▁▂▃▄▅▆▇█"
-ASCII_BLOCKS = " ..::-=+#"
 
 Box = tuple[int, int, int, int]
 
@@ -252,62 +248,7 @@ def _rate_text(rate: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if abs(int(exponent)) > 2 else f"{rate:g}"
 
 
-def bin_shares(name: str, shift: float, num_bins: int) -> list[float]:
-    """Share of the samples in each of num_bins equal parts of [0, 1], exactly, from the CDF."""
-    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
-    return density_of(name, shift).cdf(edges).diff().tolist()
 
 
-def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 520)) -> Image.Image:
-    """Which noise levels are trained how often: the histogram of the density, with its quartiles.
-
-    Args:
-        name: of the density, from config.training.SIGMA_DENSITIES.
-        shift: as in training.
-    """
-    num_bins = 50
-    heights = [share * num_bins for share in bin_shares(name, shift, num_bins)]
-    quartiles = density_of(name, shift).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-    page = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(page)
-    box = (LEFT, TOP, size[0] - LEFT // 2, size[1] - BOTTOM)
-    shifted = "" if shift == 1 else f", shift {shift:g}"
-    write(draw, (LEFT, 26), f"Noise levels of the training: {name}{shifted}", TITLE)
-    told = "a quarter below {:.3f}   ·   half below {:.3f}   ·   a quarter above {:.3f}".format(*quartiles)
-    warning = density_of(name, shift).warning
-    told = shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or told
-    write(draw, (LEFT, 66), told, LABEL, ROSE if warning else SOFT_INK)
-    ticks = nice_ticks(0, max(heights), 5)
-    x, y = _Axis(0, 1, 0, box[2] - box[0]), _Axis(0, ticks[-1], box[3] - box[1], 0)
-    _frame(draw, box, ticks, y, [i / 10 for i in range(11)], x)
-    write(draw, (box[0], box[3] + 40), "sigma 0: the picture", SMALL, SOFT_INK, "la")
-    write(draw, (box[2], box[3] + 40), "sigma 1: pure noise", SMALL, SOFT_INK, "ra")
-
-    radius = 3
-
-    def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
-        for i, value in enumerate(heights):
-            below = y(0) + 2 * radius  # the lower corners lie outside of the canvas
-            bar = (x(i / num_bins) * k + k, y(value) * k, x((i + 1) / num_bins) * k - k, below * k)
-            if value > 0:
-                brush.rounded_rectangle(bar, radius * k, fill=(*BLUE, 150))
-        for quartile in quartiles:
-            at = x(quartile) * k
-            brush.line((at, 0, at, y(0) * k), fill=(*ROSE, 170), width=2 * k)
-
-    shapes(page, box, paint)
-    return page
 
 
-def density_text(name: str, shift: float = 1.0, width: int = 50, height: int = 6, ascii_only: bool = False) -> str:
-    """The same histogram for a console, `height` lines high and `width` columns wide, over an axis.
-
-    Args:
-        ascii_only: for consoles that can't show block characters.
-    """
-    shares = bin_shares(name, shift, width)
-    blocks, top = ASCII_BLOCKS if ascii_only else BLOCKS, max(shares)
-    levels = [max(int(share > 0), round(share / top * height * 8)) for share in shares]
-    lines = ["".join(blocks[min(8, max(0, level - 8 * row))] for level in levels) for row in range(height - 1, -1, -1)]
-    axis = "0 picture" + "noise 1".rjust(width - len("0 picture"))
-    return "\n".join([*(line.rstrip() for line in lines), ("-" if ascii_only else "─") * width, axis])

@@ -88,3 +88,18 @@ class Quantizer(ABC):
 def is_kept(name: str, keep: tuple[str, ...]) -> bool:
     """Whether a module of this full name stays in full precision."""
     return any(fnmatchcase(name, pattern) for pattern in keep)
+
+
+class KeepPrecision(Quantizer):
+    """Leaves every layer as it is."""
+
+    is_plain = True
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight}
+
+    def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return stored["weight"].to(dtype)
+
+    def layer(self, linear: nn.Linear, device: torch.device | None = None) -> nn.Linear:
+        return linear

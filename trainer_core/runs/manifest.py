@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import glob
 import json
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,9 +17,7 @@ from ..config.request import TrainRequest
 from ..config.training import LR_SCHEDULES
 from ..data.sample_table import Sample
 from ..errors import UserError
-from ..host import Host, Notice
-from ..storage.atomic import rename, sha256_of, sync_folder, write_json
-from ..train.hooks.checkpoint import newest_intact
+from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
 from .image_manifest import WorldImages, image_changes, known, known_masks, known_of_json
@@ -54,7 +50,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class World:
+class RunManifest:
     """Args:
     weights: identity of each part. samples, and the masks of some: looked at only where they are compared or written down.
     """
@@ -68,7 +64,7 @@ class World:
         return WorldImages.gathered(chain(known(self.samples), known_masks(self.masks)))
 
 
-def changes(folder: Path, new: World) -> list[str]:
+def changes(folder: Path, new: RunManifest) -> list[str]:
     """What differs from the world that a run's folder tells of, in words, one change a line; long lists are cut and counted."""
     old = json.loads((folder / FILE).read_text("utf-8"))
     settings = json.loads(json.dumps(new.settings))  # as it would be read back: tuples are lists
@@ -132,14 +128,14 @@ def unfinished_before(folder: Path, name: str) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Adoption:
+class ResumeFrom:
     """An unfinished run whose newest checkpoint is to be gone on from, and what differs from it."""
 
     folder: Path
     told: str
 
 
-def meet_change(folder: Path, new: World, request: TrainRequest) -> Adoption | None:
+def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> ResumeFrom | None:
     """What on_change says about an unfinished run of this name that was another one.
 
     Returns: None where a run begins anew or simply goes on.
@@ -158,24 +154,12 @@ def meet_change(folder: Path, new: World, request: TrainRequest) -> Adoption | N
     if choice == "ask":
         ways = "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
         raise UserError.at("on_change", f"{text}. {ways}")
-    return Adoption(before, text)
+    return ResumeFrom(before, text)
 
 
-def adopt(adoption: Adoption, folder: Path, host: Host) -> None:
-    """Copy the newest intact checkpoint into the new run's folder."""
-    newest = newest_intact(adoption.folder / "checkpoints", host, sys.maxsize)
-    if newest is None:
-        return
-    target = folder / "checkpoints" / newest.name
-    staging = target.with_name(f".tmp-{newest.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(newest, staging)
-    rename(staging, target)
-    sync_folder(target.parent)
-    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
 
 
-def write_world(folder: Path, world: World) -> None:
+def write_world(folder: Path, world: RunManifest) -> None:
     """The images first: where world.json is, all is."""
     if (folder / FILE).is_file():  # the folder's name holds all that is in it
         return

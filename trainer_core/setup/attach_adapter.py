@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..adapters.block_lr import rates_of
 from ..adapters.ema import Ema
 from ..adapters.files.load import match, read_lora
-from ..adapters.initializers import Directions, uniform
+from ..adapters.initializers import uniform
 from ..adapters.inject import inject_, set_dropout_
-from ..adapters.layer import AdapterLayer, Misfit, Update
+from ..adapters.layer import AdapterLayer, IncompatibleUpdate, Update
 from ..adapters.targets import resolve_targets
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
@@ -24,9 +23,7 @@ from ..host import Host, Notice
 from ..models.family import Family
 from ..seeds import generator
 from ..storage.atomic import sha256_of
-from ..train.step.loop import Run, micro_loss
 
-MAX_TOKENS = 256  # of each batch that eva looks at, evenly spread
 NUM_SHOWN = 3
 
 
@@ -94,34 +91,8 @@ def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | 
     return Ema(layers, request.adapter.ema_decay) if request.adapter.ema_decay else None
 
 
-@torch.no_grad()
-def look_at_data_(run: Run, request: TrainRequest, host: Host) -> None:
-    """init eva: lay each A along the main directions of its layer's inputs, over the run's own first batches and noise."""
-    if request.training.init != "eva":
-        return
-    count = request.adapter.eva_batches
-    host.emit(Notice(f"eva: looking at the activations of {count} batches"))
-    directions = {name: Directions(2 * layer.rank) for name, layer in run.layers.items()}
-    hooks = [layer.register_forward_pre_hook(_seer(directions[name])) for name, layer in run.layers.items()]
-    try:
-        for micro in range(count):
-            host.check_cancelled()
-            micro_loss(run, micro)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, layer in run.layers.items():
-        layer.look_along_(directions[name].rows(layer.rank))
-    if run.ema is not None:
-        run.ema.begin_(run.layers)
 
 
-def _seer(directions: Directions) -> Any:
-    def see(layer: AdapterLayer, inputs: tuple[Tensor, ...]) -> None:
-        tokens = inputs[0].flatten(0, -2)
-        directions.see(tokens[:: -(-len(tokens) // MAX_TOKENS)])
-
-    return see
 
 
 def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> dict[str, float]:
@@ -162,8 +133,8 @@ def _take_up_(layers: Mapping[str, AdapterLayer], updates: Mapping[str, Update],
     faults = []
     for name, update in updates.items():
         try:
-            layers[name].take_up_(update, lambda shape: uniform(shape, draw))
-        except Misfit as fault:
+            layers[name].load_update_(update, lambda shape: uniform(shape, draw))
+        except IncompatibleUpdate as fault:
             faults.append(f"{name}: {fault}")
     if faults:
         raise UserError.at(

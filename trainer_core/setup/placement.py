@@ -16,7 +16,7 @@ from ..errors import Problem
 from ..memory.activation_checkpointing import checkpoint_blocks_, recomputed_places
 from ..memory.activation_offload import SavedOnHost
 from ..memory.disk_offload import wait_on_disk_
-from ..memory.group_offload import GroupSwap, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
+from ..memory.group_offload import GroupOffload, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
 from ..models.attention_backends import compile_blocks_, compiler_fault
 from ..models.attention_check import AttentionShape, kernel_fault
 from ..models.family import Family, ImageCodec, TextEncoder
@@ -166,7 +166,7 @@ class SoloCodec:
             self._transformer.to(self._device)
 
 
-def _swap(blocks: Sequence[nn.Module], memory: MemoryConfig, device: torch.device) -> GroupSwap:
+def _swap(blocks: Sequence[nn.Module], memory: MemoryConfig, device: torch.device) -> GroupOffload:
     if memory.group_offload == "leaf":
         return swap_leaves_(blocks, device, ahead=memory.offload_stream)
     return swap_blocks_(blocks, device, per_group=memory.blocks_per_group, ahead=memory.offload_stream)

@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 Item = TypeVar("Item")
 
 
-class MadeWhenAsked(Sequence[Item]):
+class LazySequence(Sequence[Item]):
     """Reads like a tuple."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Any
 from ..host import EvalReport, Event, LoraSaved, Notice, PreviewReady, RunReported, StepReport
 from ..registry import load
 from .tracker import NONE, Opening
-from .worker import Call, Lane
+from .worker import Call, TrackerThread
 
 LAST_SECONDS = 60.0  # that a run waits at its end for what is still to be written or sent
 MEMORY_SECONDS = 5.0  # between two measurements of the memory
@@ -55,7 +55,7 @@ class TrackerSink:
         self._opening, self._memory_use, self._clock = opening, memory_use, clock
         self._told: SimpleQueue[Notice] = SimpleQueue()
         self._lanes = [
-            Lane(name, load("tracker", name), lambda text, level: self._told.put(Notice(text, level))) for name in names
+            TrackerThread(name, load("tracker", name), lambda text, level: self._told.put(Notice(text, level))) for name in names
         ]
         self._waiting: list[Event] | None = []
         self._smoothed, self._memory_due, self._step = Smoothed(0), 0.0, 0

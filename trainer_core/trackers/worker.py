@@ -14,7 +14,7 @@ LONGEST_QUEUE = 100_000  # calls; one that can't keep up by so many is given up
 Call = Callable[[Tracker], None]
 
 
-class Lane:
+class TrackerThread:
     """Calls one tracker, in order. Whatever it raises ends the lane, is told once, and never reaches the run.
 
     Args:

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from ..devices import ALONE, device_software
+from ..devices import ALONE, DTYPES, device_software
 from ..errors import UserError
 from ..host import Host, Notice
 from ..models.attention_backends import attention_modules, set_attention_
 from ..models.attention_check import AttentionShape, kernel_fault
-from ..models.loading.weights import DTYPES
 from ..storage.atomic import write_json
-from .step.loop import Run, micro_batch
+from .step.batch import micro_batch
+from .step.state import TrainState
 
 ORDER = ("flash", "efficient", "cudnn", "math")  # on CUDA and ROCm; by speed, and by how many have trained with it
 OTHERS = ("native", "math")  # devices whose kernels torch gives no names
@@ -41,7 +41,7 @@ class Kernels:
     left_out: tuple[str, ...] = ()
 
 
-def choose_attention_(run: Run, wanted: str, host: Host) -> None:
+def choose_attention_(run: TrainState, wanted: str, host: Host) -> None:
     """Set the kernels of a run's transformer, and say which were left out.
 
     Args:
@@ -100,7 +100,7 @@ def _order(device: torch.device) -> tuple[str, ...]:
     return OTHERS if device.type not in ALONE or device.type == "mps" else ()
 
 
-def shapes_of(run: Run) -> tuple[AttentionShape, ...]:
+def shapes_of(run: TrainState) -> tuple[AttentionShape, ...]:
     """Of the smallest and the largest among the run's first micro-batches."""
     first = range(run.step * run.config.accumulation, run.num_steps * run.config.accumulation)[:LOOKED_AT]
 
@@ -121,7 +121,7 @@ class _Seen(Exception):
         self.image, self.text = image, text
 
 
-def _shape_of(run: Run, micro: int) -> AttentionShape:
+def _shape_of(run: TrainState, micro: int) -> AttentionShape:
     """As the transformer's first block meets a micro-batch: only the family knows how many tokens a text's rows are."""
 
     def stop(block: Any, args: tuple[torch.Tensor, ...]) -> None:

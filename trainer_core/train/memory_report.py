@@ -8,19 +8,10 @@ from typing import Any
 
 import torch
 
-from ..devices import peak_ram_bytes, peak_vram_bytes
+from ..devices import is_out_of_memory, peak_ram_bytes, peak_vram_bytes
 from ..errors import UserError, reason_of
 from ..planner.memory_plan import MemoryPlan, gb
 from .phase_timer import Phases
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-# In RuntimeErrors: of torch's CPU allocator; of MPS, and of CUDA beside torch's allocator (pinned memory, libraries); of cuBLAS' workspace.
-SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Of a device, or of the host: not all allocators have an error of their own."""
-    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and any(words in str(error) for words in SAID))
 
 
 @contextmanager

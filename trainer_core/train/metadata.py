@@ -12,8 +12,8 @@ from typing import Any
 
 from ..data.sample_table import columns
 from ..version import VERSION
-from .build import Plan
-from .step.loop import Run
+from .prepare import RunPlan
+from .step.state import TrainState
 
 PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors")
 
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_record(plan: Plan, prompt: Mapping[str, Any]) -> dict[str, Any]:
+def run_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
     """The run as JSON values."""
     return {
         "request": plan.request.as_json(),
@@ -40,11 +40,11 @@ def run_record(plan: Plan, prompt: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def trigger_of(plan: Plan) -> str:
+def trigger_of(plan: RunPlan) -> str:
     return ", ".join(dict.fromkeys(part.trigger.strip() for part in plan.request.dataset.parts if part.trigger.strip()))
 
 
-def lora_metadata(plan: Plan, run: Run, record: Mapping[str, Any]) -> dict[str, str]:
+def lora_metadata(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
     """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
     config, layer = run.config, next(iter(run.layers.values()))
     labels = run.family.labels(plan.request.model)

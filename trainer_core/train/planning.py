@@ -9,9 +9,8 @@ from ..errors import UserError
 from ..host import Host, Notice
 from ..planner.auto_tune import advice, chosen, remedy
 from ..planner.estimator import forecaster
-from ..planner.memory_plan import Machine, MemoryPlan
-from .build import Plan, check_run
-from .machine import this_machine
+from ..planner.memory_plan import Machine, MemoryPlan, this_machine
+from .prepare import RunPlan, check_run
 
 
 def plan_request(
@@ -39,7 +38,7 @@ def plan_request(
     return plan, advice(remedy(made, request, plan)) if plan.unfit() else "", request
 
 
-def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan | None]:
+def settled(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
     """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told.
 
     None where something can't be counted, such as a package's own kernel: a run does not fail for want of a forecast.
@@ -55,7 +54,7 @@ def settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan | None]:
         return plan, None
 
 
-def _settled(plan: Plan, host: Host) -> tuple[Plan, MemoryPlan]:
+def _settled(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
     made = forecaster(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )

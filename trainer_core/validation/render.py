@@ -18,11 +18,10 @@ from ..config.model import ModelConfig
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
-from ..devices import pick_device
+from ..devices import DTYPES, pick_device
 from ..errors import UserError
 from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..models.family import Family
-from ..models.loading.weights import DTYPES
 from ..plots.image_grid import save_png
 from ..quant.levels import with_level_to_draw
 from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
@@ -34,7 +33,7 @@ from .comparison import Drawn, Version, grids_of, singles_of, versions_of
 from .sample_images import Pictures, draw_pictures, prompts_of
 
 
-class Studio:
+class Renderer:
     """Loads each part once. Draw inside torch.no_grad().
 
     Args:
@@ -118,7 +117,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        drawn = _draw_all(settings, Studio(model, None, prompts_of(settings), host, settings), versions, host)
+        drawn = _draw_all(settings, Renderer(model, None, prompts_of(settings), host, settings), versions, host)
     name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
     grids = []
     for number, grid in enumerate(grids_of(drawn, settings, name)):
@@ -132,7 +131,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     return Gallery(grids, [_image(picture) for _, picture in singles], [label for label, _ in singles])
 
 
-def _draw_all(settings: ValidationConfig, studio: Studio, versions: Sequence[Version], host: Host) -> list[Drawn]:
+def _draw_all(settings: ValidationConfig, studio: Renderer, versions: Sequence[Version], host: Host) -> list[Drawn]:
     strengths = settings.strengths() if versions else []
     num_columns = 1 + len(versions) * len(strengths)
     count = Counter(host, num_columns * len(settings.sizes()) * len(settings.library()))

@@ -18,7 +18,7 @@ from ..config.validation import ValidationConfig
 from ..flow.sigmas import sampling_sigmas
 from ..host import Host
 from .euler import starting_noise
-from .render import Counter, Studio
+from .render import Counter, Renderer
 from .sample_images import pixels_of
 from .style_metrics import fraction_in_style
 
@@ -50,7 +50,7 @@ def learning_score(
     threshold = json.loads((dataset / STYLE).read_text("utf-8"))["threshold"]
     asked, plain = (list(prompts[group].values()) for group in (ASKED, PLAIN))
     with torch.inference_mode(False), torch.no_grad():
-        studio = Studio(model, lora, [*asked, *plain, settings.negative_prompt], host)
+        studio = Renderer(model, lora, [*asked, *plain, settings.negative_prompt], host)
         count = Counter(host, len(seeds) * (2 * len(asked) + len(plain)) * len(settings.sizes()))
 
         def share(texts: Sequence[str], strength: float) -> float:
@@ -69,7 +69,7 @@ def learning_score(
 
 
 def draw_together(
-    studio: Studio, settings: ValidationConfig, prompts: Sequence[str], seed: int, count: Counter
+    studio: Renderer, settings: ValidationConfig, prompts: Sequence[str], seed: int, count: Counter
 ) -> list[np.ndarray]:
     """One (H, W, 3) uint8 picture a prompt and size, all from one noise: those of sampler.py, to the rounding of a batch.
 

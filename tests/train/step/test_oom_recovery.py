@@ -11,13 +11,13 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.devices import is_out_of_memory
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Notice
-from chroma_trainer.trainer_core.models import mmdit_layers as joint_attention
-from chroma_trainer.trainer_core.train.memory_report import is_out_of_memory
+from chroma_trainer.trainer_core.models import mmdit_layers
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop
-from chroma_trainer.trainer_core.train.step.oom_recovery import Relief
+from chroma_trainer.trainer_core.train.step.oom_recovery import OomRecovery
 from safetensors.torch import load_file
 
 AUTO = MemoryConfig(mode="auto")
@@ -28,7 +28,7 @@ def gelu_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let calls of a function in every block raise an error of torch's or Python's, once or always, from the n-th call on."""
 
     def fail(error: Callable[[], Exception], first: int, times: int = 1) -> None:
-        inner, calls = joint_attention.gelu, [0]
+        inner, calls = mmdit_layers.gelu, [0]
 
         def gelu(x: torch.Tensor) -> torch.Tensor:
             if torch.is_grad_enabled():
@@ -37,8 +37,7 @@ def gelu_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     raise error()
             return inner(x)
 
-        for module in (joint_attention, __import__(joint_attention.__package__ + ".chroma_transformer", fromlist=["gelu"])):
-            monkeypatch.setattr(module, "gelu", gelu)
+        monkeypatch.setattr(mmdit_layers, "gelu", gelu)
 
     return fail
 
@@ -113,20 +112,20 @@ class Breaking(torch.autograd.Function):
 def test_nothing_of_a_backward_pass_that_broke_off_is_kept(workshop, monkeypatch):
     """What it had stored is what the step begun anew wants to have room for."""
     stored: list[weakref.ref[Stored]] = []
-    inner, take = loop.micro_loss, Relief.take_
+    inner, take = loop.micro_loss, OomRecovery.take_
 
-    def breaking(made: Any, micro: int) -> torch.Tensor:
+    def breaking(made: Any, micro: int, fetch: Any) -> torch.Tensor:
         token = Stored()
         stored.append(weakref.ref(token))
-        return Breaking.apply(inner(made, micro), token, len(stored) == 4)  # type: ignore[return-value]
+        return Breaking.apply(inner(made, micro, fetch), token, len(stored) == 4)  # type: ignore[return-value]
 
-    def taken(relief: Relief) -> None:
+    def taken(relief: OomRecovery) -> None:
         assert len(stored) == 4
         assert not [ref for ref in stored if ref() is not None]
         take(relief)
 
     monkeypatch.setattr(loop, "micro_loss", breaking)
-    monkeypatch.setattr(Relief, "take_", taken)
+    monkeypatch.setattr(OomRecovery, "take_", taken)
     asked = replace(request(workshop), training=replace(request(workshop).training, accumulation=1, steps=5))
     run(asked, workshop.host())
     assert len(stored) == 6

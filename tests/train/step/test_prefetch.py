@@ -14,7 +14,8 @@ from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
 from chroma_trainer.trainer_core.train.step import prefetch as ahead
-from chroma_trainer.trainer_core.train.step.prefetch import Ahead, Batch, is_worth_it
+from chroma_trainer.trainer_core.train.step.batch import Batch
+from chroma_trainer.trainer_core.train.step.prefetch import BatchPrefetcher, is_worth_it
 
 
 def threads() -> list[str]:
@@ -78,7 +79,7 @@ def test_a_batch_that_was_not_expected_is_made_anew():
         numbers = torch.full((1,), float(micro))
         return Batch(numbers, numbers, numbers, [numbers], {"reference": numbers})
 
-    batches = Ahead(make, end=4)
+    batches = BatchPrefetcher(make, end=4)
     try:
         assert [batches.get(micro).sigma.item() for micro in (0, 1, 0, 1, 2, 3, 2)] == [0, 1, 0, 1, 2, 3, 2]
     finally:

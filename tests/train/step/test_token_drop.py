@@ -15,12 +15,14 @@ from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.latent_packing import pack
 from chroma_trainer.trainer_core.models.token_routing import Route
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
+from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
 from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
-from chroma_trainer.trainer_core.train.step.loop import micro_batch, micro_loss
+from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from chroma_trainer.trainer_core.train.step.token_drop import drawn_route, weight_of_kept
 
 ROUTED = {"routed_share": 0.5, "route_first": 1, "route_last": -2}  # of 4 tokens and 4 blocks

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import load, names
 from ..inject import replace_
-from ..layer import AdapterLayer, Misfit, Update
+from ..layer import AdapterLayer, IncompatibleUpdate, Update
 from ..lora import LoraPair
 from .keys import Place, original_place, without_prefix
 
@@ -112,7 +112,7 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
                 # Fused layers all have the model's width as inputs.
                 part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
                 part = part.swapped() if place.is_swapped else part
-            except Misfit as fault:
+            except IncompatibleUpdate as fault:
                 bad[name] = f"{name} ({fault})"
                 continue
             if part.shape == _shape(transformer.get_submodule(module)):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
-from ...storage.lazy_sequence import MadeWhenAsked
+from ...storage.lazy_sequence import LazySequence
 from ...storage.tensor_store import Store, fill
 
 BATCH = 16
@@ -42,7 +42,7 @@ def prompt_key(prompt: str, identity: str) -> str:
     return sha256_text("prompt", prompt, identity)
 
 
-class Prompts(MadeWhenAsked[str]):
+class Prompts(LazySequence[str]):
     """The captions of all samples, and some more, without keeping them.
 
     Args:

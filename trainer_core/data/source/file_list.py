@@ -7,11 +7,11 @@ import tempfile
 from array import array
 from collections.abc import Iterable
 
-from ...storage.lazy_sequence import MadeWhenAsked
+from ...storage.lazy_sequence import LazySequence
 from .backend import Entry
 
 
-class Entries(MadeWhenAsked[Entry]):
+class Entries(LazySequence[Entry]):
     """Reads like a list of them; an Entry is made when it is looked at. Eight bytes of memory for each.
 
     Args:

@@ -16,7 +16,7 @@ from ...config.validation import ValidationConfig
 from ...errors import Problem
 from ...host import collect
 from ..family import Convert
-from ..flux_lineage import Lineage, rope
+from ..flux_lineage import FluxLikeFamily, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, shipped_config
@@ -27,7 +27,7 @@ from ..token_routing import Route
 from .checkpoint_keys import TRANSFORMER, transformer_config
 
 
-class ChromaFamily(Lineage):
+class ChromaFamily(FluxLikeFamily):
     """The members are those of contract.Family."""
 
     name = "chroma"

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...config.model import ModelConfig
+from ...devices import DTYPES
 from ...errors import UserError
 from ..family import Convert
 from ..loading.locate import Part, describe_at, download, is_local, is_offline, locate, shipped_config
-from ..loading.weights import DTYPES, Kind, Weights, load_weights_
+from ..loading.weights import Kind, Weights, load_weights_
 from ..t5.tokenizer import tokenizer_folders
 from .modules import ClipText
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..chroma.checkpoint_keys import common_dimensions, shape_of
+from ..flux_lineage import common_dimensions, shape_of
 from ..loading.locate import Part, shipped_config
 from ..loading.weights import Kind, Weights
 

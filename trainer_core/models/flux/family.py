@@ -15,16 +15,16 @@ from ...config.flux import FLAVOURS, FluxFlavour
 from ...config.model import ModelConfig
 from ...config.training import TrainingConfig
 from ...config.validation import ValidationConfig
+from ...devices import DTYPES
 from ...errors import Problem, UserError
 from ...host import collect
-from ..chroma.checkpoint_keys import is_original
 from ..clip.text_encoder import CLIP, find_clip, find_clip_tokenizer
 from ..family import Convert
-from ..flux_lineage import Lineage, check_hub, rope
+from ..flux_lineage import FluxLikeFamily, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, shipped_config
-from ..loading.weights import DTYPES, Weights
+from ..loading.weights import Weights
 from ..lora_targets import FLUX
 from ..t5.tokenizer import find_tokenizer
 from ..token_routing import Route
@@ -34,7 +34,7 @@ from .text_encoder import part as part_text
 LATENT_CHANNELS = 64  # of a packed token
 
 
-class FluxFamily(Lineage):
+class FluxFamily(FluxLikeFamily):
     """The members are those of contract.Family. A model of this family has `flux` options."""
 
     name = "flux"

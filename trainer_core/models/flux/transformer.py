@@ -13,8 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..chroma.transformer import ROWS_FINAL, ROWS_SINGLE, ROWS_STREAM, TIMESTEPS, DoubleBlock, SingleBlock, waves
-from ..mmdit_layers import FeedForward, FromConfig, JointAttention, RotaryPositions, SelfAttention, modulated
+from ..chroma.transformer import ROWS_FINAL, ROWS_SINGLE, ROWS_STREAM, TIMESTEPS, waves
+from ..mmdit_layers import (
+    DoubleBlock,
+    FeedForward,
+    FromConfig,
+    JointAttention,
+    RotaryPositions,
+    SelfAttention,
+    SingleBlock,
+    modulated,
+)
 from ..token_routing import Detour, Route
 
 WAVES = 256  # features of a number (sigma * 1000, guidance * 1000) before it is embedded

@@ -21,7 +21,6 @@ from ...errors import UserError
 from ...storage.safetensors_header import header_of
 from ..family import Convert
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Names under which ComfyUI keeps the scale of `X.weight`: fp8_scaled files, and the newer files with `X.comfy_quant`.
 SCALES = ("scale_weight", "weight_scale")

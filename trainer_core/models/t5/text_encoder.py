@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...config.model import ModelConfig
+from ...devices import DTYPES
 from ..family import Convert
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, shipped_config
-from ..loading.weights import DTYPES, T5, Weights, convert_, load_weights_
+from ..loading.weights import T5, Weights, convert_, load_weights_
 from .modules import T5Encoder
 from .tokenizer import find_tokenizer, read_tokenizer
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ from ...adapters.files.export import export_lora
 from ...adapters.inject import adapter_state, load_adapter_state_, trainable_parameters
 from ...errors import UserError
 from ...host import CheckpointSaved, Host, Notice
+from ...runs.manifest import ResumeFrom
 from ...storage.atomic import rename, sha256_of, sync_folder, write_json
-from ..step.loop import Run
+from ..step.state import TrainState
 from .eval_weights import final_weights
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
@@ -40,7 +42,7 @@ LORA_FILE = "lora.safetensors"
 SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
 
 
-def save_checkpoint(folder: Path, run: Run, host: Host) -> Path:
+def save_checkpoint(folder: Path, run: TrainState, host: Host) -> Path:
     """Write the run's state under folder. A state of this step that is there already, and intact, is kept.
 
     Raises:
@@ -85,7 +87,7 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+def _tensors(run: TrainState) -> dict[str, dict[str, Tensor]]:
     adapter = adapter_state(run.layers)
     found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(run)[0]}
     if run.ema is not None:
@@ -111,7 +113,7 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
         raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on")
 
 
-def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
     with final_weights(run):
@@ -132,7 +134,7 @@ def _write(staging: Path, run: Run, tensors: Mapping[str, Mapping[str, Tensor]])
     sync_folder(staging)
 
 
-def _optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Its tensors as `parameter|name`, and its plain numbers by parameter."""
     tensors, plain = {}, {}
     names = _optimized(run)
@@ -145,13 +147,13 @@ def _optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, dict[str, A
     return tensors, plain
 
 
-def _optimized(run: Run) -> list[str]:
+def _optimized(run: TrainState) -> list[str]:
     """Names of the parameters, in the order in which the optimiser counts them."""
     names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
     return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_(run: Run, checkpoint: Path) -> None:
+def restore_(run: TrainState, checkpoint: Path) -> None:
     """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`.
 
     Raises:
@@ -165,7 +167,7 @@ def restore_(run: Run, checkpoint: Path) -> None:
 
 
 @contextmanager
-def weights_of(run: Run, checkpoint: Path) -> Iterator[None]:
+def weights_of(run: TrainState, checkpoint: Path) -> Iterator[None]:
     """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
     adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
     ema = run.ema.ema_state() if run.ema is not None else None
@@ -180,7 +182,7 @@ def weights_of(run: Run, checkpoint: Path) -> Iterator[None]:
         run.optimizer.load_state_dict(optimizer)
 
 
-def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None:
+def _load_weights_(run: TrainState, checkpoint: Path, state: Mapping[str, Any]) -> None:
     """The adapter, and the optimiser and the average that belong to it."""
     adapter = load_file(checkpoint / "adapter.safetensors")
     _refuse_other_form(run, adapter, checkpoint)
@@ -200,7 +202,7 @@ def _load_weights_(run: Run, checkpoint: Path, state: Mapping[str, Any]) -> None
     run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
 
 
-def _refuse_other_optimizer(run: Run, state: Mapping[str, Any], checkpoint: Path) -> None:
+def _refuse_other_optimizer(run: TrainState, state: Mapping[str, Any], checkpoint: Path) -> None:
     wanted, found = type(run.optimizer).__name__, state.get("optimizer_kind", type(run.optimizer).__name__)
     if wanted != found:
         raise UserError.at(
@@ -210,7 +212,7 @@ def _refuse_other_optimizer(run: Run, state: Mapping[str, Any], checkpoint: Path
         )
 
 
-def _refuse_other_form(run: Run, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
+def _refuse_other_form(run: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(run.layers).items()}
     found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
     if wanted != found:
@@ -269,3 +271,15 @@ def _step_of(path: Path) -> int:
     return int(path.name[5:])
 
 
+def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
+    """Copy the newest intact checkpoint into the new run's folder."""
+    newest = newest_intact(adoption.folder / "checkpoints", host, sys.maxsize)
+    if newest is None:
+        return
+    target = folder / "checkpoints" / newest.name
+    staging = target.with_name(f".tmp-{newest.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(newest, staging)
+    rename(staging, target)
+    sync_folder(target.parent)
+    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))

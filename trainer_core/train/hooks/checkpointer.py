@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ...host import EvalReport, Host, Notice
 from ..phase_timer import Phases
-from ..step.loop import Run
+from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
 from .eval_loss import best_step, eval_loss
 
 
-def keep(folder: Path, run: Run, host: Host, evaluate: bool = True) -> None:
+def keep(folder: Path, run: TrainState, host: Host, evaluate: bool = True) -> None:
     """Save the run's state. Older ones go, but for those the settings keep.
 
     Args:
@@ -27,10 +27,10 @@ def keep(folder: Path, run: Run, host: Host, evaluate: bool = True) -> None:
     prune(folder, newest, run.config.keep_checkpoints, run.config.keep_every, best_step(run))
 
 
-def checkpoint_hook(folder: Path, host: Host, phases: Phases) -> Callable[[Run], None]:
+def checkpoint_hook(folder: Path, host: Host, phases: Phases) -> Callable[[TrainState], None]:
     """Saves every `checkpoint_every` steps; 0: never. The last step is saved by the run itself."""
 
-    def save(run: Run) -> None:
+    def save(run: TrainState) -> None:
         every = run.config.checkpoint_every
         if every and run.step % every == 0 and run.step < run.num_steps:
             with phases("save"):

@@ -14,7 +14,8 @@ from ...data.sample_table import Chosen, Sample, columns
 from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
 from ...seeds import generator
-from ..step.loop import Run, beginnings, place_weights
+from ..step.batch import beginnings, place_weights
+from ..step.state import TrainState
 from .eval_weights import final_weights
 
 SIGMAS = (0.125, 0.375, 0.625, 0.875)
@@ -22,7 +23,7 @@ MAX_SAMPLES = 16
 EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
 
 
-def eval_loss(run: Run) -> tuple[float, float]:
+def eval_loss(run: TrainState) -> tuple[float, float]:
     """Mean velocity loss, and its standard error over the samples (0 for one sample).
 
     Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
@@ -33,7 +34,7 @@ def eval_loss(run: Run) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _eval_loss(run: Run) -> tuple[float, float]:
+def _eval_loss(run: TrainState) -> tuple[float, float]:
     samples = _judged(run)
     count = min(MAX_SAMPLES, len(samples))
     losses = []
@@ -54,7 +55,7 @@ def _eval_loss(run: Run) -> tuple[float, float]:
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
 
 
-def _judged(run: Run) -> Sequence[Sample]:
+def _judged(run: TrainState) -> Sequence[Sample]:
     """Those held out, or all; but none that is to keep the model as it is, unless there are no others."""
     samples = run.held or run.samples
     if not run.prior_parts:
@@ -63,6 +64,6 @@ def _judged(run: Run) -> Sequence[Sample]:
     return Chosen(samples, places) if len(places) else samples
 
 
-def best_step(run: Run) -> int | None:
+def best_step(run: TrainState) -> int | None:
     """The step with the lowest loss on the held-out samples; None where it was never taken."""
     return min(run.eval_losses, key=lambda step: (run.eval_losses[step][0], step)) if run.eval_losses else None

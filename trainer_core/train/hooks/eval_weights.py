@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from ...optim.optimizer import evaluating
-from ..step.loop import Run
+from ..step.state import TrainState
 
 
 @contextmanager
-def final_weights(run: Run) -> Iterator[None]:
+def final_weights(run: TrainState) -> Iterator[None]:
     """While it is open the layers hold the average, of the run's own or of an optimiser that averages; then those that learn, to the bit.
 
     May be nested.

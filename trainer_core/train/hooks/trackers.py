@@ -9,17 +9,17 @@ from typing import Any
 
 from ...devices import memory_in_use
 from ...errors import Cancelled
-from ...runs.event_log import RunHost
+from ...runs.run_host import RunHost
 from ...trackers.dispatch import LAST_SECONDS, TrackerSink, chosen
 from ...trackers.tracker import Opening
-from ..build import Plan
 from ..metadata import run_record
+from ..prepare import RunPlan
 
 HURRIED_SECONDS = 1.0  # that trackers are waited for after a second Ctrl-C
 
 
 @contextmanager
-def tracked(plan: Plan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
+def tracked(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
     """The host whose events reach the run's trackers as well. They are closed however the run ends."""
     names = chosen(plan.request.training.trackers)
     if not names:
@@ -38,7 +38,7 @@ def tracked(plan: Plan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[Ru
         replace(host, trackers=sink).tell_of_trackers()
 
 
-def opening_of(plan: Plan, prompt: Mapping[str, Any]) -> Opening:
+def opening_of(plan: RunPlan, prompt: Mapping[str, Any]) -> Opening:
     """Settings are the request, with the versions, the trigger and the number of images."""
     record = run_record(plan, prompt)
     settings = {

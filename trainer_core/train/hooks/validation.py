@@ -14,9 +14,9 @@ from ...models.family import ImageCodec
 from ...plots.image_grid import save_png
 from ...setup.placement import SoloCodec, load_codec
 from ...validation.sample_images import Pictures, draw_grids, draw_pictures
-from ..build import Plan
 from ..phase_timer import Phases
-from ..step.loop import Run
+from ..prepare import RunPlan
+from ..step.state import TrainState
 from .eval_weights import final_weights
 
 
@@ -34,40 +34,40 @@ class LiveValidation:
     last_grids: list[Path] = field(default_factory=list)
 
     @classmethod
-    def build(cls, plan: Plan, run: Run, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
+    def build(cls, plan: RunPlan, run: TrainState, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
         settings = plan.request.validation
         codec = load_codec(run.family, plan.placed, run.device) if settings else None
         if codec and plan.placed.memory.model_offload:
             codec = SoloCodec(codec, run.transformer, run.device)
         return cls(settings, codec, plan.folder / "validation", host, record, phases)
 
-    def draw_base(self, run: Run) -> None:
+    def draw_base(self, run: TrainState) -> None:
         """The base model's pictures. Call with the LoRA's strength at 0."""
         if self.settings:
             self.base = self._pictures(run)
             self._save(0, [("base", self.base)])
 
-    def hook(self, run: Run) -> None:
+    def hook(self, run: TrainState) -> None:
         if self._is_due(run):
             with self.phases("validate"):
                 self._draw(run)
             self.host.emit(PhaseStarted("train", run.num_steps, "steps"))
 
-    def catch_up(self, run: Run) -> None:
+    def catch_up(self, run: TrainState) -> None:
         """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
         if self._is_due(run) and not any(self.folder.glob(f"step-{run.step:06}-*")):
             with self.phases("validate"):
                 self._draw(run)
 
-    def _is_due(self, run: Run) -> bool:
+    def _is_due(self, run: TrainState) -> bool:
         every = run.config.validate_every
         return bool(self.settings and every and run.step % every == 0 and 0 < run.step < run.num_steps)
 
-    def draw_last(self, run: Run) -> None:
+    def draw_last(self, run: TrainState) -> None:
         if self.settings:
             self._draw(run)
 
-    def _draw(self, run: Run) -> None:
+    def _draw(self, run: TrainState) -> None:
         assert self.settings
         columns = [("base", self.base)]
         with final_weights(run):
@@ -77,7 +77,7 @@ class LiveValidation:
         set_strength_(run.transformer, 1.0)
         self._save(run.step, columns)
 
-    def _pictures(self, run: Run) -> Pictures:
+    def _pictures(self, run: TrainState) -> Pictures:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(

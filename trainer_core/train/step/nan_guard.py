@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from ...devices import device_name
 from ...errors import UserError
-
-if TYPE_CHECKING:
-    from .loop import Run
+from .state import TrainState
 
 _OTHER_DTYPE = {"fp16": ", or dtype bf16 in place of fp16", "bf16": ", or dtype fp32 in place of bf16"}
 
 
-def refuse_or_skip(run: Run, first: int, loss: float, norm: float) -> None:
+def refuse_or_skip(run: TrainState, first: int, loss: float, norm: float) -> None:
     """Returns where the step may be skipped: the optimiser has not seen its gradient, and every weight is finite.
 
     Args:
@@ -38,7 +35,7 @@ def refuse_or_skip(run: Run, first: int, loss: float, norm: float) -> None:
     )
 
 
-def _first_step(run: Run, first: int, loss: float, norm: float) -> str:
+def _first_step(run: TrainState, first: int, loss: float, norm: float) -> str:
     """Nothing has been learnt yet: pictures and learning rates come last among the causes."""
     return (
         f"step {run.step + 1}, the first of this start, gave loss {loss:g} and gradient norm {norm:g}, which are not finite. Most likely "
@@ -48,7 +45,7 @@ def _first_step(run: Run, first: int, loss: float, norm: float) -> str:
     )
 
 
-def told_of_skipped(run: Run) -> str:
+def told_of_skipped(run: TrainState) -> str:
     """What to say of the step that has just been skipped."""
     first = (run.step - 1) * run.config.accumulation
     done = sum(not math.isfinite(value) for value in run.losses)
@@ -58,6 +55,6 @@ def told_of_skipped(run: Run) -> str:
     )
 
 
-def _files(run: Run, first: int) -> str:
+def _files(run: TrainState, first: int) -> str:
     batches = range(first, first + run.config.accumulation)
     return ", ".join(str(run.samples[i].path) for micro in batches for i in run.plan.batch(micro))

@@ -15,15 +15,13 @@ from torch import nn
 
 from ...config.memory import MemoryConfig
 from ...config.training import TrainingConfig
-from ...devices import empty_cache
+from ...devices import empty_cache, is_out_of_memory
 from ...host import Host, Notice
-from ...memory.activation_checkpointing import checkpoint_blocks_, recomputed_places, store_blocks_
-from ...planner.auto_tune import INTERVALS
-from ..memory_report import is_out_of_memory
+from ...memory.activation_checkpointing import INTERVALS, checkpoint_blocks_, recomputed_places, store_blocks_
 
 
 @dataclass
-class Relief:
+class OomRecovery:
     """blocks: of the transformer, of which every `interval`-th is computed again now."""
 
     blocks: Sequence[nn.Module]
@@ -40,7 +38,7 @@ class Relief:
         blocks: Sequence[nn.Module],
         device: torch.device,
         host: Host,
-    ) -> Relief | None:
+    ) -> OomRecovery | None:
         """None where there is nothing to give: settings by hand, no checkpointing, or weights and activations that leave the device."""
         if asked.mode != "auto" or not training.gradient_checkpointing or chosen.moves or chosen.compile:
             return None

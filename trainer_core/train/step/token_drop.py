@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...config.training import TrainingConfig
 from ...models.latent_packing import pack, unpack
-from ...models.token_routing import Route
+from ...models.token_routing import Route, num_kept
 from ...seeds import generator
 
 
@@ -50,6 +50,3 @@ def weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tens
     return kept if weight is None else kept * weight
 
 
-def num_kept(num_tokens: int, routed_share: float) -> int:
-    """Of a picture's tokens; at least one."""
-    return max(1, round(num_tokens * (1 - routed_share)))

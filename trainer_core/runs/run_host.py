@@ -1,0 +1,162 @@
+"""The host of one run: its folder is locked, its events are logged, and it can be paused and stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import Cancelled, UserError
+from ..host import Event, Host, Notice, Paths
+from ..storage.atomic import remove_temporaries
+from ..trackers.dispatch import TrackerSink
+from .control import read_status, take_command, write_status
+from .event_log import WAIT_SECONDS, Journal
+from .lock import Locked, RunLock
+
+
+class Stopped(Cancelled):
+    """The user asked the run to end, through its folder."""
+
+
+class Paused(Cancelled):
+    """The user asked the run to pause, through its folder; it may go on later."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHost:
+    """The host of a run that has a folder: events go into its journal and to its trackers as well, and commands are heard."""
+
+    host: Host
+    journal: Journal
+    trackers: TrackerSink | None = None
+
+    @property
+    def paths(self) -> Paths:
+        return self.host.paths
+
+    @property
+    def device(self) -> str:
+        return self.host.device
+
+    @property
+    def prompt(self) -> Mapping[str, Any]:
+        return self.host.prompt
+
+    @property
+    def node_id(self) -> str:
+        return self.host.node_id
+
+    @property
+    def waits_when_paused(self) -> bool:
+        return self.host.waits_when_paused
+
+    def emit(self, event: Event) -> None:
+        before = self.journal.fault
+        self.journal(event)
+        if self.journal.fault != before:
+            self.host.emit(Notice(f"events.jsonl can't be written: {self.journal.fault}; the run goes on", "warning"))
+        self.host.emit(event)
+        if self.trackers:
+            self.trackers(event)
+            self.tell_of_trackers()
+
+    def begin(self, step: int, num_steps: int, losses: Sequence[float]) -> None:
+        """Training begins. step: that it goes on from, 0 for none; losses: of the steps before."""
+        self.journal.write({"kind": "Resumed", "step": step})
+        self.journal.set(step=step, total=num_steps)
+        if self.trackers:
+            self.trackers.begin(step, num_steps, losses)
+
+    def tell_of_trackers(self) -> None:
+        """What they had to say, in this thread: sinks know no other."""
+        for notice in self.trackers.told() if self.trackers else ():
+            self.journal(notice)
+            self.host.emit(notice)
+
+    def check_cancelled(self) -> None:
+        try:
+            self.host.check_cancelled()
+        except BaseException:
+            self.journal.ended_by_user = True
+            raise
+        command = take_command(self.journal.folder)
+        if command == "stop":
+            raise Stopped
+        if command == "pause":
+            raise Paused(self.journal.folder)
+
+    def free_memory(self) -> None:
+        self.host.free_memory()
+
+
+@contextmanager
+def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
+    """Work in a run folder: locked, with a journal, its status true to the end.
+
+    Raises:
+        UserError: another process works there.
+    """
+    with _locked(folder):
+        remove_temporaries(folder)
+        take_command(folder)  # one that came after the last end means nothing now
+        journal = Journal(folder)
+        journal.set()
+        try:
+            yield RunHost(host, journal)
+            journal.set(state="finished", pid=0)
+        except Paused:
+            journal.set(state="paused", pid=os.getpid() if host.waits_when_paused else 0)
+            raise
+        except BaseException as error:
+            failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not journal.ended_by_user
+            text = " | ".join(str(error).splitlines()) or type(error).__name__
+            journal.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
+            raise
+        finally:
+            journal.close()
+
+
+def wait_for_resume(folder: Path, host: Host) -> None:
+    """Wait, with nothing in memory, until the paused run shall go on.
+
+    Raises:
+        Stopped: it was told to stop.
+        Cancelled (or the host's own interrupt): the user ended it.
+    """
+    host.emit(Notice(f"paused; memory is free. To go on: chroma-trainer resume {folder}", "warning"))
+    with _locked(folder):
+        status = read_status(folder)
+        assert status
+        try:
+            while (command := take_command(folder)) != "resume":
+                host.check_cancelled()
+                if command == "stop":
+                    raise Stopped
+                time.sleep(WAIT_SECONDS)
+        except BaseException:
+            write_status(folder, dataclasses.replace(status, state="stopped", pid=0))
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(RunLock(folder))
+        except Locked:
+            status = read_status(folder)
+            who = f"process {status.pid} ({status.text()})" if status else "another process"
+            raise UserError.at(
+                str(folder),
+                f"{who} works on this run; wait for it, or end it: chroma-trainer stop {Path(folder).name}",
+            ) from None
+        yield

@@ -1,0 +1,47 @@
+"""EVA: start the adapters along the directions in which their inputs vary most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.initializers import Directions
+from ..adapters.layer import AdapterLayer
+from ..config.request import TrainRequest
+from ..host import Host, Notice
+from .step.loop import micro_loss
+from .step.state import TrainState
+
+MAX_TOKENS = 256  # of each batch that eva looks at, evenly spread
+
+
+@torch.no_grad()
+def look_at_data_(run: TrainState, request: TrainRequest, host: Host) -> None:
+    """init eva: lay each A along the main directions of its layer's inputs, over the run's own first batches and noise."""
+    if request.training.init != "eva":
+        return
+    count = request.adapter.eva_batches
+    host.emit(Notice(f"eva: looking at the activations of {count} batches"))
+    directions = {name: Directions(2 * layer.rank) for name, layer in run.layers.items()}
+    hooks = [layer.register_forward_pre_hook(_seer(directions[name])) for name, layer in run.layers.items()]
+    try:
+        for micro in range(count):
+            host.check_cancelled()
+            micro_loss(run, micro)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, layer in run.layers.items():
+        layer.init_along_(directions[name].rows(layer.rank))
+    if run.ema is not None:
+        run.ema.begin_(run.layers)
+
+
+def _seer(directions: Directions) -> Any:
+    def see(layer: AdapterLayer, inputs: tuple[Tensor, ...]) -> None:
+        tokens = inputs[0].flatten(0, -2)
+        directions.see(tokens[:: -(-len(tokens) // MAX_TOKENS)])
+
+    return see

@@ -1,0 +1,65 @@
+"""Save the LoRA of a run, and that of its best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..adapters.files.export import ExportedLora, export_lora
+from ..config.request import TrainedLora
+from ..devices import (
+    DTYPES,
+)
+from ..host import Host, LoraSaved, Notice
+from .hooks.checkpoint import step_name, weights_of
+from .hooks.eval_loss import best_step
+from .hooks.eval_weights import final_weights
+from .metadata import lora_metadata
+from .prepare import RunPlan
+from .report import _draw_chart
+from .step.state import TrainState
+
+
+def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:
+    """In the wanted precision; in fp32 where its rounding would change what the LoRA does (fp16 knows no numbers below 6e-8)."""
+    config = plan.request.adapter
+
+    def write(precision: str) -> ExportedLora:
+        dtype = DTYPES[precision]
+        return export_lora(run.layers, run.transformer, path, metadata, dtype, config.format, staging=plan.folder)
+
+    try:
+        return write(config.precision)
+    except RuntimeError as error:
+        if config.precision == "fp32":
+            raise
+        host.emit(Notice(f"{path.name} is written in fp32, because {config.precision} would change it ({error})", "warning"))
+        return write("fp32")
+
+
+def _save(plan: RunPlan, run: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
+    path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
+    with final_weights(run):
+        saved = _export(plan, run, path, lora_metadata(plan, run, record), host)
+    host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
+    _draw_chart(plan, run, record)
+    return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
+
+
+def _save_best(
+    plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
+) -> dict[str, Any] | None:
+    """Save the LoRA of the checkpoint with the lowest loss on held-out images as NAME-best. None: none are held out."""
+    step = best_step(run)
+    if step is None:
+        return None
+    mean, error = run.eval_losses[step]
+    found = {"step": step, "eval_loss": mean, "standard_error": error}
+    host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
+    path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
+    with weights_of(run, checkpoints / step_name(step)):
+        metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
+        saved = _export(plan, run, path, metadata, host)
+    host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
+    return {**found, "lora": str(path), "sha256": saved.sha256}

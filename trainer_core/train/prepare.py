@@ -1,0 +1,156 @@
+"""From a request to a RunPlan: everything that is checked and decided before weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..config.memory import MemoryConfig
+from ..config.model import AUTO
+from ..config.request import TrainRequest
+from ..data.dataset import Index, Unreadable, build_index
+from ..data.reference_images import References, find_references
+from ..devices import DTYPES, pick_device
+from ..errors import Problem, UserError
+from ..host import Host, Notice, collect
+from ..models.family import Family
+from ..optim.optimizer import OptimizerPart
+from ..planner.auto_quantization import with_precision
+from ..planner.memory_plan import Machine, this_machine
+from ..plots.crop_sheet import draw_crop_sheet
+from ..plots.pair_sheet import draw_pair_sheet
+from ..quant.loading import quantization_problems, text_identity
+from ..quant.low_precision_matmul import products_problems
+from ..registry import load
+from ..runs.manifest import ResumeFrom, RunManifest, meet_change, settings_of
+from ..setup.attach_adapter import check_fit, init_identity
+from ..setup.hints import advice
+from ..setup.placement import device_problems, latent_identity
+from ..setup.preflight import problems_of
+from ..storage.atomic import sha256_text
+from ..validation.attention import drawing_problems
+
+WEIGHTS = ("transformer", "text_encoder", "codec")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A checked request, its dataset and its folder: all that is known before anything heavy is loaded."""
+
+    request: TrainRequest
+    family: Family
+    index: Index
+    folder: Path
+    device: torch.device
+    world: RunManifest  # what the run's name stands for
+    adoption: ResumeFrom | None = None
+    references: References | None = None  # pictures to start from
+    memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
+
+    @property
+    def placed(self) -> TrainRequest:
+        """The request with the memory settings that are carried out. What is recorded is the request as it was made."""
+        return replace(self.request, memory=self.memory) if self.memory else self.request
+
+
+def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | None = None) -> RunPlan:
+    """Check everything that can be checked without weights.
+
+    Args:
+        unreadable: images that are known not to decode, see data.index.Unreadable; those that are found on the way are
+            left out as well, or are an error, as on_broken says.
+    Raises:
+        UserError: every problem of the model's files, the dataset and the settings, together; or what has changed
+            since an unfinished run of this name.
+    """
+    left_out = dict(unreadable or {})
+    while True:
+        try:
+            return _named(check_run(request, host, left_out), host)
+        except Unreadable as found:
+            left_out |= found.faults
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request without a problem, its dataset, and where it would run. No file of weights was asked for."""
+
+    request: TrainRequest
+    family: Family
+    index: Index
+    device: torch.device
+    optimizer: OptimizerPart
+    references: References | None = None  # pictures to start from
+
+
+def check_run(
+    request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
+) -> Checked:
+    """Everything that can be checked while a model on the hub is not on this machine yet.
+
+    Args:
+        machine: that level auto of QuantizeModel is chosen for; None: this one.
+    Raises:
+        UserError: every problem, together.
+    """
+    family: Family = load("family", request.model.family)()
+    request = as_the_model_wants(request, family)
+    device = pick_device(host.device)
+    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
+    found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
+    optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    if optimizer.missing(device.type):
+        found.append(Problem("optimizer", optimizer.missing(device.type)))
+    found += [*quantization_problems(request.model.quantization, device), *products_problems(request.model.quantization, device)]
+    if not found:
+        collect(found, check_fit, request, family)
+    index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
+    references = None
+    if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
+        references = collect(found, find_references, index, request.dataset)
+    if found:
+        raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
+    assert isinstance(index, Index)
+    assert references is None or isinstance(references, References)
+    if references:
+        index = replace(index, digest=sha256_text(index.digest, references.index.digest))
+    if request.model.quantization.level == AUTO:
+        request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
+    return Checked(request, family, index, device, optimizer, references)
+
+
+def _named(checked: Checked, host: Host) -> RunPlan:
+    """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
+    request, family, index = checked.request, checked.family, checked.index
+    identities = {part: family.identity(request.model, part) for part in WEIGHTS}
+    identities["init_lora"] = init_identity(request)
+    identities["codec"] = latent_identity(family, request)
+    identities["text_encoder"] = text_identity(family, request.model)
+    digest = run_digest(request, index, identities)
+    folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
+    world = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
+    adoption = meet_change(folder, world, request)
+    if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
+        draw_crop_sheet(index, folder / "crops.png")
+    if checked.references and not (folder / "pairs.png").is_file():
+        draw_pair_sheet(index, checked.references, folder / "pairs.png")
+    drawn = request.validation and family.warning(request.model, request.validation)
+    for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
+        host.emit(Notice(text, "warning"))
+    return RunPlan(request, family, index, folder, checked.device, world, adoption, checked.references)
+
+
+def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:
+    """The request with the settings that are left to the model. It is recorded so."""
+    drawn = family.drawn(request.model, request.validation) if request.validation else None
+    return replace(request, training=family.trained(request.model, request.training), validation=drawn)
+
+
+def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
+    """Names everything that decides the course of the training, so that only the same run is resumed."""
+    settings = json.dumps(settings_of(request), sort_keys=True)
+    return sha256_text(settings, index.digest, *identities.values())

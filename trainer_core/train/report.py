@@ -1,0 +1,104 @@
+"""What a run writes about itself: report.json, the charts, and notices."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..config.request import TrainedLora
+from ..devices import (
+    peak_ram_bytes,
+    peak_vram_bytes,
+)
+from ..flow.sigma_density import ShiftedBySize, density
+from ..host import Host, Notice
+from ..plots.density_chart import density_text, draw_density
+from ..plots.image_grid import save_png
+from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
+from .hooks.validation import LiveValidation
+from .phase_timer import Phases
+from .prepare import RunPlan
+from .step.state import TrainState
+
+
+def _tell_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    name, shift = plan.request.training.sigma_density, plan.request.training.shift
+    shown = density(name, shift)
+    if isinstance(shown, ShiftedBySize):  # told for the most common size
+        buckets = plan.index.report["buckets"]
+        width, height = map(int, max(buckets, key=lambda size: buckets[size]).split("x"))
+        shift = round(shown.at(width * height // 64).shift, 3)
+    told, ascii_told = (
+        f"noise levels to be trained ({name}):\n{density_text(name, shift, ascii_only=plain)}"
+        for plain in (False, True)
+    )
+    host.emit(Notice(told, ascii=ascii_told))
+    if warning := shown.warning:
+        host.emit(Notice(warning, "warning"))
+    save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
+
+
+def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
+    """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
+    try:
+        before = json.loads((folder / "request.json").read_text("utf-8"))["versions"]
+    except (OSError, ValueError, KeyError):
+        return
+    other = [f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now]
+    if other and any((folder / "checkpoints").glob("step-*")):
+        text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
+        host.emit(Notice(text, "warning"))
+
+
+def _draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> None:
+    history = [
+        StepPoint(i + 1, loss, rate)
+        for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+        if math.isfinite(loss)
+    ]
+    every = run.config.checkpoint_every
+    markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
+    chart = draw_loss_chart(history, markers, f"{run.config.name}: training loss")
+    save_png(chart, plan.folder / "loss.png", record, prompt=record["workflow"])
+
+
+def _report(
+    plan: RunPlan,
+    run: TrainState,
+    lora: TrainedLora,
+    phases: Phases,
+    evals: tuple[tuple[float, float], tuple[float, float]],
+    first: int,
+    live: LiveValidation,
+) -> dict[str, Any]:
+    seconds = phases.read()
+    return {
+        "lora": lora.path,
+        "sha256": lora.sha256,
+        "steps": run.step,
+        "resumed_from": first,
+        "loss": [loss if math.isfinite(loss) else None for loss in run.losses],
+        "skipped_steps": sum(not math.isfinite(loss) for loss in run.losses),
+        "eval_loss": {
+            "before": evals[0][0], "after": evals[1][0], "standard_error": [evals[0][1], evals[1][1]],
+            "images": "held out" if run.held else "trained on",
+        },
+        "seconds": seconds,
+        # The median is the steady step: the first ones warm up, and saves fall between steps.
+        "seconds_per_step": round(median(run.step_seconds), 5) if run.step_seconds else None,
+        "peak_ram_bytes": peak_ram_bytes(),
+        "peak_vram_bytes": peak_vram_bytes(run.device),
+        "device": str(run.device),
+        "dataset": plan.index.report,
+        "files": {
+            "run": str(plan.folder),
+            "loss_chart": str(plan.folder / "loss.png"),
+            "crop_sheet": str(plan.folder / "crops.png"),
+            **({"pair_sheet": str(plan.folder / "pairs.png")} if plan.references else {}),
+            "validation": [str(path) for path in live.last_grids],
+        },
+    }

@@ -1,0 +1,73 @@
+"""What a micro-batch trains on, a pure function of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...config.training import TrainingConfig
+from ...data.dataset import Sample
+from ...flow.path import interpolate
+from ...flow.rollout import rollout_levels
+from ...seeds import generator
+from .state import Batch, TrainState
+from .token_drop import drawn_route, weight_of_kept
+
+
+def micro_batch(run: TrainState, micro: int) -> Batch:
+    """What micro-batch number `micro` trains on, on the CPU: latents and text as they are cached, all else drawn for it."""
+    batch = [run.samples[i] for i in run.plan.batch(micro)]
+    x0 = torch.stack([run.latents.get(sample) for sample in batch])
+    noise = torch.stack([
+        torch.randn(x0.shape[1:], generator=generator(run.config.seed, "noise", micro, place, sample.key))
+        for place, sample in enumerate(batch)
+    ])  # fmt: skip
+    sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
+    text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
+    is_prior = [sample.part in run.prior_parts for sample in batch]
+    prior = torch.tensor(is_prior) if any(is_prior) else None
+    levels = drawn_levels(run.config, micro, sigma, prior)
+    x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
+    beside, weight = beginnings(run, batch), place_weights(run, batch)
+    route = drawn_route(run.config, len(run.family.blocks(run.transformer)), x_sigma, weight, micro)
+    weight = weight if route is None else weight_of_kept(route, x_sigma, weight)
+    rolled = None if levels is None else x0
+    return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route)
+
+
+def place_weights(run: TrainState, batch: Sequence[Sample]) -> Tensor | None:
+    """(B, 1, h, w): what each place of the batch's pictures counts, on the CPU. None where the run has no masks."""
+    return None if run.masks is None else torch.stack([run.masks.get(sample) for sample in batch])
+
+
+def beginnings(run: TrainState, batch: Sequence[Sample]) -> dict[str, Tensor]:
+    """What the batch's pictures start from, on the CPU, for families that take references."""
+    if run.references is None:
+        return {}
+    return {"reference": torch.stack([run.references.get(sample) for sample in batch])}
+
+
+def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
+    """The caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
+    draw = generator(config.seed, "caption", micro, place, sample.key)
+    if torch.rand((), generator=draw).item() < config.caption_dropout:
+        return ""
+    return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
+
+
+def drawn_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior: Tensor | None) -> Tensor | None:
+    """Noise levels of micro-batch number `micro`'s rollout, (steps + 1, B), on the CPU; None where it has none.
+
+    Args:
+        sigma: (B,). prior: (B,), bool, or None: samples whose levels are all sigma, so that their steps lead nowhere.
+    """
+    if not config.rollout_probability or (prior is not None and bool(prior.all())):
+        return None
+    draw = generator(config.seed, "rollout", micro)
+    if torch.rand((), generator=draw).item() >= config.rollout_probability:
+        return None
+    num_steps = int(torch.randint(1, config.rollout_steps + 1, (), generator=draw).item())
+    levels = rollout_levels(sigma, num_steps)
+    return levels if prior is None else torch.where(prior, sigma, levels)
