@@ -23,7 +23,7 @@ from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
 from .trainer_core.paths import local_paths
 from .trainer_core.runs.control import find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
-from .trainer_core.workflow.check import check, skipped
+from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link
 from .trainer_core.workflow.overrides import override
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     execute(graph, CATALOGUE, _host(arguments, (Console(), keep), Interrupts()))
     if arguments.report:
-        write_json(Path(arguments.report), _joined(reports))
+        write_json(Path(arguments.report), _join_reports(reports))
     return 0
 
 
@@ -136,7 +136,7 @@ def _check_device(arguments: argparse.Namespace) -> None:
         pick_device(arguments.device)
 
 
-def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _join_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """The run's report, or with several trainers in the graph the last one's with all of them under "runs"."""
     total = round(time.perf_counter() - BEGAN, 3)
     last = dict(reports[-1]) if reports else {}
@@ -150,7 +150,7 @@ def check_workflow(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError(problems)
     print(f"{arguments.workflow}: no problems")
-    left_out = skipped(graph, CATALOGUE)
+    left_out = list_skipped(graph, CATALOGUE)
     if left_out:
         print(f"left to ComfyUI, not run here: {', '.join(left_out)}")
     return 0

@@ -205,14 +205,14 @@ def _our_latents(index: Any, codec: Any, chosen: Any) -> None:
 
 def _plain_latents(index: Any, codec: Any, chosen: Any) -> None:
     import torch
-    from chroma_trainer.trainer_core.data.cache.latents import placed, to_tensor
+    from chroma_trainer.trainer_core.data.cache.latents import place_image, to_tensor
     from PIL import Image
     from safetensors.torch import save_file
 
     codec.vae.to(memory_format=torch.contiguous_format)
     for i, sample in enumerate(index.samples):
         image = Image.open(sample.path).convert("RGB")
-        latent = codec.encode(to_tensor(placed(image, sample))[None].contiguous())
+        latent = codec.encode(to_tensor(place_image(image, sample))[None].contiguous())
         save_file({"latent": latent}, chosen.paths.cache / f"{i}.safetensors")
 
 

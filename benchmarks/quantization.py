@@ -118,7 +118,7 @@ def outliers() -> dict[str, dict[str, float]]:
             uneven, others = x.clone(), x.clone()
             uneven[:, 7] *= times
             others[:, 7] = 0
-            codes, scale = load("products", name)().rounded(uneven)
+            codes, scale = load("products", name)().round_rows(uneven)
             error = (codes.float() * scale - uneven) @ weight.t()
             found.setdefault(name, {})[str(times)] = float(f"{(error.norm() / (others @ weight.t()).norm()).item():.3g}")
     return found

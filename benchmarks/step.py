@@ -41,7 +41,7 @@ from chroma_trainer.trainer_core.plots.loss_chart import nice_ticks
 from chroma_trainer.trainer_core.quant.low_precision_matmul import Int8Product, choose_products_
 from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.registry import load
-from chroma_trainer.trainer_core.train.step.token_drop import drawn_route
+from chroma_trainer.trainer_core.train.step.token_drop import draw_route
 from models import PROJECT, RESULTS, model_folder, request, surroundings
 from overhead import in_turns
 from PIL import Image, ImageDraw
@@ -100,7 +100,7 @@ def stepper(
         x_sigma, velocity = interpolate(x0, noise, sigma)
         prediction = transformer(
             hidden_states=pack(x_sigma), encoder_hidden_states=text, timestep=sigma, attention_mask=mask,
-            image_rotary_emb=positions, return_dict=False, route=drawn_route(config, num_blocks, x0, None, next(micros)),
+            image_rotary_emb=positions, return_dict=False, route=draw_route(config, num_blocks, x0, None, next(micros)),
         )[0]  # fmt: skip
         velocity_loss(prediction[:, :, :, None], pack(velocity)[:, :, :, None]).mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

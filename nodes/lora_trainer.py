@@ -69,9 +69,9 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from ..trainer_core.adapters.files.load import read_tensors
     from ..trainer_core.train.run import run as train
-    from .recorded_prompt import recorded_prompt
+    from .recorded_prompt import record_prompt
 
-    result = train(request_of(inputs), host, recorded_prompt(host))
+    result = train(request_of(inputs), host, record_prompt(host))
     return result.lora, read_tensors(result.lora.path), {"loss": [loss for loss in result.losses if math.isfinite(loss)]}, result.lora.name
 
 

@@ -26,12 +26,12 @@ class Inputs(lora_trainer.Inputs):
 def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[Any, str]:
     """The MemoryPlan, and what would make it fit in words ('' where it fits)."""
     from ..trainer_core.devices import pick_device
-    from ..trainer_core.planner.memory_plan import named_machine, this_machine
+    from ..trainer_core.planner.memory_plan import this_machine, with_memory
     from ..trainer_core.train.planning import plan_request
 
     request = lora_trainer.request_of(inputs)
     machine = this_machine(pick_device(host.device), request.model.dtype)
-    found, advice, _ = plan_request(request, host, named_machine(machine, vram_gb, ram_gb))
+    found, advice, _ = plan_request(request, host, with_memory(machine, vram_gb, ram_gb))
     return found, advice
 
 

@@ -10,7 +10,7 @@ from ..trainer_core.spec import check_value
 from . import CATALOGUE
 
 
-def recorded_prompt(host: Host) -> dict[str, Any]:
+def record_prompt(host: Host) -> dict[str, Any]:
     """The running node and all that leads to it, in ComfyUI's API form, ordered by node id.
 
     ComfyUI rewrites numbers to a field's type before it runs a node, and an export may leave out defaults; so both are done here.
@@ -24,10 +24,10 @@ def recorded_prompt(host: Host) -> dict[str, Any]:
         if node_id not in wanted:
             wanted.add(node_id)
             waiting.extend(value[0] for value in prompt[node_id]["inputs"].values() if _is_link(value, prompt))
-    return {node_id: _recorded(prompt[node_id], prompt) for node_id in sorted(wanted)}
+    return {node_id: _record_inputs(prompt[node_id], prompt) for node_id in sorted(wanted)}
 
 
-def _recorded(node: Mapping[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
+def _record_inputs(node: Mapping[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
     given = node["inputs"]
     if node["class_type"] not in CATALOGUE:
         return {"class_type": node["class_type"], "inputs": dict(sorted(given.items()))}

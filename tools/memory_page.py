@@ -24,13 +24,13 @@ from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.t5.text_encoder import without_numbers
 from chroma_trainer.trainer_core.planner.auto_tune import with_memory
 from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
-from chroma_trainer.trainer_core.planner.memory_plan import GB, needed
+from chroma_trainer.trainer_core.planner.memory_plan import GB, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
-from chroma_trainer.trainer_core.planner.step_peak import recomputed, training_peak
+from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
 from chroma_trainer.trainer_core.planner.workload import encoder_cost
 from chroma_trainer.trainer_core.registry import load, names
 
@@ -55,10 +55,10 @@ class Released(ChromaFamily):
 
     def empty_transformer(self, model: ModelConfig) -> Any:
         with torch.device("meta"):
-            return ChromaTransformer.from_config(shipped_config("chroma_transformer"))
+            return ChromaTransformer.from_config(load_shipped_config("chroma_transformer"))
 
     def empty_text_encoder(self, model: ModelConfig, convert: Any = None) -> Any:
-        return without_numbers(shipped_config("t5_xxl"), model, convert)
+        return without_numbers(load_shipped_config("t5_xxl"), model, convert)
 
 
 class ReleasedFlux(FluxFamily):
@@ -66,7 +66,7 @@ class ReleasedFlux(FluxFamily):
 
     def empty_transformer(self, model: ModelConfig) -> Any:
         with torch.device("meta"):
-            return self._told(FluxTransformer.from_config(shipped_config("flux_transformer")), model)
+            return self._told(FluxTransformer.from_config(load_shipped_config("flux_transformer")), model)
 
 
 def request(level: str, family: str = "chroma", flavour: str = "hd") -> TrainRequest:
@@ -133,9 +133,9 @@ def _card(card: int, edge: int, costs: dict[tuple[str, int], ModelCost]) -> str:
             for words, asked in ways(request(level)):
                 if (asked.memory.group_offload == "none") != in_memory:
                     continue
-                need = needed(training_peak(cost, asked)[0])
+                need = bytes_to_reserve(training_peak(cost, asked)[0])
                 if need <= card * GB:
-                    flops = step_flops(cost, recomputed(asked, len(cost.blocks))) / 1e12
+                    flops = step_flops(cost, blocks_to_recompute(asked, len(cost.blocks))) / 1e12
                     return f"| {card} GB | {edge} px | {level} | {words} | {need / GB:.1f} GB | {flops:.0f} |"
     return f"| {card} GB | {edge} px | - | nothing fits | | |"
 
@@ -148,7 +148,7 @@ def guides(costs: dict[tuple[str, int], ModelCost]) -> str:
     for level, figure in GUIDES.items():
         peak, _ = training_peak(costs[level, 512], request(level))
         lines.append(
-            f"| {level} | {figure} GB | {peak / GB:.1f} GB | {needed(peak) / GB:.1f} GB | {needed(peak) / GB / figure:.0%} |"
+            f"| {level} | {figure} GB | {peak / GB:.1f} GB | {bytes_to_reserve(peak) / GB:.1f} GB | {bytes_to_reserve(peak) / GB / figure:.0%} |"
         )
     return "\n".join(lines)
 
@@ -158,7 +158,7 @@ def settings(costs: dict[tuple[str, int], ModelCost]) -> str:
     cost = costs["int8-quanto", 1024]
     for words, asked in ways(request("int8-quanto")):
         peak, host = training_peak(cost, asked)
-        flops = step_flops(cost, recomputed(asked, len(cost.blocks))) / 1e12
+        flops = step_flops(cost, blocks_to_recompute(asked, len(cost.blocks))) / 1e12
         lines.append(f"| {words} | {peak / GB:.1f} GB | {host / GB:.1f} GB | {flops:.0f} |")
     return "\n".join(lines)
 

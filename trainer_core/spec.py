@@ -253,7 +253,7 @@ def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
     for name, field in fields.items():
         if name not in values:
             if field.required:
-                problems.append(Problem(name, f"nothing is connected; {_wanted(field)}"))
+                problems.append(Problem(name, f"nothing is connected; {_describe_wanted(field)}"))
             continue
         if field.socket:
             checked[name] = values[name]
@@ -271,5 +271,5 @@ def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
     return Draft(inputs, problems, not missing)
 
 
-def _wanted(field: Field) -> str:
+def _describe_wanted(field: Field) -> str:
     return f"connect an output of type {field.socket.type}" if field.socket else "give a value"

@@ -73,7 +73,7 @@ class AdaptiveGuider(comfy.samplers.CFGGuider):
                 model, cond, uncond, cfg, x, timestep, model_options=options, cond=positive, uncond=negative
             )
 
-        return self.guidance_run.denoised(float(timestep.max()), predict, combine)
+        return self.guidance_run.denoise(float(timestep.max()), predict, combine)
 
     def _start(self, guidance: AdaptiveGuidance, sampler: Any, sigmas: Tensor) -> GuidanceRun:
         start_sigma = self.model_patcher.get_model_object("model_sampling").percent_to_sigma(guidance.cfg_start_pct)

@@ -78,7 +78,7 @@ class Backlog:
         crops, pairs = folder / "crops.png", folder / "pairs.png"
         return {
             "summary": self.summary(folder),
-            "steps": thinned(story.columns(after), NUM_POINTS),
+            "steps": thin_out(story.columns(after), NUM_POINTS),
             "checkpoints": story.checkpoints,
             "pictures": [self._picture(folder, item) for item in story.pictures if (folder / item["path"]).is_file()],
             "lora": story.lora,
@@ -169,7 +169,7 @@ class RunHistory:
         return {name: [finite(item[name]) for item in steps] for name in STEP_FIELDS}
 
 
-def thinned(columns: dict[str, list[Any]], num: int) -> dict[str, list[Any]]:
+def thin_out(columns: dict[str, list[Any]], num: int) -> dict[str, list[Any]]:
     """At most num points: means of neighbours, at the last one's step."""
     size = -(-len(columns["step"]) // num)
     if size <= 1:

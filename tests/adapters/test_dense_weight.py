@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.adapters.dense_weight import dense_weight, doubled
+from chroma_trainer.trainer_core.adapters.dense_weight import dense_weight, to_double
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 
@@ -44,5 +44,5 @@ class WithoutDoubles(torch.Tensor):
 
 def test_fp64_is_computed_where_there_is_some():
     plain = torch.arange(6.0).view(2, 3)
-    found = doubled(plain.as_subclass(WithoutDoubles))
+    found = to_double(plain.as_subclass(WithoutDoubles))
     assert found.dtype == torch.float64 and torch.equal(found, plain.double())

@@ -7,7 +7,7 @@ import torch
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 
 FAMILY = ChromaFamily()
 
@@ -18,7 +18,7 @@ def chroma():
     from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
 
     with torch.device("meta"):
-        return ChromaTransformer.from_config(shipped_config("chroma_transformer"))
+        return ChromaTransformer.from_config(load_shipped_config("chroma_transformer"))
 
 
 @pytest.mark.parametrize(

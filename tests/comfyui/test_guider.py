@@ -86,9 +86,9 @@ def similarities(chroma):
     class Told(AdaptiveGuidance):
         def start(self, *args, **keywords):
             run = super().start(*args, **keywords)
-            inner = run.denoised
+            inner = run.denoise
 
-            def denoised(sigma, predict, *rest):
+            def denoise(sigma, predict, *rest):
                 def told(both):
                     cond, uncond = predict(both)
                     seen.append(similarity(cond, uncond))
@@ -96,7 +96,7 @@ def similarities(chroma):
 
                 return inner(sigma, told, *rest)
 
-            run.denoised = denoised
+            run.denoise = denoise
             return run
 
     ours(chroma, Told(cfg=CFG, threshold=1.0))

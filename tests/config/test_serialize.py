@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 from chroma_trainer.trainer_core.config import adapter, dataset, flux, memory, model, optimizer, training, validation
-from chroma_trainer.trainer_core.config.serialize import last_of_path, recorded
+from chroma_trainer.trainer_core.config.serialize import last_of_path, to_record
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Whole:
 
 
 def test_fields_that_came_later_are_recorded_only_where_they_do_something():
-    assert recorded(Part("a", "/here/a")) == {"folder": "a"} == recorded(Part("a", masks="  ", weight=0.5))
-    assert recorded(Part("/home/me/a", masks="C:\\pictures\\b", weight=0.5)) == {
+    assert to_record(Part("a", "/here/a")) == {"folder": "a"} == to_record(Part("a", masks="  ", weight=0.5))
+    assert to_record(Part("/home/me/a", masks="C:\\pictures\\b", weight=0.5)) == {
         "folder": "a",
         "masks": "b",
         "weight": 0.5,
@@ -39,7 +39,7 @@ def test_fields_that_came_later_are_recorded_only_where_they_do_something():
 
 
 def test_settings_within_settings():
-    assert recorded(Whole((Part("a"), Part("b")), None)) == {"parts": ({"folder": "a"}, {"folder": "b"}), "part": None}
+    assert to_record(Whole((Part("a"), Part("b")), None)) == {"parts": ({"folder": "a"}, {"folder": "b"}), "part": None}
 
 
 @pytest.mark.parametrize(

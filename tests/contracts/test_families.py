@@ -75,11 +75,11 @@ def test_text(family, model):
 
 def test_settings_that_are_left_to_the_model(family, model):
     asked = ValidationConfig(prompts="a cat", steps=3, cfg=2.0, seed=5)
-    assert family.drawn(model, asked) == asked
-    drawn = family.drawn(model, replace(asked, sampling="by model"))
+    assert family.resolve_sampling(model, asked) == asked
+    drawn = family.resolve_sampling(model, replace(asked, sampling="by model"))
     assert family.warning(model, drawn) == ""
     assert drawn.steps > 3 and (drawn.prompts, drawn.seed) == ("a cat", 5)
-    assert family.trained(model, TrainingConfig(steps=7)).steps == 7
+    assert family.resolve_training(model, TrainingConfig(steps=7)).steps == 7
 
 
 def test_drawing_ends_as_it_began(family, model, transformer):

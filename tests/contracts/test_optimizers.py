@@ -14,7 +14,7 @@ from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.training import LR_SCHEDULES, TrainingConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
-from chroma_trainer.trainer_core.optim.optimizer import evaluating, set_rate_, shown_rate
+from chroma_trainer.trainer_core.optim.optimizer import effective_rate, evaluating, set_rate_
 from chroma_trainer.trainer_core.planner.meta_counter import bytes_of
 from chroma_trainer.trainer_core.planner.optimizer_cost import optimizer_of, upkeep_of
 from chroma_trainer.trainer_core.registry import load, names
@@ -148,7 +148,7 @@ def train(run, case, num_steps: int):
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
         run.losses.append(loss.item())
-        run.learning_rates.append(shown_rate(run.optimizer, case.rate))
+        run.learning_rates.append(effective_rate(run.optimizer, case.rate))
     return run
 
 

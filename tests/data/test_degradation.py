@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConf
 from chroma_trainer.trainer_core.config.degradation import Step, steps_of
 from chroma_trainer.trainer_core.data.cache.latents import latent_key
 from chroma_trainer.trainer_core.data.dataset import build_index
-from chroma_trainer.trainer_core.data.degradation import degraded
+from chroma_trainer.trainer_core.data.degradation import degrade
 from chroma_trainer.trainer_core.data.reference_images import find_references
 from chroma_trainer.trainer_core.plots.crop_sheet import GAP
 from chroma_trainer.trainer_core.plots.pair_sheet import CELL, draw_pair_sheet
@@ -30,7 +30,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def worse(image: Image.Image, text: str, source: str = "a") -> np.ndarray:
-    made = degraded(image, steps_of(text), source)
+    made = degrade(image, steps_of(text), source)
     assert made.size == image.size and made.mode == "RGB"
     return pixels(made)
 
@@ -76,7 +76,7 @@ def test_each_way_does_what_it_says(picture):
     assert np.array_equal(worse(picture, "shrink 4"), pixels(small.resize((64, 48), Image.Resampling.BICUBIC)))
     noise = worse(picture, "noise 0.05") - pixels(picture)
     assert abs(noise.std() - 0.05 * 255) < 0.4 and abs(noise.mean()) < 0.5
-    chained = degraded(degraded(picture, steps_of("blur 2"), "x"), steps_of("jpeg 20"), "x")
+    chained = degrade(degrade(picture, steps_of("blur 2"), "x"), steps_of("jpeg 20"), "x")
     assert np.array_equal(worse(picture, "blur 2 + jpeg 20"), pixels(chained))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
-from chroma_trainer.trainer_core.data.cache.latents import placed
+from chroma_trainer.trainer_core.data.cache.latents import place_image
 from chroma_trainer.trainer_core.data.cache.masks import cache_masks
 from chroma_trainer.trainer_core.data.dataset import Unreadable, build_index
 from chroma_trainer.trainer_core.data.masks import is_same_shape
@@ -66,7 +66,7 @@ def test_a_mask_lies_where_its_picture_does(pictures, masks, host, tmp_path, val
     weights = weights_of(index, config, host, tmp_path)
     assert len(index.samples) == len(index.masks.samples) == 4
     for sample in index.samples:
-        seen = np.asarray(placed(decode(index.read(sample)).convert("L"), sample), dtype=np.float32) / 255
+        seen = np.asarray(place_image(decode(index.read(sample)).convert("L"), sample), dtype=np.float32) / 255
         height, width = (edge // 8 for edge in seen.shape)
         expected = torch.from_numpy(seen.reshape(height, 8, width, 8).mean(axis=(1, 3)))[None]
         found = weights.get(sample)

@@ -28,7 +28,7 @@ class Model:
 def asked(guidance, levels, similar_from=-1.0, start_sigma=1.0):
     model, run = Model(similar_from), guidance.start(SIGMAS, start_sigma)
     for sigma in levels:
-        run.denoised(sigma, model.at(sigma))
+        run.denoise(sigma, model.at(sigma))
     assert (run.both, run.alone) == (model.asked.count(True), model.asked.count(False))
     return model.asked, run
 
@@ -62,7 +62,7 @@ def test_every_step_is_guided_until_the_threshold():
 def test_the_step_that_reaches_the_threshold_is_still_guided():
     model = Model(similar_from=0.6)
     run = AdaptiveGuidance(cfg=3.0).start(SIGMAS)
-    outs = [run.denoised(sigma, model.at(sigma)) for sigma in EULER]
+    outs = [run.denoise(sigma, model.at(sigma)) for sigma in EULER]
     assert model.asked == [True, True, True, False, False]
     assert torch.equal(outs[2], guide(model.cond, model.cond * 1.001, 3.0))
     assert torch.equal(outs[3], model.cond)
@@ -110,7 +110,7 @@ def test_cfg_1_never_asks_for_the_negative_prompt():
 def test_stretching_begins_after_the_threshold_only():
     guidance, model = AdaptiveGuidance(uncond_zero_scale=1.2, initial_disabled_steps=1), Model(similar_from=0.8)
     run = guidance.start(SIGMAS)
-    outs = [run.denoised(sigma, model.at(sigma)) for sigma in EULER]
+    outs = [run.denoise(sigma, model.at(sigma)) for sigma in EULER]
     assert torch.equal(outs[0], model.cond)
     assert torch.equal(outs[2], stretch(model.cond, 1.2))
 
@@ -125,5 +125,5 @@ def test_nothing_is_changed_in_place():
     cond, uncond = model.cond.clone(), model.uncond.clone()
     run = guidance.start(SIGMAS)
     for sigma in EULER:
-        run.denoised(sigma, model.at(sigma))
+        run.denoise(sigma, model.at(sigma))
     assert torch.equal(cond, model.cond) and torch.equal(uncond, model.uncond)

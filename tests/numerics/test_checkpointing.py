@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.memory import activation_checkpointing as checkpointing
 from chroma_trainer.trainer_core.memory.activation_checkpointing import (
     checkpoint_blocks_,
-    recomputed_places,
+    places_to_recompute,
     store_blocks_,
 )
 from chroma_trainer.trainer_core.registry import load, names
@@ -101,7 +101,7 @@ def test_products_that_end_a_block_are_not_computed_again(tiny_model, monkeypatc
         spared.append(2 * (inputs[0].shape[1] - 1) * layer.in_features * layer.out_features)
 
     last = ("proj_out", "ff.net.2", "ff_context.net.2")
-    closing = [blocks[i].get_submodule(n) for i in recomputed_places(len(blocks)) for n in last if has(blocks[i], n)]
+    closing = [blocks[i].get_submodule(n) for i in places_to_recompute(len(blocks)) for n in last if has(blocks[i], n)]
     hooks = [layer.register_forward_pre_hook(note) for layer in closing]
     loss_and_gradients(transformer, layers, text)
     for hook in hooks:

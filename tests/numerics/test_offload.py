@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.memory.activation_offload import HostCopy, Save
 from chroma_trainer.trainer_core.memory.group_offload import GroupOffload, inner_tensors, rebuilt, swap_blocks_
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup import placement
 from chroma_trainer.trainer_core.setup.placement import SoloCodec, place_, place_text_encoder_
@@ -219,20 +219,20 @@ def test_pinned_tensors_lie_close(monkeypatch):
     tensors = [torch.randn(size, generator=draw).to(dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16, torch.int8)]
     total = sum(map(pinned_memory.bytes_of, tensors))
     memory = pinned_memory.PinnedMemory(total)
-    copies = [memory.copied(tensor) for tensor in tensors]
+    copies = [memory.copy_in(tensor) for tensor in tensors]
     assert all(torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, tensors, strict=True))
     assert total <= memory.reserved_bytes <= 1.3 * total + (1 << 16)
 
 
 def test_pinned_memory_of_chroma(monkeypatch):
     with torch.device("meta"):
-        chroma = ChromaTransformer.from_config(shipped_config("chroma_transformer")).bfloat16()
+        chroma = ChromaTransformer.from_config(load_shipped_config("chroma_transformer")).bfloat16()
     weights = [parameter for block in FAMILY.blocks(chroma) for parameter in block.parameters()]
     empty = torch.empty
     monkeypatch.setattr(pinned_memory.torch, "empty", lambda size, **_: empty(size, dtype=torch.uint8, device="meta"))
     memory = pinned_memory.PinnedMemory(sum(map(pinned_memory.bytes_of, weights)))
     for weight in weights:
-        memory.copied(weight.detach())
+        memory.copy_in(weight.detach())
     assert memory.reserved_bytes < 1.1 * sum(2 * weight.numel() for weight in weights)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
-from chroma_trainer.trainer_core.optim.adamw_bf16 import PART, rounded
+from chroma_trainer.trainer_core.optim.adamw_bf16 import PART, round_stochastically
 from torch import nn
 
 
@@ -15,7 +15,7 @@ def uniform(shape, seed=0):
 
 def test_rounding_goes_to_a_neighbour_and_its_mean_is_the_value():
     values = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.arange(-25, 25).float()
-    draws = rounded(values.expand(40_000, 50).contiguous(), uniform((40_000, 50))).double()
+    draws = round_stochastically(values.expand(40_000, 50).contiguous(), uniform((40_000, 50))).double()
     below, above = draws.min(0).values, draws.max(0).values
     spacing = above - below
     assert ((draws == below) | (draws == above)).all() and ((below <= values) & (values <= above)).all()
@@ -26,12 +26,12 @@ def test_rounding_goes_to_a_neighbour_and_its_mean_is_the_value():
 
 def test_what_bf16_holds_is_not_rounded():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(2)).bfloat16()
-    assert torch.equal(rounded(values.float(), uniform((1000,))), values)
+    assert torch.equal(round_stochastically(values.float(), uniform((1000,))), values)
 
 
 def test_what_is_not_finite_stays_so():
     values = torch.tensor([float("inf"), float("-inf"), float("nan")])
-    got = rounded(values, torch.full((3,), (1 << 16) - 1, dtype=torch.int32))
+    got = round_stochastically(values, torch.full((3,), (1 << 16) - 1, dtype=torch.int32))
     assert got[0] == float("inf") and got[1] == float("-inf") and got[2].isnan()
 
 

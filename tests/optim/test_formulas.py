@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
-from chroma_trainer.trainer_core.optim.optimizer import evaluating, set_rate_, shown_rate
+from chroma_trainer.trainer_core.optim.optimizer import effective_rate, evaluating, set_rate_
 from chroma_trainer.trainer_core.registry import load
 from torch import nn
 
@@ -51,7 +51,7 @@ def trained(name: str, scale: float = 1.0, **settings):
         param.grad = torch.tensor(gradient_at(param.tolist(), step), dtype=torch.float64)
         optimizer.step()
         path.append(param.tolist())
-        shown.append(shown_rate(optimizer, 1.0))
+        shown.append(effective_rate(optimizer, 1.0))
     with evaluating(optimizer):
         return path, param.tolist(), shown
 

@@ -29,7 +29,7 @@ def released(monkeypatch) -> ModelConfig:
     """Chroma1-HD, of which no file is here."""
     for module in (chroma, flux_lineage):
         monkeypatch.setattr(module, "is_offline", lambda: False)
-    monkeypatch.setattr(locate, "cached_folder", lambda *part: None)
+    monkeypatch.setattr(locate, "find_cached", lambda *part: None)
     return ModelConfig("chroma", "hd", "lodestones/Chroma1-HD", quantization=LEFT_TO_THE_PLAN)
 
 

@@ -26,25 +26,25 @@ from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.loading import locate
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import estimator as forecaster_module
-from chroma_trainer.trainer_core.planner.auto_tune import changes, chosen, remedy
+from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory, remedy
 from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
 from chroma_trainer.trainer_core.planner.estimator import forecaster
-from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, needed
+from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
-from chroma_trainer.trainer_core.planner.step_peak import recomputed, training_peak
+from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
 from chroma_trainer.trainer_core.planner.workload import MAX_TOKENS, EncoderCost, encoder_cost
 from chroma_trainer.trainer_core.quant.loading import text_converter
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning, new_ema
 from chroma_trainer.trainer_core.train import planning as forecasting
 from chroma_trainer.trainer_core.train import run as run_module
-from chroma_trainer.trainer_core.train.memory_report import memory_told
+from chroma_trainer.trainer_core.train.memory_report import explain_oom
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.token_drop import drawn_route
+from chroma_trainer.trainer_core.train.step.token_drop import draw_route
 
 FAMILY = ChromaFamily()
 MACHINE = Machine("test", 0, 8 * GB)
@@ -98,7 +98,7 @@ def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
     def step() -> None:
         for micro in range(training.accumulation):
             set_micro_(layers, micro)
-            route = drawn_route(training, len(family.blocks(transformer)), x, None, micro)
+            route = draw_route(training, len(family.blocks(transformer)), x, None, micro)
             sigma = torch.full((shape.batch,), 0.5)
             family.predict(transformer, x, sigma, text, route=route).square().mean().backward()
         optimizer.step()
@@ -242,9 +242,9 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     )
     # So that the training is what does not fit.
     forecasts.encoder, forecasts.codec = EncoderCost(4000, 400, 400, 1000, 32, False), (4000, 0.01)
-    forecasts.machine = Machine("card", needed(10**9), GB)
+    forecasts.machine = Machine("card", bytes_to_reserve(10**9), GB)
     train = {p.name: p for p in forecasts.plan(request).phases}["train"].device
-    forecasts.machine = Machine("card", needed(train - 1), GB)
+    forecasts.machine = Machine("card", bytes_to_reserve(train - 1), GB)
     tight = forecasts.plan(request)
     assert "train" in {phase.name for phase in tight.unfit()} and "does not fit" in tight.first_line()
     words, changed, plan = remedy(forecasts, request, tight)
@@ -262,7 +262,7 @@ def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch)
     for module in (chroma, flux_lineage):
         monkeypatch.setattr(module, "is_offline", lambda: False)
     monkeypatch.setattr(locate, "download", lambda *part: pytest.fail(f"fetched {part}"))
-    monkeypatch.setattr(locate, "cached_folder", lambda *part: None)
+    monkeypatch.setattr(locate, "find_cached", lambda *part: None)
     model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")
     card = Machine("card", 24 * GB, 64 * GB)
     plan, _, _ = plan_request(workshop.request(model=model), workshop.host(), card)
@@ -273,11 +273,11 @@ def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch)
 def test_auto_takes_the_fastest_that_fits(made):
     request, forecasts = made
     forecasts.machine = Machine("card", 10 * GB, 10 * GB)
-    assert chosen(forecasts, request).checkpointing_interval == 64
+    assert choose_memory(forecasts, request).checkpointing_interval == 64
     tightest = MemoryConfig(group_offload="leaf", activation_offload=True)
     least = {p.name: p for p in forecasts.plan(replace(request, memory=tightest)).phases}["train"].device
-    forecasts.machine = Machine("card", int(needed(least) / 0.95) + 1000, 10 * GB)
-    found = chosen(forecasts, request)
+    forecasts.machine = Machine("card", int(bytes_to_reserve(least) / 0.95) + 1000, 10 * GB)
+    found = choose_memory(forecasts, request)
     assert found.group_offload == "leaf" and found.mode == "manual"
 
 
@@ -320,7 +320,7 @@ def test_a_run_does_not_fail_for_want_of_a_forecast(workshop, monkeypatch):
 
 
 def test_other_faults_pass():
-    with pytest.raises(RuntimeError, match="something else"), memory_told(None, Phases(), torch.device("cpu")):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="something else"), explain_oom(None, Phases(), torch.device("cpu")):  # type: ignore[arg-type]
         raise RuntimeError("something else")
 
 
@@ -334,5 +334,5 @@ def test_counts_are_kept(made, monkeypatch):
 
 def test_recomputed_blocks(workshop):
     request = requested(workshop, memory=MemoryConfig(checkpointing_interval=3), gradient_checkpointing=True)
-    assert list(recomputed(request, 8)) == [0, 3, 6]
-    assert list(recomputed(request, 7)) == [0, 3]  # never the last
+    assert list(blocks_to_recompute(request, 8)) == [0, 3, 6]
+    assert list(blocks_to_recompute(request, 7)) == [0, 3]  # never the last

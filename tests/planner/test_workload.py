@@ -19,7 +19,7 @@ from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run
-from chroma_trainer.trainer_core.train.step.batch import drawn_levels, micro_batch
+from chroma_trainer.trainer_core.train.step.batch import draw_rollout_levels, make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
 
 
@@ -40,7 +40,7 @@ def test_shares_are_those_of_the_batches_that_are_drawn(batch_size):
 
 def test_rollouts_are_drawn_as_often_as_expected(workshop):
     training = workshop.request(rollout_probability=0.4, rollout_steps=5).training
-    levels = [drawn_levels(training, micro, torch.tensor([0.5]), None) for micro in range(20_000)]
+    levels = [draw_rollout_levels(training, micro, torch.tensor([0.5]), None) for micro in range(20_000)]
     counted = np.mean([0 if level is None else len(level) - 1 for level in levels])
     assert counted == pytest.approx(rollout_passes(training, PriorShares()), rel=0.03)
     assert rollout_passes(training, PriorShares(some=0.5, only=0.25)) == pytest.approx(0.75 * 0.4 * 3)
@@ -59,7 +59,7 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     made = build_run(plan_run(asked, host), host, Phases())
     plain = MetaModel(ChromaFamily(), asked, "cpu")
     for micro in range(4):
-        batch = micro_batch(made, micro)
+        batch = make_batch(made, micro)
         shape = Shape(batch.x_sigma.shape[3] * 8, batch.x_sigma.shape[2] * 8, 1, len(batch.text[0]))
         cost = plain.cost(shape)
         passes = 1 if batch.levels is None else len(batch.levels) - 1

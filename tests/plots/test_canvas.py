@@ -4,7 +4,7 @@ from chroma_trainer.trainer_core.plots.canvas import (
     ELLIPSIS,
     has_glyph,
     readable,
-    rounded_mask,
+    round_corners,
     shapes,
     shorten,
     text_width,
@@ -67,7 +67,7 @@ def test_shapes_touch_nothing_outside_of_their_box():
 
 
 def test_rounded_corners():
-    mask = rounded_mask((30, 20), 6)
+    mask = round_corners((30, 20), 6)
     assert mask.size == (30, 20) and mask.getpixel((0, 0)) < 40 and mask.getpixel((15, 10)) == 255
 
 

@@ -321,7 +321,7 @@ def test_every_product_of_the_registry_holds_the_contract():
     for name in names("products"):
         product = load("products", name)()
         assert isinstance(product, RoundedProduct) and product.unfit(CPU) == ""
-        codes, scale = product.rounded(torch.randn(4, 32))
+        codes, scale = product.round_rows(torch.randn(4, 32))
         assert codes.dtype == KINDS[name][1] and scale.shape == (4, 1) and scale.dtype == torch.float32
 
 

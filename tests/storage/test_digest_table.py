@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from chroma_trainer.trainer_core.storage.atomic import sha256_text
-from chroma_trainer.trainer_core.storage.digest_table import DigestTable, digests, first_of_each, sorted_order
+from chroma_trainer.trainer_core.storage.digest_table import DigestTable, argsort_rows, digests, first_of_each
 
 
 def test_digests_are_in_the_order_of_hex_keys_and_differ_where_keys_do():
     keys = [sha256_text(str(i)) for i in range(200)]
-    assert [keys[i] for i in sorted_order(digests(keys))] == sorted(keys)
+    assert [keys[i] for i in argsort_rows(digests(keys))] == sorted(keys)
     strange = ["", "a", "A", "\udcff", " " * 64, "0" * 64, "z" * 64, keys[0], keys[0].upper() + "0"]
     assert len(first_of_each(digests(strange))) == len(strange)
     assert first_of_each(digests(["b", "a", "b", "c", "a"])).tolist() == [0, 1, 3]

@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.trackers.event_file import (
     EventFile,
     crc32c,
     field,
-    masked_crc,
+    mask_crc,
     record,
     scalar,
     single,
@@ -48,8 +48,8 @@ def test_lanes_give_the_plain_checksum(length, monkeypatch):
 def test_a_record():
     raw = record(b"abc")
     length, of_length = struct.unpack("<QI", raw[:12])
-    assert (length, of_length) == (3, masked_crc(raw[:8])) and raw[12:15] == b"abc"
-    assert struct.unpack("<I", raw[15:]) == (masked_crc(b"abc"),)
+    assert (length, of_length) == (3, mask_crc(raw[:8])) and raw[12:15] == b"abc"
+    assert struct.unpack("<I", raw[15:]) == (mask_crc(b"abc"),)
 
 
 def test_numbers_of_messages():

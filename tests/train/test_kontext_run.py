@@ -11,9 +11,9 @@ import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.config.degradation import steps_of
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.data.cache.latents import placed, to_tensor
+from chroma_trainer.trainer_core.data.cache.latents import place_image, to_tensor
 from chroma_trainer.trainer_core.data.dataset import build_index
-from chroma_trainer.trainer_core.data.degradation import degraded
+from chroma_trainer.trainer_core.data.degradation import degrade
 from chroma_trainer.trainer_core.data.source.decode import decode
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import PreviewReady
@@ -25,7 +25,7 @@ from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.batch import beginnings
+from chroma_trainer.trainer_core.train.step.batch import stack_references
 from PIL import Image, ImageOps
 
 
@@ -68,7 +68,7 @@ def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
     for sample in built.samples:
         start = built.references.get(sample)
         assert start.shape == built.latents.get(sample).shape
-        alone = beginnings(built, [sample])["reference"]
+        alone = stack_references(built, [sample])["reference"]
         assert torch.equal(alone[0], start)
     seen = {built.references.get(sample).sum().item() for sample in built.samples}
     assert len(seen) == len(built.samples) and codec.channels == 16
@@ -120,8 +120,8 @@ def test_the_start_is_the_target_made_worse(workshop, request_of, mended):
     built = build_run(plan, host, Phases())
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     sample = built.samples[0]
-    picture = placed(decode(plan.index.read(sample)), sample)
-    start = degraded(picture, steps_of("shrink 2-4 + jpeg 10-30"), plan.references.of(sample).sha256)
+    picture = place_image(decode(plan.index.read(sample)), sample)
+    start = degrade(picture, steps_of("shrink 2-4 + jpeg 10-30"), plan.references.of(sample).sha256)
     assert torch.equal(built.references.get(sample), codec.encode(to_tensor(start)[None])[0].float())
     assert not torch.equal(built.references.get(sample), built.latents.get(sample))
     assert set(sample.captions) == {"sks, sharpen the image", "sks, enhance it"}

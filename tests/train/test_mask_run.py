@@ -51,7 +51,7 @@ def built(workshop, request):
 def test_no_gradient_from_under_black(workshop, own, monkeypatch):
     _, request = own
     made = built(workshop, request(plain=False, caption_dropout=0.0))
-    make, seen = loop_module.micro_batch, []
+    make, seen = loop_module.make_batch, []
 
     def spoilt(run_, micro):
         batch = make(run_, micro)
@@ -66,12 +66,12 @@ def test_no_gradient_from_under_black(workshop, own, monkeypatch):
         return loss.item(), [parameter.grad for parameter in made.parameters]
 
     loss, gradients = learnt()
-    monkeypatch.setattr(loop_module, "micro_batch", spoilt)
+    monkeypatch.setattr(loop_module, "make_batch", spoilt)
     again, same = learnt()
     assert again == loss > 0 and 0 < seen[0] < 1
     assert all(torch.equal(one, other) for one, other in zip(gradients, same, strict=True))
     assert any(gradient.any() for gradient in gradients)
-    monkeypatch.setattr(loop_module, "micro_batch", lambda run_, micro: replace(spoilt(run_, micro), weight=None))
+    monkeypatch.setattr(loop_module, "make_batch", lambda run_, micro: replace(spoilt(run_, micro), weight=None))
     assert learnt()[0] > 100 * loss
 
 

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.batch import make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from safetensors.torch import load_file
 
@@ -43,8 +43,8 @@ def test_the_loss_of_a_mixed_batch_is_the_formula(workshop, kind):
     made = build_run(plan_run(asked, host), host, Phases())
     for layer in made.layers.values():
         torch.nn.init.normal_(layer.lora_B, std=0.05)
-    micro = next(m for m in range(20) if (found := micro_batch(made, m).prior) is not None and found.any() and not found.all())
-    batch = micro_batch(made, micro)
+    micro = next(m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all())
+    batch = make_batch(made, micro)
     assert batch.prior is not None
 
     def predicted(strength: float) -> torch.Tensor:

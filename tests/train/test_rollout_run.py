@@ -18,9 +18,9 @@ from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.batch import make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
-from chroma_trainer.trainer_core.train.step.scheduled_sampling import rolled_out
+from chroma_trainer.trainer_core.train.step.scheduled_sampling import roll_out
 from PIL import Image, ImageOps
 
 ALWAYS = {"rollout_probability": 1.0, "rollout_steps": 3}
@@ -56,9 +56,9 @@ def request_of(request, workshop, tiny_flux_model, tmp_path_factory):
 
 def test_the_loss_of_a_rolled_out_batch_is_the_formula(workshop, request_of):
     made = built(workshop, request_of(**ALWAYS))
-    micro = next(m for m in range(20) if len(micro_batch(made, m).levels) == 4 and len(micro_batch(made, m).sigma) == 2)
-    batch = micro_batch(made, micro)
-    straight = micro_batch(replace(made, config=replace(made.config, rollout_probability=0.0)), micro)
+    micro = next(m for m in range(20) if len(make_batch(made, m).levels) == 4 and len(make_batch(made, m).sigma) == 2)
+    batch = make_batch(made, micro)
+    straight = make_batch(replace(made, config=replace(made.config, rollout_probability=0.0)), micro)
     assert torch.equal(batch.sigma, straight.sigma) and torch.equal(batch.levels[-1], batch.sigma)
     x = interpolate(batch.x0, batch.velocity + batch.x0, batch.levels[0])[0]
     torch.testing.assert_close(batch.x_sigma, x, rtol=0, atol=1e-6)
@@ -88,7 +88,7 @@ def test_cancelled_and_resumed_it_is_the_same(workshop, request_of):
 def test_only_the_last_pass_has_a_gradient(workshop):
     """As if the input were a constant; and a model that could see through the steps would have another gradient."""
     made = built(workshop, workshop.request(**ALWAYS))
-    batch = rolled_out(made, micro_batch(made, 0))
+    batch = roll_out(made, make_batch(made, 0))
     assert not batch.x_sigma.requires_grad and not batch.velocity.requires_grad
     micro_loss(made, 0).backward()
     gradients = [parameter.grad for parameter in made.parameters]
@@ -104,12 +104,12 @@ def test_without_rollouts_the_record_and_the_batches_are_as_they_were(workshop):
     assert "rollout_probability" not in plain.as_json()["training"] and plain.as_json() == workshop.request(rollout_steps=9).as_json()
     assert workshop.request(**ALWAYS).as_json()["training"]["rollout_steps"] == 3
     made = built(workshop, workshop.request(rollout_probability=0.5))
-    batches = [micro_batch(made, micro) for micro in range(200)]
+    batches = [make_batch(made, micro) for micro in range(200)]
     rolled = [batch for batch in batches if batch.levels is not None]
     assert 70 < len(rolled) < 130 and {len(batch.levels) for batch in rolled} == {2, 3, 4}
     never = replace(made, config=replace(made.config, rollout_probability=0.0))
     for micro, batch in enumerate(batches):
-        other = micro_batch(never, micro)
+        other = make_batch(never, micro)
         assert torch.equal(batch.sigma, other.sigma) and torch.equal(batch.velocity, other.velocity)
         assert (batch.levels is None) == torch.equal(batch.x_sigma, other.x_sigma)
 
@@ -118,8 +118,8 @@ def test_dropout_is_for_the_last_pass_alone(workshop):
     asked = replace(workshop.request(**ALWAYS), adapter=AdapterConfig(dropout=0.5))
     made, plain = built(workshop, asked), built(workshop, workshop.request(**ALWAYS))
     set_micro_(made.layers, 0)
-    batch = micro_batch(made, 0)
-    one, other = rolled_out(made, batch), rolled_out(plain, batch)
+    batch = make_batch(made, 0)
+    one, other = roll_out(made, batch), roll_out(plain, batch)
     assert torch.equal(one.x_sigma, other.x_sigma)
     assert micro_loss(made, 0) != micro_loss(plain, 0)
     assert {layer.dropout.micro for layer in made.layers.values()} == {0}
@@ -129,11 +129,11 @@ def test_what_keeps_the_model_as_it_is_stays_on_the_path(workshop):
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     both = DatasetConfig(tuple(replace(part, prior_preservation=keeps) for keeps in (False, True)), (root, root))
     made = built(workshop, replace(workshop.request(batch_size=4, **ALWAYS), dataset=both))
-    micro = next(m for m in range(20) if (found := micro_batch(made, m).prior) is not None and found.any() and not found.all())
-    batch = micro_batch(made, micro)
+    micro = next(m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all())
+    batch = make_batch(made, micro)
     never = replace(made, config=replace(made.config, rollout_probability=0.0))
-    straight = micro_batch(never, micro)
-    rolled = rolled_out(made, batch)
+    straight = make_batch(never, micro)
+    rolled = roll_out(made, batch)
     assert torch.equal(rolled.x_sigma[batch.prior], straight.x_sigma[batch.prior])
     assert (rolled.share[batch.prior] == 1).all() and (rolled.share[~batch.prior] < 1).all()
     with torch.no_grad():

@@ -88,7 +88,7 @@ def test_native_is_torchs_own_whatever_trains(workshop):
     (module, *_) = attention_modules(studio.transformer)
     set_attention_(studio.transformer, "math")
     trained = module.attend
-    with attention.drawing_attention(studio.transformer, "native"):
+    with attention.use_attention(studio.transformer, "native"):
         assert module.attend is attend
     assert module.attend is trained
 
@@ -156,15 +156,15 @@ def test_a_cpu_is_refused(sage):
 
 
 def test_a_kernel_is_tried_with_the_models_width_and_dtype(sage, monkeypatch):
-    assert attention.tried(CPU, torch.bfloat16, 128) == ""
+    assert attention.try_kernel(CPU, torch.bfloat16, 128) == ""
     sage.factor = 0.0
-    assert attention.tried(CPU, torch.bfloat16, 128) == "is wrong on cpu in bfloat16: off by 1 of attention's size"
+    assert attention.try_kernel(CPU, torch.bfloat16, 128) == "is wrong on cpu in bfloat16: off by 1 of attention's size"
     sage.factor = float("nan")
-    assert "off by nan" in attention.tried(CPU, torch.bfloat16, 128)
+    assert "off by nan" in attention.try_kernel(CPU, torch.bfloat16, 128)
 
     def broken(q, k, v, **keywords):
         assert (q.dtype, q.shape[-1]) == (torch.bfloat16, 128)
         raise FileNotFoundError("no compiler\nstack")
 
     monkeypatch.setattr(sage, "sageattn", broken)
-    assert attention.tried(CPU, torch.bfloat16, 128) == "does not run on cpu in bfloat16 (no compiler)"
+    assert attention.try_kernel(CPU, torch.bfloat16, 128) == "does not run on cpu in bfloat16 (no compiler)"

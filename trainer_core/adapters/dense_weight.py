@@ -16,7 +16,7 @@ class Compressed(Protocol):
         ...
 
 
-def doubled(tensor: Tensor) -> Tensor:
+def to_double(tensor: Tensor) -> Tensor:
     """In fp64; on the CPU where the tensor's device has none (MPS)."""
     try:
         return tensor.double()

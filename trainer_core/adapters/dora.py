@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
-from .dense_weight import dense_weight, doubled
+from .dense_weight import dense_weight, to_double
 from .layer import Update, product_dtype
 from .lora import LoraLinear, LoraPair, row_norms
 
@@ -34,7 +34,7 @@ class DoraLinear(LoraLinear):
         norms = row_norms(dense_weight(base).float()).to(self.lora_A.device)
         self.magnitude = nn.Parameter(norms.clone())
         self.square_norms: Tensor
-        self.register_buffer("square_norms", doubled(norms).square().float().to(norms.device), persistent=False)
+        self.register_buffer("square_norms", to_double(norms).square().float().to(norms.device), persistent=False)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """The norms of the base are known from the base."""
@@ -44,10 +44,10 @@ class DoraLinear(LoraLinear):
         y = self.base(x)
         if self.strength == 0:
             return y
-        seen = self.dropped(x)
+        seen = self.apply_dropout(x)
         product = self._product(y) if seen is x else self.base_product(seen)
         gain = (self.magnitude / self.norms()).to(x.dtype)
-        return y + self.strength * (self.added(product, seen, 1.0) * gain - product)
+        return y + self.strength * (self.add_update(product, seen, 1.0) * gain - product)
 
     @property
     def summed_base(self) -> None:
@@ -70,7 +70,7 @@ class DoraLinear(LoraLinear):
         """A LoRA's file gives what that LoRA gives: its rows keep the lengths that they have with it."""
         pair = self.fitting(update)
         self._take_factors_(pair, fill)
-        weight = doubled(dense_weight(self.base).to(self.magnitude.device))
+        weight = to_double(dense_weight(self.base).to(self.magnitude.device))
         plain = LoraPair(pair.down, pair.up)
         norms = row_norms(weight + plain.delta(weight))
         self.magnitude.copy_((norms if not pair.is_dora else pair.row_factors(weight).flatten() * norms).float())

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .dense_weight import doubled
+from .dense_weight import to_double
 
 OVERSAMPLING = 8
 
@@ -99,7 +99,7 @@ class Directions:
         """x: (tokens, in)."""
         rows = x.detach().float() if self.sketch is None else torch.cat([self.sketch, x.detach().float()])
         # Of the small Gram matrix, in fp64: rows are few hundred, columns are thousands.
-        exact = doubled(rows)
+        exact = to_double(rows)
         values, vectors = torch.linalg.eigh(exact @ exact.t())
         kept = min(self.width, len(values))
         self.sketch = (vectors[:, -kept:].flip(1).t() @ exact).float().to(x.device)
@@ -107,7 +107,7 @@ class Directions:
     def rows(self, count: int) -> Tensor:
         """Unit vectors, the strongest first, (up to count, in): fewer where the inputs span less."""
         assert self.sketch is not None, "nothing was seen"
-        sketch = doubled(self.sketch)
+        sketch = to_double(self.sketch)
         length = sketch.norm(dim=1)
         kept = sketch[: int((length > 1e-6 * length.max()).sum())][:count]
         unit = kept / kept.norm(dim=1, keepdim=True)

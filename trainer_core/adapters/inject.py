@@ -15,7 +15,7 @@ from .lora import LoraLinear
 
 __all__ = [
     "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_", "replace_",
-    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "undropped",
+    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "without_dropout",
 ]  # fmt: skip
 
 PLAIN = AdapterConfig()
@@ -101,7 +101,7 @@ def set_micro_(layers: Mapping[str, AdapterLayer], micro: int | None) -> None:
 
 
 @contextmanager
-def undropped(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
+def without_dropout(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
     """While it lasts nothing drops; then the micro-batch that was named is again."""
     named = {id(d): (d, d.micro) for layer in layers.values() if (d := layer.dropout)}
     set_micro_(layers, None)

@@ -67,7 +67,7 @@ class Update(ABC):
             Misfit: it can't be cut there.
         """
 
-    def swapped(self) -> Update:
+    def swap_halves(self) -> Update:
         """The same with the two halves of the rows exchanged: keys.SWAPPED.
 
         Raises:
@@ -76,7 +76,7 @@ class Update(ABC):
         raise IncompatibleUpdate("its rows can't be exchanged, as the original layout of the last modulation needs it")
 
     @abstractmethod
-    def fused(self, parts: Sequence[Part], norms: Tensor) -> Update:
+    def fuse(self, parts: Sequence[Part], norms: Tensor) -> Update:
         """One update of a weight that holds several layers' rows, of which some may not change.
 
         Args:
@@ -180,7 +180,7 @@ class AdapterLayer(nn.Module, ABC):
         """The change of the weight at strength 1, as the file has it, (out, in), fp64, on the base's device."""
         return self.update().delta(dense_weight(self.base))
 
-    def dropped(self, x: Tensor) -> Tensor:
+    def apply_dropout(self, x: Tensor) -> Tensor:
         """The input of the update: elements are zeroed with probability `rate`, the others scaled by 1 / (1 - rate)."""
         drop = self.dropout
         if drop is None or drop.micro is None or not drop.rate:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
-from .dense_weight import doubled
+from .dense_weight import to_double
 from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
 NAMES = ("w1_a", "w1_b", "w2_a", "w2_b")
@@ -52,7 +52,7 @@ class LohaUpdate(Update):
         return self.w1_a.shape[0], self.w1_b.shape[1]
 
     def delta(self, weight: Tensor) -> Tensor:
-        a1, b1, a2, b2 = (doubled(getattr(self, name).to(weight.device)) for name in NAMES)
+        a1, b1, a2, b2 = (to_double(getattr(self, name).to(weight.device)) for name in NAMES)
         return (a1 @ b1) * (a2 @ b2) * self.scale
 
     def applied(self, x: Tensor) -> Tensor:
@@ -73,11 +73,11 @@ class LohaUpdate(Update):
         alpha = None if self.alpha is None else self.scale * int(used.sum())
         return LohaUpdate(w1_a[:, used], self.w1_b[used], w2_a[:, used], self.w2_b[used], alpha)
 
-    def swapped(self) -> LohaUpdate:
+    def swap_halves(self) -> LohaUpdate:
         half = len(self.w1_a) // 2
         return replace(self, w1_a=self.w1_a.roll(half, 0), w2_a=self.w2_a.roll(half, 0))
 
-    def fused(self, parts: Sequence[Part], norms: Tensor) -> LohaUpdate:
+    def fuse(self, parts: Sequence[Part], norms: Tensor) -> LohaUpdate:
         """Both products are block by block those of the parts, so that the elementwise product is theirs as well."""
         pairs = [(rows, part) for rows, part in parts if isinstance(part, LohaUpdate)]
         wide = {side: torch.cat([getattr(part, f"{side}_b") for _, part in pairs]) for side in ("w1", "w2")}
@@ -123,7 +123,7 @@ class LohaLinear(AdapterLayer):
         if self.strength == 0:
             return y
         delta: Any = _Hadamard.apply(self.w1_a, self.w1_b, self.w2_a, self.w2_b)
-        return y + F.linear(self.dropped(x), (delta * (self.scale * self.strength)).to(x.dtype))
+        return y + F.linear(self.apply_dropout(x), (delta * (self.scale * self.strength)).to(x.dtype))
 
     @torch.no_grad()
     def start_(self, start: Start) -> None:

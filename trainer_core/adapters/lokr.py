@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES, AdapterConfig
-from .dense_weight import doubled
+from .dense_weight import to_double
 from .initializers import gaussian, uniform
 from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
@@ -80,7 +80,7 @@ class LokrUpdate(Update):
 
     def delta(self, weight: Tensor) -> Tensor:
         w1, w2 = (
-            _product(*(None if t is None else doubled(t.to(weight.device)) for t in side))
+            _product(*(None if t is None else to_double(t.to(weight.device)) for t in side))
             for side in ((self.w1, self.w1_a, self.w1_b), (self.w2, self.w2_a, self.w2_b))
         )
         return torch.kron(w1, w2) * self.scale
@@ -106,7 +106,7 @@ class LokrUpdate(Update):
         assert self.w1_a is not None
         return replace(self, w1_a=self.w1_a[some])
 
-    def fused(self, parts: Sequence[Part], norms: Tensor) -> LokrUpdate:
+    def fuse(self, parts: Sequence[Part], norms: Tensor) -> LokrUpdate:
         raise IncompatibleUpdate("a Kronecker product of fused rows is none of its parts")
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
@@ -169,7 +169,7 @@ class LokrLinear(AdapterLayer):
             return y
         w1, w2 = _product(self.w1, self.w1_a, self.w1_b), _product(self.w2, self.w2_a, self.w2_b)
         w1 = w1 * (self.scale * self.strength)
-        return y + kron_linear(self.dropped(x), w1.to(x.dtype), w2.to(x.dtype))
+        return y + kron_linear(self.apply_dropout(x), w1.to(x.dtype), w2.to(x.dtype))
 
     @torch.no_grad()
     def start_(self, start: Start) -> None:
@@ -189,7 +189,7 @@ class LokrLinear(AdapterLayer):
             found = {name: tuple(t.shape) for name in wanted if (t := getattr(update, name)) is not None}
             if wanted != found or update.scale != self.scale:
                 raise IncompatibleUpdate(
-                    f"the file's factors are {_told(update)} at scale {update.scale:g} and the run's {wanted} at scale "
+                    f"the file's factors are {_describe_parts(update)} at scale {update.scale:g} and the run's {wanted} at scale "
                     f"{self.scale:g}; set rank, alpha, lokr_factor and lokr_decompose_both to the file's"
                 )
         for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"):
@@ -227,6 +227,6 @@ def _product(whole: Tensor | None, a: Tensor | None, b: Tensor | None) -> Tensor
     return a @ b
 
 
-def _told(update: LokrUpdate) -> dict[str, tuple[int, ...]]:
+def _describe_parts(update: LokrUpdate) -> dict[str, tuple[int, ...]]:
     names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
     return {name: tuple(t.shape) for name in names if (t := getattr(update, name)) is not None}

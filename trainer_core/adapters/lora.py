@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import KIND_RULES
 from ..registry import load
-from .dense_weight import dense_weight, doubled
+from .dense_weight import dense_weight, to_double
 from .initializers import gaussian, olora, orthogonal, pissa, uniform
 from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
 
@@ -70,15 +70,15 @@ class LoraPair(Update):
         return self.up.shape[0], self.down.shape[1]
 
     def delta(self, weight: Tensor) -> Tensor:
-        product = doubled(self.up.to(weight.device)) @ doubled(self.down.to(weight.device))
+        product = to_double(self.up.to(weight.device)) @ to_double(self.down.to(weight.device))
         if not self.is_dora:
             return product
-        weight = doubled(weight)
+        weight = to_double(weight)
         return (weight + product) * self.row_factors(weight) - weight
 
     def row_factors(self, weight: Tensor) -> Tensor:
         """What each row of W + up @ down is multiplied by, (out, 1), fp64. weight: (out, in)."""
-        weight = doubled(weight)
+        weight = to_double(weight)
         if self.magnitude is not None:
             product = self.up.to(weight.device).double() @ self.down.to(weight.device).double()
             return self.magnitude.to(weight).reshape(-1, 1) / row_norms(weight + product)[:, None]
@@ -109,9 +109,9 @@ class LoraPair(Update):
             magnitude=None if self.magnitude is None else self.magnitude[rows],
             ratio=None if self.ratio is None else self.ratio[rows],
         )  # fmt: skip
-        return cut.trimmed()
+        return cut.trim()
 
-    def swapped(self) -> LoraPair:
+    def swap_halves(self) -> LoraPair:
         def turned(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.roll(len(self.up) // 2, 0)
 
@@ -119,12 +119,12 @@ class LoraPair(Update):
             self, up=self.up.roll(len(self.up) // 2, 0), magnitude=turned(self.magnitude), ratio=turned(self.ratio)
         )
 
-    def trimmed(self) -> LoraPair:
+    def trim(self) -> LoraPair:
         """Without the directions that add nothing: what is cut from a fused file has two thirds of them."""
         used = self.up.any(0)
         return self if used.all() or not used.any() else replace(self, down=self.down[used], up=self.up[:, used])
 
-    def fused(self, parts: Sequence[Part], norms: Tensor) -> LoraPair:
+    def fuse(self, parts: Sequence[Part], norms: Tensor) -> LoraPair:
         pairs = [(rows, pair) for rows, pair in parts if isinstance(pair, LoraPair)]
         down = torch.cat([pair.down for _, pair in pairs])
         up = down.new_zeros(len(norms), len(down))
@@ -180,9 +180,9 @@ class LoraLinear(AdapterLayer):
         y = self.base(x)
         if self.strength == 0:
             return y
-        return self.added(y, self.dropped(x), self.strength)
+        return self.add_update(y, self.apply_dropout(x), self.strength)
 
-    def added(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
         """y + strength * s B A x. y: (..., out), x: (..., in)."""
         down, up = self.factors(moved_from_start=not self.base_keeps_start)
         inner = F.linear(x, down.to(x.dtype))
@@ -242,7 +242,7 @@ class LoraLinear(AdapterLayer):
     def fitting(self, update: Update) -> LoraPair:
         if not isinstance(update, LoraPair):
             raise IncompatibleUpdate(f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that")
-        pair = update if update.rank <= self.rank else update.trimmed()
+        pair = update if update.rank <= self.rank else update.trim()
         if pair.rank > self.rank:
             raise IncompatibleUpdate(
                 f"the file's rank is {pair.rank} and the run's is {self.rank}; set rank to {pair.rank} or more"

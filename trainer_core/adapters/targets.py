@@ -32,10 +32,10 @@ def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> lis
     from torch import nn
 
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    return chosen_layers(names, family, text)
+    return choose_layers(names, family, text)
 
 
-def chosen_layers(names: Sequence[str], family: Adaptable, text: str) -> list[str]:
+def choose_layers(names: Sequence[str], family: Adaptable, text: str) -> list[str]:
     """Those that learn, in the order of names. Needs no torch.
 
     Args:

@@ -10,7 +10,7 @@ from .dataset import DatasetConfig
 from .memory import MemoryConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
-from .serialize import recorded
+from .serialize import to_record
 from .training import TrainingConfig
 from .validation import ValidationConfig
 
@@ -29,7 +29,7 @@ class TrainRequest:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values. Paths of this machine are left out: the file travels. See record.py."""
-        return recorded(self)
+        return to_record(self)
 
     @property
     def validation_reference(self) -> str:

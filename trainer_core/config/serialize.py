@@ -13,10 +13,10 @@ import dataclasses
 from typing import Any
 
 
-def recorded(value: Any) -> Any:
+def to_record(value: Any) -> Any:
     """Settings, or what they consist of, as JSON values (tuples stay tuples)."""
     if isinstance(value, tuple | list):
-        return type(value)(recorded(item) for item in value)
+        return type(value)(to_record(item) for item in value)
     if not dataclasses.is_dataclass(value):
         return value
     paths, left_out = getattr(value, "PATHS", ()), set(getattr(value, "UNRECORDED", ()))
@@ -26,7 +26,7 @@ def recorded(value: Any) -> Any:
     return {
         field.name: last_of_path(getattr(value, field.name))
         if field.name in paths
-        else recorded(getattr(value, field.name))
+        else to_record(getattr(value, field.name))
         for field in dataclasses.fields(value)
         if field.name not in left_out
     }

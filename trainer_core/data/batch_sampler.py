@@ -33,7 +33,7 @@ class BatchPlan:
         sizes = np.asarray(buckets, dtype=np.int64).reshape(-1, 2)
         kinds, number = np.unique(sizes, axis=0, return_inverse=True)  # sorted, as Python sorts pairs
         number, counts = number.reshape(-1), np.asarray(repeats, dtype=np.int64)
-        self._members = [_repeated(np.flatnonzero(number == kind), counts) for kind in range(len(kinds))]
+        self._members = [_repeat_members(np.flatnonzero(number == kind), counts) for kind in range(len(kinds))]
         self.num_samples = int(counts.sum())
         self._ends = np.cumsum([-(-len(members) // batch_size) for members in self._members])  # batches, by bucket
         self.batches_per_epoch = int(self._ends[-1])
@@ -44,7 +44,7 @@ class BatchPlan:
         epoch, place = divmod(micro_step, self.batches_per_epoch)
         number, drawn = self._epoch
         if number != epoch:
-            drawn = self._shuffled(epoch)
+            drawn = self._shuffle(epoch)
             self._epoch = epoch, drawn  # one assignment: another thread sees the whole of it
         orders, batches = drawn
         batch = int(batches[place])
@@ -52,7 +52,7 @@ class BatchPlan:
         first = (batch - (int(self._ends[kind - 1]) if kind else 0)) * self.batch_size
         return tuple(self._members[kind][orders[kind][first : first + self.batch_size]].tolist())
 
-    def _shuffled(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def _shuffle(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Each bucket's samples shuffled (and cut into batches in that order), then the epoch's batches shuffled."""
         draw = generator(self.seed, "order", epoch)
         orders = [_short(torch.randperm(len(members), generator=draw).numpy()) for members in self._members]
@@ -69,7 +69,7 @@ class BatchPlan:
         )
 
 
-def _repeated(members: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+def _repeat_members(members: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     return _short(np.repeat(members, repeats[members]))
 
 

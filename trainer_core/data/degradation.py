@@ -15,7 +15,7 @@ from ..seeds import generator
 SEED = 0  # pairs belong to the dataset: another seed of the run finds the same ones, and their latents in the cache
 
 
-def degraded(image: Image.Image, steps: Sequence[Step], *source: int | str) -> Image.Image:
+def degrade(image: Image.Image, steps: Sequence[Step], *source: int | str) -> Image.Image:
     """The picture after every step, each with a strength drawn evenly from its range.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..storage.atomic import sha256_text
-from ..storage.digest_table import digests, sorted_order
+from ..storage.digest_table import argsort_rows, digests
 from .sample_table import Chosen, Sample
 
 
@@ -24,9 +24,9 @@ def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Se
         return samples, ()
     count = min(len(samples) - 1, max(1, round(share * len(samples))))
     is_held = np.zeros(len(samples), dtype=bool)
-    is_held[sorted_order(digests(sha256_text("holdout", sample.key) for sample in samples))[:count]] = True
-    return _chosen(samples, ~is_held), _chosen(samples, is_held)
+    is_held[argsort_rows(digests(sha256_text("holdout", sample.key) for sample in samples))[:count]] = True
+    return _choose(samples, ~is_held), _choose(samples, is_held)
 
 
-def _chosen(samples: Sequence[Sample], which: np.ndarray) -> Chosen:
+def _choose(samples: Sequence[Sample], which: np.ndarray) -> Chosen:
     return Chosen(samples, np.flatnonzero(which).astype(np.uint32))

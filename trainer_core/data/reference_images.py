@@ -18,7 +18,7 @@ from ..storage.digest_table import Numbers
 from .buckets import Placement
 from .cache.latents import LatentCache
 from .dataset import Index
-from .degradation import degraded
+from .degradation import degrade
 from .sample_table import Sample, SampleTable, TableWriter
 from .source.backend import Backend, Entry, stem
 from .source.decode import BrokenImage, decode
@@ -49,7 +49,7 @@ class References:
 
     def change(self, image: Image.Image, start: Sample) -> Image.Image:
         """What a sample of the index looks like, made of its picture at the size of training."""
-        return degraded(image, self.steps[start.part], start.sha256)
+        return degrade(image, self.steps[start.part], start.sha256)
 
 
 class Targeted(SampleTable):

@@ -114,7 +114,7 @@ def columns(samples: Sequence[Sample]) -> np.ndarray:
         return samples.rows
     if isinstance(samples, Chosen):
         return columns(samples.samples)[samples.numbers]
-    return np.frombuffer(b"".join(_packed(sample, 0) for sample in samples), dtype=ROW)
+    return np.frombuffer(b"".join(_pack_row(sample, 0) for sample in samples), dtype=ROW)
 
 
 class TableWriter:
@@ -129,7 +129,7 @@ class TableWriter:
         self._text_end += len(text)
         self._num_rows += 1
         self._texts.write(text)
-        self._rows.write(_packed(sample, self._text_end))
+        self._rows.write(_pack_row(sample, self._text_end))
 
     def finish(self, path_of: Callable[[int, str], str]) -> SampleTable:
         if not self._num_rows:
@@ -143,7 +143,7 @@ class TableWriter:
         return table
 
 
-def _packed(sample: Sample, text_end: int) -> bytes:
+def _pack_row(sample: Sample, text_end: int) -> bytes:
     """A row of dtype ROW."""
     place = sample.placement
     pairs = *sample.size, *place.bucket, *place.resize, *place.crop

@@ -89,7 +89,7 @@ class GuidanceRun:
         """Share of the negative prompt's evaluations that were saved."""
         return self.alone / max(1, self.alone + self.both)
 
-    def denoised(self, sigma: float, predict: Predict, combine: Combine = guide) -> Tensor:
+    def denoise(self, sigma: float, predict: Predict, combine: Combine = guide) -> Tensor:
         """The guided denoised latents of one evaluation.
 
         Args:

@@ -249,15 +249,15 @@ class Shifted(Density):
 
     def pdf(self, sigma: Tensor) -> Tensor:
         slope = self.shift / (self.shift - (self.shift - 1) * sigma).square()
-        return self.inner.pdf(self._unshifted(sigma)) * slope
+        return self.inner.pdf(self._unshift(sigma)) * slope
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        return self.inner.cdf(self._unshifted(sigma))
+        return self.inner.cdf(self._unshift(sigma))
 
     def quantile(self, u: Tensor) -> Tensor:
         return shift_sigma(self.inner.quantile(u), self.shift).clamp(0, 1)
 
-    def _unshifted(self, sigma: Tensor) -> Tensor:
+    def _unshift(self, sigma: Tensor) -> Tensor:
         return shift_sigma(sigma, 1 / self.shift).clamp(0, 1)  # rounding may pass 1
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 INTERVALS = (64, 8, 4, 3, 2, 1)  # of checkpointing, from the fastest
 
-def recomputed_places(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
+def places_to_recompute(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
     """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them.
 
     Args:
@@ -36,9 +36,9 @@ def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1, spare_las
 
     Same outputs and gradients; once is enough. Goes around what a block's forward is by then (memory/group_offload.py).
     """
-    for block in (blocks[i] for i in recomputed_places(len(blocks), interval, spare_last)):
+    for block in (blocks[i] for i in places_to_recompute(len(blocks), interval, spare_last)):
         if not is_checkpointed(block):
-            block.forward = functools.partial(_recomputed, block, block.forward)
+            block.forward = functools.partial(_recompute, block, block.forward)
 
 
 def store_blocks_(blocks: Sequence[nn.Module]) -> None:
@@ -53,7 +53,7 @@ def store_blocks_(blocks: Sequence[nn.Module]) -> None:
 def is_checkpointed(block: nn.Module) -> bool:
     """Whether checkpoint_blocks_ was here."""
     forward = block.__dict__.get("forward")
-    return isinstance(forward, functools.partial) and forward.func is _recomputed
+    return isinstance(forward, functools.partial) and forward.func is _recompute
 
 
 class Unread(AbstractContextManager[None]):
@@ -85,9 +85,9 @@ class Unread(AbstractContextManager[None]):
 
 def unread_layers(block: nn.Module, *args: Any, **kwargs: Any) -> Sequence[nn.Module]:
     """What a block that is called like this need not compute again. Compiled blocks save what their compiler chose: nothing of them."""
-    if not hasattr(block, "summed") or getattr(block, "is_compiled", False):
+    if not hasattr(block, "unread_layers") or getattr(block, "is_compiled", False):
         return ()
-    return block.summed(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+    return block.unread_layers(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
 
 def _first_token(forward: Any, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _first_token(forward: Any, x: Tensor) -> Tensor:
     return first.expand(x.shape[:-1].numel(), -1).view(*x.shape[:-1], first.shape[-1])
 
 
-def _recomputed(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _recompute(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     names, count = list(kwargs), len(args)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError
-from .group_offload import frozen_places, inner_tensors, like, rebuilt
+from .group_offload import find_frozen, inner_tensors, like, rebuilt
 
 
 def wait_on_disk_(blocks: Sequence[nn.Module], folder: Path) -> int:
@@ -25,7 +25,7 @@ def wait_on_disk_(blocks: Sequence[nn.Module], folder: Path) -> int:
     total = 0
     for i, block in enumerate(blocks):
         path = folder / f"block-{i:03}.safetensors"
-        places = frozen_places(block)
+        places = find_frozen(block)
         plains = [inner_tensors(place.home.detach()) for place in places]
         if not path.is_file():
             _write(path, {f"{j}.{k}": t.contiguous() for j, ts in enumerate(plains) for k, t in enumerate(ts)})

@@ -60,10 +60,10 @@ class GroupOffload:
 
     def __init__(self, groups: Sequence[Sequence[nn.Module]], device: torch.device, ahead: bool = False):
         self.device, self.ahead = device, ahead and works_beside(device)
-        self.groups = [[place for module in group for place in frozen_places(module)] for group in groups]
+        self.groups = [[place for module in group for place in find_frozen(module)] for group in groups]
         if self.ahead:
             memory = PinnedMemory(sum(bytes_of(i) for group in self.groups for place in group for i in inner_tensors(place.home)))
-            self.groups = [[_pinned(place, memory) for place in group] for group in self.groups]
+            self.groups = [[_pin(place, memory) for place in group] for group in self.groups]
         self._stream = module_of(device).Stream(device) if self.ahead else None
         self._here: dict[int, list[Tensor]] = {}
         self._coming: dict[int, tuple[list[Tensor], Any]] = {}
@@ -74,7 +74,7 @@ class GroupOffload:
         if group not in self._here:
             for other in list(self._here):
                 self.release(other)
-            self._here[group] = self._arrived(group)
+            self._here[group] = self._wait_for(group)
             for i, (place, tensor) in enumerate(zip(self.groups[group], self._here[group], strict=True)):
                 place.put(tensor)
                 self._by_storage[storage_key(tensor)] = group, i
@@ -115,7 +115,7 @@ class GroupOffload:
         tensor = self.acquire(note.group)[note.place].detach()
         return tensor if note.geometry is None else tensor.as_strided(*note.geometry)
 
-    def _arrived(self, group: int) -> list[Tensor]:
+    def _wait_for(self, group: int) -> list[Tensor]:
         tensors, event = self._coming.pop(group, (None, None))
         if tensors is None or event is None:
             return [_on(place.home, self.device) for place in self.groups[group]]
@@ -162,7 +162,7 @@ def swap_blocks_(
 
 def swap_leaves_(blocks: Sequence[nn.Module], device: torch.device, *, ahead: bool = False) -> GroupOffload:
     """Every frozen Linear of the blocks comes to the device by itself; the small rest of a block stays there."""
-    leaves = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear) and frozen_places(m)]
+    leaves = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear) and find_frozen(m)]
     swap = GroupOffload([[leaf] for leaf in leaves], device, ahead)
     for i, leaf in enumerate(leaves):
         leaf.forward = functools.partial(_leaf, swap, i, leaf.forward)  # pyright: ignore[reportAttributeAccessIssue]
@@ -177,10 +177,10 @@ def _with_group(swap: GroupOffload, group: int, forward: Any, *args: Any, **kwar
 def save_as_notes_(blocks: Sequence[nn.Module], swap: GroupOffload | None, host: SavedOnHost | None) -> None:
     """For blocks that are not checkpointed: autograd keeps notes of swapped weights, and activations on the host."""
     for block in blocks:
-        block.forward = functools.partial(_noted, swap, host, block.forward)
+        block.forward = functools.partial(_save_refs, swap, host, block.forward)
 
 
-def _noted(swap: GroupOffload | None, host: SavedOnHost | None, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _save_refs(swap: GroupOffload | None, host: SavedOnHost | None, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
 
@@ -225,7 +225,7 @@ def _leaf(swap: GroupOffload, group: int, forward: Any, x: Tensor) -> Tensor:
     return _FrozenLinear.apply(x, swap, group, forward, torch.is_grad_enabled())  # type: ignore[return-value]
 
 
-def frozen_places(module: nn.Module) -> list[WeightSlot]:
+def find_frozen(module: nn.Module) -> list[WeightSlot]:
     """Every frozen parameter and buffer of a module and its parts."""
     found = []
     for part in module.modules():
@@ -238,10 +238,10 @@ def frozen_places(module: nn.Module) -> list[WeightSlot]:
     return found
 
 
-def _pinned(place: WeightSlot, memory: PinnedMemory) -> WeightSlot:
+def _pin(place: WeightSlot, memory: PinnedMemory) -> WeightSlot:
     """In its module the pinned home takes the other's place at once, so that the base does not lie in RAM twice."""
     tensor = place.home.detach()
-    home = rebuilt(tensor, [memory.copied(inner) for inner in inner_tensors(tensor)])
+    home = rebuilt(tensor, [memory.copy_in(inner) for inner in inner_tensors(tensor)])
     made = WeightSlot(place.module, place.name, place.is_buffer, like(place.home, home))
     made.put(made.home)
     return made

@@ -23,7 +23,7 @@ class PinnedMemory:
         self._left, self._chunk, self._used = total_bytes, torch.empty(0, dtype=torch.uint8), 0
         self.reserved_bytes = 0
 
-    def copied(self, tensor: Tensor) -> Tensor:
+    def copy_in(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of a tensor of the host."""
         size = bytes_of(tensor)
         if self._used + size > len(self._chunk):

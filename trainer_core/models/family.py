@@ -70,11 +70,11 @@ class Family(Protocol):
         """What a LoRA's header says of its base: ss_base_model_version, and modelspec.architecture, such as "chroma/lora"."""
         ...
 
-    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+    def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
         """The settings as this model is trained with them: a flavour may ask for its own noise levels."""
         ...
 
-    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+    def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         """The settings as pictures are drawn with them: steps, cfg, scheduler and shift of the model where they are left to it."""
         ...
 

@@ -15,7 +15,7 @@ from ..errors import Problem, UserError
 from ..host import collect
 from .family import Convert
 from .latent_packing import image_ids
-from .loading.locate import SINGLE_FILES, Part, cached_folder, find_part, is_local, is_offline
+from .loading.locate import SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
 MAX_ROPE_GRIDS = 32  # picture shapes whose positions are kept: every bucket of a usual dataset
@@ -27,7 +27,7 @@ class FluxLikeFamily:
     pixel_step = 16
     transformer_kind: ClassVar[Kind]
 
-    def shaped(self, part: Part, weights: Weights) -> Any:
+    def build_on_meta(self, part: Part, weights: Weights) -> Any:
         """The transformer of these files on the meta device."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class FluxLikeFamily:
         """The transformer, filled, and the files it came from."""
         part = find_part(model, "transformer")
         weights = Weights(part.files, self.transformer_kind, mapped=convert is None)
-        transformer = self.shaped(part, weights)
+        transformer = self.build_on_meta(part, weights)
         layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
         load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
         return transformer, weights
@@ -99,7 +99,7 @@ def check_hub(repo: str, part: str) -> None:
     Raises:
         UserError: it is not in the cache, and no network may be asked.
     """
-    if cached_folder(repo, part) is None and is_offline():
+    if find_cached(repo, part) is None and is_offline():
         raise UserError.at(
             "repo",
             f"{repo}/{part} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config.model import ModelConfig
 from ..storage.safetensors_header import header_of
-from .loading.locate import is_local, shipped_config
+from .loading.locate import is_local, load_shipped_config
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
 TEXT_ATTENTION = ("*.attn.add_q_proj", "*.attn.add_k_proj", "*.attn.add_v_proj", "*.attn.to_add_out")
@@ -80,7 +80,7 @@ class Linears:
                 return _of(config) if config.get("_class_name") == self.class_name else _of_keys(header_of(file)[0])
             if is_local(model.repo):
                 return _of(_config(Path(model.repo) / "transformer" / "config.json"))
-            return _of(shipped_config(self.released))
+            return _of(load_shipped_config(self.released))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -211,7 +211,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """norm(x) (1 + scale) + shift, the norm without weights of its own. shift, scale: (B, 1, width)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
@@ -244,14 +244,14 @@ class DoubleBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(text, image). rows: (B, 6, 1, width): shift, scale, gate of attention, then of the feed-forward part."""
         a, c = image_rows.unbind(1), text_rows.unbind(1)
-        from_image, from_text = self.attn(modulated(image, a[0], a[1]), modulated(text, c[0], c[1]), positions, mask)
+        from_image, from_text = self.attn(modulate(image, a[0], a[1]), modulate(text, c[0], c[1]), positions, mask)
         image = torch.addcmul(image, a[2], from_image)
-        image = torch.addcmul(image, a[5], self.ff(modulated(image, a[3], a[4])))
+        image = torch.addcmul(image, a[5], self.ff(modulate(image, a[3], a[4])))
         text = torch.addcmul(text, c[2], from_text)
-        text = torch.addcmul(text, c[5], self.ff_context(modulated(text, c[3], c[4])))
+        text = torch.addcmul(text, c[5], self.ff_context(modulate(text, c[3], c[4])))
         return finite(text), image
 
-    def summed(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
+    def unread_layers(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
         """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
         if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:  # gates learn; finite() reads
             return []
@@ -272,10 +272,10 @@ class SingleBlock(nn.Module):
     ) -> Tensor:
         """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
         shift, scale, gate = rows.unbind(1)
-        x = modulated(joint, shift, scale)
+        x = modulate(joint, shift, scale)
         both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
         return finite(torch.addcmul(joint, gate, self.proj_out(both)))
 
-    def summed(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
+    def unread_layers(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
         """See DoubleBlock.summed."""
         return [] if rows.requires_grad or joint.dtype == torch.float16 else [self.proj_out]

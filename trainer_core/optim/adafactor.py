@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import ExactOptimizer, Lot, count_
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 EPS_SQUARE = 1e-30  # epsilon 1 and 2 of the paper, section 8
 EPS_SIZE = 1e-3
@@ -49,7 +49,7 @@ def build(
 ) -> Adafactor:
     """Adafactor without momentum, unless beta1 is set."""
     numbers = {"beta1": config.beta1, "scale_parameter": config.adafactor_scale_parameter}
-    return Adafactor(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+    return Adafactor(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "adafactor_scale_parameter"}), usual_rates=(1e-5, 1e-3))

@@ -6,7 +6,7 @@ import torch
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import AdamW
-from .optimizer import OptimizerPart, Params, flat, listed
+from .optimizer import OptimizerPart, Params, as_list, flat
 
 FUSED_DEVICES = frozenset({"cuda", "cpu"})
 
@@ -26,7 +26,7 @@ def build(
         weight_decay: a step takes away learning rate x weight_decay of each weight.
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
-    groups = listed(params)
+    groups = as_list(params)
     devices = {param.device.type for param in flat(groups)}
     fused = devices <= FUSED_DEVICES
     # Without numbers, for the memory plan, one by one: nearest to the fused step, which takes nothing beside its states.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config.optimizer import OptimizerConfig
 from ..seeds import generator
 from .foreach import ExactOptimizer, Lot, count_, each, of
-from .optimizer import OptimizerPart, Params, flat, listed
+from .optimizer import OptimizerPart, Params, as_list, flat
 
 LOW_BITS = 16  # of a float32 that a bfloat16 does not have
 # Numbers that are worked on at once. On a CPU, 2.4 M in one piece take 115 ms, and 45 ms in pieces that fit its caches.
@@ -20,7 +20,7 @@ LOT_NUMBERS = {"cpu": 1 << 18}
 GPU_LOT_NUMBERS = 1 << 22  # some 45 bytes each for a moment: 0.2 GB, where 1 << 24 would undo what bf16 saves
 
 
-def rounded(value: Tensor, noise: Tensor) -> Tensor:
+def round_stochastically(value: Tensor, noise: Tensor) -> Tensor:
     """float32 -> bfloat16, up or down at random, so that the mean is the value.
 
     The low 16 bits of the value are its distance from the bf16 below, in 65536ths: added to a uniform number of 16 bits
@@ -52,7 +52,6 @@ class AdamWBf16(ExactOptimizer):
     def __init__(self, params: list[Any], defaults: dict[str, Any], seed: int):
         super().__init__(params, defaults)
         self.seed = seed
-        self.counted_for = ""  # without numbers, for the memory plan: the type of the device that is meant
         self._places = {param: i for i, param in enumerate(p for g in self.param_groups for p in g["params"])}
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +59,7 @@ class AdamWBf16(ExactOptimizer):
         return {"step": 0, "m": torch.zeros_like(param), "v": torch.zeros_like(param), **rest}
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
-        step, limit = count_(states), LOT_NUMBERS.get(self.counted_for or params[0].device.type, GPU_LOT_NUMBERS)
+        step, limit = count_(states), LOT_NUMBERS.get(self.planned_for or params[0].device.type, GPU_LOT_NUMBERS)
         for part in _parts(params, limit):
             self._move_part_(params[part], grads[part], states[part], group, step)
 
@@ -78,14 +77,14 @@ class AdamWBf16(ExactOptimizer):
         size = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
         w.addcdiv_(m, size, value=-rate / (1 - beta1**step))
         noise = torch.cat([self._noise(param, step) for param in params], dim=1)
-        _spread_(of(states, "m"), rounded(m, noise[0]))
-        _spread_(of(states, "v"), rounded(v, noise[1]))
+        _spread_(of(states, "m"), round_stochastically(m, noise[0]))
+        _spread_(of(states, "v"), round_stochastically(v, noise[1]))
         if group["kahan"]:
             nearest = w.bfloat16()
-            _spread_(of(states, "c"), rounded(w - nearest.float(), noise[2]))
+            _spread_(of(states, "c"), round_stochastically(w - nearest.float(), noise[2]))
             _spread_(params, nearest)
         else:
-            _spread_(params, rounded(w, noise[2]))
+            _spread_(params, round_stochastically(w, noise[2]))
 
     def _noise(self, param: nn.Parameter, step: int) -> Tensor:
         """(3, its numbers), int32 in [0, 65536): for m, v and w or c. Four of them from each 64 bits drawn."""
@@ -120,7 +119,7 @@ def build(
     params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
 ) -> AdamWBf16:
     """Turns the parameters to bf16. Betas (0.9, 0.999), eps 1e-8."""
-    groups = listed(params)
+    groups = as_list(params)
     for param in flat(groups):
         param.data = param.data.bfloat16()
     numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8, "kahan": config.kahan}

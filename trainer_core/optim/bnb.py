@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config.optimizer import OptimizerConfig
-from .optimizer import OptimizerPart, Params, flat, listed
+from .optimizer import OptimizerAbilities, OptimizerPart, Params, as_list, flat
 
 INSTALL = "pip install 'chroma-trainer[bnb]' (or pip install bitsandbytes)"
 FIRST_ON_CPU = (0, 50)  # the first whose 8-bit steps were seen to run on a CPU: tests/contracts/test_optimizers.py
@@ -33,15 +33,15 @@ def missing(device_type: str) -> str:
     )
 
 
-class FlatState:
+class FlatState(OptimizerAbilities):
     """bitsandbytes saves what it quantised in a dictionary of its own inside a parameter's state, and loads it without one too."""
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()  # type: ignore[misc]
-        return {**saved, "state": {index: _flattened(values) for index, values in saved["state"].items()}}
+        return {**saved, "state": {index: _flatten(values) for index, values in saved["state"].items()}}
 
 
-def _flattened(values: dict[str, Any]) -> dict[str, Any]:
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
     inner = [value for value in values.values() if isinstance(value, dict)]
     return {k: v for part in (values, *inner) for k, v in part.items() if not isinstance(v, dict)}
 
@@ -54,7 +54,7 @@ def _part(
     ) -> torch.optim.Optimizer:
         kind, numbers = make(importlib.import_module("bitsandbytes.optim"), config)
         flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
-        groups = listed(params)
+        groups = as_list(params)
         made = flat_kind(groups, lr=learning_rate, weight_decay=weight_decay, **numbers)
         if any(param.is_meta for param in flat(groups)):  # shapes alone, for the memory plan: nothing to page
             made.is_paged = False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config.optimizer import OptimizerConfig
 from .adafactor import clip_rms, factored_rsqrt, factored_state, update_factored_
 from .foreach import ExactOptimizer, Lot
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 EPS_SQUARE = 1e-30  # epsilon 1 and 2 of the paper, section 4
 EPS_STRAY = 1e-16
@@ -48,7 +48,7 @@ class Came(ExactOptimizer):
 def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Came:
     """CAME with betas (0.9, 0.999, 0.9999)."""
     betas = (config.beta1 or 0.9, config.beta2 or 0.999, config.beta3 or 0.9999)
-    return Came(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
+    return Came(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "beta2", "beta3"}), usual_rates=(1e-6, 5e-4))

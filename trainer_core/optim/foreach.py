@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .optimizer import OptimizerAbilities
+
 _ADAMW_STEP = inspect.unwrap(torch.optim.AdamW.step)
 
 Lot = list[nn.Parameter]
@@ -25,7 +27,7 @@ class _Each:
 each: Any = _Each()
 
 
-class Unguarded(Optimizer):
+class Unguarded(OptimizerAbilities, Optimizer):
     """Goes before torch's class among the bases."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import ExactOptimizer, Lot, each, of
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 
 class Lion(ExactOptimizer):
@@ -38,7 +38,7 @@ class Lion(ExactOptimizer):
 def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Lion:
     """Lion with betas (0.9, 0.99)."""
     betas = (config.beta1 or 0.9, config.beta2 or 0.99)
-    return Lion(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
+    return Lion(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "beta2"}), usual_rates=(1e-6, 2e-4), elementwise=True)

@@ -22,6 +22,22 @@ from ..config.optimizer import OptimizerConfig
 Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
 
 
+class OptimizerAbilities:
+    """What the trainer asks of an optimizer beside torch's own interface. The defaults suit one that does nothing special.
+
+    Attributes:
+        rate_factor: the learning rate that it found by itself, as a factor of the one it is given.
+        planned_for: device type that memory is estimated for, where it holds no numbers (the meta device).
+    """
+
+    rate_factor: float = 1.0
+    planned_for: str = ""
+
+    def use_averages(self) -> AbstractContextManager[None]:
+        """While it is open the parameters hold the weights to export; afterwards those of training, to the bit. May be nested."""
+        return nullcontext()
+
+
 def never_missing(device_type: str) -> str:
     return ""
 
@@ -50,7 +66,7 @@ class OptimizerPart:
     averages: bool = False
 
 
-def listed(params: Params) -> list[Any]:
+def as_list(params: Params) -> list[Any]:
     """The parameters or groups as a list; nothing to train is our fault."""
     found = list(params)
     assert found, "nothing to train"
@@ -59,7 +75,7 @@ def listed(params: Params) -> list[Any]:
 
 def flat(params: Params) -> list[nn.Parameter]:
     """Every parameter, in the order in which an optimiser counts them."""
-    return [p for item in listed(params) for p in (item["params"] if isinstance(item, Mapping) else [item])]
+    return [p for item in as_list(params) for p in (item["params"] if isinstance(item, Mapping) else [item])]
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -68,9 +84,9 @@ def set_rate_(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def shown_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+def effective_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     """The rate that the chart shows: for one that finds its own, rate x what it found."""
-    return rate * float(getattr(optimizer, "found_rate", 1.0))
+    return rate * able(optimizer).rate_factor
 
 
 def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
@@ -78,7 +94,13 @@ def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]
 
     The two differ for optimisers that average; for all others nothing happens. May be nested.
     """
-    return optimizer.averaged_weights() if hasattr(optimizer, "averaged_weights") else nullcontext()  # type: ignore[operator]
+    return able(optimizer).use_averages()
+
+
+def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
+    """The same optimizer, as one that an OptimizerPart built."""
+    assert isinstance(optimizer, OptimizerAbilities), f"{type(optimizer).__name__} was built by no OptimizerPart"
+    return optimizer
 
 
 def parameter_groups(

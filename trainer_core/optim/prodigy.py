@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import ExactOptimizer, Lot, each, gradients, of
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 
 class Prodigy(ExactOptimizer):
@@ -33,7 +33,7 @@ class Prodigy(ExactOptimizer):
         self.d0, self.d_coef, self.growth = d0, d_coef, growth or math.inf
 
     @property
-    def found_rate(self) -> float:
+    def rate_factor(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """d, as it is now."""
         return self._shared().get("d", self.d0)
 
@@ -100,7 +100,7 @@ def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_
     """Prodigy with betas (0.9, 0.999) and eps 1e-8."""
     numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
     defaults = {"lr": learning_rate, "weight_decay": weight_decay, **numbers}
-    return Prodigy(listed(params), defaults, config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth)
+    return Prodigy(as_list(params), defaults, config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth)
 
 
 PART = OptimizerPart(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import ExactOptimizer, Lot, count_, each, of
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 
 class ScheduleFreeAdamW(ExactOptimizer):
@@ -57,7 +57,7 @@ class ScheduleFreeAdamW(ExactOptimizer):
         each.add_(z, update, alpha=-rate)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def use_averages(self) -> Iterator[None]:
         """The parameters hold x. Afterwards they hold the very bits of y that were there before."""
         if self._is_averaged:
             yield
@@ -86,7 +86,7 @@ def build(
 ) -> ScheduleFreeAdamW:
     """Schedule-free AdamW with betas (0.9, 0.999) and eps 1e-8."""
     numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
-    return ScheduleFreeAdamW(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+    return ScheduleFreeAdamW(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
 
 
 PART = OptimizerPart(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
 from .foreach import ExactOptimizer, Lot, count_, each, of
-from .optimizer import OptimizerPart, Params, listed
+from .optimizer import OptimizerPart, Params, as_list
 
 
 class StableAdamW(ExactOptimizer):
@@ -52,7 +52,7 @@ def build(
 ) -> StableAdamW:
     """StableAdamW with betas (0.9, 0.99) and eps 1e-6."""
     numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.99), "eps": config.eps or 1e-6}
-    return StableAdamW(listed(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+    return StableAdamW(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "beta2", "eps"}), usual_rates=(1e-5, 1e-3))

@@ -123,7 +123,7 @@ def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     return f"the cheapest change that fits: {words} ({room})"
 
 
-def chosen(made: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
+def choose_memory(made: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
     """mode auto: the fastest settings that fit; the smallest where none does. What the VAE does is left as it is, for it shows."""
     manual = with_memory(request, mode="manual")
     tight = replace(

@@ -56,10 +56,10 @@ class MemoryEstimator:
         return self._cost(request, Shape(width, height, 1, facts.largest.text_tokens, is_drawn=True))
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
-        key = counted_settings(request) + ("" if self.machine.device_bytes else " cpu")
+        key = cost_settings(request) + ("" if self.machine.device_bytes else " cpu")
         shape = replace(shape, is_drawn=shape.is_drawn and request.training.routed_share > 0)  # else it is all the same
         if (key, shape) not in self._costs:
-            self._costs[key, shape] = self._kept(request, shape, key)
+            self._costs[key, shape] = self._cached_cost(request, shape, key)
         return self._costs[key, shape]
 
     def _layers(self, request: TrainRequest) -> str:
@@ -68,7 +68,7 @@ class MemoryEstimator:
             self._digest = layers_of(self.family, request.model)
         return self._digest
 
-    def _kept(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
+    def _cached_cost(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """From an earlier run's count, or counted now."""
 
         def upkeep(count: Callable[[], OptimizerCost]) -> OptimizerCost:
@@ -91,7 +91,7 @@ def layers_of(family: Family, model: ModelConfig) -> str:
     return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
 
 
-def kept_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
+def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
     """encoder_cost, counted once for encoders of these shapes."""
     model = request.model
     of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
@@ -103,7 +103,7 @@ def shapes_of(module: nn.Module) -> str:
     return "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters())
 
 
-def counted_settings(request: TrainRequest) -> str:
+def cost_settings(request: TrainRequest) -> str:
     """What decides a count, beside the model and the shape."""
     training = request.training
     is_math = request.memory.attention == "math"  # keeps tokens x tokens numbers, which no other kernel does
@@ -118,6 +118,6 @@ def forecaster(request: TrainRequest, family: Family, index: Index, machine: Mac
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
-        family, index, machine, counts, kept_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
+        family, index, machine, counts, cached_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

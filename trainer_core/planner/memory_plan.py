@@ -71,7 +71,7 @@ class MemoryPlan:
         return [
             phase
             for phase in self.phases
-            if (room.device_bytes and needed(phase.device) > room.device_bytes)
+            if (room.device_bytes and bytes_to_reserve(phase.device) > room.device_bytes)
             or (room.ram_bytes and phase.ram > room.ram_bytes)
         ]
 
@@ -84,7 +84,7 @@ class MemoryPlan:
         needs = f"RAM {gb(most.ram)}{has} ({most.name})"
         if room.device_bytes:
             worst = max(self.phases, key=lambda phase: phase.device)
-            needs = f"VRAM {gb(needed(worst.device))} of {gb(room.device_bytes)} free ({worst.name}), {needs}"
+            needs = f"VRAM {gb(bytes_to_reserve(worst.device))} of {gb(room.device_bytes)} free ({worst.name}), {needs}"
         # Seconds come from the speed of one product of matrices, so that they are a floor.
         speed = f", at least {self.seconds_per_step:.2g} s a step" if self.seconds_per_step else ""
         return f"plan: {fits}; {needs}, disk {gb(sum(self.disk.values()))}{speed}"
@@ -112,7 +112,7 @@ class MemoryPlan:
         }  # fmt: skip
 
 
-def needed(tensors: int) -> int:
+def bytes_to_reserve(tensors: int) -> int:
     """What an accelerator must have free for so many bytes of tensors."""
     return int(tensors * (1 + DEVICE_GAPS)) + DEVICE_OVERHEAD
 
@@ -132,7 +132,7 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
     return Machine(device_name(device), free, free_bytes(cpu), flops, total, total_bytes(cpu))
 
 
-def named_machine(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
+def with_memory(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
     """This machine with other amounts of memory; 0 leaves what is free here. Of another device the speed is not known."""
     if vram_gb:
         size = int(vram_gb * GB)

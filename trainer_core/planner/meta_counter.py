@@ -59,11 +59,11 @@ class MemoryTracker(TorchDispatchMode):
             if key in self._known:
                 continue
             size = storage.nbytes()
-            self._known[key] = weakref.finalize(storage, self._freed, key, size)
+            self._known[key] = weakref.finalize(storage, self._forget, key, size)
             self.now += size
             self.peak = max(self.peak, self.now)
 
-    def _freed(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int) -> None:
         if self._known.pop(key, None) is not None:
             self.now -= size
 

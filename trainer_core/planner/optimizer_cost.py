@@ -10,7 +10,7 @@ import torch
 from ..adapters.inject import trainable_parameters
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
-from ..optim.optimizer import OptimizerPart, evaluating, parameter_groups
+from ..optim.optimizer import OptimizerPart, able, evaluating, parameter_groups
 from ..registry import load
 from ..setup.attach_adapter import new_ema
 from .cost_model import OptimizerCost
@@ -30,8 +30,7 @@ def optimizer_of(
     training = request.training
     groups = parameter_groups(layers, rates)
     optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
-    if hasattr(optimizer, "counted_for"):
-        optimizer.counted_for = device_type  # pyright: ignore[reportAttributeAccessIssue]
+    able(optimizer).planned_for = device_type
     return optimizer
 
 

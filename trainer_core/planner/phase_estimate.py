@@ -6,7 +6,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from .cost_model import ModelCost, forward_flops, step_flops
 from .memory_plan import Machine, MemoryPlan, PhasePlan
-from .step_peak import away, recomputed, resident_weights, sampling_peak, training_peak
+from .step_peak import away, blocks_to_recompute, resident_weights, sampling_peak, training_peak
 from .workload import RunFacts, rollout_passes
 
 # The interpreter with torch and this package, resident: 310 to 420 MB seen on Linux, without CUDA.
@@ -32,7 +32,7 @@ def forecast(
         whole: as cost, with no token routed; None where none is.
     """
     on_cpu = not machine.device_bytes
-    learning = step_flops(cost, recomputed(request, len(cost.blocks)))
+    learning = step_flops(cost, blocks_to_recompute(request, len(cost.blocks)))
     rollouts = rollout_passes(request.training, facts.prior)
     beside = round(facts.prior.some * forward_flops(cost) + rollouts * forward_flops(whole or cost))
     flops = (learning + beside) * request.training.accumulation

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from ..memory.activation_checkpointing import recomputed_places
+from ..memory.activation_checkpointing import places_to_recompute
 from .cost_model import BlockCost, ModelCost
 
 
-def recomputed(request: TrainRequest, num_blocks: int) -> range:
+def blocks_to_recompute(request: TrainRequest, num_blocks: int) -> range:
     """Places of the blocks that are computed again in the backward pass."""
     if not request.training.gradient_checkpointing:
         return range(0)
-    return recomputed_places(num_blocks, request.memory.checkpointing_interval, not request.memory.moves)
+    return places_to_recompute(num_blocks, request.memory.checkpointing_interval, not request.memory.moves)
 
 
 def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     """Peak bytes of tensors on the device in a step, and bytes of activations in RAM."""
-    again, to_host = set(recomputed(request, len(cost.blocks))), request.memory.activation_offload
+    again, to_host = set(blocks_to_recompute(request, len(cost.blocks))), request.memory.activation_offload
     resident = resident_weights(cost, request.memory) + cost.upkeep.resident
     # Gradients of the micro-batches before wait; those of this one are added to them.
     gradients = cost.upkeep.adapter if request.training.accumulation > 1 else 0

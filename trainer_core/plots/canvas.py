@@ -59,10 +59,10 @@ def has_glyph(character: str) -> bool:
     """Whether Pillow's own font can show it."""
     if character < "\x7f":
         return True
-    return _drawn(character) != _drawn(NO_GLYPH)
+    return _draw_glyph(character) != _draw_glyph(NO_GLYPH)
 
 
-def _drawn(character: str) -> bytes:
+def _draw_glyph(character: str) -> bytes:
     image = Image.new("L", (40, 40))
     ImageDraw.Draw(image).text((4, 4), character, fill=255, font=own_font(24))
     return image.tobytes()
@@ -141,7 +141,7 @@ def shapes(
     image.paste(large.resize(size, Image.Resampling.BOX), (left, top))
 
 
-def rounded_mask(size: tuple[int, int], radius: int) -> Image.Image:
+def round_corners(size: tuple[int, int], radius: int) -> Image.Image:
     """Grey mask of a rectangle with smooth round corners."""
     large = Image.new("L", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), 0)
     box = (0, 0, large.size[0] - 1, large.size[1] - 1)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from ..storage.atomic import replace_atomic
-from .canvas import INK, PANEL, PAPER, SOFT_INK, rounded_mask, wrap, write
+from .canvas import INK, PANEL, PAPER, SOFT_INK, round_corners, wrap, write
 
 SMALLEST_EDGE, LARGEST_EDGE = 160, 512
 LARGEST_GRID = 8192  # pixels along an edge
@@ -108,7 +108,7 @@ def _place(page: Image.Image, cell: Image.Image | None, box: tuple[int, int, int
     x, y, width, height = box
     cell = cell or Image.new("RGB", (width, height), PANEL)
     at = (x + (width - cell.width) // 2, y + (height - cell.height) // 2)
-    page.paste(cell, at, rounded_mask(cell.size, RADIUS))
+    page.paste(cell, at, round_corners(cell.size, RADIUS))
 
 
 def save_png(

@@ -54,12 +54,12 @@ def smooth(values: Sequence[float], half_life: float) -> list[float]:
         half_life: in values; one so far away counts half.
     """
     decay = 2 ** (-1 / half_life)
-    before = _decayed_sums(values, decay)
-    after = _decayed_sums(values[::-1], decay)[::-1]
+    before = _decay_sums(values, decay)
+    after = _decay_sums(values[::-1], decay)[::-1]
     return [(a + b - x) / (v + w - 1) for x, (a, v), (b, w) in zip(values, before, after, strict=True)]
 
 
-def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
+def _decay_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
     """(sum_{s <= t} b^(t - s) x_s, sum_{s <= t} b^(t - s)) for each t."""
     total, weight, sums = 0.0, 0.0, []
     for value in values:
@@ -141,7 +141,7 @@ def draw_loss_chart(
         curve = [place(point.step, value, loss_axis) for point, value in zip(points, smoothed, strict=True)]
         _polyline(brush, curve, (*BLUE, 255), 3 * k)
 
-    shapes(page, _grown(box), paint)
+    shapes(page, _grow(box), paint)
     _markers(page, box, [m for m in markers if first <= m.step <= last], steps)
     _legend(page, draw, size[0] - RIGHT, [kind for kind in MARKER_COLOURS if any(m.kind == kind for m in markers)])
     return page
@@ -177,7 +177,7 @@ def _frame(
         write(draw, (at, box[3] + 12), f"{tick:,.10g}", SMALL, SOFT_INK, "ma")
 
 
-def _grown(box: Box) -> Box:
+def _grow(box: Box) -> Box:
     """The box with room for dots and glyphs that lie on its edge."""
     return box[0] - OVERHANG, box[1] - OVERHANG, box[2] + OVERHANG, box[3] + OVERHANG
 
@@ -215,7 +215,7 @@ def _markers(page: Image.Image, box: Box, markers: Sequence[Marker], steps: _Axi
             shift = 0 if marker.kind == "checkpoint" else -11
             GLYPHS[marker.kind](brush, x, (bottom + shift) * k, radius * k, colour)
 
-    shapes(page, _grown(box), paint)
+    shapes(page, _grow(box), paint)
 
 
 def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, right: int, kinds: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.cache.latents import placed
+from ..data.cache.latents import place_image
 from ..data.dataset import Index, Sample
 from ..data.reference_images import References
 from ..data.source.decode import decode
@@ -26,8 +26,8 @@ def draw_pair_sheet(index: Index, references: References, path: Path) -> None:
 
     def row(sample: Sample) -> list[Image.Image]:
         start = references.of(sample)
-        before = references.change(placed(decode(references.index.read(start)), start), start)
-        after = placed(decode(index.read(sample)), sample)
+        before = references.change(place_image(decode(references.index.read(start)), start), start)
+        after = place_image(decode(index.read(sample)), sample)
         is_large = max(after.size) > CELL
         return [_whole(before), _whole(after), *([_middle(before), _middle(after)] if is_large else [])]
 

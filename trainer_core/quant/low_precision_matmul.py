@@ -61,12 +61,12 @@ class RoundedProduct(ABC):
 
     def gradient(self, grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """dL/dx of that from dL/dy, (..., out) -> (..., in), in the precision of dL/dy."""
-        rounded, row_scale = self.rounded(grad.reshape(-1, len(codes)) * scale.t(), is_ours=True)
+        rounded, row_scale = self.round_rows(grad.reshape(-1, len(codes)) * scale.t(), is_ours=True)
         found = torch.mul(self.multiply(rounded, codes), row_scale).to(grad.dtype)
         return found.view(*grad.shape[:-1], codes.shape[1])
 
     @abstractmethod
-    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
+    def round_rows(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
         """(rows, n) -> codes (rows, n), scale (rows, 1) in fp32: x ~ scale * codes. A row that is not finite has a scale that is not.
 
         is_ours: x, in fp32 then, may be overwritten.
@@ -91,7 +91,7 @@ class RoundedProduct(ABC):
         rows, width, height = PROBE
         x, weight = _wave(rows, width), _wave(height, width)
         try:
-            codes, scale = self.rounded(weight.to(device))
+            codes, scale = self.round_rows(weight.to(device))
             with torch.enable_grad():
                 inputs = x.to(device).requires_grad_()
                 y = self(inputs, codes, scale)
@@ -112,7 +112,7 @@ class Int8Product(RoundedProduct):
 
     multiple = 8  # cuBLAS
 
-    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
+    def round_rows(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
         scale = _scale(x, torch.iinfo(torch.int8).max)
         return (x.div_(scale) if is_ours else x / scale).round_().to(torch.int8), scale
 
@@ -130,7 +130,7 @@ class Fp8Product(RoundedProduct):
 
     multiple = 16  # cuBLAS
 
-    def rounded(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
+    def round_rows(self, x: Tensor, is_ours: bool = False) -> tuple[Tensor, Tensor]:
         highest = torch.finfo(FP8).max
         scale = _scale(x, highest)
         return (x.div_(scale) if is_ours else x / scale).clamp_(-highest, highest).to(FP8), scale
@@ -192,7 +192,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, product: RoundedProduct, codes: Tensor, scale: Tensor) -> Tensor:
         ctx.product = product
         ctx.save_for_backward(codes, scale)
-        rounded, row_scale = product.rounded(x)
+        rounded, row_scale = product.round_rows(x)
         return torch.mul(product.multiply(rounded, codes.t()), row_scale).mul_(scale.t()).to(x.dtype)
 
     @staticmethod

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.sample_table import Sample
 from ..storage.atomic import replace_atomic, sha256_text
-from ..storage.digest_table import digests, sorted_order
+from ..storage.digest_table import argsort_rows, digests
 from ..storage.safetensors_header import header_bytes, header_of
 
 FILE = "world-images.safetensors"
@@ -30,16 +30,16 @@ BLOCK = 4096  # images that become rows together
 Known = tuple[str, str, str]  # key, and in hex 64 bits of the image's bytes and of its captions
 
 
-def known(samples: Iterable[Sample]) -> Iterator[Known]:
+def iter_images(samples: Iterable[Sample]) -> Iterator[Known]:
     return ((s.key, s.sha256[:16], sha256_text(*s.captions)[:16]) for s in samples)
 
 
-def known_masks(masks: Iterable[Sample]) -> Iterator[Known]:
+def iter_masks(masks: Iterable[Sample]) -> Iterator[Known]:
     """Rows beside those of the pictures, whose keys begin with a number."""
     return ((f"{MASK}{mask.key}", mask.sha256[:16], sha256_text()[:16]) for mask in masks)
 
 
-def known_of_json(images: Mapping[str, Sequence[str]]) -> Iterator[Known]:
+def iter_json_images(images: Mapping[str, Sequence[str]]) -> Iterator[Known]:
     """What world.json held itself before the images had a file of their own."""
     return ((key, image, captions) for key, (image, captions) in images.items())
 
@@ -51,7 +51,7 @@ class WorldImages:
         self.rows, self._names, self._files = rows, names, files
 
     @classmethod
-    def gathered(cls, images: Iterable[Known]) -> WorldImages:
+    def gather(cls, images: Iterable[Known]) -> WorldImages:
         """In files without a name."""
         rows, names = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         source, end = iter(images), 0
@@ -111,7 +111,7 @@ def image_changes(before: WorldImages, after: WorldImages) -> list[str]:
     """What differs, in words, one change a line; long lists are cut and counted."""
     count = len(before.rows)
     keys = np.concatenate((before.rows["key"], after.rows["key"]))
-    order = sorted_order(keys)
+    order = argsort_rows(keys)
     is_pair = (keys[order[:-1]] == keys[order[1:]]).all(axis=1)  # the one before comes first
     old, new = order[:-1][is_pair], order[1:][is_pair] - count
     is_alone = np.ones(len(keys), dtype=bool)

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
-from .image_manifest import WorldImages, image_changes, known, known_masks, known_of_json
+from .image_manifest import WorldImages, image_changes, iter_images, iter_json_images, iter_masks
 
 FILE = "world.json"
 # Fields that do not change the course of a run: it may be resumed after they were edited.
@@ -61,7 +61,7 @@ class RunManifest:
     masks: Sequence[Sample] = ()
 
     def images(self) -> WorldImages:
-        return WorldImages.gathered(chain(known(self.samples), known_masks(self.masks)))
+        return WorldImages.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
 
 
 def changes(folder: Path, new: RunManifest) -> list[str]:
@@ -87,7 +87,7 @@ def changes(folder: Path, new: RunManifest) -> list[str]:
 def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
     """None where their file is not what it was. Runs of before it was there have them in world.json."""
     if "images" in world:
-        return WorldImages.gathered(known_of_json(world["images"]))
+        return WorldImages.gather(iter_json_images(world["images"]))
     try:
         return WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,7 +110,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def unfinished_before(folder: Path, name: str) -> Path | None:
+def find_unfinished(folder: Path, name: str) -> Path | None:
     """The run folder of this LoRA's name that was worked on last, when it is another one and has not come to its end."""
     if (folder / "checkpoints").is_dir():  # this very run was begun: nothing has changed
         return None
@@ -145,7 +145,7 @@ def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> Resume
     choice = request.training.on_change
     if choice == "anew" or not request.training.resume:
         return None
-    before = unfinished_before(folder, request.training.name)
+    before = find_unfinished(folder, request.training.name)
     if before is None:
         return None
     told = changes(before, new)

@@ -105,7 +105,7 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
     Raises:
         UserError: another process works there.
     """
-    with _locked(folder):
+    with _lock_folder(folder):
         remove_temporaries(folder)
         take_command(folder)  # one that came after the last end means nothing now
         journal = Journal(folder)
@@ -133,7 +133,7 @@ def wait_for_resume(folder: Path, host: Host) -> None:
         Cancelled (or the host's own interrupt): the user ended it.
     """
     host.emit(Notice(f"paused; memory is free. To go on: chroma-trainer resume {folder}", "warning"))
-    with _locked(folder):
+    with _lock_folder(folder):
         status = read_status(folder)
         assert status
         try:
@@ -148,7 +148,7 @@ def wait_for_resume(folder: Path, host: Host) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(RunLock(folder))

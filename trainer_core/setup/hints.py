@@ -15,7 +15,7 @@ def advice(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPar
     """One line for each setting that is without effect, or that is hardly what was meant."""
     told = [
         f"OptimizerSettings.{name} is {getattr(config, name)}, but {who} does not use it: it has no effect"
-        for name, who in _unused(training, config, part)
+        for name, who in _find_unused(training, config, part)
     ]
     low, high = part.usual_rates
     if not low / FAR <= training.learning_rate <= high * FAR:
@@ -29,7 +29,7 @@ def advice(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPar
     return told
 
 
-def _unused(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[tuple[str, str]]:
+def _find_unused(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[tuple[str, str]]:
     found = []
     for field in fields(OptimizerConfig):
         if field.name == "optimizer" or getattr(config, field.name) == field.default:

@@ -13,7 +13,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache, works_beside
 from ..errors import Problem
-from ..memory.activation_checkpointing import checkpoint_blocks_, recomputed_places
+from ..memory.activation_checkpointing import checkpoint_blocks_, places_to_recompute
 from ..memory.activation_offload import SavedOnHost
 from ..memory.disk_offload import wait_on_disk_
 from ..memory.group_offload import GroupOffload, inner_tensors, save_as_notes_, swap_blocks_, swap_leaves_
@@ -76,7 +76,7 @@ def place_(
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]
         host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
-    places = recomputed_places(len(blocks), memory.checkpointing_interval, not memory.moves)
+    places = places_to_recompute(len(blocks), memory.checkpointing_interval, not memory.moves)
     again = set(places) if checkpointing else set()
     # A block that is computed again keeps nothing inside: its weights come with its second forward.
     kept = [block for i, block in enumerate(blocks) if i not in again]

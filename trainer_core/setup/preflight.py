@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..adapters.block_lr import rates_of
-from ..adapters.targets import chosen_layers
+from ..adapters.targets import choose_layers
 from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
 from ..data.source.folder import SUFFIXES
@@ -14,7 +14,7 @@ from ..host import Host, collect
 from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
-from ..trackers.dispatch import chosen
+from ..trackers.dispatch import parse_trackers
 
 PLAIN_INITS = ("default", "gaussian")
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors moves where the update begins
@@ -71,7 +71,7 @@ def reference_problems(request: TrainRequest) -> list[Problem]:
 
 def missing_trackers(request: TrainRequest) -> list[Problem]:
     """A problem for each tracker that lacks its package or its key."""
-    missing = [load("tracker", name).missing() for name in chosen(request.training.trackers)]
+    missing = [load("tracker", name).missing() for name in parse_trackers(request.training.trackers)]
     return [Problem("trackers", f"{text}; or choose tensorboard or none") for text in missing if text]
 
 
@@ -115,7 +115,7 @@ def layer_problems(request: TrainRequest) -> list[Problem]:
     if names is None:
         return []
     try:
-        rates_of(chosen_layers(names, linears, request.training.targets), request.adapter.block_lr)
+        rates_of(choose_layers(names, linears, request.training.targets), request.adapter.block_lr)
     except UserError as error:
         return list(error.problems)
     return []

@@ -35,14 +35,14 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
-def sorted_order(keys: np.ndarray) -> np.ndarray:
+def argsort_rows(keys: np.ndarray) -> np.ndarray:
     """Numbers of the rows of `digests` in ascending order; equal ones stay in theirs."""
     return np.lexsort((keys[:, 1], keys[:, 0]))
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:
     """Numbers of the rows that have no equal one before them, ascending."""
-    order = sorted_order(keys)
+    order = argsort_rows(keys)
     ordered = keys[order]
     is_new = np.ones(len(keys), dtype=bool)
     is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -72,7 +72,7 @@ class DigestTable:
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray):
-        order = sorted_order(keys)
+        order = argsort_rows(keys)
         self._high, self._low, self._values = Mapped(keys[order, 0]), Mapped(keys[order, 1]), Mapped(values[order])
 
     def __len__(self) -> int:

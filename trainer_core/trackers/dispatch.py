@@ -136,6 +136,6 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def chosen(trackers: str) -> tuple[str, ...]:
+def parse_trackers(trackers: str) -> tuple[str, ...]:
     """Names in the registry, of a choice such as "tensorboard+wandb"."""
     return () if trackers == NONE else tuple(trackers.split("+"))

@@ -73,14 +73,14 @@ def crc32c(data: bytes) -> int:
     return state ^ 0xFFFFFFFF
 
 
-def masked_crc(data: bytes) -> int:
+def mask_crc(data: bytes) -> int:
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def record(message: bytes) -> bytes:
     length = struct.pack("<Q", len(message))
-    return length + struct.pack("<I", masked_crc(length)) + message + struct.pack("<I", masked_crc(message))
+    return length + struct.pack("<I", mask_crc(length)) + message + struct.pack("<I", mask_crc(message))
 
 
 def varint(value: int) -> bytes:

@@ -21,7 +21,7 @@ from ..host import Host, Notice
 from ..models.attention_backends import attention_modules, set_attention_
 from ..models.attention_check import AttentionShape, kernel_fault
 from ..storage.atomic import write_json
-from .step.batch import micro_batch
+from .step.batch import make_batch
 from .step.state import TrainState
 
 ORDER = ("flash", "efficient", "cudnn", "math")  # on CUDA and ROCm; by speed, and by how many have trained with it
@@ -129,7 +129,7 @@ def _shape_of(run: TrainState, micro: int) -> AttentionShape:
 
     transformer: Any = run.transformer
     head_width: int = attention_modules(transformer)[0].head_width  # pyright: ignore[reportAssignmentType]
-    batch = micro_batch(run, micro).to(run.device)
+    batch = make_batch(run, micro).to(run.device)
     handle = run.family.blocks(transformer)[0].register_forward_pre_hook(stop)
     try:
         with torch.no_grad():
@@ -160,12 +160,12 @@ class KnownKernels:
             key = f"{shape}, masked" if masked else str(shape)
             fault = self._known(name, key)
             if fault is None:
-                fault = self._tried(name, key, shape, masked, device, dtype)
+                fault = self._try_kernel(name, key, shape, masked, device, dtype)
             if fault:
                 return fault
         return ""
 
-    def _tried(
+    def _try_kernel(
         self, name: str, key: str, shape: AttentionShape, masked: bool, device: torch.device, dtype: torch.dtype
     ) -> str:
         self._remember(name, key, f"{TRIED_BY}{os.getpid()}")

@@ -18,14 +18,14 @@ MAX_TOKENS = 256  # of each batch that eva looks at, evenly spread
 
 
 @torch.no_grad()
-def look_at_data_(run: TrainState, request: TrainRequest, host: Host) -> None:
+def init_from_data_(run: TrainState, request: TrainRequest, host: Host) -> None:
     """init eva: lay each A along the main directions of its layer's inputs, over the run's own first batches and noise."""
     if request.training.init != "eva":
         return
     count = request.adapter.eva_batches
     host.emit(Notice(f"eva: looking at the activations of {count} batches"))
     directions = {name: Directions(2 * layer.rank) for name, layer in run.layers.items()}
-    hooks = [layer.register_forward_pre_hook(_seer(directions[name])) for name, layer in run.layers.items()]
+    hooks = [layer.register_forward_pre_hook(_covariance_hook(directions[name])) for name, layer in run.layers.items()]
     try:
         for micro in range(count):
             host.check_cancelled()
@@ -39,7 +39,7 @@ def look_at_data_(run: TrainState, request: TrainRequest, host: Host) -> None:
         run.ema.begin_(run.layers)
 
 
-def _seer(directions: Directions) -> Any:
+def _covariance_hook(directions: Directions) -> Any:
     def see(layer: AdapterLayer, inputs: tuple[Tensor, ...]) -> None:
         tokens = inputs[0].flatten(0, -2)
         directions.see(tokens[:: -(-len(tokens) // MAX_TOKENS)])

@@ -17,7 +17,7 @@ from .hooks.eval_loss import best_step
 from .hooks.eval_weights import final_weights
 from .metadata import lora_metadata
 from .prepare import RunPlan
-from .report import _draw_chart
+from .report import draw_chart
 from .step.state import TrainState
 
 
@@ -38,16 +38,16 @@ def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, s
         return write("fp32")
 
 
-def _save(plan: RunPlan, run: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
+def save_lora(plan: RunPlan, run: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
     with final_weights(run):
         saved = _export(plan, run, path, lora_metadata(plan, run, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
-    _draw_chart(plan, run, record)
+    draw_chart(plan, run, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
 
 
-def _save_best(
+def save_best_lora(
     plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
 ) -> dict[str, Any] | None:
     """Save the LoRA of the checkpoint with the lowest loss on held-out images as NAME-best. None: none are held out."""

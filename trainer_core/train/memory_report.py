@@ -15,7 +15,7 @@ from .phase_timer import Phases
 
 
 @contextmanager
-def memory_told(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
+def explain_oom(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
     """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
     try:
         yield

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
+def make_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
     """The run as JSON values."""
     return {
         "request": plan.request.as_json(),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config.request import TrainRequest
 from ..errors import UserError
 from ..host import Host, Notice
-from ..planner.auto_tune import advice, chosen, remedy
+from ..planner.auto_tune import advice, choose_memory, remedy
 from ..planner.estimator import forecaster
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from .prepare import RunPlan, check_run
@@ -33,18 +33,18 @@ def plan_request(
         host.paths.cache,
     )
     if request.memory.mode == "auto":
-        request = replace(request, memory=chosen(made, request))
+        request = replace(request, memory=choose_memory(made, request))
     plan = made.plan(request)
     return plan, advice(remedy(made, request, plan)) if plan.unfit() else "", request
 
 
-def settled(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
+def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
     """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told.
 
     None where something can't be counted, such as a package's own kernel: a run does not fail for want of a forecast.
     """
     try:
-        return _settled(plan, host)
+        return _resolve_memory(plan, host)
     except UserError:
         raise
     except Exception as error:
@@ -54,12 +54,12 @@ def settled(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
         return plan, None
 
 
-def _settled(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
+def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
     made = forecaster(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )
     if plan.request.memory.mode == "auto":
-        plan = replace(plan, memory=chosen(made, plan.request))
+        plan = replace(plan, memory=choose_memory(made, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)
     found = made.plan(request)
     host.emit(Notice(found.first_line()))

@@ -70,7 +70,7 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
     left_out = dict(unreadable or {})
     while True:
         try:
-            return _named(check_run(request, host, left_out), host)
+            return _name_run(check_run(request, host, left_out), host)
         except Unreadable as found:
             left_out |= found.faults
 
@@ -98,7 +98,7 @@ def check_run(
         UserError: every problem, together.
     """
     family: Family = load("family", request.model.family)()
-    request = as_the_model_wants(request, family)
+    request = resolve_for_model(request, family)
     device = pick_device(host.device)
     found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
     found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
@@ -123,7 +123,7 @@ def check_run(
     return Checked(request, family, index, device, optimizer, references)
 
 
-def _named(checked: Checked, host: Host) -> RunPlan:
+def _name_run(checked: Checked, host: Host) -> RunPlan:
     """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
     request, family, index = checked.request, checked.family, checked.index
     identities = {part: family.identity(request.model, part) for part in WEIGHTS}
@@ -144,10 +144,10 @@ def _named(checked: Checked, host: Host) -> RunPlan:
     return RunPlan(request, family, index, folder, checked.device, world, adoption, checked.references)
 
 
-def as_the_model_wants(request: TrainRequest, family: Family) -> TrainRequest:
+def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
     """The request with the settings that are left to the model. It is recorded so."""
-    drawn = family.drawn(request.model, request.validation) if request.validation else None
-    return replace(request, training=family.trained(request.model, request.training), validation=drawn)
+    drawn = family.resolve_sampling(request.model, request.validation) if request.validation else None
+    return replace(request, training=family.resolve_training(request.model, request.training), validation=drawn)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:

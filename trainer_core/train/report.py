@@ -25,7 +25,7 @@ from .prepare import RunPlan
 from .step.state import TrainState
 
 
-def _tell_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
     shown = density(name, shift)
     if isinstance(shown, ShiftedBySize):  # told for the most common size
@@ -42,7 +42,7 @@ def _tell_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str,
     save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
 
 
-def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
+def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
     """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
     try:
         before = json.loads((folder / "request.json").read_text("utf-8"))["versions"]
@@ -54,7 +54,7 @@ def _tell_other_versions(folder: Path, record: Mapping[str, Any], host: Host) ->
         host.emit(Notice(text, "warning"))
 
 
-def _draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> None:
+def draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> None:
     history = [
         StepPoint(i + 1, loss, rate)
         for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
@@ -66,7 +66,7 @@ def _draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> No
     save_png(chart, plan.folder / "loss.png", record, prompt=record["workflow"])
 
 
-def _report(
+def build_report(
     plan: RunPlan,
     run: TrainState,
     lora: TrainedLora,

@@ -28,19 +28,19 @@ from ..runs.manifest import write_world
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
 from .build import build_run
-from .eva_init import look_at_data_
-from .export import _save, _save_best
+from .eva_init import init_from_data_
+from .export import save_best_lora, save_lora
 from .hooks.checkpoint import adopt, newest_intact, restore_
-from .hooks.checkpointer import checkpoint_hook, keep
+from .hooks.checkpointer import checkpoint_hook, save_and_prune
 from .hooks.eval_loss import eval_loss
-from .hooks.trackers import tracked
+from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
-from .memory_report import comparison, memory_report, memory_told
-from .metadata import run_record
+from .memory_report import comparison, explain_oom, memory_report
+from .metadata import make_record
 from .phase_timer import Phases
-from .planning import settled
+from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
-from .report import _report, _tell_density, _tell_other_versions
+from .report import build_report, report_density, warn_other_versions
 from .step.loop import fit
 from .step.state import TrainState
 
@@ -90,11 +90,11 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
         checked = plan_run(request, host, unreadable)
         host.free_memory()  # what other models hold is free for this run
         reset_peak(checked.device)
-        plan, forecast = settled(checked, host)
+        plan, forecast = resolve_memory(checked, host)
         try:
             with (
-                as_current(plan.device), memory_told(forecast, phases, plan.device),
-                open_run(plan.folder, host) as opened, tracked(plan, prompt, opened) as run_host,
+                as_current(plan.device), explain_oom(forecast, phases, plan.device),
+                open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host,
             ):  # fmt: skip
                 return _train(plan, run_host, prompt, phases, forecast)
         except Unreadable as found:  # without them it is another run, in another folder
@@ -111,12 +111,12 @@ def _train(plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phas
         host.emit(MemoryPlanned(on_device, forecast.ram_peak))
     if plan.adoption:
         adopt(plan.adoption, plan.folder, host)
-    record = run_record(plan, prompt)
-    _tell_other_versions(plan.folder, record, host)
+    record = make_record(plan, prompt)
+    warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / "request.json", record)
     write_world(plan.folder, plan.world)
     run = build_run(plan, host, phases)
-    _tell_density(plan, record, prompt, host)
+    report_density(plan, record, prompt, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, run, host, record, phases)
@@ -134,7 +134,7 @@ def _train(plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phas
         host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
         live.catch_up(run)
     else:
-        look_at_data_(run, request, host)
+        init_from_data_(run, request, host)
     first = run.step
     host.begin(first, run.num_steps, run.losses)
     try:
@@ -148,14 +148,14 @@ def _train(plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phas
         raise
     with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
         host.emit(PhaseStarted("save"))
-        keep(checkpoints, run, host)
-        lora = _save(plan, run, record, host)
-        best = _save_best(plan, run, checkpoints, record, host)
+        save_and_prune(checkpoints, run, host)
+        lora = save_lora(plan, run, record, host)
+        best = save_best_lora(plan, run, checkpoints, record, host)
     with phases("validate"):
         eval_after = eval_loss(run)
         host.emit(EvalReport(run.step, *eval_after, held_out=bool(run.held)))
         live.draw_last(run)
-    report = _report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    report = build_report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     report["memory"] = memory_report(forecast, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / "report.json", report)
@@ -192,8 +192,8 @@ def _keep(plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str
     if run.step == 0:
         return
     try:
-        keep(checkpoints, run, host, evaluate=False)
-        _save(plan, run, record, host)
+        save_and_prune(checkpoints, run, host, evaluate=False)
+        save_lora(plan, run, record, host)
     except (OSError, UserError, RuntimeError) as error:
         host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))
         return

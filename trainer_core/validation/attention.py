@@ -24,7 +24,7 @@ LARGEST_ERROR = (
 
 
 @contextmanager
-def drawing_attention(transformer: nn.Module, name: str) -> Iterator[None]:
+def use_attention(transformer: nn.Module, name: str) -> Iterator[None]:
     """While it lasts every attention of the model computes by this kernel; afterwards, or after a fault, by its own again."""
     if name == "same":
         yield
@@ -78,10 +78,10 @@ def sage_fault(device: torch.device, dtype: torch.dtype, width: int = 128) -> st
     """
     if device.type != "cuda":
         return f"needs a CUDA device; this run's is {device}"
-    return tried(device, dtype, width)
+    return try_kernel(device, dtype, width)
 
 
-def tried(device: torch.device, dtype: torch.dtype, width: int) -> str:
+def try_kernel(device: torch.device, dtype: torch.dtype, width: int) -> str:
     """sage_fault's trial, on any device."""
     draw = generator(0, "attention")
     query, key, value = torch.randn(3, 1, 1, TRIED_TOKENS, width, generator=draw).to(device, dtype)

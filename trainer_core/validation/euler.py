@@ -88,7 +88,7 @@ def sample(
                 assert text_neg is not None or not with_negative, "CFG needs the negative prompt's embedding"
                 return denoise(text_pos), denoise(text_neg) if with_negative and text_neg is not None else None
 
-            denoised = run.denoised(float(sigmas[i]), predict)
+            denoised = run.denoise(float(sigmas[i]), predict)
             x = x + (x - denoised) / sigma * (sigma_next - sigma)
             if on_step is not None:
                 on_step(i + 1, num_steps, denoised)

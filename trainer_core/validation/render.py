@@ -108,7 +108,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
         UserError: what is wrong with the model's files, the LoRA or the choice of checkpoints.
     """
     family: Family = load("family", model.family)()
-    settings = family.drawn(model, settings)
+    settings = family.resolve_sampling(model, settings)
     if settings.reference and not family.takes_references(model):
         raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
     if told := family.warning(model, settings):

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..flow.adaptive_guidance import AdaptiveGuidance
 from ..models.family import Family, ImageCodec
 from ..plots.image_grid import draw_grid
-from .attention import drawing_attention
+from .attention import use_attention
 from .euler import sample
 
 Size = tuple[int, int]
@@ -68,7 +68,7 @@ def draw_pictures(
     for width, height in settings.sizes():
         reference = start_of(settings.reference, (width, height), codec) if settings.reference else None
         for prompt in settings.library().values():
-            with drawing_attention(transformer, settings.attention):
+            with use_attention(transformer, settings.attention):
                 latents = sample(
                     family, transformer, text.get(prompt).to(device), negative,
                     width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,

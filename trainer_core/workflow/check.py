@@ -24,7 +24,7 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
         outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
-        foreign = skipped(graph, catalogue)
+        foreign = list_skipped(graph, catalogue)
         only_there = foreign and not any(node.type in catalogue for node in graph.nodes.values())
         beside = f": its nodes run in ComfyUI alone ({_some(foreign)})" if only_there else ""
         problems.append(Problem("workflow", f"has nothing to run{beside}; add a {outputs} node"))
@@ -70,7 +70,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def skipped(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[str]:
+def list_skipped(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[str]:
     """Nodes that a headless run leaves out, as "9 (LoraLoader)"."""
     return [
         f"{node.id} ({node.type})"

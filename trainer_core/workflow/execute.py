@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..host import Notice, SinkHost
 from ..spec import NodeSpec, build_inputs
-from .check import check, skipped
+from .check import check, list_skipped
 from .graph import Graph, Link
 from .images import SAVERS, save_images
 from .read import to_api
@@ -26,7 +26,7 @@ def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> 
     problems = check(graph, catalogue, host)
     if problems:
         raise UserError(problems)
-    left_out = skipped(graph, catalogue)
+    left_out = list_skipped(graph, catalogue)
     if left_out:
         host.emit(Notice(f"left to ComfyUI, not run here: {', '.join(left_out)}"))
     outputs: dict[str, tuple[Any, ...]] = {}

@@ -28,7 +28,7 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
                 Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200")
             )
             continue
-        found = _named(nodes, name)
+        found = _find_nodes(nodes, name)
         if len(found) != 1:
             problems.append(Problem(f"--set {setting}", _miss(nodes, name, found)))
             continue
@@ -51,7 +51,7 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
     return replace(graph, nodes=nodes)
 
 
-def _named(nodes: Mapping[str, Node], name: str) -> list[Node]:
+def _find_nodes(nodes: Mapping[str, Node], name: str) -> list[Node]:
     for key in ("id", "title", "type"):
         found = [node for node in nodes.values() if getattr(node, key) == name]
         if found:

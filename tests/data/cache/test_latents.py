@@ -8,7 +8,7 @@ import torch
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data.buckets import Placement, place
 from chroma_trainer.trainer_core.data.cache import latents as latents_module
-from chroma_trainer.trainer_core.data.cache.latents import LatentCache, cache_latents, placed, to_tensor
+from chroma_trainer.trainer_core.data.cache.latents import LatentCache, cache_latents, place_image, to_tensor
 from chroma_trainer.trainer_core.data.dataset import Sample, Unreadable, build_index
 from chroma_trainer.trainer_core.data.source.decode import decode
 from chroma_trainer.trainer_core.errors import Cancelled
@@ -44,7 +44,7 @@ def test_latents_are_those_of_the_placed_picture(index, host, tmp_path):
     codec = Codec()
     cache = cache_latents(index, "id", lambda: codec, Store(tmp_path / "store"), host)
     for sample in index.samples:
-        pixels = to_tensor(placed(decode(index.read(sample)), sample))
+        pixels = to_tensor(place_image(decode(index.read(sample)), sample))
         width, height = sample.placement.bucket
         assert pixels.shape == (3, height, width) and pixels.min() >= -1 and pixels.max() <= 1
         assert torch.allclose(cache.get(sample), torch.nn.functional.avg_pool2d(pixels, 8), atol=1e-6)
@@ -145,7 +145,7 @@ def sample_of(size: tuple[int, int], **settings) -> Sample:
 @pytest.mark.parametrize("size", [(200, 150), (150, 320), (128, 128), (900, 300), (40, 310), (61, 300), (500, 100)])
 def test_ordinary_pictures_are_resized_whole_to_the_last_bit(size, style):
     image, sample = noise(size), sample_of(size, crop_style=style)
-    assert np.array_equal(np.asarray(placed(image, sample)), whole(image, sample.placement))
+    assert np.array_equal(np.asarray(place_image(image, sample)), whole(image, sample.placement))
 
 
 @pytest.mark.parametrize("style", ["center", "random", "corner"])
@@ -154,7 +154,7 @@ def test_of_a_very_long_picture_only_what_is_kept_is_computed(size, style, monke
     image, sample = noise(size), sample_of(size, crop_style=style)
     expected, made, resize = whole(image, sample.placement), [], Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, to, *rest, **more: made.append(to) or resize(self, to, *rest, **more))
-    pixels = np.asarray(placed(image, sample)).astype(int)
+    pixels = np.asarray(place_image(image, sample)).astype(int)
     assert made == [sample.placement.bucket]
     assert np.abs(pixels - expected).max() <= 1
 

@@ -11,7 +11,7 @@ import torch
 from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.t5.tokenizer import find_tokenizer
 from safetensors.torch import save_file
 
@@ -112,7 +112,7 @@ def test_as_diffusers_converts_it():
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-    config = {**shipped_config("flux_transformer"), "num_layers": 2, "num_single_layers": 2}
+    config = {**load_shipped_config("flux_transformer"), "num_layers": 2, "num_single_layers": 2}
     with torch.device("meta"):
         parameters = FluxTransformer2DModel.from_config(config).state_dict()
     rows: dict[str, int] = {}

@@ -11,7 +11,7 @@ from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.text_encoder import join, part
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
@@ -145,7 +145,7 @@ def test_an_adapted_embedder_is_no_hindrance(tiny_flux_model):
 def test_the_released_models_have_their_known_size():
     for guidance, numbers in ((True, 11_901_408_320), (False, 11_891_178_560)):
         with torch.device("meta"):
-            dev = FluxTransformer.from_config({**shipped_config("flux_transformer"), "guidance_embeds": guidance})
+            dev = FluxTransformer.from_config({**load_shipped_config("flux_transformer"), "guidance_embeds": guidance})
         assert sum(parameter.numel() for parameter in dev.parameters()) == numbers
         inside = [m.weight.numel() for block in FAMILY.blocks(dev) for m in block.modules() if isinstance(m, nn.Linear)]
         assert sum(inside) == 11_834_228_736

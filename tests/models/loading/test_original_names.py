@@ -7,7 +7,7 @@ import re
 
 import torch
 from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.vae.codec import original_vae_parameter
 from safetensors.torch import load_file
 
@@ -19,7 +19,7 @@ def test_chroma_as_diffusers_converts_it():
     from diffusers.loaders.single_file_utils import convert_chroma_transformer_checkpoint_to_diffusers
     from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 
-    config = {**shipped_config("chroma_transformer"), "num_layers": 2, "num_single_layers": 2}
+    config = {**load_shipped_config("chroma_transformer"), "num_layers": 2, "num_single_layers": 2}
     with torch.device("meta"):
         parameters = ChromaTransformer2DModel.from_config(config).state_dict()
     original: dict[str, torch.Tensor] = {}
@@ -43,7 +43,7 @@ def test_every_parameter_of_the_released_chroma_has_an_original_name():
     from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 
     with torch.device("meta"):
-        model = ChromaTransformer2DModel.from_config(shipped_config("chroma_transformer"))
+        model = ChromaTransformer2DModel.from_config(load_shipped_config("chroma_transformer"))
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_899_983_424
     keys = {original_parameter(name)[0] for name, _ in model.named_parameters()}
     assert {"double_blocks.18.txt_attn.qkv.weight", "single_blocks.37.linear1.bias"} <= keys

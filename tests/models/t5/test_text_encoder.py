@@ -10,7 +10,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import ASSETS
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.t5.modules import T5Encoder, distance_buckets
 from chroma_trainer.trainer_core.models.t5.text_encoder import T5TextEncoder, load_t5
 from chroma_trainer.trainer_core.models.t5.tokenizer import COMFYUI_FOLDER, find_tokenizer, read_tokenizer
@@ -78,7 +78,7 @@ def test_buckets_of_distances_are_transformers():
 
 def test_other_kinds_of_t5_are_refused():
     with pytest.raises(UserError, match="is a T5 with 'relu' feed-forward parts"):
-        T5Encoder({**shipped_config("t5_xxl"), "feed_forward_proj": "relu"})
+        T5Encoder({**load_shipped_config("t5_xxl"), "feed_forward_proj": "relu"})
 
 
 # --- single files ---
@@ -140,7 +140,7 @@ def test_missing_weights_are_named(tiny_model, tiny_chroma, tmp_path):
 
 def test_the_shipped_config_is_t5_xxl():
     with torch.device("meta"):
-        model = T5Encoder(shipped_config("t5_xxl"))
+        model = T5Encoder(load_shipped_config("t5_xxl"))
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_762_310_656
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.errors import UserError
-from chroma_trainer.trainer_core.models.loading.locate import shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.vae.codec import load_vae, original_vae_parameter
 from chroma_trainer.trainer_core.models.vae.modules import Autoencoder
 from safetensors.torch import load_file, save_file
@@ -55,7 +55,7 @@ def test_dimensions_are_read_off_the_tensors(tiny_model, tmp_path):
     """Without a config: widths, levels and attention from the file, normalisation and groups from the released VAE."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    config = {**shipped_config("flux_vae"), "block_out_channels": [32, 64, 64], "layers_per_block": 1}
+    config = {**load_shipped_config("flux_vae"), "block_out_channels": [32, 64, 64], "layers_per_block": 1}
     config.update(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
     vae = AutoencoderKL.from_config(config)
     state = {original_vae_parameter(name, 3): tensor for name, tensor in vae.state_dict().items()}
@@ -69,14 +69,14 @@ def test_dimensions_are_read_off_the_tensors(tiny_model, tmp_path):
 
 def test_the_shipped_config_is_the_released_vae():
     with torch.device("meta"):
-        vae = Autoencoder(shipped_config("flux_vae"))
+        vae = Autoencoder(load_shipped_config("flux_vae"))
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_819_683
 
 
 def test_the_same_as_diffusers_with_attention_and_uneven_widths(tmp_path):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    config = {**shipped_config("flux_vae"), "block_out_channels": [8, 16, 16, 32], "norm_num_groups": 4}
+    config = {**load_shipped_config("flux_vae"), "block_out_channels": [8, 16, 16, 32], "norm_num_groups": 4}
     config.update(use_quant_conv=True, use_post_quant_conv=True)
     torch.manual_seed(0)
     theirs = AutoencoderKL.from_config(config).eval().requires_grad_(False)
@@ -88,7 +88,7 @@ def test_the_same_as_diffusers_with_attention_and_uneven_widths(tmp_path):
 
 
 def test_other_blocks_are_refused():
-    config = {**shipped_config("flux_vae"), "down_block_types": ["AttnDownBlock2D"]}
+    config = {**load_shipped_config("flux_vae"), "down_block_types": ["AttnDownBlock2D"]}
     with pytest.raises(UserError, match="has parts that are not known: AttnDownBlock2D"):
         Autoencoder(config)
 

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, prune, restore_, save_checkpoint
-from chroma_trainer.trainer_core.train.hooks.checkpointer import checkpoint_hook, keep
+from chroma_trainer.trainer_core.train.hooks.checkpointer import checkpoint_hook, save_and_prune
 from chroma_trainer.trainer_core.train.phase_timer import Phases
 from torch import nn
 
@@ -85,7 +85,7 @@ def test_the_newest_k_are_kept_in_the_order_of_steps(tmp_path, host):
     run = new_run(keep_last=2)
     for step in (999_999, 1_000_000, 1_000_001):
         run.step = step
-        keep(tmp_path, run, host)
+        save_and_prune(tmp_path, run, host)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1000000", "step-1000001"]
     newest = newest_intact(tmp_path, host, 2_000_000)
     assert newest and newest.name == "step-1000001"
@@ -95,7 +95,7 @@ def test_what_was_just_written_is_kept_whatever_lies_beside_it(tmp_path, host):
     for step in (9, 8, 3):  # a longer run was there before
         run = new_run(keep_last=1)
         run.step = step
-        keep(tmp_path, run, host)
+        save_and_prune(tmp_path, run, host)
         path = tmp_path / f"step-{step:06}"
         assert [entry for entry in tmp_path.iterdir()] == [path]
 

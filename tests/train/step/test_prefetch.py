@@ -26,14 +26,14 @@ def threads() -> list[str]:
 def made(monkeypatch):
     """Turns it on; [(number, whether in the thread)] of what was made."""
     found: list[tuple[int, bool]] = []
-    make = loop_module.micro_batch
+    make = loop_module.make_batch
 
     def noted(run_, micro):
         found.append((micro, threading.current_thread() is not threading.main_thread()))
         return make(run_, micro)
 
     monkeypatch.setattr(ahead, "is_worth_it", lambda device: True)
-    monkeypatch.setattr(loop_module, "micro_batch", noted)
+    monkeypatch.setattr(loop_module, "make_batch", noted)
     return found
 
 
@@ -59,14 +59,14 @@ def test_the_same_bytes_cancelled_and_gone_on(workshop, made, monkeypatch, accum
 
 
 def test_a_fault_in_the_thread_ends_the_step_that_wanted_it(workshop, made, monkeypatch):
-    make = loop_module.micro_batch
+    make = loop_module.make_batch
 
     def broken(run_, micro):
         if micro == 3:
             raise RuntimeError("the shard is gone")
         return make(run_, micro)
 
-    monkeypatch.setattr(loop_module, "micro_batch", broken)
+    monkeypatch.setattr(loop_module, "make_batch", broken)
     host = workshop.host()
     with pytest.raises(RuntimeError, match="the shard is gone"):
         run(workshop.request(), host)

@@ -21,9 +21,9 @@ from chroma_trainer.trainer_core.train.phase_timer import Phases
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
-from chroma_trainer.trainer_core.train.step.batch import micro_batch
+from chroma_trainer.trainer_core.train.step.batch import make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
-from chroma_trainer.trainer_core.train.step.token_drop import drawn_route, weight_of_kept
+from chroma_trainer.trainer_core.train.step.token_drop import draw_route, loss_weight_of_kept
 
 ROUTED = {"routed_share": 0.5, "route_first": 1, "route_last": -2}  # of 4 tokens and 4 blocks
 
@@ -36,7 +36,7 @@ def built(workshop, request):
 def kept(share: float, weight: torch.Tensor | None, micro: int, batch: int = 3, height: int = 16) -> torch.Tensor:
     """(B, tokens), 1 where a token of a picture of 8 x height / 2 is kept."""
     config = TrainingConfig(routed_share=share, seed=3)
-    route = drawn_route(config, 6, torch.empty(batch, 16, height, 16), weight, micro)
+    route = draw_route(config, 6, torch.empty(batch, 16, height, 16), weight, micro)
     assert route is not None and (route.first, route.last) == (2, 4)
     assert (route.kept.diff(dim=1) > 0).all()  # rising, so none twice
     return torch.zeros(batch, 4 * height).scatter(1, route.kept, 1.0)
@@ -70,7 +70,7 @@ def test_the_highest_share_leaves_a_token_of_the_smallest_picture():
 
 
 def test_the_loss_is_of_what_is_kept(workshop, monkeypatch):
-    make = loop_module.micro_batch
+    make = loop_module.make_batch
     made, share = built(workshop, workshop.request(**ROUTED)), []
 
     def spoilt(run_, micro):
@@ -82,11 +82,11 @@ def test_the_loss_is_of_what_is_kept(workshop, monkeypatch):
         return replace(batch, velocity=torch.where(batch.weight == 0, 1e3, batch.velocity))
 
     before = micro_loss(made, 0).item()
-    monkeypatch.setattr(loop_module, "micro_batch", spoilt)
+    monkeypatch.setattr(loop_module, "make_batch", spoilt)
     assert micro_loss(made, 0).item() == before and share == [0.5]
     masked = torch.rand(2, 1, 8, 6)
     route = Route(0, 1, torch.tensor([[0, 5], [1, 2]]))
-    plain, weighed = (weight_of_kept(route, masked, weight) for weight in (None, masked))
+    plain, weighed = (loss_weight_of_kept(route, masked, weight) for weight in (None, masked))
     assert torch.equal(weighed, plain * masked) and plain.sum().item() == 16
 
 
@@ -106,7 +106,7 @@ def test_without_a_share_all_is_as_it_was(workshop):
     assert plain.as_json() == named.as_json() and "routed_share" not in plain.as_json()["training"]
     assert plan_run(plain, workshop.host()).folder.name == plan_run(named, workshop.host()).folder.name
     made = built(workshop, named)
-    assert micro_batch(made, 0).route is None
+    assert make_batch(made, 0).route is None
     assert workshop.request(**ROUTED).as_json()["training"]["routed_share"] == 0.5
 
 
@@ -132,7 +132,7 @@ def test_references_go_through_all_blocks(workshop, tiny_flux_model):
     seen = []
     for block in FluxFamily().blocks(made.transformer)[:2]:
         block.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
-    batch = micro_batch(made, 0)
+    batch = make_batch(made, 0)
     num_tokens = batch.x_sigma[0, 0].numel() // 4
     micro_loss(made, 0).backward()
     assert seen == [2 * num_tokens, num_tokens + num_tokens // 2]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.atomic import replace_atomic, sha256_of
-from ..dense_weight import dense_weight, doubled
+from ..dense_weight import dense_weight, to_double
 from ..layer import AdapterLayer, Update, probe
 from ..lora import row_norms
 from .keys import Place, original_place
@@ -68,10 +68,10 @@ def export_lora(
     """
     assert layers, "there is no LoRA"
     updates = {name: layer.update() for name, layer in layers.items()}
-    by_name = updates if form == "universal" else fused_updates(updates, transformer)
+    by_name = updates if form == "universal" else fuse_updates(updates, transformer)
     named = {
         name: {
-            PREFIXES[form](name) + end: _stored(tensor, dtype)
+            PREFIXES[form](name) + end: _to_file_dtype(tensor, dtype)
             for end, tensor in update.tensors(form == "kohya").items()
         }
         for name, update in by_name.items()
@@ -91,7 +91,7 @@ def export_lora(
     return ExportedLora(digest, applied=len(tensors), num_keys=len(tensors))
 
 
-def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[str, Update]:
+def fuse_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[str, Update]:
     """Updates by the original layout's names; those of layers that are one there become one.
 
     Raises:
@@ -115,11 +115,11 @@ def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict
             continue
         first = updates[inside[0][1]]
         if inside[0][0].part is None:
-            found[original] = first.swapped() if inside[0][0].is_swapped else first
+            found[original] = first.swap_halves() if inside[0][0].is_swapped else first
             continue
         norms = torch.cat([_norms(module) for _, module, _ in sorted(parts, key=lambda part: part[0].part or 0)])
         rows = [(place.rows(first.shape[1]), updates[name]) for place, name in inside]
-        found[original] = first.fused(rows, norms)
+        found[original] = first.fuse(rows, norms)
     if named != updates.keys():
         raise RuntimeError(
             f"the LoRA is not saved: {sorted(updates.keys() - named)[0]} has no name in the original layout"
@@ -130,10 +130,10 @@ def fused_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict
 def _norms(module: nn.Module) -> Tensor:
     base = module.base if isinstance(module, AdapterLayer) else module
     assert isinstance(base, nn.Linear)
-    return row_norms(doubled(dense_weight(base))).float().cpu()
+    return row_norms(to_double(dense_weight(base))).float().cpu()
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_file_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """On the CPU; a lone number such as alpha stays exact."""
     return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
 

@@ -111,7 +111,7 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
             try:
                 # Fused layers all have the model's width as inputs.
                 part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
-                part = part.swapped() if place.is_swapped else part
+                part = part.swap_halves() if place.is_swapped else part
             except IncompatibleUpdate as fault:
                 bad[name] = f"{name} ({fault})"
                 continue

@@ -85,7 +85,7 @@ def cache_latents(
                 if batch:
                     size = _batch_size(batch[0].placement.bucket, largest_batch)
                     with torch.no_grad():
-                        latents = codec.encode(_filled(torch.stack(pixels), size)).float()
+                        latents = codec.encode(_pad_batch(torch.stack(pixels), size)).float()
                     yield {
                         latent_key(sample, identity): latent.clone()
                         for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
@@ -113,7 +113,7 @@ def _batch_size(bucket: tuple[int, int], largest: int) -> int:
     return min(largest, max(1, BATCH_PIXELS // (bucket[0] * bucket[1])))
 
 
-def _filled(pixels: Tensor, size: int) -> Tensor:
+def _pad_batch(pixels: Tensor, size: int) -> Tensor:
     """A batch of always the same size: the last bits of a latent depend on it (2e-6 at 64 px), and so would the LoRA's bytes on
     what else had to be encoded that day."""
     return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
@@ -128,7 +128,7 @@ def _pixels(
     faults: dict[str, str] = {}
     for sample in batch:
         try:
-            image = placed(decode(index.read(sample)), sample)
+            image = place_image(decode(index.read(sample)), sample)
             pixels.append(to_tensor(change(image, sample) if change else image))
             whole.append(sample)
         except (OSError, BrokenImage) as error:
@@ -136,18 +136,18 @@ def _pixels(
     return whole, pixels, faults
 
 
-def placed(image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def place_image(image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """The picture as it is trained: resized and cropped to its bucket. Of one many times longer than its bucket only what is
     kept is computed: whole, 10000 x 10 pixels at 1024 would take 790 MB."""
     placement = sample.placement
     (left, top), (width, height) = placement.crop, placement.bucket
     if placement.resize[0] * placement.resize[1] > LARGEST_RESIZE * width * height:
-        return _resized_part(image, placement, resample)
+        return _resize_part(image, placement, resample)
     resized = image if image.size == placement.resize else image.resize(placement.resize, resample)
     return resized.crop((left, top, left + width, top + height))
 
 
-def _resized_part(image: Image.Image, placement: Placement, resample: Image.Resampling) -> Image.Image:
+def _resize_part(image: Image.Image, placement: Placement, resample: Image.Resampling) -> Image.Image:
     """The bucket's part of the resized picture, within one of 255 levels: cropped first, with what the filter reads around it."""
     spans = []
     for edge, resize, start, length in zip(image.size, placement.resize, placement.crop, placement.bucket, strict=True):

@@ -19,7 +19,7 @@ from ..dataset import Unreadable
 from ..masks import Masks
 from ..sample_table import Sample
 from ..source.decode import BrokenImage, decode_mask
-from .latents import WORKERS, placed
+from .latents import WORKERS, place_image
 
 SLICE = 64  # masks that are made together; then progress is told
 
@@ -54,7 +54,7 @@ class MaskWeights:
         """
         # Linear: the filter that pictures are resized by rings, and would give weight to places beside an edge.
         image = decode_mask(self.masks.read(mask))
-        places = np.asarray(placed(image, mask, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        places = np.asarray(place_image(image, mask, Image.Resampling.BILINEAR), dtype=np.float32) / 255
         height, width = (edge // self._factor for edge in places.shape)
         white = places.reshape(height, self._factor, width, self._factor).mean(axis=(1, 3))
         black = self._black[mask.part]

@@ -53,7 +53,7 @@ def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
     except OSError:  # a folder without the right to read it
         return
     with listing:
-        found = [text for entry in listing if not entry.name.startswith(".") and (text := _listed(entry))]
+        found = [text for entry in listing if not entry.name.startswith(".") and (text := _list_entry(entry))]
     found.sort()
     for text in found:
         name, _, stamp = text.partition("\0")
@@ -63,7 +63,7 @@ def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
             yield from _images(os.path.join(folder, name[:-1]), prefix + name)
 
 
-def _listed(entry: os.DirEntry[str]) -> str:
+def _list_entry(entry: os.DirEntry[str]) -> str:
     """`name/` of a folder, `name NUL stamp` of an image, nothing of all else."""
     if entry.is_dir():
         return "" if entry.is_symlink() else f"{entry.name}/"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..flux_lineage import common_dimensions, shape_of
-from ..loading.locate import Part, shipped_config
+from ..loading.locate import Part, load_shipped_config
 from ..loading.weights import Kind, Weights
 
 TRANSFORMER = Kind("Chroma transformer", ("distilled_guidance_layer.in_proj.weight",))  # no Flux has it
@@ -17,7 +17,7 @@ def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:
         return part.config
     hidden, channels = shape_of(weights, *["distilled_guidance_layer.in_proj.weight"] * 2)
     return {
-        **shipped_config("chroma_transformer"),
+        **load_shipped_config("chroma_transformer"),
         **common_dimensions(weights),
         "approximator_num_channels": channels,
         "approximator_hidden_dim": hidden,

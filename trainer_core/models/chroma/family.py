@@ -19,7 +19,7 @@ from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import identity_of
-from ..loading.locate import Part, describe, find_part, is_local, is_offline, shipped_config
+from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import CHROMA
 from ..t5.tokenizer import find_tokenizer
@@ -44,10 +44,10 @@ class ChromaFamily(FluxLikeFamily):
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
         return {"ss_base_model_version": "chroma", "modelspec.architecture": "chroma/lora"}
 
-    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+    def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
         return settings
 
-    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+    def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         if settings.sampling == "as set":
             return settings
         # ComfyUI's template of Chroma; flash needs no CFG.
@@ -85,10 +85,10 @@ class ChromaFamily(FluxLikeFamily):
         return empty_t5(model, convert)
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        part = describe(model, "transformer", shipped_config("chroma_transformer"))
-        return self.shaped(part, Weights(part.files, TRANSFORMER))
+        part = describe(model, "transformer", load_shipped_config("chroma_transformer"))
+        return self.build_on_meta(part, Weights(part.files, TRANSFORMER))
 
-    def shaped(self, part: Part, weights: Weights) -> Any:
+    def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import ChromaTransformer
 
         with torch.device("meta"):

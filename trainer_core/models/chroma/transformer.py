@@ -20,7 +20,7 @@ from ..mmdit_layers import (
     FromConfig,
     RotaryPositions,
     SingleBlock,
-    modulated,
+    modulate,
 )
 from ..token_routing import Detour, Route
 
@@ -123,7 +123,7 @@ class ChromaTransformer(FromConfig):
             joint = block(joint, rows, detour.positions, detour.mask)
         joint = detour.at(num_double + num_single, joint)
         shift, scale = final.unbind(1)
-        return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
+        return (self.proj_out(modulate(joint[:, text.shape[1] :], shift, scale)),)
 
 
 

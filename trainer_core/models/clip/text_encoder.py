@@ -17,7 +17,7 @@ from ...config.model import ModelConfig
 from ...devices import DTYPES
 from ...errors import UserError
 from ..family import Convert
-from ..loading.locate import Part, describe_at, download, is_local, is_offline, locate, shipped_config
+from ..loading.locate import Part, describe_at, download, is_local, is_offline, load_shipped_config, locate
 from ..loading.weights import Kind, Weights, load_weights_
 from ..t5.tokenizer import tokenizer_folders
 from .modules import ClipText
@@ -77,7 +77,7 @@ def load_clip(model: ModelConfig, device: torch.device, convert: Convert | None 
 def empty_clip(model: ModelConfig) -> ClipText:
     """The encoder as load_clip would fill it, on the meta device."""
     assert model.flux is not None
-    part = describe_at(model, "clip", model.flux.clip_file, "clip_file", shipped_config("clip_l"))
+    part = describe_at(model, "clip", model.flux.clip_file, "clip_file", load_shipped_config("clip_l"))
     with torch.device("meta"):
         encoder = ClipText(_config(part, Weights(part.files, CLIP)))
     return encoder.to(DTYPES[model.dtype])
@@ -160,7 +160,7 @@ def _is_unused(key: str) -> bool:
 
 
 def _config(part: Part, weights: Weights) -> dict[str, Any]:
-    config = {**shipped_config("clip_l")}
+    config = {**load_shipped_config("clip_l")}
     if str(part.config.get("model_type", "")).startswith("clip"):
         return {**config, **part.config}
     vocabulary, width = weights.shape("embeddings.token_embedding.weight")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..flux_lineage import common_dimensions, shape_of
-from ..loading.locate import Part, shipped_config
+from ..loading.locate import Part, load_shipped_config
 from ..loading.weights import Kind, Weights
 
 # The first is ComfyUI's and the original's, the second diffusers'; no Chroma has either.
@@ -21,7 +21,7 @@ def flux_config(part: Part, weights: Weights) -> dict[str, Any]:
         return part.config
     pooled = "time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight"
     return {
-        **shipped_config("flux_transformer"),
+        **load_shipped_config("flux_transformer"),
         **common_dimensions(weights),
         "out_channels": shape_of(weights, "proj_out.weight", "final_layer.linear.weight")[0],
         "pooled_projection_dim": shape_of(weights, *pooled)[1],

@@ -23,7 +23,7 @@ from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
-from ..loading.locate import Part, describe, find_part, is_local, is_offline, shipped_config
+from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import FLUX
 from ..t5.tokenizer import find_tokenizer
@@ -58,11 +58,11 @@ class FluxFamily(FluxLikeFamily):
         flavour = _flavour(model)
         return {"ss_base_model_version": flavour.base_version, "modelspec.architecture": flavour.architecture}
 
-    def trained(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
+    def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
         assert model.flux is not None
         return replace(settings, sigma_density="schnell", shift=1.0) if model.flux.is_fast else settings
 
-    def drawn(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
+    def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         if settings.sampling == "as set":
             return settings
         flavour = _flavour(model)
@@ -105,11 +105,11 @@ class FluxFamily(FluxLikeFamily):
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = describe(
-            model, "transformer", {**shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
+            model, "transformer", {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
         )
-        return self._told(self.shaped(part, Weights(part.files, TRANSFORMER)), model)
+        return self._told(self.build_on_meta(part, Weights(part.files, TRANSFORMER)), model)
 
-    def shaped(self, part: Part, weights: Weights) -> Any:
+    def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import FluxTransformer
 
         with torch.device("meta"):

@@ -22,7 +22,7 @@ from ..mmdit_layers import (
     RotaryPositions,
     SelfAttention,
     SingleBlock,
-    modulated,
+    modulate,
 )
 from ..token_routing import Detour, Route
 
@@ -107,7 +107,7 @@ class FluxTransformer(FromConfig):
             joint = block(joint, conditioning, detour.positions, detour.mask)
         joint = detour.at(num_double + len(self.single_transformer_blocks), joint)
         scale, shift = self.norm_out(conditioning).unbind(1)  # the other way round in the original files
-        return (self.proj_out(modulated(joint[:, text.shape[1] :], shift, scale)),)
+        return (self.proj_out(modulate(joint[:, text.shape[1] :], shift, scale)),)
 
 
 class Modulation(nn.Module):
@@ -144,11 +144,11 @@ class FluxDoubleBlock(DoubleBlock):
         rows = self.norm1(conditioning), self.norm1_context(conditioning)
         return super().forward(image, text, *rows, positions, mask)
 
-    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def unread_layers(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, image: Tensor, text: Tensor, conditioning: Tensor, *_: Any
     ) -> list[nn.Module]:
         learns = any(learning(norm) for norm in (self.norm1, self.norm1_context))
-        return [] if learns else super().summed(image, text, conditioning, conditioning)
+        return [] if learns else super().unread_layers(image, text, conditioning, conditioning)
 
 
 class FluxSingleBlock(SingleBlock):
@@ -167,10 +167,10 @@ class FluxSingleBlock(SingleBlock):
         """(B, tokens, width) -> the same. conditioning: (B, width)."""
         return super().forward(joint, self.norm(conditioning), positions, mask)
 
-    def summed(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def unread_layers(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, joint: Tensor, conditioning: Tensor, *_: Any
     ) -> list[nn.Module]:
-        return [] if learning(self.norm) else super().summed(joint, conditioning)
+        return [] if learning(self.norm) else super().unread_layers(joint, conditioning)
 
 
 def learning(module: nn.Module) -> bool:

@@ -76,7 +76,7 @@ def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped:
     """The same of a part whose single file is in another field, as locate takes it."""
     if single or not model.repo or is_local(model.repo):
         return locate(model, part, single, field)
-    folder = cached_folder(model.repo, name := model.folders.get(part, part))
+    folder = find_cached(model.repo, name := model.folders.get(part, part))
     if folder and (config := read_json(folder / "config.json")):
         return Part((), config)
     return Part((), shipped if model.repo in RELEASED else download_config(model.repo, name))
@@ -139,7 +139,7 @@ def unreachable(what: str, error: Exception) -> UserError:
     )
 
 
-def cached_folder(repo: str, part: str) -> Path | None:
+def find_cached(repo: str, part: str) -> Path | None:
     """The part's folder in the hub's cache, or None. Never reaches the network."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -181,6 +181,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def shipped_config(name: str) -> dict[str, Any]:
+def load_shipped_config(name: str) -> dict[str, Any]:
     """A config that comes with this package, for single files without one of their own."""
     return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from ...config.model import ModelConfig
 from ...devices import DTYPES
 from ..family import Convert
 from ..loading.fingerprint import identity_of
-from ..loading.locate import Part, describe, find_part, shipped_config
+from ..loading.locate import Part, describe, find_part, load_shipped_config
 from ..loading.weights import T5, Weights, convert_, load_weights_
 from .modules import T5Encoder
 from .tokenizer import find_tokenizer, read_tokenizer
@@ -103,7 +103,7 @@ def load_t5(
 
 def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
     """The encoder as load_t5 would fill it, on the meta device."""
-    part = describe(model, "text_encoder", shipped_config("t5_xxl"))
+    part = describe(model, "text_encoder", load_shipped_config("t5_xxl"))
     return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
 
 
@@ -144,7 +144,7 @@ def _config(part: Part, weights: Weights) -> dict[str, Any]:
     vocab_size, width = weights.shape(next(name for name in TABLES if name in weights.entries))
     num_buckets, num_heads = weights.shape(f"{block}.0.SelfAttention.relative_attention_bias.weight")
     return {
-        **shipped_config("t5_xxl"),
+        **load_shipped_config("t5_xxl"),
         "vocab_size": vocab_size,
         "d_model": width,
         "num_layers": weights.count("encoder.block"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...config.model import ModelConfig
 from ...errors import UserError
-from ..loading.locate import cached_folder, download, is_local, is_offline
+from ..loading.locate import download, find_cached, is_local, is_offline
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,7 +67,7 @@ def tokenizer_folders(model: ModelConfig, encoder_file: str, name: str, in_comfy
         yield file.parent.parent / name  # a diffusers folder whose text encoder is named by its file
     if model.repo and is_local(model.repo):
         yield Path(model.repo) / name
-    elif model.repo and (cached := cached_folder(model.repo, name)):
+    elif model.repo and (cached := find_cached(model.repo, name)):
         yield cached
     if encoder_file:
         for parent in Path(encoder_file).resolve().parents:

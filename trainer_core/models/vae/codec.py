@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...config.model import ModelConfig
 from ..loading.fingerprint import identity_of
-from ..loading.locate import Part, describe, find_part, shipped_config
+from ..loading.locate import Part, describe, find_part, load_shipped_config
 from ..loading.weights import VAE, Weights, load_weights_
 from .modules import Autoencoder
 from .tiling import in_tiles
@@ -85,7 +85,7 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
 
 def empty_vae(model: ModelConfig) -> Autoencoder:
     """The VAE as load_vae would fill it, on the meta device."""
-    part = describe(model, "vae", shipped_config("flux_vae"))
+    part = describe(model, "vae", load_shipped_config("flux_vae"))
     with torch.device("meta"):
         return Autoencoder(_config(part, Weights(part.files, VAE)))
 
@@ -93,7 +93,7 @@ def empty_vae(model: ModelConfig) -> Autoencoder:
 def codec_identity(model: ModelConfig) -> str:
     """Digest of what decides a latent: weights, normalisation, and that it is the mean."""
     part = find_part(model, "vae")
-    config = part.config or shipped_config("flux_vae")
+    config = part.config or load_shipped_config("flux_vae")
     return identity_of(part.files, f"mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
 
 
@@ -126,11 +126,11 @@ def _config(part: Part, weights: Weights) -> dict[str, Any]:
         return part.config
     keys = weights.entries
     if "decoder.mid.block_1.conv1.weight" not in keys:  # diffusers names without a config: the released VAE
-        return shipped_config("flux_vae")
+        return load_shipped_config("flux_vae")
     num_levels = weights.count("encoder.down")
     channels = [weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
     return {
-        **shipped_config("flux_vae"),
+        **load_shipped_config("flux_vae"),
         "block_out_channels": channels,
         "down_block_types": ["DownEncoderBlock2D"] * num_levels,
         "up_block_types": ["UpDecoderBlock2D"] * num_levels,

@@ -137,7 +137,7 @@ def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Te
 def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Its tensors as `parameter|name`, and its plain numbers by parameter."""
     tensors, plain = {}, {}
-    names = _optimized(run)
+    names = _parameter_names(run)
     for index, values in run.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -147,7 +147,7 @@ def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict
     return tensors, plain
 
 
-def _optimized(run: TrainState) -> list[str]:
+def _parameter_names(run: TrainState) -> list[str]:
     """Names of the parameters, in the order in which the optimiser counts them."""
     names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
     return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
@@ -192,7 +192,7 @@ def _load_weights_(run: TrainState, checkpoint: Path, state: Mapping[str, Any]) 
         run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
     elif run.ema is not None:  # adopted from a run that kept none
         run.ema.begin_(run.layers)
-    names = _optimized(run)
+    names = _parameter_names(run)
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in state["optimizer"].items()
     }

@@ -12,7 +12,7 @@ from .checkpoint import prune, save_checkpoint
 from .eval_loss import best_step, eval_loss
 
 
-def keep(folder: Path, run: TrainState, host: Host, evaluate: bool = True) -> None:
+def save_and_prune(folder: Path, run: TrainState, host: Host, evaluate: bool = True) -> None:
     """Save the run's state. Older ones go, but for those the settings keep.
 
     Args:
@@ -34,6 +34,6 @@ def checkpoint_hook(folder: Path, host: Host, phases: Phases) -> Callable[[Train
         every = run.config.checkpoint_every
         if every and run.step % every == 0 and run.step < run.num_steps:
             with phases("save"):
-                keep(folder, run, host)
+                save_and_prune(folder, run, host)
 
     return save

@@ -14,7 +14,7 @@ from ...data.sample_table import Chosen, Sample, columns
 from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
 from ...seeds import generator
-from ..step.batch import beginnings, place_weights
+from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
@@ -35,15 +35,15 @@ def eval_loss(run: TrainState) -> tuple[float, float]:
 
 @torch.no_grad()
 def _eval_loss(run: TrainState) -> tuple[float, float]:
-    samples = _judged(run)
+    samples = _eval_samples(run)
     count = min(MAX_SAMPLES, len(samples))
     losses = []
     for sample in (samples[i * len(samples) // count] for i in range(count)):
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
-        beside: dict[str, Any] = {name: tensor.to(run.device) for name, tensor in beginnings(run, [sample]).items()}
-        weight = place_weights(run, [sample])
+        beside: dict[str, Any] = {name: tensor.to(run.device) for name, tensor in stack_references(run, [sample]).items()}
+        weight = stack_masks(run, [sample])
         weight = None if weight is None else weight.to(run.device)
         values = []
         for value in SIGMAS:
@@ -55,7 +55,7 @@ def _eval_loss(run: TrainState) -> tuple[float, float]:
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
 
 
-def _judged(run: TrainState) -> Sequence[Sample]:
+def _eval_samples(run: TrainState) -> Sequence[Sample]:
     """Those held out, or all; but none that is to keep the model as it is, unless there are no others."""
     samples = run.held or run.samples
     if not run.prior_parts:

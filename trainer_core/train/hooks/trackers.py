@@ -10,18 +10,18 @@ from typing import Any
 from ...devices import memory_in_use
 from ...errors import Cancelled
 from ...runs.run_host import RunHost
-from ...trackers.dispatch import LAST_SECONDS, TrackerSink, chosen
+from ...trackers.dispatch import LAST_SECONDS, TrackerSink, parse_trackers
 from ...trackers.tracker import Opening
-from ..metadata import run_record
+from ..metadata import make_record
 from ..prepare import RunPlan
 
 HURRIED_SECONDS = 1.0  # that trackers are waited for after a second Ctrl-C
 
 
 @contextmanager
-def tracked(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
+def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
     """The host whose events reach the run's trackers as well. They are closed however the run ends."""
-    names = chosen(plan.request.training.trackers)
+    names = parse_trackers(plan.request.training.trackers)
     if not names:
         yield host
         return
@@ -40,7 +40,7 @@ def tracked(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterator
 
 def opening_of(plan: RunPlan, prompt: Mapping[str, Any]) -> Opening:
     """Settings are the request, with the versions, the trigger and the number of images."""
-    record = run_record(plan, prompt)
+    record = make_record(plan, prompt)
     settings = {
         **record["request"],
         "versions": record["versions"],

@@ -13,10 +13,10 @@ from ...flow.path import interpolate
 from ...flow.rollout import rollout_levels
 from ...seeds import generator
 from .state import Batch, TrainState
-from .token_drop import drawn_route, weight_of_kept
+from .token_drop import draw_route, loss_weight_of_kept
 
 
-def micro_batch(run: TrainState, micro: int) -> Batch:
+def make_batch(run: TrainState, micro: int) -> Batch:
     """What micro-batch number `micro` trains on, on the CPU: latents and text as they are cached, all else drawn for it."""
     batch = [run.samples[i] for i in run.plan.batch(micro)]
     x0 = torch.stack([run.latents.get(sample) for sample in batch])
@@ -25,31 +25,31 @@ def micro_batch(run: TrainState, micro: int) -> Batch:
         for place, sample in enumerate(batch)
     ])  # fmt: skip
     sigma = run.density.at(x0[0, 0].numel()).sample(len(batch), generator(run.config.seed, "sigma", micro))
-    text = [run.text.get(prompt_of(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
+    text = [run.text.get(pick_prompt(run.config, sample, micro, place)) for place, sample in enumerate(batch)]
     is_prior = [sample.part in run.prior_parts for sample in batch]
     prior = torch.tensor(is_prior) if any(is_prior) else None
-    levels = drawn_levels(run.config, micro, sigma, prior)
+    levels = draw_rollout_levels(run.config, micro, sigma, prior)
     x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
-    beside, weight = beginnings(run, batch), place_weights(run, batch)
-    route = drawn_route(run.config, len(run.family.blocks(run.transformer)), x_sigma, weight, micro)
-    weight = weight if route is None else weight_of_kept(route, x_sigma, weight)
+    beside, weight = stack_references(run, batch), stack_masks(run, batch)
+    route = draw_route(run.config, len(run.family.blocks(run.transformer)), x_sigma, weight, micro)
+    weight = weight if route is None else loss_weight_of_kept(route, x_sigma, weight)
     rolled = None if levels is None else x0
     return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route)
 
 
-def place_weights(run: TrainState, batch: Sequence[Sample]) -> Tensor | None:
+def stack_masks(run: TrainState, batch: Sequence[Sample]) -> Tensor | None:
     """(B, 1, h, w): what each place of the batch's pictures counts, on the CPU. None where the run has no masks."""
     return None if run.masks is None else torch.stack([run.masks.get(sample) for sample in batch])
 
 
-def beginnings(run: TrainState, batch: Sequence[Sample]) -> dict[str, Tensor]:
+def stack_references(run: TrainState, batch: Sequence[Sample]) -> dict[str, Tensor]:
     """What the batch's pictures start from, on the CPU, for families that take references."""
     if run.references is None:
         return {}
     return {"reference": torch.stack([run.references.get(sample) for sample in batch])}
 
 
-def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
+def pick_prompt(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
     """The caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
     draw = generator(config.seed, "caption", micro, place, sample.key)
     if torch.rand((), generator=draw).item() < config.caption_dropout:
@@ -57,7 +57,7 @@ def prompt_of(config: TrainingConfig, sample: Sample, micro: int, place: int) ->
     return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
 
 
-def drawn_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior: Tensor | None) -> Tensor | None:
+def draw_rollout_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior: Tensor | None) -> Tensor | None:
     """Noise levels of micro-batch number `micro`'s rollout, (steps + 1, B), on the CPU; None where it has none.
 
     Args:

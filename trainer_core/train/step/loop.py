@@ -18,11 +18,11 @@ from ...adapters.inject import set_micro_, set_strength_
 from ...flow.loss import velocity_loss
 from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
-from ...optim.optimizer import set_rate_, shown_rate
-from .batch import micro_batch
-from .nan_guard import refuse_or_skip, told_of_skipped
+from ...optim.optimizer import effective_rate, set_rate_
+from .batch import make_batch
+from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
-from .scheduled_sampling import rolled_out
+from .scheduled_sampling import roll_out
 from .state import Batch, Fetch, Hook, TrainState
 
 
@@ -34,7 +34,7 @@ def fit(run: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
         UserError: the loss or the gradient is not finite; the weights are those of the step before.
     """
     end = run.num_steps * run.config.accumulation
-    with prefetch_batches(lambda micro: micro_batch(run, micro), run.device, end) as fetch:
+    with prefetch_batches(lambda micro: make_batch(run, micro), run.device, end) as fetch:
         while run.step < run.num_steps:
             host.check_cancelled()
             began = time.perf_counter()
@@ -42,13 +42,13 @@ def fit(run: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
             loss, norm = train_step(run, rate, fetch)
             run.step += 1
             run.losses.append(loss)
-            rate = shown_rate(run.optimizer, rate)
+            rate = effective_rate(run.optimizer, rate)
             run.learning_rates.append(rate)
             run.step_seconds.append(time.perf_counter() - began)
             if math.isfinite(loss):
                 host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
             else:
-                host.emit(Notice(told_of_skipped(run), "warning"))
+                host.emit(Notice(describe_skipped(run), "warning"))
             for hook in hooks:
                 hook(run)
 
@@ -57,7 +57,7 @@ def train_step(run: TrainState, learning_rate: float, fetch: Fetch | None = None
     """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
     set_rate_(run.optimizer, learning_rate)
     first = run.step * run.config.accumulation
-    total = _accumulated(run, first, fetch)
+    total = _accumulate_gradients(run, first, fetch)
     limit = run.config.max_grad_norm or math.inf
     norm = nn.utils.clip_grad_norm_(run.parameters, limit)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
@@ -72,7 +72,7 @@ def train_step(run: TrainState, learning_rate: float, fetch: Fetch | None = None
     return loss_value, norm_value
 
 
-def _accumulated(run: TrainState, first: int, fetch: Fetch | None) -> Tensor:
+def _accumulate_gradients(run: TrainState, first: int, fetch: Fetch | None) -> Tensor:
     """Add up the gradients of a step's micro-batches, the first of them number `first`; returns the mean loss, on the device."""
     while True:
         try:
@@ -95,9 +95,9 @@ def _accumulated(run: TrainState, first: int, fetch: Fetch | None) -> Tensor:
 
 def micro_loss(run: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
     """Mean loss of micro-batch number `micro`, counted from the run's beginning. fetch: makes it; None: made here."""
-    batch = (fetch(micro) if fetch else micro_batch(run, micro)).to(run.device)
+    batch = (fetch(micro) if fetch else make_batch(run, micro)).to(run.device)
     if batch.levels is not None:
-        batch = rolled_out(run, batch)
+        batch = roll_out(run, batch)
     target = batch.velocity if batch.prior is None else with_prior(run, batch)
     prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
     if batch.share is not None:

@@ -45,7 +45,7 @@ def _first_step(run: TrainState, first: int, loss: float, norm: float) -> str:
     )
 
 
-def told_of_skipped(run: TrainState) -> str:
+def describe_skipped(run: TrainState) -> str:
     """What to say of the step that has just been skipped."""
     first = (run.step - 1) * run.config.accumulation
     done = sum(not math.isfinite(value) for value in run.losses)

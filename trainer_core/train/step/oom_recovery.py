@@ -17,7 +17,7 @@ from ...config.memory import MemoryConfig
 from ...config.training import TrainingConfig
 from ...devices import empty_cache, is_out_of_memory
 from ...host import Host, Notice
-from ...memory.activation_checkpointing import INTERVALS, checkpoint_blocks_, recomputed_places, store_blocks_
+from ...memory.activation_checkpointing import INTERVALS, checkpoint_blocks_, places_to_recompute, store_blocks_
 
 
 @dataclass
@@ -57,11 +57,11 @@ class OomRecovery:
         self.interval = interval
         gc.collect()
         empty_cache(self.device)
-        again = len(recomputed_places(len(self.blocks), interval))
+        again = len(places_to_recompute(len(self.blocks), interval))
         text = f"memory ran out: the step is begun anew with {again} of {len(self.blocks)} blocks computed again (interval {interval})"
         self.host.emit(Notice(text, "warning"))
 
     def _next(self) -> int | None:
         """The first interval that computes more blocks again."""
-        now = len(recomputed_places(len(self.blocks), self.interval))
-        return next((n for n in INTERVALS if len(recomputed_places(len(self.blocks), n)) > now), None)
+        now = len(places_to_recompute(len(self.blocks), self.interval))
+        return next((n for n in INTERVALS if len(places_to_recompute(len(self.blocks), n)) > now), None)

@@ -90,13 +90,13 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The host does not wait for a GPU's copies: the kernels that read them do, being later in the same stream."""
         runs_on = works_beside(device)
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=runs_on))
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=runs_on))
 
     def pinned(self) -> Batch:
         """In memory that a GPU reads by itself."""
-        return self._changed(Tensor.pin_memory)
+        return self._map_tensors(Tensor.pin_memory)
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         beside = {name: change(tensor) for name, tensor in self.beside.items()}
         text = [change(tensor) for tensor in self.text]
         rest = (self.weight, self.prior, self.levels, self.x0, self.share)

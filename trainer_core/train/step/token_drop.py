@@ -11,7 +11,7 @@ from ...models.token_routing import Route, num_kept
 from ...seeds import generator
 
 
-def drawn_route(
+def draw_route(
     config: TrainingConfig, num_blocks: int, latents: Tensor, weight: Tensor | None, micro: int
 ) -> Route | None:
     """The route of micro-batch number `micro`; None where every token goes through everything.
@@ -36,7 +36,7 @@ def drawn_route(
     return Route(window[0], window[-1], kept.sort(dim=1).values)
 
 
-def weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
+def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
     """(B, 1, h, w): what each place counts in the loss, 0 where its token was skipped.
 
     A LoRA's base has never seen a route. What it makes of a skipped token is far off, and a LoRA that is to mend that learns less of

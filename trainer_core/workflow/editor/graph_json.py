@@ -88,7 +88,7 @@ def parse_document(data: Mapping[str, Any], problems: list[Problem], where: str)
         if isinstance(entry, dict) and isinstance(entry.get("nodes"), list) and _is_id(entry.get("id")):
             definitions[str(entry["id"])] = _canvas(entry, problems, where)
         else:
-            problems.append(Problem(where, f"has a subgraph without id or nodes: {_shown(entry)}; {AGAIN}"))
+            problems.append(Problem(where, f"has a subgraph without id or nodes: {_shorten(entry)}; {AGAIN}"))
     return _canvas(data, problems, where), definitions
 
 
@@ -96,7 +96,7 @@ def _canvas(data: Mapping[str, Any], problems: list[Problem], where: str) -> Can
     nodes: dict[str, CanvasNode] = {}
     for entry in data["nodes"]:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("type"), str):
-            problems.append(Problem(where, f"has a node without id or type: {_shown(entry)}; {AGAIN}"))
+            problems.append(Problem(where, f"has a node without id or type: {_shorten(entry)}; {AGAIN}"))
             continue
         node = _node(entry)
         if node.id in nodes:
@@ -107,7 +107,7 @@ def _canvas(data: Mapping[str, Any], problems: list[Problem], where: str) -> Can
     for entry in _entries(data.get("links")):
         pair = _link(entry)
         if pair is None:
-            problems.append(Problem(where, f"has a link that can't be read: {_shown(entry)}; {AGAIN}"))
+            problems.append(Problem(where, f"has a link that can't be read: {_shorten(entry)}; {AGAIN}"))
         else:
             links[pair[0]] = pair[1]
     endings = {link.target_slot: link_id for link_id, link in links.items() if link.target == OUTPUT_NODE}
@@ -185,5 +185,5 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return reprlib.repr(value)

@@ -36,7 +36,7 @@ class Promotion:
             from_outside: what the surrounding subgraph's instance sets on widgets within, this instance's among them.
         """
         definition = self.definitions[node.type]
-        settings = self._saved(node)
+        settings = self._saved_values(node)
         settings += [((OWN_INPUT, name), value) for (owner, name), value in from_outside.items() if owner == node.id]
         promoted: dict[str, Any] = {}
         inner: dict[Place, Any] = {}
@@ -51,7 +51,7 @@ class Promotion:
                 inner[nested[1], nested[2]] = value
         return promoted, inner
 
-    def _saved(self, node: CanvasNode) -> list[tuple[Place, Any]]:
+    def _saved_values(self, node: CanvasNode) -> list[tuple[Place, Any]]:
         values = node.values if isinstance(node.values, list) else []
         places = list(node.proxies) or self._places(node, len(values))
         return [(place, value) for place, value in zip(places, values, strict=False) if value is not None]

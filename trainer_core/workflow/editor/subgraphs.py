@@ -35,7 +35,7 @@ def unfold(
         for node in scope.canvas.nodes.values():
             definition = definitions.get(node.type)
             if definition is None:
-                problems += _undefined(scope, node)
+                problems += _find_undefined(scope, node)
                 continue
             num_nodes += len(definition.nodes)
             if num_nodes > MAX_NODES:
@@ -68,7 +68,7 @@ def _nesting_fault(
     return ""
 
 
-def _undefined(scope: Scope, node: CanvasNode) -> list[Problem]:
+def _find_undefined(scope: Scope, node: CanvasNode) -> list[Problem]:
     if not UUID.fullmatch(node.type):
         return []
     message = f"is a subgraph that the workflow does not define; {AGAIN}"
