@@ -359,7 +359,11 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace a value; NODE is a node's title, id or type",
     )
     parser.add_argument(
-        "--models", action="append", default=[], metavar="DIR", help="a ComfyUI models folder; may be given several times"
+        "--models",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a ComfyUI models folder; may be given several times",
     )
     parser.add_argument("--model-config", metavar="FILE", help="an extra_model_paths.yaml")
     parser.add_argument(

@@ -151,9 +151,7 @@ def _private_bytes() -> int:
     """Memory that is this process' own and in use: mapped files, whose dirty pages count as private while one process has them, are not counted, nor what was freed. Linux."""
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
-    return 1024 * sum(
-        int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous:")
-    )
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous:"))
 
 
 def measure_caches(rounds: int) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def main() -> int:
         if arguments.full_disks:
             (Path(folder) / "disks").mkdir()
             tried, ended, lost = disks.fill_disk(kills, home, Path(folder) / "disks", arguments.full_disks)
-            print(f"full disk: {tried} tried, {ended} ended with an error, {tried - len(lost)} survived, {len(lost)} lost")
+            print(
+                f"full disk: {tried} tried, {ended} ended with an error, {tried - len(lost)} survived, {len(lost)} lost"
+            )
             told = {"tried": tried, "ended_with_an_error": ended, "survived": tried - len(lost), "lost": lost}
             write({**result, "full_disk": {**where, **told}})
     return 1 if count.lost or lost else 0

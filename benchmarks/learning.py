@@ -67,7 +67,11 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
     found += [Setting("rank", str(r), {"rank": r, "alpha": float(r)} if r != 16 else {}) for r in RANKS]
     found += [Setting("rate", f"{r:g}", {"learning_rate": r} if r != 2e-3 else {}) for r in LEARNING_RATES]
     found += [
-        Setting("rollout", f"{share:g} of 1 to {most} steps" if share else "none", {"rollout_probability": share, "rollout_steps": most} if share else {})
+        Setting(
+            "rollout",
+            f"{share:g} of 1 to {most} steps" if share else "none",
+            {"rollout_probability": share, "rollout_steps": most} if share else {},
+        )
         for share, most in ((0.0, 0), *ROLLOUTS)
     ]
     found += [Setting("routing", f"{share:g}", {"routed_share": share} if share else {}) for share in (0.0, 0.5)]
@@ -127,7 +131,13 @@ def request_of(setting: Setting, seed: int, steps: int) -> Any:
     nano = str(ASSETS / "chroma-nano")
     return replace(
         TrainRequest(
-            ModelConfig("chroma", "nano", nano, dtype="fp32", quantization=QuantizationConfig(setting.level, products=setting.products)),
+            ModelConfig(
+                "chroma",
+                "nano",
+                nano,
+                dtype="fp32",
+                quantization=QuantizationConfig(setting.level, products=setting.products),
+            ),
             DatasetConfig(tuple(parts), tuple(str(ASSETS / part.folder) for part in parts)),
             TrainingConfig(**values),
         ),

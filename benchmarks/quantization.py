@@ -120,7 +120,9 @@ def outliers() -> dict[str, dict[str, float]]:
             others[:, 7] = 0
             codes, scale = load("products", name)().round_rows(uneven)
             error = (codes.float() * scale - uneven) @ weight.t()
-            found.setdefault(name, {})[str(times)] = float(f"{(error.norm() / (others @ weight.t()).norm()).item():.3g}")
+            found.setdefault(name, {})[str(times)] = float(
+                f"{(error.norm() / (others @ weight.t()).norm()).item():.3g}"
+            )
     return found
 
 

@@ -93,7 +93,11 @@ def stepper(
         mask[:, TOKENS : text.shape[1]] = False
     x0 = torch.randn(batch, 16, side, side)
     assert batch_text(list(text), image_tokens)[1] is None
-    config, num_blocks, micros = TrainingConfig(routed_share=routed, route_first=1), len(FAMILY.blocks(transformer)), count()
+    config, num_blocks, micros = (
+        TrainingConfig(routed_share=routed, route_first=1),
+        len(FAMILY.blocks(transformer)),
+        count(),
+    )
 
     def step() -> None:
         noise, sigma = torch.randn_like(x0), torch.rand(batch)
@@ -185,7 +189,13 @@ class TorchInt8(Int8Product):
 def measure_products(size: str, edge: int, rounds: int, with_torch: bool) -> dict[str, Any]:
     """CPU seconds of a step (fp32), their ratio to that on the unquantised base, and of single products of the model's widest layer."""
     folder = model_folder(size)
-    kinds = [("none", "exact"), ("int8-quanto", "exact"), ("int8-quanto", "int8"), ("fp8-native", "exact"), ("fp8-native", "fp8")]
+    kinds = [
+        ("none", "exact"),
+        ("int8-quanto", "exact"),
+        ("int8-quanto", "int8"),
+        ("fp8-native", "exact"),
+        ("fp8-native", "fp8"),
+    ]
     steps = {}
     for level, products in [*kinds, ("int8-quanto", "torch")] if with_torch else kinds:
         base = FAMILY.load_transformer(request(folder, folder, edge).model)
@@ -202,7 +212,12 @@ def measure_products(size: str, edge: int, rounds: int, with_torch: bool) -> dic
         name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / plain, 2)}
         for name, values in seconds.items()
     }
-    return {"edge": edge, "rounds": rounds, "steps": found, "single": _single_products(base, TOKENS + (edge // 16) ** 2)}
+    return {
+        "edge": edge,
+        "rounds": rounds,
+        "steps": found,
+        "single": _single_products(base, TOKENS + (edge // 16) ** 2),
+    }
 
 
 def _single_products(base: nn.Module, rows: int) -> dict[str, float]:
@@ -212,7 +227,12 @@ def _single_products(base: nn.Module, rows: int) -> dict[str, float]:
     b = torch.randint(-127, 128, (out, width), dtype=torch.int8)
     x, y = a.float(), b.float()
     seconds = in_turns({"fp32": lambda: x @ y.t(), "int8": lambda: torch._int_mm(a, b.t())}, 3, warmup=1)
-    return {"rows": rows, "in": width, "out": out, **{f"{name}_ms": round(1e3 * median(values), 2) for name, values in seconds.items()}}
+    return {
+        "rows": rows,
+        "in": width,
+        "out": out,
+        **{f"{name}_ms": round(1e3 * median(values), 2) for name, values in seconds.items()},
+    }
 
 
 def measure_growth(rounds: int) -> dict[str, list[list[float]]]:
@@ -360,7 +380,8 @@ def main() -> int:
             "medium": measure_products("medium", 256, few, with_torch=False),
         },
         "routing": lambda: {
-            "tiny": measure_routing("tiny", 512, arguments.rounds), "medium": measure_routing("medium", 256, few)
+            "tiny": measure_routing("tiny", 512, arguments.rounds),
+            "medium": measure_routing("medium", 256, few),
         },
     }
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

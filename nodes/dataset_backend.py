@@ -30,7 +30,9 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
     roots, references_too = (*earlier.roots, str(root)), (*earlier.reference_roots, references)
     masks_too = (*earlier.mask_roots, masks)
-    return (DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too, mask_roots=masks_too),)
+    return (
+        DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too, mask_roots=masks_too),
+    )
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:

@@ -21,7 +21,9 @@ from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(TrainingConfig):
-    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma, LoadFlux or QuantizeModel.")]
+    model: Annotated[
+        ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma, LoadFlux or QuantizeModel.")
+    ]
     dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("What to train on, from DatasetBackend.")]
     validation: Annotated[
         ValidationConfig | None,
@@ -43,7 +45,9 @@ class Inputs(TrainingConfig):
     memory: Annotated[
         MemoryConfig | None,
         Socket("TRAIN_MEMORY"),
-        Doc("A MemorySettings: how the run fits into memory, and how fast it goes. Without one the plan chooses the fastest way that fits (mode auto)."),
+        Doc(
+            "A MemorySettings: how the run fits into memory, and how fast it goes. Without one the plan chooses the fastest way that fits (mode auto)."
+        ),
     ] = None
 
 
@@ -72,7 +76,12 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from .recorded_prompt import record_prompt
 
     result = train(request_of(inputs), host, record_prompt(host))
-    return result.lora, read_tensors(result.lora.path), {"loss": [loss for loss in result.losses if math.isfinite(loss)]}, result.lora.name
+    return (
+        result.lora,
+        read_tensors(result.lora.path),
+        {"loss": [loss for loss in result.losses if math.isfinite(loss)]},
+        result.lora.name,
+    )
 
 
 SPEC = NodeSpec(

@@ -182,7 +182,10 @@ def test_a_dataset_at_fault_where_faults_stop(host, root):
     (root / "data" / "cats" / "a.txt").write_text("\n", encoding="utf-8")
     graph = nodes()
     graph["3"]["inputs"] |= {"folder": "broken", "on_broken": "stop"}
-    graph["6"] = {"class_type": "DatasetBackend", "inputs": {"folder": "cats", "on_broken": "stop", "resolution": 32, "dataset": ["3", 0]}}
+    graph["6"] = {
+        "class_type": "DatasetBackend",
+        "inputs": {"folder": "cats", "on_broken": "stop", "resolution": 32, "dataset": ["3", 0]},
+    }
     graph["5"]["inputs"]["dataset"] = ["6", 0]
     remedy = "mend or remove it, or set on_broken to skip"
     assert failure(graph, host, root) == [

@@ -115,7 +115,20 @@ def test_values_are_set_by_id_title_and_type(cli, home, capsys, node):
 
 
 def test_a_set_value_is_trained_with(cli, home, first):
-    assert cli("run", "workflow.json", *FOLDERS, "--set", "LoRATrainer.steps=1", "--set", "5.name=other", "--report", "r.json") == 0
+    assert (
+        cli(
+            "run",
+            "workflow.json",
+            *FOLDERS,
+            "--set",
+            "LoRATrainer.steps=1",
+            "--set",
+            "5.name=other",
+            "--report",
+            "r.json",
+        )
+        == 0
+    )
     report = json.loads((home / "r.json").read_text("utf-8"))
     assert report["steps"] == 1 and report["lora"].endswith("other.safetensors")
 
@@ -150,7 +163,11 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
 def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, capsys, option, value, message):
     assert cli("run", "workflow.json", "--models", "models", option, value) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {option}: {message}") and len(captured.err.splitlines()) == 1 and not captured.out
+    assert (
+        captured.err.startswith(f"error: {option}: {message}")
+        and len(captured.err.splitlines()) == 1
+        and not captured.out
+    )
 
 
 @pytest.mark.parametrize("text", ["-3", "twelve", "nan"])
@@ -161,10 +178,16 @@ def test_a_card_of_no_size(cli, capsys, text):
 
 
 def test_a_workflow_for_comfyui_alone(cli, home, capsys):
-    only = {"3": {"class_type": "KSampler", "inputs": {"seed": 1}}, "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}}}
+    only = {
+        "3": {"class_type": "KSampler", "inputs": {"seed": 1}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}},
+    }
     (home / "only.json").write_text(json.dumps(only), encoding="utf-8")
     assert cli("check", "only.json") == 2
-    assert "has nothing to run: its nodes run in ComfyUI alone (3 (KSampler)); add a LoRATrainer" in capsys.readouterr().err
+    assert (
+        "has nothing to run: its nodes run in ComfyUI alone (3 (KSampler)); add a LoRATrainer"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsys):
@@ -174,7 +197,9 @@ def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsy
     (home / "adapter.json").write_text(json.dumps(workflow), encoding="utf-8")
     assert cli("check", "adapter.json", *FOLDERS) == 2
     told = capsys.readouterr().err
-    assert "node 7 (AdapterSettings).kind: 'loraa' is not one of" in told and "node 7 (AdapterSettings).init_lora" in told
+    assert (
+        "node 7 (AdapterSettings).kind: 'loraa' is not one of" in told and "node 7 (AdapterSettings).init_lora" in told
+    )
     assert "node 5 (LoRATrainer).warmup_steps: 3 steps of warm-up leave nothing" in told and "Traceback" not in told
 
 
@@ -182,7 +207,9 @@ def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
     (tmp_path / "shared" / "diff").mkdir(parents=True)
     shutil.copytree(home / "models" / "diffusers" / "tiny-chroma", tmp_path / "shared" / "diff" / "elsewhere")
     config = tmp_path / "extra.yaml"
-    config.write_text("comfyui:\n  base_path: shared\n  is_default: true\n  diffusers: |\n    none\n    diff\n", encoding="utf-8")
+    config.write_text(
+        "comfyui:\n  base_path: shared\n  is_default: true\n  diffusers: |\n    none\n    diff\n", encoding="utf-8"
+    )
     assert cli("check", "workflow.json", "--set", "LoadChroma.folder=elsewhere", "--model-config", config) == 0
     assert cli("check", "workflow.json", "--set", "LoadChroma.folder=elsewhere") == 2
     assert "'elsewhere' is not in the diffusers folders" in capsys.readouterr().err
@@ -261,7 +288,10 @@ def test_inspect(cli, first, capsys):
 def test_inspect_of_other_files(cli, home, capsys):
     assert cli("inspect", "nowhere.safetensors") == 2
     assert cli("inspect", "workflow.json") == 2
-    assert cli("inspect", home / "models" / "diffusers" / "tiny-chroma" / "vae" / "diffusion_pytorch_model.safetensors") == 0
+    assert (
+        cli("inspect", home / "models" / "diffusers" / "tiny-chroma" / "vae" / "diffusion_pytorch_model.safetensors")
+        == 0
+    )
     told = capsys.readouterr()
     assert "not written by ChromaTrainer" in told.out and "is no safetensors file" in told.err
 
@@ -269,7 +299,17 @@ def test_inspect_of_other_files(cli, home, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
 def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     settings = ["--set", "5.steps=100000", "--set", "5.checkpoint_every=1", "--set", "5.name=stopped"]
-    command = [sys.executable, "-u", "-m", "chroma_trainer.cli", "run", "workflow.json", "--models", "models", *settings]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "chroma_trainer.cli",
+        "run",
+        "workflow.json",
+        "--models",
+        "models",
+        *settings,
+    ]
     process = subprocess.Popen(
         [*command, "--output", str(tmp_path)], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         encoding="utf-8", env=environment(),
@@ -305,10 +345,17 @@ def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     # The score's own pictures take a minute; tests/validation has them.
     score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4, "pictures": 8}
     monkeypatch.setattr("chroma_trainer.cli._score", lambda arguments, report: score)
-    settings = [f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")]
+    settings = [
+        f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")
+    ]
     assert cli("demo", "--output", tmp_path, *settings) == 0
     told, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text("utf-8"))
-    for path in (report["lora"], report["files"]["loss_chart"], *report["files"]["validation"], str(tmp_path / "report.json")):
+    for path in (
+        report["lora"],
+        report["files"]["loss_chart"],
+        *report["files"]["validation"],
+        str(tmp_path / "report.json"),
+    ):
         assert path in told and Path(path).is_file()
     assert report["learning_score"] == score
     assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 pictures in the style" in told

@@ -9,7 +9,9 @@ from chroma_trainer.trainer_core.console import Console
 from chroma_trainer.trainer_core.host import Notice
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "  levels ▁▃█\n"), ("cp1252", "  levels .-#\n"), ("ascii", "  levels .-#\n")])
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "  levels ▁▃█\n"), ("cp1252", "  levels .-#\n"), ("ascii", "  levels .-#\n")]
+)
 def test_a_console_gets_what_its_encoding_can_show(encoding, shown):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict", newline="\n")

@@ -32,7 +32,9 @@ class Workshop:
     def __init__(self, root: Path, model: ModelConfig, dataset: DatasetConfig):
         self.root, self.model, self.dataset, self.num_hosts = root, model, dataset, 0
 
-    def request(self, validation: ValidationConfig | None = None, model: ModelConfig | None = None, **values) -> TrainRequest:
+    def request(
+        self, validation: ValidationConfig | None = None, model: ModelConfig | None = None, **values
+    ) -> TrainRequest:
         training = TrainingConfig(**{**TRAINING, **values})
         return TrainRequest(model or self.model, self.dataset, training, validation)
 

@@ -60,7 +60,11 @@ def _range(field: Field) -> str:
     if field.choice:
         return ", ".join(f"`{name}`" for name in field.choice.options)
     if field.range:
-        return f"{field.range.low:g} to {field.range.high:g}" if field.kind is float else f"{field.range.low} to {field.range.high}"
+        return (
+            f"{field.range.low:g} to {field.range.high:g}"
+            if field.kind is float
+            else f"{field.range.low} to {field.range.high}"
+        )
     if field.model_file:
         return f"`{field.model_file.none_label}`, or a file of `models/{field.model_file.kind}`"
     return "true, false" if field.kind is bool else "text"

@@ -77,7 +77,9 @@ def empty_pinned(device: torch.device) -> None:
     if not works_beside(device):
         return
     # torch.accelerator has it since 2.11; before, torch had it for CUDA alone
-    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None) or getattr(
+        torch._C, "_host_emptyCache", None
+    )
     if empty:
         empty()
 
@@ -207,7 +209,6 @@ def _peak_windows_bytes() -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Of a device, or of the host: not all allocators have an error of their own."""
-    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, RuntimeError) and any(words in str(error) for words in SAID))
-
-
-
+    return isinstance(error, OUT_OF_MEMORY) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+    )

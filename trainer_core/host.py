@@ -125,8 +125,17 @@ class RunReported:
 
 
 Event = (
-    Notice | PhaseStarted | PhaseProgress | StepReport | PreviewReady | CheckpointSaved | LoraSaved | RunOpened
-    | MemoryPlanned | EvalReport | RunReported
+    Notice
+    | PhaseStarted
+    | PhaseProgress
+    | StepReport
+    | PreviewReady
+    | CheckpointSaved
+    | LoraSaved
+    | RunOpened
+    | MemoryPlanned
+    | EvalReport
+    | RunReported
 )
 
 
@@ -191,9 +200,13 @@ class Paths:
         outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as a link
         if outside:
             remedy = f"to allow it, set {ROOTS_VARIABLE} to its parent folder or move it"
-            raise UserError.at(field_name, f"{folder!r} lies outside the folders that may be read ({allowed}); {remedy}")
+            raise UserError.at(
+                field_name, f"{folder!r} lies outside the folders that may be read ({allowed}); {remedy}"
+            )
         hint = nearest(text, [path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()])
-        raise UserError.at(field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}")
+        raise UserError.at(
+            field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}"
+        )
 
 
 def extra_roots() -> list[Path]:

@@ -66,7 +66,9 @@ def _add_config_(found: dict[str, list[Path]], path: Path) -> None:
     except ImportError as error:
         raise UserError.at(str(path), "needs the package pyyaml to be read; pip install pyyaml") from error
     except OSError as error:
-        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; name an extra_model_paths.yaml") from error
+        raise UserError.at(
+            str(path), f"can't be read: {error.strerror or error}; name an extra_model_paths.yaml"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError.at(str(path), f"is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:

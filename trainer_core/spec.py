@@ -201,7 +201,9 @@ def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
     if field.range and not field.range.low <= number <= field.range.high:
         clamped = min(max(number, field.range.low), field.range.high)
         shown = [_bound(field, bound) for bound in (field.range.low, field.range.high, clamped)]
-        return number, Problem(field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}")
+        return number, Problem(
+            field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}"
+        )
     return number, None
 
 

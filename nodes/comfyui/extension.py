@@ -23,7 +23,9 @@ from .live_events import Feed
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
 EVENT_NAME = "chroma_trainer.event"
-UI_RUN = "chroma_trainer_run"  # of a node's output: the run's folder, so that the page finds it when the node was cached
+UI_RUN = (
+    "chroma_trainer_run"  # of a node's output: the run's folder, so that the page finds it when the node was cached
+)
 
 
 class ChromaTrainerExtension(ComfyExtension):
@@ -194,7 +196,9 @@ class ComfyHost:
                 self._progress(event)
             elif isinstance(event, PreviewReady) and not self.feed.run:  # a trainer's panel shows them itself
                 self._preview(event)
-        except memory.InterruptProcessingException:  # its progress bar looks for a cancel; we hear of it between two steps
+        except (
+            memory.InterruptProcessingException
+        ):  # its progress bar looks for a cancel; we hear of it between two steps
             memory.interrupt_current_processing(True)
         if isinstance(event, Notice):
             print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)

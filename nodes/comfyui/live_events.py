@@ -83,7 +83,9 @@ class Feed:
         """Send what waits."""
         if self._progress:
             progress, self._progress = self._progress, None
-            self._post({"kind": "PhaseProgress", "phase": progress.phase, "done": progress.done, "total": progress.total})
+            self._post(
+                {"kind": "PhaseProgress", "phase": progress.phase, "done": progress.done, "total": progress.total}
+            )
             self._progress_due = self._clock() + SECONDS
         if self._steps:
             steps, self._steps = self._steps, []

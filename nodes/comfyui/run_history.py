@@ -35,7 +35,9 @@ class Backlog:
             return None
         folder = self.root / run
         inside = folder.resolve().is_relative_to(self.root.resolve())
-        return folder if inside and os.path.isfile(folder / "status.json") else None  # Path.is_file raises on a name too long
+        return (
+            folder if inside and os.path.isfile(folder / "status.json") else None
+        )  # Path.is_file raises on a name too long
 
     def runs(self) -> list[dict[str, Any]]:
         """Summaries, the run that was worked on last first."""

@@ -177,7 +177,9 @@ def test_exact_in_the_diffusers_pipeline(train, tiny_chroma, tmp_path, kind, ini
     assert_same(theirs(pipeline.transformer), ours(transformer))
 
 
-@pytest.mark.parametrize(("kind", "init", "rank"), [("rslora", "default", 4), ("lora", "olora", 8), ("dora", "default", 4)])
+@pytest.mark.parametrize(
+    ("kind", "init", "rank"), [("rslora", "default", 4), ("lora", "olora", 8), ("dora", "default", 4)]
+)
 def test_exact_in_peft(train, tiny_chroma, tmp_path, kind, init, rank):
     """With alpha = r, for the scale is in B."""
     from diffusers import ChromaTransformer2DModel
@@ -201,7 +203,11 @@ def test_exact_in_peft(train, tiny_chroma, tmp_path, kind, init, rank):
 @pytest.mark.parametrize(("kind", "form"), [("lora", "comfyui"), ("dora", "kohya"), ("loha", "comfyui")])
 def test_fused_files_hold_layers_that_did_not_learn_as_nothing(tiny_model, tmp_path, kind, form):
     transformer = FAMILY.load_transformer(tiny_model)
-    some = ["transformer_blocks.1.attn.to_k", "single_transformer_blocks.0.proj_mlp", "single_transformer_blocks.0.attn.to_q"]
+    some = [
+        "transformer_blocks.1.attn.to_k",
+        "single_transformer_blocks.0.proj_mlp",
+        "single_transformer_blocks.0.attn.to_q",
+    ]
     train_(layers := started(transformer, some, kind, "default"))
     export_lora(layers, transformer, tmp_path / "a.safetensors", {}, form=form)
     fresh = FAMILY.load_transformer(tiny_model)
@@ -265,7 +271,9 @@ def test_a_new_adapter_changes_nothing_and_starts_the_same_each_time(kind, init)
     model, layer = one_layer(kind, init)
     _, again = one_layer(kind, init)
     x = torch.randn(5, 24, generator=seeded(2))
-    torch.testing.assert_close(model(x), layer.base(x), rtol=0, atol=2e-6 if init == "orthogonal" or kind == "dora" else 0)
+    torch.testing.assert_close(
+        model(x), layer.base(x), rtol=0, atol=2e-6 if init == "orthogonal" or kind == "dora" else 0
+    )
     for (name, one), (_, two) in zip(layer.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, two), name
     assert any(p.any() for _, p in layer.trainable())
@@ -371,7 +379,9 @@ def test_state_brings_back_every_bit(kind, init):
     wanted, state = model(x), adapter_state({"0": layer})
     torch.manual_seed(0)
     other = nn.Sequential(nn.Linear(24, 36)).requires_grad_(False)
-    layers = inject_(other, ["0"], 4, 6.0, init, seeded(99), config_of(kind))  # other draws: all must come from the state
+    layers = inject_(
+        other, ["0"], 4, 6.0, init, seeded(99), config_of(kind)
+    )  # other draws: all must come from the state
     load_adapter_state_(layers, state)
     assert torch.equal(other(x), wanted)
 
@@ -394,7 +404,13 @@ def test_factors(dimension, factor, wanted):
 
 @pytest.mark.parametrize(
     ("rank", "factor", "both", "thin"),
-    [(4, 4, False, {"w2"}), (4, 12, True, {"w1", "w2"}), (2, -1, True, {"w2", "w1"}), (2, -1, False, {"w2"}), (100, -1, True, set())],
+    [
+        (4, 4, False, {"w2"}),
+        (4, 12, True, {"w1", "w2"}),
+        (2, -1, True, {"w2", "w1"}),
+        (2, -1, False, {"w2"}),
+        (100, -1, True, set()),
+    ],
 )
 def test_lokr_is_whole_where_the_rank_is_large(rank, factor, both, thin):
     layer = LokrLinear(nn.Linear(24 * 6, 36 * 4), rank, 6.0, factor, both)

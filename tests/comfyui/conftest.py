@@ -288,7 +288,15 @@ def short_workflow() -> Callable[..., dict[str, Any]]:
 
     def build(name: str, **fields: Any) -> dict[str, Any]:
         workflow = json.loads((PROJECT / "workflows" / "first-lora.json").read_text("utf-8"))
-        few = {"name": name, "steps": 8, "warmup_steps": 1, "batch_size": 1, "validate_every": 0, "checkpoint_every": 5, **fields}
+        few = {
+            "name": name,
+            "steps": 8,
+            "warmup_steps": 1,
+            "batch_size": 1,
+            "validate_every": 0,
+            "checkpoint_every": 5,
+            **fields,
+        }
         drawn = {"prompts": "cat face", "steps": 1, "cfg": 1.0, "lora_strength": "1.0"}
         given = {"LoRATrainer": few, "ValidateSampler": drawn, "DatasetBackend": {"folder": "few"}}
         for node in workflow["nodes"]:

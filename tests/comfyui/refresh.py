@@ -75,7 +75,11 @@ def tidy(workflow: dict[str, Any]) -> None:
         for node in sorted((n for n in grouped if n["pos"][0] == column), key=lambda n: n["pos"][1]):
             node["pos"][1] = node["pos"][1] if free is None else free
             free = node["pos"][1] + node["size"][1] + GAP
-    below = {id(node): [group for group, _ in groups if _is_below(node, group["bounding"])] for node in nodes if node not in grouped}
+    below = {
+        id(node): [group for group, _ in groups if _is_below(node, group["bounding"])]
+        for node in nodes
+        if node not in grouped
+    }
     bottom = max((n["pos"][1] + n["size"][1] for n in grouped), default=0) + MARGIN
     for group, inside in groups:
         x, y, width, _ = group["bounding"]
@@ -103,7 +107,9 @@ def _write(path: Path, value: Any) -> None:
 
 def main() -> None:
     draws = "--files" not in sys.argv
-    names = [word for word in sys.argv[1:] if word != "--files"] or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    names = [word for word in sys.argv[1:] if word != "--files"] or sorted(
+        path.stem for path in WORKFLOWS.glob("*.json")
+    )
     comfyui = fixtures()
     comfyui.RUN_SECONDS = 1800  # a training to its end
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base, tempfile.TemporaryDirectory() as folder:

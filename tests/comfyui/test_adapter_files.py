@@ -61,7 +61,10 @@ def bases(request, tmp_path_factory):
 
 
 def probe_of(base: Base) -> dict[str, Any]:
-    return {"class_type": f"Probe{base.family.name.title()}", "inputs": {"config": base.config, "weights": str(base.file)}}
+    return {
+        "class_type": f"Probe{base.family.name.title()}",
+        "inputs": {"config": base.config, "weights": str(base.file)},
+    }
 
 
 @pytest.mark.parametrize(("family", "kind", "init", "form", "strength"), CHROMA + FLUX)
@@ -90,7 +93,9 @@ def test_the_loaded_weights_are_the_trained_ones(each_comfyui, bases, family, ki
     keys = load_file(each_comfyui.output / "loras" / f"{name}.safetensors").keys()
     assert num_patches == len({ENDS.sub("", key) for key in keys}) and saved.num_keys == len(keys)
     # peft's way of saying what dora_scale says; ComfyUI names the key and goes on.
-    assert all(line.endswith("lora_magnitude_vector") for line in re.findall(r"lora key not loaded: (\S+)", each_comfyui.log))
+    assert all(
+        line.endswith("lora_magnitude_vector") for line in re.findall(r"lora key not loaded: (\S+)", each_comfyui.log)
+    )
     found = load_file(each_comfyui.output / f"{name}-{strength}.safetensors")
     wanted = {key: base.weights[key].double() for key in found}
     for module, layer in layers.items():

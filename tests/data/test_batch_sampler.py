@@ -49,7 +49,10 @@ def test_the_arithmetic_in_words():
     assert plan(3).explain(100, 2) == (
         "8 images x repeats = 16 samples; batch 3 x accumulation 2 -> 6 batches an epoch; 100 steps = 33.3 epochs"
     )
-    assert BatchPlan([SQUARE] * 4, [1] * 4, 2, 0).explain(10, 1) == "4 images; batch 2 -> 2 batches an epoch; 10 steps = 5.0 epochs"
+    assert (
+        BatchPlan([SQUARE] * 4, [1] * 4, 2, 0).explain(10, 1)
+        == "4 images; batch 2 -> 2 batches an epoch; 10 steps = 5.0 epochs"
+    )
 
 
 def test_one_image_is_enough():

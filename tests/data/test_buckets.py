@@ -21,7 +21,9 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.resolution:g}-{c.resolution_type}-{c.crop}-{c.crop_style}-{c.crop_aspect}")
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda c: f"{c.resolution:g}-{c.resolution_type}-{c.crop}-{c.crop_style}-{c.crop_aspect}"
+)
 def test_every_placement_is_sound(config):
     step = bucket_step(config)
     for width, height in SIZES:

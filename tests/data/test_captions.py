@@ -59,8 +59,12 @@ def test_tags_in_other_orders():
     config = FolderConfig(trigger="sks", tag_orders=64, kept_tags=1)
     orders = captions_of("a.png", "fox, snow, sun, red\na cat", config, seed=3)
     assert orders[0] == "sks, fox, snow, sun, red" and orders[-1] == "sks, a cat"  # nothing to be moved in the last
-    assert set(orders[1:-1]) == {f"sks, fox, {x}, {y}, {z}" for x, y, z in permutations(("snow", "sun", "red"))} - {orders[0]}
-    assert len(orders) == len(set(orders)) and orders == captions_of("b.png", "fox, snow, sun, red\na cat", config, seed=3)
+    assert set(orders[1:-1]) == {f"sks, fox, {x}, {y}, {z}" for x, y, z in permutations(("snow", "sun", "red"))} - {
+        orders[0]
+    }
+    assert len(orders) == len(set(orders)) and orders == captions_of(
+        "b.png", "fox, snow, sun, red\na cat", config, seed=3
+    )
     few = FolderConfig(tag_orders=1)
     assert len({captions_of("a.png", "a, b, c, d, e, f", few, seed) for seed in range(8)}) > 4
     assert captions_of("a.png", "a, b", FolderConfig(), seed=1) == ("a, b",)

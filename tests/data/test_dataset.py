@@ -21,7 +21,11 @@ def mixed(pictures):
     pictures("small.png", (70, 20))
     pictures("uncaptioned.png", caption=None)
     pictures("blank.png", caption=" \n")
-    for name, raw in (("empty.png", b""), ("page.png", b"<html>"), ("cut.jpg", (pictures.folder / "c.jpg").read_bytes()[:-200])):
+    for name, raw in (
+        ("empty.png", b""),
+        ("page.png", b"<html>"),
+        ("cut.jpg", (pictures.folder / "c.jpg").read_bytes()[:-200]),
+    ):
         (pictures.folder / name).write_bytes(raw)
         (pictures.folder / name).with_suffix(".txt").write_text("a caption", encoding="utf-8")
     return pictures
@@ -48,7 +52,9 @@ def test_every_image_is_accounted_for(mixed, host, events):
     assert len({entry["image"] for entry in report["skipped"]}) == 6
     assert sum(report["buckets"].values()) == 3
     told = events.warnings()
-    assert sum(text.startswith("skipped ") for text in told) == 5 and "and 1 more skipped; all are in the report" in told
+    assert (
+        sum(text.startswith("skipped ") for text in told) == 5 and "and 1 more skipped; all are in the report" in told
+    )
 
 
 def test_policy_stop_lists_every_fault_at_once(mixed, host):
@@ -56,14 +62,25 @@ def test_policy_stop_lists_every_fault_at_once(mixed, host):
         build_index(mixed.config(min_size=32, on_broken="stop"), host, 0)
     told = [str(problem) for problem in caught.value.problems]
     assert len(told) == 5  # a small image is left out by choice, it is not broken
-    assert told[0] == "pictures: blank.png: its caption file blank.txt is empty; mend or remove it, or set on_broken to skip"
-    assert [line.split(": ")[1] for line in told] == ["blank.png", "cut.jpg", "empty.png", "page.png", "uncaptioned.png"]
+    assert (
+        told[0]
+        == "pictures: blank.png: its caption file blank.txt is empty; mend or remove it, or set on_broken to skip"
+    )
+    assert [line.split(": ")[1] for line in told] == [
+        "blank.png",
+        "cut.jpg",
+        "empty.png",
+        "page.png",
+        "uncaptioned.png",
+    ]
 
 
 def test_a_folder_whose_captions_lie_elsewhere(pictures, host):
     for number in range(25):
         pictures(f"{number}.png", (64, 64), caption=None)
-    with pytest.raises(UserError, match=r"none of 25 images .*; and 20 more\. Write a \.txt beside each, or set captions to 'filename'"):
+    with pytest.raises(
+        UserError, match=r"none of 25 images .*; and 20 more\. Write a \.txt beside each, or set captions to 'filename'"
+    ):
         build_index(pictures.config(), host, 0)
     with pytest.raises(UserError) as caught:
         build_index(pictures.config(on_broken="stop"), host, 0)
@@ -165,7 +182,10 @@ def test_the_digest_does_not_depend_on_where_the_folder_lies(pictures, host, tmp
 def test_several_parts_in_their_order(pictures, host, tmp_path):
     pictures("one/a.png", shade=1)
     pictures("two/a.png", shade=2)
-    parts = (FolderConfig(folder="one", resolution=64, trigger="x"), FolderConfig(folder="two", resolution=128, trigger="y"))
+    parts = (
+        FolderConfig(folder="one", resolution=64, trigger="x"),
+        FolderConfig(folder="two", resolution=128, trigger="y"),
+    )
     config = DatasetConfig(parts=parts, roots=(str(pictures.folder / "one"), str(pictures.folder / "two")))
     index = build_index(config, host, 0)
     assert [(s.key, s.part, s.captions) for s in index.samples] == [
@@ -177,7 +197,9 @@ def test_several_parts_in_their_order(pictures, host, tmp_path):
 
 def test_an_empty_part_is_named(pictures, host):
     pictures.folder.mkdir()
-    with pytest.raises(UserError, match=r"^dataset: no images in 'pictures' or its subfolders; put files there that end in .avif"):
+    with pytest.raises(
+        UserError, match=r"^dataset: no images in 'pictures' or its subfolders; put files there that end in .avif"
+    ):
         build_index(pictures.config(), host, 0)
 
 
@@ -191,4 +213,6 @@ def test_order_does_not_depend_on_threads(pictures, host, monkeypatch):
     monkeypatch.setattr(scans_module, "SLICE", 3)
     for i in range(10):
         pictures(f"{i:02}.png", shade=i)
-    assert [sample.name for sample in build_index(pictures.config(), host, 0).samples] == [f"{i:02}.png" for i in range(10)]
+    assert [sample.name for sample in build_index(pictures.config(), host, 0).samples] == [
+        f"{i:02}.png" for i in range(10)
+    ]

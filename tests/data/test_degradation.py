@@ -115,7 +115,10 @@ def test_latents_are_named_by_picture_and_degradation(pictures, host):
     assert not set(first) & set(keys(parts(config, "jpeg 10-31"), host))
     own = {latent_key(sample, "codec") for sample in build_index(config, host, 0).samples}
     assert not own & set(first)
-    other, twice = keys(parts(config, "blur 2", "jpeg 10-30"), host), keys(parts(config, "jpeg 10-30", "jpeg 10-30"), host)
+    other, twice = (
+        keys(parts(config, "blur 2", "jpeg 10-30"), host),
+        keys(parts(config, "jpeg 10-30", "jpeg 10-30"), host),
+    )
     assert other[2:] == first == twice[:2]  # wherever a folder stands in the chain
     assert not set(twice[:2]) & set(twice[2:])  # once more: other strengths
 
@@ -143,6 +146,9 @@ def test_the_sheet_shows_the_start_beside_its_target(pictures, host, tmp_path):
         draw_pair_sheet(index, find_references(index, config), tmp_path / "pairs.png")
         with Image.open(tmp_path / "pairs.png") as page:
             assert page.size == (columns * (CELL + GAP) + GAP, CELL + 2 * GAP)
-            corner = [page.crop((x, CELL // 2, x + 60, CELL // 2 + 60)) for x in (2 * GAP + CELL * i + GAP * i + 200 for i in range(2))]
+            corner = [
+                page.crop((x, CELL // 2, x + 60, CELL // 2 + 60))
+                for x in (2 * GAP + CELL * i + GAP * i + 200 for i in range(2))
+            ]
             start, target = (pixels(image)[..., 0] for image in corner)
             assert np.abs(np.diff(start, axis=0)).mean() > 3 * np.abs(np.diff(target, axis=0)).mean()

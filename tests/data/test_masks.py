@@ -49,7 +49,9 @@ def weights_of(index, config, host, tmp_path):
     return cache_masks(index.masks, config, 8, Store(tmp_path / "store"), host)
 
 
-@pytest.mark.parametrize("values", [{"crop": False}, {"crop_style": "random", "crop_aspect": "square"}, {"crop_style": "corner"}])
+@pytest.mark.parametrize(
+    "values", [{"crop": False}, {"crop_style": "random", "crop_aspect": "square"}, {"crop_style": "corner"}]
+)
 def test_a_mask_lies_where_its_picture_does(pictures, masks, host, tmp_path, values):
     """A white square on black, its own mask, in four sizes; one of them turned by EXIF, one five times as long as wide."""
     for i, size in enumerate([(80, 60), (61, 150), (300, 299), (400, 80)]):
@@ -129,7 +131,10 @@ def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tm
         with pytest.raises(Unreadable) as caught:
             weights_of(build_index(config, host, 0), config, host, tmp_path)
         assert caught.value.faults == {
-            **{f"0/{i}.png": f"its mask {i}.png: it is black all over, so that nothing of the picture would be learnt" for i in (1, 2)},
+            **{
+                f"0/{i}.png": f"its mask {i}.png: it is black all over, so that nothing of the picture would be learnt"
+                for i in (1, 2)
+            },
             "0/3.png": "its mask 3.png: places of it are transparent, which says neither white nor black; save it without transparency",
         }
     index = build_index(config, host, 0, caught.value.faults)
@@ -165,9 +170,15 @@ def test_folders_that_can_not_be_meant(pictures, masks, host):
             build_index(with_masks(pictures.config(), folder), host, 0)
         return str(caught.value)
 
-    assert told(masks) == "masks: no images in 'masks' or its subfolders; put masks there, each with the name of its picture"
+    assert (
+        told(masks)
+        == "masks: no images in 'masks' or its subfolders; put masks there, each with the name of its picture"
+    )
     half().save(masks / "0_mask.png")
-    assert "none of the 1 images in 'masks' has the name of a picture in 'pictures'; the mask of 0.png is 0.png, say" in told(masks)
+    assert (
+        "none of the 1 images in 'masks' has the name of a picture in 'pictures'; the mask of 0.png is 0.png, say"
+        in told(masks)
+    )
     half().save(masks / "0.png")
     half().save(masks / "0.webp")
     assert "'masks' has two masks of the name 0, one of them 0.webp; keep one" in told(masks)
@@ -186,7 +197,11 @@ def test_parts_with_and_without(pictures, masks, host, tmp_path):
     index = build_index(both, host, 0)
     weights = weights_of(index, both, host, tmp_path)
     found = {sample.key: weights.get(sample) for sample in index.samples}
-    assert all((weight == 1).all() and weight.shape == found["1/0.png"].shape for key, weight in found.items() if key.startswith("0/"))
+    assert all(
+        (weight == 1).all() and weight.shape == found["1/0.png"].shape
+        for key, weight in found.items()
+        if key.startswith("0/")
+    )
     assert all(0 < weight.mean() < 1 for key, weight in found.items() if key.startswith("1/"))
     assert build_index(plain, host, 0).masks is None
 
@@ -203,6 +218,10 @@ def test_the_digest_changes_with_a_mask_and_with_nothing_else(pictures, masks, h
 
 
 def test_a_shape_at_another_scale():
-    assert is_same_shape((40, 30), (80, 60)) and is_same_shape((341, 256), (1023, 767)) and is_same_shape((342, 256), (1024, 768))
+    assert (
+        is_same_shape((40, 30), (80, 60))
+        and is_same_shape((341, 256), (1023, 767))
+        and is_same_shape((342, 256), (1024, 768))
+    )
     assert not is_same_shape((60, 80), (80, 60)) and not is_same_shape((344, 256), (1024, 768))
     assert [p.field for p in FolderConfig(unmasked_weight=0.5).problems()] == ["unmasked_weight"]

@@ -28,7 +28,11 @@ def table(count: int):
 def test_what_went_in_comes_out():
     samples, wanted = table(20), [sample(i) for i in range(20)]
     assert list(samples) == wanted and len(samples) == 20
-    assert samples[-1] == wanted[-1] and list(samples[3:15:4]) == wanted[3:15:4] and list(samples[::-1][:2]) == wanted[:-3:-1]
+    assert (
+        samples[-1] == wanted[-1]
+        and list(samples[3:15:4]) == wanted[3:15:4]
+        and list(samples[::-1][:2]) == wanted[:-3:-1]
+    )
     with pytest.raises(IndexError):
         samples[20]
     assert list(table(BLOCK + 3))[-5:] == [sample(i) for i in range(BLOCK - 2, BLOCK + 3)]
@@ -41,7 +45,11 @@ def test_none_at_all():
 def test_choices_have_their_columns():
     chosen = Chosen(table(9), np.array([7, 2]))
     assert list(chosen) == [sample(7), sample(2)]
-    assert columns(chosen)["bucket"].tolist() == [[64, 192], [64, 128]] == columns([sample(7), sample(2)])["bucket"].tolist()
+    assert (
+        columns(chosen)["bucket"].tolist()
+        == [[64, 192], [64, 128]]
+        == columns([sample(7), sample(2)])["bucket"].tolist()
+    )
     assert columns([sample(5)])["sha256"].tobytes().hex() == sample(5).sha256
 
 

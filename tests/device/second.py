@@ -38,7 +38,14 @@ def register(folder: Path) -> ctypes.CDLL:
     path = build(folder)
     torch.utils.rename_privateuse1_backend(NAME)
     library = ctypes.CDLL(str(path))
-    for name in ("second_used", "second_peak", "second_waits", "second_races", "second_host_emptied", "second_strange_gradients"):
+    for name in (
+        "second_used",
+        "second_peak",
+        "second_waits",
+        "second_races",
+        "second_host_emptied",
+        "second_strange_gradients",
+    ):
         getattr(library, name).restype = ctypes.c_size_t
     library.second_limit.argtypes = [ctypes.c_size_t]
     torch._register_device_module(NAME, module(library))

@@ -74,7 +74,14 @@ class Nursery:
         settings: tuple[str, ...] = (),
     ) -> int:
         """Begin a job whose results, caches included, go to output. Returns its process id; then call wait()."""
-        arguments = ["run", str(self.home / "workflow.json"), "--models", str(self.home / "models"), "--output", str(output)]
+        arguments = [
+            "run",
+            str(self.home / "workflow.json"),
+            "--models",
+            str(self.home / "models"),
+            "--output",
+            str(output),
+        ]
         arguments += [f"--set={setting}" for setting in settings]
         job = {
             "arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "full_at": full_at, "within": within,
@@ -114,7 +121,9 @@ def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, tol
     count = Count()
     with Nursery(home) as nursery:
         began = time.perf_counter()
-        assert nursery.run(results / "whole", count=results / "operations") == 0, (home / "log.txt").read_text("utf-8")[-3000:]
+        assert nursery.run(results / "whole", count=results / "operations") == 0, (home / "log.txt").read_text("utf-8")[
+            -3000:
+        ]
         seconds = time.perf_counter() - began
         operations = int((results / "operations").read_text())
         wanted = finished(results / "whole")

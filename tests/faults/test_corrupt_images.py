@@ -17,7 +17,15 @@ from chroma_trainer.trainer_core.train.run import run
 from PIL import Image
 
 KINDS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-TRAINING = {"name": "corrupt", "rank": 2, "alpha": 2.0, "steps": 2, "batch_size": 2, "warmup_steps": 0, "checkpoint_every": 0}
+TRAINING = {
+    "name": "corrupt",
+    "rank": 2,
+    "alpha": 2.0,
+    "steps": 2,
+    "batch_size": 2,
+    "warmup_steps": 0,
+    "checkpoint_every": 0,
+}
 
 
 def plant(folder: Path, seed: int) -> int:
@@ -39,7 +47,12 @@ def plant(folder: Path, seed: int) -> int:
                 flipped[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
             (folder / f"flipped-{i}{suffix}").write_bytes(flipped)
             count += 2
-    for name, data in {"empty.png": b"", "text.jpg": b"<html>", "zeros.webp": bytes(2000), "a folder.png": None}.items():
+    for name, data in {
+        "empty.png": b"",
+        "text.jpg": b"<html>",
+        "zeros.webp": bytes(2000),
+        "a folder.png": None,
+    }.items():
         if data is None:
             (folder / name).mkdir()
         else:
@@ -61,7 +74,9 @@ def test_every_planted_image_is_used_or_named(tiny_model, tmp_path, capsys):
     skipped = {Path(entry["image"]).name: entry["reason"] for entry in report["dataset"]["skipped"]}
     used = planted + 2 - len(skipped)
     with capsys.disabled():
-        print(f"\ncorrupt images: {planted} planted, {len(skipped)} named and left out, {used - 2} could be read, 0 lost")
+        print(
+            f"\ncorrupt images: {planted} planted, {len(skipped)} named and left out, {used - 2} could be read, 0 lost"
+        )
     assert all(skipped.values()) and {"empty.png", "text.jpg", "zeros.webp"} <= skipped.keys()
     assert not {"sound-1.png", "sound-2.png"} & skipped.keys() and report["dataset"]["used"] == used
     assert len(skipped) >= 25 and sum(isinstance(event, StepReport) for event in events) == 2
@@ -101,7 +116,9 @@ def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch,
     request = TrainRequest(tiny_model, dataset, TrainingConfig(**TRAINING))
     host = SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), device="cpu")
     if policy == "stop":
-        with pytest.raises(UserError, match=r"c\.jpg: can't be decoded: .*; mend or remove it, or set on_broken to skip"):
+        with pytest.raises(
+            UserError, match=r"c\.jpg: can't be decoded: .*; mend or remove it, or set on_broken to skip"
+        ):
             run(request, host)
         return
     for _ in range(2):  # the second start meets it as well, and goes to the same folder

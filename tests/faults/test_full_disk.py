@@ -14,7 +14,9 @@ NUM_TRIALS = 24  # of the operations, evenly spread; benchmarks/faults.py takes 
 def test_a_disk_that_is_full_from_any_write_on(home, kills, tmp_path, capsys):
     tried, ended, lost = fill_disk(kills, home, tmp_path, NUM_TRIALS)
     with capsys.disabled():
-        print(f"\nfull disk: {tried} tried, {ended} ended with an error, {tried - len(lost)} survived, {len(lost)} lost")
+        print(
+            f"\nfull disk: {tried} tried, {ended} ended with an error, {tried - len(lost)} survived, {len(lost)} lost"
+        )
     assert lost == [] and ended > tried / 2
 
 

@@ -51,7 +51,9 @@ def test_the_target_leads_from_where_the_steps_erred_to_the_picture():
     sigma = SIGMA.view(-1, 1, 1, 1)
     wanted = (target / share)[1:]  # the velocity at which the loss is 0
     torch.testing.assert_close((x_hat - sigma * target / share)[1:], x0[1:], rtol=0, atol=1e-12)
-    assert (wanted - velocity[1:]).abs().amax((1, 2, 3))[:-1].min() > 1e-3  # not the straight path's: the error is made good
+    assert (wanted - velocity[1:]).abs().amax((1, 2, 3))[
+        :-1
+    ].min() > 1e-3  # not the straight path's: the error is made good
 
 
 def test_an_error_counts_no_more_at_a_small_sigma():

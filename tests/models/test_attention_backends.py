@@ -54,14 +54,16 @@ def test_attention_by_name(tiny_model, name):
 def test_a_mask_is_left_to_torch():
     query = torch.randn(2, 1, 4, 8)
     mask = torch.tensor([[True, True, True, False], [True] * 4])[:, None, None]
-    assert torch.equal(
-        kernels.attention("flash")(query, query, query, mask), kernels.attend(query, query, query, mask)
-    )
+    assert torch.equal(kernels.attention("flash")(query, query, query, mask), kernels.attend(query, query, query, mask))
 
 
 def test_what_does_not_run_here_is_refused_before_a_model_loads():
     (problem,) = device_problems(MemoryConfig(attention="cudnn"), CPU)
-    assert problem.field == "attention" and str(problem).endswith("on cpu in float32; use native") and "cudnn does not run" in str(problem)
+    assert (
+        problem.field == "attention"
+        and str(problem).endswith("on cpu in float32; use native")
+        and "cudnn does not run" in str(problem)
+    )
     assert device_problems(MemoryConfig(), CPU) == []
 
 
@@ -83,7 +85,10 @@ def test_without_a_compiler_the_run_goes_on(tiny_model, monkeypatch):
     assert compiler_fault(CPU) == "no C++ compiler is found (g++, clang++, cl)"
     transformer = FAMILY.load_transformer(tiny_model)
     told = compile_(transformer, FAMILY, MemoryConfig(compile=True), CPU)
-    assert told.startswith("blocks are not compiled: no C++ compiler") and "forward" not in FAMILY.blocks(transformer)[0].__dict__
+    assert (
+        told.startswith("blocks are not compiled: no C++ compiler")
+        and "forward" not in FAMILY.blocks(transformer)[0].__dict__
+    )
 
 
 def test_offload_and_compile_exclude_each_other():

@@ -44,8 +44,16 @@ def test_what_is_set_wins(host):
 def test_single_files(host, tmp_path):
     names = {"diffusion_model": "flux", "t5": "t5xxl", "clip": "clip_l", "vae": "ae", "assistant": "helper"}
     (model,) = run(Inputs(**{field: f"{name}.safetensors" for field, name in names.items()}), host)
-    found = (model.transformer_file, model.text_encoder_file, model.flux.clip_file, model.vae_file, model.flux.assistant_file)
-    assert [Path(file).stem for file in found] == list(names.values()) and all(Path(file).is_absolute() for file in found)
+    found = (
+        model.transformer_file,
+        model.text_encoder_file,
+        model.flux.clip_file,
+        model.vae_file,
+        model.flux.assistant_file,
+    )
+    assert [Path(file).stem for file in found] == list(names.values()) and all(
+        Path(file).is_absolute() for file in found
+    )
 
 
 def test_all_that_is_missing_is_told_at_once(host):

@@ -30,7 +30,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 DEVICE = "pretended"
-DRAWS_OR_READS = {"adamw_bf16", "prodigy"}  # the one draws on the device, the other reads a number: fake tensors do neither
+DRAWS_OR_READS = {
+    "adamw_bf16",
+    "prodigy",
+}  # the one draws on the device, the other reads a number: fake tensors do neither
 LEVELS_OF_PRODUCTS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 
 

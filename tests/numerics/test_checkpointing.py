@@ -28,8 +28,6 @@ def tiny_model(request, monkeypatch):
     return request.getfixturevalue(f"tiny_{request.param}_model")
 
 
-
-
 def loss_and_gradients(transformer, layers, text):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(len(text), 16, 8, 6, generator=generator)
@@ -74,7 +72,12 @@ def test_what_no_gradient_reads_is_all_that_is_left_out(tiny_model, kind, target
         targets = EVERYTHING + (OF_FLUX if FAMILY.name == "flux" else "")
     draw = torch.Generator().manual_seed(1)
     layers = inject_(
-        transformer, resolve_targets(transformer, FAMILY, targets), 4, 4, generator=draw, config=AdapterConfig(kind=kind)
+        transformer,
+        resolve_targets(transformer, FAMILY, targets),
+        4,
+        4,
+        generator=draw,
+        config=AdapterConfig(kind=kind),
     )
     for _, parameter in trainable_parameters(layers):
         torch.nn.init.normal_(parameter, std=0.05, generator=draw)

@@ -216,11 +216,17 @@ def test_pinned_tensors_lie_close(monkeypatch):
     monkeypatch.setattr(pinned_memory, "CHUNK_BYTES", 1 << 16)
     draw = torch.Generator().manual_seed(0)
     sizes = [(9, 128), (1,), (), (0, 4), (36, 128), (3, 3, 5), (200, 128)]
-    tensors = [torch.randn(size, generator=draw).to(dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16, torch.int8)]
+    tensors = [
+        torch.randn(size, generator=draw).to(dtype)
+        for size in sizes
+        for dtype in (torch.float32, torch.bfloat16, torch.int8)
+    ]
     total = sum(map(pinned_memory.bytes_of, tensors))
     memory = pinned_memory.PinnedMemory(total)
     copies = [memory.copy_in(tensor) for tensor in tensors]
-    assert all(torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, tensors, strict=True))
+    assert all(
+        torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, tensors, strict=True)
+    )
     assert total <= memory.reserved_bytes <= 1.3 * total + (1 << 16)
 
 

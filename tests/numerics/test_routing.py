@@ -181,7 +181,11 @@ def test_a_routed_block_does_the_work_of_the_tokens_it_gets(some_model):
     ((seen, num_text),) = counted
     assert seen == 4
     layers = {name: m for name, m in block.named_modules() if hasattr(m, "lora_A") or type(m) is nn.Linear}
-    of_picture = [m for name, m in layers.items() if name in ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2")]
+    of_picture = [
+        m
+        for name, m in layers.items()
+        if name in ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2")
+    ]
     weights = sum(m.base.weight.numel() + m.lora_A.numel() + m.lora_B.numel() for m in of_picture)
     width = transformer.inner_dim
     attention = 4 * width * ((TOKENS + num_text) ** 2 - (4 + num_text) ** 2)

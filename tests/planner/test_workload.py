@@ -53,7 +53,9 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     keeps = case == "prior"
     dataset = DatasetConfig((replace(part, prior_preservation=keeps),), (root,))
-    asked = workshop.request(batch_size=1, rank=1, **({} if keeps else {"rollout_probability": 1.0, "rollout_steps": 3}))
+    asked = workshop.request(
+        batch_size=1, rank=1, **({} if keeps else {"rollout_probability": 1.0, "rollout_steps": 3})
+    )
     asked = replace(asked, dataset=dataset, memory=MemoryConfig(attention="math"))
     host = workshop.host()
     made = build_run(plan_run(asked, host), host, Phases())
@@ -71,17 +73,26 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
 def test_the_plan_tells_them(workshop):
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     plain, _, _ = plan_request(workshop.request(batch_size=1), workshop.host())
-    rolled, _, _ = plan_request(workshop.request(batch_size=1, rollout_probability=0.5, rollout_steps=3), workshop.host())
+    rolled, _, _ = plan_request(
+        workshop.request(batch_size=1, rollout_probability=0.5, rollout_steps=3), workshop.host()
+    )
     both = DatasetConfig(tuple(replace(part, prior_preservation=keeps) for keeps in (False, True)), (root, root))
     kept, _, _ = plan_request(replace(workshop.request(batch_size=1), dataset=both), workshop.host())
     # One forward pass more on average, and one in every second batch.
-    assert rolled.flops_per_step - plain.flops_per_step == pytest.approx(2 * (kept.flops_per_step - plain.flops_per_step), rel=1e-6)
+    assert rolled.flops_per_step - plain.flops_per_step == pytest.approx(
+        2 * (kept.flops_per_step - plain.flops_per_step), rel=1e-6
+    )
     assert 1.3 < rolled.flops_per_step / plain.flops_per_step < 1.6  # a tiny model's embeddings have no backward pass
     assert "rollouts of 1 to 3 steps in 50% of the batches" in rolled.settings and "rollouts" not in plain.settings
     assert rolled.device_peak == plain.device_peak
     # Rollouts see every token, whatever is routed.
     routed = {"batch_size": 1, "routed_share": 0.5, "route_first": 1}
     without, _, _ = plan_request(workshop.request(**routed), workshop.host())
-    with_them, _, _ = plan_request(workshop.request(rollout_probability=0.5, rollout_steps=3, **routed), workshop.host())
-    assert without.flops_per_step < plain.flops_per_step and "50% of the picture's tokens skip blocks 1 to -2" in without.settings
+    with_them, _, _ = plan_request(
+        workshop.request(rollout_probability=0.5, rollout_steps=3, **routed), workshop.host()
+    )
+    assert (
+        without.flops_per_step < plain.flops_per_step
+        and "50% of the picture's tokens skip blocks 1 to -2" in without.settings
+    )
     assert with_them.flops_per_step - without.flops_per_step == rolled.flops_per_step - plain.flops_per_step

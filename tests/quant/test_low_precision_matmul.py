@@ -51,7 +51,11 @@ def reference(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, highes
     rows = []
     for row in x.float():
         step = row.abs().max() / highest
-        codes = torch.tensor([round(v) for v in (row / step).tolist()]) if step > 0 else torch.zeros(len(row), dtype=torch.long)
+        codes = (
+            torch.tensor([round(v) for v in (row / step).tolist()])
+            if step > 0
+            else torch.zeros(len(row), dtype=torch.long)
+        )
         rows.append((codes.long() @ weight.long()).float() * step * scale)
     return torch.stack(rows)
 
@@ -332,7 +336,9 @@ def test_exact_leaves_a_request_as_it_was_before_there_was_a_choice(tiny_model):
 
     def stored(config: QuantizationConfig) -> dict:
         model = replace(tiny_model, quantization=config)
-        return TrainRequest(model, DatasetConfig(parts=(), roots=()), TrainingConfig(name="x")).as_json()["model"]["quantization"]
+        return TrainRequest(model, DatasetConfig(parts=(), roots=()), TrainingConfig(name="x")).as_json()["model"][
+            "quantization"
+        ]
 
     assert "products" not in stored(QuantizationConfig("int8-quanto"))
     assert stored(QuantizationConfig("int8-quanto", products="int8"))["products"] == "int8"

@@ -26,6 +26,7 @@ CONFIG = {
     "approximator_hidden_dim": 64, "approximator_layers": 2,
 }  # fmt: skip
 
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Chroma of 151 million weights in bf16: 300 MB in small layers, so that one layer weighs little."""
@@ -64,7 +65,9 @@ def measure(load: Callable[[], nn.Module]) -> tuple[int, int]:
 def test_peak_memory(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = (wide / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
     monkeypatch.setattr(weight_cache, "SHARD_BYTES", 8 << 20)
-    model = ModelConfig("chroma", "wide", str(wide), dtype="bf16", quantization=QuantizationConfig("int8-quanto", "cpu"))
+    model = ModelConfig(
+        "chroma", "wide", str(wide), dtype="bf16", quantization=QuantizationConfig("int8-quanto", "cpu")
+    )
     host = SinkHost(paths=Paths(output=tmp_path, weight_cache=tmp_path), sinks=(), device="cpu")
     family = ChromaFamily()
 

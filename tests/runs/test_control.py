@@ -65,7 +65,9 @@ def test_a_status_without_its_process_is_a_death(tmp_path):
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed", "running", "paused"])
 def test_a_command_for_nobody_says_how_to_go_on(tmp_path, state):
     control.write_status(tmp_path, control.Status(state, 3, 9, "train", 0))
-    with pytest.raises(UserError, match=r"no process works on it that could stop; to go on: chroma-trainer run .*request\.json"):
+    with pytest.raises(
+        UserError, match=r"no process works on it that could stop; to go on: chroma-trainer run .*request\.json"
+    ):
         request(tmp_path, "stop")
     assert take_command(tmp_path) == ""
 
@@ -115,7 +117,11 @@ def test_pause_and_resume_equals_an_uninterrupted_run(workshop):
     host = commanded(workshop.host(), "pause", at=2)
 
     def resume():
-        while (status := read_status(host.run_folder) if _has_run(host) else None) is None or status.state != "paused" or not status.pid:
+        while (
+            (status := read_status(host.run_folder) if _has_run(host) else None) is None
+            or status.state != "paused"
+            or not status.pid
+        ):
             time.sleep(0.02)
         assert is_held(host.run_folder)
         request(host.run_folder, "resume")
@@ -199,7 +205,10 @@ def test_a_journal_that_can_not_be_written_is_told_once_and_ends_nothing(worksho
     monkeypatch.setattr(Journal, "write", full)
     host = workshop.host()
     assert run(workshop.request(), host).lora.sha256 == whole.lora.sha256
-    assert sum("events.jsonl can't be written: No space left on device; the run goes on" in text for text in host.told()) == 1
+    assert (
+        sum("events.jsonl can't be written: No space left on device; the run goes on" in text for text in host.told())
+        == 1
+    )
 
 
 def test_runs_are_found_by_folder_by_name_and_by_path(workshop, tmp_path):

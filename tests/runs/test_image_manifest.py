@@ -21,7 +21,16 @@ ROWS = 20_000
 
 def sample(i: int) -> Sample:
     name = f"ü{i}.png"
-    return Sample(f"0/{name}", name, name, sha256_text(str(i)), (f"caption {i}",), (64, 64), Placement((64, 64), (64, 64), (0, 0)), 0)
+    return Sample(
+        f"0/{name}",
+        name,
+        name,
+        sha256_text(str(i)),
+        (f"caption {i}",),
+        (64, 64),
+        Placement((64, 64), (64, 64), (0, 0)),
+        0,
+    )
 
 
 def world(samples) -> RunManifest:
@@ -52,7 +61,9 @@ def test_an_image_takes_few_bytes_on_disk_and_none_in_memory(begun, tmp_path):
     names = sum(len(each.key.encode()) for each in first.samples)
     assert sizes.keys() == {"world.json", "world-images.safetensors"} and sizes["world.json"] < 500
     assert sizes["world-images.safetensors"] < 40 * ROWS + names + 500
-    assert load_file(tmp_path / "world-images.safetensors")["rows"].size == 40 * ROWS  # any reader of the format reads it
+    assert (
+        load_file(tmp_path / "world-images.safetensors")["rows"].size == 40 * ROWS
+    )  # any reader of the format reads it
 
 
 def test_changes_of_every_kind_are_named_exactly_and_long_lists_counted(begun):
@@ -100,6 +111,11 @@ def test_an_older_run_with_its_images_in_json_is_compared_and_resumed(workshop):
     with pytest.raises(UserError) as caught:
         run(workshop.request(learning_rate=0.5), host)
     told = str(caught.value)
-    for part in (f"image 0/{names[0]} is new", "image 0/lost.png is gone", f"image 0/{names[1]} has other bytes", f"caption of 0/{names[1]} was edited"):
+    for part in (
+        f"image 0/{names[0]} is new",
+        "image 0/lost.png is gone",
+        f"image 0/{names[1]} has other bytes",
+        f"caption of 0/{names[1]} was edited",
+    ):
         assert part in told
     assert run(workshop.request(), host).report["resumed_from"] == 3

@@ -66,7 +66,9 @@ def test_a_changed_dataset_is_named_and_asked_about(workshop, own, change, told)
     change(folder)
     with pytest.raises(UserError) as caught:
         run(request(), host)
-    assert str(caught.value).startswith(f"on_change: the run {host.run_folder.name} is stopped at step 3 of 6, and since then: {told}.")
+    assert str(caught.value).startswith(
+        f"on_change: the run {host.run_folder.name} is stopped at step 3 of 6, and since then: {told}."
+    )
     assert "set on_change to anew; to go on from its newest checkpoint with what is set now, adopt" in str(caught.value)
     (only,) = (host.paths.output / "chroma_trainer").iterdir()  # nothing was begun
     assert only.name == host.run_folder.name
@@ -103,7 +105,10 @@ def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop):
     host = cancelled(workshop, workshop.request())
     result = run(workshop.request(learning_rate=0.02, on_change="adopt"), host)
     assert result.report["resumed_from"] == 3 and len(result.losses) == 6
-    assert any("training.learning_rate was 0.01, is 0.02; it goes on from its step-000003, as on_change asks" in t for t in host.told())
+    assert any(
+        "training.learning_rate was 0.01, is 0.02; it goes on from its step-000003, as on_change asks" in t
+        for t in host.told()
+    )
     whole = run(workshop.request(), workshop.host())
     assert result.losses[:3] == whole.losses[:3] and result.losses[4:] != whole.losses[4:]
 

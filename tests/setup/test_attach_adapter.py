@@ -112,7 +112,9 @@ def test_a_lokr_factor_of_0():
 
 
 @pytest.mark.parametrize("form", ["universal", "comfyui", "kohya"])
-@pytest.mark.parametrize(("kind", "rank"), [("lora", 4), ("lora", 7), ("rslora", 5), ("dora", 4), ("loha", 4), ("lokr", 4)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("lora", 4), ("lora", 7), ("rslora", 5), ("dora", 4), ("loha", 4), ("lokr", 4)]
+)
 def test_a_run_begins_with_what_the_file_holds(workshop, tiny_model, tmp_path, kind, rank, form):
     if (kind, form) in (("lokr", "comfyui"), ("lokr", "kohya")):
         return  # there is no such file
@@ -143,7 +145,9 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
     _, layers = begun(request_of(workshop, init_lora=str(tmp_path / "a.safetensors")), host)
     anew = [layer for name, layer in layers.items() if name not in some]
     assert anew and all(layer.lora_A.any() and not layer.lora_B.any() for layer in anew)
-    assert host.told() == [f"goes on from a.safetensors: {len(some)} layers; {len(anew)} layers that it lacks start anew"]
+    assert host.told() == [
+        f"goes on from a.safetensors: {len(some)} layers; {len(anew)} layers that it lacks start anew"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,9 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
         ({}, {"init": "pissa"}, {}, "goes on from a file, so that init 'pissa' has nothing to start"),
     ],
 )  # fmt: skip
-def test_files_that_can_not_be_gone_on_from(workshop, tiny_model, tmp_path, monkeypatch, made, training, adapter, message):
+def test_files_that_can_not_be_gone_on_from(
+    workshop, tiny_model, tmp_path, monkeypatch, made, training, adapter, message
+):
     file_of(tiny_model, tmp_path / "a.safetensors", **made)
     monkeypatch.setattr(ChromaFamily, "load_transformer", lambda *args, **keywords: pytest.fail("a model was loaded"))
     request = request_of(workshop, training, init_lora=str(tmp_path / "a.safetensors"), **adapter)
@@ -175,7 +181,10 @@ def test_a_file_of_another_model_and_no_file(workshop, tiny_model, tmp_path):
     tensors = {f"{name}.lora_{side}.weight": torch.ones(2, 2) for name in names for side in "AB"}
     save_file(tensors, tmp_path / "a.safetensors")
     request = request_of(workshop, init_lora=str(tmp_path / "a.safetensors"))
-    with pytest.raises(UserError, match=r"init_lora: a.safetensors is not of this model: 2 of 2 layers do not fit, such as other.layer, x_emb"):
+    with pytest.raises(
+        UserError,
+        match=r"init_lora: a.safetensors is not of this model: 2 of 2 layers do not fit, such as other.layer, x_emb",
+    ):
         run(request, workshop.host())
     with pytest.raises(UserError, match=r"gone\.safetensors: is no readable LoRA file"):
         run(request_of(workshop, init_lora=str(tmp_path / "gone.safetensors")), workshop.host())
@@ -192,7 +201,9 @@ def test_the_files_bytes_name_the_run_and_not_its_place(workshop, tiny_model, tm
 
     one = folder(tmp_path / "a.safetensors")
     assert one == folder(tmp_path / "elsewhere" / "b.safetensors") != folder(tmp_path / "c.safetensors")
-    assert str(tmp_path) not in str(request_of(workshop, init_lora=str(tmp_path / "a.safetensors")).as_json()["adapter"])
+    assert str(tmp_path) not in str(
+        request_of(workshop, init_lora=str(tmp_path / "a.safetensors")).as_json()["adapter"]
+    )
 
 
 def test_the_node_finds_files_in_the_loras_folders_only(tmp_path, workshop):
@@ -257,7 +268,9 @@ def test_blocks_learn_at_their_own_rates(workshop):
         run(request_of(workshop, {"steps": 1, "weight_decay": 0.0, "learning_rate": 1e-3}, block_lr=rule), host)
         moved[rule] = {name: update.up for name, update in read_lora(host.lora).items()}
     plain, ruled = moved[""], moved[text]
-    assert {name for name in plain if name not in ruled} == {name for name in plain if name.startswith("transformer_blocks.0.")}
+    assert {name for name in plain if name not in ruled} == {
+        name for name in plain if name.startswith("transformer_blocks.0.")
+    }
     for name, up in ruled.items():
         factor = 1.0 if name == "single_transformer_blocks.1.attn.to_q" else 0.5
         # AdamW's first step is the rate, with the gradient's sign. A, and so the signs, differ: fewer layers draw from the seed.

@@ -19,7 +19,9 @@ def test_digests_are_in_the_order_of_hex_keys_and_differ_where_keys_do():
 def test_keys_that_share_half_their_bits_are_told_apart():
     keys = np.array([(5, 9), (5, 1), (2**64 - 1, 0), (5, 4), (0, 0)], dtype=np.uint64)
     table = DigestTable(keys, np.arange(5))
-    asked = np.concatenate((keys, np.array([(5, 0), (5, 5), (5, 10), (6, 9), (2**64 - 1, 1), (2**64 - 2, 0)], dtype=np.uint64)))
+    asked = np.concatenate(
+        (keys, np.array([(5, 0), (5, 5), (5, 10), (6, 9), (2**64 - 1, 1), (2**64 - 2, 0)], dtype=np.uint64))
+    )
     found = table.find(asked)
     assert table.values[found[:5]].tolist() == [0, 1, 2, 3, 4] and (found[5:] == -1).all()
     assert DigestTable(keys[:0], np.arange(0)).find(keys).tolist() == [-1] * 5

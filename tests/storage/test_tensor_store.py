@@ -72,7 +72,9 @@ def test_a_flipped_byte_is_noticed_and_the_content_made_again(tmp_path, place):
     fill(store, ["a", "b"], make)
     assert made == ["a", "b"] and torch.equal(store.get("a"), tensors("a")["a"])
     if place == -1:  # a header that can't be read names no key, so that there is nothing to tell
-        assert told == [f"cache file {path.name} is damaged; it was set aside as {path.stem}.damaged and its content is made again"]
+        assert told == [
+            f"cache file {path.name} is damaged; it was set aside as {path.stem}.damaged and its content is made again"
+        ]
     assert Store(tmp_path).missing(["a", "b"]) == []
 
 
@@ -163,6 +165,7 @@ def test_closing_lets_go_of_the_files(tmp_path):
 
 def test_a_million_keys_would_take_no_memory_and_every_tensor_is_found(tmp_path):
     """Tables of like length become one, so that there are few; what a key takes is in files."""
+
     def shard(i: int) -> dict[str, torch.Tensor]:
         return {f"key {i} {j}": torch.tensor([i, j]) for j in range(500)}
 

@@ -57,7 +57,9 @@ def test_numbers_of_messages():
     assert varint(150) == b"\x96\x01" and varint(0) == b"\x00" and varint(127) == b"\x7f"
     assert field(1, 150) == b"\x08\x96\x01" and field(2, "testing") == b"\x12\x07testing"
     assert field(1, 1.0) == b"\x09" + struct.pack("<d", 1.0) and field(4, True) == b"\x20\x01"
-    assert single(2, 1.0) == b"\x15" + struct.pack("<f", 1.0) and single(2, 1e300) == b"\x15" + struct.pack("<f", float("inf"))
+    assert single(2, 1.0) == b"\x15" + struct.pack("<f", 1.0) and single(2, 1e300) == b"\x15" + struct.pack(
+        "<f", float("inf")
+    )
 
 
 def test_every_start_has_a_file_of_its_own_in_the_order_of_the_starts(tmp_path):

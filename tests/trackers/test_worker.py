@@ -52,7 +52,11 @@ def driven(pen: Pen, steps: int = 3, seconds: float = 30.0) -> list[tuple[str, s
 def test_calls_arrive_in_order_in_another_thread():
     pen, thread = Pen(), "tracker pen"
     assert driven(pen) == [("it begins", "info")]
-    assert pen.calls == [("begin", "a", thread), *[("values", step, thread) for step in range(3)], ("close", True, thread)]
+    assert pen.calls == [
+        ("begin", "a", thread),
+        *[("values", step, thread) for step in range(3)],
+        ("close", True, thread),
+    ]
 
 
 @pytest.mark.parametrize("call", ["begin", "values", "close"])
@@ -66,7 +70,9 @@ def test_a_fault_is_told_once(call):
 def test_one_that_hangs_holds_nobody_up(monkeypatch):
     monkeypatch.setattr(lane_module, "LONGEST_QUEUE", 5)
     release = threading.Event()
-    assert driven(Pen(waits=release), steps=20, seconds=0.05) == [("pen: it is 5 reports behind; the run goes on without it", "warning")]
+    assert driven(Pen(waits=release), steps=20, seconds=0.05) == [
+        ("pen: it is 5 reports behind; the run goes on without it", "warning")
+    ]
     pen = Pen(waits=release)
     assert driven(pen, seconds=0.05) == [("pen: it has not finished in 0 s; the run goes on without it", "warning")]
     release.set()
@@ -82,5 +88,15 @@ def test_the_smoothed_loss_is_the_live_pages():
 
 
 def test_settings_by_name():
-    nested = {"training": {"rank": 4, "name": "a", "resume": True}, "parts": [{"repeats": 1}, {"repeats": 2}], "flux": None}
-    assert dict(flat(nested)) == {"training.rank": 4, "training.name": "a", "training.resume": True, "parts.0.repeats": 1, "parts.1.repeats": 2}
+    nested = {
+        "training": {"rank": 4, "name": "a", "resume": True},
+        "parts": [{"repeats": 1}, {"repeats": 2}],
+        "flux": None,
+    }
+    assert dict(flat(nested)) == {
+        "training.rank": 4,
+        "training.name": "a",
+        "training.resume": True,
+        "parts.0.repeats": 1,
+        "parts.1.repeats": 2,
+    }

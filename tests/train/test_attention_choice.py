@@ -164,4 +164,6 @@ def test_shapes_are_those_of_the_smallest_and_the_largest_batch(workshop, monkey
     run(workshop.request(), workshop.host())
     ((shapes, tokens),) = found
     assert {shape.image for shape in shapes} == {min(tokens), max(tokens)}
-    assert all((shape.heads, shape.head_width) == (4, 16) and shape.batch in (1, 2) and shape.text > 1 for shape in shapes)
+    assert all(
+        (shape.heads, shape.head_width) == (4, 16) and shape.batch in (1, 2) and shape.text > 1 for shape in shapes
+    )

@@ -93,14 +93,22 @@ def test_the_plan_counts_their_tokens(request_of):
 @pytest.fixture(scope="module")
 def mended(workshop) -> DatasetConfig:
     """The workshop's pictures, each made out of itself, with words for the task."""
-    words = {"captions": "instance prompt", "instance_prompt": "sharpen the image || enhance it", "degrade": "shrink 2-4 + jpeg 10-30"}
-    return DatasetConfig(tuple(replace(part, **words) for part in workshop.dataset.parts), workshop.dataset.roots, ("",))
+    words = {
+        "captions": "instance prompt",
+        "instance_prompt": "sharpen the image || enhance it",
+        "degrade": "shrink 2-4 + jpeg 10-30",
+    }
+    return DatasetConfig(
+        tuple(replace(part, **words) for part in workshop.dataset.parts), workshop.dataset.roots, ("",)
+    )
 
 
 def test_a_run_from_pictures_made_worse(workshop, request_of, mended):
     host = workshop.host()
     whole = run(request_of(dataset=mended, holdout=0.25), host)
-    assert (host.run_folder / "pairs.png").is_file() and whole.report["files"]["pair_sheet"] == str(host.run_folder / "pairs.png")
+    assert (host.run_folder / "pairs.png").is_file() and whole.report["files"]["pair_sheet"] == str(
+        host.run_folder / "pairs.png"
+    )
     cut = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
         run(request_of(dataset=mended, holdout=0.25), cut)
@@ -133,7 +141,9 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
     (folder / "1.jpg").unlink()
     (folder / "2.jpg").write_bytes(b"no picture")
     cases = {
-        (str(folder),): "references: every picture needs one of its name to start from; not so 1.png (none of that name), 2.jpg (",
+        (
+            str(folder),
+        ): "references: every picture needs one of its name to start from; not so 1.png (none of that name), 2.jpg (",
         (): "references: is empty, and kontext makes pictures out of others; name their folder",
     }
     for roots, words in cases.items():

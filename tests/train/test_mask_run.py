@@ -115,7 +115,9 @@ def test_a_black_mask_is_told_before_anything_is_loaded(workshop, own, tmp_path)
     folder = Path(shutil.copytree(folder, tmp_path / "black"))
     Image.new("L", (32, 32), 0).save(folder / "2.png")
     host = workshop.host()
-    with pytest.raises(UserError, match=r"2\.png: its mask 2\.png: it is black all over, so that nothing .* set on_broken to skip"):
+    with pytest.raises(
+        UserError, match=r"2\.png: its mask 2\.png: it is black all over, so that nothing .* set on_broken to skip"
+    ):
         run(request(root=folder, on_broken="stop", seed=6), host)
     assert {event.phase for event in host.all(PhaseStarted)} == {"start", "latents"}
     assert {event.unit for event in host.all(PhaseStarted)} == {"", "masks"}

@@ -43,7 +43,9 @@ def test_the_loss_of_a_mixed_batch_is_the_formula(workshop, kind):
     made = build_run(plan_run(asked, host), host, Phases())
     for layer in made.layers.values():
         torch.nn.init.normal_(layer.lora_B, std=0.05)
-    micro = next(m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all())
+    micro = next(
+        m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all()
+    )
     batch = make_batch(made, micro)
     assert batch.prior is not None
 

@@ -48,7 +48,13 @@ def test_equal_bytes_again_after_a_resume_checkpointed_and_offloaded(workshop):
     assert later.all(StepReport)[0].step > 1 and later.lora.read_bytes() == whole.lora.read_bytes()
     recomputed, moved = workshop.host(), workshop.host()
     run(rounded(workshop, "int8", gradient_checkpointing=True), recomputed)
-    run(replace(rounded(workshop, "int8"), memory=MemoryConfig(model_offload=False, group_offload="leaf", activation_offload=True)), moved)
+    run(
+        replace(
+            rounded(workshop, "int8"),
+            memory=MemoryConfig(model_offload=False, group_offload="leaf", activation_offload=True),
+        ),
+        moved,
+    )
     losses = [[event.loss for event in host.all(StepReport)] for host in (whole, recomputed, moved)]
     assert losses[0] == losses[1] == losses[2]
 
@@ -75,10 +81,16 @@ def test_the_plan_counts_them(workshop):
     """The same operations; whole numbers that wait to be scaled take more, once there are many tokens for each weight."""
     model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"))
     exact, ours = (
-        MetaModel(ChromaFamily(), request).cost(Shape(256, 256, 1, 20)) for request in (workshop.request(model=model), rounded(workshop, "int8"))
+        MetaModel(ChromaFamily(), request).cost(Shape(256, 256, 1, 20))
+        for request in (workshop.request(model=model), rounded(workshop, "int8"))
     )
     for a, b in zip(exact.blocks, ours.blocks, strict=True):
-        assert (a.forward_flops, a.backward_flops, a.kept, a.weights) == (b.forward_flops, b.backward_flops, b.kept, b.weights)
+        assert (a.forward_flops, a.backward_flops, a.kept, a.weights) == (
+            b.forward_flops,
+            b.backward_flops,
+            b.kept,
+            b.weights,
+        )
         assert a.backward_peak < b.backward_peak
 
 

@@ -101,7 +101,10 @@ def test_only_the_last_pass_has_a_gradient(workshop):
 
 def test_without_rollouts_the_record_and_the_batches_are_as_they_were(workshop):
     plain = workshop.request()
-    assert "rollout_probability" not in plain.as_json()["training"] and plain.as_json() == workshop.request(rollout_steps=9).as_json()
+    assert (
+        "rollout_probability" not in plain.as_json()["training"]
+        and plain.as_json() == workshop.request(rollout_steps=9).as_json()
+    )
     assert workshop.request(**ALWAYS).as_json()["training"]["rollout_steps"] == 3
     made = built(workshop, workshop.request(rollout_probability=0.5))
     batches = [make_batch(made, micro) for micro in range(200)]
@@ -129,7 +132,9 @@ def test_what_keeps_the_model_as_it_is_stays_on_the_path(workshop):
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     both = DatasetConfig(tuple(replace(part, prior_preservation=keeps) for keeps in (False, True)), (root, root))
     made = built(workshop, replace(workshop.request(batch_size=4, **ALWAYS), dataset=both))
-    micro = next(m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all())
+    micro = next(
+        m for m in range(20) if (found := make_batch(made, m).prior) is not None and found.any() and not found.all()
+    )
     batch = make_batch(made, micro)
     never = replace(made, config=replace(made.config, rollout_probability=0.0))
     straight = make_batch(never, micro)

@@ -55,7 +55,10 @@ def test_the_report_and_the_files(uninterrupted):
     names = {path.name for path in host.run_folder.iterdir()}
     assert {"request.json", "report.json", "loss.png", "crops.png", "density.png", "checkpoints"} <= names
     assert [event.step for event in host.all(StepReport)] == [1, 2, 3, 4, 5, 6]
-    assert [event.step for event in host.all(CheckpointSaved)] == [2, 4, 6] and host.checkpoints == ["step-000004", "step-000006"]
+    assert [event.step for event in host.all(CheckpointSaved)] == [2, 4, 6] and host.checkpoints == [
+        "step-000004",
+        "step-000006",
+    ]
     (saved,) = host.all(LoraSaved)
     assert saved.applied == saved.num_keys == len(load_file(host.lora)) and host.all(RunReported)[0].report == report
     assert "4 images; batch 2 -> 3 batches an epoch; 6 steps = 2.0 epochs" in host.told()
@@ -119,7 +122,9 @@ def test_going_on_with_more_steps_and_back_to_fewer(workshop, uninterrupted):
     longer = run(workshop.request(steps=6), host)
     assert longer.report["resumed_from"] == 4 and longer.losses == uninterrupted[1].losses
     shorter = run(workshop.request(steps=5), host)
-    assert shorter.report["resumed_from"] == 4 and shorter.losses == longer.losses[:5] and describe(host.lora)["step"] == 5
+    assert (
+        shorter.report["resumed_from"] == 4 and shorter.losses == longer.losses[:5] and describe(host.lora)["step"] == 5
+    )
 
 
 def test_a_finished_run_is_not_trained_again(workshop):
@@ -152,7 +157,9 @@ def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_weights(worksho
         run(workshop.request(), host)
     folder = workshop.root / "pictures"
     message = str(caught.value)
-    assert message.startswith("learning_rate: step 4 gave loss nan and gradient norm nan, which are not finite; the batch was ")
+    assert message.startswith(
+        "learning_rate: step 4 gave loss nan and gradient norm nan, which are not finite; the batch was "
+    )
     assert message.endswith("The LoRA of step 3 is kept. Try a lower learning rate, or dtype bf16 in place of fp16")
     assert any(str(folder / f"{i}.png") in message for i in range(4))
     assert all(tensor.isfinite().all() for tensor in load_file(host.lora).values()) and describe(host.lora)["step"] == 3
@@ -358,7 +365,10 @@ def test_a_cancel_between_a_checkpoint_and_its_pictures_loses_no_picture(worksho
     object.__setattr__(host, "is_cancelled", lambda: False)
     run(request, host)
     drawn = {path.name: path.read_bytes() for path in (host.run_folder / "validation").iterdir()}
-    assert drawn == {path.name: path.read_bytes() for path in (whole.run_folder / "validation").iterdir()} and len(drawn) == 3
+    assert (
+        drawn == {path.name: path.read_bytes() for path in (whole.run_folder / "validation").iterdir()}
+        and len(drawn) == 3
+    )
 
 
 def test_bad_steps_are_skipped_up_to_the_number_allowed(workshop, monkeypatch):
@@ -368,7 +378,11 @@ def test_bad_steps_are_skipped_up_to_the_number_allowed(workshop, monkeypatch):
     assert [str(loss) == "nan" for loss in result.losses] == [False, False, True, False, False, False]
     assert result.report["loss"][2] is None and result.report["skipped_steps"] == 1
     assert [event.step for event in host.all(StepReport)] == [1, 2, 4, 5, 6]
-    assert any("step 3 was skipped: its loss or gradient is not finite; the batch was" in text and "(1 of at most 1 skipped)" in text for text in host.told())
+    assert any(
+        "step 3 was skipped: its loss or gradient is not finite; the batch was" in text
+        and "(1 of at most 1 skipped)" in text
+        for text in host.told()
+    )
     json.loads((host.run_folder / "report.json").read_text("utf-8"))
     files = [host.run_folder / "checkpoints" / f"step-00000{i}" / "adapter.safetensors" for i in (2, 3, 4)]
     two, three, four = map(load_file, files)
@@ -411,7 +425,11 @@ def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch
     host = workshop.host()
     with pytest.raises(UserError, match=told):
         run(workshop.request(checkpoint_every=every, skip_bad_steps=5 * (place == "weight")), host)
-    assert all(t.isfinite().all() for f in host.run_folder.glob("checkpoints/*/adapter.safetensors") for t in load_file(f).values())
+    assert all(
+        t.isfinite().all()
+        for f in host.run_folder.glob("checkpoints/*/adapter.safetensors")
+        for t in load_file(f).values()
+    )
     monkeypatch.undo()
     whole = run(workshop.request(checkpoint_every=every), workshop.host())
     assert run(workshop.request(checkpoint_every=every), host).losses == whole.losses
@@ -419,10 +437,20 @@ def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch
 
 def test_the_best_on_held_out_images_is_kept_and_saved(workshop):
     host = workshop.host()
-    result = run(workshop.request(holdout=0.25, steps=8, checkpoint_every=1, keep_checkpoints=1, learning_rate=0.3), host)
+    result = run(
+        workshop.request(holdout=0.25, steps=8, checkpoint_every=1, keep_checkpoints=1, learning_rate=0.3), host
+    )
     best = result.report["best"]
-    told = {int(text.split()[1].rstrip(":")): float(text.split()[6]) for text in host.told() if "loss on held-out images" in text}
-    assert len(told) == 8 and best["step"] == min(told, key=told.get) and result.report["eval_loss"]["images"] == "held out"
+    told = {
+        int(text.split()[1].rstrip(":")): float(text.split()[6])
+        for text in host.told()
+        if "loss on held-out images" in text
+    }
+    assert (
+        len(told) == 8
+        and best["step"] == min(told, key=told.get)
+        and result.report["eval_loss"]["images"] == "held out"
+    )
     assert f"step-{best['step']:06}" in host.checkpoints and "step-000008" in host.checkpoints
     saved = host.paths.output / "loras" / "tiny-best.safetensors"
     assert best["lora"] == str(saved) and sha256_of(saved) == best["sha256"]

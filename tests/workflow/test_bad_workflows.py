@@ -80,7 +80,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "list.safetensors": (safetensors(b"[]"), "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
     "short.safetensors": (b"123", "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
     "junk.safetensors": (b"x" * 100, "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
-    "deep.safetensors": (safetensors(b"[" * 200_000), "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
+    "deep.safetensors": (
+        safetensors(b"[" * 200_000),
+        "FILE: is no safetensors file; name a LoRA that ends in .safetensors",
+    ),
 }
 
 

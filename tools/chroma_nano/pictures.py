@@ -122,7 +122,17 @@ def is_taught(emoji: Emoji) -> bool:
 
 def is_thing(emoji: Emoji) -> bool:
     """Whether it is a thing or a face rather than a sign, a clock, a hand or a person: what the last part of the training is for."""
-    signs = ("alphanum", "geometric", "av symbol", "other symbol", "keycap", "arrow", "transport sign", "warning", "religion")
+    signs = (
+        "alphanum",
+        "geometric",
+        "av symbol",
+        "other symbol",
+        "keycap",
+        "arrow",
+        "transport sign",
+        "warning",
+        "religion",
+    )
     return not (
         emoji.kind in (*signs, "zodiac", "punctuation", "math", "gender", "currency", "time")
         or emoji.kind.startswith(("person", "hand"))

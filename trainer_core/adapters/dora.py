@@ -27,7 +27,10 @@ class DoraLinear(LoraLinear):
     """
 
     inits = KIND_RULES["dora"].inits
-    network: ClassVar[Mapping[str, str]] = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lora", "dora_wd": "True"}'}
+    network: ClassVar[Mapping[str, str]] = {
+        "ss_network_module": "lycoris.kohya",
+        "ss_network_args": '{"algo": "lora", "dora_wd": "True"}',
+    }
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base, rank, alpha)

@@ -99,7 +99,9 @@ class LokrUpdate(Update):
         start, stop, _ = rows.indices(self.shape[0])
         height = _shape(self.w2, self.w2_a, self.w2_b)[0]
         if start % height or stop % height:
-            raise IncompatibleUpdate(f"a Kronecker product of blocks of {height} rows can't be cut to rows {start} to {stop}")
+            raise IncompatibleUpdate(
+                f"a Kronecker product of blocks of {height} rows can't be cut to rows {start} to {stop}"
+            )
         some = slice(start // height, stop // height)
         if self.w1 is not None:
             return replace(self, w1=self.w1[some])

@@ -241,7 +241,9 @@ class LoraLinear(AdapterLayer):
 
     def fitting(self, update: Update) -> LoraPair:
         if not isinstance(update, LoraPair):
-            raise IncompatibleUpdate(f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that")
+            raise IncompatibleUpdate(
+                f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that"
+            )
         pair = update if update.rank <= self.rank else update.trim()
         if pair.rank > self.rank:
             raise IncompatibleUpdate(

@@ -18,7 +18,13 @@ class FolderConfig:
     """A local folder of images: the widgets of DatasetBackend."""
 
     PATHS: ClassVar = ("folder", "references", "masks")
-    LATER: ClassVar = (("references",), ("tag_orders", "kept_tags"), ("masks", "unmasked_weight"), ("prior_preservation",), ("degrade",))
+    LATER: ClassVar = (
+        ("references",),
+        ("tag_orders", "kept_tags"),
+        ("masks", "unmasked_weight"),
+        ("prior_preservation",),
+        ("degrade",),
+    )
 
     folder: Annotated[
         str,
@@ -38,7 +44,9 @@ class FolderConfig:
     instance_prompt: Annotated[
         str,
         Text(),
-        Doc("The caption of every image when captions is 'instance prompt'. Several are separated by two vertical bars; one of them is drawn each time."),
+        Doc(
+            "The caption of every image when captions is 'instance prompt'. Several are separated by two vertical bars; one of them is drawn each time."
+        ),
     ] = ""
     trigger: Annotated[
         str,
@@ -122,7 +130,10 @@ class FolderConfig:
         ),
     ] = ""
     unmasked_weight: Annotated[
-        float, Range(0, 1, 0.01), Advanced(), Doc("With masks: how much black places count, where white ones count 1. 0: not at all.")
+        float,
+        Range(0, 1, 0.01),
+        Advanced(),
+        Doc("With masks: how much black places count, where white ones count 1. 0: not at all."),
     ] = 0.0
     prior_preservation: Annotated[
         bool,
@@ -148,12 +159,21 @@ class FolderConfig:
     def problems(self) -> list[Problem]:
         found = []
         if self.kept_tags and not self.tag_orders:
-            found.append(Problem("kept_tags", f"is {self.kept_tags}, but tag_orders is 0 and moves no tag; set tag_orders, or use 0"))
+            found.append(
+                Problem(
+                    "kept_tags", f"is {self.kept_tags}, but tag_orders is 0 and moves no tag; set tag_orders, or use 0"
+                )
+            )
         if self.unmasked_weight and not self.masks.strip():
             told = f"is {self.unmasked_weight:g}, but masks names no folder; name one, or use 0"
             found.append(Problem("unmasked_weight", told))
         if self.degrade.strip() and self.references.strip():
-            found.append(Problem("degrade", f"is {self.degrade!r}, but references names a folder of pictures to start from; empty one of the two"))
+            found.append(
+                Problem(
+                    "degrade",
+                    f"is {self.degrade!r}, but references names a folder of pictures to start from; empty one of the two",
+                )
+            )
         try:
             steps_of(self.degrade)
         except ValueError as error:

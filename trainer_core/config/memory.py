@@ -98,7 +98,12 @@ class MemoryConfig:
                 )
             )
         if self.offload_stream and self.offload_to_disk:
-            found.append(Problem("offload_to_disk", "and offload_stream exclude each other: what is copied ahead lies pinned in RAM; turn one off"))
+            found.append(
+                Problem(
+                    "offload_to_disk",
+                    "and offload_stream exclude each other: what is copied ahead lies pinned in RAM; turn one off",
+                )
+            )
         if self.group_offload == "leaf" and self.blocks_per_group > 1:
             found.append(
                 Problem(
@@ -108,7 +113,9 @@ class MemoryConfig:
             )
         if self.compile and (self.group_offload != "none" or self.activation_offload):
             name = "group_offload" if self.group_offload != "none" else "activation_offload"
-            found.append(Problem("compile", f"and {name} exclude each other: weights move in the midst of a block; turn one off"))
+            found.append(
+                Problem("compile", f"and {name} exclude each other: weights move in the midst of a block; turn one off")
+            )
         if self.mode == "auto" and (self.group_offload != "none" or self.activation_offload):
             name = "group_offload" if self.group_offload != "none" else "activation_offload"
             found.append(Problem("mode", f"auto chooses {name} itself; use manual, or leave {name} as it was"))

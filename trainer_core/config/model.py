@@ -39,12 +39,16 @@ class QuantizationConfig:
     quantize_via: Annotated[
         str,
         Choice("accelerator", "cpu"),
-        Doc("Where weights are quantised, layer by layer. accelerator: fast, needs room for one layer there. cpu: needs none."),
+        Doc(
+            "Where weights are quantised, layer by layer. accelerator: fast, needs room for one layer there. cpu: needs none."
+        ),
     ] = "accelerator"
     text_encoder: Annotated[
         str,
         Choice(*LEVELS),
-        Doc("The same for the text encoder, which only encodes captions and prompts once. none: in the model's precision."),
+        Doc(
+            "The same for the text encoder, which only encodes captions and prompts once. none: in the model's precision."
+        ),
     ] = "none"
     cached_bases: Annotated[
         int,
@@ -69,9 +73,19 @@ class QuantizationConfig:
         if self.products == "exact" or self.level.startswith(f"{self.products}-"):
             return []
         if self.level == AUTO:
-            return [Problem("products", f"{self.products} needs a level that stores such numbers, and level auto may choose another; name the level, or use exact")]
+            return [
+                Problem(
+                    "products",
+                    f"{self.products} needs a level that stores such numbers, and level auto may choose another; name the level, or use exact",
+                )
+            ]
         fitting = ", ".join(level for level in LEVELS if level.startswith(f"{self.products}-"))
-        return [Problem("products", f"{self.products} needs a level that stores such numbers ({fitting}), and level is {self.level}; choose one of those, or exact")]
+        return [
+            Problem(
+                "products",
+                f"{self.products} needs a level that stores such numbers ({fitting}), and level is {self.level}; choose one of those, or exact",
+            )
+        ]
 
 
 @dataclass(frozen=True)

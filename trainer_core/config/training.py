@@ -56,7 +56,11 @@ RESERVED_NAMES = frozenset(
 class TrainingConfig:
     """Everything about the training itself that a person sets. Defaults: a sound first LoRA (docs/first-lora.md)."""
 
-    LATER: ClassVar = (("rollout_probability", "rollout_steps"), ("routed_share", "route_first", "route_last"), ("trackers",))
+    LATER: ClassVar = (
+        ("rollout_probability", "rollout_steps"),
+        ("routed_share", "route_first", "route_last"),
+        ("trackers",),
+    )
 
     name: Annotated[
         str,
@@ -109,13 +113,20 @@ class TrainingConfig:
     warmup_steps: Annotated[
         int, Range(0, 1_000_000), Doc("Steps over which the learning rate climbs from 0 to its peak.")
     ] = 20
-    weight_decay: Annotated[float, Range(0.0, 10.0, 0.0001), Advanced(), Doc("Every step takes away learning rate x this of each weight (decoupled weight decay).")] = 0.01
+    weight_decay: Annotated[
+        float,
+        Range(0.0, 10.0, 0.0001),
+        Advanced(),
+        Doc("Every step takes away learning rate x this of each weight (decoupled weight decay)."),
+    ] = 0.01
     max_grad_norm: Annotated[
         float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("The gradient is scaled down to this norm; 0 leaves it.")
     ] = 1.0
     gradient_checkpointing: Annotated[
         bool,
-        Doc("Compute blocks again in the backward pass: same gradients, less memory, up to a third more time. Which blocks: see MemorySettings; without one, as few as memory allows."),
+        Doc(
+            "Compute blocks again in the backward pass: same gradients, less memory, up to a third more time. Which blocks: see MemorySettings; without one, as few as memory allows."
+        ),
     ] = True
     sigma_density: Annotated[
         str,
@@ -132,7 +143,9 @@ class TrainingConfig:
         ),
     ] = 1.0
     caption_dropout: Annotated[
-        float, Range(0.0, 1.0, 0.01), Doc("Share of samples that are trained with an empty caption, which keeps CFG working.")
+        float,
+        Range(0.0, 1.0, 0.01),
+        Doc("Share of samples that are trained with an empty caption, which keeps CFG working."),
     ] = 0.05
     seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("All randomness comes from this number.")] = 0
     checkpoint_every: Annotated[
@@ -167,7 +180,9 @@ class TrainingConfig:
         int,
         Range(0, 1000),
         Advanced(),
-        Doc("How many steps with a loss or gradient that is not finite are skipped before the run ends; 0: it ends at the first."),
+        Doc(
+            "How many steps with a loss or gradient that is not finite are skipped before the run ends; 0: it ends at the first."
+        ),
     ] = 0
     on_change: Annotated[
         str,
@@ -189,7 +204,9 @@ class TrainingConfig:
         int,
         Range(1, 20),
         Advanced(),
-        Doc("Most Euler steps of a rollout; each draws from 1 to this. A step is 0.04 of the noise level, as in a picture drawn in 25."),
+        Doc(
+            "Most Euler steps of a rollout; each draws from 1 to this. A step is 0.04 of the noise level, as in a picture drawn in 25."
+        ),
     ] = 3
     routed_share: Annotated[
         float,
@@ -226,9 +243,7 @@ class TrainingConfig:
         """
         if not self.routed_share:
             return range(0)
-        first, last = (
-            place + num_blocks if place < 0 else place for place in (self.route_first, self.route_last)
-        )
+        first, last = (place + num_blocks if place < 0 else place for place in (self.route_first, self.route_last))
         for name, given, place in (("route_first", self.route_first, first), ("route_last", self.route_last, last)):
             if not 0 <= place < num_blocks:
                 reach = f"use 0 to {num_blocks - 1}, or -1 (the last) to {-num_blocks}"

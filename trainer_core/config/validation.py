@@ -56,7 +56,7 @@ class ValidationConfig:
     prompts: Annotated[
         str,
         Text(multiline=True, placeholder="one prompt a line, or a JSON object of nicknames and prompts"),
-        Doc('One prompt a line, or a prompt library: a JSON object of nicknames and their prompts.'),
+        Doc("One prompt a line, or a prompt library: a JSON object of nicknames and their prompts."),
     ] = ""
     negative_prompt: Annotated[
         str, Text(multiline=True), Doc("What CFG steers away from. Without effect at cfg 1.")

@@ -108,7 +108,9 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     if num_found and not samples and not problems:
         reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:SHOWN])
         more = f"; and {num_skipped - SHOWN} more" if num_skipped > SHOWN else ""
-        problems.append(Problem("dataset", f"none of {num_found} images can be used: {reasons}{more}{_remedy(skipped)}"))
+        problems.append(
+            Problem("dataset", f"none of {num_found} images can be used: {reasons}{more}{_remedy(skipped)}")
+        )
     if problems:
         raise UserError(_first(problems, num_unlisted))
     report = _report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}

@@ -78,7 +78,9 @@ class MaskFolder:
             return None, f"its mask {name}: {self._faults[number]}"
         digest, size = self._rows[number]["sha256"].tobytes().hex(), tuple(self._rows[number]["size"].tolist())
         if not is_same_shape(size, sample.size):
-            shapes = f"{size[0]} x {size[1]} pixels, another shape than the picture's {sample.size[0]} x {sample.size[1]}"
+            shapes = (
+                f"{size[0]} x {size[1]} pixels, another shape than the picture's {sample.size[0]} x {sample.size[1]}"
+            )
             return None, f"its mask {name} has {shapes}"
         path = self.backend.path(name)
         return Sample(sample.key, sample.name, path, digest, (name,), size, sample.placement, sample.part), ""
@@ -122,12 +124,21 @@ def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host
     backend = FolderBackend(Path(root))
     entries = backend.entries()
     if not len(entries):
-        raise UserError([Problem(FIELD, f"no images in {name!r} or its subfolders; put masks there, each with the name of its picture")])
+        raise UserError(
+            [
+                Problem(
+                    FIELD,
+                    f"no images in {name!r} or its subfolders; put masks there, each with the name of its picture",
+                )
+            ]
+        )
     stems = _stems(entries)
     firsts = first_of_each(stems)
     if len(firsts) < len(entries):
         twin = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
-        raise UserError([Problem(FIELD, f"{name!r} has two masks of the name {stem(twin)}, one of them {twin}; keep one")])
+        raise UserError(
+            [Problem(FIELD, f"{name!r} has two masks of the name {stem(twin)}, one of them {twin}; keep one")]
+        )
     own = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
     places = own.find(_stems(pictures))
     numbers = np.where(places >= 0, own.values[places], np.int32(-1))

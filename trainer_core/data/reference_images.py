@@ -84,7 +84,9 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     problems: list[Problem] = []
     roots = config.reference_roots or ("",) * len(config.parts)
     steps = tuple(steps_of(part.degrade) for part in config.parts)
-    backends = tuple(FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True))
+    backends = tuple(
+        FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True)
+    )
     names = [_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
     for part, root, way in zip(config.parts, roots, steps, strict=True):
         if not root and not way:
@@ -119,7 +121,9 @@ def find_references(index: Index, config: DatasetConfig) -> References:
 def _makings(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:
     """For each part, what names how its pictures are made: a folder that is chained again is made anew."""
     whole = [(root, way) for root, way in zip(config.roots, steps, strict=True)]
-    return [" + ".join(map(str, way)) + f" #{whole[:part].count((root, way))}" for part, (root, way) in enumerate(whole)]
+    return [
+        " + ".join(map(str, way)) + f" #{whole[:part].count((root, way))}" for part, (root, way) in enumerate(whole)
+    ]
 
 
 def _sample(sample: Sample, name: str, backend: Backend) -> Sample:

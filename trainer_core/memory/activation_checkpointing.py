@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 INTERVALS = (64, 8, 4, 3, 2, 1)  # of checkpointing, from the fastest
 
+
 def places_to_recompute(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
     """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them.
 
@@ -112,6 +113,3 @@ def _recompute(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any
     return checkpoint(
         again, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )
-
-
-

@@ -62,7 +62,9 @@ class GroupOffload:
         self.device, self.ahead = device, ahead and works_beside(device)
         self.groups = [[place for module in group for place in find_frozen(module)] for group in groups]
         if self.ahead:
-            memory = PinnedMemory(sum(bytes_of(i) for group in self.groups for place in group for i in inner_tensors(place.home)))
+            memory = PinnedMemory(
+                sum(bytes_of(i) for group in self.groups for place in group for i in inner_tensors(place.home))
+            )
             self.groups = [[_pin(place, memory) for place in group] for group in self.groups]
         self._stream = module_of(device).Stream(device) if self.ahead else None
         self._here: dict[int, list[Tensor]] = {}

@@ -70,7 +70,12 @@ class FluxLikeFamily:
 
 
 def rope(
-    transformer: Any, num_text: int, height: int, width: int, device: torch.device, beside: tuple[int, int] | None = None
+    transformer: Any,
+    num_text: int,
+    height: int,
+    width: int,
+    device: torch.device,
+    beside: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all positions, fp32. Text lies at (0, 0, 0), where they are 1 and 0.
 

@@ -251,9 +251,13 @@ class DoubleBlock(nn.Module):
         text = torch.addcmul(text, c[5], self.ff_context(modulate(text, c[3], c[4])))
         return finite(text), image
 
-    def unread_layers(self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any) -> list[nn.Module]:
+    def unread_layers(
+        self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any
+    ) -> list[nn.Module]:
         """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
-        if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:  # gates learn; finite() reads
+        if (
+            image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16
+        ):  # gates learn; finite() reads
             return []
         return [self.ff.net[2], self.ff_context.net[2]]
 

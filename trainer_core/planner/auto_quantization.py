@@ -39,7 +39,9 @@ def with_precision(request: TrainRequest, family: Family, index: Index, machine:
 
 
 def _finest(request: TrainRequest, family: Family, index: Index, room: Machine, cache: Path) -> TrainRequest:
-    levels = list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)  # loftq mends what rounding lost
+    levels = (
+        list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)
+    )  # loftq mends what rounding lost
     asked = with_level(request, levels[0])
     made = forecaster(asked, family, index, room, cache)
     for level in levels:

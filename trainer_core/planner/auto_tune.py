@@ -95,7 +95,9 @@ def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], Tr
     return words, request
 
 
-def remedy(made: MemoryEstimator, request: TrainRequest, plan: MemoryPlan) -> tuple[str, TrainRequest, MemoryPlan] | None:
+def remedy(
+    made: MemoryEstimator, request: TrainRequest, plan: MemoryPlan
+) -> tuple[str, TrainRequest, MemoryPlan] | None:
     """The cheapest change that fits, in words; None where the plan fits or nothing would."""
     if not plan.unfit():
         return None

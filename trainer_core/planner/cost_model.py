@@ -108,7 +108,9 @@ class ModelCost:
         """Raises TypeError, KeyError or IndexError where another version wrote it."""
         kinds = [BlockCost(**kind) for kind in value["kinds"]]
         numbers = {name: number for name, number in value.items() if name not in ("kinds", "blocks", "upkeep")}
-        return ModelCost(upkeep=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers)
+        return ModelCost(
+            upkeep=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers
+        )
 
 
 def step_flops(cost: ModelCost, again: Sequence[int]) -> int:

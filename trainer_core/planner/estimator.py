@@ -73,8 +73,12 @@ class MemoryEstimator:
 
         def upkeep(count: Callable[[], OptimizerCost]) -> OptimizerCost:
             training, where = request.training, bool(self.machine.device_bytes)
-            what_learns = repr((training.rank, training.targets, training.init, request.adapter, request.optimizer, where))
-            return self.counts.kept((self._layers(request), what_learns), lambda found: OptimizerCost(**found), count, asdict)
+            what_learns = repr(
+                (training.rank, training.targets, training.init, request.adapter, request.optimizer, where)
+            )
+            return self.counts.kept(
+                (self._layers(request), what_learns), lambda found: OptimizerCost(**found), count, asdict
+            )
 
         def count() -> ModelCost:
             if key not in self._skeletons:

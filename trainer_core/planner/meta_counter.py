@@ -19,7 +19,10 @@ from torch.utils.flop_counter import flop_registry
 
 from ..memory.group_offload import inner_tensors
 
-QUANTIZED_PRODUCTS = {"quanto::qbytes_mm": 0, "aten::_int_mm": 1}  # torch knows no count for them; the right factor's dimension of results
+QUANTIZED_PRODUCTS = {
+    "quanto::qbytes_mm": 0,
+    "aten::_int_mm": 1,
+}  # torch knows no count for them; the right factor's dimension of results
 
 
 class MemoryTracker(TorchDispatchMode):

@@ -43,7 +43,11 @@ class MetaModel:
     """
 
     def __init__(
-        self, family: Family, request: TrainRequest, device_type: str = "cuda", kept: Callable[[Callable[[], OptimizerCost]], OptimizerCost] = lambda count: count()
+        self,
+        family: Family,
+        request: TrainRequest,
+        device_type: str = "cuda",
+        kept: Callable[[Callable[[], OptimizerCost]], OptimizerCost] = lambda count: count(),
     ):
         training = request.training
         transformer = family.empty_transformer(request.model)
@@ -64,7 +68,9 @@ class MetaModel:
         level = request.model.quantization.level
         load("quantization", level)().quantize_(transformer, (*family.full_precision, *(f"{p}*" for p in others)))
         family.prepare_(transformer, request.model)
-        for part in transformer.modules():  # an assistant, and buffers that no file holds and that were computed on the CPU
+        for (
+            part
+        ) in transformer.modules():  # an assistant, and buffers that no file holds and that were computed on the CPU
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     part._buffers[name] = buffer.to(META)

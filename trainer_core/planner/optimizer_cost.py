@@ -34,7 +34,9 @@ def optimizer_of(
     return optimizer
 
 
-def upkeep_of(optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest) -> OptimizerCost:
+def upkeep_of(
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest
+) -> OptimizerCost:
     """Counted over a step, without what the layers began with. For a released model a few seconds."""
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)

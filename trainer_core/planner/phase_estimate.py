@@ -131,7 +131,9 @@ def settings_of(request: TrainRequest) -> str:
     if training.init in ("pissa", "olora", "loftq"):
         words.append(f"init {training.init}")
     if training.rollout_probability:
-        words.append(f"rollouts of 1 to {training.rollout_steps} steps in {training.rollout_probability:.0%} of the batches")
+        words.append(
+            f"rollouts of 1 to {training.rollout_steps} steps in {training.rollout_probability:.0%} of the batches"
+        )
     if request.adapter.ema_decay:
         words.append("an average of the weights")
     if request.model.quantization.text_encoder != "none":

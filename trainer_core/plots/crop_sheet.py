@@ -52,7 +52,9 @@ def save_sheet(rows: Sequence[Sequence[Image.Image]], edge: int, path: Path) -> 
     page = Image.new("RGB", (max(map(len, rows)) * step + GAP, len(rows) * step + GAP), PAPER)
     for down, row in enumerate(rows):
         for across, cell in enumerate(row):
-            page.paste(cell, (GAP + across * step + (edge - cell.width) // 2, GAP + down * step + (edge - cell.height) // 2))
+            page.paste(
+                cell, (GAP + across * step + (edge - cell.width) // 2, GAP + down * step + (edge - cell.height) // 2)
+            )
     replace_atomic(path, lambda temporary: page.save(temporary, "PNG", compress_level=1))  # a quarter of the time
 
 

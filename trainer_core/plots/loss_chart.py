@@ -246,9 +246,3 @@ def _rate_text(rate: float) -> str:
         return "0"
     mantissa, exponent = f"{rate:.3g}".split("e") if "e" in f"{rate:.3g}" else f"{rate:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if abs(int(exponent)) > 2 else f"{rate:g}"
-
-
-
-
-
-

@@ -14,7 +14,9 @@ FINEST_FIRST = {"none": 1.0, "int8-quanto": 0.53, "int4-quanto": 0.3}  # level -
 SHARE = 0.7  # of the memory, for the weights; pictures, the VAE and the system have the rest
 
 
-def with_level_to_draw(model: ModelConfig, family: Source, device: torch.device, trained: ModelConfig | None = None) -> ModelConfig:
+def with_level_to_draw(
+    model: ModelConfig, family: Source, device: torch.device, trained: ModelConfig | None = None
+) -> ModelConfig:
     """The model with a level that can be loaded: that which a LoRA was trained with, else the finest whose weights leave room.
 
     Args:

@@ -32,8 +32,12 @@ EXACT = "exact"
 CPU = "cpu"
 PROBE = (20, 64, 96)  # rows, in, out; as few rows as a short prompt has
 PROBE_ERROR = 0.1  # relative; 8 bits are off by 0.04 at most, a wrong layout by 1
-EXACT_TERMS = 1024  # of a sum of products of int8 in fp32: 128 * 127 * 1024 < 2^24, so that every partial sum is a whole number
-MODULATION = ("*norm*.linear",)  # Flux: one row for a whole picture, whose error would be in all of its tokens; no time to gain
+EXACT_TERMS = (
+    1024  # of a sum of products of int8 in fp32: 128 * 127 * 1024 < 2^24, so that every partial sum is a whole number
+)
+MODULATION = (
+    "*norm*.linear",
+)  # Flux: one row for a whole picture, whose error would be in all of its tokens; no time to gain
 FEWEST_ROWS = 17  # cuBLAS takes no fewer in int8 (torch 2.5 to 2.13)
 ADA = (8, 9)  # the first compute capability with float8 products
 
@@ -136,7 +140,9 @@ class Fp8Product(RoundedProduct):
         return (x.div_(scale) if is_ours else x / scale).clamp_(-highest, highest).to(FP8), scale
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.device.type == CPU:  # products of float8 are exact in fp32, and this takes less than half as long as torch's own
+        if (
+            a.device.type == CPU
+        ):  # products of float8 are exact in fp32, and this takes less than half as long as torch's own
             return a.float() @ b.float()
         # Scales of rows are multiplied in afterwards: with one for each tensor the kernel runs on all devices that have float8.
         one = torch.ones((), device=a.device)

@@ -8,7 +8,11 @@ from ..config.model import QuantizationConfig
 from ..config.validation import ValidationConfig
 from ..errors import Problem
 
-EXTRAS = {"bnb": "bitsandbytes", "torchao": "torchao", "sage": "sageattention"}  # last word of a level, which is the extra's name -> package
+EXTRAS = {
+    "bnb": "bitsandbytes",
+    "torchao": "torchao",
+    "sage": "sageattention",
+}  # last word of a level, which is the extra's name -> package
 
 
 def missing_for(level: str) -> str:

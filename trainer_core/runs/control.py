@@ -1,9 +1,9 @@
 """Talking to a running job through its run folder: what it is doing, and what it shall do. Needs no torch.
 
-    status.json    what the job says of itself; written by the job
-    command.json   pause, stop or resume; written by others, taken by the job between two steps
-    events.jsonl   everything that happened, a line each (journal.py)
-    run.lock       held by the process that works here (lock.py)
+status.json    what the job says of itself; written by the job
+command.json   pause, stop or resume; written by others, taken by the job between two steps
+events.jsonl   everything that happened, a line each (journal.py)
+run.lock       held by the process that works here (lock.py)
 """
 
 from __future__ import annotations

@@ -18,10 +18,6 @@ STATUS_SECONDS = 1.0  # status.json is at most this old while steps go on
 WAIT_SECONDS = 0.3  # between two looks for a command while paused
 
 
-
-
-
-
 class Journal:
     """A sink that writes to a run folder. A disk that takes no more lines doesn't end a run: it is told once."""
 
@@ -105,11 +101,3 @@ def history(folder: Path) -> list[dict[str, Any]]:
         else:
             kept.append(event)
     return kept
-
-
-
-
-
-
-
-

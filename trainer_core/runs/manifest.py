@@ -89,7 +89,9 @@ def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
     if "images" in world:
         return WorldImages.gather(iter_json_images(world["images"]))
     try:
-        return WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+        return (
+            WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -152,11 +154,11 @@ def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> Resume
     status = read_status(before)
     text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(told)
     if choice == "ask":
-        ways = "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
+        ways = (
+            "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
+        )
         raise UserError.at("on_change", f"{text}. {ways}")
     return ResumeFrom(before, text)
-
-
 
 
 def write_world(folder: Path, world: RunManifest) -> None:

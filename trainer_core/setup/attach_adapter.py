@@ -91,10 +91,6 @@ def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | 
     return Ema(layers, request.adapter.ema_decay) if request.adapter.ema_decay else None
 
 
-
-
-
-
 def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> dict[str, float]:
     """Names of the layers that learn, in the model's order, and each one's factor of the learning rate.
 

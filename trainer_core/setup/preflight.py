@@ -43,7 +43,12 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             )
         )
     if training.rollout_probability and all(part.prior_preservation for part in request.dataset.parts):
-        found.append(Problem("rollout_probability", "is above 0, but every picture has prior_preservation, which is never rolled out; use 0"))
+        found.append(
+            Problem(
+                "rollout_probability",
+                "is above 0, but every picture has prior_preservation, which is never rolled out; use 0",
+            )
+        )
     if memory.checkpointing_interval > 1 and not training.gradient_checkpointing:
         found.append(
             Problem(
@@ -61,7 +66,11 @@ def reference_problems(request: TrainRequest) -> list[Problem]:
     if model.takes_references and not dataset.has_references:
         told = f"is empty, and {model.flavour} makes pictures out of others; name their folder, or say in degrade how each is made out of its own"
         return [Problem("references", told)]
-    named = (("references", any(dataset.reference_roots)), ("degrade", dataset.has_degraded), ("reference", bool(request.validation_reference)))
+    named = (
+        ("references", any(dataset.reference_roots)),
+        ("degrade", dataset.has_degraded),
+        ("reference", bool(request.validation_reference)),
+    )
     return [
         Problem(field, f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
         for field, is_given in named
@@ -90,7 +99,11 @@ def adapter_problems(request: TrainRequest) -> list[Problem]:
         reason = "mends what quantisation lost, and the model is not quantised; connect QuantizeModel or use default"
         found.append(Problem("init", f"'loftq' {reason}"))
     if config.precision != "fp32" and (init in CANCELLING_INITS or config.kind == "dora"):
-        what = "a dora's magnitudes" if config.kind == "dora" else f"what init {init!r} learns, a small difference of large numbers,"
+        what = (
+            "a dora's magnitudes"
+            if config.kind == "dora"
+            else f"what init {init!r} learns, a small difference of large numbers,"
+        )
         found.append(Problem("precision", f"{config.precision} is too coarse for {what}; use fp32"))
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
         reason = f"goes on from a file, so that init {init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}"

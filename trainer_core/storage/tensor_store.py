@@ -94,7 +94,11 @@ class Store:
         """Write one shard with these tensors; keys that are here already are skipped."""
         names = list(tensors)
         _, is_here = self._find(digests(names))
-        fresh = {name: tensors[name].detach().cpu().contiguous() for name, here in zip(names, is_here, strict=True) if not here}
+        fresh = {
+            name: tensors[name].detach().cpu().contiguous()
+            for name, here in zip(names, is_here, strict=True)
+            if not here
+        }
         if not fresh:
             return
         data = save(dict(sorted(fresh.items())))
@@ -162,7 +166,12 @@ def _tensors(path: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
     try:
         header, start = header_of(path)
         return [
-            (name, getattr(torch, DTYPES[about["dtype"]]), tuple(map(int, about["shape"])), start + about["data_offsets"][0])
+            (
+                name,
+                getattr(torch, DTYPES[about["dtype"]]),
+                tuple(map(int, about["shape"])),
+                start + about["data_offsets"][0],
+            )
             for name, about in header.items()
             if name != "__metadata__"
         ]

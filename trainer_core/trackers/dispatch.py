@@ -55,7 +55,8 @@ class TrackerSink:
         self._opening, self._memory_use, self._clock = opening, memory_use, clock
         self._told: SimpleQueue[Notice] = SimpleQueue()
         self._lanes = [
-            TrackerThread(name, load("tracker", name), lambda text, level: self._told.put(Notice(text, level))) for name in names
+            TrackerThread(name, load("tracker", name), lambda text, level: self._told.put(Notice(text, level)))
+            for name in names
         ]
         self._waiting: list[Event] | None = []
         self._smoothed, self._memory_due, self._step = Smoothed(0), 0.0, 0

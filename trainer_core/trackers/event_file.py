@@ -111,7 +111,9 @@ def single(number: int, value: float) -> bytes:
 def metadata(plugin: str, content: bytes = b"", description: str = "", data_class: int = 0) -> bytes:
     """SummaryMetadata: which of TensorBoard's pages shows a value. data_class: TENSOR or PICTURES, 0 for none."""
     data = field(1, plugin) + (field(2, content) if content else b"")
-    return field(1, data) + (field(3, description) if description else b"") + (field(4, data_class) if data_class else b"")
+    return (
+        field(1, data) + (field(3, description) if description else b"") + (field(4, data_class) if data_class else b"")
+    )
 
 
 def strings(*values: bytes) -> bytes:

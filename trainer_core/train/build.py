@@ -63,7 +63,11 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
         part: OptimizerPart = load("optimizer", plan.request.optimizer.optimizer)
         optimizer = part.build(
-            parameter_groups(layers, injected.rates), plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed
+            parameter_groups(layers, injected.rates),
+            plan.request.optimizer,
+            config.learning_rate,
+            config.weight_decay,
+            config.seed,
         )
     samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(

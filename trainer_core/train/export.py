@@ -34,7 +34,9 @@ def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, s
     except RuntimeError as error:
         if config.precision == "fp32":
             raise
-        host.emit(Notice(f"{path.name} is written in fp32, because {config.precision} would change it ({error})", "warning"))
+        host.emit(
+            Notice(f"{path.name} is written in fp32, because {config.precision} would change it ({error})", "warning")
+        )
         return write("fp32")
 
 

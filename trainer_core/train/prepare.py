@@ -100,12 +100,19 @@ def check_run(
     family: Family = load("family", request.model.family)()
     request = resolve_for_model(request, family)
     device = pick_device(host.device)
-    found = [*problems_of(request, host), *family.problems(request.model), *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32))]
+    found = [
+        *problems_of(request, host),
+        *family.problems(request.model),
+        *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32)),
+    ]
     found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     if optimizer.missing(device.type):
         found.append(Problem("optimizer", optimizer.missing(device.type)))
-    found += [*quantization_problems(request.model.quantization, device), *products_problems(request.model.quantization, device)]
+    found += [
+        *quantization_problems(request.model.quantization, device),
+        *products_problems(request.model.quantization, device),
+    ]
     if not found:
         collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)

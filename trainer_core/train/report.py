@@ -48,7 +48,9 @@ def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> 
         before = json.loads((folder / "request.json").read_text("utf-8"))["versions"]
     except (OSError, ValueError, KeyError):
         return
-    other = [f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now]
+    other = [
+        f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now
+    ]
     if other and any((folder / "checkpoints").glob("step-*")):
         text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
         host.emit(Notice(text, "warning"))
@@ -84,7 +86,9 @@ def build_report(
         "loss": [loss if math.isfinite(loss) else None for loss in run.losses],
         "skipped_steps": sum(not math.isfinite(loss) for loss in run.losses),
         "eval_loss": {
-            "before": evals[0][0], "after": evals[1][0], "standard_error": [evals[0][1], evals[1][1]],
+            "before": evals[0][0],
+            "after": evals[1][0],
+            "standard_error": [evals[0][1], evals[1][1]],
             "images": "held out" if run.held else "trained on",
         },
         "seconds": seconds,

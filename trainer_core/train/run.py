@@ -103,7 +103,9 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
             shutil.rmtree(plan.folder, ignore_errors=True)
 
 
-def _train(plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None) -> TrainResult:
+def _train(
+    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None
+) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
     if forecast:
@@ -174,16 +176,6 @@ def _give_back(device: torch.device) -> None:
     empty_pinned(device)
 
 
-
-
-
-
-
-
-
-
-
-
 def _keep(plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
     """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is.
 
@@ -198,7 +190,3 @@ def _keep(plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str
         host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))
         return
     host.emit(Notice(f"ended at step {run.step} of {run.num_steps}; run it again to go on from there", "warning"))
-
-
-
-

@@ -44,7 +44,14 @@ class Renderer:
         UserError: what is wrong with the model's files, before anything is loaded.
     """
 
-    def __init__(self, model: ModelConfig, lora: TrainedLora | None, prompts: Sequence[str], host: Host, settings: ValidationConfig | None = None):
+    def __init__(
+        self,
+        model: ModelConfig,
+        lora: TrainedLora | None,
+        prompts: Sequence[str],
+        host: Host,
+        settings: ValidationConfig | None = None,
+    ):
         self.family: Family = load("family", model.family)()
         device = pick_device(host.device)
         problems = [*self.family.problems(model), *quantization_problems(model.quantization, device)]
@@ -110,7 +117,9 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     family: Family = load("family", model.family)()
     settings = family.resolve_sampling(model, settings)
     if settings.reference and not family.takes_references(model):
-        raise UserError.at("reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
+        raise UserError.at(
+            "reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty"
+        )
     if told := family.warning(model, settings):
         host.emit(Notice(told, "warning"))
     model = with_level_to_draw(model, family, pick_device(host.device), lora.model if lora else None)

@@ -41,9 +41,7 @@ def read_carrier(path: Path) -> Any:
         return parse(path.read_bytes(), str(path))
     except OSError as error:
         reason = error.strerror or error
-        raise UserError.at(
-            str(path), f"can't be read: {reason}; name a .json, .png or .safetensors file"
-        ) from error
+        raise UserError.at(str(path), f"can't be read: {reason}; name a .json, .png or .safetensors file") from error
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -83,10 +81,16 @@ def parse(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        message = f"is not text in UTF-8 (byte {error.start}); save it as UTF-8, or name a .json, .png or .safetensors file"
+        message = (
+            f"is not text in UTF-8 (byte {error.start}); save it as UTF-8, or name a .json, .png or .safetensors file"
+        )
         raise UserError.at(where, message) from error
     except json.JSONDecodeError as error:
-        remedy = "is no PNG either; name a picture that ComfyUI saved" if where.endswith(".png") else "export the workflow again"
+        remedy = (
+            "is no PNG either; name a picture that ComfyUI saved"
+            if where.endswith(".png")
+            else "export the workflow again"
+        )
         message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; {remedy}"
         raise UserError.at(where, message) from error
     except RecursionError as error:

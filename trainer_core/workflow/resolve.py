@@ -11,7 +11,9 @@ from ..spec import NodeSpec
 from .graph import Graph, Link, Node
 
 LITERALS = {"PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean"}
-MISSPELT = 0.85  # of 1,156 types of ComfyUI's own nodes and templates none is as near to one of ours; at 0.6 KSampler is
+MISSPELT = (
+    0.85  # of 1,156 types of ComfyUI's own nodes and templates none is as near to one of ours; at 0.6 KSampler is
+)
 SOCKET_KINDS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
 
 

@@ -265,7 +265,10 @@ def test_strength_is_taken(trained, tiny_model, tmp_path):
     [
         ({}, "is no LoRA, DoRA, LoKr or LoHa file: it holds nothing"),
         ({"x_embedder.weight": torch.zeros(2, 2)}, "is no LoRA, DoRA, LoKr or LoHa file: it holds x_embedder.weight"),
-        ({"transformer.x_embedder.lora_A.weight": torch.zeros(2, 2)}, "is no LoRA, DoRA, LoKr or LoHa file: it holds x_embedder"),
+        (
+            {"transformer.x_embedder.lora_A.weight": torch.zeros(2, 2)},
+            "is no LoRA, DoRA, LoKr or LoHa file: it holds x_embedder",
+        ),
         (
             {f"transformer.blocks.0.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"},
             "is not a LoRA of this model: 1 of 1 layers do not fit, such as blocks.0",

@@ -60,7 +60,12 @@ class ProbeFlux:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"config": ("STRING", {"default": "{}", "multiline": True}), "weights": ("STRING", {"default": ""})}}
+        return {
+            "required": {
+                "config": ("STRING", {"default": "{}", "multiline": True}),
+                "weights": ("STRING", {"default": ""}),
+            }
+        }
 
     def build(self, config, weights):
         wanted = json.loads(config)
@@ -103,7 +108,13 @@ class ProbeVelocity:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "file": ("STRING", {"default": ""}), "name": ("STRING", {"default": "velocity"})}}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "file": ("STRING", {"default": ""}),
+                "name": ("STRING", {"default": "velocity"}),
+            }
+        }
 
     @torch.no_grad()
     def write(self, model, file, name):
@@ -112,7 +123,9 @@ class ProbeVelocity:
         velocity = model.model.diffusion_model(
             given["x"], given["sigma"], context=given["context"], y=given["y"], guidance=given["guidance"], **beside
         )
-        save_file({"velocity": velocity.contiguous()}, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
+        save_file(
+            {"velocity": velocity.contiguous()}, Path(folder_paths.get_output_directory()) / f"{name}.safetensors"
+        )
         return {}
 
 

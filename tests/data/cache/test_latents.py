@@ -153,7 +153,9 @@ def test_ordinary_pictures_are_resized_whole_to_the_last_bit(size, style):
 def test_of_a_very_long_picture_only_what_is_kept_is_computed(size, style, monkeypatch):
     image, sample = noise(size), sample_of(size, crop_style=style)
     expected, made, resize = whole(image, sample.placement), [], Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *rest, **more: made.append(to) or resize(self, to, *rest, **more))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, to, *rest, **more: made.append(to) or resize(self, to, *rest, **more)
+    )
     pixels = np.asarray(place_image(image, sample)).astype(int)
     assert made == [sample.placement.bucket]
     assert np.abs(pixels - expected).max() <= 1

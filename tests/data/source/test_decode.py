@@ -130,7 +130,12 @@ def test_a_look_at_a_large_jpeg_is_small_upright_and_whole():
     raw = encoded(large, "JPEG", exif=exif)
     shown = decode(raw, at_least=150)
     assert shown.size == (200, 400)
-    assert np.abs(np.asarray(shown, float) - np.asarray(decode(raw).resize((200, 400), Image.Resampling.BOX), float)).mean() < 1
+    assert (
+        np.abs(
+            np.asarray(shown, float) - np.asarray(decode(raw).resize((200, 400), Image.Resampling.BOX), float)
+        ).mean()
+        < 1
+    )
     with pytest.raises(BrokenImage):
         decode(raw[: len(raw) // 2], at_least=150)
     assert decode(encoded(large), at_least=150).size == (1600, 800)

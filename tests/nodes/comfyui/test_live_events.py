@@ -37,7 +37,9 @@ class Wire:
         return [message["kind"] for message in self.messages]
 
     def steps(self) -> list[int]:
-        return [step for message in self.messages if message["kind"] == "StepReports" for step in message["steps"]["step"]]
+        return [
+            step for message in self.messages if message["kind"] == "StepReports" for step in message["steps"]["step"]
+        ]
 
 
 def step(number: int, total: int = 1000, loss: float = 0.5) -> StepReport:

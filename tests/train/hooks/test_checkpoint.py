@@ -114,7 +114,9 @@ def flipped(raw: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-@pytest.mark.parametrize("harm", [flipped, lambda raw: raw[: len(raw) // 2], lambda raw: b"", None], ids=["flip", "cut", "empty", "gone"])
+@pytest.mark.parametrize(
+    "harm", [flipped, lambda raw: raw[: len(raw) // 2], lambda raw: b"", None], ids=["flip", "cut", "empty", "gone"]
+)
 def test_every_file_of_a_checkpoint_is_guarded(tmp_path, host, events, name, harm):
     run = train(new_run(), 1)
     good = save_checkpoint(tmp_path, run, host)
@@ -151,7 +153,9 @@ def test_an_intact_one_is_not_written_again_and_a_damaged_one_is(tmp_path, host,
     assert (path / "state.json").stat().st_mtime_ns == before and len(events) == 1
     (path / "state.json").write_bytes(b"{}")
     save_checkpoint(tmp_path, run, host)
-    assert newest_intact(tmp_path, host, 100) == path and json.loads((path / "state.json").read_text("utf-8"))["step"] == 1
+    assert (
+        newest_intact(tmp_path, host, 100) == path and json.loads((path / "state.json").read_text("utf-8"))["step"] == 1
+    )
 
 
 def test_what_a_killed_process_left_half_written_does_not_matter(tmp_path, host):
@@ -172,7 +176,10 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError) as caught:
         save_checkpoint(tmp_path, train(run, 1), host)
-    assert str(caught.value) == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier ones are intact"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier ones are intact"
+    )
     assert list(tmp_path.iterdir()) == [earlier] and newest_intact(tmp_path, host, 100) == earlier
 
 
@@ -219,7 +226,9 @@ def test_an_adapter_of_another_form_is_refused_with_what_differs(tmp_path, host)
     other = new_run()
     model = Blocks().requires_grad_(False)
     other.layers = inject_(model, ["one"], 3, 2.0, "default", torch.Generator().manual_seed(1))
-    with pytest.raises(UserError, match=r"on_change: .*4 of its 4 weights have another shape or name, such as one\.lora_A"):
+    with pytest.raises(
+        UserError, match=r"on_change: .*4 of its 4 weights have another shape or name, such as one\.lora_A"
+    ):
         restore_(other, path)
 
 

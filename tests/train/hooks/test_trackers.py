@@ -33,7 +33,12 @@ class FakeRun:
     """What wandb.init gives; refuses steps that it has, as the real one does."""
 
     def __init__(self, server: FakeServer, **given):
-        self.server, self.given, self.dir, self.url = server, given, str(Path(given["dir"]) / "wandb" / "run" / "files"), "https://wandb.example/run"
+        self.server, self.given, self.dir, self.url = (
+            server,
+            given,
+            str(Path(given["dir"]) / "wandb" / "run" / "files"),
+            "https://wandb.example/run",
+        )
         self.rows, self.summary, self.ended = server.rows.setdefault(given["id"], {}), {}, None
         self.threads: set[str] = set()
 
@@ -104,7 +109,11 @@ def test_wandb_gets_the_run_and_the_lora_is_the_same(workshop, wandb):
     assert sent.summary["eval_loss_after"] == result.report["eval_loss"]["after"]
 
     given = sent.given
-    assert given["config"]["training"]["rank"] == 4 and given["config"]["images"] == 4 and "torch" in given["config"]["versions"]
+    assert (
+        given["config"]["training"]["rank"] == 4
+        and given["config"]["images"] == 4
+        and "torch" in given["config"]["versions"]
+    )
     assert given["project"] == "chroma-trainer" and given["name"] == host.run_folder.name and given["resume"] is None
     assert given["id"].startswith(host.run_folder.name.rpartition("-")[2]) and Path(given["dir"]) == host.run_folder
     assert given["settings"].items() >= {"console": "off", "disable_git": True, "save_code": False}.items()
@@ -184,13 +193,19 @@ def test_losses_on_fixed_noise_are_events(workshop):
     result = run(workshop.request(holdout=0.25, steps=4), host)
     reports = {event.step: event for event in host.all(EvalReport)}
     assert sorted(reports) == [0, 2, 4] and all(event.held_out for event in reports.values())
-    assert reports[0].loss == result.report["eval_loss"]["before"] and reports[4].loss == result.report["eval_loss"]["after"]
+    assert (
+        reports[0].loss == result.report["eval_loss"]["before"]
+        and reports[4].loss == result.report["eval_loss"]["after"]
+    )
     kept = [event for event in read_events(host.run_folder) if event["kind"] == "EvalReport"]
     assert [event["step"] for event in kept][:3] == [0, 2, 4] and kept[0]["loss"] == reports[0].loss
 
 
 def test_tensorboard_reads_a_resumed_run_as_one_curve(workshop):
-    reading = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator", reason="needs TensorBoard, to read what was written")
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.plugin_event_accumulator",
+        reason="needs TensorBoard, to read what was written",
+    )
     request = replace(workshop.request(trackers="tensorboard", steps=4), validation=DRAWN)
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
@@ -202,7 +217,13 @@ def test_tensorboard_reads_a_resumed_run_as_one_curve(workshop):
     found = reading.EventAccumulator(str(folder)).Reload()
     tags = set(found.Tags()["tensors"])
     hyper = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
-    assert tags == CURVES | hyper | {"train/RAM_gb", "eval/loss_on_training_images", "validation/32x32", "settings", "result"}
+    assert tags == CURVES | hyper | {
+        "train/RAM_gb",
+        "eval/loss_on_training_images",
+        "validation/32x32",
+        "settings",
+        "result",
+    }
     loss = found.Tensors("train/loss")
     assert [point.step for point in loss] == [1, 2, 3, 4]
     assert [point.tensor_proto.float_val[0] for point in loss] == pytest.approx(result.losses, rel=1e-6)
@@ -217,7 +238,11 @@ def test_tensorboard_reads_a_resumed_run_as_one_curve(workshop):
     started = importlib.import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()
     started.ParseFromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     values = started.session_start_info.hparams
-    assert values["training.rank"].number_value == 4 and values["training.name"].string_value == "tiny" and values["training.resume"].bool_value
+    assert (
+        values["training.rank"].number_value == 4
+        and values["training.name"].string_value == "tiny"
+        and values["training.resume"].bool_value
+    )
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -247,11 +272,16 @@ def test_the_real_wandb_keeps_a_run_offline(workshop, monkeypatch):
         record.ParseFromString(raw)
         name = record.WhichOneof("record_type")
         if name == "history":
-            rows[record.history.step.num] = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            rows[record.history.step.num] = {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+            }
         elif name == "summary":
             summary |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
         elif name == "exit":
             codes.append(record.exit.exit_code)
     assert [rows[step]["train/loss"] for step in (1, 2)] == list(result.losses) and codes == [0]
     assert {name for name in rows[2] if name.startswith("validation/32x32")} and summary["sha256"] == result.lora.sha256
-    assert any(text.startswith("W&B, offline: to send it later, wandb sync") and str(path.parent) in text for text in host.told())
+    assert any(
+        text.startswith("W&B, offline: to send it later, wandb sync") and str(path.parent) in text
+        for text in host.told()
+    )

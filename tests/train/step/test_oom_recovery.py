@@ -52,7 +52,9 @@ def cuda() -> Exception:
 
 
 def host_memory() -> Exception:
-    return RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+    return RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"
+    )
 
 
 @pytest.mark.parametrize("error", [cuda, host_memory, MemoryError])
@@ -85,7 +87,8 @@ def test_settings_made_by_hand_are_kept(workshop, gelu_fails):
 def test_any_interval_gives_the_same_weights(workshop, interval):
     """To the bit, so that what the plan chooses on a machine changes nothing. The file's header holds the settings."""
     every, some = (
-        run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=n)), workshop.host()) for n in (1, interval)
+        run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=n)), workshop.host())
+        for n in (1, interval)
     )
     assert every.losses == some.losses
     first, second = load_file(every.lora.path), load_file(some.lora.path)

@@ -127,7 +127,10 @@ def test_pictures_that_keep_the_model_as_it_is_teach_nothing_at_the_start(worksh
 
 def test_references_go_through_all_blocks(workshop, tiny_flux_model):
     request = workshop.request(model=replace(tiny_flux_model, flavour="kontext"), **ROUTED)
-    part, (root,) = replace(request.dataset.parts[0], references=str(Path(request.dataset.roots[0]))), request.dataset.roots
+    part, (root,) = (
+        replace(request.dataset.parts[0], references=str(Path(request.dataset.roots[0]))),
+        request.dataset.roots,
+    )
     made = built(workshop, replace(request, dataset=DatasetConfig((part,), (root,), (root,))))
     seen = []
     for block in FluxFamily().blocks(made.transformer)[:2]:
@@ -143,7 +146,10 @@ def test_references_go_through_all_blocks(workshop, tiny_flux_model):
     [
         ({"route_last": 4}, "route_last: is 4, and the model has 4 blocks; use 0 to 3, or -1 (the last) to -4"),
         ({"route_first": -5}, "route_first: is -5, and the model has 4 blocks"),
-        ({"route_first": 3}, "route_last: is -2, which is block 2 of 4, before route_first (3, block 3); use 3 or more"),
+        (
+            {"route_first": 3},
+            "route_last: is -2, which is block 2 of 4, before route_first (3, block 3); use 3 or more",
+        ),
     ],
 )
 def test_blocks_that_the_model_has_not_are_refused_before_it_loads(workshop, values, words):

@@ -55,7 +55,12 @@ def latent_key(sample: Sample, identity: str) -> str:
 
 
 def cache_latents(
-    index: Index, identity: str, load: Callable[[], Codec], store: Store, host: Host, largest_batch: int = LARGEST_BATCH,
+    index: Index,
+    identity: str,
+    load: Callable[[], Codec],
+    store: Store,
+    host: Host,
+    largest_batch: int = LARGEST_BATCH,
     change: Change | None = None,
 ) -> LatentCache:
     """Encode what is missing. The codec is loaded only if something is.
@@ -136,7 +141,9 @@ def _pixels(
     return whole, pixels, faults
 
 
-def place_image(image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def place_image(
+    image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """The picture as it is trained: resized and cropped to its bucket. Of one many times longer than its bucket only what is
     kept is computed: whole, 10000 x 10 pixels at 1024 would take 790 MB."""
     placement = sample.placement

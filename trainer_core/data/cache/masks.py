@@ -44,7 +44,9 @@ class MaskWeights:
         return self._store.get(self.key(mask))
 
     def key(self, mask: Sample) -> str:
-        return sha256_text("mask", mask.sha256, repr(mask.placement), str(self._factor), str(float(self._black[mask.part])))
+        return sha256_text(
+            "mask", mask.sha256, repr(mask.placement), str(self._factor), str(float(self._black[mask.part]))
+        )
 
     def make(self, mask: Sample) -> Tensor:
         """weight = black + (1 - black) mask, with the mask in [0, 1] averaged over each place.

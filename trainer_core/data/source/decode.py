@@ -40,7 +40,9 @@ def decode_mask(raw: bytes) -> Image.Image:
     """
     grey = _read(raw, lambda image: _flatten(image).convert("L") if _is_opaque(image) else None)
     if grey is None:
-        raise BrokenImage("places of it are transparent, which says neither white nor black; save it without transparency")
+        raise BrokenImage(
+            "places of it are transparent, which says neither white nor black; save it without transparency"
+        )
     return grey
 
 

@@ -23,11 +23,3 @@ def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:
         "approximator_hidden_dim": hidden,
         "approximator_layers": weights.count("distilled_guidance_layer.layers"),
     }
-
-
-
-
-
-
-
-

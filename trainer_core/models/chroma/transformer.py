@@ -126,10 +126,6 @@ class ChromaTransformer(FromConfig):
         return (self.proj_out(modulate(joint[:, text.shape[1] :], shift, scale)),)
 
 
-
-
-
-
 class RowInputs(nn.Module):
     """What the approximator is told of each row: waves of sigma, of a guidance that is always 0, and of the row's number."""
 

@@ -105,7 +105,9 @@ class FluxFamily(FluxLikeFamily):
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = describe(
-            model, "transformer", {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance}
+            model,
+            "transformer",
+            {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance},
         )
         return self._told(self.build_on_meta(part, Weights(part.files, TRANSFORMER)), model)
 

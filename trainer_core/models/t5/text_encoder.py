@@ -74,9 +74,7 @@ class T5TextEncoder:
         return self.model(torch.tensor([ids], device=self.device), attended)[0, :kept].cpu()
 
 
-def load_t5(
-    model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any
-) -> T5TextEncoder:
+def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any) -> T5TextEncoder:
     """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
 
     Args:

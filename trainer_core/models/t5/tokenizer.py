@@ -49,7 +49,9 @@ def find_tokenizer(model: ModelConfig) -> Path:
 
 
 def _folders(model: ModelConfig) -> Iterator[Path]:
-    return tokenizer_folders(model, model.text_encoder_file, model.folders.get("tokenizer", "tokenizer"), COMFYUI_FOLDER)
+    return tokenizer_folders(
+        model, model.text_encoder_file, model.folders.get("tokenizer", "tokenizer"), COMFYUI_FOLDER
+    )
 
 
 def tokenizer_folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path) -> Iterator[Path]:

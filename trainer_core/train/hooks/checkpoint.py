@@ -110,7 +110,9 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
     needed = SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]  # once more as a LoRA file
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on")
+        raise OSError(
+            f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on"
+        )
 
 
 def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -198,7 +200,9 @@ def _load_weights_(run: TrainState, checkpoint: Path, state: Mapping[str, Any]) 
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
-        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()  # the optimiser keeps it; the file must go
+        by_index.setdefault(names.index(name), {})[value_name] = (
+            tensor.clone()
+        )  # the optimiser keeps it; the file must go
     run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
 
 

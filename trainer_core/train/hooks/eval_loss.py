@@ -42,14 +42,18 @@ def _eval_loss(run: TrainState) -> tuple[float, float]:
         x0 = run.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = run.text.get(sample.captions[0]).to(run.device)
-        beside: dict[str, Any] = {name: tensor.to(run.device) for name, tensor in stack_references(run, [sample]).items()}
+        beside: dict[str, Any] = {
+            name: tensor.to(run.device) for name, tensor in stack_references(run, [sample]).items()
+        }
         weight = stack_masks(run, [sample])
         weight = None if weight is None else weight.to(run.device)
         values = []
         for value in SIGMAS:
             sigma = torch.tensor([value])
             x_sigma, velocity = interpolate(x0, noise, sigma)
-            prediction = run.family.predict(run.transformer, x_sigma.to(run.device), sigma.to(run.device), [text], **beside)
+            prediction = run.family.predict(
+                run.transformer, x_sigma.to(run.device), sigma.to(run.device), [text], **beside
+            )
             values.append(velocity_loss(prediction, velocity.to(run.device), weight).mean().item())
         losses.append(fmean(values))
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0

@@ -34,7 +34,9 @@ class LiveValidation:
     last_grids: list[Path] = field(default_factory=list)
 
     @classmethod
-    def build(cls, plan: RunPlan, run: TrainState, host: Host, record: Mapping[str, Any], phases: Phases) -> LiveValidation:
+    def build(
+        cls, plan: RunPlan, run: TrainState, host: Host, record: Mapping[str, Any], phases: Phases
+    ) -> LiveValidation:
         settings = plan.request.validation
         codec = load_codec(run.family, plan.placed, run.device) if settings else None
         if codec and plan.placed.memory.model_offload:

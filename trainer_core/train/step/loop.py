@@ -99,7 +99,9 @@ def micro_loss(run: TrainState, micro: int, fetch: Fetch | None = None) -> Tenso
     if batch.levels is not None:
         batch = roll_out(run, batch)
     target = batch.velocity if batch.prior is None else with_prior(run, batch)
-    prediction = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
+    prediction = run.family.predict(
+        run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
+    )
     if batch.share is not None:
         prediction = batch.share * prediction
     return velocity_loss(prediction, target, batch.weight).mean()
@@ -115,15 +117,9 @@ def with_prior(run: TrainState, batch: Batch) -> Tensor:
     assert batch.prior is not None
     set_strength_(run.transformer, 0.0)
     try:
-        base = run.family.predict(run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
+        base = run.family.predict(
+            run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
+        )
     finally:
         set_strength_(run.transformer, 1.0)
     return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
-
-
-
-
-
-
-
-

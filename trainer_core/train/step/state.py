@@ -102,7 +102,9 @@ class Batch:
         rest = (self.weight, self.prior, self.levels, self.x0, self.share)
         changed = [None if tensor is None else change(tensor) for tensor in rest]
         route = None if self.route is None else replace(self.route, kept=change(self.route.kept))
-        return Batch(change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route=route)
+        return Batch(
+            change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route=route
+        )
 
 
 Fetch = Callable[[int], Batch]  # a micro-batch by its number

@@ -48,5 +48,3 @@ def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) ->
     tokens = torch.zeros(batch, height * width // 4).scatter_(1, route.kept, 1.0)
     kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
     return kept if weight is None else kept * weight
-
-
