@@ -20,6 +20,7 @@ check: $(READY)
 	$(BIN)/python tools/node_docs.py --check
 	$(BIN)/python tools/locales.py --check
 	$(BIN)/python tools/memory_page.py --check
+	$(BIN)/python tools/architecture.py --check
 
 docs: $(READY)
 	$(BIN)/python tools/node_docs.py

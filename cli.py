@@ -21,6 +21,7 @@ from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
 from .trainer_core.paths import local_paths
+from .trainer_core.runs import layout
 from .trainer_core.runs.control import find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
 from .trainer_core.workflow.check import check, list_skipped
@@ -212,7 +213,7 @@ def resume(arguments: argparse.Namespace) -> int:
     found = read_status(folder)
     if found and found.pid and found.state in ("paused", "running"):
         return _command(arguments, "resume")
-    arguments.workflow, arguments.output = str(folder / "request.json"), str(folder.parent.parent)
+    arguments.workflow, arguments.output = str(folder / layout.REQUEST), str(folder.parent.parent)
     return run(arguments)
 
 
@@ -239,7 +240,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score what it learnt, and say where everything lies."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
     arguments.output = arguments.output or str(DEMO_OUTPUT)
-    arguments.report = arguments.report or str(Path(arguments.output) / "report.json")
+    arguments.report = arguments.report or str(Path(arguments.output) / layout.REPORT)
     run(arguments)
     report = json.loads(Path(arguments.report).read_text("utf-8"))
     report["learning_score"] = score = _score(arguments, report)

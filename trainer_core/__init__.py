@@ -1,0 +1,1 @@
+"""The engine: everything that trains, and nothing that knows ComfyUI."""

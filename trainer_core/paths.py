@@ -10,6 +10,7 @@ from typing import Any
 from .errors import UserError
 from .host import Paths
 
+RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # ComfyUI's own names of earlier versions
 CONFIG_NAME = "extra_model_paths.yaml"
@@ -51,10 +52,15 @@ def local_paths(
     roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *(m.parent / "input" for m in models))
     return Paths(
         output=output,
-        cache=output / "chroma_trainer" / ".cache",
+        cache=cache_folder(output),
         models={k: tuple(v) for k, v in found.items()},
         datasets=roots,
     )
+
+
+def cache_folder(output: Path) -> Path:
+    """Where text, latents and other things that can be made again are cached."""
+    return output / RUNS / ".cache"
 
 
 def _add_config_(found: dict[str, list[Path]], path: Path) -> None:

@@ -1,0 +1,1 @@
+"""All that knows ComfyUI: its extension, the live page's server side, the guider."""

@@ -16,6 +16,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...trainer_core.errors import Cancelled, UserError
 from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, StepReport
+from ...trainer_core.paths import cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES
 from .live_events import Feed
@@ -147,7 +148,7 @@ def _paths() -> Paths:
         if kind in folder_paths.folder_names_and_paths
     }
     datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
-    return Paths(output=output, cache=output / "chroma_trainer" / ".cache", models=known, datasets=datasets)
+    return Paths(output=output, cache=cache_folder(output), models=known, datasets=datasets)
 
 
 @dataclasses.dataclass(frozen=True)

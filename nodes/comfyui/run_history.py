@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import read_status, runs_in
 from ...trainer_core.runs.event_log import EVENTS
 from .live_events import STEP_FIELDS, finite, label_of, view_url
@@ -25,7 +26,7 @@ class Backlog:
     """The run folders under output/chroma_trainer."""
 
     def __init__(self, output: Path):
-        self.output, self.root = output, output / "chroma_trainer"
+        self.output, self.root = output, layout.runs_folder(output)
         self._stories: OrderedDict[str, RunHistory] = OrderedDict()
         self._lock = threading.Lock()  # requests are answered by several threads
 
@@ -36,7 +37,7 @@ class Backlog:
         folder = self.root / run
         inside = folder.resolve().is_relative_to(self.root.resolve())
         return (
-            folder if inside and os.path.isfile(folder / "status.json") else None
+            folder if inside and os.path.isfile(folder / layout.STATUS) else None
         )  # Path.is_file raises on a name too long
 
     def runs(self) -> list[dict[str, Any]]:
@@ -48,8 +49,8 @@ class Backlog:
         status, record = read_status(folder), record_of(folder)
         training = record.get("request", {}).get("training", {})
         name = str(training.get("name") or folder.name.rpartition("-")[0])
-        pictures = sorted((folder / "validation").glob("*.png"))
-        lora = self.output / "loras" / f"{name}.safetensors"
+        pictures = sorted((folder / layout.VALIDATION).glob("*.png"))
+        lora = layout.lora_path(self.output, name)
         return {
             "run": folder.name,
             "name": name,
@@ -77,7 +78,7 @@ class Backlog:
             self._stories.popitem(last=False)
         story.update()
         record = record_of(folder)
-        crops, pairs = folder / "crops.png", folder / "pairs.png"
+        crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
         return {
             "summary": self.summary(folder),
             "steps": thin_out(story.columns(after), NUM_POINTS),
@@ -197,7 +198,7 @@ def trainer_node(workflow: Mapping[str, Any], name: str) -> str:
 
 def record_of(folder: Path) -> dict[str, Any]:
     """request.json; {} where it is not there or damaged."""
-    path = folder / "request.json"
+    path = folder / layout.REQUEST
     try:
         return _record(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):

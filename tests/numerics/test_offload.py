@@ -17,7 +17,7 @@ from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.registry import load
-from chroma_trainer.trainer_core.setup import placement
+from chroma_trainer.trainer_core.setup import identities, placement
 from chroma_trainer.trainer_core.setup.placement import SoloCodec, place_, place_text_encoder_
 
 FAMILY = ChromaFamily()
@@ -176,10 +176,10 @@ def test_tiles_and_slices_have_latents_of_their_own(tiny_model, monkeypatch):
         model = tiny_model
         memory = MemoryConfig()
 
-    plain = placement.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
+    plain = identities.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
     assert plain == FAMILY.identity(tiny_model, "codec")
     Request.memory = MemoryConfig(vae_tiling=True)
-    tiled = placement.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
+    tiled = identities.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
     assert tiled != plain and placement.load_codec(FAMILY, Request, CPU).tile_edge  # type: ignore[arg-type]
 
 

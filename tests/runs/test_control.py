@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.runs import control
 from chroma_trainer.trainer_core.runs.control import find_run, read_status, request, runs_in, take_command
-from chroma_trainer.trainer_core.runs.event_log import Journal, history, read_events
+from chroma_trainer.trainer_core.runs.event_log import Journal, read_events
 from chroma_trainer.trainer_core.runs.lock import Locked, RunLock, is_held
 from chroma_trainer.trainer_core.runs.run_host import Paused, open_run
 from chroma_trainer.trainer_core.train.run import run
@@ -187,7 +187,7 @@ def test_the_journal_has_the_whole_history_once(workshop):
     result = run(workshop.request(), host.cancelling_at(0))
     events = list(read_events(host.run_folder))
     assert [e["step"] for e in events if e["kind"] == "StepReport"] == [1, 2, 3, 4, 5, 5, 6]
-    steps = [e for e in history(host.run_folder) if e["kind"] == "StepReport"]
+    steps = list({e["step"]: e for e in read_events(host.run_folder) if e["kind"] == "StepReport"}.values())
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6] and tuple(e["loss"] for e in steps) == result.losses
     assert {"PhaseStarted", "CheckpointSaved", "LoraSaved", "Notice"} <= {e["kind"] for e in events}
     saved = [e["path"] for e in events if e["kind"] == "CheckpointSaved"]

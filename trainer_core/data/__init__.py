@@ -1,0 +1,1 @@
+"""Which images and captions are trained, at which size, and in which order."""

@@ -1,0 +1,1 @@
+"""Flow matching as tensors: the path, the density of sigma, the loss, sampling schedules, guidance."""

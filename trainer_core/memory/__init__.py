@@ -1,0 +1,1 @@
+"""Where tensors wait: activation checkpointing, group offload, activation offload, pinned memory, disk."""

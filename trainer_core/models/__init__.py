@@ -1,0 +1,1 @@
+"""Networks and what their families have in common: blocks, attention kernels, token routing, packing."""

@@ -1,0 +1,1 @@
+"""Every chart and sheet that is drawn with Pillow."""

@@ -1,0 +1,1 @@
+"""Quantized base models: formats, products of rounded numbers, and their cache."""

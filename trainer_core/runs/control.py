@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..errors import Problem, UserError, nearest
 from ..storage.atomic import write_json
+from .layout import COMMAND, STATUS, runs_folder
 from .lock import is_held
 
-STATUS, COMMAND = "status.json", "command.json"
 COMMANDS = ("pause", "stop", "resume")
 ENDED = ("finished", "stopped", "failed", "died")  # no process works on it
 
@@ -114,7 +114,7 @@ def take_command(folder: Path) -> str:
 
 def runs_in(output: Path) -> list[Path]:
     """Run folders under an output folder, the one that was worked on last first."""
-    folders = [path.parent for path in (Path(output) / "chroma_trainer").glob(f"*/{STATUS}")]
+    folders = [path.parent for path in runs_folder(output).glob(f"*/{STATUS}")]
     return sorted(folders, key=lambda folder: (-(folder / STATUS).stat().st_mtime, folder.name))
 
 
@@ -137,5 +137,5 @@ def find_run(text: str, output: Path) -> Path:
     if not found:
         hint = nearest(text, [name for f in known for name in (f.name, f.name.rpartition("-")[0])])
         hint = hint or "; `chroma-trainer status` lists them, --output names another folder of results"
-        raise UserError.at("run", f"no run {text!r} in {Path(output) / 'chroma_trainer'}{hint}")
+        raise UserError.at("run", f"no run {text!r} in {runs_folder(output)}{hint}")
     return (at_work or found)[0]

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..host import Event, PhaseStarted, RunReported, StepReport
 from .control import Status, write_status
+from .layout import EVENTS
 
-EVENTS = "events.jsonl"
 STATUS_SECONDS = 1.0  # status.json is at most this old while steps go on
 WAIT_SECONDS = 0.3  # between two looks for a command while paused
 
@@ -90,14 +90,3 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
                     continue
     except OSError:
         return
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The events as if nothing had ever interrupted the run: steps that were lost are left out."""
-    kept: list[dict[str, Any]] = []
-    for event in read_events(folder):
-        if event.get("kind") == "Resumed":
-            kept = [old for old in kept if old.get("step", 0) <= event["step"]]
-        else:
-            kept.append(event)
-    return kept

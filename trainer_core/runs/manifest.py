@@ -21,8 +21,8 @@ from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
 from .image_manifest import WorldImages, image_changes, iter_images, iter_json_images, iter_masks
+from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
 
-FILE = "world.json"
 # Fields that do not change the course of a run: it may be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
@@ -66,7 +66,7 @@ class RunManifest:
 
 def changes(folder: Path, new: RunManifest) -> list[str]:
     """What differs from the world that a run's folder tells of, in words, one change a line; long lists are cut and counted."""
-    old = json.loads((folder / FILE).read_text("utf-8"))
+    old = json.loads((folder / MANIFEST).read_text("utf-8"))
     settings = json.loads(json.dumps(new.settings))  # as it would be read back: tuples are lists
     told = [
         f"{name} was {_short(before)}, is {_short(after)}"
@@ -114,18 +114,18 @@ def _short(value: Any) -> str:
 
 def find_unfinished(folder: Path, name: str) -> Path | None:
     """The run folder of this LoRA's name that was worked on last, when it is another one and has not come to its end."""
-    if (folder / "checkpoints").is_dir():  # this very run was begun: nothing has changed
+    if has_checkpoints(folder):  # this very run was begun: nothing has changed
         return None
     others = []
     for path in folder.parent.glob(f"{glob.escape(name)}-*"):
         status = read_status(path)
-        is_run = path.name.rpartition("-")[0] == name and (path / FILE).is_file()
+        is_run = path.name.rpartition("-")[0] == name and (path / MANIFEST).is_file()
         if is_run and path != folder and status:
             others.append((status.updated, path, status.state))
     if not others:
         return None
     _, newest, state = max(others)
-    begun = any((newest / "checkpoints").glob("step-*"))
+    begun = bool(list_checkpoints(newest / CHECKPOINTS))
     return newest if begun and state != "finished" else None
 
 
@@ -163,8 +163,8 @@ def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> Resume
 
 def write_world(folder: Path, world: RunManifest) -> None:
     """The images first: where world.json is, all is."""
-    if (folder / FILE).is_file():  # the folder's name holds all that is in it
+    if (folder / MANIFEST).is_file():  # the folder's name holds all that is in it
         return
     world.images().write(folder / IMAGES)
     rows = {"count": len(world.samples) + len(world.masks), "sha256": sha256_of(folder / IMAGES)}
-    write_json(folder / FILE, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})
+    write_json(folder / MANIFEST, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})

@@ -1,0 +1,1 @@
+"""What a request puts into a model, and everything that is checked before."""

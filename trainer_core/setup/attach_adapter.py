@@ -22,7 +22,6 @@ from ..errors import UserError
 from ..host import Host, Notice
 from ..models.family import Family
 from ..seeds import generator
-from ..storage.atomic import sha256_of
 
 NUM_SHOWN = 3
 
@@ -69,21 +68,6 @@ def inject_adapter_(
         host.emit(Notice(f"goes on from {Path(config.init_lora).name}: {len(updates)} layers{more}"))
     set_dropout_(layers, config.dropout, training.seed)
     return Injected(layers, rates)
-
-
-def init_identity(request: TrainRequest) -> str:
-    """Names the file that the run goes on from by its bytes; '' for none.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    path = request.adapter.init_lora
-    if path == NO_LORA:
-        return ""
-    try:
-        return sha256_of(Path(path))
-    except OSError as error:
-        raise UserError.at("init_lora", f"{path} can't be read: {error.strerror}") from error
 
 
 def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | None:

@@ -21,7 +21,6 @@ from ..models.attention_backends import compile_blocks_, compiler_fault
 from ..models.attention_check import AttentionShape, kernel_fault
 from ..models.family import Family, ImageCodec, TextEncoder
 from ..quant.loading import text_converter
-from ..storage.atomic import sha256_text
 
 FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)  # before the run's own are known
 
@@ -103,12 +102,6 @@ def load_codec(family: Family, request: TrainRequest, device: torch.device) -> I
     codec = family.load_codec(request.model, device)
     codec.economise_(request.memory.vae_tiling, request.memory.vae_slicing)
     return codec
-
-
-def latent_identity(family: Family, request: TrainRequest) -> str:
-    """Names what decides a latent's bits: the codec, and whether it works in tiles or slices."""
-    identity, rules = family.identity(request.model, "codec"), request.memory.vae_rules()
-    return sha256_text(identity, rules) if rules else identity
 
 
 def place_text_encoder_(encoder: Any, device: torch.device) -> Any:

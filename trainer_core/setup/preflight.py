@@ -1,8 +1,12 @@
-"""What can be seen to be wrong with a request before a model loads, without torch."""
+"""Everything that can be seen to be wrong with a request before a model loads.
+
+`problems_of` needs no torch; `all_problems` adds what depends on the device and on the model's modules, and loads torch for it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..adapters.block_lr import rates_of
 from ..adapters.targets import choose_layers
@@ -16,8 +20,50 @@ from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
 
+if TYPE_CHECKING:  # not a circle: torch stays out of the checks of settings
+    import torch
+
+    from ..models.family import Family
+    from ..optim.optimizer import OptimizerPart
+
 PLAIN_INITS = ("default", "gaussian")
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors moves where the update begins
+
+
+def all_problems(request: TrainRequest, host: Host, family: Family, device: torch.device) -> list[Problem]:
+    """Of the settings, the model's files, the device and the adapter. No weights are loaded.
+
+    Args:
+        request: as the family resolves it, see train/prepare.py: resolve_for_model.
+        device: that the run would train on.
+    """
+    from ..devices import DTYPES
+    from ..quant.loading import quantization_problems
+    from ..quant.low_precision_matmul import products_problems
+    from ..validation.attention import drawing_problems
+    from .attach_adapter import check_fit
+    from .placement import device_problems
+
+    dtype, quantization = DTYPES.get(request.model.dtype, DTYPES["fp32"]), request.model.quantization
+    problems = [
+        *problems_of(request, host),
+        *family.problems(request.model),
+        *device_problems(request.memory, device, dtype),
+        *drawing_problems(request.validation, device, dtype),
+        *optimizer_problems(request, device),
+        *quantization_problems(quantization, device),
+        *products_problems(quantization, device),
+    ]
+    if not problems:  # what the adapter fits is looked up in the files of the model
+        collect(problems, check_fit, request, family)
+    return problems
+
+
+def optimizer_problems(request: TrainRequest, device: torch.device) -> list[Problem]:
+    """A package that the optimizer lacks, or a device that it does not run on."""
+    part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    missing = part.missing(device.type)
+    return [Problem("optimizer", missing)] if missing else []
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,8 +23,8 @@ from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..setup.attach_adapter import inject_adapter_, new_ema
-from ..setup.placement import compile_, latent_identity, load_codec, load_text_encoder, place_
-from ..storage.atomic import sha256_text
+from ..setup.identities import base_identity, latent_identity
+from ..setup.placement import compile_, load_codec, load_text_encoder, place_
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
@@ -58,7 +57,7 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
         layers = injected.layers
         if left_out := compile_(transformer, family, memory, device):
             host.emit(Notice(left_out, "warning"))
-        disk = host.paths.cache / "offload" / offload_key(plan)
+        disk = host.paths.cache / "offload" / base_identity(plan.request, family)
         place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
         part: OptimizerPart = load("optimizer", plan.request.optimizer.optimizer)
@@ -94,13 +93,6 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
     )  # fmt: skip
     choose_attention_(run, memory.attention, host)
     return run
-
-
-def offload_key(plan: RunPlan) -> str:
-    """Names the frozen weights as they are after quantisation: their files on disk."""
-    model = plan.request.model
-    stored = replace(model.quantization, products="exact")
-    return sha256_text(plan.family.identity(model, "transformer"), model.dtype, repr(stored))[:16]
 
 
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:

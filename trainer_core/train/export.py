@@ -12,7 +12,8 @@ from ..devices import (
     DTYPES,
 )
 from ..host import Host, LoraSaved, Notice
-from .hooks.checkpoint import step_name, weights_of
+from ..runs import layout
+from .hooks.checkpoint import weights_of
 from .hooks.eval_loss import best_step
 from .hooks.eval_weights import final_weights
 from .metadata import lora_metadata
@@ -41,7 +42,7 @@ def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, s
 
 
 def save_lora(plan: RunPlan, run: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
-    path = host.paths.output / "loras" / f"{run.config.name}.safetensors"
+    path = layout.lora_path(host.paths.output, run.config.name)
     with final_weights(run):
         saved = _export(plan, run, path, lora_metadata(plan, run, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
@@ -59,8 +60,8 @@ def save_best_lora(
     mean, error = run.eval_losses[step]
     found = {"step": step, "eval_loss": mean, "standard_error": error}
     host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
-    path = host.paths.output / "loras" / f"{run.config.name}-best.safetensors"
-    with weights_of(run, checkpoints / step_name(step)):
+    path = layout.lora_path(host.paths.output, run.config.name, best=True)
+    with weights_of(run, checkpoints / layout.step_name(step)):
         metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
         saved = _export(plan, run, path, metadata, host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))

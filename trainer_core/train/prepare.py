@@ -14,8 +14,8 @@ from ..config.model import AUTO
 from ..config.request import TrainRequest
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
-from ..devices import DTYPES, pick_device
-from ..errors import Problem, UserError
+from ..devices import pick_device
+from ..errors import UserError
 from ..host import Host, Notice, collect
 from ..models.family import Family
 from ..optim.optimizer import OptimizerPart
@@ -23,18 +23,13 @@ from ..planner.auto_quantization import with_precision
 from ..planner.memory_plan import Machine, this_machine
 from ..plots.crop_sheet import draw_crop_sheet
 from ..plots.pair_sheet import draw_pair_sheet
-from ..quant.loading import quantization_problems, text_identity
-from ..quant.low_precision_matmul import products_problems
 from ..registry import load
+from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, meet_change, settings_of
-from ..setup.attach_adapter import check_fit, init_identity
 from ..setup.hints import advice
-from ..setup.placement import device_problems, latent_identity
-from ..setup.preflight import problems_of
+from ..setup.identities import weight_identities
+from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
-from ..validation.attention import drawing_problems
-
-WEIGHTS = ("transformer", "text_encoder", "codec")
 
 
 @dataclass(frozen=True)
@@ -100,21 +95,8 @@ def check_run(
     family: Family = load("family", request.model.family)()
     request = resolve_for_model(request, family)
     device = pick_device(host.device)
-    found = [
-        *problems_of(request, host),
-        *family.problems(request.model),
-        *device_problems(request.memory, device, DTYPES.get(request.model.dtype, torch.float32)),
-    ]
-    found += drawing_problems(request.validation, device, DTYPES.get(request.model.dtype, torch.float32))
+    found = all_problems(request, host, family, device)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
-    if optimizer.missing(device.type):
-        found.append(Problem("optimizer", optimizer.missing(device.type)))
-    found += [
-        *quantization_problems(request.model.quantization, device),
-        *products_problems(request.model.quantization, device),
-    ]
-    if not found:
-        collect(found, check_fit, request, family)
     index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
@@ -133,18 +115,15 @@ def check_run(
 def _name_run(checked: Checked, host: Host) -> RunPlan:
     """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
     request, family, index = checked.request, checked.family, checked.index
-    identities = {part: family.identity(request.model, part) for part in WEIGHTS}
-    identities["init_lora"] = init_identity(request)
-    identities["codec"] = latent_identity(family, request)
-    identities["text_encoder"] = text_identity(family, request.model)
+    identities = weight_identities(request, family)
     digest = run_digest(request, index, identities)
-    folder = host.paths.output / "chroma_trainer" / f"{request.training.name}-{digest[:8]}"
+    folder = layout.run_folder(host.paths.output, request.training.name, digest)
     world = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
     adoption = meet_change(folder, world, request)
-    if not (folder / "crops.png").is_file():  # the folder's name holds the dataset's digest
-        draw_crop_sheet(index, folder / "crops.png")
-    if checked.references and not (folder / "pairs.png").is_file():
-        draw_pair_sheet(index, checked.references, folder / "pairs.png")
+    if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
+        draw_crop_sheet(index, folder / layout.CROP_SHEET)
+    if checked.references and not (folder / layout.PAIR_SHEET).is_file():
+        draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     drawn = request.validation and family.warning(request.model, request.validation)
     for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
         host.emit(Notice(text, "warning"))

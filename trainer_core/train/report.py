@@ -19,6 +19,7 @@ from ..host import Host, Notice
 from ..plots.density_chart import density_text, draw_density
 from ..plots.image_grid import save_png
 from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
+from ..runs import layout
 from .hooks.validation import LiveValidation
 from .phase_timer import Phases
 from .prepare import RunPlan
@@ -39,19 +40,19 @@ def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str
     host.emit(Notice(told, ascii=ascii_told))
     if warning := shown.warning:
         host.emit(Notice(warning, "warning"))
-    save_png(draw_density(name, shift), plan.folder / "density.png", record, prompt=prompt)
+    save_png(draw_density(name, shift), plan.folder / layout.DENSITY_CHART, record, prompt=prompt)
 
 
 def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
     """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
     try:
-        before = json.loads((folder / "request.json").read_text("utf-8"))["versions"]
+        before = json.loads((folder / layout.REQUEST).read_text("utf-8"))["versions"]
     except (OSError, ValueError, KeyError):
         return
     other = [
         f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now
     ]
-    if other and any((folder / "checkpoints").glob("step-*")):
+    if other and layout.list_checkpoints(folder / layout.CHECKPOINTS):
         text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
         host.emit(Notice(text, "warning"))
 
@@ -65,7 +66,7 @@ def draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> Non
     every = run.config.checkpoint_every
     markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
     chart = draw_loss_chart(history, markers, f"{run.config.name}: training loss")
-    save_png(chart, plan.folder / "loss.png", record, prompt=record["workflow"])
+    save_png(chart, plan.folder / layout.LOSS_CHART, record, prompt=record["workflow"])
 
 
 def build_report(
@@ -100,9 +101,9 @@ def build_report(
         "dataset": plan.index.report,
         "files": {
             "run": str(plan.folder),
-            "loss_chart": str(plan.folder / "loss.png"),
-            "crop_sheet": str(plan.folder / "crops.png"),
-            **({"pair_sheet": str(plan.folder / "pairs.png")} if plan.references else {}),
+            "loss_chart": str(plan.folder / layout.LOSS_CHART),
+            "crop_sheet": str(plan.folder / layout.CROP_SHEET),
+            **({"pair_sheet": str(plan.folder / layout.PAIR_SHEET)} if plan.references else {}),
             "validation": [str(path) for path in live.last_grids],
         },
     }

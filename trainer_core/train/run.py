@@ -24,6 +24,7 @@ from ..devices import (
 from ..errors import UserError
 from ..host import EvalReport, Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
+from ..runs import layout
 from ..runs.manifest import write_world
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
@@ -99,7 +100,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
                 return _train(plan, run_host, prompt, phases, forecast)
         except Unreadable as found:  # without them it is another run, in another folder
             unreadable |= found.faults
-        if not (plan.folder / "checkpoints").is_dir():
+        if not layout.has_checkpoints(plan.folder):
             shutil.rmtree(plan.folder, ignore_errors=True)
 
 
@@ -115,7 +116,7 @@ def _train(
         adopt(plan.adoption, plan.folder, host)
     record = make_record(plan, prompt)
     warn_other_versions(plan.folder, record, host)
-    write_json(plan.folder / "request.json", record)
+    write_json(plan.folder / layout.REQUEST, record)
     write_world(plan.folder, plan.world)
     run = build_run(plan, host, phases)
     report_density(plan, record, prompt, host)
@@ -129,7 +130,7 @@ def _train(
         live.draw_base(run)
         set_strength_(run.transformer, 1.0)
 
-    checkpoints = plan.folder / "checkpoints"
+    checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, run.num_steps) if request.training.resume else None
     if newest:
         restore_(run, newest)
@@ -160,7 +161,7 @@ def _train(
     report = build_report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     report["memory"] = memory_report(forecast, plan.device)
     host.emit(Notice(comparison(report["memory"])))
-    write_json(plan.folder / "report.json", report)
+    write_json(plan.folder / layout.REPORT, report)
     host.emit(RunReported(report))
     result = TrainResult(lora, tuple(run.losses), report)
     device = run.device

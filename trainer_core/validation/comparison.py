@@ -12,9 +12,8 @@ from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
 from ..errors import UserError
 from ..plots.image_grid import draw_grid
+from ..runs.layout import CHECKPOINT_LORA, CHECKPOINTS, list_checkpoints, step_of
 from .sample_images import Pictures, draw_grids
-
-CHECKPOINTS, LORA_FILE = "checkpoints", "lora.safetensors"  # of a run's folder, see train/hooks/checkpoint.py
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
     folder = Path(lora.folder) / CHECKPOINTS
     if not lora.folder or not folder.is_dir():
         raise UserError.at("checkpoints", f"{lora.name} comes without its run's folder; leave this field empty")
-    found = {int(path.parent.name.rpartition("-")[2]): path for path in folder.glob(f"step-*/{LORA_FILE}")}
+    files = {step_of(path): path / CHECKPOINT_LORA for path in list_checkpoints(folder)}
+    found = {step: path for step, path in files.items() if path.is_file()}
     return [Version(f"step {step}", found[step]) for step in choice.pick(list(found))]
 
 

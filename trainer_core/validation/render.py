@@ -26,6 +26,7 @@ from ..plots.image_grid import save_png
 from ..quant.levels import with_level_to_draw
 from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
+from ..runs.layout import VALIDATION, runs_folder
 from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems
@@ -132,7 +133,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     for number, grid in enumerate(grids_of(drawn, settings, name)):
         width, height = grid.size
         key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
-        path = host.paths.output / "chroma_trainer" / "validation" / f"{name}-{width}x{height}-{key}.png"
+        path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
         save_png(grid.page, path, prompt=host.prompt)
         host.emit(PreviewReady(-1, path))
         grids.append(_image(np.asarray(grid.page)))

@@ -1,0 +1,1 @@
+"""LoRA files: key names of several tools, export, and loading."""

@@ -1,0 +1,1 @@
+"""Latents, prompts and masks, encoded once and stored by content."""

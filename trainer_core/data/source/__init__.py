@@ -1,0 +1,1 @@
+"""Reading datasets: folders, files, captions, and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Chroma: its transformer, its family, the names in its files."""

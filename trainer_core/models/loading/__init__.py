@@ -1,0 +1,1 @@
+"""Finding, reading and fingerprinting the files of weights."""

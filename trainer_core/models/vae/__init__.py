@@ -1,0 +1,1 @@
+"""The VAE: images to latents and back."""

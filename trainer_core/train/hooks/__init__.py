@@ -1,0 +1,1 @@
+"""What happens between two steps: checkpoints, held-out loss, validation images, trackers."""

@@ -31,6 +31,8 @@ from ...adapters.files.export import export_lora
 from ...adapters.inject import adapter_state, load_adapter_state_, trainable_parameters
 from ...errors import UserError
 from ...host import CheckpointSaved, Host, Notice
+from ...runs import layout
+from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
 from ...storage.atomic import rename, sha256_of, sync_folder, write_json
 from ..step.state import TrainState
@@ -38,7 +40,6 @@ from .eval_weights import final_weights
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 EMA_FILE = "ema.safetensors"
-LORA_FILE = "lora.safetensors"
 SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
 
 
@@ -80,9 +81,9 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
         keep_every: those of steps divisible by it stay; 0: none.
         best: the step whose checkpoint stays.
     """
-    others = [path for path in _by_step(folder) if path != newest]
+    others = [path for path in list_checkpoints(folder) if path != newest]
     for old in others[: -keep + 1 or None]:
-        step = _step_of(old)
+        step = step_of(old)
         if step != best and not (keep_every and step % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
 
@@ -119,7 +120,7 @@ def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Te
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
     with final_weights(run):
-        export_lora(run.layers, run.transformer, staging / LORA_FILE, {"ss_steps": str(run.step)})
+        export_lora(run.layers, run.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(run.step)})
     state = {
         "step": run.step,
         "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
@@ -230,8 +231,8 @@ def _refuse_other_form(run: TrainState, adapter: Mapping[str, Tensor], checkpoin
 
 def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
     """The newest checkpoint of at most num_steps whose every file has the hash of its manifest. A damaged one is named and set aside."""
-    for path in reversed(_by_step(folder)):
-        if _step_of(path) > num_steps:  # the run was longer once
+    for path in reversed(list_checkpoints(folder)):
+        if step_of(path) > num_steps:  # the run was longer once
             continue
         fault = _fault(path)
         if not fault:
@@ -262,25 +263,12 @@ def _fault(checkpoint: Path) -> str:
     return ""
 
 
-def step_name(step: int) -> str:
-    """Name of the folder of a step's checkpoint."""
-    return f"step-{step:06}"
-
-
-def _by_step(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=_step_of)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name[5:])
-
-
 def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
     """Copy the newest intact checkpoint into the new run's folder."""
-    newest = newest_intact(adoption.folder / "checkpoints", host, sys.maxsize)
+    newest = newest_intact(adoption.folder / layout.CHECKPOINTS, host, sys.maxsize)
     if newest is None:
         return
-    target = folder / "checkpoints" / newest.name
+    target = folder / layout.CHECKPOINTS / newest.name
     staging = target.with_name(f".tmp-{newest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(newest, staging)

@@ -12,6 +12,7 @@ from ...config.validation import ValidationConfig
 from ...host import Host, PhaseStarted, PreviewReady
 from ...models.family import ImageCodec
 from ...plots.image_grid import save_png
+from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...validation.sample_images import Pictures, draw_grids, draw_pictures
 from ..phase_timer import Phases
@@ -41,7 +42,7 @@ class LiveValidation:
         codec = load_codec(run.family, plan.placed, run.device) if settings else None
         if codec and plan.placed.memory.model_offload:
             codec = SoloCodec(codec, run.transformer, run.device)
-        return cls(settings, codec, plan.folder / "validation", host, record, phases)
+        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
 
     def draw_base(self, run: TrainState) -> None:
         """The base model's pictures. Call with the LoRA's strength at 0."""
@@ -57,7 +58,7 @@ class LiveValidation:
 
     def catch_up(self, run: TrainState) -> None:
         """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
-        if self._is_due(run) and not any(self.folder.glob(f"step-{run.step:06}-*")):
+        if self._is_due(run) and not any(self.folder.glob(f"{layout.step_name(run.step)}-*")):
             with self.phases("validate"):
                 self._draw(run)
 
@@ -90,7 +91,7 @@ class LiveValidation:
         assert self.settings
         self.last_grids = []
         for (width, height), grid in draw_grids(columns, self.settings, f"step {step}").items():
-            path = self.folder / f"step-{step:06}-{width}x{height}.png"
+            path = self.folder / f"{layout.step_name(step)}-{width}x{height}.png"
             save_png(grid, path, self.record, prompt=self.record["workflow"])
             self.last_grids.append(path)
             self.host.emit(PreviewReady(step, path))

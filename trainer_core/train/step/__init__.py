@@ -1,0 +1,1 @@
+"""One optimizer step. loop.py is the algorithm."""

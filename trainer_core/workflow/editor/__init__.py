@@ -1,0 +1,1 @@
+"""The editor's own format: subgraphs, promoted widgets, links."""

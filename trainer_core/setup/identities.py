@@ -1,0 +1,55 @@
+"""What a run's weights are, by their bytes and rules and never by their paths: part of what names a run and its caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..config.adapter import NO_LORA
+from ..config.request import TrainRequest
+from ..errors import UserError
+from ..models.family import Family
+from ..quant.loading import text_identity
+from ..storage.atomic import sha256_of, sha256_text
+
+
+def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
+    """Hex digests by part: transformer, text_encoder, codec, init_lora ('' for none). Their order counts: a run's digest is made of them.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    return {
+        "transformer": family.identity(request.model, "transformer"),
+        "text_encoder": text_identity(family, request.model),
+        "codec": latent_identity(family, request),
+        "init_lora": init_identity(request),
+    }
+
+
+def latent_identity(family: Family, request: TrainRequest) -> str:
+    """Names what decides a latent's bits: the codec, and whether it works in tiles or slices."""
+    identity, rules = family.identity(request.model, "codec"), request.memory.vae_rules()
+    return sha256_text(identity, rules) if rules else identity
+
+
+def init_identity(request: TrainRequest) -> str:
+    """Names the LoRA file that the run starts from by its bytes; '' for none.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    path = request.adapter.init_lora
+    if path == NO_LORA:
+        return ""
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise UserError.at("init_lora", f"{path} can't be read: {error.strerror}") from error
+
+
+def base_identity(request: TrainRequest, family: Family) -> str:
+    """Names the frozen weights as they are after quantization, in 16 hex digits: their files on disk."""
+    model = request.model
+    stored = replace(model.quantization, products="exact")
+    return sha256_text(family.identity(model, "transformer"), model.dtype, repr(stored))[:16]
