@@ -30,7 +30,6 @@ from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
 from .build import build_run
 from .eva_init import init_from_data_
-from .export import save_best_lora, save_lora
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import checkpoint_hook, save_and_prune
 from .hooks.eval_loss import eval_loss
@@ -42,6 +41,7 @@ from .phase_timer import Phases
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
 from .report import build_report, report_density, warn_other_versions
+from .save_lora import save_best_lora, save_lora
 from .step.loop import fit
 from .step.state import TrainState
 
