@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs site clean
+.PHONY: demo test quick check docs site clean
 
 demo: $(READY)
 	$(BIN)/chroma-trainer demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not comfyui" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
