@@ -337,7 +337,7 @@ def test_damage_in_a_cache_is_told(workshop, tmp_path, uninterrupted):
     again = workshop.host()
     object.__setattr__(again, "paths", replace(again.paths, cache=tmp_path))
     assert run(workshop.request(), again).lora.sha256 == uninterrupted[1].lora.sha256
-    assert sum("is damaged; it was set aside" in text for text in again.told()) == 2
+    assert sum("is damaged; it was renamed to" in text for text in again.told()) == 2
 
 
 def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(workshop):

@@ -74,8 +74,8 @@ class SampleTable(LazySequence[Sample]):
     def _item(self, index: int) -> Sample:
         return next(self._between(index, index + 1))
 
-    def _part(self, places: range) -> Sequence[Sample]:
-        return Chosen(self, np.arange(places.start, places.stop, places.step))
+    def _part(self, indices: range) -> Sequence[Sample]:
+        return Chosen(self, np.arange(indices.start, indices.stop, indices.step))
 
     def __iter__(self) -> Iterator[Sample]:
         for begin in range(0, len(self), BLOCK):

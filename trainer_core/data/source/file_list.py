@@ -15,13 +15,13 @@ class Entries(LazySequence[Entry]):
     """A sequence of entries that behaves like a list. Each `Entry` is created on access; one takes 8 bytes of memory.
 
     Args:
-        found: (name, stamp) of each image; neither contains a NUL.
+        images: (name, stamp) of each image; neither contains a NUL.
     """
 
-    def __init__(self, found: Iterable[tuple[str, str]]):
+    def __init__(self, images: Iterable[tuple[str, str]]):
         self._ends = array("Q", [0])
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # stays open as long as this object
-        for name, stamp in found:
+        for name, stamp in images:
             text = f"{name}\0{stamp}".encode("utf-8", "surrogatepass")
             self._file.write(text)
             self._ends.append(self._ends[-1] + len(text))
