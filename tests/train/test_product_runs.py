@@ -74,7 +74,7 @@ def test_layers_that_keep_exact_products_are_told(workshop, monkeypatch):
     monkeypatch.setattr(Int8Product, "unfit", lambda self, device: "")
     host = workshop.host()
     run(rounded(workshop, "int8", steps=1), host)
-    assert any("quantised layers keep exact products" in text for text in host.told())
+    assert any("quantized layers keep exact products" in text for text in host.told())
 
 
 def test_the_plan_counts_them(workshop):
