@@ -154,7 +154,7 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--device", "gpu", "'gpu' is no device; write cpu, cuda, cuda:1, mps or xpu"),
+        ("--device", "gpu", "'gpu' is not a device; use cpu, cuda, cuda:1, mps or xpu"),
         ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "models", "'models' is a folder; name a file in it"),
@@ -222,7 +222,7 @@ def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "is not YAML: "),
+        ("a: [1", "is not valid YAML: "),
         ("- a\n- b", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
         ("a: 5", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
     ],
