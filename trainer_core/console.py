@@ -30,7 +30,7 @@ class Console:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
         self.alive = self.stream.isatty()
-        self.loss, self.began, self.first_step, self.open_line = None, 0.0, 0, False
+        self.loss, self.start_time, self.first_step, self.open_line = None, 0.0, 0, False
         self.phase = ""
 
     def __call__(self, event: Event) -> None:
@@ -58,9 +58,9 @@ class Console:
 
     def _print_step(self, event: StepReport) -> None:
         if self.loss is None or event.step <= self.first_step:  # another trainer in the same graph
-            self.loss, self.began, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
+            self.loss, self.start_time, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
         self.loss += SMOOTHING * (event.loss - self.loss)
-        rate = (time.monotonic() - self.began) / max(1, event.step - self.first_step)
+        rate = (time.monotonic() - self.start_time) / max(1, event.step - self.first_step)
         remaining = _format_duration(rate * (event.total - event.step))
         text = (
             f"  {event.step}/{event.total}  loss {self.loss:.4f}  lr {event.learning_rate:.2e}  {rate:.3g} s/step  "

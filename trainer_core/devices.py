@@ -22,16 +22,16 @@ OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_
 ALONE = frozenset({"cpu", "mps", "meta"})  # devices without streams; torch.cpu.Stream is only a placeholder
 
 
-def pick_device(wanted: str = "") -> torch.device:
+def pick_device(name: str = "") -> torch.device:
     """Return a device by name, or the best available one: CUDA or ROCm, then MPS, then XPU, then the CPU.
 
     Args:
-        wanted: name of the device, such as "cuda:0"; "" for the best one.
+        name: name of the device, such as "cuda:0"; "" for the best one.
     Raises:
         UserError: the device is not available.
     """
-    if wanted:
-        return _open_device(wanted)
+    if name:
+        return _open_device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
@@ -41,11 +41,11 @@ def pick_device(wanted: str = "") -> torch.device:
     return torch.device("cpu")
 
 
-def _open_device(wanted: str) -> torch.device:
+def _open_device(name: str) -> torch.device:
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError.at("--device", f"{wanted!r} is not a device; use cpu, cuda, cuda:1, mps or xpu") from error
+        raise UserError.at("--device", f"{name!r} is not a device; use cpu, cuda, cuda:1, mps or xpu") from error
     try:
         if device.type != "meta":
             torch.empty(1, device=device)
@@ -54,7 +54,7 @@ def _open_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         available = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         available += ["mps"] if torch.backends.mps.is_available() else []
-        message = f"{wanted!r} is not available ({reason}); available devices: {', '.join(available)}"
+        message = f"{name!r} is not available ({reason}); available devices: {', '.join(available)}"
         raise UserError.at("--device", message) from error
 
 

@@ -95,7 +95,7 @@ def test_a_finished_run_is_written_anew_in_another_precision(workshop, precision
         ("a=-1", "is not a valid rule"),
         ("a=1e400", "is not a valid rule"),
         ("a=101", "use 0 to 100"),
-        ("transformer_blocks.3-1=0", "goes from 3 to 1"),
+        ("transformer_blocks.3-1=0", "has the range 3 to 1"),
     ],
 )
 def test_rules_that_are_none(text, message):
