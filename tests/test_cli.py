@@ -143,9 +143,12 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
     told = capsys.readouterr().err
     assert told.startswith("error: nowhere.json: can't be read: No such file or directory") and "Traceback" not in told
     assert cli("run", "workflow.json", "--models", "nowhere") == 2
-    assert capsys.readouterr().err == "error: --models: 'nowhere' is not a folder; name ComfyUI's models folder\n"
+    assert capsys.readouterr().err == "error: --models: 'nowhere' is not a folder; set it to ComfyUI's models folder\n"
     assert cli("run", "workflow.json", "--datasets", "nowhere") == 2
-    assert capsys.readouterr().err == "error: --datasets: 'nowhere' is not a folder; name one that datasets lie under\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --datasets: 'nowhere' is not a folder; set it to a folder that contains datasets\n"
+    )
     with pytest.raises(SystemExit) as caught:
         cli("run")
     assert caught.value.code == 2
@@ -154,7 +157,7 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--device", "gpu", "'gpu' is no device; write cpu, cuda, cuda:1, mps or xpu"),
+        ("--device", "gpu", "'gpu' is not a device; use cpu, cuda, cuda:1, mps or xpu"),
         ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
         ("--report", "models", "'models' is a folder; name a file in it"),
@@ -222,9 +225,9 @@ def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "is not YAML: "),
-        ("- a\n- b", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
-        ("a: 5", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
+        ("a: [1", "is not valid YAML: "),
+        ("- a\n- b", "does not have the structure of ComfyUI's extra_model_paths.yaml; compare it with "),
+        ("a: 5", "does not have the structure of ComfyUI's extra_model_paths.yaml; compare it with "),
     ],
 )
 def test_an_extra_model_paths_file_at_fault(cli, tmp_path, capsys, text, message):
@@ -317,7 +320,7 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     assert process.stderr
     try:
         for line in process.stderr:
-            if "checkpoint of step 1\n" in line:
+            if "checkpoint: step 1\n" in line:
                 process.send_signal(signal.SIGINT)
                 break
         told = process.stderr.read()

@@ -90,12 +90,12 @@ def test_a_finished_run_is_written_anew_in_another_precision(workshop, precision
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("transformer_blocks.0", "is no rule; write for example"),
-        ("a=x", "is no rule"),
-        ("a=-1", "is no rule"),
-        ("a=1e400", "is no rule"),
+        ("transformer_blocks.0", "is not a valid rule; write for example"),
+        ("a=x", "is not a valid rule"),
+        ("a=-1", "is not a valid rule"),
+        ("a=1e400", "is not a valid rule"),
         ("a=101", "use 0 to 100"),
-        ("transformer_blocks.3-1=0", "goes from 3 to 1"),
+        ("transformer_blocks.3-1=0", "has the range 3 to 1"),
     ],
 )
 def test_rules_that_are_none(text, message):

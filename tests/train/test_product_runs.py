@@ -62,7 +62,7 @@ def test_equal_bytes_again_after_a_resume_checkpointed_and_offloaded(workshop):
 def test_a_level_without_them_and_a_device_without_them_are_refused_before_a_model_loads(workshop, monkeypatch):
     monkeypatch.setattr(ChromaFamily, "load_transformer", lambda *_: pytest.fail("a model was loaded"))
     model = replace(workshop.model, quantization=QuantizationConfig("int4-quanto", products="int8"))
-    with pytest.raises(UserError, match="products: int8 needs a level that stores such numbers"):
+    with pytest.raises(UserError, match="products: int8 needs a level that stores int8 weights"):
         run(workshop.request(model=model), workshop.host())
     monkeypatch.setattr(Fp8Product, "lacks", lambda self, device: "needs another device")
     with pytest.raises(UserError, match="products: fp8 needs another device; use exact"):

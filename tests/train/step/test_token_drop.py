@@ -144,8 +144,8 @@ def test_references_go_through_all_blocks(workshop, tiny_flux_model):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"route_last": 4}, "route_last: is 4, and the model has 4 blocks; use 0 to 3, or -1 (the last) to -4"),
-        ({"route_first": -5}, "route_first: is -5, and the model has 4 blocks"),
+        ({"route_last": 4}, "route_last: is 4, but the model has 4 blocks; use 0 to 3, or -1 (the last) to -4"),
+        ({"route_first": -5}, "route_first: is -5, but the model has 4 blocks"),
         (
             {"route_first": 3},
             "route_last: is -2, which is block 2 of 4, before route_first (3, block 3); use 3 or more",
