@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.train.step import loop
+from chroma_trainer.trainer_core.train.step import batch
 from chroma_trainer.trainer_core.validation.style_score import learning_score
 
 NANO = ModelConfig("chroma", "nano", str(ASSETS / "chroma-nano"), dtype="fp32")
@@ -78,11 +78,11 @@ def test_a_trigger_on_the_wrong_pictures_is_found_out(tmp_path, cache):
 
 def test_a_wrong_target_is_found_out(tmp_path, cache, monkeypatch):
     """Velocities of other pictures of the batch: the loss still falls, towards their mean."""
-    interpolate = loop.interpolate
+    interpolate = batch.interpolate
 
     def shuffled(x0, noise, sigma):
         x_sigma, velocity = interpolate(x0, noise, sigma)
         return x_sigma, velocity.roll(1, 0)
 
-    monkeypatch.setattr(loop, "interpolate", shuffled)
+    monkeypatch.setattr(batch, "interpolate", shuffled)
     assert train(tmp_path, cache, steps=20)

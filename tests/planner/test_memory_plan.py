@@ -328,7 +328,7 @@ def test_counts_are_kept(made, monkeypatch):
     request, forecasts = made
     first = forecasts.plan(request)
     again = replace(forecasts, _costs={}, _skeletons={})
-    monkeypatch.setattr(forecaster_module, "Skeleton", None)
+    monkeypatch.setattr(forecaster_module, "MetaModel", None)
     assert again.plan(request).as_json() == first.as_json()
 
 

@@ -68,7 +68,7 @@ def test_peak_memory(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model = ModelConfig(
         "chroma", "wide", str(wide), dtype="bf16", quantization=QuantizationConfig("int8-quanto", "cpu")
     )
-    host = SinkHost(paths=Paths(output=tmp_path, weight_cache=tmp_path), sinks=(), device="cpu")
+    host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path), sinks=(), device="cpu")
     family = ChromaFamily()
 
     def at_once() -> nn.Module:

@@ -36,7 +36,7 @@ class Once(ChromaFamily):
 def host(tmp_path: Path):
     events: list = []
     host = SinkHost(
-        paths=Paths(output=tmp_path / "out", weight_cache=tmp_path / "cache"), sinks=(events.append,), device="cpu"
+        paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), sinks=(events.append,), device="cpu"
     )
     object.__setattr__(host, "events", events)
     return host
