@@ -39,7 +39,7 @@ PAGE, TEMPLATE, FLUX_PAGE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memor
 CARDS = (8, 12, 16, 24, 48, 80)
 EDGES = (512, 1024)
 TEXT_TOKENS, FLUX_TEXT_TOKENS = 80, 512  # Flux attends its pads
-TABLE_HEAD = "| card | picture | quantisation | memory settings | predicted need | TFLOP a step |"
+TABLE_HEAD = "| GPU memory | Image | Quantization | Memory settings | Estimated need | TFLOP per step |"
 LEVELS = ("none", "int8-quanto", "int4-quanto")
 GUIDES = {"none": 28, "int8-quanto": 16, "int4-quanto": 11}  # rank 16, 512 px, as users' guides give them
 INTERVALS = (64, 8, 4, 3, 2, 1)
@@ -142,7 +142,7 @@ def _card(card: int, edge: int, costs: dict[tuple[str, int], ModelCost]) -> str:
 
 def guides(costs: dict[tuple[str, int], ModelCost]) -> str:
     lines = [
-        "| quantisation | guides | predicted tensors | predicted need | share of the guides' |",
+        "| Quantization | Guides | Estimated tensors | Estimated need | Share of the guides' figure |",
         "|---|---|---|---|---|",
     ]
     for level, figure in GUIDES.items():
@@ -154,7 +154,7 @@ def guides(costs: dict[tuple[str, int], ModelCost]) -> str:
 
 
 def settings(costs: dict[tuple[str, int], ModelCost]) -> str:
-    lines = ["| int8-quanto, 1024 px | tensors on the card | activations in RAM | TFLOP a step |", "|---|---|---|---|"]
+    lines = ["| int8-quanto, 1024 px | Tensors on the GPU | Activations in RAM | TFLOP per step |", "|---|---|---|---|"]
     cost = costs["int8-quanto", 1024]
     for words, asked in ways(request("int8-quanto")):
         peak, host = training_peak(cost, asked)
@@ -174,7 +174,7 @@ def learning() -> str:
         "lora, adamw, init pissa": replace(base, training=replace(base.training, init="pissa")),
         "lora, adamw, ema_decay 0.99": replace(base, adapter=AdapterConfig(ema_decay=0.99)),
     }
-    lines = ["| choice | learns | kept beside it | while it steps | peak of a step |", "|---|---|---|---|---|"]
+    lines = ["| Choice | Trainable parameters | Other state | During the optimizer step | Peak of a step |", "|---|---|---|---|---|"]
     for words, one in asked.items():
         cost = MetaModel(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
         upkeep = cost.upkeep
@@ -185,7 +185,7 @@ def learning() -> str:
 
 
 def encoders() -> str:
-    lines = ["| text encoder | on the device | block by block |", "|---|---|---|"]
+    lines = ["| Text encoder | On the device | Block by block |", "|---|---|---|"]
     for level in LEVELS:
         base = request("none")
         model = replace(base.model, quantization=QuantizationConfig("none", text_encoder=level))
