@@ -177,9 +177,11 @@ def learning() -> str:
     lines = ["| choice | learns | kept beside it | while it steps | peak of a step |", "|---|---|---|---|---|"]
     for words, one in asked.items():
         cost = MetaModel(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
-        upkeep = cost.upkeep
-        beside = upkeep.states + upkeep.average + upkeep.start
-        figures = " | ".join(f"{size / 1e6:.0f} MB" for size in (upkeep.adapter, beside, upkeep.step_peak))
+        optimizer_cost = cost.optimizer_cost
+        beside = optimizer_cost.states + optimizer_cost.average + optimizer_cost.start
+        figures = " | ".join(
+            f"{size / 1e6:.0f} MB" for size in (optimizer_cost.adapter, beside, optimizer_cost.step_peak)
+        )
         lines.append(f"| {words} | {figures} | {training_peak(cost, one)[0] / GB:.2f} GB |")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.runs import control
 from chroma_trainer.trainer_core.runs.control import find_run, read_status, request, runs_in, take_command
-from chroma_trainer.trainer_core.runs.event_log import Journal, read_events
+from chroma_trainer.trainer_core.runs.event_log import EventLog, read_events
 from chroma_trainer.trainer_core.runs.lock import Locked, RunLock, is_held
 from chroma_trainer.trainer_core.runs.run_host import Paused, open_run
 from chroma_trainer.trainer_core.train.run import run
@@ -202,7 +202,7 @@ def test_a_journal_that_can_not_be_written_is_told_once_and_ends_nothing(worksho
             self._file.close()
             self._file, self.fault = None, os.strerror(28)
 
-    monkeypatch.setattr(Journal, "write", full)
+    monkeypatch.setattr(EventLog, "write", full)
     host = workshop.host()
     assert run(workshop.request(), host).lora.sha256 == whole.lora.sha256
     assert (

@@ -22,7 +22,7 @@ from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.workload import CaptionFacts, facts_of
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import stack_references
@@ -63,7 +63,7 @@ def test_a_run_draws_from_a_picture_and_repeats(workshop, request_of, pairs):
 
 def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
     host = workshop.host()
-    built = build_run(plan_run(request_of(), host), host, Phases())
+    built = build_run(plan_run(request_of(), host), host, PhaseTimer())
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     for sample in built.samples:
         start = built.references.get(sample)
@@ -125,7 +125,7 @@ def test_a_run_from_pictures_made_worse(workshop, request_of, mended):
 def test_the_start_is_the_target_made_worse(workshop, request_of, mended):
     host = workshop.host()
     plan = plan_run(request_of(dataset=mended), host)
-    built = build_run(plan, host, Phases())
+    built = build_run(plan, host, PhaseTimer())
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     sample = built.samples[0]
     picture = place_image(decode(plan.index.read(sample)), sample)

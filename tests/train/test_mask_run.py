@@ -14,7 +14,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import Paths, PhaseStarted, SinkHost
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
@@ -45,7 +45,7 @@ def own(workshop, tmp_path):
 
 def built(workshop, request):
     host = workshop.host()
-    return build_run(plan_run(request, host), host, Phases())
+    return build_run(plan_run(request, host), host, PhaseTimer())
 
 
 def test_no_gradient_from_under_black(workshop, own, monkeypatch):

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import make_batch
@@ -29,7 +29,7 @@ ALWAYS = {"rollout_probability": 1.0, "rollout_steps": 3}
 def built(workshop, request):
     """With an adapter that does something."""
     host = workshop.host()
-    made = build_run(plan_run(request, host), host, Phases())
+    made = build_run(plan_run(request, host), host, PhaseTimer())
     for i, parameter in enumerate(made.parameters):
         torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
     return made

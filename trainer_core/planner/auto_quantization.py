@@ -15,7 +15,7 @@ from ..host import Host, Notice
 from ..models.family import Family
 from ..quant.levels import FINEST_FIRST
 from .auto_tune import SHARE, with_level, with_memory
-from .estimator import forecaster
+from .estimator import make_estimator
 from .memory_plan import Machine, gb
 
 
@@ -43,7 +43,7 @@ def _finest(request: TrainRequest, family: Family, index: Index, room: Machine, 
         list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)
     )  # loftq mends what rounding lost
     asked = with_level(request, levels[0])
-    made = forecaster(asked, family, index, room, cache)
+    made = make_estimator(asked, family, index, room, cache)
     for level in levels:
         asked = with_level(request, level)
         if not {phase.name for phase in made.plan(_leanest(asked, room)).unfit()} & {"load", "train"}:

@@ -95,29 +95,29 @@ def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], Tr
     return words, request
 
 
-def remedy(
-    made: MemoryEstimator, request: TrainRequest, plan: MemoryPlan
+def suggestion(
+    estimator: MemoryEstimator, request: TrainRequest, plan: MemoryPlan
 ) -> tuple[str, TrainRequest, MemoryPlan] | None:
     """The cheapest change that fits, in words; None where the plan fits or nothing would."""
     if not plan.unfit():
         return None
     easy, request = easy_changes(request, plan)
     if easy:
-        plan = made.plan(request)
+        plan = estimator.plan(request)
         if not plan.unfit():
             return " and ".join(easy), request, plan
     if {phase.name for phase in plan.unfit()} == {"validate"} and request.memory.group_offload == "none":
         alone = with_memory(request, model_offload=True)
-        if not made.plan(alone).unfit():
-            return ", ".join([*easy, "model_offload"]), alone, made.plan(alone)
+        if not estimator.plan(alone).unfit():
+            return ", ".join([*easy, "model_offload"]), alone, estimator.plan(alone)
     for words, changed in changes(request):
-        plan = made.plan(changed)
+        plan = estimator.plan(changed)
         if not plan.unfit():
             return ", ".join([*easy, words]), changed, plan
     return None
 
 
-def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
+def describe(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     if found is None:
         return "no change of memory, quantisation, batch or resolution makes it fit"
     words, _, plan = found
@@ -125,23 +125,23 @@ def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     return f"the cheapest change that fits: {words} ({room})"
 
 
-def choose_memory(made: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
+def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
     """mode auto: the fastest settings that fit; the smallest where none does. What the VAE does is left as it is, for it shows."""
     manual = with_memory(request, mode="manual")
     tight = replace(
-        made,
+        estimator,
         machine=replace(
-            made.machine,
-            device_bytes=int(made.machine.device_bytes * SHARE),
-            ram_bytes=int(made.machine.ram_bytes * SHARE),
+            estimator.machine,
+            device_bytes=int(estimator.machine.device_bytes * SHARE),
+            ram_bytes=int(estimator.machine.ram_bytes * SHARE),
         ),
     )
-    stream = bool(made.machine.device_bytes) and torch.cuda.is_available()
+    stream = bool(estimator.machine.device_bytes) and torch.cuda.is_available()
     ways: list[dict[str, Any]] = [{}]
     if request.training.gradient_checkpointing:
         ways = [{"checkpointing_interval": interval} for interval in INTERVALS]
     # On a CPU there is nowhere to go; and compiled blocks can't do with weights that move in the midst of them.
-    if made.machine.device_bytes and not request.memory.compile:
+    if estimator.machine.device_bytes and not request.memory.compile:
         last = ways[-1] | {"activation_offload": True}
         home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
         ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]

@@ -87,7 +87,7 @@ class ModelCost:
     """
 
     weights: int
-    upkeep: OptimizerCost
+    optimizer_cost: OptimizerCost
     blocks: tuple[BlockCost, ...]
     before: int
     head_peak: int
@@ -97,9 +97,9 @@ class ModelCost:
     def as_json(self) -> dict[str, Any]:
         """Blocks that are equal are written once."""
         kinds = list(dict.fromkeys(self.blocks))
-        numbers = {name: value for name, value in vars(self).items() if name not in ("blocks", "upkeep")}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("blocks", "optimizer_cost")}
         return {
-            **numbers, "upkeep": asdict(self.upkeep), "kinds": [asdict(kind) for kind in kinds],
+            **numbers, "upkeep": asdict(self.optimizer_cost), "kinds": [asdict(kind) for kind in kinds],
             "blocks": [kinds.index(block) for block in self.blocks],
         }  # fmt: skip
 
@@ -109,7 +109,7 @@ class ModelCost:
         kinds = [BlockCost(**kind) for kind in value["kinds"]]
         numbers = {name: number for name, number in value.items() if name not in ("kinds", "blocks", "upkeep")}
         return ModelCost(
-            upkeep=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers
+            optimizer_cost=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers
         )
 
 

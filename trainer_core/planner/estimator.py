@@ -19,7 +19,7 @@ from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
 from .meta_model import MetaModel
-from .phase_estimate import forecast
+from .phase_estimate import estimate_run
 from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 
 
@@ -47,7 +47,7 @@ class MemoryEstimator:
         cost, whole = self._cost(request, facts.largest), None
         if request.training.routed_share and request.training.rollout_probability:
             whole = self._cost(request, replace(facts.largest, is_drawn=True))
-        return forecast(request, facts, cost, self._drawn(request, facts), self.machine, whole)
+        return estimate_run(request, facts, cost, self._drawn(request, facts), self.machine, whole)
 
     def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
@@ -71,7 +71,7 @@ class MemoryEstimator:
     def _cached_cost(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """From an earlier run's count, or counted now."""
 
-        def upkeep(count: Callable[[], OptimizerCost]) -> OptimizerCost:
+        def optimizer_cost(count: Callable[[], OptimizerCost]) -> OptimizerCost:
             training, where = request.training, bool(self.machine.device_bytes)
             what_learns = repr(
                 (training.rank, training.targets, training.init, request.adapter, request.optimizer, where)
@@ -83,7 +83,7 @@ class MemoryEstimator:
         def count() -> ModelCost:
             if key not in self._skeletons:
                 device = "cuda" if self.machine.device_bytes else "cpu"
-                self._skeletons[key] = MetaModel(self.family, request, device, upkeep)
+                self._skeletons[key] = MetaModel(self.family, request, device, optimizer_cost)
             return self._skeletons[key].cost(shape)
 
         of = (self._layers(request), request.model.dtype, key, repr(shape))
@@ -118,7 +118,9 @@ def cost_settings(request: TrainRequest) -> str:
     return repr((chosen, request.adapter, request.optimizer))
 
 
-def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> MemoryEstimator:
+def make_estimator(
+    request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path
+) -> MemoryEstimator:
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
     counts = CostCache(cache / "plan")
     return MemoryEstimator(

@@ -55,7 +55,7 @@ class MemoryPlan:
     settings: str
     flops_per_step: int
     seconds_per_step: float | None
-    advice: Callable[[], str] = lambda: ""  # what would fit, worked out when it is asked for
+    suggestion: Callable[[], str] = lambda: ""  # what would fit, worked out when it is asked for
 
     @property
     def device_peak(self) -> int:

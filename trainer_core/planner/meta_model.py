@@ -29,7 +29,7 @@ from ..seeds import generator
 from ..setup.attach_adapter import learning
 from .cost_model import BlockCost, ModelCost, OptimizerCost, Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
-from .optimizer_cost import optimizer_of, upkeep_of
+from .optimizer_cost import count_optimizer_cost, optimizer_of
 
 META = torch.device("meta")
 
@@ -80,7 +80,9 @@ class MetaModel:
         set_dropout_(self.layers, request.adapter.dropout, training.seed)
         # Before a block is counted: what learns may change its precision (adamw_bf16).
         optimizer = optimizer_of(self.layers, rates, request, device_type)
-        self.upkeep = replace(kept(lambda: upkeep_of(optimizer, self.layers, request)), start=self._start())
+        self.optimizer_cost = replace(
+            kept(lambda: count_optimizer_cost(optimizer, self.layers, request)), start=self._start()
+        )
 
     def cost(self, shape: Shape) -> ModelCost:
         """Counted; a part of a second."""
@@ -95,7 +97,7 @@ class MetaModel:
         everything = (*self.transformer.parameters(), *self.transformer.buffers())
         rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
         weights = rest + sum(block.weights for block in blocks)
-        return ModelCost(weights, self.upkeep, blocks, before, head_peak, *head_flops)
+        return ModelCost(weights, self.optimizer_cost, blocks, before, head_peak, *head_flops)
 
     def routed(self, shape: Shape) -> range:
         """Places of the blocks that some of the tokens skip."""

@@ -34,7 +34,7 @@ def optimizer_of(
     return optimizer
 
 
-def upkeep_of(
+def count_optimizer_cost(
     optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest
 ) -> OptimizerCost:
     """Counted over a step, without what the layers began with. For a released model a few seconds."""

@@ -17,7 +17,7 @@ VAE_TILE_PIXELS = 512 * 512
 LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 channels of fp32 for 8 x 8 pixels
 
 
-def forecast(
+def estimate_run(
     request: TrainRequest,
     facts: RunFacts,
     cost: ModelCost,
@@ -71,7 +71,7 @@ def _encoding(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> int:
 
 
 def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, int]:
-    learns = cost.upkeep.adapter + cost.upkeep.average
+    learns = cost.optimizer_cost.adapter + cost.optimizer_cost.average
     if on_cpu:
         return cost.weights + learns, 0
     waits = request.model.quantization.level != "none" or request.memory.group_offload != "none"
@@ -88,11 +88,11 @@ def _train(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_drawn: bo
 
 def _validate(memory: MemoryConfig, facts: RunFacts, drawn: ModelCost) -> tuple[int, int]:
     work = int(min(facts.validation_pixels, _tile(memory)) * VAE_DECODE_PIXEL * facts.codec_width)
-    upkeep, codec = drawn.upkeep, facts.codec_bytes
+    optimizer_cost, codec = drawn.optimizer_cost, facts.codec_bytes
     if memory.model_offload:  # the adapter leaves with the transformer
-        decoding = upkeep.resident - upkeep.adapter + upkeep.aside + codec + work
-        return max(sampling_peak(drawn, memory), decoding), drawn.weights + upkeep.adapter
-    decoding = resident_weights(drawn, memory) + upkeep.resident + upkeep.aside + codec + work
+        decoding = optimizer_cost.resident - optimizer_cost.adapter + optimizer_cost.aside + codec + work
+        return max(sampling_peak(drawn, memory), decoding), drawn.weights + optimizer_cost.adapter
+    decoding = resident_weights(drawn, memory) + optimizer_cost.resident + optimizer_cost.aside + codec + work
     return max(sampling_peak(drawn, memory) + codec, decoding), _home(drawn, memory)
 
 
@@ -106,12 +106,13 @@ def _tile(memory: MemoryConfig) -> int:
 
 
 def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
-    upkeep = cost.upkeep
+    optimizer_cost = cost.optimizer_cost
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
         "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
-        "checkpoints": request.training.keep_checkpoints * (upkeep.resident + upkeep.start),
-        "lora": upkeep.parameters * 4 + upkeep.start,  # fp32; a start makes the file's rank twice the run's
+        "checkpoints": request.training.keep_checkpoints * (optimizer_cost.resident + optimizer_cost.start),
+        "lora": optimizer_cost.parameters * 4
+        + optimizer_cost.start,  # fp32; a start makes the file's rank twice the run's
         "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
     }
 

@@ -18,9 +18,9 @@ def blocks_to_recompute(request: TrainRequest, num_blocks: int) -> range:
 def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     """Peak bytes of tensors on the device in a step, and bytes of activations in RAM."""
     again, to_host = set(blocks_to_recompute(request, len(cost.blocks))), request.memory.activation_offload
-    resident = resident_weights(cost, request.memory) + cost.upkeep.resident
+    resident = resident_weights(cost, request.memory) + cost.optimizer_cost.resident
     # Gradients of the micro-batches before wait; those of this one are added to them.
-    gradients = cost.upkeep.adapter if request.training.accumulation > 1 else 0
+    gradients = cost.optimizer_cost.adapter if request.training.accumulation > 1 else 0
     level = resident + gradients + cost.before
     peak, host, inputs = level, 0, []
     carried = 0  # the last block's result, which is on the device whatever happens to it later
@@ -41,7 +41,7 @@ def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
         during = _backward(block, i in again, to_host)
         peak = max(peak, inputs[i] + made + block.waits + during + (block.output if to_host else 0))
         made += 0 if gradients else block.gradients
-    return max(peak, resident + cost.upkeep.step_peak), host
+    return max(peak, resident + cost.optimizer_cost.step_peak), host
 
 
 def _backward(block: BlockCost, is_again: bool, to_host: bool) -> int:
@@ -74,4 +74,4 @@ def sampling_peak(cost: ModelCost, memory: MemoryConfig) -> int:
     """Peak bytes of tensors in a forward pass without gradients, with what the training keeps."""
     inside = max(block.forward_peak for block in cost.blocks) + cost.blocks[0].output
     during = cost.before + max(inside, cost.head_peak)
-    return resident_weights(cost, memory) + cost.upkeep.resident + cost.upkeep.aside + during
+    return resident_weights(cost, memory) + cost.optimizer_cost.resident + cost.optimizer_cost.aside + during

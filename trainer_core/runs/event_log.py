@@ -18,7 +18,7 @@ STATUS_SECONDS = 1.0  # status.json is at most this old while steps go on
 WAIT_SECONDS = 0.3  # between two looks for a command while paused
 
 
-class Journal:
+class EventLog:
     """A sink that writes to a run folder. A disk that takes no more lines doesn't end a run: it is told once."""
 
     def __init__(self, folder: Path):

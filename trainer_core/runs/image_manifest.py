@@ -44,14 +44,14 @@ def iter_json_images(images: Mapping[str, Sequence[str]]) -> Iterator[Known]:
     return ((key, image, captions) for key, (image, captions) in images.items())
 
 
-class WorldImages:
+class ImageManifest:
     """Args: rows: of dtype ROW. names: what their ends are of. files: kept open as long as this lives."""
 
     def __init__(self, rows: np.ndarray, names: Any, files: Sequence[Any] = ()):
         self.rows, self._names, self._files = rows, names, files
 
     @classmethod
-    def gather(cls, images: Iterable[Known]) -> WorldImages:
+    def gather(cls, images: Iterable[Known]) -> ImageManifest:
         """In files without a name."""
         rows, names = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         source, end = iter(images), 0
@@ -73,7 +73,7 @@ class WorldImages:
         return cls(np.frombuffer(mapped[0], ROW), mapped[1], (rows, names))
 
     @classmethod
-    def read(cls, path: Path) -> WorldImages:
+    def read(cls, path: Path) -> ImageManifest:
         """Raises: OSError, ValueError, KeyError, TypeError where the file is not such a one, or is cut short."""
         header, data = header_of(path)
         with path.open("rb") as stream:
@@ -107,7 +107,7 @@ class WorldImages:
         return bytes(self._names[begin : int(self.rows["name_end"][number])]).decode("utf-8", "surrogatepass")
 
 
-def image_changes(before: WorldImages, after: WorldImages) -> list[str]:
+def image_changes(before: ImageManifest, after: ImageManifest) -> list[str]:
     """What differs, in words, one change a line; long lists are cut and counted."""
     count = len(before.rows)
     keys = np.concatenate((before.rows["key"], after.rows["key"]))
@@ -124,7 +124,7 @@ def image_changes(before: WorldImages, after: WorldImages) -> list[str]:
     return told + _some("caption of", "was edited", after, new[edited])
 
 
-def _some(what: str, how: str, images: WorldImages, numbers: np.ndarray) -> list[str]:
+def _some(what: str, how: str, images: ImageManifest, numbers: np.ndarray) -> list[str]:
     names = heapq.nsmallest(SHOWN, map(images.name, numbers.tolist()))
     more = [f"and {len(numbers) - SHOWN} more: {what} ... {how}"] if len(numbers) > SHOWN else []
     return [f"{'' if name.startswith(MASK) else f'{what} '}{name} {how}" for name in names] + more

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
-from .image_manifest import WorldImages, image_changes, iter_images, iter_json_images, iter_masks
+from .image_manifest import ImageManifest, image_changes, iter_images, iter_json_images, iter_masks
 from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
 
 # Fields that do not change the course of a run: it may be resumed after they were edited.
@@ -60,8 +60,8 @@ class RunManifest:
     samples: Sequence[Sample]
     masks: Sequence[Sample] = ()
 
-    def images(self) -> WorldImages:
-        return WorldImages.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
+    def images(self) -> ImageManifest:
+        return ImageManifest.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
 
 
 def changes(folder: Path, new: RunManifest) -> list[str]:
@@ -84,13 +84,13 @@ def changes(folder: Path, new: RunManifest) -> list[str]:
     return told + image_changes(before, new.images())
 
 
-def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
+def _images_of(folder: Path, world: Mapping[str, Any]) -> ImageManifest | None:
     """None where their file is not what it was. Runs of before it was there have them in world.json."""
     if "images" in world:
-        return WorldImages.gather(iter_json_images(world["images"]))
+        return ImageManifest.gather(iter_json_images(world["images"]))
     try:
         return (
-            WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+            ImageManifest.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -137,7 +137,7 @@ class ResumeFrom:
     told: str
 
 
-def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> ResumeFrom | None:
+def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> ResumeFrom | None:
     """What on_change says about an unfinished run of this name that was another one.
 
     Returns: None where a run begins anew or simply goes on.
@@ -161,7 +161,7 @@ def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> Resume
     return ResumeFrom(before, text)
 
 
-def write_world(folder: Path, world: RunManifest) -> None:
+def write_manifest(folder: Path, world: RunManifest) -> None:
     """The images first: where world.json is, all is."""
     if (folder / MANIFEST).is_file():  # the folder's name holds all that is in it
         return

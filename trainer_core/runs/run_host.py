@@ -15,7 +15,7 @@ from ..host import Event, Host, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
 from .control import read_status, take_command, write_status
-from .event_log import WAIT_SECONDS, Journal
+from .event_log import WAIT_SECONDS, EventLog
 from .lock import Locked, RunLock
 
 
@@ -36,7 +36,7 @@ class RunHost:
     """The host of a run that has a folder: events go into its journal and to its trackers as well, and commands are heard."""
 
     host: Host
-    journal: Journal
+    event_log: EventLog
     trackers: TrackerSink | None = None
 
     @property
@@ -60,10 +60,10 @@ class RunHost:
         return self.host.waits_when_paused
 
     def emit(self, event: Event) -> None:
-        before = self.journal.fault
-        self.journal(event)
-        if self.journal.fault != before:
-            self.host.emit(Notice(f"events.jsonl can't be written: {self.journal.fault}; the run goes on", "warning"))
+        before = self.event_log.fault
+        self.event_log(event)
+        if self.event_log.fault != before:
+            self.host.emit(Notice(f"events.jsonl can't be written: {self.event_log.fault}; the run goes on", "warning"))
         self.host.emit(event)
         if self.trackers:
             self.trackers(event)
@@ -71,28 +71,28 @@ class RunHost:
 
     def begin(self, step: int, num_steps: int, losses: Sequence[float]) -> None:
         """Training begins. step: that it goes on from, 0 for none; losses: of the steps before."""
-        self.journal.write({"kind": "Resumed", "step": step})
-        self.journal.set(step=step, total=num_steps)
+        self.event_log.write({"kind": "Resumed", "step": step})
+        self.event_log.set(step=step, total=num_steps)
         if self.trackers:
             self.trackers.begin(step, num_steps, losses)
 
     def tell_of_trackers(self) -> None:
         """What they had to say, in this thread: sinks know no other."""
         for notice in self.trackers.told() if self.trackers else ():
-            self.journal(notice)
+            self.event_log(notice)
             self.host.emit(notice)
 
     def check_cancelled(self) -> None:
         try:
             self.host.check_cancelled()
         except BaseException:
-            self.journal.ended_by_user = True
+            self.event_log.ended_by_user = True
             raise
-        command = take_command(self.journal.folder)
+        command = take_command(self.event_log.folder)
         if command == "stop":
             raise Stopped
         if command == "pause":
-            raise Paused(self.journal.folder)
+            raise Paused(self.event_log.folder)
 
     def free_memory(self) -> None:
         self.host.free_memory()
@@ -108,21 +108,21 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
     with _lock_folder(folder):
         remove_temporaries(folder)
         take_command(folder)  # one that came after the last end means nothing now
-        journal = Journal(folder)
-        journal.set()
+        event_log = EventLog(folder)
+        event_log.set()
         try:
-            yield RunHost(host, journal)
-            journal.set(state="finished", pid=0)
+            yield RunHost(host, event_log)
+            event_log.set(state="finished", pid=0)
         except Paused:
-            journal.set(state="paused", pid=os.getpid() if host.waits_when_paused else 0)
+            event_log.set(state="paused", pid=os.getpid() if host.waits_when_paused else 0)
             raise
         except BaseException as error:
-            failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not journal.ended_by_user
+            failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not event_log.ended_by_user
             text = " | ".join(str(error).splitlines()) or type(error).__name__
-            journal.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
+            event_log.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
             raise
         finally:
-            journal.close()
+            event_log.close()
 
 
 def wait_for_resume(folder: Path, host: Host) -> None:

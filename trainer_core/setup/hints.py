@@ -11,7 +11,7 @@ from ..optim.optimizer import OptimizerPart
 FAR = 10  # times outside the usual rates
 
 
-def advice(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[str]:
+def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[str]:
     """One line for each setting that is without effect, or that is hardly what was meant."""
     told = [
         f"OptimizerSettings.{name} is {getattr(config, name)}, but {who} does not use it: it has no effect"

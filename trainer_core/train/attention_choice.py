@@ -41,7 +41,7 @@ class Kernels:
     left_out: tuple[str, ...] = ()
 
 
-def choose_attention_(run: TrainState, wanted: str, host: Host) -> None:
+def choose_attention_(state: TrainState, wanted: str, host: Host) -> None:
     """Set the kernels of a run's transformer, and say which were left out.
 
     Args:
@@ -49,16 +49,16 @@ def choose_attention_(run: TrainState, wanted: str, host: Host) -> None:
     Raises:
         UserError: the kernel that is asked for is wrong here, or all are.
     """
-    known = KnownKernels(host.paths.cache / "attention.json", f"{device_software(run.device)}, {run.dtype}")
-    order = _order(run.device)
-    shapes = shapes_of(run) if order else ()
+    known = KnownKernels(host.paths.cache / "attention.json", f"{device_software(state.device)}, {state.dtype}")
+    order = _order(state.device)
+    shapes = shapes_of(state) if order else ()
     chosen = choose_kernels(
-        wanted, order, lambda name, masked: known.fault_of_any(name, shapes, masked, run.device, DTYPES[run.dtype])
+        wanted, order, lambda name, masked: known.fault_of_any(name, shapes, masked, state.device, DTYPES[state.dtype])
     )
     for text in chosen.left_out:
         host.emit(Notice(f"attention kernel {text}; {chosen.plain} computes in its place"))
-    set_attention_(run.transformer, chosen.plain, chosen.masked)
-    run.attention = chosen.plain
+    set_attention_(state.transformer, chosen.plain, chosen.masked)
+    state.attention = chosen.plain
 
 
 def choose_kernels(wanted: str, order: Sequence[str], fault_of: Callable[[str, bool], str]) -> Kernels:
@@ -100,17 +100,17 @@ def _order(device: torch.device) -> tuple[str, ...]:
     return OTHERS if device.type not in ALONE or device.type == "mps" else ()
 
 
-def shapes_of(run: TrainState) -> tuple[AttentionShape, ...]:
+def shapes_of(state: TrainState) -> tuple[AttentionShape, ...]:
     """Of the smallest and the largest among the run's first micro-batches."""
-    first = range(run.step * run.config.accumulation, run.num_steps * run.config.accumulation)[:LOOKED_AT]
+    first = range(state.step * state.config.accumulation, state.num_steps * state.config.accumulation)[:LOOKED_AT]
 
     def num_pixels(micro: int) -> int:
-        batch = run.plan.batch(micro)
-        width, height = run.samples[batch[0]].placement.bucket
+        batch = state.plan.batch(micro)
+        width, height = state.samples[batch[0]].placement.bucket
         return len(batch) * width * height
 
     ordered = sorted(first, key=num_pixels)
-    found = (_shape_of(run, micro) for micro in dict.fromkeys((*ordered[:1], *ordered[-1:])))
+    found = (_shape_of(state, micro) for micro in dict.fromkeys((*ordered[:1], *ordered[-1:])))
     return tuple(dict.fromkeys(found))
 
 
@@ -121,19 +121,19 @@ class _Seen(Exception):
         self.image, self.text = image, text
 
 
-def _shape_of(run: TrainState, micro: int) -> AttentionShape:
+def _shape_of(state: TrainState, micro: int) -> AttentionShape:
     """As the transformer's first block meets a micro-batch: only the family knows how many tokens a text's rows are."""
 
     def stop(block: Any, args: tuple[torch.Tensor, ...]) -> None:
         raise _Seen(*args[:2])
 
-    transformer: Any = run.transformer
+    transformer: Any = state.transformer
     head_width: int = attention_modules(transformer)[0].head_width  # pyright: ignore[reportAssignmentType]
-    batch = make_batch(run, micro).to(run.device)
-    handle = run.family.blocks(transformer)[0].register_forward_pre_hook(stop)
+    batch = make_batch(state, micro).to(state.device)
+    handle = state.family.blocks(transformer)[0].register_forward_pre_hook(stop)
     try:
         with torch.no_grad():
-            run.family.predict(transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
+            state.family.predict(transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
     except _Seen as seen:
         size, text = seen.image.shape, seen.text.shape[1]
         return AttentionShape(size[0], text, size[1], size[2] // head_width, head_width)

@@ -28,16 +28,16 @@ from ..setup.placement import compile_, load_codec, load_text_encoder, place_
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
 from .step.state import TrainState
 
 
-def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
+def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
     config, family, device = plan.request.training, plan.family, plan.device
-    memory = plan.placed.memory
+    memory = plan.resolved_request.memory
     with phases("latents"):  # before anything is loaded: a mask may be at fault
         masks = _cache_masks(plan, host)
     with phases("text"):
@@ -79,7 +79,7 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to judge checkpoints by"))
-    run = TrainState(
+    state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
         optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
@@ -91,22 +91,22 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
         dtype=plan.request.model.dtype,
         relief=OomRecovery.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
     )  # fmt: skip
-    choose_attention_(run, memory.attention, host)
-    return run
+    choose_attention_(state, memory.attention, host)
+    return state
 
 
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:
     others = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
         Prompts(Captions(plan.index.samples), others), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.placed, plan.device), _store(host, "text"), host,
+        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 
 
 def _cache_latents(plan: RunPlan, index: Index, host: Host, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
-        lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
+        lambda: load_codec(plan.family, plan.resolved_request, plan.device), _store(host, "latents"), host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
     )  # fmt: skip
 

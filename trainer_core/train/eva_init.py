@@ -18,25 +18,27 @@ MAX_TOKENS = 256  # of each batch that eva looks at, evenly spread
 
 
 @torch.no_grad()
-def init_from_data_(run: TrainState, request: TrainRequest, host: Host) -> None:
+def init_from_data_(state: TrainState, request: TrainRequest, host: Host) -> None:
     """init eva: lay each A along the main directions of its layer's inputs, over the run's own first batches and noise."""
     if request.training.init != "eva":
         return
     count = request.adapter.eva_batches
     host.emit(Notice(f"eva: looking at the activations of {count} batches"))
-    directions = {name: Directions(2 * layer.rank) for name, layer in run.layers.items()}
-    hooks = [layer.register_forward_pre_hook(_covariance_hook(directions[name])) for name, layer in run.layers.items()]
+    directions = {name: Directions(2 * layer.rank) for name, layer in state.layers.items()}
+    hooks = [
+        layer.register_forward_pre_hook(_covariance_hook(directions[name])) for name, layer in state.layers.items()
+    ]
     try:
         for micro in range(count):
             host.check_cancelled()
-            micro_loss(run, micro)
+            micro_loss(state, micro)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, layer in run.layers.items():
+    for name, layer in state.layers.items():
         layer.init_along_(directions[name].rows(layer.rank))
-    if run.ema is not None:
-        run.ema.begin_(run.layers)
+    if state.ema is not None:
+        state.ema.begin_(state.layers)
 
 
 def _covariance_hook(directions: Directions) -> Any:

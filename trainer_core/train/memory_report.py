@@ -11,11 +11,11 @@ import torch
 from ..devices import is_out_of_memory, peak_ram_bytes, peak_vram_bytes
 from ..errors import UserError, reason_of
 from ..planner.memory_plan import MemoryPlan, gb
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 
 
 @contextmanager
-def explain_oom(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
+def explain_oom(plan: MemoryPlan | None, phases: PhaseTimer, device: torch.device) -> Iterator[None]:
     """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
     try:
         yield
@@ -30,7 +30,7 @@ def explain_oom(plan: MemoryPlan | None, phases: Phases, device: torch.device) -
         taken = peak_vram_bytes(device) or peak_ram_bytes()
         raise UserError.at(
             "memory",
-            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason_of(error)}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
+            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason_of(error)}. {plan.suggestion() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
             "What was cached and saved so far is kept; another program on the device may hold memory as well",
         ) from error
 

@@ -44,18 +44,18 @@ def trigger_of(plan: RunPlan) -> str:
     return ", ".join(dict.fromkeys(part.trigger.strip() for part in plan.request.dataset.parts if part.trigger.strip()))
 
 
-def lora_metadata(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
+def lora_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
     """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
-    config, layer = run.config, next(iter(run.layers.values()))
-    labels = run.family.labels(plan.request.model)
-    largest = int(columns(run.samples)["bucket"].max())
+    config, layer = state.config, next(iter(state.layers.values()))
+    labels = state.family.labels(plan.request.model)
+    largest = int(columns(state.samples)["bucket"].max())
     return {
         "ss_network_dim": str(layer.file_rank),
         "ss_network_alpha": f"{layer.file_alpha:g}",
         **layer.network,
         "ss_base_model_version": labels["ss_base_model_version"],
         "ss_output_name": config.name,
-        "ss_steps": str(run.step),
+        "ss_steps": str(state.step),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": labels["modelspec.architecture"],
         "modelspec.title": config.name,
@@ -63,7 +63,7 @@ def lora_metadata(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> 
         "modelspec.trigger_phrase": record["trigger"],
         "prompt": json.dumps(record["workflow"], sort_keys=True),
         "chroma_trainer": json.dumps(
-            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": run.step},
+            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": state.step},
             sort_keys=True,
         ),
     }

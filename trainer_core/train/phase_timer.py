@@ -9,7 +9,7 @@ from contextlib import contextmanager
 NAMES = ("start", "text", "latents", "load", "train", "validate", "save")
 
 
-class Phases:
+class PhaseTimer:
     """A stopwatch with one hand: entering a phase pauses the one around it."""
 
     def __init__(self) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..config.request import TrainRequest
 from ..errors import UserError
 from ..host import Host, Notice
-from ..planner.auto_tune import advice, choose_memory, remedy
-from ..planner.estimator import forecaster
+from ..planner.auto_tune import choose_memory, describe, suggestion
+from ..planner.estimator import make_estimator
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from .prepare import RunPlan, check_run
 
@@ -25,7 +25,7 @@ def plan_request(
     """
     checked = check_run(request, host, {}, machine)
     request = checked.request
-    made = forecaster(
+    estimator = make_estimator(
         request,
         checked.family,
         checked.index,
@@ -33,9 +33,9 @@ def plan_request(
         host.paths.cache,
     )
     if request.memory.mode == "auto":
-        request = replace(request, memory=choose_memory(made, request))
-    plan = made.plan(request)
-    return plan, advice(remedy(made, request, plan)) if plan.unfit() else "", request
+        request = replace(request, memory=choose_memory(estimator, request))
+    plan = estimator.plan(request)
+    return plan, describe(suggestion(estimator, request, plan)) if plan.unfit() else "", request
 
 
 def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
@@ -55,19 +55,19 @@ def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | Non
 
 
 def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
-    made = forecaster(
+    estimator = make_estimator(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )
     if plan.request.memory.mode == "auto":
-        plan = replace(plan, memory=choose_memory(made, plan.request))
+        plan = replace(plan, memory=choose_memory(estimator, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)
-    found = made.plan(request)
+    found = estimator.plan(request)
     host.emit(Notice(found.first_line()))
     if plan.memory:
         host.emit(Notice(f"memory auto: {found.settings}"))
     if found.unfit():
-        host.emit(Notice(f"the plan does not fit; {advice(remedy(made, request, found))}", "warning"))
-    return plan, replace(found, advice=lambda: advice(remedy(made, request, _smaller(found))))
+        host.emit(Notice(f"the plan does not fit; {describe(suggestion(estimator, request, found))}", "warning"))
+    return plan, replace(found, suggestion=lambda: describe(suggestion(estimator, request, _smaller(found))))
 
 
 def _smaller(plan: MemoryPlan) -> MemoryPlan:

@@ -25,8 +25,8 @@ from ..plots.crop_sheet import draw_crop_sheet
 from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
-from ..runs.manifest import ResumeFrom, RunManifest, meet_change, settings_of
-from ..setup.hints import advice
+from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
+from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
@@ -41,13 +41,13 @@ class RunPlan:
     index: Index
     folder: Path
     device: torch.device
-    world: RunManifest  # what the run's name stands for
-    adoption: ResumeFrom | None = None
+    manifest: RunManifest  # what the run's name stands for
+    resume_from: ResumeFrom | None = None
     references: References | None = None  # pictures to start from
     memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
 
     @property
-    def placed(self) -> TrainRequest:
+    def resolved_request(self) -> TrainRequest:
         """The request with the memory settings that are carried out. What is recorded is the request as it was made."""
         return replace(self.request, memory=self.memory) if self.memory else self.request
 
@@ -71,7 +71,7 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRequest:
     """A request without a problem, its dataset, and where it would run. No file of weights was asked for."""
 
     request: TrainRequest
@@ -84,7 +84,7 @@ class Checked:
 
 def check_run(
     request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
-) -> Checked:
+) -> CheckedRequest:
     """Everything that can be checked while a model on the hub is not on this machine yet.
 
     Args:
@@ -109,25 +109,25 @@ def check_run(
         index = replace(index, digest=sha256_text(index.digest, references.index.digest))
     if request.model.quantization.level == AUTO:
         request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
-    return Checked(request, family, index, device, optimizer, references)
+    return CheckedRequest(request, family, index, device, optimizer, references)
 
 
-def _name_run(checked: Checked, host: Host) -> RunPlan:
+def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
     request, family, index = checked.request, checked.family, checked.index
     identities = weight_identities(request, family)
     digest = run_digest(request, index, identities)
     folder = layout.run_folder(host.paths.output, request.training.name, digest)
-    world = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
-    adoption = meet_change(folder, world, request)
+    manifest = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
+    resume_from = check_for_changes(folder, manifest, request)
     if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / layout.CROP_SHEET)
     if checked.references and not (folder / layout.PAIR_SHEET).is_file():
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     drawn = request.validation and family.warning(request.model, request.validation)
-    for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
+    for text in [*describe_hints(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
         host.emit(Notice(text, "warning"))
-    return RunPlan(request, family, index, folder, checked.device, world, adoption, checked.references)
+    return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:

@@ -21,7 +21,7 @@ from ..plots.image_grid import save_png
 from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
 from ..runs import layout
 from .hooks.validation import LiveValidation
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.state import TrainState
 
@@ -57,23 +57,23 @@ def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> 
         host.emit(Notice(text, "warning"))
 
 
-def draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> None:
+def draw_chart(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> None:
     history = [
         StepPoint(i + 1, loss, rate)
-        for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+        for i, (loss, rate) in enumerate(zip(state.losses, state.learning_rates, strict=True))
         if math.isfinite(loss)
     ]
-    every = run.config.checkpoint_every
-    markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
-    chart = draw_loss_chart(history, markers, f"{run.config.name}: training loss")
+    every = state.config.checkpoint_every
+    markers = [Marker(step, "checkpoint") for step in range(every, state.step + 1, every)] if every else []
+    chart = draw_loss_chart(history, markers, f"{state.config.name}: training loss")
     save_png(chart, plan.folder / layout.LOSS_CHART, record, prompt=record["workflow"])
 
 
 def build_report(
     plan: RunPlan,
-    run: TrainState,
+    state: TrainState,
     lora: TrainedLora,
-    phases: Phases,
+    phases: PhaseTimer,
     evals: tuple[tuple[float, float], tuple[float, float]],
     first: int,
     live: LiveValidation,
@@ -82,22 +82,22 @@ def build_report(
     return {
         "lora": lora.path,
         "sha256": lora.sha256,
-        "steps": run.step,
+        "steps": state.step,
         "resumed_from": first,
-        "loss": [loss if math.isfinite(loss) else None for loss in run.losses],
-        "skipped_steps": sum(not math.isfinite(loss) for loss in run.losses),
+        "loss": [loss if math.isfinite(loss) else None for loss in state.losses],
+        "skipped_steps": sum(not math.isfinite(loss) for loss in state.losses),
         "eval_loss": {
             "before": evals[0][0],
             "after": evals[1][0],
             "standard_error": [evals[0][1], evals[1][1]],
-            "images": "held out" if run.held else "trained on",
+            "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,
         # The median is the steady step: the first ones warm up, and saves fall between steps.
-        "seconds_per_step": round(median(run.step_seconds), 5) if run.step_seconds else None,
+        "seconds_per_step": round(median(state.step_seconds), 5) if state.step_seconds else None,
         "peak_ram_bytes": peak_ram_bytes(),
-        "peak_vram_bytes": peak_vram_bytes(run.device),
-        "device": str(run.device),
+        "peak_vram_bytes": peak_vram_bytes(state.device),
+        "device": str(state.device),
         "dataset": plan.index.report,
         "files": {
             "run": str(plan.folder),

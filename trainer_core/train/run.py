@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..host import EvalReport, Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
-from ..runs.manifest import write_world
+from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
 from .build import build_run
@@ -38,7 +38,7 @@ from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
 from .metadata import make_record
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
 from .report import build_report, report_density, warn_other_versions
@@ -84,20 +84,20 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
-    phases = Phases()
+    phases = PhaseTimer()
     host.emit(PhaseStarted("start"))
     unreadable: dict[str, str] = {}
     while True:
         checked = plan_run(request, host, unreadable)
         host.free_memory()  # what other models hold is free for this run
         reset_peak(checked.device)
-        plan, forecast = resolve_memory(checked, host)
+        plan, estimate = resolve_memory(checked, host)
         try:
             with (
-                as_current(plan.device), explain_oom(forecast, phases, plan.device),
+                as_current(plan.device), explain_oom(estimate, phases, plan.device),
                 open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host,
             ):  # fmt: skip
-                return _train(plan, run_host, prompt, phases, forecast)
+                return _train(plan, run_host, prompt, phases, estimate)
         except Unreadable as found:  # without them it is another run, in another folder
             unreadable |= found.faults
         if not layout.has_checkpoints(plan.folder):
@@ -105,67 +105,67 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
 
 
 def _train(
-    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None
+    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: PhaseTimer, estimate: MemoryPlan | None
 ) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
-    if forecast:
-        on_device = forecast.device_peak if forecast.machine.device_bytes else 0
-        host.emit(MemoryPlanned(on_device, forecast.ram_peak))
-    if plan.adoption:
-        adopt(plan.adoption, plan.folder, host)
+    if estimate:
+        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
+        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
+    if plan.resume_from:
+        adopt(plan.resume_from, plan.folder, host)
     record = make_record(plan, prompt)
     warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / layout.REQUEST, record)
-    write_world(plan.folder, plan.world)
-    run = build_run(plan, host, phases)
+    write_manifest(plan.folder, plan.manifest)
+    state = build_run(plan, host, phases)
     report_density(plan, record, prompt, host)
 
     with phases("load"):
-        live = LiveValidation.build(plan, run, host, record, phases)
+        live = LiveValidation.build(plan, state, host, record, phases)
     with phases("validate"):
-        set_strength_(run.transformer, 0.0)
-        eval_before = eval_loss(run)
-        host.emit(EvalReport(0, *eval_before, held_out=bool(run.held)))
-        live.draw_base(run)
-        set_strength_(run.transformer, 1.0)
+        set_strength_(state.transformer, 0.0)
+        eval_before = eval_loss(state)
+        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
+        live.draw_base(state)
+        set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
-    newest = newest_intact(checkpoints, host, run.num_steps) if request.training.resume else None
+    newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
     if newest:
-        restore_(run, newest)
-        host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
-        live.catch_up(run)
+        restore_(state, newest)
+        host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
+        live.catch_up(state)
     else:
-        init_from_data_(run, request, host)
-    first = run.step
-    host.begin(first, run.num_steps, run.losses)
+        init_from_data_(state, request, host)
+    first = state.step
+    host.begin(first, state.num_steps, state.losses)
     try:
         with phases("train"):
-            host.emit(PhaseStarted("train", run.num_steps, "steps"))
-            fit(run, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
+            host.emit(PhaseStarted("train", state.num_steps, "steps"))
+            fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
     except KeyboardInterrupt:  # it may have come in the middle of a step: the state on disk is the last that is whole
         raise
     except BaseException:  # ComfyUI's interrupt is a BaseException; whatever ended it, what was learnt is kept
-        _keep(plan, run, checkpoints, record, host)
+        _keep(plan, state, checkpoints, record, host)
         raise
     with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
         host.emit(PhaseStarted("save"))
-        save_and_prune(checkpoints, run, host)
-        lora = save_lora(plan, run, record, host)
-        best = save_best_lora(plan, run, checkpoints, record, host)
+        save_and_prune(checkpoints, state, host)
+        lora = save_lora(plan, state, record, host)
+        best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("validate"):
-        eval_after = eval_loss(run)
-        host.emit(EvalReport(run.step, *eval_after, held_out=bool(run.held)))
-        live.draw_last(run)
-    report = build_report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
-    report["memory"] = memory_report(forecast, plan.device)
+        eval_after = eval_loss(state)
+        host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
+        live.draw_last(state)
+    report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)
     host.emit(RunReported(report))
-    result = TrainResult(lora, tuple(run.losses), report)
-    device = run.device
-    del run, live
+    result = TrainResult(lora, tuple(state.losses), report)
+    device = state.device
+    del state, live
     _give_back(device)
     return result
 
@@ -177,17 +177,17 @@ def _give_back(device: torch.device) -> None:
     empty_pinned(device)
 
 
-def _keep(plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
+def _keep(plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
     """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is.
 
     A fault on the way is told, and does not hide the one that ended the run.
     """
-    if run.step == 0:
+    if state.step == 0:
         return
     try:
-        save_and_prune(checkpoints, run, host, evaluate=False)
-        save_lora(plan, run, record, host)
+        save_and_prune(checkpoints, state, host, evaluate=False)
+        save_lora(plan, state, record, host)
     except (OSError, UserError, RuntimeError) as error:
-        host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))
+        host.emit(Notice(f"the state of step {state.step} could not be kept: {error}", "warning"))
         return
-    host.emit(Notice(f"ended at step {run.step} of {run.num_steps}; run it again to go on from there", "warning"))
+    host.emit(Notice(f"ended at step {state.step} of {state.num_steps}; run it again to go on from there", "warning"))

@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, Sin
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, prune, restore_, save_checkpoint
 from chroma_trainer.trainer_core.train.hooks.checkpointer import checkpoint_hook, save_and_prune
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from torch import nn
 
 
@@ -187,7 +187,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
 def test_the_hook_saves_every_so_many_steps_but_not_the_last(tmp_path, host, events, every, steps):
     run = new_run(keep_last=9, every=every)
     run.num_steps = 6
-    hook = checkpoint_hook(tmp_path, host, Phases())
+    hook = checkpoint_hook(tmp_path, host, PhaseTimer())
     for _ in range(6):
         hook(train(run, 1))
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == steps

@@ -43,23 +43,23 @@ EMA_FILE = "ema.safetensors"
 SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
 
 
-def save_checkpoint(folder: Path, run: TrainState, host: Host) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
     """Write the run's state under folder. A state of this step that is there already, and intact, is kept.
 
     Raises:
         UserError: the disk is full or can't be written to, or a weight is not finite; earlier checkpoints are as they were.
     """
-    target = folder / step_name(run.step)
+    target = folder / step_name(state.step)
     if target.exists() and not _fault(target):
         return target
-    tensors = _tensors(run)
-    _refuse_not_finite(tensors["adapter.safetensors"], folder, run.step)
+    tensors = _tensors(state)
+    _refuse_not_finite(tensors["adapter.safetensors"], folder, state.step)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         _refuse_full_disk(folder, tensors)
-        _write(staging, run, tensors)
+        _write(staging, state, tensors)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
         rename(staging, target)
         sync_folder(folder)
@@ -67,9 +67,9 @@ def save_checkpoint(folder: Path, run: TrainState, host: Host) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
             str(folder),
-            f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
+            f"the checkpoint of step {state.step} can't be written: {error.strerror or error}; earlier ones are intact",
         ) from error
-    host.emit(CheckpointSaved(run.step, target))
+    host.emit(CheckpointSaved(state.step, target))
     return target
 
 
@@ -88,11 +88,11 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _tensors(run: TrainState) -> dict[str, dict[str, Tensor]]:
-    adapter = adapter_state(run.layers)
-    found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(run)[0]}
-    if run.ema is not None:
-        found[EMA_FILE] = run.ema.ema_state()
+def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    adapter = adapter_state(state.layers)
+    found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(state)[0]}
+    if state.ema is not None:
+        found[EMA_FILE] = state.ema.ema_state()
     return found
 
 
@@ -116,20 +116,20 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
         )
 
 
-def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _write(staging: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
-    with final_weights(run):
-        export_lora(run.layers, run.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(run.step)})
-    state = {
-        "step": run.step,
-        "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
-        "learning_rates": run.learning_rates,
-        "eval_losses": {str(step): value for step, value in run.eval_losses.items()},
-        "optimizer": _optimizer_state(run)[1],
-        "optimizer_kind": type(run.optimizer).__name__,
+    with final_weights(state):
+        export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
+    saved = {
+        "step": state.step,
+        "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
+        "learning_rates": state.learning_rates,
+        "eval_losses": {str(step): value for step, value in state.eval_losses.items()},
+        "optimizer": _optimizer_state(state)[1],
+        "optimizer_kind": type(state.optimizer).__name__,
     }
-    write_json(staging / "state.json", state)
+    write_json(staging / "state.json", saved)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -137,11 +137,11 @@ def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Te
     sync_folder(staging)
 
 
-def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Its tensors as `parameter|name`, and its plain numbers by parameter."""
     tensors, plain = {}, {}
-    names = _parameter_names(run)
-    for index, values in run.optimizer.state_dict()["state"].items():
+    names = _parameter_names(state)
+    for index, values in state.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{names[index]}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
@@ -150,65 +150,65 @@ def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict
     return tensors, plain
 
 
-def _parameter_names(run: TrainState) -> list[str]:
+def _parameter_names(state: TrainState) -> list[str]:
     """Names of the parameters, in the order in which the optimiser counts them."""
-    names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
-    return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
+    names = {id(parameter): name for name, parameter in trainable_parameters(state.layers)}
+    return [names[id(parameter)] for group in state.optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_(run: TrainState, checkpoint: Path) -> None:
+def restore_(state: TrainState, checkpoint: Path) -> None:
     """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`.
 
     Raises:
         UserError: it is of an adapter or optimiser of another form.
     """
-    state = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    _load_weights_(run, checkpoint, state)
-    run.step, run.learning_rates = state["step"], state["learning_rates"]
-    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
-    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+    saved = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    _load_weights_(state, checkpoint, saved)
+    state.step, state.learning_rates = saved["step"], saved["learning_rates"]
+    state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
+    state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
 
 
 @contextmanager
-def weights_of(run: TrainState, checkpoint: Path) -> Iterator[None]:
+def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
     """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
-    adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
-    ema = run.ema.ema_state() if run.ema is not None else None
+    adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
+    ema = state.ema.ema_state() if state.ema is not None else None
     try:
-        _load_weights_(run, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
-        with final_weights(run):
+        _load_weights_(state, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
+        with final_weights(state):
             yield
     finally:
-        load_adapter_state_(run.layers, adapter)
-        if run.ema is not None:
-            run.ema.load_ema_state_(ema)
-        run.optimizer.load_state_dict(optimizer)
+        load_adapter_state_(state.layers, adapter)
+        if state.ema is not None:
+            state.ema.load_ema_state_(ema)
+        state.optimizer.load_state_dict(optimizer)
 
 
-def _load_weights_(run: TrainState, checkpoint: Path, state: Mapping[str, Any]) -> None:
+def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
     """The adapter, and the optimiser and the average that belong to it."""
     adapter = load_file(checkpoint / "adapter.safetensors")
-    _refuse_other_form(run, adapter, checkpoint)
-    _refuse_other_optimizer(run, state, checkpoint)
-    load_adapter_state_(run.layers, adapter)
-    if run.ema is not None and (checkpoint / EMA_FILE).is_file():
-        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
-    elif run.ema is not None:  # adopted from a run that kept none
-        run.ema.begin_(run.layers)
-    names = _parameter_names(run)
+    _refuse_other_form(state, adapter, checkpoint)
+    _refuse_other_optimizer(state, saved, checkpoint)
+    load_adapter_state_(state.layers, adapter)
+    if state.ema is not None and (checkpoint / EMA_FILE).is_file():
+        state.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    elif state.ema is not None:  # adopted from a run that kept none
+        state.ema.begin_(state.layers)
+    names = _parameter_names(state)
     by_index: dict[int, dict[str, Any]] = {
-        names.index(name): dict(values) for name, values in state["optimizer"].items()
+        names.index(name): dict(values) for name, values in saved["optimizer"].items()
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
         by_index.setdefault(names.index(name), {})[value_name] = (
             tensor.clone()
         )  # the optimiser keeps it; the file must go
-    run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
-def _refuse_other_optimizer(run: TrainState, state: Mapping[str, Any], checkpoint: Path) -> None:
-    wanted, found = type(run.optimizer).__name__, state.get("optimizer_kind", type(run.optimizer).__name__)
+def _refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpoint: Path) -> None:
+    wanted, found = type(state.optimizer).__name__, saved.get("optimizer_kind", type(state.optimizer).__name__)
     if wanted != found:
         raise UserError.at(
             "on_change",
@@ -217,8 +217,8 @@ def _refuse_other_optimizer(run: TrainState, state: Mapping[str, Any], checkpoin
         )
 
 
-def _refuse_other_form(run: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(run.layers).items()}
+def _refuse_other_form(state: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(state.layers).items()}
     found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
     if wanted != found:
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -263,9 +263,9 @@ def _fault(checkpoint: Path) -> str:
     return ""
 
 
-def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
+def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
     """Copy the newest intact checkpoint into the new run's folder."""
-    newest = newest_intact(adoption.folder / layout.CHECKPOINTS, host, sys.maxsize)
+    newest = newest_intact(resume_from.folder / layout.CHECKPOINTS, host, sys.maxsize)
     if newest is None:
         return
     target = folder / layout.CHECKPOINTS / newest.name
@@ -274,4 +274,4 @@ def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
     shutil.copytree(newest, staging)
     rename(staging, target)
     sync_folder(target.parent)
-    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
+    host.emit(Notice(f"{resume_from.told}; it goes on from its {newest.name}, as on_change asks", "warning"))

@@ -10,10 +10,10 @@ from ..step.state import TrainState
 
 
 @contextmanager
-def final_weights(run: TrainState) -> Iterator[None]:
+def final_weights(state: TrainState) -> Iterator[None]:
     """While it is open the layers hold the average, of the run's own or of an optimiser that averages; then those that learn, to the bit.
 
     May be nested.
     """
-    with evaluating(run.optimizer), run.ema.applied(run.layers) if run.ema is not None else nullcontext():
+    with evaluating(state.optimizer), state.ema.applied(state.layers) if state.ema is not None else nullcontext():
         yield

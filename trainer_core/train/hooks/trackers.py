@@ -30,7 +30,7 @@ def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterat
     try:
         yield replace(host, trackers=sink)
     except BaseException as error:
-        failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.journal.ended_by_user
+        failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.event_log.ended_by_user
         seconds = HURRIED_SECONDS if isinstance(error, KeyboardInterrupt) else seconds
         raise
     finally:

@@ -15,7 +15,7 @@ from ...plots.image_grid import save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...validation.sample_images import Pictures, draw_grids, draw_pictures
-from ..phase_timer import Phases
+from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState
 from .eval_weights import final_weights
@@ -30,61 +30,61 @@ class LiveValidation:
     folder: Path
     host: Host
     record: Mapping[str, Any]
-    phases: Phases
+    phases: PhaseTimer
     base: Pictures = field(default_factory=dict)
     last_grids: list[Path] = field(default_factory=list)
 
     @classmethod
     def build(
-        cls, plan: RunPlan, run: TrainState, host: Host, record: Mapping[str, Any], phases: Phases
+        cls, plan: RunPlan, state: TrainState, host: Host, record: Mapping[str, Any], phases: PhaseTimer
     ) -> LiveValidation:
         settings = plan.request.validation
-        codec = load_codec(run.family, plan.placed, run.device) if settings else None
-        if codec and plan.placed.memory.model_offload:
-            codec = SoloCodec(codec, run.transformer, run.device)
+        codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
+        if codec and plan.resolved_request.memory.model_offload:
+            codec = SoloCodec(codec, state.transformer, state.device)
         return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
 
-    def draw_base(self, run: TrainState) -> None:
+    def draw_base(self, state: TrainState) -> None:
         """The base model's pictures. Call with the LoRA's strength at 0."""
         if self.settings:
-            self.base = self._pictures(run)
+            self.base = self._pictures(state)
             self._save(0, [("base", self.base)])
 
-    def hook(self, run: TrainState) -> None:
-        if self._is_due(run):
+    def hook(self, state: TrainState) -> None:
+        if self._is_due(state):
             with self.phases("validate"):
-                self._draw(run)
-            self.host.emit(PhaseStarted("train", run.num_steps, "steps"))
+                self._draw(state)
+            self.host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
-    def catch_up(self, run: TrainState) -> None:
+    def catch_up(self, state: TrainState) -> None:
         """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
-        if self._is_due(run) and not any(self.folder.glob(f"{layout.step_name(run.step)}-*")):
+        if self._is_due(state) and not any(self.folder.glob(f"{layout.step_name(state.step)}-*")):
             with self.phases("validate"):
-                self._draw(run)
+                self._draw(state)
 
-    def _is_due(self, run: TrainState) -> bool:
-        every = run.config.validate_every
-        return bool(self.settings and every and run.step % every == 0 and 0 < run.step < run.num_steps)
+    def _is_due(self, state: TrainState) -> bool:
+        every = state.config.validate_every
+        return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
 
-    def draw_last(self, run: TrainState) -> None:
+    def draw_last(self, state: TrainState) -> None:
         if self.settings:
-            self._draw(run)
+            self._draw(state)
 
-    def _draw(self, run: TrainState) -> None:
+    def _draw(self, state: TrainState) -> None:
         assert self.settings
         columns = [("base", self.base)]
-        with final_weights(run):
+        with final_weights(state):
             for strength in self.settings.strengths():
-                set_strength_(run.transformer, strength)
-                columns.append((f"LoRA {strength:g}", self._pictures(run)))
-        set_strength_(run.transformer, 1.0)
-        self._save(run.step, columns)
+                set_strength_(state.transformer, strength)
+                columns.append((f"LoRA {strength:g}", self._pictures(state)))
+        set_strength_(state.transformer, 1.0)
+        self._save(state.step, columns)
 
-    def _pictures(self, run: TrainState) -> Pictures:
+    def _pictures(self, state: TrainState) -> Pictures:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, run.family, run.transformer, self.codec, run.text, on_step=self.host.check_cancelled
+            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled
         )
 
     def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:

@@ -17,14 +17,14 @@ from .state import Batch, TrainState
 
 
 @torch.no_grad()
-def roll_out(run: TrainState, batch: Batch) -> Batch:
+def roll_out(state: TrainState, batch: Batch) -> Batch:
     """The micro-batch where the model itself has come to, with the target from there. Without dropout, as pictures are drawn."""
     assert batch.levels is not None and batch.x0 is not None
 
     def predict(x: Tensor, sigma: Tensor) -> Tensor:
-        return run.family.predict(run.transformer, x, sigma, batch.text, **batch.beside)
+        return state.family.predict(state.transformer, x, sigma, batch.text, **batch.beside)
 
-    with without_dropout(run.layers):
+    with without_dropout(state.layers):
         x_hat = descend(predict, batch.x_sigma, batch.levels)
     target, share = way_back(x_hat, batch.x0, batch.levels)
     return replace(batch, x_sigma=x_hat, velocity=target, share=share)
