@@ -1,1 +1,1 @@
-"""What a run will need: memory by phase, disk, operations; settings that fit. Counted on the meta device."""
+"""Estimate what a run needs: memory by phase, disk and operations, counted on the meta device. Find settings that fit."""

@@ -1,4 +1,4 @@
-"""From a request to a RunPlan: everything that is checked and decided before weights are loaded."""
+"""Turn a request into a RunPlan: everything that is checked and decided before weights are loaded."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from ..storage.atomic import sha256_text
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A checked request, its dataset and its folder: all that is known before anything heavy is loaded."""
+    """A checked request with its dataset, folder, device and manifest. No weights are loaded."""
 
     request: TrainRequest
     family: Family
     index: Index
     folder: Path
     device: torch.device
-    manifest: RunManifest  # what the run's name stands for
-    resume_from: ResumeFrom | None = None
-    references: References | None = None  # pictures to start from
-    memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
+    manifest: RunManifest  # what the run's folder name identifies
+    resume_from: ResumeFrom | None = None  # another run whose newest checkpoint this run continues
+    references: References | None = None  # reference images
+    memory: MemoryConfig | None = None  # chosen for this machine where the request's mode is auto
 
     @property
     def resolved_request(self) -> TrainRequest:
-        """The request with the memory settings that are carried out. What is recorded is the request as it was made."""
+        """The request with the memory settings that are applied. The recorded request is the original one."""
         return replace(self.request, memory=self.memory) if self.memory else self.request
 
 
@@ -56,53 +56,54 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
     """Check everything that can be checked without weights.
 
     Args:
-        unreadable: images that are known not to decode, see data.index.Unreadable; those that are found on the way are
-            left out as well, or are an error, as on_broken says.
+        unreadable: images that are known not to decode, see data.dataset.Unreadable. Further ones that are found here
+            are skipped or are an error, as on_broken says.
     Raises:
-        UserError: every problem of the model's files, the dataset and the settings, together; or what has changed
-            since an unfinished run of this name.
+        UserError: all problems of the model files, the dataset and the settings; or the changes since an unfinished run
+            of this name.
     """
     left_out = dict(unreadable or {})
     while True:
         try:
             return _name_run(check_run(request, host, left_out), host)
-        except Unreadable as found:
-            left_out |= found.faults
+        except Unreadable as error:
+            left_out |= error.faults
 
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A request without a problem, its dataset, and where it would run. No file of weights was asked for."""
+    """A request without problems, with its dataset and device. No weight file was read or downloaded."""
 
     request: TrainRequest
     family: Family
     index: Index
     device: torch.device
     optimizer: OptimizerPart
-    references: References | None = None  # pictures to start from
+    references: References | None = None  # reference images
 
 
 def check_run(
     request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
 ) -> CheckedRequest:
-    """Everything that can be checked while a model on the hub is not on this machine yet.
+    """Check everything that can be checked before the model is downloaded.
 
     Args:
-        machine: that level auto of QuantizeModel is chosen for; None: this one.
+        unreadable: images that are known not to decode.
+        machine: where QuantizeModel's level auto is chosen for; None: this machine.
     Raises:
-        UserError: every problem, together.
+        UserError: all problems.
     """
     family: Family = load("family", request.model.family)()
     request = resolve_for_model(request, family)
     device = pick_device(host.device)
-    found = all_problems(request, host, family, device)
+    problems = all_problems(request, host, family, device)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
-    index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
+    index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
-        references = collect(found, find_references, index, request.dataset)
-    if found:
-        raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
+        references = collect(problems, find_references, index, request.dataset)
+    if problems:
+        raise UserError(dict.fromkeys(problems))  # without duplicates: two checks find an empty folder
     assert isinstance(index, Index)
     assert references is None or isinstance(references, References)
     if references:
@@ -113,7 +114,7 @@ def check_run(
 
 
 def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
-    """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
+    """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family, index = checked.request, checked.family, checked.index
     identities = weight_identities(request, family)
     digest = run_digest(request, index, identities)
@@ -124,19 +125,20 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         draw_crop_sheet(index, folder / layout.CROP_SHEET)
     if checked.references and not (folder / layout.PAIR_SHEET).is_file():
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
-    drawn = request.validation and family.warning(request.model, request.validation)
-    for text in [*describe_hints(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
+    warning = request.validation and family.warning(request.model, request.validation)
+    hints = describe_hints(request.training, request.optimizer, checked.optimizer)
+    for text in [*hints, *([warning] if warning else [])]:
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
-    """The request with the settings that are left to the model. It is recorded so."""
-    drawn = family.resolve_sampling(request.model, request.validation) if request.validation else None
-    return replace(request, training=family.resolve_training(request.model, request.training), validation=drawn)
+    """Return the request with the settings that are left to the model. The run records this request."""
+    validation = family.resolve_sampling(request.model, request.validation) if request.validation else None
+    return replace(request, training=family.resolve_training(request.model, request.training), validation=validation)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
-    """Names everything that decides the course of the training, so that only the same run is resumed."""
+    """Return the hex digest of everything that decides the course of the training, so that only the same run is resumed."""
     settings = json.dumps(settings_of(request), sort_keys=True)
     return sha256_text(settings, index.digest, *identities.values())

@@ -1,4 +1,4 @@
-"""What a run writes about itself: report.json, the charts, and notices."""
+"""Write report.json and the charts of a run, and log notices about it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from .step.state import TrainState
 
 
 def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    """Log the distribution of the sigmas, and draw its chart."""
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
-    shown = density(name, shift)
-    if isinstance(shown, ShiftedBySize):  # told for the most common size
+    sigma_density = density(name, shift)
+    if isinstance(sigma_density, ShiftedBySize):  # shown for the most common size
         buckets = plan.index.report["buckets"]
         width, height = map(int, max(buckets, key=lambda size: buckets[size]).split("x"))
-        shift = round(shown.at(width * height // 64).shift, 3)
-    told, ascii_told = (
-        f"noise levels to be trained ({name}):\n{density_text(name, shift, ascii_only=plain)}"
+        shift = round(sigma_density.at(width * height // 64).shift, 3)
+    message, ascii_message = (
+        f"noise levels (sigma) in training ({name}):\n{density_text(name, shift, ascii_only=plain)}"
         for plain in (False, True)
     )
-    host.emit(Notice(told, ascii=ascii_told))
-    if warning := shown.warning:
+    host.emit(Notice(message, ascii=ascii_message))
+    if warning := sigma_density.warning:
         host.emit(Notice(warning, "warning"))
     save_png(draw_density(name, shift), plan.folder / layout.DENSITY_CHART, record, prompt=prompt)
 
 
 def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
-    """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
+    """Warn where a run is resumed with other package versions: equal bytes are guaranteed for equal versions only."""
     try:
         before = json.loads((folder / layout.REQUEST).read_text("utf-8"))["versions"]
     except (OSError, ValueError, KeyError):
@@ -53,11 +54,15 @@ def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> 
         f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now
     ]
     if other and layout.list_checkpoints(folder / layout.CHECKPOINTS):
-        text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
+        text = (
+            f"this run was started with other versions ({', '.join(other)}): it continues, but its bytes will differ from "
+            "those of a run that was started with these versions"
+        )
         host.emit(Notice(text, "warning"))
 
 
 def draw_chart(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> None:
+    """Draw the chart of the training loss, with a marker at every checkpoint."""
     history = [
         StepPoint(i + 1, loss, rate)
         for i, (loss, rate) in enumerate(zip(state.losses, state.learning_rates, strict=True))
@@ -78,6 +83,12 @@ def build_report(
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
+    """Return the values of report.json (docs/report.md).
+
+    Args:
+        evals: the eval loss and its standard error, before and after training.
+        first: step that the run was resumed from, 0 for none.
+    """
     seconds = phases.read()
     return {
         "lora": lora.path,
@@ -93,7 +104,7 @@ def build_report(
             "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,
-        # The median is the steady step: the first ones warm up, and saves fall between steps.
+        # The median measures a steady step: the first steps warm up, and saves happen between steps.
         "seconds_per_step": round(median(state.step_seconds), 5) if state.step_seconds else None,
         "peak_ram_bytes": peak_ram_bytes(),
         "peak_vram_bytes": peak_vram_bytes(state.device),

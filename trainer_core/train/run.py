@@ -1,4 +1,4 @@
-"""The one entrance: a request in, a LoRA file out. ComfyUI's node and the CLI both call run()."""
+"""The entry point of training: a request in, a LoRA file out. ComfyUI's node and the CLI both call run()."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ from .step.state import TrainState
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: the LoRA, the loss of every step, and the report (docs/report.md)."""
+    """The result of a run."""
 
     lora: TrainedLora
-    losses: tuple[float, ...]
-    report: dict[str, Any]
+    losses: tuple[float, ...]  # one per step
+    report: dict[str, Any]  # see docs/report.md
 
 
 def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = None) -> TrainResult:
     """Train a LoRA.
 
     Args:
-        prompt: the workflow that asks for it, in ComfyUI's API form; recorded in every file that is written.
+        prompt: the workflow of the run in ComfyUI's API format. It is recorded in every file that is written.
     Raises:
-        UserError: every problem that can be seen beforehand; or one met on the way.
-        Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the steps done are on disk.
+        UserError: all problems that can be found in advance, or one that occurs during the run.
+        Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
     """
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
     with torch.inference_mode(False), torch.enable_grad():
@@ -74,12 +74,13 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
                     raise
                 folder = pause.folder
             except OSError as error:
-                if error.errno is None:  # not the system's: a library's own fault
+                if error.errno is None:  # raised by a library, not by the operating system
                     raise
                 where = str(error.filename or host.paths.output)
-                remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
-                raise UserError.at(where, f"{error.strerror}; {remedy}") from error
-            _give_back(pick_device(host.device))  # the exception is gone, and with it all that its frames held
+                suggestion = "earlier files are intact; free disk space or fix the path, and run again to resume"
+                raise UserError.at(where, f"{error.strerror}; {suggestion}") from error
+            # After the except block: the exception no longer references the frames and their tensors.
+            _free_memory(pick_device(host.device))
             wait_for_resume(folder, host)
 
 
@@ -89,7 +90,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
     unreadable: dict[str, str] = {}
     while True:
         checked = plan_run(request, host, unreadable)
-        host.free_memory()  # what other models hold is free for this run
+        host.free_memory()  # unload other models, so that their memory is available to this run
         reset_peak(checked.device)
         plan, estimate = resolve_memory(checked, host)
         try:
@@ -98,8 +99,8 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainR
                 open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host,
             ):  # fmt: skip
                 return _train(plan, run_host, prompt, phases, estimate)
-        except Unreadable as found:  # without them it is another run, in another folder
-            unreadable |= found.faults
+        except Unreadable as error:  # without these images it is another run, in another folder
+            unreadable |= error.faults
         if not layout.has_checkpoints(plan.folder):
             shutil.rmtree(plan.folder, ignore_errors=True)
 
@@ -144,12 +145,12 @@ def _train(
         with phases("train"):
             host.emit(PhaseStarted("train", state.num_steps, "steps"))
             fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
-    except KeyboardInterrupt:  # it may have come in the middle of a step: the state on disk is the last that is whole
+    except KeyboardInterrupt:  # possibly in the middle of a step: the last consistent state is the one on disk
         raise
-    except BaseException:  # ComfyUI's interrupt is a BaseException; whatever ended it, what was learnt is kept
-        _keep(plan, state, checkpoints, record, host)
+    except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
+        _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
+    with phases("save"):  # before the validation images, so that the LoRA exists if those fail
         host.emit(PhaseStarted("save"))
         save_and_prune(checkpoints, state, host)
         lora = save_lora(plan, state, record, host)
@@ -166,21 +167,23 @@ def _train(
     result = TrainResult(lora, tuple(state.losses), report)
     device = state.device
     del state, live
-    _give_back(device)
+    _free_memory(device)
     return result
 
 
-def _give_back(device: torch.device) -> None:
-    """All memory that nothing refers to."""
+def _free_memory(device: torch.device) -> None:
+    """Free all memory that is no longer referenced."""
     gc.collect()
     empty_cache(device)
     empty_pinned(device)
 
 
-def _keep(plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
-    """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is.
+def _save_unfinished(
+    plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
+) -> None:
+    """After a cancel or an error between two steps, save a checkpoint to resume from and the LoRA as it is.
 
-    A fault on the way is told, and does not hide the one that ended the run.
+    An error while saving is logged, and does not hide the one that ended the run.
     """
     if state.step == 0:
         return
@@ -188,6 +191,8 @@ def _keep(plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[s
         save_and_prune(checkpoints, state, host, evaluate=False)
         save_lora(plan, state, record, host)
     except (OSError, UserError, RuntimeError) as error:
-        host.emit(Notice(f"the state of step {state.step} could not be kept: {error}", "warning"))
+        host.emit(Notice(f"the state of step {state.step} could not be saved: {error}", "warning"))
         return
-    host.emit(Notice(f"ended at step {state.step} of {state.num_steps}; run it again to go on from there", "warning"))
+    host.emit(
+        Notice(f"stopped at step {state.step} of {state.num_steps}; run it again to resume from there", "warning")
+    )

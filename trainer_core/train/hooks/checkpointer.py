@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, and which ones stay."""
+"""Save checkpoints during the training, and delete old ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .eval_loss import best_step, eval_loss
 
 
 def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool = True) -> None:
-    """Save the run's state. Older ones go, but for those the settings keep.
+    """Save a checkpoint, and delete those that the settings do not keep.
 
     Args:
-        evaluate: with held-out images, their loss is taken and is part of the state. Not where a run ends by chance:
-            its history must not differ from that of a run that nobody ended.
+        folder: the run's folder of checkpoints.
+        evaluate: measure the loss on the held-out images, where there are any, as part of the checkpoint. False where a
+            run was interrupted: its history must not differ from that of an uninterrupted run.
     """
     if evaluate and state.held and state.step not in state.eval_losses:
         mean, error = state.eval_losses[state.step] = eval_loss(state)
@@ -28,7 +29,7 @@ def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool =
 
 
 def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[TrainState], None]:
-    """Saves every `checkpoint_every` steps; 0: never. The last step is saved by the run itself."""
+    """Return a hook that saves every `checkpoint_every` steps; 0: never. The run itself saves the last step."""
 
     def save(state: TrainState) -> None:
         every = state.config.checkpoint_every

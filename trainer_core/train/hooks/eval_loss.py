@@ -1,4 +1,4 @@
-"""One figure of how well the model fits the data: the loss at fixed samples, fixed noise and fixed sigmas, comparable across runs."""
+"""Eval loss: the loss on fixed samples, fixed noise and fixed sigmas, comparable between steps and runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .eval_weights import final_weights
 
 SIGMAS = (0.125, 0.375, 0.625, 0.875)
 MAX_SAMPLES = 16
-EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
+EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
 
 def eval_loss(state: TrainState) -> tuple[float, float]:
-    """Mean velocity loss, and its standard error over the samples (0 for one sample).
+    """Return the mean velocity loss and its standard error over the samples (0 for one sample).
 
-    Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
-    first caption. With the weights to export, see averages.final_weights.
+    It is measured on at most 16 samples at 4 sigmas each, with their first caption. They are spread evenly over the
+    held-out samples, or over all samples where none are held out. The weights are those for export, see final_weights.
     """
     with final_weights(state):
         return _eval_loss(state)
@@ -60,14 +60,14 @@ def _eval_loss(state: TrainState) -> tuple[float, float]:
 
 
 def _eval_samples(state: TrainState) -> Sequence[Sample]:
-    """Those held out, or all; but none that is to keep the model as it is, unless there are no others."""
+    """Return the held-out samples, or all. Samples with prior preservation are left out, unless there are no others."""
     samples = state.held or state.samples
     if not state.prior_parts:
         return samples
-    places = np.flatnonzero(~np.isin(columns(samples)["part"], list(state.prior_parts)))
-    return Chosen(samples, places) if len(places) else samples
+    indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(state.prior_parts)))
+    return Chosen(samples, indices) if len(indices) else samples
 
 
 def best_step(state: TrainState) -> int | None:
-    """The step with the lowest loss on the held-out samples; None where it was never taken."""
+    """Return the step with the lowest loss on the held-out samples; None where it was never measured."""
     return min(state.eval_losses, key=lambda step: (state.eval_losses[step][0], step)) if state.eval_losses else None

@@ -1,4 +1,4 @@
-"""What a micro-batch trains on, a pure function of its number."""
+"""Make a micro-batch as a pure function of its number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .token_drop import draw_route, loss_weight_of_kept
 
 
 def make_batch(state: TrainState, micro: int) -> Batch:
-    """What micro-batch number `micro` trains on, on the CPU: latents and text as they are cached, all else drawn for it."""
+    """Return micro-batch number `micro`, on the CPU.
+
+    Latents and text embeddings come from the caches. Noise, sigma, caption choice, rollout and token route are sampled
+    from generators that are seeded by the number.
+    """
     batch = [state.samples[i] for i in state.plan.batch(micro)]
     x0 = torch.stack([state.latents.get(sample) for sample in batch])
     noise = torch.stack([
@@ -38,19 +42,19 @@ def make_batch(state: TrainState, micro: int) -> Batch:
 
 
 def stack_masks(state: TrainState, batch: Sequence[Sample]) -> Tensor | None:
-    """(B, 1, h, w): what each place of the batch's pictures counts, on the CPU. None where the run has no masks."""
+    """Return the loss weights of the batch's masks, (B, 1, h, w), on the CPU; None where the run has no masks."""
     return None if state.masks is None else torch.stack([state.masks.get(sample) for sample in batch])
 
 
 def stack_references(state: TrainState, batch: Sequence[Sample]) -> dict[str, Tensor]:
-    """What the batch's pictures start from, on the CPU, for families that take references."""
+    """Return the batch's reference latents as arguments of Family.predict, on the CPU; {} where the run has none."""
     if state.references is None:
         return {}
     return {"reference": torch.stack([state.references.get(sample) for sample in batch])}
 
 
 def pick_prompt(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
-    """The caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
+    """Return the caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
     draw = generator(config.seed, "caption", micro, place, sample.key)
     if torch.rand((), generator=draw).item() < config.caption_dropout:
         return ""
@@ -58,10 +62,12 @@ def pick_prompt(config: TrainingConfig, sample: Sample, micro: int, place: int) 
 
 
 def draw_rollout_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior: Tensor | None) -> Tensor | None:
-    """Noise levels of micro-batch number `micro`'s rollout, (steps + 1, B), on the CPU; None where it has none.
+    """Return the sigmas of micro-batch number `micro`'s rollout, (steps + 1, B), on the CPU; None where it has none.
 
     Args:
-        sigma: (B,). prior: (B,), bool, or None: samples whose levels are all sigma, so that their steps lead nowhere.
+        sigma: final noise level of each sample, (B,).
+        prior: samples with prior preservation, (B,), bool, or None. All their levels are sigma, so that their rollout
+            steps change nothing.
     """
     if not config.rollout_probability or (prior is not None and bool(prior.all())):
         return None

@@ -1,8 +1,10 @@
-"""The algorithm: batch -> sigma -> x_sigma -> predict -> loss -> backward -> step -> hooks.
+"""The training loop: batch -> sigma -> x_sigma -> predict -> loss -> backward -> optimizer step -> hooks.
 
-    x_sigma = (1 - sigma) x0 + sigma noise,   loss = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
+    x_sigma = (1 - sigma) x0 + sigma noise
+    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
 
-All that is random in step k is drawn from generators seeded by (run seed, purpose, micro-batch, sample), never from a global state.
+All randomness in step k comes from generators seeded by (run seed, purpose, micro-batch, sample), never from a global
+random state. A resumed or retried step therefore computes the same bytes.
 """
 
 from __future__ import annotations
@@ -27,24 +29,24 @@ from .state import Batch, Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
-    """Train from run.step to run.num_steps; every hook is called after every step.
+    """Train from state.step to state.num_steps, and call every hook after every step.
 
     Raises:
-        Cancelled (or the host's own interrupt): between two steps, so that run is whole.
-        UserError: the loss or the gradient is not finite; the weights are those of the step before.
+        Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
+        UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
     end = state.num_steps * state.config.accumulation
     with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end) as fetch:
         while state.step < state.num_steps:
             host.check_cancelled()
-            began = time.perf_counter()
+            start = time.perf_counter()
             rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
             loss, norm = train_step(state, rate, fetch)
             state.step += 1
             state.losses.append(loss)
             rate = effective_rate(state.optimizer, rate)
             state.learning_rates.append(rate)
-            state.step_seconds.append(time.perf_counter() - began)
+            state.step_seconds.append(time.perf_counter() - start)
             if math.isfinite(loss):
                 host.emit(StepReport(state.step, state.num_steps, loss, rate, norm, state.step_seconds[-1]))
             else:
@@ -54,13 +56,18 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
 
 
 def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = None) -> tuple[float, float]:
-    """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
+    """Run one optimizer step over `accumulation` micro-batches.
+
+    Returns:
+        The mean loss and the gradient norm before clipping; NaN for both where the step was skipped.
+    """
     set_rate_(state.optimizer, learning_rate)
     first = state.step * state.config.accumulation
     total = _accumulate_gradients(state, first, fetch)
     limit = state.config.max_grad_norm or math.inf
     norm = nn.utils.clip_grad_norm_(state.parameters, limit)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
+    # The step's only host-device synchronization.
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         refuse_or_skip(state, first, loss_value, norm_value)
         state.optimizer.zero_grad(set_to_none=True)
@@ -73,7 +80,13 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
 
 
 def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) -> Tensor:
-    """Add up the gradients of a step's micro-batches, the first of them number `first`; returns the mean loss, on the device."""
+    """Add up the gradients of a step's micro-batches. Retry the step where out-of-memory recovery can help.
+
+    Args:
+        first: number of the step's first micro-batch.
+    Returns:
+        The mean loss, on the device.
+    """
     while True:
         try:
             total, loss = torch.zeros((), device=state.device), None
@@ -84,21 +97,26 @@ def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) ->
                 total += loss.detach()
             return total
         except Exception as error:
-            if state.relief is None or not state.relief.helps(error):
+            if state.oom_recovery is None or not state.oom_recovery.helps(error):
                 raise
         finally:
             set_micro_(state.layers, None)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = None  # where the backward pass broke off it holds all that was stored
-        state.relief.take_()
+        loss = None  # after an interrupted backward pass it still references the stored activations
+        state.oom_recovery.take_()
 
 
 def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
-    """Mean loss of micro-batch number `micro`, counted from the run's beginning. fetch: makes it; None: made here."""
+    """Return the mean loss of one micro-batch.
+
+    Args:
+        micro: number of the micro-batch, counted from the start of the run.
+        fetch: returns the batch of this number. None: the batch is made here.
+    """
     batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
     if batch.levels is not None:
         batch = roll_out(state, batch)
-    target = batch.velocity if batch.prior is None else with_prior(state, batch)
+    target = batch.velocity if batch.prior is None else prior_target(state, batch)
     prediction = state.family.predict(
         state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
     )
@@ -108,11 +126,14 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
 
 
 @torch.no_grad()
-def with_prior(state: TrainState, batch: Batch) -> Tensor:
-    """The path's velocity, and in its place the base's own prediction for samples that keep the model as it is: (B, C, h, w).
+def prior_target(state: TrainState, batch: Batch) -> Tensor:
+    """Return the training target with prior preservation, (B, C, h, w).
 
-    Ruiz et al. 2022, arXiv:2208.12242 draw pictures with the base and train on those; its prediction for the very input says the same
-    without sampling, at every noise level. On the batch's route: an update of 0 is to have nothing to correct.
+    For samples with prior preservation it is the base model's own prediction, for all others the velocity.
+
+    Ruiz et al. 2022, arXiv:2208.12242, sample images with the base model and train on those. Its prediction for the
+    same input gives the same signal without sampling, at every sigma. It takes the same token route as the batch, so
+    that an update of 0 has a loss of 0.
     """
     assert batch.prior is not None
     set_strength_(state.transformer, 0.0)

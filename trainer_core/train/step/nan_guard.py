@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: caught before the optimiser sees it, with the files of its batch."""
+"""Catch a loss or gradient that is not finite before the optimizer sees it, and name the files of its batch."""
 
 from __future__ import annotations
 
@@ -8,50 +8,58 @@ from ...devices import device_name
 from ...errors import UserError
 from .state import TrainState
 
-_OTHER_DTYPE = {"fp16": ", or dtype bf16 in place of fp16", "bf16": ", or dtype fp32 in place of bf16"}
+_OTHER_DTYPE = {"fp16": ", or dtype bf16 instead of fp16", "bf16": ", or dtype fp32 instead of bf16"}
 
 
 def refuse_or_skip(state: TrainState, first: int, loss: float, norm: float) -> None:
-    """Returns where the step may be skipped: the optimiser has not seen its gradient, and every weight is finite.
+    """Return if the step may be skipped: the optimizer has not seen its gradient, and every weight is finite.
 
     Args:
         first: number of the step's first micro-batch.
     Raises:
         UserError: no more steps may be skipped, or a weight is not finite.
     """
-    done = sum(not math.isfinite(value) for value in state.losses)
-    whole = all(bool(parameter.isfinite().all()) for parameter in state.parameters)
-    if whole and done < state.config.skip_bad_steps:
+    num_skipped = sum(not math.isfinite(value) for value in state.losses)
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in state.parameters)
+    if is_finite and num_skipped < state.config.skip_bad_steps:
         return
     state.optimizer.zero_grad(set_to_none=True)
     if not state.step_seconds:
-        raise UserError.at("attention", _first_step(state, first, loss, norm))
-    kept = f"The LoRA of step {state.step} is kept" if whole else "Weights are not finite; the last checkpoint is kept"
-    skipped = f", after {done} skipped steps" if done else ""
+        raise UserError.at("attention", _describe_first_step(state, first, loss, norm))
+    saved = (
+        f"The LoRA of step {state.step} is saved"
+        if is_finite
+        else "Weights are not finite; the last checkpoint is intact"
+    )
+    skipped = f", after {num_skipped} skipped steps" if num_skipped else ""
     raise UserError.at(
         "learning_rate",
-        f"step {state.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; the batch was "
-        f"{_files(state, first)}. {kept}. Try a lower learning rate{_OTHER_DTYPE.get(state.dtype, '')}",
+        f"step {state.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; "
+        f"the batch was {_files(state, first)}. {saved}. Try a lower learning rate{_OTHER_DTYPE.get(state.dtype, '')}",
     )
 
 
-def _first_step(state: TrainState, first: int, loss: float, norm: float) -> str:
-    """Nothing has been learnt yet: pictures and learning rates come last among the causes."""
+def _describe_first_step(state: TrainState, first: int, loss: float, norm: float) -> str:
+    """Return the message for a failure in the first step.
+
+    Nothing is trained yet, so images and learning rates come last among the causes.
+    """
     return (
-        f"step {state.step + 1}, the first of this start, gave loss {loss:g} and gradient norm {norm:g}, which are not finite. Most likely "
-        f"the model is not computed right here: attention by kernel {state.attention} in {state.dtype} on {device_name(state.device)}. "
-        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(state.dtype, '')}; if that is not it, look at the batch "
-        f"({_files(state, first)}) and at a LoRA that the run starts from"
+        f"step {state.step + 1}, the first since the start, gave loss {loss:g} and gradient norm {norm:g}, which are not "
+        f"finite. Most likely the model is not computed correctly here: attention kernel {state.attention} in "
+        f"{state.dtype} on {device_name(state.device)}. "
+        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(state.dtype, '')}; if that does not help, look at the "
+        f"batch ({_files(state, first)}) and at the LoRA that the run starts from, if there is one"
     )
 
 
 def describe_skipped(state: TrainState) -> str:
-    """What to say of the step that has just been skipped."""
+    """Return the message for the step that has just been skipped."""
     first = (state.step - 1) * state.config.accumulation
-    done = sum(not math.isfinite(value) for value in state.losses)
+    num_skipped = sum(not math.isfinite(value) for value in state.losses)
     return (
         f"step {state.step} was skipped: its loss or gradient is not finite; the batch was {_files(state, first)} "
-        f"({done} of at most {state.config.skip_bad_steps} skipped)"
+        f"({num_skipped} of at most {state.config.skip_bad_steps} skipped)"
     )
 
 
