@@ -1,1 +1,1 @@
-"""Estimate what a run needs: memory by phase, disk and operations, counted on the meta device. Find settings that fit."""
+"""Estimate memory, disk and operations of a run, counted on the meta device, and find settings that fit."""

@@ -1,7 +1,7 @@
 """QuantizeModel's level auto: the highest precision with which the training fits the machine.
 
-It depends on the machine's total memory, not on the free memory, so that the same workflow always gives the same LoRA on a
-machine.
+It depends on the machine's total memory, not on the free memory, so that the same workflow always gives the same LoRA
+on a machine.
 """
 
 from __future__ import annotations

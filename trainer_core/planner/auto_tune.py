@@ -90,7 +90,11 @@ def with_level(request: TrainRequest, level: str, products: str = "") -> TrainRe
 
 
 def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], TrainRequest]:
-    """Return changes that make phases other than training smaller at almost no cost: descriptions, and the new request."""
+    """Return changes that make phases other than training smaller, at almost no cost.
+
+    Returns:
+        Descriptions of the changes, and the changed request.
+    """
     words = []
     unfit = {phase.name for phase in plan.unfit()}
     if "text" in unfit and request.memory.text_encoder == "device":

@@ -36,7 +36,8 @@ class BlockCost:
         backward_peak: peak of the backward pass, with the saved tensors and the gradient of the output.
         gradients: gradients of the adapter, which stay until the optimizer step.
         forward_flops: operations of a forward pass.
-        again_flops: operations of the second forward pass, where the block is recomputed. It skips what no gradient needs.
+        again_flops: operations of the second forward pass, where the block is recomputed. It skips what no gradient
+            needs.
         backward_flops: operations of the backward pass.
         waits: tokens that skip the block and stay in memory during its forward or backward pass.
     """
@@ -63,8 +64,8 @@ class OptimizerCost:
     Args:
         adapter: trainable parameters, in the precision of training.
         parameters: number of elements of the trainable parameters.
-        start: initial values of the adapter, where they are needed later (pissa, olora, loftq). They belong to the frozen
-            weights.
+        start: initial values of the adapter, where they are needed later (pissa, olora, loftq). They belong to the
+            frozen weights.
         states: optimizer state.
         average: exponential moving average of the weights, 0 without it.
         step_peak: gradients and temporary tensors of the optimizer step and of the average, above all of these.

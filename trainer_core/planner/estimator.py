@@ -70,7 +70,7 @@ class MemoryEstimator:
         return self._costs[key, shape]
 
     def _layers(self, request: TrainRequest) -> str:
-        """Return the digest of the model's shapes. Counts do not depend on values, so finetunes of one model share them."""
+        """Return the digest of the model's shapes. Counts do not depend on values, so finetunes share them."""
         if not self._digest:
             self._digest = layers_of(self.family, request.model)
         return self._digest

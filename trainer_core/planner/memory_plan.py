@@ -15,8 +15,8 @@ import torch
 from ..devices import DTYPES, device_name, free_bytes, product_flops, total_bytes
 
 GB = 1_000_000_000
-# Device memory besides tensors: the driver's context, library workspaces, and fragmentation in the allocator. Assumed, not
-# measured here.
+# Device memory besides tensors: the driver's context, library workspaces, and fragmentation in the allocator. Assumed,
+# not measured here.
 DEVICE_OVERHEAD, DEVICE_GAPS = 700_000_000, 0.04
 
 
@@ -112,7 +112,8 @@ class MemoryPlan:
         return {
             "fits": not self.unfit(),
             "machine": {
-                "name": self.machine.name, "device_bytes": self.machine.device_bytes, "ram_bytes": self.machine.ram_bytes
+                "name": self.machine.name, "device_bytes": self.machine.device_bytes,
+                "ram_bytes": self.machine.ram_bytes,
             },
             "phases": {
                 p.name: {"device_bytes": p.device, "ram_bytes": p.ram, "seconds": p.seconds} for p in self.phases

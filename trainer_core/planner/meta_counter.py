@@ -30,8 +30,8 @@ QUANTIZED_PRODUCTS = {
 class MemoryTracker(TorchDispatchMode):
     """Tracks the bytes of the live tensors that are created within it, their peak, and the operations.
 
-    A multiplication and an addition count as two operations. Tensors from before are not counted, nor is temporary memory
-    inside of a kernel.
+    A multiplication and an addition count as two operations. Tensors from before are not counted, nor is temporary
+    memory inside of a kernel.
     """
 
     def __init__(self) -> None:

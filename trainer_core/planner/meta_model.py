@@ -110,7 +110,7 @@ class MetaModel:
         return num_tokens * transformer.inner_dim * DTYPES[self.request.model.dtype].itemsize
 
     def _start(self) -> int:
-        """Return the bytes of the initial values that layers store. Those of a block count for every block of its kind."""
+        """Return the bytes of the initial values that layers store. A block counts for all of its kind."""
         inside = {id(layer): kind for kind, block in self.first.items() for layer in block.modules()}
         total = 0
         for layer in self.layers.values():
@@ -121,9 +121,9 @@ class MetaModel:
 
 def initialize_(layers: Iterable[AdapterLayer], request: TrainRequest) -> None:
     """Initialize the adapter layers, so that they hold the same tensors as in the run, without values."""
-    draw = generator(0, "plan")
+    rng = generator(0, "plan")
     for layer in layers:
-        layer.start_(Start(request.training.init, draw, iterations=1, clean=dense_weight(layer.base)))
+        layer.start_(Start(request.training.init, rng, iterations=1, clean=dense_weight(layer.base)))
 
 
 def kind_of(block: nn.Module, targets: Sequence[str]) -> Any:

@@ -11,8 +11,8 @@ from .workload import RunFacts, rollout_passes
 
 # Resident memory of the interpreter with torch and this package: 310 to 420 MB measured on Linux, without CUDA.
 PROCESS_BYTES = 400_000_000
-# Bytes per pixel of the released VAE (128 channels at full size): counted on the meta device at 256, 512 and 1024 px, in
-# fp32.
+# Bytes per pixel of the released VAE (128 channels at full size): counted on the meta device at 256, 512 and 1024 px,
+# in fp32.
 VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512
 LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
@@ -66,7 +66,7 @@ def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int
 
 
 def _encoding(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> int:
-    """Encode images as data/cache/latents.py does: one of 1024 px at a time, or several small ones; on a CPU always one."""
+    """Encode images as data/cache/latents.py does: one of 1024 px at a time, or several small ones; on a CPU one."""
     size = facts.largest.width * facts.largest.height
     count = 1 if memory.vae_slicing or on_cpu else min(8, max(1, (1 << 20) // size))
     return facts.codec_bytes + int(min(size * count, _max_tile_pixels(memory)) * VAE_ENCODE_PIXEL * facts.codec_width)

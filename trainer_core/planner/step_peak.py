@@ -1,4 +1,4 @@
-"""Peak memory of a training step and of a sampling pass: the costs of the blocks, added up in the order of computation."""
+"""Peak memory of a training step and of a sampling pass: the costs of the blocks, in the order of computation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def _backward_peak(block: BlockCost, is_recomputed: bool, to_host: bool) -> int:
 
 
 def resident_weights(cost: ModelCost, memory: MemoryConfig) -> int:
-    """Return the bytes of frozen weights on the device: all, or with group offload the resident ones and the loaded groups."""
+    """Return the bytes of frozen weights on the device.
+
+    With group offload these are the weights that stay on the device, and the groups that are loaded at one time.
+    """
     groups = 2 if memory.offload_stream else 1
     if memory.group_offload == "block":
         sizes = [block.weights for block in cost.blocks]

@@ -1,7 +1,7 @@
 """The images of a run's manifest: 40 bytes and a name for each, in one file that is memory-mapped for comparison.
 
-It is a safetensors file with two tensors of bytes: `rows`, of dtype ROW in the dataset's order, and `names`, concatenated
-in UTF-8.
+It is a safetensors file with two tensors of bytes: `rows`, of dtype ROW in the dataset's order, and `names`,
+concatenated in UTF-8.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Locked(Exception):
 class RunLock:
     """Context manager that holds the lock on folder/run.lock.
 
-    The file is empty and is never deleted. The lock is the operating system's (flock; msvcrt on Windows), which a killed
-    process can't leave behind. On a network share without locks nothing is locked, and no process is refused.
+    The file is empty and is never deleted. The lock is the operating system's (flock; msvcrt on Windows), which a
+    killed process can't leave behind. On a network share without locks nothing is locked, and no process is refused.
 
     Raises:
         Locked: on entry, when another process, or another thread of this one, holds the lock.

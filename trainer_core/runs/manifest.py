@@ -72,7 +72,10 @@ class RunManifest:
 
 
 def changes(folder: Path, new: RunManifest) -> list[str]:
-    """Return the differences from the manifest in a run's folder, one change a line. Long lists are truncated, with a count."""
+    """Return the differences from the manifest in a run's folder, one change a line.
+
+    Long lists are truncated, with a count.
+    """
     old = json.loads((folder / MANIFEST).read_text("utf-8"))
     settings = json.loads(json.dumps(new.settings))  # as it is read back from JSON: tuples become lists
     lines = [
@@ -172,7 +175,10 @@ def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> 
     status = read_status(before)
     text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(lines)
     if choice == "ask":
-        ways = "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings, to adopt"
+        ways = (
+            "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings set it "
+            "to adopt"
+        )
         raise UserError.at("on_change", f"{text}. {ways}")
     return ResumeFrom(before, text)
 

@@ -51,15 +51,18 @@ def check_fit(request: TrainRequest, family: Family) -> None:
 def inject_adapter_(
     transformer: nn.Module, family: Family, request: TrainRequest, device: torch.device, host: Host
 ) -> Injected:
-    """Inject the adapter into a loaded (and quantized) model and initialize it. Init eva follows in train/eva_init.py."""
+    """Inject the adapter into a loaded (and quantized) model and initialize it.
+
+    Init eva follows in train/eva_init.py.
+    """
     config, training = request.adapter, request.training
     rates = learning(transformer, family, request)
     updates = _file_updates(transformer, request)
     # Memory-mapped from disk: only layers that are read take memory.
     clean = family.load_transformer(request.model) if training.init == "loftq" else None
     layers = inject_(
-        transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"), config,
-        clean=clean, device=device,
+        transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"),
+        config, clean=clean, device=device,
     )  # fmt: skip
     if updates:
         _load_updates_(layers, updates, training.seed)
@@ -95,7 +98,8 @@ def _file_updates(transformer: nn.Module, request: TrainRequest) -> dict[str, Up
         examples = ", ".join(sorted(bad.values())[:NUM_SHOWN])
         raise UserError.at(
             "init_lora",
-            f"{Path(path).name} is not for this model: {len(bad)} of {len(updates)} layers do not fit, such as {examples}",
+            f"{Path(path).name} is not for this model: {len(bad)} of {len(updates)} layers do not fit, "
+            f"such as {examples}",
         )
     # A file with fused weights may hold rows that were never trained.
     return {name: update for name, update in matched.items() if not update.is_zero()}
@@ -110,11 +114,11 @@ def _load_updates_(layers: Mapping[str, AdapterLayer], updates: Mapping[str, Upd
             f"{len(untrained)} of the file's {len(updates)} layers are not trained, such as {examples}; "
             "choose targets (and block_lr) that include them",
         )
-    draw = generator(seed, "init", "beyond the file")
+    rng = generator(seed, "init", "beyond the file")
     faults = []
     for name, update in updates.items():
         try:
-            layers[name].load_update_(update, lambda shape: uniform(shape, draw))
+            layers[name].load_update_(update, lambda shape: uniform(shape, rng))
         except IncompatibleUpdate as fault:
             faults.append(f"{name}: {fault}")
     if faults:

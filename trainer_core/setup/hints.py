@@ -25,8 +25,8 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
         )
     if part.averages and not LR_SCHEDULES[training.lr_schedule].endless:
         lines.append(
-            f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights instead of lowering the "
-            "rate: constant is usual"
+            f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights instead of lowering "
+            "the rate: constant is usual"
         )
     return lines
 

@@ -33,7 +33,7 @@ def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
 
 
 def latent_identity(family: Family, request: TrainRequest) -> str:
-    """Return the digest of everything that decides a latent's bits: the codec, and whether it uses tiling or slicing."""
+    """Return the digest of everything that decides a latent's bits: the codec, with its tiling and slicing."""
     identity, rules = family.identity(request.model, "codec"), request.memory.vae_rules()
     return sha256_text(identity, rules) if rules else identity
 

@@ -22,9 +22,8 @@ from ..models.attention_check import AttentionShape, kernel_fault
 from ..models.family import Family, ImageCodec, TextEncoder
 from ..quant.loading import text_converter
 
-FEW_TOKENS = AttentionShape(
-    batch=1, text=9, image=64, heads=2, head_width=128
-)  # used before the run's own shapes are known
+# Used before the run's own shapes are known.
+FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)
 
 
 def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
@@ -65,7 +64,7 @@ def place_(
     checkpointing: bool,
     disk: Path,
 ) -> None:
-    """Move a quantized transformer with its adapter to the devices of its training. Outputs and gradients stay the same.
+    """Move a quantized transformer with its adapter to where it is trained. Outputs and gradients stay the same.
 
     Args:
         checkpointing: whether blocks are recomputed in the backward pass, see places_to_recompute.
@@ -85,8 +84,8 @@ def place_(
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]
         host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
-    places = places_to_recompute(len(blocks), memory.checkpointing_interval, not memory.moves)
-    recomputed = set(places) if checkpointing else set()
+    indices = places_to_recompute(len(blocks), memory.checkpointing_interval, not memory.moves)
+    recomputed = set(indices) if checkpointing else set()
     # A recomputed block stores no activations inside: its weights are loaded again with its second forward pass.
     stored = [block for i, block in enumerate(blocks) if i not in recomputed]
     if swap or host:
@@ -115,7 +114,7 @@ def load_codec(family: Family, request: TrainRequest, device: torch.device) -> I
 
 
 def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
-    """Place a text encoder that was loaded on the CPU: one block at a time is on the device, all other weights stay there.
+    """Place a text encoder that was loaded on the CPU: one block at a time is on the device, all else stays there.
 
     Works on any object that has modules as attributes. The longest ModuleList of each module holds its blocks.
     """

@@ -1,6 +1,6 @@
 """Find all problems of a request before a model is loaded.
 
-`problems_of` needs no torch. `all_problems` adds what depends on the device and on the model's modules, and imports torch.
+`problems_of` needs no torch. `all_problems` adds what depends on the device and the model's modules, and imports torch.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def reference_problems(request: TrainRequest) -> list[Problem]:
     model, dataset = request.model, request.dataset
     if model.takes_references and not dataset.has_references:
         text = (
-            f"is empty, and {model.flavour} generates images from reference images; set their folder, or set degrade to "
-            "make each reference from the image itself"
+            f"is empty, and {model.flavour} generates images from reference images; set their folder, or set degrade "
+            "to make each reference from the image itself"
         )
         return [Problem("references", text)]
     fields = (

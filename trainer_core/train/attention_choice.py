@@ -200,8 +200,8 @@ class KnownKernels:
             torch.ones(2, device=device).sum().item()
         except RuntimeError as error:
             text = (
-                f"the attention kernel {name} {fault}, and crashed the device. The failure is stored in the cache and the "
-                "kernel will be skipped: start again"
+                f"the attention kernel {name} {fault}, and crashed the device. The failure is stored in the cache and "
+                "the kernel will be skipped: start again"
             )
             raise UserError.at("attention", text) from error
 

@@ -88,11 +88,13 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     state = TrainState(
-        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
-        optimizer_config=plan.request.optimizer,
+        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters,
+        optimizer=optimizer, optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
-        references=ReferenceLatents(plan.references, reference_latents) if plan.references and reference_latents else None,
+        references=(
+            ReferenceLatents(plan.references, reference_latents) if plan.references and reference_latents else None
+        ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
         ema=new_ema(plan.request, layers),

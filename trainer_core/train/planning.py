@@ -21,8 +21,8 @@ def plan_request(
     Args:
         machine: estimate for this machine; None: the one that this process runs on.
     Returns:
-        The memory estimate, a suggestion that would make the request fit ('' where it fits), and the request as it would
-        be run.
+        The memory estimate, a suggestion that would make the request fit ('' where it fits), and the request as it
+        would be run.
     Raises:
         UserError: all problems of the request.
     """

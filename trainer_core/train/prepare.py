@@ -139,6 +139,6 @@ def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
-    """Return the hex digest of everything that decides the course of the training, so that only the same run is resumed."""
+    """Return the hex digest of everything that decides the training, so that only the same run is resumed."""
     settings = json.dumps(settings_of(request), sort_keys=True)
     return sha256_text(settings, index.digest, *identities.values())

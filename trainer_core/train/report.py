@@ -55,8 +55,8 @@ def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> 
     ]
     if other and layout.list_checkpoints(folder / layout.CHECKPOINTS):
         text = (
-            f"this run was started with other versions ({', '.join(other)}): it continues, but its bytes will differ from "
-            "those of a run that was started with these versions"
+            f"this run was started with other versions ({', '.join(other)}): it continues, but its bytes will differ "
+            "from those of a run that was started with these versions"
         )
         host.emit(Notice(text, "warning"))
 

@@ -53,7 +53,8 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
     Returns:
         The checkpoint's folder.
     Raises:
-        UserError: the disk is full or can't be written to, or a weight is not finite. Earlier checkpoints are unchanged.
+        UserError: the disk is full or can't be written to, or a weight is not finite. Earlier checkpoints are
+            unchanged.
     """
     target = folder / step_name(state.step)
     if target.exists() and not _find_fault(target):
@@ -73,7 +74,8 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
             str(folder),
-            f"the checkpoint of step {state.step} can't be written: {error.strerror or error}; earlier checkpoints are intact",
+            f"the checkpoint of step {state.step} can't be written: {error.strerror or error}; "
+            "earlier checkpoints are intact",
         ) from error
     host.emit(CheckpointSaved(state.step, target))
     return target
@@ -109,8 +111,8 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
     if bad:
         raise UserError.at(
             str(folder),
-            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is not "
-            "saved, and the last good checkpoint is intact. Try a lower learning rate",
+            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is "
+            "not saved, and the last good checkpoint is intact. Try a lower learning rate",
         )
 
 
@@ -181,7 +183,7 @@ def restore_(state: TrainState, checkpoint: Path) -> None:
 
 @contextmanager
 def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
-    """Within the context, the run's parameters are those of the checkpoint, as they are exported. Restore them after it."""
+    """Within the context, the run's parameters are those of the checkpoint, as for export. Restore them after it."""
     adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
     ema = state.ema.ema_state() if state.ema is not None else None
     try:

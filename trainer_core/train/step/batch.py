@@ -25,11 +25,11 @@ def make_batch(state: TrainState, micro: int) -> Batch:
     batch = [state.samples[i] for i in state.plan.batch(micro)]
     x0 = torch.stack([state.latents.get(sample) for sample in batch])
     noise = torch.stack([
-        torch.randn(x0.shape[1:], generator=generator(state.config.seed, "noise", micro, place, sample.key))
-        for place, sample in enumerate(batch)
+        torch.randn(x0.shape[1:], generator=generator(state.config.seed, "noise", micro, position, sample.key))
+        for position, sample in enumerate(batch)
     ])  # fmt: skip
     sigma = state.density.at(x0[0, 0].numel()).sample(len(batch), generator(state.config.seed, "sigma", micro))
-    text = [state.text.get(pick_prompt(state.config, sample, micro, place)) for place, sample in enumerate(batch)]
+    text = [state.text.get(pick_prompt(state.config, sample, micro, position)) for position, sample in enumerate(batch)]
     is_prior = [sample.part in state.prior_parts for sample in batch]
     prior = torch.tensor(is_prior) if any(is_prior) else None
     levels = draw_rollout_levels(state.config, micro, sigma, prior)
@@ -53,12 +53,12 @@ def stack_references(state: TrainState, batch: Sequence[Sample]) -> dict[str, Te
     return {"reference": torch.stack([state.references.get(sample) for sample in batch])}
 
 
-def pick_prompt(config: TrainingConfig, sample: Sample, micro: int, place: int) -> str:
+def pick_prompt(config: TrainingConfig, sample: Sample, micro: int, position: int) -> str:
     """Return the caption of a sample in a micro-batch: one of its captions, or "" by caption dropout."""
-    draw = generator(config.seed, "caption", micro, place, sample.key)
-    if torch.rand((), generator=draw).item() < config.caption_dropout:
+    rng = generator(config.seed, "caption", micro, position, sample.key)
+    if torch.rand((), generator=rng).item() < config.caption_dropout:
         return ""
-    return sample.captions[int(torch.randint(len(sample.captions), (), generator=draw).item())]
+    return sample.captions[int(torch.randint(len(sample.captions), (), generator=rng).item())]
 
 
 def draw_rollout_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior: Tensor | None) -> Tensor | None:
@@ -71,9 +71,9 @@ def draw_rollout_levels(config: TrainingConfig, micro: int, sigma: Tensor, prior
     """
     if not config.rollout_probability or (prior is not None and bool(prior.all())):
         return None
-    draw = generator(config.seed, "rollout", micro)
-    if torch.rand((), generator=draw).item() >= config.rollout_probability:
+    rng = generator(config.seed, "rollout", micro)
+    if torch.rand((), generator=rng).item() >= config.rollout_probability:
         return None
-    num_steps = int(torch.randint(1, config.rollout_steps + 1, (), generator=draw).item())
+    num_steps = int(torch.randint(1, config.rollout_steps + 1, (), generator=rng).item())
     levels = rollout_levels(sigma, num_steps)
     return levels if prior is None else torch.where(prior, sigma, levels)

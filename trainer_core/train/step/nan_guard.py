@@ -45,11 +45,11 @@ def _describe_first_step(state: TrainState, first: int, loss: float, norm: float
     Nothing is trained yet, so images and learning rates come last among the causes.
     """
     return (
-        f"step {state.step + 1}, the first since the start, gave loss {loss:g} and gradient norm {norm:g}, which are not "
-        f"finite. Most likely the model is not computed correctly here: attention kernel {state.attention} in "
+        f"step {state.step + 1}, the first since the start, gave loss {loss:g} and gradient norm {norm:g}, which are "
+        f"not finite. Most likely the model is not computed correctly here: attention kernel {state.attention} in "
         f"{state.dtype} on {device_name(state.device)}. "
-        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(state.dtype, '')}; if that does not help, look at the "
-        f"batch ({_files(state, first)}) and at the LoRA that the run starts from, if there is one"
+        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(state.dtype, '')}; if that does not help, look at "
+        f"the batch ({_files(state, first)}) and at the LoRA that the run starts from, if there is one"
     )
 
 

@@ -1,8 +1,8 @@
 """Recover from out of memory in a step: recompute more blocks in the backward pass, and retry the step.
 
-Applies only where memory mode auto chose to store activations, and the plan was too optimistic. The randomness of a step
-depends on its number alone, and no weight has changed yet. A run that recovers therefore has the same bytes as one that
-never ran out of memory.
+Applies only where memory mode auto chose to store activations, and the plan was too optimistic. The randomness of a
+step depends on its number alone, and no weight has changed yet. A run that recovers therefore has the same bytes as one
+that never ran out of memory.
 """
 
 from __future__ import annotations

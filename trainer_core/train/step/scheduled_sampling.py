@@ -1,8 +1,8 @@
 """Scheduled sampling: denoise some micro-batches with the model itself before the loss is taken (flow/rollout.py).
 
-A micro-batch is rolled out as a whole. Its shapes stay those that the blocks are compiled for, and offloaded weights are
-loaded once for all its samples. Samples with prior preservation stay on the straight path, because their target is the
-base model's prediction there.
+A micro-batch is rolled out as a whole. Its shapes stay those that the blocks are compiled for, and offloaded weights
+are loaded once for all its samples. Samples with prior preservation stay on the straight path, because their target is
+the base model's prediction there.
 """
 
 from __future__ import annotations

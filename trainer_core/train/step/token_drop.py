@@ -19,8 +19,9 @@ def draw_route(
 ) -> Route | None:
     """Return the route of micro-batch number `micro`; None where every token goes through every block.
 
-    Every sample keeps the same number of tokens. Without weights all tokens are equally likely to be kept. With weights a
-    token of weight w is w times as likely to be selected next, and a token of weight 0 is selected only after all others.
+    Every sample keeps the same number of tokens. Without weights all tokens are equally likely to be kept. With
+    weights a token of weight w is w times as likely to be selected next, and a token of weight 0 is selected only after
+    all others.
 
     Source: Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: an exponential race, won by the earliest.
 
@@ -33,12 +34,12 @@ def draw_route(
         return None
     batch, _, height, width = latents.shape
     num_tokens = height * width // 4
-    draws = generator(config.seed, "route", micro)
-    arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=draws, dtype=torch.float64))
+    rng = generator(config.seed, "route", micro)
+    arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=rng, dtype=torch.float64))
     if weight is not None:
         arrival /= pack(weight).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
-    kept = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
-    return Route(window[0], window[-1], kept.sort(dim=1).values)
+    indices = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
+    return Route(window[0], window[-1], indices.sort(dim=1).values)
 
 
 def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
@@ -55,5 +56,5 @@ def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) ->
     """
     batch, _, height, width = latents.shape
     tokens = torch.zeros(batch, height * width // 4).scatter_(1, route.kept, 1.0)
-    kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
-    return kept if weight is None else kept * weight
+    is_kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
+    return is_kept if weight is None else is_kept * weight
