@@ -345,7 +345,7 @@ def test_an_average_wants_no_falling_rate():
     part, config = load("optimizer", "schedulefree-adamw"), OptimizerConfig(optimizer="schedulefree-adamw")
     (told,) = describe_hints(TrainingConfig(lr_schedule="cosine"), config, part)
     assert told.startswith(
-        "lr_schedule is cosine, but schedulefree-adamw averages its weights in place of a falling rate"
+        "lr_schedule is cosine, but schedulefree-adamw averages its weights instead of lowering the rate"
     )
 
 

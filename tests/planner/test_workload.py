@@ -93,6 +93,6 @@ def test_the_plan_tells_them(workshop):
     )
     assert (
         without.flops_per_step < plain.flops_per_step
-        and "50% of the picture's tokens skip blocks 1 to -2" in without.settings
+        and "50% of the image tokens skip blocks 1 to -2" in without.settings
     )
     assert with_them.flops_per_step - without.flops_per_step == rolled.flops_per_step - plain.flops_per_step

@@ -144,7 +144,7 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
         (
             str(folder),
         ): "references: every picture needs one of its name to start from; not so 1.png (none of that name), 2.jpg (",
-        (): "references: is empty, and kontext makes pictures out of others; name their folder",
+        (): "references: is empty, and kontext generates images from reference images; set their folder",
     }
     for roots, words in cases.items():
         with pytest.raises(UserError) as caught:
@@ -153,13 +153,13 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
 
 
 def test_others_take_none(workshop, request_of, mended):
-    with pytest.raises(UserError, match="references: is given, and flux dev starts from no picture"):
+    with pytest.raises(UserError, match="references: is set, but flux dev takes no reference images"):
         plan_run(request_of(flavour="dev"), workshop.host())
-    with pytest.raises(UserError, match="degrade: is given, and flux dev starts from no picture") as caught:
+    with pytest.raises(UserError, match="degrade: is set, but flux dev takes no reference images") as caught:
         plan_run(request_of(flavour="dev", dataset=mended), workshop.host())
     assert len(caught.value.problems) == 1
     drawn = ValidationConfig(prompts="a cat", reference="/x.png")
-    with pytest.raises(UserError, match="reference: is given, and chroma tiny starts from no picture"):
+    with pytest.raises(UserError, match="reference: is set, but chroma tiny takes no reference images"):
         plan_run(workshop.request(drawn), workshop.host())
 
 

@@ -94,7 +94,7 @@ def test_masked_and_plain_parts_resume_to_the_same_bytes(workshop, own):
     resumed = run(request(), host.cancelling_at(0))
     assert resumed.report["resumed_from"] == 3 and resumed.report["dataset"]["masks"] == 4
     assert resumed.losses == whole.losses and resumed.lora.sha256 == whole.lora.sha256
-    assert not any("no forecast" in text for text in host.told())
+    assert not any("no memory estimate" in text for text in host.told())
     other = run(request(unmasked_weight=0.5), workshop.host())
     assert other.losses != whole.losses
 
@@ -106,7 +106,7 @@ def test_an_edited_mask_is_another_run_and_is_named(workshop, own):
         run(request(), host)
     with Image.open(folder / "1.png") as mask:
         mask.point(lambda value: 255 - value).save(folder / "1.png")
-    with pytest.raises(UserError, match=r"since then: mask of 1/1\.png has other bytes\. To begin"):
+    with pytest.raises(UserError, match=r"since then: mask of 1/1\.png has changed\. To start"):
         run(request(), host.cancelling_at(0))
 
 

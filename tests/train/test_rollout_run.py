@@ -149,7 +149,7 @@ def test_what_keeps_the_model_as_it_is_stays_on_the_path(workshop):
     errors = torch.stack([velocity_loss(ours, base), velocity_loss(rolled.share * ours, rolled.velocity)])
     assert torch.equal(micro_loss(made, micro).detach(), torch.where(batch.prior, *errors).mean())
     alone = DatasetConfig((replace(part, prior_preservation=True),), (root,))
-    with pytest.raises(UserError, match="rollout_probability: is above 0, but every picture has prior_preservation"):
+    with pytest.raises(UserError, match="rollout_probability: is above 0, but every image has prior_preservation"):
         plan_run(replace(workshop.request(**ALWAYS), dataset=alone), workshop.host())
 
 

@@ -176,8 +176,8 @@ def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> 
     text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(lines)
     if choice == "ask":
         ways = (
-            "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings set it "
-            "to adopt"
+            "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings, "
+            "set it to adopt"
         )
         raise UserError.at("on_change", f"{text}. {ways}")
     return ResumeFrom(before, text)

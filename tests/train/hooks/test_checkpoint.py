@@ -127,7 +127,7 @@ def test_every_file_of_a_checkpoint_is_guarded(tmp_path, host, events, name, har
         (bad / name).unlink()
     assert newest_intact(tmp_path, host, 100) == good
     (notice,) = (event for event in events if isinstance(event, Notice))
-    assert notice.level == "warning" and "set aside as damaged-step-000002; trying the one before" in notice.text
+    assert notice.level == "warning" and "renamed to damaged-step-000002; trying the one before" in notice.text
     assert (tmp_path / "damaged-step-000002").is_dir() and newest_intact(tmp_path, host, 100) == good
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
         save_checkpoint(tmp_path, train(run, 1), host)
     assert (
         str(caught.value)
-        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier ones are intact"
+        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier checkpoints are intact"
     )
     assert list(tmp_path.iterdir()) == [earlier] and newest_intact(tmp_path, host, 100) == earlier
 
@@ -216,7 +216,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path, host):
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(tmp_path, host, monkeypatch):
     run = train(new_run(), 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"step 1 can't be written: it needs 4 MB and 0 MB are free; make room"):
+    with pytest.raises(UserError, match=r"step 1 can't be written: it needs 4 MB and 0 MB are free; free disk space"):
         save_checkpoint(tmp_path, run, host)
     assert list(tmp_path.iterdir()) == []
 
