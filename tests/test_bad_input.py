@@ -99,7 +99,7 @@ VALUES = [
     ("DatasetBackend", {"masks": "dogs"}, "masks: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
     ("DatasetBackend", {"unmasked_weight": 0.5}, "unmasked_weight: is 0.5, but masks is empty; set masks to a folder, or use 0"),
     # LoRATrainer
-    ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 steps of warm-up leave nothing of 20 steps; use at most 19"),
+    ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 warm-up steps leave nothing of 20 steps; use at most 19"),
     ("LoRATrainer", {"name": "CON"}, "name: 'CON' is not a valid file name on every system; use letters, digits, spaces, - and _"),
     ("LoRATrainer", {"name": ""}, "name: '' is not a valid file name on every system; use letters, digits, spaces, - and _"),
     ("LoRATrainer", {"name": "cats."}, "name: 'cats.' is not a valid file name on every system; use letters, digits, spaces, - and _"),

@@ -158,9 +158,9 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
     ("option", "value", "message"),
     [
         ("--device", "gpu", "'gpu' is not a device; use cpu, cuda, cuda:1, mps or xpu"),
-        ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
-        ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
-        ("--report", "models", "'models' is a folder; name a file in it"),
+        ("--output", "workflow.json", "can't write to 'workflow.json' ("),
+        ("--report", "workflow.json/r.json", "can't write to 'workflow.json' ("),
+        ("--report", "models", "'models' is a folder; use the path of a file"),
     ],
 )
 def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, capsys, option, value, message):
@@ -177,7 +177,7 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, c
 def test_a_card_of_no_size(cli, capsys, text):
     with pytest.raises(SystemExit):
         cli("plan", "workflow.json", f"--vram={text}")
-    assert f"'{text}' is no number of GB; write for example 12" in capsys.readouterr().err
+    assert f"'{text}' is not a number of GB; write for example 12" in capsys.readouterr().err
 
 
 def test_a_workflow_for_comfyui_alone(cli, home, capsys):
@@ -203,7 +203,7 @@ def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsy
     assert (
         "node 7 (AdapterSettings).kind: 'loraa' is not one of" in told and "node 7 (AdapterSettings).init_lora" in told
     )
-    assert "node 5 (LoRATrainer).warmup_steps: 3 steps of warm-up leave nothing" in told and "Traceback" not in told
+    assert "node 5 (LoRATrainer).warmup_steps: 3 warm-up steps leave nothing" in told and "Traceback" not in told
 
 
 def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
@@ -266,7 +266,7 @@ def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home
     [
         (("LoRATrainer.targets=blubb",), "targets: 'blubb' matches no layer; near: "),
         (("LoRATrainer.targets=distilled_guidance_layer.in_proj",), "names layers that are never trained"),
-        (("LoRATrainer.init=loftq",), "init: 'loftq' mends what quantisation lost, and the model is not quantised"),
+        (("LoRATrainer.init=loftq",), "init: 'loftq' corrects quantization errors, but the model is not quantized"),
     ],
 )
 def test_what_the_run_would_refuse_is_told_by_check_without_torch(home, settings, message):
@@ -328,7 +328,7 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert "ending after this step; once more to end at once" in told and told.endswith("cancelled\n")
+    assert "stopping after this step; press again to stop immediately" in told and told.endswith("canceled\n")
     assert (tmp_path / "loras" / "stopped.safetensors").stat().st_size > 1000
 
 
@@ -339,7 +339,7 @@ def test_the_second_signal_ends_it_at_once(number, capsys):
         interrupts = Interrupts()
         assert not interrupts()
         os.kill(os.getpid(), number)
-        assert interrupts() and "once more to end at once" in capsys.readouterr().err
+        assert interrupts() and "press again to stop immediately" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
 
@@ -361,4 +361,4 @@ def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     ):
         assert path in told and Path(path).is_file()
     assert report["learning_score"] == score
-    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 pictures in the style" in told
+    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 images in the style" in told

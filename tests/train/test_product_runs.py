@@ -97,5 +97,5 @@ def test_the_plan_counts_them(workshop):
 def test_a_remedy_with_another_level_leaves_the_products_that_it_lacks(workshop):
     found = dict(changes(rounded(workshop, "int8")))
     assert found["products exact"].model.quantization == QuantizationConfig("int8-quanto")
-    assert found["quantisation int4-quanto"].model.quantization == QuantizationConfig("int4-quanto")
+    assert found["quantization int4-quanto"].model.quantization == QuantizationConfig("int4-quanto")
     assert not [words for words, request in found.items() if request.model.quantization.problems()]
