@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -46,15 +48,18 @@ class Interrupts:
     def __init__(self) -> None:
         self.seen = False
         self._closing = _on_console_close(self._close)  # a reference, because Windows calls the handler
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Set a flag, and nothing that can raise: the signal may have hit the middle of a step."""
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
-        print("\nstopping after this step; press again to stop immediately", file=sys.stderr)
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step; press again to stop immediately\n")
 
     def _close(self) -> None:
         """Wait for the run to end. Windows calls this in its own thread.
@@ -98,12 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.call(arguments)
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        _print_last(*(f"error: {problem}" for problem in error.problems))
         return EXIT_USER
     except (Cancelled, KeyboardInterrupt):
-        print("canceled", file=sys.stderr)
+        _print_last("canceled")
         return EXIT_CANCELLED
+
+
+def _print_last(*lines: str) -> None:
+    """Print to stderr, which may be closed or full by now: the exit status says the same."""
+    try:
+        for line in lines:
+            print(line, file=sys.stderr)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  else Python complains about the stream at its end
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ If the output is not a terminal, progress is printed as plain lines.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -28,7 +29,7 @@ class Console:
     """A sink for SinkHost that prints events to a stream (default: stderr)."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or open(os.devnull, "w")  # noqa: SIM115  2>&-
         self.alive = self.stream.isatty()
         self.loss, self.start_time, self.first_step, self.open_line = None, 0.0, 0, False
         self.phase = ""

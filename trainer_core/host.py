@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import Cancelled, Problem, UserError, nearest
+from .errors import Cancelled, Problem, UserError, nearest, reason_of
 
 MODEL_SUFFIXES = (".safetensors",)
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
@@ -317,10 +317,19 @@ class SinkHost:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     node_id: str = ""
     waits_when_paused: bool = True
+    faults: list[str] = field(default_factory=list)  # one for each sink that failed and gets no more events
+    _failed: list[Callable[[Event], None]] = field(default_factory=list, repr=False)
 
     def emit(self, event: Event) -> None:
-        for sink in self.sinks:
-            sink(event)
+        """Pass an event to the sinks. One that can't write (a closed pipe, a full disk) is left out from then on."""
+        for sink in self.sinks[:]:
+            if sink in self._failed:
+                continue
+            try:
+                sink(event)
+            except (OSError, ValueError) as error:  # ValueError: I/O operation on closed file
+                self._failed.append(sink)
+                self.faults.append(f"{type(sink).__name__.lower()}: {reason_of(error)}")
 
     def check_cancelled(self) -> None:
         if self.is_cancelled():

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError
+from ..storage.atomic import as_os_errors
 from .group_offload import find_frozen, inner_tensors, like, rebuilt
 
 
@@ -41,7 +42,8 @@ def _write(path: Path, tensors: dict) -> None:
     staging = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, staging)
+        with as_os_errors(staging):
+            save_file(tensors, staging)
         os.replace(staging, path)
     except OSError as error:
         staging.unlink(missing_ok=True)

@@ -69,7 +69,10 @@ class RunHost:
             self.host.emit(
                 Notice(f"events.jsonl can't be written: {self.event_log.fault}; the run continues", "warning")
             )
+        known = len(getattr(self.host, "faults", ()))
         self.host.emit(event)
+        for fault in getattr(self.host, "faults", ())[known:]:
+            self.event_log(Notice(f"output can't be written ({fault}); the run continues without it", "warning"))
         if self.trackers:
             self.trackers(event)
             self.emit_tracker_notices()

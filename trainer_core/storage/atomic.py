@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,8 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        with as_os_errors(path):
+            write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)  # mkstemp creates 0600, but other users of the machine read LoRAs too
@@ -71,6 +75,19 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def as_os_errors(path: Path) -> Iterator[None]:
+    """Raise errors of the safetensors package, which wrap those of the system in a text, as the OSError that they are."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
 
 
 def remove_temporaries(folder: Path, older_than: float = 0.0) -> None:

@@ -145,8 +145,6 @@ def _train(
         with phases("train"):
             host.emit(PhaseStarted("train", state.num_steps, "steps"))
             fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
-    except KeyboardInterrupt:  # possibly in the middle of a step: the last consistent state is the one on disk
-        raise
     except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
         _save_unfinished(plan, state, checkpoints, record, host)
         raise
@@ -181,13 +179,17 @@ def _free_memory(device: torch.device) -> None:
 def _save_unfinished(
     plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
 ) -> None:
-    """After a cancel or an error between two steps, save a checkpoint to resume from and the LoRA as it is.
+    """Whatever ended the run, save the LoRA of its last consistent step, and a checkpoint to resume from.
 
-    An error while saving is logged, and does not hide the one that ended the run.
+    An interrupt can hit the middle of a step, where weights and optimizer do not belong together. Such a state is never
+    saved: the newest checkpoint takes its place. An error while saving is logged, and does not hide the one that ended the
+    run.
     """
-    if state.step == 0:
-        return
     try:
+        if not state.is_consistent and not _restore_newest(state, checkpoints, host):
+            return
+        if state.step == 0:
+            return
         save_and_prune(checkpoints, state, host, evaluate=False)
         save_lora(plan, state, record, host)
     except (OSError, UserError, RuntimeError) as error:
@@ -196,3 +198,14 @@ def _save_unfinished(
     host.emit(
         Notice(f"stopped at step {state.step} of {state.num_steps}; run it again to resume from there", "warning")
     )
+
+
+def _restore_newest(state: TrainState, checkpoints: Path, host: Host) -> bool:
+    """Put the newest intact checkpoint in place of a state that was interrupted within a step. False where there is none."""
+    newest = newest_intact(checkpoints, host, state.num_steps)
+    if newest is None:
+        host.emit(Notice("interrupted within a step, before the first checkpoint: there is nothing to save", "warning"))
+        return False
+    restore_(state, newest)
+    state.is_consistent = True
+    return True

@@ -36,7 +36,7 @@ from ...host import CheckpointSaved, Host, Notice
 from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
-from ...storage.atomic import rename, sha256_of, sync_folder, write_json
+from ...storage.atomic import as_os_errors, rename, sha256_of, sync_folder, write_json
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
@@ -130,7 +130,8 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
 
 def _write(staging: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
-        save_file(dict(part), staging / name)
+        with as_os_errors(staging / name):
+            save_file(dict(part), staging / name)
     with final_weights(state):
         export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
     saved = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from ...optim.optimizer import evaluating
 from ..step.state import TrainState
@@ -13,7 +13,16 @@ from ..step.state import TrainState
 def final_weights(state: TrainState) -> Iterator[None]:
     """Within the context, the layers hold the averaged weights, of the run's EMA or of an optimizer that averages.
 
-    After it they hold the trained weights again, bit by bit. May be nested.
+    After it they hold the trained weights again, bit by bit. Where that is interrupted, the state is left marked as
+    inconsistent. May be nested.
     """
-    with evaluating(state.optimizer), state.ema.applied(state.layers) if state.ema is not None else nullcontext():
+    before, state.is_consistent = state.is_consistent, False
+    swaps = ExitStack()
+    swaps.enter_context(evaluating(state.optimizer))
+    if state.ema is not None:
+        swaps.enter_context(state.ema.applied(state.layers))
+    try:
         yield
+    finally:
+        swaps.close()
+        state.is_consistent = before

@@ -42,11 +42,8 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
             start = time.perf_counter()
             rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
             loss, norm = train_step(state, rate, fetch)
-            state.step += 1
-            state.losses.append(loss)
             rate = effective_rate(state.optimizer, rate)
-            state.learning_rates.append(rate)
-            state.step_seconds.append(time.perf_counter() - start)
+            state.finish_step_(loss, rate, time.perf_counter() - start)
             if math.isfinite(loss):
                 host.emit(StepReport(state.step, state.num_steps, loss, rate, norm, state.step_seconds[-1]))
             else:
@@ -72,6 +69,7 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
         refuse_or_skip(state, first, loss_value, norm_value)
         state.optimizer.zero_grad(set_to_none=True)
         return math.nan, math.nan
+    state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:

@@ -58,6 +58,17 @@ class TrainState:
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
+    # Whether weights, optimizer, average and history are those of one and the same step. Only then is the state saved.
+    is_consistent: bool = True
+
+    def finish_step_(self, loss: float, learning_rate: float, seconds: float) -> None:
+        """Record a step whose weights are in place. An interrupt within leaves the state marked as inconsistent."""
+        self.is_consistent = False
+        self.losses.append(loss)
+        self.learning_rates.append(learning_rate)
+        self.step_seconds.append(seconds)
+        self.step += 1
+        self.is_consistent = True
 
 
 Hook = Callable[[TrainState], None]
