@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Event = tuple[str, int, int]  # name, start and length in nanoseconds
 COPIES = ("Memcpy", "Memset")
 SHOWN = 12
 # Operations that launch nothing.
@@ -41,6 +42,11 @@ def launches_of(step: Callable[[], Any], context: Context) -> dict[str, Any]:
         for e in results.events()
         if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()
     ]
+    return figures_of(events, seconds)
+
+
+def figures_of(events: list[Event], seconds: float) -> dict[str, Any]:
+    """Of what ran on the device in a step that took so many seconds."""
     kernels = [event for event in events if not event[0].startswith(COPIES)]
     busy = busy_seconds((start, start + length) for _, start, length in kernels)
     return {
@@ -68,7 +74,7 @@ def busy_seconds(spans: Iterable[tuple[int, int]]) -> float:
     return total / 1e9
 
 
-def _longest(kernels: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
+def _longest(kernels: list[Event]) -> list[dict[str, Any]]:
     seconds: Counter[str] = Counter()
     counts = Counter(name for name, _, _ in kernels)
     for name, _, length in kernels:

@@ -201,7 +201,18 @@ def test_items_are_named_once_and_call_what_there_is(kit):
 
 
 def test_time_in_which_kernels_run_is_counted_once(kit):
-    assert kit("launches").busy_seconds([(0, 10), (5, 15), (20, 30), (22, 25)]) == pytest.approx(25e-9)
+    launches = kit("launches")
+    assert launches.busy_seconds([(0, 10), (5, 15), (20, 30), (22, 25)]) == pytest.approx(25e-9)
+    second = 10**9
+    events = [
+        ("gemm", 0, second),
+        ("gemm", second // 2, second),
+        ("Memcpy HtoD", 0, 9 * second),
+        ("norm", 2 * second, second),
+    ]
+    found = launches.figures_of(events, 5.0)
+    assert (found["count"], found["copies"], found["busy_seconds"], found["kernel_seconds"]) == (3, 1, 2.5, 3.0)
+    assert found["idle_share"] == 0.5 and found["longest"][0] == {"kernel": "gemm", "count": 2, "seconds": 2.0}
 
 
 def test_waits_are_listed_and_reads_are_counted(kit, tmp_path):
