@@ -94,8 +94,8 @@ class Runner:
         self._kept: tuple[str, Worker] | None = None  # with the group it works for
         self._next: Worker | None = None
         self._beside: dict[str, Worker] = {}
-        self._num_workers = 0
         logs.mkdir(parents=True, exist_ok=True)
+        self._num_workers = len(list(logs.glob("process-*.log")))  # of earlier calls, which entries name
 
     def run(self, item: Item, context: Mapping[str, Any], patience: float) -> dict[str, Any]:
         """An item's entry; whatever happens, there is one."""
