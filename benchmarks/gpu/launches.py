@@ -1,0 +1,110 @@
+"""How many kernels a step launches, and how long the device waits for the next one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from context import Context
+from machine import wait
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Event = tuple[str, int, int]  # name, start and length in nanoseconds
+COPIES = ("Memcpy", "Memset")
+SHOWN = 12
+# Operations that launch nothing.
+IDLE = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+)
+
+
+def launches_of(step: Callable[[], Any], context: Context) -> dict[str, Any]:
+    """Of one step: kernels and copies, seconds in which any of them runs, and the share of the step in which none does.
+
+    Without CUDA operations are counted as they are dispatched, views and allocations left out; seconds mean nothing.
+    """
+    if not context.is_cuda:
+        return _dispatched(step)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        wait(context.device)
+        began = time.perf_counter()
+        step()
+        wait(context.device)
+        seconds = time.perf_counter() - began
+    results: Any = profiled.profiler.kineto_results  # type: ignore[union-attr]
+    events = [
+        (e.name(), e.start_ns(), e.duration_ns())
+        for e in results.events()
+        if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()
+    ]
+    return figures_of(events, seconds)
+
+
+def figures_of(events: list[Event], seconds: float) -> dict[str, Any]:
+    """Of what ran on the device in a step that took so many seconds."""
+    kernels = [event for event in events if not event[0].startswith(COPIES)]
+    busy = busy_seconds((start, start + length) for _, start, length in kernels)
+    return {
+        "count": len(kernels), "copies": len(events) - len(kernels), "seconds": round(seconds, 4),
+        "busy_seconds": round(busy, 4), "kernel_seconds": round(sum(length for _, _, length in kernels) / 1e9, 4),
+        "idle_share": round(max(0.0, 1 - busy / seconds), 3), "longest": _longest(kernels),
+    }  # fmt: skip
+
+
+def write_trace(step: Callable[[], Any], context: Context, path: Path) -> None:
+    """One step as a chrome trace, host and device."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.is_cuda else [])]
+    with profile(activities=activities) as profiled:
+        step()
+        wait(context.device)
+    profiled.export_chrome_trace(str(path))
+
+
+def busy_seconds(spans: Iterable[tuple[int, int]]) -> float:
+    """Of spans in nanoseconds, which may overlap."""
+    total = end = 0
+    for start, stop in sorted(spans):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total / 1e9
+
+
+def _longest(kernels: list[Event]) -> list[dict[str, Any]]:
+    seconds: Counter[str] = Counter()
+    counts = Counter(name for name, _, _ in kernels)
+    for name, _, length in kernels:
+        seconds[name] += length
+    return [
+        {"kernel": name[:100], "count": counts[name], "seconds": round(length / 1e9, 5)}
+        for name, length in seconds.most_common(SHOWN)
+    ]
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts operations that compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if not func.is_view and name not in IDLE:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _dispatched(step: Callable[[], Any]) -> dict[str, Any]:
+    with _Dispatched() as counter:
+        step()
+    return {
+        "count": sum(counter.counts.values()),
+        "idle_share": None,
+        "counted": "operations",
+        "most": dict(counter.counts.most_common(SHOWN)),
+    }

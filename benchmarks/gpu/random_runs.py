@@ -1,0 +1,228 @@
+"""Runs of the product whose model, latents and texts are random numbers made on the spot.
+
+No file is read, and the step is the product's own.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import Case
+from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.config.request import TrainRequest
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.data.buckets import Placement
+from chroma_trainer.trainer_core.data.sampler import BatchPlan
+from chroma_trainer.trainer_core.data.table import Sample
+from chroma_trainer.trainer_core.devices import empty_cache
+from chroma_trainer.trainer_core.families.contract import Family
+from chroma_trainer.trainer_core.families.kernels import compile_blocks_, compiler_fault
+from chroma_trainer.trainer_core.families.weights import DTYPES
+from chroma_trainer.trainer_core.files import sha256_text
+from chroma_trainer.trainer_core.flow.timesteps import density
+from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
+from chroma_trainer.trainer_core.lora.blocks import parameter_groups
+from chroma_trainer.trainer_core.lora.inject import trainable_parameters
+from chroma_trainer.trainer_core.quant.products import choose_products_
+from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.seeds import generator
+from chroma_trainer.trainer_core.train.adapter import inject_adapter_
+from chroma_trainer.trainer_core.train.attention import choose_attention_
+from chroma_trainer.trainer_core.train.loop import Run, micro_loss
+from chroma_trainer.trainer_core.train.placement import compile_, place_
+from context import Context, Skipped
+from torch import Tensor, nn
+from true_size import STD, hollow_model
+
+TARGETS, RANK, SEED, NUM_SAMPLES = "all+ffs", 16, 0, 8
+TEXT_TOKENS = {"chroma": 80, "flux": 512}  # Flux's pads are attended
+TINY_TOKENS = 9
+SMALLEST = 8  # edges of rehearsals are so many times smaller
+
+
+@dataclass(frozen=True)
+class RandomCache:
+    """Latents of samples, or embeddings of prompts, each drawn once: what a step asks of LatentCache and TextCache."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    def get(self, asked: Any) -> Tensor:
+        key = getattr(asked, "key", asked)
+        if key not in self.drawn:
+            numbers = torch.randn(self.shape, generator=generator(SEED, self.kind, key))
+            self.drawn[key] = numbers.to(self.dtype)
+        return self.drawn[key]
+
+
+def scaled(case: Case, context: Context) -> Case:
+    """The case as it is run: in rehearsals with an eighth of its edge."""
+    return Case(**{**vars(case), "edge": case.edge // SMALLEST}) if context.is_rehearsal else case
+
+
+def size_of(size: str, context: Context) -> str:
+    return context.pick(size, "tiny")
+
+
+def text_tokens(case: Case, context: Context) -> int:
+    return context.pick(TEXT_TOKENS[case.family], TINY_TOKENS)
+
+
+def request_of(case: Case, context: Context, size: str, dtype: str = "bf16", steps: int = 1) -> TrainRequest:
+    """What a user would have asked for."""
+    memory = MemoryConfig(
+        checkpointing_interval=max(1, case.interval), group_offload=case.offload,
+        offload_stream=case.stream and context.device.type != "cpu", activation_offload=case.activations,
+        compile=case.compiled, attention=case.attention,
+    )  # fmt: skip
+    training = TrainingConfig(
+        name="kit", rank=RANK, alpha=float(RANK), targets=TARGETS, steps=steps, batch_size=case.batch, warmup_steps=0,
+        caption_dropout=0.0, gradient_checkpointing=case.interval > 0, checkpoint_every=0, seed=SEED,
+    )  # fmt: skip
+    dataset = DatasetConfig(parts=(FolderConfig(resolution=case.edge),), roots=("",))
+    model = hollow_model(context.scratch, case.family, size_of(size, context), case.level, case.products, dtype)
+    return TrainRequest(model, dataset, training, memory=memory)
+
+
+def quiet_host(context: Context, output: Path | None = None, sinks: tuple[Any, ...] = ()) -> SinkHost:
+    """Shows nothing. What is known of attention kernels is remembered between items."""
+    output = output or context.scratch / "output"
+    return SinkHost(
+        paths=Paths(output=output, cache=context.scratch / "cache"), sinks=sinks, device=str(context.device)
+    )
+
+
+def need(case: Case, device: torch.device) -> None:
+    """Raises: Skipped: a package or a unit that the case needs is not here."""
+    fault = load("quantization", case.level)().missing()
+    if not fault and case.compiled:
+        fault = compiler_fault(device)
+    if not fault and case.products != "exact":
+        fault = load("products", case.products)().lacks(device)
+    if fault:
+        raise Skipped(fault)
+
+
+def random_transformer(family: Family, request: TrainRequest, device: torch.device) -> Any:
+    """Made on the device. The same numbers in every dtype: those that bf16 holds."""
+    transformer: Any = family.empty_transformer(request.model)
+    transformer = transformer.to(DTYPES[request.model.dtype]).to_empty(device=device)
+    draw = torch.Generator(device).manual_seed(SEED)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if parameter.ndim > 1:
+                numbers = torch.randn(parameter.shape, generator=draw, device=device).mul_(STD)
+                parameter.copy_(numbers.to(torch.bfloat16))
+            else:
+                parameter.fill_(float(not name.endswith("bias")))
+    transformer.restore_buffers_()
+    return transformer.requires_grad_(False).eval().to(device)
+
+
+def random_run(
+    case: Case, context: Context, size: str, dtype: str = "bf16", steps: int = 1, host: SinkHost | None = None
+) -> Run:
+    """As build_run makes it of a request and files."""
+    need(case, context.device)
+    case, device, host = scaled(case, context), context.device, host or quiet_host(context)
+    request, family = request_of(case, context, size, dtype, steps), load("family", case.family)()
+    memory, training = request.memory, request.training
+    transformer = random_transformer(family, request, device)
+    transformer = load("quantization", case.level)().quantize_(transformer, family.full_precision)
+    family.prepare_(transformer, request.model)
+    if left_out := choose_products_(transformer, case.products):
+        host.emit(Notice(left_out, "warning"))
+    if memory.group_offload != "none":
+        transformer.to("cpu")
+    injected = inject_adapter_(transformer, family, request, device, host)
+    _compile_(transformer, family, memory, context)
+    place_(
+        transformer,
+        family,
+        memory,
+        device,
+        checkpointing=training.gradient_checkpointing,
+        disk=context.scratch / "offload",
+    )
+    optimizer = load("optimizer", request.optimizer.optimizer).build(
+        parameter_groups(injected.layers, injected.rates),
+        request.optimizer,
+        training.learning_rate,
+        training.weight_decay,
+        training.seed,
+    )
+    edge, samples = case.edge, samples_of(case.edge)
+    rows = text_tokens(case, context) + (case.family == "flux")  # one for the pooled text
+    width = transformer.context_embedder.in_features
+    run = Run(
+        config=training, family=family, transformer=transformer, layers=injected.layers,
+        parameters=[parameter for _, parameter in trainable_parameters(injected.layers)], optimizer=optimizer,
+        optimizer_config=request.optimizer, density=density(training.sigma_density, training.shift), samples=samples,
+        plan=BatchPlan([(edge, edge)] * len(samples), [1] * len(samples), case.batch, SEED),
+        latents=RandomCache("latents", (16, edge // 8, edge // 8)),  # pyright: ignore[reportArgumentType]
+        text=RandomCache("text", (rows, width), DTYPES[dtype]),  # pyright: ignore[reportArgumentType]
+        device=device, num_steps=steps, dtype=dtype,
+    )  # fmt: skip
+    choose_attention_(run, memory.attention, host)
+    gc.collect()  # checkpointed blocks are in cycles, and so is whatever was before them
+    empty_cache(device)
+    return run
+
+
+def _compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, context: Context) -> None:
+    """In rehearsals only traced, for what comes after it takes a minute on a CPU."""
+    if not memory.compile:
+        return
+    torch._dynamo.reset()
+    if context.is_rehearsal:
+        compile_blocks_(family.blocks(transformer), backend="eager")
+    elif left_out := compile_(transformer, family, memory, context.device):
+        raise Skipped(left_out)
+
+
+def samples_of(edge: int) -> list[Sample]:
+    """Pictures that nobody has."""
+    placement = Placement((edge, edge), (edge, edge), (0, 0))
+    names = [f"{i}.png" for i in range(NUM_SAMPLES)]
+    return [Sample(f"0/{n}", n, n, sha256_text(n), (f"picture {n}",), (edge, edge), placement, 0) for n in names]
+
+
+@torch.no_grad()
+def stir_(run: Run) -> None:
+    """Give numbers to what begins at 0, else half of a new adapter has no gradient."""
+    for name, parameter in trainable_parameters(run.layers):
+        if not parameter.any():
+            draw = torch.randn(parameter.shape, generator=generator(SEED, "stir", name))
+            parameter.copy_(draw.mul_(STD))
+
+
+def gradients_of(run: Run, micro: int = 0) -> tuple[float, dict[str, Tensor]]:
+    """The loss of a micro-batch and the gradient of all that learns, on the device; what has none is left out."""
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = micro_loss(run, micro)
+    loss.backward()
+    found = {name: p.grad.detach().clone() for name, p in trainable_parameters(run.layers) if p.grad is not None}
+    value = loss.item()
+    run.optimizer.zero_grad(set_to_none=True)
+    return value, found
+
+
+def faults_of(run: Run, loss: float, gradients: dict[str, Tensor]) -> Iterator[str]:
+    """Why these can't be trained with: nothing that is not finite may pass, and nothing may be left out."""
+    if not torch.isfinite(torch.tensor(loss)):
+        yield f"the loss is {loss}"
+    names = [name for name, _ in trainable_parameters(run.layers)]
+    if lost := [name for name in names if name not in gradients]:
+        yield f"{len(lost)} of {len(names)} tensors have no gradient, such as {lost[0]}"
+    if bad := [name for name, gradient in gradients.items() if not gradient.isfinite().all()]:
+        yield f"{len(bad)} of {len(names)} gradients are not finite, such as {bad[0]}"
+    if still := [name for name, gradient in gradients.items() if not gradient.any()]:
+        yield f"{len(still)} of {len(names)} gradients are 0, such as {still[0]}"
