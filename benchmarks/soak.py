@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import psutil
-from chroma_trainer.trainer_core.plots.canvas import (  # fmt: skip
+from chroma_trainer.trainer_core.plots.canvas import (
     AMBER,
     BLUE,
     INK,
@@ -30,7 +30,7 @@ from chroma_trainer.trainer_core.plots.canvas import (  # fmt: skip
     PAPER,
     ROSE,
     SOFT_INK,
-    Colour,
+    Color,
     shapes,
     write,
 )
@@ -42,7 +42,7 @@ WORKFLOW = PROJECT / "workflows" / "api" / "first-lora.json"
 RESULT = PROJECT / "benchmarks" / "results" / "soak.json"
 POLL_SECONDS = 0.2
 WIDTH, PANEL_HEIGHT, MARGIN, LEFT = 960, 190, 28, 96  # of the chart, in pixels
-PANELS: tuple[tuple[str, str, Colour], ...] = (
+PANELS: tuple[tuple[str, str, Color], ...] = (
     ("rss_mib", "memory, MiB", BLUE),
     ("handles", "open files or handles", AMBER),
     ("threads", "threads", ROSE),
@@ -128,7 +128,7 @@ def draw(samples: Sequence[Sample], title: str) -> Image.Image:
     return page
 
 
-def _panel(page: Image.Image, values: list[float], box: tuple[int, int, int, int], colour: Colour) -> None:
+def _panel(page: Image.Image, values: list[float], box: tuple[int, int, int, int], colour: Color) -> None:
     """Values over their number, from 0."""
     pen = ImageDraw.Draw(page)
     pen.rectangle(box, PANEL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from chroma_trainer.trainer_core.families.attention_check import AttentionShape, kernel_fault
-from chroma_trainer.trainer_core.families.kernels import attention
-from chroma_trainer.trainer_core.train.attention import WITHOUT_MASK
+from chroma_trainer.trainer_core.models.attention_backends import attention
+from chroma_trainer.trainer_core.models.attention_check import AttentionShape, kernel_fault
+from chroma_trainer.trainer_core.train.attention_choice import WITHOUT_MASK
 from context import Context, Finding
 from machine import best_seconds
 from torch import Tensor

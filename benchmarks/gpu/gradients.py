@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from cases import GRADIENTS, PLAIN, Case
 from chroma_trainer.trainer_core.devices import empty_cache
-from chroma_trainer.trainer_core.families.kernels import set_attention_
-from chroma_trainer.trainer_core.train.loop import Run
+from chroma_trainer.trainer_core.models.attention_backends import set_attention_
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Finding
 from random_runs import faults_of, gradients_of, random_run, stir_
 from torch import Tensor
@@ -57,7 +57,7 @@ def judge_error(case: Case, gradients: Gradients, found: dict[str, Any], faults:
     return f"gradients off by {found['error']:.2g}"
 
 
-def judge_bytes(case: Case, run: Run, found: dict[str, Any], faults: list[str], context: Context) -> str:
+def judge_bytes(case: Case, run: TrainState, found: dict[str, Any], faults: list[str], context: Context) -> str:
     """Against the plain step. Blocks that are computed again are only promised to be close."""
     set_attention_(run.transformer, "math", "math")
     exact, plain = gradients_of(run)[1], plain_by_math(context)
@@ -75,7 +75,7 @@ def is_placement(case: Case) -> bool:
     return case.level == "none" and not case.compiled
 
 
-def prepared(case: Case, context: Context, dtype: str = "bf16") -> Run:
+def prepared(case: Case, context: Context, dtype: str = "bf16") -> TrainState:
     """Its adapter is not zero."""
     gc.collect()
     empty_cache(context.device)

@@ -1,6 +1,6 @@
 """What the loop promises of a device.
 
-The host waits for it once a step, and a step which runs out of memory is begun anew.
+The host waits for it once a step, and a step which runs out of memory is retried.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from cases import Case
+from chroma_trainer.trainer_core.adapters.inject import adapter_state
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.devices import empty_cache, peak_vram_bytes, reset_peak, total_bytes
 from chroma_trainer.trainer_core.host import Notice, StepReport
-from chroma_trainer.trainer_core.lora.inject import adapter_state
-from chroma_trainer.trainer_core.train.loop import Run, fit
-from chroma_trainer.trainer_core.train.relief import Relief
+from chroma_trainer.trainer_core.train.step.loop import fit
+from chroma_trainer.trainer_core.train.step.oom_recovery import OomRecovery
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Finding
 from machine import peak_reserved_bytes
 from models import PROJECT
@@ -122,7 +123,7 @@ def _place(stack: Any) -> str:
 def run_out_of_memory(context: Context) -> Finding:
     """A step that is left less memory than it takes.
 
-    The loop stores less and begins it anew, and ends with the weights of a run that had enough.
+    The loop stores less and retries it, and ends with the weights of a run that had enough.
     """
     case = Case(batch=2, attention="math")  # whose backward pass always adds in the same order
     most, least = replace(case, interval=64), replace(case, interval=1)
@@ -140,7 +141,7 @@ def run_out_of_memory(context: Context) -> Finding:
     relieved, seen = trained(most, context, limit)
     found["notices"] = seen["notices"]
     is_same = plain.keys() == relieved.keys() and all(torch.equal(plain[name], relieved[name]) for name in plain)
-    faults = [] if any("begun anew" in text for text in seen["notices"]) else ["no step ran out of memory"]
+    faults = [] if any("retried" in text for text in seen["notices"]) else ["no step ran out of memory"]
     faults += [] if is_same else ["the weights are not those of a run that had enough memory"]
     by_what = "" if can_be_limited(context) else " (the error was raised by hand: this device has no limit)"
     told = [*seen["notices"], f"{'the same' if is_same else 'other'} bytes{by_what}"]
@@ -158,7 +159,9 @@ def trained(case: Case, context: Context, limit: int | None = None) -> tuple[dic
     run = random_run(case, context, SIZE, steps=NUM_STEPS, host=chosen)
     stir_(run)
     asked, memory = MemoryConfig(mode="auto"), MemoryConfig(checkpointing_interval=case.interval)
-    run.relief = Relief.where_auto(asked, memory, run.config, run.family.blocks(run.transformer), run.device, chosen)
+    run.oom_recovery = OomRecovery.where_auto(
+        asked, memory, run.config, run.family.blocks(run.transformer), run.device, chosen
+    )
     notices.clear()
     lift: list[Callable[[], None]] = []
 
@@ -195,7 +198,7 @@ def _second() -> Any:
     return getattr(sys.modules.get("second"), "library", None)
 
 
-def limited(run: Run, limit: int, context: Context) -> Callable[[], None]:
+def limited(run: TrainState, limit: int, context: Context) -> Callable[[], None]:
     """From now on memory runs out beyond so many bytes; on a CPU once, in the last block. Gives what lifts it."""
     if second := _second():
         second.second_limit(limit)

@@ -22,13 +22,14 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.host import ASSETS, Notice, Paths, SinkHost
-from chroma_trainer.trainer_core.train.attention import choose_attention_
-from chroma_trainer.trainer_core.train.build import build_run, plan_run
-from chroma_trainer.trainer_core.train.checkpoint import step_name
-from chroma_trainer.trainer_core.train.phases import Phases
-from chroma_trainer.trainer_core.train.placement import load_codec
+from chroma_trainer.trainer_core.setup.placement import load_codec
+from chroma_trainer.trainer_core.train.attention_choice import choose_attention_
+from chroma_trainer.trainer_core.train.build import build_run
+from chroma_trainer.trainer_core.train.hooks.checkpoint import step_name
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import TrainResult, run
-from chroma_trainer.trainer_core.validation.pictures import draw_pictures
+from chroma_trainer.trainer_core.validation.sample_images import draw_pictures
 from context import Context, Finding
 from torch import Tensor
 
@@ -187,9 +188,9 @@ def draw(context: Context) -> Finding:
     sinks = (lambda event: notices.append(event.text) if isinstance(event, Notice) else None,)
     host = host_of(context.scratch / "drawn", str(context.device), context, sinks)
     plan = plan_run(request_of(context, "bf16", validation=settings), host)
-    built = build_run(plan, host, Phases())
-    choose_attention_(built, plan.placed.memory.attention, host)
-    codec: Any = Watched(load_codec(built.family, plan.placed, built.device))
+    built = build_run(plan, host, PhaseTimer())
+    choose_attention_(built, plan.resolved_request.memory.attention, host)
+    codec: Any = Watched(load_codec(built.family, plan.resolved_request, built.device))
     began = time.perf_counter()
     pictures = [
         draw_pictures(settings, built.family, built.transformer, codec, built.text)[64, 64][0] for _ in range(2)

@@ -13,29 +13,29 @@ from typing import Any
 
 import torch
 from cases import Case
+from chroma_trainer.trainer_core.adapters.inject import trainable_parameters
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.data.batch_sampler import BatchPlan
 from chroma_trainer.trainer_core.data.buckets import Placement
-from chroma_trainer.trainer_core.data.sampler import BatchPlan
-from chroma_trainer.trainer_core.data.table import Sample
-from chroma_trainer.trainer_core.devices import empty_cache
-from chroma_trainer.trainer_core.families.contract import Family
-from chroma_trainer.trainer_core.families.kernels import compile_blocks_, compiler_fault
-from chroma_trainer.trainer_core.families.weights import DTYPES
-from chroma_trainer.trainer_core.files import sha256_text
-from chroma_trainer.trainer_core.flow.timesteps import density
+from chroma_trainer.trainer_core.data.sample_table import Sample
+from chroma_trainer.trainer_core.devices import DTYPES, empty_cache
+from chroma_trainer.trainer_core.flow.sigma_density import density
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
-from chroma_trainer.trainer_core.lora.blocks import parameter_groups
-from chroma_trainer.trainer_core.lora.inject import trainable_parameters
-from chroma_trainer.trainer_core.quant.products import choose_products_
+from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, compiler_fault
+from chroma_trainer.trainer_core.models.family import Family
+from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
+from chroma_trainer.trainer_core.quant.low_precision_matmul import choose_products_
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.seeds import generator
-from chroma_trainer.trainer_core.train.adapter import inject_adapter_
-from chroma_trainer.trainer_core.train.attention import choose_attention_
-from chroma_trainer.trainer_core.train.loop import Run, micro_loss
-from chroma_trainer.trainer_core.train.placement import compile_, place_
+from chroma_trainer.trainer_core.setup.attach_adapter import inject_adapter_
+from chroma_trainer.trainer_core.setup.placement import compile_, place_
+from chroma_trainer.trainer_core.storage.atomic import sha256_text
+from chroma_trainer.trainer_core.train.attention_choice import choose_attention_
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Skipped
 from torch import Tensor, nn
 from true_size import STD, hollow_model
@@ -129,7 +129,7 @@ def random_transformer(family: Family, request: TrainRequest, device: torch.devi
 
 def random_run(
     case: Case, context: Context, size: str, dtype: str = "bf16", steps: int = 1, host: SinkHost | None = None
-) -> Run:
+) -> TrainState:
     """As build_run makes it of a request and files."""
     need(case, context.device)
     case, device, host = scaled(case, context), context.device, host or quiet_host(context)
@@ -162,7 +162,7 @@ def random_run(
     edge, samples = case.edge, samples_of(case.edge)
     rows = text_tokens(case, context) + (case.family == "flux")  # one for the pooled text
     width = transformer.context_embedder.in_features
-    run = Run(
+    run = TrainState(
         config=training, family=family, transformer=transformer, layers=injected.layers,
         parameters=[parameter for _, parameter in trainable_parameters(injected.layers)], optimizer=optimizer,
         optimizer_config=request.optimizer, density=density(training.sigma_density, training.shift), samples=samples,
@@ -196,7 +196,7 @@ def samples_of(edge: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def stir_(run: Run) -> None:
+def stir_(run: TrainState) -> None:
     """Give numbers to what begins at 0, else half of a new adapter has no gradient."""
     for name, parameter in trainable_parameters(run.layers):
         if not parameter.any():
@@ -204,7 +204,7 @@ def stir_(run: Run) -> None:
             parameter.copy_(draw.mul_(STD))
 
 
-def gradients_of(run: Run, micro: int = 0) -> tuple[float, dict[str, Tensor]]:
+def gradients_of(run: TrainState, micro: int = 0) -> tuple[float, dict[str, Tensor]]:
     """The loss of a micro-batch and the gradient of all that learns, on the device; what has none is left out."""
     run.optimizer.zero_grad(set_to_none=True)
     loss = micro_loss(run, micro)
@@ -215,7 +215,7 @@ def gradients_of(run: Run, micro: int = 0) -> tuple[float, dict[str, Tensor]]:
     return value, found
 
 
-def faults_of(run: Run, loss: float, gradients: dict[str, Tensor]) -> Iterator[str]:
+def faults_of(run: TrainState, loss: float, gradients: dict[str, Tensor]) -> Iterator[str]:
     """Why these can't be trained with: nothing that is not finite may pass, and nothing may be left out."""
     if not torch.isfinite(torch.tensor(loss)):
         yield f"the loss is {loss}"

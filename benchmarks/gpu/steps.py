@@ -16,11 +16,12 @@ from typing import Any
 from cases import STEPS, TRACED, Case
 from chroma_trainer.trainer_core.devices import empty_cache, peak_vram_bytes, reset_peak
 from chroma_trainer.trainer_core.host import StepReport
+from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel
+from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
 from chroma_trainer.trainer_core.registry import load
-from chroma_trainer.trainer_core.train.costs import Shape, step_flops
-from chroma_trainer.trainer_core.train.loop import Run, fit
-from chroma_trainer.trainer_core.train.peaks import recomputed, training_peak
-from chroma_trainer.trainer_core.train.skeleton import Skeleton
+from chroma_trainer.trainer_core.train.step.loop import fit
+from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Finding
 from launches import launches_of, write_trace
 from machine import peak_reserved_bytes
@@ -63,7 +64,7 @@ def measure(context: Context, **settings: Any) -> Finding:
     return Finding(in_words(found), found, faults)
 
 
-def build(case: Case, context: Context, host: Any) -> tuple[Run, dict[str, Any]]:
+def build(case: Case, context: Context, host: Any) -> tuple[TrainState, dict[str, Any]]:
     """The run, and what is to be said of it."""
     began = time.perf_counter()
     run = random_run(case, context, SIZE, host=host)
@@ -76,7 +77,7 @@ def build(case: Case, context: Context, host: Any) -> tuple[Run, dict[str, Any]]
     }  # fmt: skip
 
 
-def pass_once(run: Run, found: dict[str, Any], context: Context) -> list[str]:
+def pass_once(run: TrainState, found: dict[str, Any], context: Context) -> list[str]:
     """One forward and backward pass, whose gradients are looked at one by one. Gives their faults."""
     began = time.perf_counter()
     loss, gradients = gradients_of(run)
@@ -87,13 +88,13 @@ def pass_once(run: Run, found: dict[str, Any], context: Context) -> list[str]:
     return faults
 
 
-def take(run: Run, host: Any, count: int) -> None:
+def take(run: TrainState, host: Any, count: int) -> None:
     """So many steps more."""
     run.num_steps = run.step + count
     fit(run, host)
 
 
-def time_steps(run: Run, host: Any, case: Case, context: Context) -> dict[str, Any]:
+def time_steps(run: TrainState, host: Any, case: Case, context: Context) -> dict[str, Any]:
     """A few steps in a row and their peaks. Seconds are the loop's own: a step waits for the device at its end."""
     gc.collect()
     empty_cache(context.device)
@@ -114,7 +115,7 @@ def time_steps(run: Run, host: Any, case: Case, context: Context) -> dict[str, A
     }  # fmt: skip
 
 
-def count_launches(run: Run, host: Any, seconds: float, context: Context) -> dict[str, Any]:
+def count_launches(run: TrainState, host: Any, seconds: float, context: Context) -> dict[str, Any]:
     """See launches_of. Profiling slows the host, so that the idle share is also told against a step without it."""
     found = launches_of(lambda: take(run, host, 1), context)
     if busy := found.get("busy_seconds"):
@@ -168,12 +169,12 @@ def forecast_of(case: Case, context: Context) -> dict[str, Any]:
     cost = skeleton_of(case.family, case.level, case.products, context).cost(
         Shape(case.edge, case.edge, case.batch, rows)
     )
-    work = step_flops(cost, recomputed(request, len(cost.blocks)))
+    work = step_flops(cost, blocks_to_recompute(request, len(cost.blocks)))
     return {"peak_gb": round(training_peak(cost, request)[0] / 1e9, 3), "tflop_a_step": round(work / 1e12, 6)}
 
 
 @functools.cache
-def skeleton_of(family: str, level: str, products: str, context: Context) -> Skeleton:
+def skeleton_of(family: str, level: str, products: str, context: Context) -> MetaModel:
     """Counts every shape of these; makes no numbers."""
     request = request_of(Case(family=family, level=level, products=products), context, SIZE)
-    return Skeleton(load("family", family)(), request, "cuda")
+    return MetaModel(load("family", family)(), request, "cuda")

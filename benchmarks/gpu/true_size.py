@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
 from chroma_trainer.trainer_core.config.flux import FluxOptions
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
-from chroma_trainer.trainer_core.families.chroma_transformer import ChromaTransformer
-from chroma_trainer.trainer_core.families.codec import original_vae_parameter
-from chroma_trainer.trainer_core.families.flux_transformer import FluxTransformer
-from chroma_trainer.trainer_core.families.sources import shipped_config
-from chroma_trainer.trainer_core.families.t5_encoder import T5Encoder
-from chroma_trainer.trainer_core.families.vae import Autoencoder
-from chroma_trainer.trainer_core.families.weights import STORED
-from chroma_trainer.trainer_core.lora.keys import original_parameter
-from chroma_trainer.trainer_core.tensor_header import header_bytes, header_of
+from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
+from chroma_trainer.trainer_core.models.loading.weights import STORED
+from chroma_trainer.trainer_core.models.t5.modules import T5Encoder
+from chroma_trainer.trainer_core.models.vae.codec import original_vae_parameter
+from chroma_trainer.trainer_core.models.vae.modules import Autoencoder
+from chroma_trainer.trainer_core.storage.safetensors_header import header_bytes, header_of
 from models import TOKENIZER
 from torch import nn
 
@@ -70,14 +70,14 @@ def transformer_shapes(family: str, size: str) -> Shapes:
 def encoder_shapes(size: str) -> Shapes:
     """With the table of embeddings under both of its names, as in ComfyUI's file."""
     with torch.device("meta"):
-        encoder = T5Encoder({**shipped_config("t5_xxl"), **ENCODERS[size]})
+        encoder = T5Encoder({**load_shipped_config("t5_xxl"), **ENCODERS[size]})
     shapes = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
     return {**shapes, "encoder.embed_tokens.weight": shapes["shared.weight"]}
 
 
 def codec_shapes(size: str) -> Shapes:
     """Its attention's projections are convolutions of one pixel there."""
-    config = {**shipped_config("flux_vae"), **CODECS[size]}
+    config = {**load_shipped_config("flux_vae"), **CODECS[size]}
     config["down_block_types"], config["up_block_types"] = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     with torch.device("meta"):
         codec = Autoencoder(config)
