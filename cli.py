@@ -1,4 +1,4 @@
-"""chroma-trainer: the headless face. Runs and checks the workflows that ComfyUI's editor exports."""
+"""chroma-trainer: the command line. Runs and checks the workflows that ComfyUI exports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .trainer_core.workflow.graph import Graph, Link
 from .trainer_core.workflow.overrides import override
 from .trainer_core.workflow.read import read_workflow
 
-BEGAN = time.perf_counter()
+STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
 EXIT_USER, EXIT_CANCELLED = 2, 130
@@ -38,11 +38,14 @@ CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_E
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and the closing of a Windows console end the run after the step at hand; a second one ends it at once."""
+    """Stop the run after the current step on Ctrl-C, SIGTERM or the closing of a Windows console.
+
+    A second signal stops it immediately.
+    """
 
     def __init__(self) -> None:
         self.seen = False
-        self._closing = _on_console_close(self._close)  # Windows calls it for as long as it lives
+        self._closing = _on_console_close(self._close)  # a reference, because Windows calls the handler
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._handle)
@@ -51,10 +54,13 @@ class Interrupts:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
-        print("\nending after this step; once more to end at once", file=sys.stderr)
+        print("\nstopping after this step; press again to stop immediately", file=sys.stderr)
 
     def _close(self) -> None:
-        """In a thread of Windows' own, which ends the process when this returns, and after 5 s in any case."""
+        """Wait for the run to end. Windows calls this in its own thread.
+
+        It ends the process when this returns, and after 5 s in any case.
+        """
         self.seen = True
         while threading.main_thread().is_alive():
             time.sleep(0.05)
@@ -64,7 +70,11 @@ class Interrupts:
 
 
 def _on_console_close(call: Callable[[], None]) -> Any:
-    """Let Windows call this when its console is closed, or the user logs off. None elsewhere."""
+    """Register a function that Windows calls when its console is closed or the user logs off.
+
+    Returns:
+        The handler, which the caller must keep; None on other systems.
+    """
     if sys.platform != "win32":
         return None
     import ctypes
@@ -80,8 +90,8 @@ def _on_console_close(call: Callable[[], None]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 2 for the user's mistake, 130 for a cancel."""
-    for stream in (sys.stdout, sys.stderr):  # a Windows console may not know the characters we print
+    """Run the command line. Return the exit status: 0, 2 for a user error, 130 where the user canceled."""
+    for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
@@ -92,41 +102,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_USER
     except (Cancelled, KeyboardInterrupt):
-        print("cancelled", file=sys.stderr)
+        print("canceled", file=sys.stderr)
         return EXIT_CANCELLED
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train what the workflow asks for."""
-    graph = _graph(arguments)
-    _check_places(arguments)
+    """Run the workflow: train its LoRA."""
+    graph = _read_graph(arguments)
+    _check_output_paths(arguments)
     reports: list[dict[str, Any]] = []
 
-    def keep(event: Event) -> None:
+    def collect(event: Event) -> None:
         if isinstance(event, RunReported):
             reports.append(event.report)
 
-    execute(graph, CATALOGUE, _host(arguments, (Console(), keep), Interrupts()))
+    execute(graph, CATALOGUE, _host(arguments, (Console(), collect), Interrupts()))
     if arguments.report:
         write_json(Path(arguments.report), _join_reports(reports))
     return 0
 
 
-def _check_places(arguments: argparse.Namespace) -> None:
-    """Whether results can be written where they shall go: said before the training, not after it."""
-    places = {"--output": Path(arguments.output or "output")}
+def _check_output_paths(arguments: argparse.Namespace) -> None:
+    """Check before the training that its results can be written."""
+    folders = {"--output": Path(arguments.output or "output")}
     if arguments.report:
-        places["--report"] = Path(arguments.report).parent
+        folders["--report"] = Path(arguments.report).parent
         if Path(arguments.report).is_dir():
-            raise UserError.at("--report", f"{arguments.report!r} is a folder; name a file in it")
-    faults = {option: fault_of(folder) for option, folder in places.items()}
-    found = [
-        Problem(option, f"nothing can be written into {str(places[option])!r} ({fault}); name another folder")
+            raise UserError.at("--report", f"{arguments.report!r} is a folder; use the path of a file")
+    faults = {option: fault_of(folder) for option, folder in folders.items()}
+    problems = [
+        Problem(option, f"can't write to {str(folders[option])!r} ({fault}); use another folder")
         for option, fault in faults.items()
         if fault
     ]
-    if found:
-        raise UserError(found)
+    if problems:
+        raise UserError(problems)
     _check_device(arguments)
 
 
@@ -138,15 +148,18 @@ def _check_device(arguments: argparse.Namespace) -> None:
 
 
 def _join_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run's report, or with several trainers in the graph the last one's with all of them under "runs"."""
-    total = round(time.perf_counter() - BEGAN, 3)
+    """Return the run's report.
+
+    With several trainers in the graph it is the last one's report, with all of them under "runs".
+    """
+    total = round(time.perf_counter() - STARTED, 3)
     last = dict(reports[-1]) if reports else {}
     return {**last, "total_seconds": total, **({"runs": reports} if len(reports) > 1 else {})}
 
 
 def check_workflow(arguments: argparse.Namespace) -> int:
-    """Name every problem of the workflow; runs nothing."""
-    graph = _graph(arguments)
+    """List all problems of a workflow without running it."""
+    graph = _read_graph(arguments)
     problems = check(graph, CATALOGUE, _host(arguments))
     if problems:
         raise UserError(problems)
@@ -158,26 +171,26 @@ def check_workflow(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Say what a run would take of memory, disk and time, and what fits where it would not; loads no weights."""
-    graph = _graph(arguments)
+    """Estimate memory, disk and time of a run, and suggest what fits where it does not; loads no weights."""
+    graph = _read_graph(arguments)
     plans: list[dict[str, Any]] = []
 
-    def planned(inputs: Any, host: Any) -> tuple[Any, ...]:
-        found, advice = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
-        plans.append({**found.as_json(), "advice": advice})
+    def plan_instead(inputs: Any, host: Any) -> tuple[Any, ...]:
+        estimate, suggestion = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
+        plans.append({**estimate.as_json(), "advice": suggestion})
         if not arguments.json:
-            print(plan_run.text_of(found, advice))
+            print(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
-    wanted = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
-    if not wanted:
+    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
+    if not needed:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan; add one")
     before: set[str] = set()
-    while before != wanted:
-        before = set(wanted)
-        wanted |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
-    graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in wanted})
-    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=planned)}
+    while before != needed:
+        before = set(needed)
+        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
+    graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
+    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=plan_instead)}
     _check_device(arguments)
     execute(graph, catalogue, _host(arguments))
     if arguments.json:
@@ -186,46 +199,46 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Say what runs are doing: one, or all under the output folder."""
+    """Print the status of a run, or of all runs in the output folder."""
     output = Path(arguments.output or "output")
     folders = [find_run(arguments.run, output)] if arguments.run else runs_in(output)
     if not folders:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
-        found = read_status(folder)
-        print(f"{folder.name}: {found.text() if found else 'never started'}")
+        current = read_status(folder)
+        print(f"{folder.name}: {current.text() if current else 'never started'}")
     return 0
 
 
 def pause(arguments: argparse.Namespace) -> int:
-    """Let a run save its state and wait, with memory free, until it is resumed."""
-    return _command(arguments, "pause")
+    """Pause a run: it saves a checkpoint, frees its memory and waits until it is resumed."""
+    return _send_command(arguments, "pause")
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """End a run after the step at hand, with a checkpoint and a usable LoRA."""
-    return _command(arguments, "stop")
+    """Stop a run after the current step, with a checkpoint and a usable LoRA."""
+    return _send_command(arguments, "stop")
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Let a paused run go on. One that no process works on is run again, from its own record."""
+    """Resume a paused run. If its process has ended, start it again from its own request.json."""
     folder = find_run(arguments.run, Path(arguments.output or "output"))
-    found = read_status(folder)
-    if found and found.pid and found.state in ("paused", "running"):
-        return _command(arguments, "resume")
+    current = read_status(folder)
+    if current and current.pid and current.state in ("paused", "running"):
+        return _send_command(arguments, "resume")
     arguments.workflow, arguments.output = str(folder / layout.REQUEST), str(folder.parent.parent)
     return run(arguments)
 
 
-def _command(arguments: argparse.Namespace, command: str) -> int:
+def _send_command(arguments: argparse.Namespace, command: str) -> int:
     folder = find_run(arguments.run, Path(arguments.output or "output"))
     before = request(folder, command)
-    print(f"{folder.name}: {before.text()}; asked to {command}")
+    print(f"{folder.name}: {before.text()}; sent the command {command}")
     return 0
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Print how a LoRA came to be."""
+    """Print the training settings that are stored in a LoRA file."""
     from .trainer_core.workflow.lora_metadata import describe
 
     print(
@@ -237,14 +250,14 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Train the shipped workflow on the embedded model, score what it learnt, and say where everything lies."""
+    """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
     arguments.output = arguments.output or str(DEMO_OUTPUT)
     arguments.report = arguments.report or str(Path(arguments.output) / layout.REPORT)
     run(arguments)
     report = json.loads(Path(arguments.report).read_text("utf-8"))
     report["learning_score"] = score = _score(arguments, report)
-    report["total_seconds"] = round(time.perf_counter() - BEGAN, 3)
+    report["total_seconds"] = round(time.perf_counter() - STARTED, 3)
     write_json(Path(arguments.report), report)
     losses = report["eval_loss"]
     print(f"\nLoRA            {report['lora']}")
@@ -255,7 +268,7 @@ def demo(arguments: argparse.Namespace) -> int:
     print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f} in {report['steps']} steps")
     print(
         f"learning score  base {score['base']:.0%}, LoRA {score['lora']:.0%}, LoRA without its trigger "
-        f"{score['without_trigger']:.0%} of {score['pictures']} pictures in the style"
+        f"{score['without_trigger']:.0%} of {score['pictures']} images in the style"
     )
     print(f"seconds         {report['total_seconds']:.0f} in all")
     return 0
@@ -274,7 +287,7 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
     return learning_score(model, lora, ASSETS / "neon-emoji", settings, _host(arguments, (Console(),)))
 
 
-def _graph(arguments: argparse.Namespace) -> Graph:
+def _read_graph(arguments: argparse.Namespace) -> Graph:
     graph = read_workflow(Path(arguments.workflow), schemas())
     return override(graph, arguments.set, CATALOGUE)
 
@@ -305,37 +318,39 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, call)
         sub.add_argument(
             "workflow",
-            help="exported workflow (.json, either format), a run's request.json, or a PNG or LoRA file that carries one",
+            help="exported workflow (.json, either format), a run's request.json, or a PNG or LoRA with a workflow",
         )
         _add_workflow_arguments(sub)
     for name, call in (("status", status), ("pause", pause), ("stop", stop), ("resume", resume)):
         sub = command(name, call)
         sub.add_argument(
-            "run", nargs="?" if call is status else None, help="a run's folder or its name, or the LoRA's name"
+            "run", nargs="?" if call is status else None, help="path or name of a run's folder, or name of its LoRA"
         )
         if call is resume:
             _add_workflow_arguments(sub)
         else:
-            sub.add_argument("--output", metavar="DIR", help="where results are (default: output)")
+            sub.add_argument("--output", metavar="DIR", help="output folder (default: output)")
     sub = command("plan", plan)
     sub.add_argument("workflow", help="as for run")
     _add_workflow_arguments(sub)
-    sub.add_argument("--vram", type=_gigabytes, default=0.0, metavar="GB", help="plan for an accelerator of so many GB")
-    sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for so much RAM")
+    sub.add_argument(
+        "--vram", type=_gigabytes, default=0.0, metavar="GB", help="plan for an accelerator with this memory"
+    )
+    sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for this much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")
-    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
+    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
-        runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best there is)")
+        runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
     sub = command("inspect", inspect)
-    sub.add_argument("file", help="a LoRA (.safetensors)")
+    sub.add_argument("file", help="LoRA file (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub = command("demo", demo)
     sub.add_argument(
-        "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="replace a value of the demo's workflow"
+        "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
     )
-    sub.add_argument("--output", metavar="DIR", help=f"where results go (default: {DEMO_OUTPUT})")
+    sub.add_argument("--output", metavar="DIR", help=f"output folder (default: {DEMO_OUTPUT})")
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
@@ -347,7 +362,7 @@ def _gigabytes(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of GB; write for example 12")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GB; write for example 12")
     return value
 
 
@@ -357,20 +372,24 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NODE.FIELD=VALUE",
-        help="replace a value; NODE is a node's title, id or type",
+        help="override a value; NODE is a node's title, id or type",
     )
     parser.add_argument(
         "--models",
         action="append",
         default=[],
         metavar="DIR",
-        help="a ComfyUI models folder; may be given several times",
+        help="a ComfyUI models folder; may be repeated",
     )
     parser.add_argument("--model-config", metavar="FILE", help="an extra_model_paths.yaml")
     parser.add_argument(
-        "--datasets", action="append", default=[], metavar="DIR", help="a folder that datasets may lie under"
+        "--datasets",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder that contains datasets; may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="where results go (default: output)")
+    parser.add_argument("--output", metavar="DIR", help="output folder (default: output)")
 
 
 if __name__ == "__main__":

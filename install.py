@@ -1,13 +1,13 @@
-"""Installs what this pack needs and ComfyUI does not bring, without replacing any package that is there.
+"""Install the dependencies that ComfyUI does not provide, without changing installed packages.
 
-ComfyUI-Manager runs this file. By hand, with the Python that runs ComfyUI:
+ComfyUI-Manager runs this file. To run it yourself, use the Python of ComfyUI:
 
     python install.py             install
-    python install.py --dry-run   say what would be installed
+    python install.py --dry-run   print what would be installed
 
-Plain `pip install` may replace packages on the way: the newest diffusers wants a huggingface_hub that an installed
-transformers does not work with. So everything that is there is handed to pip as a constraint, and pip looks for
-versions that go with it.
+A plain `pip install` may change installed packages: the newest diffusers requires a huggingface_hub that does not work
+with an installed, older transformers. Therefore all installed versions are passed to pip as constraints, and pip
+selects compatible versions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-WANTED = (  # pyproject.toml's dependencies but torch, which nobody but its owner should touch
+WANTED = (  # the dependencies in pyproject.toml, except torch, which this script must never replace
     "diffusers>=0.36",
     "transformers>=4.50",
     "accelerate>=1.0",
@@ -29,16 +29,17 @@ WANTED = (  # pyproject.toml's dependencies but torch, which nobody but its owne
     "numpy>=1.26",
     "pillow>=10.3",
 )
-FREE = {"pip", "setuptools", "wheel"}  # tools, which environments often hold in versions that contradict each other
+FREE = {"pip", "setuptools", "wheel"}  # not constrained: environments often have conflicting versions of them
 
 
 def kept() -> list[str]:
-    """Every installed package as name==version. Editable ones and those from a URL look the same here."""
-    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in reversed(list(distributions()))}
-    return sorted(f"{name}=={version}" for name, version in found.items() if name and version and name not in FREE)
+    """Return the installed packages as name==version, including editable ones and those from a URL."""
+    versions = {(dist.metadata["Name"] or "").lower(): dist.version for dist in reversed(list(distributions()))}
+    return sorted(f"{name}=={version}" for name, version in versions.items() if name and version and name not in FREE)
 
 
 def main() -> int:
+    """Run pip with all installed versions as constraints, and return its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
         constraints.write_text("\n".join(kept()) + "\n", encoding="utf-8")
@@ -46,8 +47,8 @@ def main() -> int:
         status = subprocess.run(command, check=False).returncode
     if status:
         print(
-            "Nothing was changed: no versions of these packages go with what is installed here. pip's lines above name the "
-            "package in the way; update ComfyUI and its requirements first, then run this again.",
+            "Nothing was installed: no versions of these packages are compatible with the installed packages. The pip "
+            "output above names the conflicting package. Update ComfyUI and its requirements, then run this again.",
             file=sys.stderr,
         )
     return status

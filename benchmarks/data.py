@@ -97,7 +97,7 @@ def world_child(count: int, folder: Path, is_first: bool) -> None:
     from chroma_trainer.trainer_core.data.cache.latents import latent_key
     from chroma_trainer.trainer_core.data.cache.prompts import Prompts, prompt_key
     from chroma_trainer.trainer_core.data.sample_table import Captions
-    from chroma_trainer.trainer_core.runs.manifest import RunManifest, changes, write_world
+    from chroma_trainer.trainer_core.runs.manifest import RunManifest, changes, write_manifest
     from chroma_trainer.trainer_core.storage.digest_table import digests
     from chroma_trainer.trainer_core.storage.tensor_store import Store
 
@@ -121,7 +121,7 @@ def world_child(count: int, folder: Path, is_first: bool) -> None:
         assert lacking == [0]
     run = folder / "run"
     world = RunManifest({}, {}, table)
-    found["write_world"] = timed(lambda: write_world(run, world))
+    found["write_world"] = timed(lambda: write_manifest(run, world))
     gc.collect()
     found["private_mib"] = round((_private_bytes() - before) / 2**20)
     found["world_bytes_a_row"] = round(sum(file.stat().st_size for file in run.iterdir()) / count)

@@ -25,7 +25,7 @@ from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.optim.optimizer import OptimizerPart
 from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.step.loop import train_step
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
@@ -71,7 +71,7 @@ def whole_step(name: str, part: OptimizerPart, folder: Path) -> Callable[[], Any
     """One training step of the tiny model."""
     a_host = host(folder / name)
     wanted = request(model_folder("tiny"), picture_folder(16, 128, mixed=False), 128, learning_rate=part.usual_rates[0])
-    run = build_run(plan_run(replace(wanted, optimizer=OptimizerConfig(optimizer=name)), a_host), a_host, Phases())
+    run = build_run(plan_run(replace(wanted, optimizer=OptimizerConfig(optimizer=name)), a_host), a_host, PhaseTimer())
 
     def step() -> None:
         train_step(run, run.config.learning_rate)

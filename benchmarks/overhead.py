@@ -24,7 +24,7 @@ from chroma_trainer.trainer_core.adapters.inject import lora_layers, trainable_p
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.step.loop import fit
 from chroma_trainer.trainer_core.train.step.state import TrainState
@@ -100,7 +100,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
         seen: list[StepReport] = []
         chosen = host(Path(folder))
         wanted = request(model_folder(size), picture_folder(16, edge, mixed=False), edge)
-        run = build_run(plan_run(wanted, chosen), chosen, Phases())
+        run = build_run(plan_run(wanted, chosen), chosen, PhaseTimer())
         console = type(chosen)(paths=chosen.paths, sinks=(seen.append,), device="cpu")
         seconds = in_turns({"bare": bare_step(run), "ours": our_step(run, console)}, rounds)
     assert len(seen) == rounds + 5

@@ -23,7 +23,7 @@ from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.step_peak import training_peak
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
@@ -67,7 +67,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         adapter=AdapterConfig(**{name: case[name] for name in ADAPTER if name in case}),
         optimizer=OptimizerConfig(optimizer=case.get("optimizer", "adamw")),
     )  # fmt: skip
-    run = build_run(plan_run(asked, host(folder)), host(folder), Phases())
+    run = build_run(plan_run(asked, host(folder)), host(folder), PhaseTimer())
     tokens = max(len(run.text.get(sample.captions[0])) for sample in run.samples)
     predicted, _ = training_peak(MetaModel(run.family, asked, "cpu").cost(Shape(edge, edge, batch, tokens)), asked)
     measured = measured_step_peak(run)

@@ -1,4 +1,4 @@
-"""The nodes, as data. nodes/comfyui/extension.py turns them into ComfyUI nodes; the CLI runs them as they are."""
+"""Definitions of all nodes. nodes/comfyui/extension.py converts them to ComfyUI nodes; the CLI runs them directly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ CATALOGUE: dict[str, NodeSpec] = {
     )
 }
 
-COMFYUI_ONLY: dict[str, NodeSpec] = {
-    spec.id: spec for spec in (adaptive_guider.SPEC,)
-}  # they work on ComfyUI's own objects
+# These nodes use ComfyUI's own objects, so they run only in ComfyUI.
+COMFYUI_ONLY: dict[str, NodeSpec] = {spec.id: spec for spec in (adaptive_guider.SPEC,)}
 ALL_NODES = {**CATALOGUE, **COMFYUI_ONLY}

@@ -1,4 +1,4 @@
-"""AdapterSettings: what kind of adapter is trained and how it starts."""
+"""AdapterSettings: type of the adapter, its initialization and its file format."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Inputs(AdapterConfig):
 
 
 def run(inputs: Inputs, host: Host) -> tuple[AdapterConfig]:
+    """Return the adapter settings, with init_lora as an absolute path."""
     config = AdapterConfig(**{field.name: getattr(inputs, field.name) for field in fields(AdapterConfig)})
     if config.init_lora == NO_LORA:
         return (config,)
@@ -25,9 +26,9 @@ SPEC = NodeSpec(
     id="AdapterSettings",
     title="Adapter Settings",
     category="ChromaTrainer/settings",
-    description="What kind of adapter is trained, how it starts, and how it is saved.",
+    description="Sets the type of the adapter, its initialization and its file format.",
     inputs=Inputs,
-    outputs=(Output("adapter", "TRAIN_ADAPTER", "The adapter's settings, for LoRATrainer."),),
+    outputs=(Output("adapter", "TRAIN_ADAPTER", "Adapter settings, for LoRATrainer."),),
     run=run,
     light=True,
     search_aliases=("dora", "lokr", "loha", "rslora", "ema", "block"),

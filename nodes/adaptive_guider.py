@@ -1,4 +1,4 @@
-"""AdaptiveGuider: for ComfyUI's samplers. What the node is stands here; what it does in ComfyUI, in comfyui/adaptive_guider.py."""
+"""AdaptiveGuider: a guider for ComfyUI's samplers. comfyui/adaptive_guider.py has its implementation."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from ..trainer_core.spec import Advanced, Doc, NodeSpec, Output, Range, Socket
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    model: Annotated[Any, Socket("MODEL"), Doc("The model to sample with, LoRAs and patches included.")]
-    positive: Annotated[Any, Socket("CONDITIONING"), Doc("What to draw.")]
-    negative: Annotated[Any, Socket("CONDITIONING"), Doc("What CFG steers away from.")]
+    model: Annotated[Any, Socket("MODEL"), Doc("The model to sample with, including LoRAs and patches.")]
+    positive: Annotated[Any, Socket("CONDITIONING"), Doc("The positive prompt.")]
+    negative: Annotated[Any, Socket("CONDITIONING"), Doc("The negative prompt: what CFG steers away from.")]
     threshold: Threshold = THRESHOLD
-    cfg: Annotated[float, Range(1.0, 30.0, 0.1), Doc("Strength of CFG while both prompts run.")] = 3.0
+    cfg: Annotated[float, Range(1.0, 30.0, 0.1), Doc("Classifier-free guidance scale while both prompts run.")] = 3.0
     uncond_zero_scale: UncondZeroScale = 0.0
     cfg_start_pct: CfgStart = 0.0
     initial_disabled_steps: DisabledSteps = 0
     compare: Annotated[
         bool,
         Doc(
-            "Sample a second time with CFG at every step, and report how far apart the latents are. Takes twice as long."
+            "Sample a second time with CFG at every step, and report the difference of the latents. Takes twice as "
+            "long."
         ),
         Advanced(),
     ] = False
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any]:
+    """Return a guider for ComfyUI."""
     from ..trainer_core.flow.adaptive_guidance import AdaptiveGuidance
-    from .comfyui.adaptive_guider import AdaptiveGuider  # ComfyUI's own classes: this node runs nowhere else
+    from .comfyui.adaptive_guider import AdaptiveGuider  # imports ComfyUI, so this node runs only there
 
     guidance = AdaptiveGuidance(
         cfg=inputs.cfg,
@@ -49,10 +51,10 @@ SPEC = NodeSpec(
     id="AdaptiveGuider",
     title="Adaptive Guider",
     category="ChromaTrainer/sampling",
-    description="CFG that stops running the negative prompt once that changes next to nothing, and tells how many of its "
-    "passes were saved. For SamplerCustomAdvanced.",
+    description="CFG that stops running the negative prompt once it has almost no effect, and reports how many forward "
+    "passes were skipped. For SamplerCustomAdvanced.",
     inputs=Inputs,
-    outputs=(Output("guider", "GUIDER", "For SamplerCustomAdvanced."),),
+    outputs=(Output("guider", "GUIDER", "The guider, for SamplerCustomAdvanced."),),
     run=run,
     search_aliases=("guidance", "cfg", "adaptive guidance", "cfgguider", "guider"),
 )

@@ -1,4 +1,4 @@
-"""DatasetBackend: a folder of images with captions; several in a chain make one dataset."""
+"""DatasetBackend: a folder of images and captions. Several nodes can be chained into one dataset."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ class Inputs(FolderConfig):
     dataset: Annotated[
         DatasetConfig | None,
         Socket("TRAIN_DATASET"),
-        Doc("Another DatasetBackend, whose images are trained on as well."),
+        Doc("Another DatasetBackend, to also train on its images."),
     ] = None
 
 
 def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
+    """Return the connected dataset with this folder appended.
+
+    Raises:
+        UserError: a folder does not exist or is not allowed.
+    """
     root = host.paths.find_dataset(inputs.folder, "folder")
     part = FolderConfig(**{field.name: getattr(inputs, field.name) for field in fields(FolderConfig)})
     references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
     masks = str(host.paths.find_dataset(inputs.masks, "masks")) if inputs.masks.strip() else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
-    roots, references_too = (*earlier.roots, str(root)), (*earlier.reference_roots, references)
-    masks_too = (*earlier.mask_roots, masks)
-    return (
-        DatasetConfig(parts=(*earlier.parts, part), roots=roots, reference_roots=references_too, mask_roots=masks_too),
+    dataset = DatasetConfig(
+        parts=(*earlier.parts, part),
+        roots=(*earlier.roots, str(root)),
+        reference_roots=(*earlier.reference_roots, references),
+        mask_roots=(*earlier.mask_roots, masks),
     )
+    return (dataset,)
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
-    """Changes when a file of the folders is added, removed or edited."""
+    """Return a hash that changes when a file in the folders is added, removed or edited."""
     try:
         roots = [paths.find_dataset(values.get("folder") or "", "folder")]
         for field in ("references", "masks"):
@@ -44,8 +51,8 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
                 roots.append(paths.find_dataset(values[field], field))
     except UserError as error:
         return str(error)
-    found = ((root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file())
-    stats = ((path.relative_to(root).as_posix(), path.stat()) for root, path in found)
+    files = ((root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file())
+    stats = ((path.relative_to(root).as_posix(), path.stat()) for root, path in files)
     return sha256_text(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 
 
@@ -53,9 +60,9 @@ SPEC = NodeSpec(
     id="DatasetBackend",
     title="Dataset Backend",
     category="ChromaTrainer",
-    description="A folder of images and captions to train on. Chain several for one dataset of several folders.",
+    description="A folder of images and captions to train on. Chain several nodes to train on several folders.",
     inputs=Inputs,
-    outputs=(Output("dataset", "TRAIN_DATASET", "The dataset, for LoRATrainer or for another DatasetBackend."),),
+    outputs=(Output("dataset", "TRAIN_DATASET", "The dataset, for LoRATrainer or another DatasetBackend."),),
     run=run,
     light=True,
     fingerprint=fingerprint,

@@ -1,4 +1,4 @@
-"""LoadChroma: which Chroma is trained, as a value. Loads nothing."""
+"""LoadChroma: choice of the Chroma model to train. Loads no weights."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ class Inputs:
         str,
         Choice("nano", "hd", "base", "flash"),
         Doc(
-            "nano: a tiny Chroma that comes with the pack, trains on any machine. hd: start here for a LoRA. base: for long finetunes. flash: CFG baked in."
+            "Chroma variant. nano: a tiny Chroma model, included in this pack, which trains on any machine. hd: "
+            "start here for a LoRA. base: for long finetunes. flash: needs no CFG."
         ),
     ] = "nano"
     folder: Annotated[
         str,
         Text(placeholder="empty: from flavour"),
         Doc(
-            "A local copy in diffusers layout, by its name under models/diffusers. Empty: the flavour's own repository, downloaded once unless HF_HUB_OFFLINE is set."
+            "Local model in diffusers format: its folder name in models/diffusers. Empty: use the flavour's Hugging "
+            "Face repository, which is downloaded once (not if HF_HUB_OFFLINE is set)."
         ),
     ] = ""
     diffusion_model: Annotated[
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "A single file from models/diffusion_models instead; bf16, fp8 and fp8_scaled files are read. With all three files given nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled). If "
+            "diffusion_model, text_encoder and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
     text_encoder: T5File = OWN_PART
@@ -43,8 +46,12 @@ class Inputs:
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
-    problems: list[Problem] = []
+    """Return the chosen model, with absolute paths of its files.
 
+    Raises:
+        UserError: a file or folder does not exist.
+    """
+    problems: list[Problem] = []
     find = finder(host, problems)
     model = ModelConfig(
         family="chroma",
@@ -64,7 +71,7 @@ SPEC = NodeSpec(
     id="LoadChroma",
     title="Load Chroma",
     category="ChromaTrainer",
-    description="Chooses the Chroma model to train. Nothing is loaded until training begins.",
+    description="Selects the Chroma model to train. It is loaded when the training starts.",
     inputs=Inputs,
     outputs=(MODEL,),
     run=run,

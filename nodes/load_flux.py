@@ -1,4 +1,4 @@
-"""LoadFlux: which Flux.1 is trained, as a value. Loads nothing."""
+"""LoadFlux: choice of the Flux.1 model to train. Loads no weights."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ class Inputs:
         str,
         Choice(*FLAVOURS),
         Doc(
-            "krea: start here. dev: the first one. schnell: four steps, Apache-2.0; wants an assistant. fluxbooru, libreflux: finetunes "
-            "that want real CFG. kontext makes pictures out of others: DatasetBackend's references. Licences and gates: docs/flux.md."
+            "Flux.1 variant. krea: start here. dev: the original model. schnell: four steps, Apache-2.0 license, "
+            "needs an assistant. fluxbooru, libreflux: finetunes that need real CFG. kontext: edits reference images "
+            "(references of DatasetBackend). See docs/flux.md for licenses and gated repositories."
         ),
     ] = "krea"
     folder: Annotated[
         str,
         Text(placeholder="empty: from flavour"),
         Doc(
-            "A local copy in diffusers layout, by its name under models/diffusers. Empty: the flavour's own repository, downloaded once unless "
-            "HF_HUB_OFFLINE is set; krea, dev and kontext ask you to accept their licence there first."
+            "Local model in diffusers format: its folder name in models/diffusers. Empty: use the flavour's Hugging "
+            "Face repository, which is downloaded once (not if HF_HUB_OFFLINE is set). For krea, dev and kontext, "
+            "first accept the license on the repository's page."
         ),
     ] = ""
     diffusion_model: Annotated[
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "A single file from models/diffusion_models instead; bf16, fp8 and fp8_scaled files are read. With all four files given nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled). If "
+            "diffusion_model, t5, clip and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
     t5: T5File = OWN_PART
     clip: Annotated[
         str,
         ModelFile("text_encoders", OWN_PART),
-        Doc("A CLIP-L file (clip_l.safetensors) from models/text_encoders instead."),
+        Doc("Load CLIP-L from a single file in models/text_encoders (clip_l.safetensors)."),
     ] = OWN_PART
     vae: VaeFile = OWN_PART
     dtype: BaseDtype = "bf16"
@@ -54,7 +57,8 @@ class Inputs:
         Range(0, 512),
         Advanced(),
         Doc(
-            "Tokens of text, pads among them: they are attended. 0: by flavour, 512 and schnell's 256. Fewer are faster and another model."
+            "Length of the T5 text in tokens, including padding, which Flux attends to. 0: by flavour (512, or 256 for "
+            "schnell). Fewer tokens are faster, but change the model's output."
         ),
     ] = 0
     guidance: Annotated[
@@ -62,27 +66,32 @@ class Inputs:
         Range(0.0, 30.0, 0.1),
         Advanced(),
         Doc(
-            "Value of the guidance embedding in training. 0: by flavour, 1.0 (keeps the distillation) or fluxbooru's 3.5. 3.5 to 4.5 brings real CFG back. Without effect on schnell and libreflux."
+            "Guidance embedding in training. 0: by flavour (1.0, which keeps the distillation, or 3.5 for "
+            "fluxbooru). 3.5 to 4.5 restores real CFG. Has no effect on schnell and libreflux."
         ),
     ] = 0.0
     drawn_guidance: Annotated[
         float,
         Range(0.0, 30.0, 0.1),
         Advanced(),
-        Doc("What it is told while pictures are drawn: ComfyUI's FluxGuidance. 0: by flavour, 3.5, krea's 4.5."),
+        Doc(
+            "Guidance embedding in sampling, as in ComfyUI's FluxGuidance. 0: by flavour (3.5; 4.5 for krea; 2.5 for "
+            "kontext)."
+        ),
     ] = 0.0
     attention_mask: Annotated[
         str,
         Choice(BY_FLAVOUR, "on", "off"),
         Advanced(),
-        Doc("on: pads are not attended by the transformer. by flavour: libreflux was trained so, the others were not."),
+        Doc("Mask padding tokens in the transformer's attention. by flavour: on for libreflux, off for the others."),
     ] = BY_FLAVOUR
     noise_levels: Annotated[
         str,
         Choice(BY_FLAVOUR, "as set"),
         Advanced(),
         Doc(
-            "by flavour: schnell trains at its own few levels, whatever LoRATrainer's sigma_density says; the others as set there."
+            "Sigmas to train at. by flavour: schnell trains at its own few sigmas, and the others use sigma_density of "
+            "LoRATrainer. as set: all use sigma_density."
         ),
     ] = BY_FLAVOUR
     assistant: Annotated[
@@ -90,14 +99,19 @@ class Inputs:
         ModelFile("loras", NO_ASSISTANT),
         Advanced(),
         Doc(
-            "A LoRA that acts while the model trains and not while it draws, such as schnell's training adapter, which keeps its distillation from being unlearnt."
+            "LoRA that is active in training but not in sampling, such as the training adapter for schnell, which "
+            "preserves its distillation."
         ),
     ] = NO_ASSISTANT
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
-    problems: list[Problem] = []
+    """Return the chosen model, with absolute paths of its files.
 
+    Raises:
+        UserError: a file or folder does not exist.
+    """
+    problems: list[Problem] = []
     find = finder(host, problems)
     rules = FLAVOURS[inputs.flavour]
     model = ModelConfig(
@@ -127,7 +141,7 @@ SPEC = NodeSpec(
     id="LoadFlux",
     title="Load Flux",
     category="ChromaTrainer",
-    description="Chooses the Flux.1 model to train. Nothing is loaded until training begins.",
+    description="Selects the Flux.1 model to train. It is loaded when the training starts.",
     inputs=Inputs,
     outputs=(MODEL,),
     run=run,

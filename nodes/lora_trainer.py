@@ -1,4 +1,4 @@
-"""LoRATrainer: the training itself."""
+"""LoRATrainer: trains a LoRA."""
 
 from __future__ import annotations
 
@@ -24,34 +24,37 @@ class Inputs(TrainingConfig):
     model: Annotated[
         ModelConfig, Socket("TRAIN_MODEL"), Doc("The base model, from LoadChroma, LoadFlux or QuantizeModel.")
     ]
-    dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("What to train on, from DatasetBackend.")]
+    dataset: Annotated[DatasetConfig, Socket("TRAIN_DATASET"), Doc("The dataset, from DatasetBackend.")]
     validation: Annotated[
         ValidationConfig | None,
         Socket("VALIDATION"),
         Doc(
-            "A ValidateSampler's settings: its pictures are drawn with the live model while it trains, beside the base model's."
+            "Settings from ValidateSampler: validation images are sampled during training, and shown next to those "
+            "of the base model."
         ),
     ] = None
     adapter: Annotated[
         AdapterConfig | None,
         Socket("TRAIN_ADAPTER"),
-        Doc("An AdapterSettings: another kind of adapter than plain LoRA, and how it starts."),
+        Doc("Settings from AdapterSettings: adapter types other than LoRA, initialization and file format."),
     ] = None
     optimizer: Annotated[
         OptimizerConfig | None,
         Socket("TRAIN_OPTIMIZER"),
-        Doc("An OptimizerSettings: another optimiser than AdamW."),
+        Doc("Settings from OptimizerSettings: optimizers other than AdamW."),
     ] = None
     memory: Annotated[
         MemoryConfig | None,
         Socket("TRAIN_MEMORY"),
         Doc(
-            "A MemorySettings: how the run fits into memory, and how fast it goes. Without one the plan chooses the fastest way that fits (mode auto)."
+            "Settings from MemorySettings: memory and speed. Not connected: use the fastest settings that fit into "
+            "memory (mode auto)."
         ),
     ] = None
 
 
 def request_of(inputs: Inputs) -> TrainRequest:
+    """Return the training request of the inputs, with defaults for sockets that are not connected."""
     training = TrainingConfig(**{field.name: getattr(inputs, field.name) for field in fields(TrainingConfig)})
     return TrainRequest(
         model=inputs.model,
@@ -65,12 +68,14 @@ def request_of(inputs: Inputs) -> TrainRequest:
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return the problems that can be found before a model is loaded."""
     from ..trainer_core.setup.preflight import problems_of
 
     return problems_of(request_of(inputs), host)
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
+    """Train, and return the LoRA, its weights, the finite losses and its name."""
     from ..trainer_core.adapters.files.load import read_tensors
     from ..trainer_core.train.run import run as train
     from .recorded_prompt import record_prompt
@@ -88,13 +93,13 @@ SPEC = NodeSpec(
     id="LoRATrainer",
     title="LoRA Trainer",
     category="ChromaTrainer",
-    description="Trains a LoRA and saves it to output/loras, where ComfyUI's LoRA loaders find it at once.",
+    description="Trains a LoRA and saves it to output/loras. ComfyUI's LoRA loaders list it immediately.",
     inputs=Inputs,
     outputs=(
         Output("lora", "TRAINED_LORA", "The trained LoRA, for ValidateSampler."),
-        Output("lora_model", "LORA_MODEL", "Its weights, for ComfyUI's Load LoRA Model node."),
+        Output("lora_model", "LORA_MODEL", "The weights of the LoRA, for ComfyUI's Load LoRA Model node."),
         Output("loss_map", "LOSS_MAP", "The loss of every step, for ComfyUI's Plot Loss Graph node."),
-        Output("lora_name", "STRING", "Name of the saved file, as the LoRA loaders list it."),
+        Output("lora_name", "STRING", "Name of the saved file, as listed by the LoRA loaders."),
     ),
     run=run,
     preflight=preflight,

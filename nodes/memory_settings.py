@@ -1,4 +1,4 @@
-"""MemorySettings: how the training fits into memory, and how fast it goes."""
+"""MemorySettings: memory use and speed of the training."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Inputs(MemoryConfig):
 
 
 def run(inputs: Inputs, host: Host) -> tuple[MemoryConfig]:
+    """Return the memory settings."""
     return (MemoryConfig(**{field.name: getattr(inputs, field.name) for field in fields(MemoryConfig)}),)
 
 
@@ -22,9 +23,9 @@ SPEC = NodeSpec(
     id="MemorySettings",
     title="Memory Settings",
     category="ChromaTrainer/settings",
-    description="How the training fits into memory, and how fast it goes.",
+    description="Controls the memory use and the speed of the training.",
     inputs=Inputs,
-    outputs=(Output("memory", "TRAIN_MEMORY", "The memory settings, for LoRATrainer."),),
+    outputs=(Output("memory", "TRAIN_MEMORY", "Memory settings, for LoRATrainer."),),
     run=run,
     light=True,
     search_aliases=("offload", "vram", "checkpointing", "compile"),

@@ -1,4 +1,4 @@
-"""Model files that a person chose by name, for the nodes that load models."""
+"""Fields and helpers that LoadChroma and LoadFlux share."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host, collect
 from ..trainer_core.spec import Choice, Doc, ModelFile, Output
 
-OWN_PART = "from flavour"  # the choice that names no file
+OWN_PART = "from flavour"  # the option that selects no file
 
-# Fields and output that the nodes have in common.
-T5File = Annotated[str, ModelFile("text_encoders", OWN_PART), Doc("A T5-XXL file from models/text_encoders instead.")]
-VaeFile = Annotated[str, ModelFile("vae", OWN_PART), Doc("A Flux VAE file (ae.safetensors) from models/vae instead.")]
+T5File = Annotated[
+    str, ModelFile("text_encoders", OWN_PART), Doc("Load T5-XXL from a single file in models/text_encoders.")
+]
+VaeFile = Annotated[
+    str, ModelFile("vae", OWN_PART), Doc("Load the Flux VAE from a single file in models/vae (ae.safetensors).")
+]
 BaseDtype = Annotated[
     str,
     Choice("bf16", "fp16", "fp32"),
     Doc(
-        "Precision of the frozen base. The LoRA's own weights are always trained in fp32. On a CPU fp32 is the fastest."
+        "Precision of the frozen base model. The LoRA weights are always trained in fp32. On a CPU, fp32 is the "
+        "fastest."
     ),
 ]
-MODEL = Output("model", "TRAIN_MODEL", "The chosen model, for QuantizeModel, LoRATrainer and ValidateSampler.")
+MODEL = Output("model", "TRAIN_MODEL", "The model, for QuantizeModel, LoRATrainer and ValidateSampler.")
 
 
 def finder(host: Host, problems: list[Problem]) -> Callable[..., str]:
-    """find(kind, name, field, none=OWN_PART) -> absolute path; "" for the choice `none`, and where nothing is found: a problem."""
+    """Return a function find(kind, name, field, none=OWN_PART) that looks up a model file.
+
+    It returns the absolute path, or "" if the name is `none`. If the file does not exist, it adds a problem to the list
+    and returns "".
+    """
 
     def find(kind: str, name: str, field: str, none: str = OWN_PART) -> str:
         path = None if name == none else collect(problems, host.paths.find_model, kind, name, field)

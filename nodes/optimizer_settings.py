@@ -1,4 +1,4 @@
-"""OptimizerSettings: which optimiser moves the LoRA's weights, with its own settings."""
+"""OptimizerSettings: the optimizer and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Inputs(OptimizerConfig):
 
 
 def run(inputs: Inputs, host: Host) -> tuple[OptimizerConfig]:
+    """Return the optimizer settings."""
     return (OptimizerConfig(**{field.name: getattr(inputs, field.name) for field in fields(OptimizerConfig)}),)
 
 
@@ -22,9 +23,9 @@ SPEC = NodeSpec(
     id="OptimizerSettings",
     title="Optimizer Settings",
     category="ChromaTrainer/settings",
-    description="Which optimiser moves the LoRA's weights, with its own settings.",
+    description="Selects the optimizer, and sets its hyperparameters and those of the learning rate schedules.",
     inputs=Inputs,
-    outputs=(Output("optimizer", "TRAIN_OPTIMIZER", "The optimiser, for LoRATrainer."),),
+    outputs=(Output("optimizer", "TRAIN_OPTIMIZER", "Optimizer settings, for LoRATrainer."),),
     run=run,
     light=True,
     search_aliases=("adamw", "prodigy", "lion", "8bit"),

@@ -1,4 +1,4 @@
-"""PlanRun: what a LoRATrainer with the same inputs would take, and what fits where it would not."""
+"""PlanRun: memory, disk and time estimates for a LoRATrainer with the same inputs, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -16,34 +16,46 @@ class Inputs(lora_trainer.Inputs):
     vram_gb: Annotated[
         float,
         Range(0, 1024, 0.1),
-        Doc("Memory of the accelerator to plan for, in GB (10^9 bytes). 0: what is free on this machine."),
+        Doc("Accelerator memory to plan for, in GB (10^9 bytes). 0: the free memory of this machine."),
     ] = 0.0
-    ram_gb: Annotated[float, Range(0, 65536, 0.1), Doc("RAM to plan for, in GB. 0: what is free on this machine.")] = (
-        0.0
-    )
+    ram_gb: Annotated[
+        float, Range(0, 65536, 0.1), Doc("RAM to plan for, in GB (10^9 bytes). 0: the free RAM of this machine.")
+    ] = 0.0
 
 
 def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[Any, str]:
-    """The MemoryPlan, and what would make it fit in words ('' where it fits)."""
+    """Estimate a run.
+
+    Args:
+        inputs: inputs of the trainer.
+        host: environment of the run.
+        vram_gb: accelerator memory to plan for, in GB. 0: the free memory of this machine.
+        ram_gb: RAM to plan for, in GB. 0: the free RAM of this machine.
+    Returns:
+        The MemoryPlan, and advice that makes the run fit ("" if it fits).
+    """
     from ..trainer_core.devices import pick_device
     from ..trainer_core.planner.memory_plan import this_machine, with_memory
     from ..trainer_core.train.planning import plan_request
 
     request = lora_trainer.request_of(inputs)
     machine = this_machine(pick_device(host.device), request.model.dtype)
-    found, advice, _ = plan_request(request, host, with_memory(machine, vram_gb, ram_gb))
-    return found, advice
+    memory_plan, advice, _ = plan_request(request, host, with_memory(machine, vram_gb, ram_gb))
+    return memory_plan, advice
 
 
-def text_of(found: Any, advice: str) -> str:
-    return found.text() + (f"\n  {advice}" if advice else "")
+def text_of(memory_plan: Any, advice: str) -> str:
+    """Return a plan and its advice as text."""
+    return memory_plan.text() + (f"\n  {advice}" if advice else "")
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return the problems that can be found before a model is loaded."""
     return lora_trainer.preflight(inputs, host)
 
 
 def run(inputs: Inputs, host: Host) -> tuple[str]:
+    """Return the plan as text, and report it as a notice."""
     text = text_of(*plan(inputs, host, inputs.vram_gb, inputs.ram_gb))
     host.emit(Notice(text))
     return (text,)
@@ -53,7 +65,8 @@ SPEC = NodeSpec(
     id="PlanRun",
     title="Plan Run",
     category="ChromaTrainer",
-    description="Takes the inputs of LoRATrainer and says what the run would take of memory, disk and time, phase by phase, and the cheapest change where it would not fit. Loads no weights.",
+    description="Estimates the memory, disk space and time of a run, phase by phase, from the inputs of LoRATrainer. "
+    "If the run does not fit, suggests the cheapest change. Loads no weights.",
     inputs=Inputs,
     outputs=(Output("plan", "STRING", "The plan as text, for ComfyUI's Preview as Text node."),),
     run=run,

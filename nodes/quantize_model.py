@@ -1,4 +1,4 @@
-"""QuantizeModel: in how few bits the frozen base is kept."""
+"""QuantizeModel: quantization of the frozen base model and the text encoder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ DEFAULTS = {field.name: field for field in fields_of(QuantizationConfig)}
 @dataclass(frozen=True, kw_only=True)
 class Inputs(QuantizationConfig):
     level: Annotated[str, Choice(*LEVELS, AUTO), Doc(DEFAULTS["level"].doc)] = "int8-quanto"
-    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The model to quantise.")]
+    model: Annotated[ModelConfig, Socket("TRAIN_MODEL"), Doc("The model to quantize.")]
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
+    """Return the model with these quantization settings."""
     values = {field.name: getattr(inputs, field.name) for field in fields(QuantizationConfig)}
     return (replace(inputs.model, quantization=QuantizationConfig(**values)),)
 
@@ -27,9 +28,9 @@ SPEC = NodeSpec(
     id="QuantizeModel",
     title="Quantize Model",
     category="ChromaTrainer",
-    description="Keeps the frozen base, and the text encoder, in fewer bits while a LoRA is trained.",
+    description="Quantizes the frozen base model and the text encoder to save memory while a LoRA is trained.",
     inputs=Inputs,
-    outputs=(Output("model", "TRAIN_MODEL", "The same model, to be quantised when it is loaded."),),
+    outputs=(Output("model", "TRAIN_MODEL", "The model, which is quantized when it is loaded."),),
     run=run,
     light=True,
     search_aliases=("int8", "int4", "nf4", "fp8", "quanto", "bitsandbytes", "torchao", "quantise", "vram"),

@@ -1,4 +1,4 @@
-"""What of the running workflow is written into the LoRA: enough to run it again, and the same from the editor and headless."""
+"""The workflow that is saved in the LoRA file: enough to run it again, and the same from the editor and headless."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from . import CATALOGUE
 
 
 def record_prompt(host: Host) -> dict[str, Any]:
-    """The running node and all that leads to it, in ComfyUI's API form, ordered by node id.
+    """Return the running node and all its upstream nodes, in ComfyUI's API format, ordered by node id.
 
-    ComfyUI rewrites numbers to a field's type before it runs a node, and an export may leave out defaults; so both are done here.
-    Titles are left out.
+    ComfyUI converts numbers to the type of a field before it runs a node, and an export may leave out defaults.
+    Therefore values are converted and defaults are added here. Titles are left out.
     """
     prompt = host.prompt
-    wanted: set[str] = set()
-    waiting = [host.node_id] if host.node_id in prompt else []
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in wanted:
-            wanted.add(node_id)
-            waiting.extend(value[0] for value in prompt[node_id]["inputs"].values() if _is_link(value, prompt))
-    return {node_id: _record_inputs(prompt[node_id], prompt) for node_id in sorted(wanted)}
+    visited: set[str] = set()
+    pending = [host.node_id] if host.node_id in prompt else []
+    while pending:
+        node_id = pending.pop()
+        if node_id not in visited:
+            visited.add(node_id)
+            pending.extend(value[0] for value in prompt[node_id]["inputs"].values() if _is_link(value, prompt))
+    return {node_id: _record_inputs(prompt[node_id], prompt) for node_id in sorted(visited)}
 
 
 def _record_inputs(node: Mapping[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
-    given = node["inputs"]
+    values = node["inputs"]
     if node["class_type"] not in CATALOGUE:
-        return {"class_type": node["class_type"], "inputs": dict(sorted(given.items()))}
+        return {"class_type": node["class_type"], "inputs": dict(sorted(values.items()))}
     inputs = {}
     for field in sorted(CATALOGUE[node["class_type"]].fields(), key=lambda field: field.name):
-        if field.name in given and _is_link(given[field.name], prompt):
-            inputs[field.name] = list(given[field.name])
+        if field.name in values and _is_link(values[field.name], prompt):
+            inputs[field.name] = list(values[field.name])
         elif field.is_widget:
-            inputs[field.name] = check_value(field, given.get(field.name, field.default))[0]
+            inputs[field.name] = check_value(field, values.get(field.name, field.default))[0]
     return {"class_type": node["class_type"], "inputs": inputs}
 
 

@@ -1,4 +1,4 @@
-"""ValidateSampler: pictures that show what was learnt."""
+"""ValidateSampler: samples validation images."""
 
 from __future__ import annotations
 
@@ -19,65 +19,73 @@ class Inputs(ValidationConfig):
         ModelConfig | None,
         Socket("TRAIN_MODEL"),
         Doc(
-            "Draw with this model. With neither a model nor a LoRA connected nothing is drawn here: connect `validation` to LoRATrainer."
+            "Model to sample with. If neither a model nor a LoRA is connected, this node samples no images; connect "
+            "`validation` to LoRATrainer to sample during training."
         ),
     ] = None
     lora: Annotated[
         TrainedLora | None,
         Socket("TRAINED_LORA"),
         Doc(
-            "A trained LoRA; it brings its base model, unless another is connected. Its pictures stand beside the base model's."
+            "Trained LoRA to sample with, next to the base model. Uses the LoRA's base model, unless a model is "
+            "connected."
         ),
     ] = None
 
 
 def settings_of(inputs: Inputs, host: Host) -> ValidationConfig:
+    """Return the validation settings, with the reference image as an absolute path."""
     settings = ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
-    return replace(settings, reference=_picture(settings.reference, host)) if settings.reference.strip() else settings
+    return (
+        replace(settings, reference=_find_image(settings.reference, host)) if settings.reference.strip() else settings
+    )
 
 
-def _picture(name: str, host: Host) -> str:
-    """The picture's path: in a folder that may be read."""
+def _find_image(name: str, host: Host) -> str:
+    """Return the absolute path of an image in an allowed folder."""
     folder, _, file = name.strip().replace("\\", "/").rpartition("/")
     path = host.paths.find_dataset(folder or ".", "reference") / file
     if not path.is_file():
-        raise UserError.at("reference", f"{name!r} is no picture; there is no {file!r} in {path.parent}")
+        raise UserError.at("reference", f"{name!r} is not an image file; there is no {file!r} in {path.parent}")
     return str(path)
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return a problem for each package that sampling needs and that is not installed."""
     from ..trainer_core.quant.packages import missing_for_drawing
 
     return missing_for_drawing(inputs)
 
 
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
+    """Sample the images. Without a model or LoRA, return only the settings."""
     settings = settings_of(inputs, host)
     model = inputs.model or (inputs.lora.model if inputs.lora else None)
     if model is None:
         return [], settings, [], []
     from ..trainer_core.validation.render import draw
 
-    found = draw(settings, model, inputs.lora, host)
-    return found.grids, settings, found.pictures, found.labels
+    result = draw(settings, model, inputs.lora, host)
+    return result.grids, settings, result.pictures, result.labels
 
 
 SPEC = NodeSpec(
     id="ValidateSampler",
     title="Validate Sampler",
     category="ChromaTrainer",
-    description="Draws prompts with the base model and with a trained LoRA, sampled as ComfyUI samples.",
+    description="Samples images with the base model and with a trained LoRA, with the same sampling as ComfyUI.",
     inputs=Inputs,
     outputs=(
         Output(
             "images",
             "IMAGE",
-            "The labelled grids, one a resolution: base first, then each strength of the LoRA, or each checkpoint.",
+            "Labeled image grids, one per resolution: the base model first, then each LoRA strength or each "
+            "checkpoint.",
             is_list=True,
         ),
-        Output("validation", "VALIDATION", "These settings, for LoRATrainer to draw while it trains."),
-        Output("pictures", "IMAGE", "Every picture by itself.", is_list=True),
-        Output("labels", "STRING", "What each of the pictures shows, such as base, cat face, 64x64.", is_list=True),
+        Output("validation", "VALIDATION", "These settings, for LoRATrainer to sample during training."),
+        Output("pictures", "IMAGE", "The images of the grids, one by one.", is_list=True),
+        Output("labels", "STRING", "Label of each image in pictures, such as base, cat face, 64x64.", is_list=True),
     ),
     run=run,
     preflight=preflight,

@@ -1,4 +1,4 @@
-"""Widget orders of our nodes, for reading workflows that the editor saved by position."""
+"""Widget order of each node, to read saved workflows, which store widget values by position."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from ..trainer_core.workflow.graph import Schema, Widget
 from . import ALL_NODES
 
 TYPES = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
-CONTROLLED = (
-    "seed",
-    "noise_seed",
-)  # ComfyUI gives an INT of these names a control, whether or not the node asks for one
-CORE = {  # ComfyUI's own nodes that a headless run understands (workflow/images.py, workflow/resolve.py)
+# ComfyUI adds a control_after_generate widget to every INT with one of these names.
+CONTROLLED = ("seed", "noise_seed")
+CORE = {  # ComfyUI's core nodes that a headless run supports (workflow/images.py, workflow/resolve.py)
     "SaveImage": Schema((Widget("filename_prefix", "STRING", "ComfyUI"),), "Save Image"),
     "PreviewImage": Schema((), "Preview Image"),
     "PrimitiveInt": Schema((Widget("value", "INT", 0, control=True),), "Int"),
@@ -23,15 +21,15 @@ CORE = {  # ComfyUI's own nodes that a headless run understands (workflow/images
 
 
 def schemas() -> dict[str, Schema]:
-    """Node type -> its widgets in the order of `widgets_values`."""
-    ours = {
-        spec.id: Schema(tuple(_widget(field) for field in spec.fields() if field.is_widget), spec.title)
+    """Return a map of node type to its widgets, in the order of `widgets_values`."""
+    own = {
+        spec.id: Schema(tuple(_widget_of(field) for field in spec.fields() if field.is_widget), spec.title)
         for spec in ALL_NODES.values()
     }
-    return {**CORE, **ours}
+    return {**CORE, **own}
 
 
-def _widget(field: Field) -> Widget:
+def _widget_of(field: Field) -> Widget:
     combo = field.choice is not None or field.model_file is not None
     control = field.seed or (field.kind is int and field.name in CONTROLLED)
     return Widget(field.name, "COMBO" if combo else TYPES.get(field.kind, "*"), field.default, control)

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a tiny random Chroma, the real architecture at toy widths, in diffusers layout."""
+"""Fixtures for all tests: tiny random Chroma and Flux models with the real architecture, in diffusers layout."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may access the Hugging Face Hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are slower on tiny tensors
 
 
 pytest_plugins = ["tests.workshop", "tests.pictures"]
 
-# Set, every run of these tests goes to a second device that lies in the host's memory: 1, as strict as CUDA; mps. See tests/device/second.py.
+# If set, all tests run on a second device in the host's memory. 1: as strict as CUDA; mps: like MPS. See
+# tests/device/second.py.
 SECOND = "CHROMA_TRAINER_SECOND_DEVICE"
 DEVICE = "second" if os.environ.get(SECOND) else "cpu"
 
@@ -35,10 +36,12 @@ def device() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random Chroma: hidden 64 (4 heads x 16), 2 double and 2 single blocks, T5 of width 32,
-    16-channel VAE of factor 8.
+    """Folder of a tiny random Chroma.
 
-    Read-only by agreement: a test that changes files copies the folder first.
+    It has hidden size 64 (4 heads x 16), 2 double and 2 single blocks, a T5 of width 32, and a 16-channel VAE of
+    factor 8.
+
+    Tests must not write to it; a test that changes files copies the folder first.
     """
     folder = tmp_path_factory.mktemp("models") / "tiny-chroma"
     write_tiny_chroma(folder)
@@ -60,9 +63,9 @@ def tiny_chroma_model(tiny_model):
 
 @pytest.fixture(scope="session")
 def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random Flux with guidance, of the tiny Chroma's dimensions, with a CLIP of width 16 beside the T5.
+    """Folder of a tiny random Flux with guidance.
 
-    Read-only by agreement.
+    It has the tiny Chroma's dimensions, and a CLIP of width 16 besides the T5. Tests must not write to it.
     """
     folder = tmp_path_factory.mktemp("models") / "tiny-flux"
     write_tiny_flux(folder)
@@ -71,7 +74,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_flux_model(tiny_flux: Path):
-    """ModelConfig of the tiny Flux, in fp32, with 24 tokens of text."""
+    """ModelConfig of the tiny Flux, in fp32, with 24 text tokens."""
     return flux_model(tiny_flux)
 
 
@@ -84,7 +87,7 @@ def flux_model(folder: Path, **options: object):
 
 
 def write_tiny_flux(folder: Path, seed: int = 1, guidance_embeds: bool = True) -> None:
-    """The whole model, from a seed, in the layout of black-forest-labs' repositories."""
+    """Write a whole model, from a seed, in the layout of black-forest-labs' repositories."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -142,7 +145,7 @@ def write_tiny_flux(folder: Path, seed: int = 1, guidance_embeds: bool = True) -
 
 
 def write_tiny_chroma(folder: Path, seed: int = 0) -> None:
-    """The whole model, from a seed: the same bytes each time."""
+    """Write a whole model, from a seed: the same bytes each time."""
     import torch
     from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
@@ -186,7 +189,7 @@ T5_TOKENIZER_CONFIG = (
 
 
 def tiny_vae():
-    """A random VAE of 16 channels and factor 8."""
+    """Return a random VAE of 16 channels and factor 8."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -205,7 +208,7 @@ def tiny_vae():
 
 
 def tiny_t5(tokenizer):
-    """A random T5 encoder of width 32."""
+    """Return a random T5 encoder of width 32."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -224,7 +227,7 @@ def tiny_t5(tokenizer):
 
 
 def vary_norms_(*modules) -> None:
-    """Ones would hide a norm that is loaded wrongly."""
+    """Randomize the weights of norms, because ones would hide a norm that is loaded wrongly."""
     import torch
 
     for name, parameter in (pair for module in modules for pair in module.named_parameters()):
@@ -233,7 +236,7 @@ def vary_norms_(*modules) -> None:
 
 
 def tiny_clip_tokenizer():
-    """CLIP's rules (lower case, pairs of bytes, begin and end tokens) over bytes and a few merges."""
+    """Return a tokenizer by CLIP's rules (lower case, byte pairs, start and end tokens): bytes and a few merges."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
@@ -245,7 +248,7 @@ def tiny_clip_tokenizer():
 
 
 def tiny_tokenizer():
-    """T5's rules (unigram, `▁` for spaces, `</s>` at the end) over letters and a few words."""
+    """Return a tokenizer by T5's rules (unigram, `▁` for spaces, `</s>` at the end): letters and a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     words = ["▁a", "▁the", "▁cat", "▁dog", "▁red", "▁blue", "▁photo", "▁of", "ing", "er"]

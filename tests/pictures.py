@@ -1,4 +1,4 @@
-"""A host that remembers its events, and small pictures with captions."""
+"""Fixtures: a host that records its events, and small images with captions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from PIL import Image
 
 
 class Events(list):
+    """The recorded events."""
+
     def warnings(self) -> list[str]:
         return [event.text for event in self if isinstance(event, Notice) and event.level == "warning"]
 
@@ -27,7 +29,7 @@ def host(tmp_path: Path, events: Events) -> SinkHost:
 
 @pytest.fixture
 def pictures(tmp_path: Path):
-    """pictures("a.png", (80, 60), caption="a cat") writes one under a folder, which is `pictures.folder`."""
+    """pictures("a.png", (80, 60), caption="a cat") writes an image below `pictures.folder`, and its caption file."""
 
     class Pictures:
         folder = tmp_path / "pictures"

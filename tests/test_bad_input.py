@@ -75,20 +75,20 @@ VALUES = [
     ("LoadChroma", {"folder": "../../etc"}, "folder: '../../etc' is not in the diffusers folders (ROOT/models/diffusers)"),
     ("LoadChroma", {"vae": "ea.safetensors"}, "vae: 'ea.safetensors' is not in the vae folders (ROOT/models/vae); did you mean 'ae.safetensors'?"),
     ("LoadChroma", {"diffusion_model": "x.safetensors"}, "diffusion_model: 'x.safetensors' is not in the diffusion_models folders (ROOT/models/diffusion_models)"),
-    ("LoadChroma", {"text_encoder": 5}, "text_encoder: 5 is not a text"),
+    ("LoadChroma", {"text_encoder": 5}, "text_encoder: 5 is not a string"),
     # QuantizeModel
     ("QuantizeModel", {"level": "int8"}, f"level: 'int8' is not one of {', '.join(LEVELS)}, auto; did you mean 'int8-bnb'?"),
     ("QuantizeModel", {"level": "int8_quanto"}, f"level: 'int8_quanto' is not one of {', '.join(LEVELS)}, auto; did you mean 'int8-quanto'?"),
     # DatasetBackend
-    ("DatasetBackend", {"folder": ""}, "folder: no folder is given; name a folder of images"),
+    ("DatasetBackend", {"folder": ""}, "folder: is empty; enter the name of a folder of images"),
     ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
-    ("DatasetBackend", {"captions": "instance prompt"}, "instance_prompt: is empty, but captions is 'instance prompt'; write the caption of every image here"),
+    ("DatasetBackend", {"captions": "instance prompt"}, "instance_prompt: is empty, but captions is 'instance prompt'; write the caption of all images here"),
     ("DatasetBackend", {"captions": "textfiles"}, "captions: 'textfiles' is not one of textfile, filename, instance prompt; did you mean 'textfile'?"),
-    ("DatasetBackend", {"resolution": 8}, "resolution: 8 is out of range; pixel_area wants pixels, 16 to 8192"),
-    ("DatasetBackend", {"resolution": 1.0, "resolution_type": "pixel"}, "resolution: 1 is out of range; pixel wants pixels, 16 to 8192"),
-    ("DatasetBackend", {"resolution": 1024, "resolution_type": "area"}, "resolution: 1024 megapixels are too many; area wants at most 16 (1.0 is 1024 x 1024)"),
+    ("DatasetBackend", {"resolution": 8}, "resolution: 8 is out of range; pixel_area is in pixels, use 16 to 8192"),
+    ("DatasetBackend", {"resolution": 1.0, "resolution_type": "pixel"}, "resolution: 1 is out of range; pixel is in pixels, use 16 to 8192"),
+    ("DatasetBackend", {"resolution": 1024, "resolution_type": "area"}, "resolution: 1024 megapixels is out of range; area is in megapixels, use at most 16 (1.0 is 1024 x 1024)"),
     ("DatasetBackend", {"resolution": 10000}, "resolution: 10000 is out of range; use 0.01 to 8192, nearest is 8192"),
-    ("DatasetBackend", {"bucket_step": 64}, "bucket_step: 64 is not a text"),
+    ("DatasetBackend", {"bucket_step": 64}, "bucket_step: 64 is not a string"),
     ("DatasetBackend", {"bucket_step": "48"}, "bucket_step: '48' is not one of auto, 64, 32, 16"),
     ("DatasetBackend", {"on_broken": "ignore"}, "on_broken: 'ignore' is not one of skip, stop"),
     ("DatasetBackend", {"crop": "center"}, "crop: 'center' is not true or false"),
@@ -97,13 +97,13 @@ VALUES = [
     ("DatasetBackend", {"repeats": 1.5}, "repeats: 1.5 is not a whole number; use 1 or 2"),
     ("DatasetBackend", {"references": "dogs"}, "references: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
     ("DatasetBackend", {"masks": "dogs"}, "masks: 'dogs' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
-    ("DatasetBackend", {"unmasked_weight": 0.5}, "unmasked_weight: is 0.5, but masks names no folder; name one, or use 0"),
+    ("DatasetBackend", {"unmasked_weight": 0.5}, "unmasked_weight: is 0.5, but masks is empty; set masks to a folder, or use 0"),
     # LoRATrainer
-    ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 steps of warm-up leave nothing of 20 steps; use at most 19"),
-    ("LoRATrainer", {"name": "CON"}, "name: 'CON' can't be a file's name on every system; use letters, digits, spaces, - and _"),
-    ("LoRATrainer", {"name": ""}, "name: '' can't be a file's name on every system; use letters, digits, spaces, - and _"),
-    ("LoRATrainer", {"name": "cats."}, "name: 'cats.' can't be a file's name on every system; use letters, digits, spaces, - and _"),
-    ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\\\cats' can't be a file's name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"steps": 20, "warmup_steps": 20}, "warmup_steps: 20 warm-up steps leave nothing of 20 steps; use at most 19"),
+    ("LoRATrainer", {"name": "CON"}, "name: 'CON' is not a valid file name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": ""}, "name: '' is not a valid file name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": "cats."}, "name: 'cats.' is not a valid file name on every system; use letters, digits, spaces, - and _"),
+    ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\\\cats' is not a valid file name on every system; use letters, digits, spaces, - and _"),
     ("LoRATrainer", {"name": "猫" * 41}, "name: is 123 bytes long; use at most 120"),
     ("LoRATrainer", {"sigma_density": "logit_normal"}, "sigma_density: 'logit_normal' is not one of chroma, uniform, logit-normal, sigmoid, beta, mode, cosmap, quadratic_tail, quadratic_tail_legacy; did you mean 'logit-normal'?"),
     ("LoRATrainer", {"lr_schedule": "cosin"}, "lr_schedule: 'cosin' is not one of constant, cosine, linear, constant_with_warmup, cosine_with_restarts, polynomial, wsd; did you mean 'cosine'?"),
@@ -112,19 +112,19 @@ VALUES = [
     ("LoRATrainer", {"keep_checkpoints": 0}, "keep_checkpoints: 0 is out of range; use 1 to 1000, nearest is 1"),
     ("LoRATrainer", {"seed": -1}, "seed: -1 is out of range; use 0 to 9007199254740991, nearest is 0"),
     # ValidateSampler
-    ("ValidateSampler", {"prompts": " \n"}, "prompts: is empty; write one prompt a line"),
-    ("ValidateSampler", {"prompts": '{"cat": 5, "dog": "a dog"}'}, "prompts: a prompt library wants texts; not a text: cat"),
-    ("ValidateSampler", {"prompts": "{}"}, "prompts: a prompt library wants texts; not a text: (empty)"),
+    ("ValidateSampler", {"prompts": " \n"}, "prompts: is empty; write one prompt per line"),
+    ("ValidateSampler", {"prompts": '{"cat": 5, "dog": "a dog"}'}, "prompts: every prompt in a prompt library must be a string; not a string: cat"),
+    ("ValidateSampler", {"prompts": "{}"}, "prompts: every prompt in a prompt library must be a string; not a string: (empty)"),
     ("ValidateSampler", {"resolutions": "1024"}, "resolutions: '1024' is not width x height; write for example 1024x1024"),
     ("ValidateSampler", {"resolutions": ","}, "resolutions: is empty; write for example 1024x1024"),
     ("ValidateSampler", {"resolutions": "9008x64"}, "resolutions: 9008 in '9008x64' is not a multiple of 16 from 16 to 8192; use 8192"),
     ("ValidateSampler", {"resolutions": "0x64"}, "resolutions: 0 in '0x64' is not a multiple of 16 from 16 to 8192; use 16"),
-    ("ValidateSampler", {"lora_strength": ""}, "lora_strength: '' wants numbers from -10 to 10, such as 0.5, 1.0"),
-    ("ValidateSampler", {"lora_strength": "0.5, 11"}, "lora_strength: '0.5, 11' wants numbers from -10 to 10, such as 0.5, 1.0"),
-    ("ValidateSampler", {"lora_strength": "nan"}, "lora_strength: 'nan' wants numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"lora_strength": ""}, "lora_strength: '' must be numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"lora_strength": "0.5, 11"}, "lora_strength: '0.5, 11' must be numbers from -10 to 10, such as 0.5, 1.0"),
+    ("ValidateSampler", {"lora_strength": "nan"}, "lora_strength: 'nan' must be numbers from -10 to 10, such as 0.5, 1.0"),
     ("ValidateSampler", {"cfg": 0.5}, "cfg: 0.5 is out of range; use 1 to 30, nearest is 1"),
     ("ValidateSampler", {"scheduler": "karras"}, "scheduler: 'karras' is not one of beta, simple, normal"),
-    ("ValidateSampler", {"negative_prompt": None}, "negative_prompt: None is not a text"),
+    ("ValidateSampler", {"negative_prompt": None}, "negative_prompt: None is not a string"),
 ]  # fmt: skip
 
 
@@ -140,8 +140,8 @@ def test_a_folder_outside_of_what_may_be_read(host, root, tmp_path_factory):
     graph = nodes()
     graph["3"]["inputs"]["folder"] = str(outside)
     assert told(graph, host, root) == [
-        f"node 3 (DatasetBackend).folder: {str(outside)!r} lies outside the folders that may be read (ROOT/data, ASSETS); "
-        "to allow it, set CHROMA_TRAINER_ROOTS to its parent folder or move it"
+        f"node 3 (DatasetBackend).folder: {str(outside)!r} is outside the allowed folders (ROOT/data, ASSETS); "
+        "move it into one of them, or set CHROMA_TRAINER_ROOTS to its parent folder"
     ]
 
 
@@ -151,8 +151,8 @@ def test_a_link_that_leads_outside(host, root, tmp_path_factory):
     graph = nodes()
     graph["3"]["inputs"]["folder"] = "link"
     assert told(graph, host, root) == [
-        "node 3 (DatasetBackend).folder: 'link' lies outside the folders that may be read (ROOT/data, ASSETS); "
-        "to allow it, set CHROMA_TRAINER_ROOTS to its parent folder or move it"
+        "node 3 (DatasetBackend).folder: 'link' is outside the allowed folders (ROOT/data, ASSETS); "
+        "move it into one of them, or set CHROMA_TRAINER_ROOTS to its parent folder"
     ]
 
 

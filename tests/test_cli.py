@@ -143,9 +143,12 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
     told = capsys.readouterr().err
     assert told.startswith("error: nowhere.json: can't be read: No such file or directory") and "Traceback" not in told
     assert cli("run", "workflow.json", "--models", "nowhere") == 2
-    assert capsys.readouterr().err == "error: --models: 'nowhere' is not a folder; name ComfyUI's models folder\n"
+    assert capsys.readouterr().err == "error: --models: 'nowhere' is not a folder; set it to ComfyUI's models folder\n"
     assert cli("run", "workflow.json", "--datasets", "nowhere") == 2
-    assert capsys.readouterr().err == "error: --datasets: 'nowhere' is not a folder; name one that datasets lie under\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --datasets: 'nowhere' is not a folder; set it to a folder that contains datasets\n"
+    )
     with pytest.raises(SystemExit) as caught:
         cli("run")
     assert caught.value.code == 2
@@ -154,10 +157,10 @@ def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--device", "gpu", "'gpu' is no device; write cpu, cuda, cuda:1, mps or xpu"),
-        ("--output", "workflow.json", "nothing can be written into 'workflow.json' ("),
-        ("--report", "workflow.json/r.json", "nothing can be written into 'workflow.json' ("),
-        ("--report", "models", "'models' is a folder; name a file in it"),
+        ("--device", "gpu", "'gpu' is not a device; use cpu, cuda, cuda:1, mps or xpu"),
+        ("--output", "workflow.json", "can't write to 'workflow.json' ("),
+        ("--report", "workflow.json/r.json", "can't write to 'workflow.json' ("),
+        ("--report", "models", "'models' is a folder; use the path of a file"),
     ],
 )
 def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, capsys, option, value, message):
@@ -174,7 +177,7 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_training(cli, c
 def test_a_card_of_no_size(cli, capsys, text):
     with pytest.raises(SystemExit):
         cli("plan", "workflow.json", f"--vram={text}")
-    assert f"'{text}' is no number of GB; write for example 12" in capsys.readouterr().err
+    assert f"'{text}' is not a number of GB; write for example 12" in capsys.readouterr().err
 
 
 def test_a_workflow_for_comfyui_alone(cli, home, capsys):
@@ -200,7 +203,7 @@ def test_a_fault_of_a_settings_node_is_told_beside_the_trainers(cli, home, capsy
     assert (
         "node 7 (AdapterSettings).kind: 'loraa' is not one of" in told and "node 7 (AdapterSettings).init_lora" in told
     )
-    assert "node 5 (LoRATrainer).warmup_steps: 3 steps of warm-up leave nothing" in told and "Traceback" not in told
+    assert "node 5 (LoRATrainer).warmup_steps: 3 warm-up steps leave nothing" in told and "Traceback" not in told
 
 
 def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
@@ -222,9 +225,9 @@ def test_the_models_of_an_extra_model_paths_file(cli, home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "is not YAML: "),
-        ("- a\n- b", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
-        ("a: 5", "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"),
+        ("a: [1", "is not valid YAML: "),
+        ("- a\n- b", "does not have the structure of ComfyUI's extra_model_paths.yaml; compare it with "),
+        ("a: 5", "does not have the structure of ComfyUI's extra_model_paths.yaml; compare it with "),
     ],
 )
 def test_an_extra_model_paths_file_at_fault(cli, tmp_path, capsys, text, message):
@@ -263,7 +266,7 @@ def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home
     [
         (("LoRATrainer.targets=blubb",), "targets: 'blubb' matches no layer; near: "),
         (("LoRATrainer.targets=distilled_guidance_layer.in_proj",), "names layers that are never trained"),
-        (("LoRATrainer.init=loftq",), "init: 'loftq' mends what quantisation lost, and the model is not quantised"),
+        (("LoRATrainer.init=loftq",), "init: 'loftq' corrects quantization errors, but the model is not quantized"),
     ],
 )
 def test_what_the_run_would_refuse_is_told_by_check_without_torch(home, settings, message):
@@ -317,7 +320,7 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     assert process.stderr
     try:
         for line in process.stderr:
-            if "checkpoint of step 1\n" in line:
+            if "checkpoint: step 1\n" in line:
                 process.send_signal(signal.SIGINT)
                 break
         told = process.stderr.read()
@@ -325,7 +328,7 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert "ending after this step; once more to end at once" in told and told.endswith("cancelled\n")
+    assert "stopping after this step; press again to stop immediately" in told and told.endswith("canceled\n")
     assert (tmp_path / "loras" / "stopped.safetensors").stat().st_size > 1000
 
 
@@ -336,7 +339,7 @@ def test_the_second_signal_ends_it_at_once(number, capsys):
         interrupts = Interrupts()
         assert not interrupts()
         os.kill(os.getpid(), number)
-        assert interrupts() and "once more to end at once" in capsys.readouterr().err
+        assert interrupts() and "press again to stop immediately" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
 
@@ -358,4 +361,4 @@ def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     ):
         assert path in told and Path(path).is_file()
     assert report["learning_score"] == score
-    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 pictures in the style" in told
+    assert "base 0%, LoRA 100%, LoRA without its trigger 25% of 8 images in the style" in told

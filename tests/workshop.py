@@ -1,4 +1,4 @@
-"""Runs of a few steps: a tiny Chroma, four small pictures, and a host that can be told when to cancel."""
+"""Fixtures for runs of a few steps: a tiny Chroma, four small images, and a host that cancels at a given step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ DEVICE = "second" if os.environ.get("CHROMA_TRAINER_SECOND_DEVICE") else "cpu"  
 
 
 class Workshop:
-    """Makes requests and hosts. Embeddings and latents are shared between runs; results lie in a folder of each host's own."""
+    """Makes requests and hosts.
+
+    Runs share the cache of embeddings and latents. Each host has its own output folder.
+    """
 
     def __init__(self, root: Path, model: ModelConfig, dataset: DatasetConfig):
         self.root, self.model, self.dataset, self.num_hosts = root, model, dataset, 0
@@ -44,7 +47,12 @@ class Workshop:
 
 
 class Recorder(SinkHost):
-    """Remembers events. cancel_at: the step after which the user cancels, 0 never."""
+    """A host that records events.
+
+    Attributes:
+        events: all events so far.
+        cancel_at: step after which the user cancels, 0 never.
+    """
 
     def __init__(self, output: Path, cache: Path, sink: Callable[[Event], None] | None = None):
         events: list[Event] = []
@@ -86,7 +94,7 @@ class Recorder(SinkHost):
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelConfig) -> Workshop:
     gc.collect()
-    gc.freeze()  # every run collects garbage; what pytest and torch have loaded need not be looked through each time
+    gc.freeze()  # every run collects garbage, and need not scan the objects of pytest and torch each time
     root = tmp_path_factory.mktemp("training")
     folder = root / "pictures"
     folder.mkdir()

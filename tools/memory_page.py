@@ -174,12 +174,17 @@ def learning() -> str:
         "lora, adamw, init pissa": replace(base, training=replace(base.training, init="pissa")),
         "lora, adamw, ema_decay 0.99": replace(base, adapter=AdapterConfig(ema_decay=0.99)),
     }
-    lines = ["| Choice | Trainable parameters | Other state | During the optimizer step | Peak of a step |", "|---|---|---|---|---|"]
+    lines = [
+        "| Choice | Trainable parameters | Other state | During the optimizer step | Peak of a step |",
+        "|---|---|---|---|---|",
+    ]
     for words, one in asked.items():
         cost = MetaModel(Released(), one).cost(Shape(512, 512, 1, TEXT_TOKENS))
-        upkeep = cost.upkeep
-        beside = upkeep.states + upkeep.average + upkeep.start
-        figures = " | ".join(f"{size / 1e6:.0f} MB" for size in (upkeep.adapter, beside, upkeep.step_peak))
+        optimizer_cost = cost.optimizer_cost
+        beside = optimizer_cost.states + optimizer_cost.average + optimizer_cost.start
+        figures = " | ".join(
+            f"{size / 1e6:.0f} MB" for size in (optimizer_cost.adapter, beside, optimizer_cost.step_peak)
+        )
         lines.append(f"| {words} | {figures} | {training_peak(cost, one)[0] / GB:.2f} GB |")
     return "\n".join(lines)
 

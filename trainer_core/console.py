@@ -1,4 +1,7 @@
-"""Events for a person at a terminal: one line a phase, one living line a loop. Plain lines where the output is no terminal."""
+"""Terminal output of events: one line per phase, and a progress line that is updated in place.
+
+If the output is not a terminal, progress is printed as plain lines.
+"""
 
 from __future__ import annotations
 
@@ -14,53 +17,58 @@ PHASES = {
     "latents": "encoding images",
     "load": "loading the model",
     "train": "training",
-    "validate": "drawing validation pictures",
+    "validate": "sampling validation images",
     "save": "saving",
 }
-SMOOTHING = 0.05  # share of the newest step in the loss that is shown
-PLAIN_LINES = 20  # lines a loop prints where there is no living line
+SMOOTHING = 0.05  # weight of the newest step in the moving average of the printed loss
+PLAIN_LINES = 20  # progress lines per loop if the output is not a terminal
 
 
 class Console:
-    """A sink that prints. Give an instance to SinkHost."""
+    """A sink for SinkHost that prints events to a stream (default: stderr)."""
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
         self.alive = self.stream.isatty()
-        self.loss, self.began, self.first_step, self.open_line = None, 0.0, 0, False
+        self.loss, self.start_time, self.first_step, self.open_line = None, 0.0, 0, False
         self.phase = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             if event.phase != self.phase or event.total:
-                self._line(
+                self._print_line(
                     f"- {PHASES.get(event.phase, event.phase)}"
                     + (f": {event.total} {event.unit}" if event.total else "")
                 )
             self.phase = event.phase
         elif isinstance(event, PhaseProgress):
-            self._living(f"  {event.done}/{event.total}", event.done, event.total)
+            self._show_progress(f"  {event.done}/{event.total}", event.done, event.total)
         elif isinstance(event, StepReport):
-            self._step(event)
+            self._print_step(event)
         elif isinstance(event, Notice):
-            self._line(("! " if event.level == "warning" else "  ") + event.shown_on(self.stream).replace("\n", "\n  "))
+            self._print_line(
+                ("! " if event.level == "warning" else "  ") + event.shown_on(self.stream).replace("\n", "\n  ")
+            )
         elif isinstance(event, PreviewReady):
-            self._line(f"  pictures: {event.path}")
+            self._print_line(f"  images: {event.path}")
         elif isinstance(event, CheckpointSaved):
-            self._line(f"  checkpoint of step {event.step}")
+            self._print_line(f"  checkpoint: step {event.step}")
         elif isinstance(event, LoraSaved):
-            self._line(f"  LoRA: {event.path} ({event.applied} of {event.num_keys} keys apply)")
+            self._print_line(f"  LoRA: {event.path} ({event.applied} of {event.num_keys} keys match)")
 
-    def _step(self, event: StepReport) -> None:
-        if self.loss is None or event.step <= self.first_step:  # another training of the same graph
-            self.loss, self.began, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
+    def _print_step(self, event: StepReport) -> None:
+        if self.loss is None or event.step <= self.first_step:  # another trainer in the same graph
+            self.loss, self.start_time, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
         self.loss += SMOOTHING * (event.loss - self.loss)
-        rate = (time.monotonic() - self.began) / max(1, event.step - self.first_step)
-        left = _clock(rate * (event.total - event.step))
-        text = f"  {event.step}/{event.total}  loss {self.loss:.4f}  lr {event.learning_rate:.2e}  {rate:.3g} s/step  {left} left"
-        self._living(text, event.step, event.total)
+        rate = (time.monotonic() - self.start_time) / max(1, event.step - self.first_step)
+        remaining = _format_duration(rate * (event.total - event.step))
+        text = (
+            f"  {event.step}/{event.total}  loss {self.loss:.4f}  lr {event.learning_rate:.2e}  {rate:.3g} s/step  "
+            f"{remaining} left"
+        )
+        self._show_progress(text, event.step, event.total)
 
-    def _living(self, text: str, done: int, total: int) -> None:
+    def _show_progress(self, text: str, done: int, total: int) -> None:
         if self.alive:
             self.stream.write(f"\r\x1b[2K{text}")
             self.open_line = True
@@ -68,7 +76,7 @@ class Console:
             self.stream.write(text + "\n")
         self.stream.flush()
 
-    def _line(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         if self.open_line:
             self.stream.write("\n")
             self.open_line = False
@@ -76,7 +84,7 @@ class Console:
         self.stream.flush()
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

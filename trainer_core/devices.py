@@ -1,4 +1,4 @@
-"""Which accelerator, picked by what it can do, what it can do, and how much memory the run took."""
+"""Device selection, device capabilities and memory statistics."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from .errors import UserError
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-# In RuntimeErrors: of torch's CPU allocator; of MPS, and of CUDA beside torch's allocator (pinned memory, libraries); of cuBLAS' workspace.
-SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Texts of RuntimeErrors: from torch's CPU allocator; from MPS, and from CUDA outside of torch's allocator (pinned
+# memory, libraries); from cuBLAS for its workspace.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-ALONE = frozenset({"cpu", "mps", "meta"})  # have no streams: torch.cpu.Stream only looks like one
+ALONE = frozenset({"cpu", "mps", "meta"})  # devices without streams; torch.cpu.Stream is only a placeholder
 
 
-def pick_device(wanted: str = "") -> torch.device:
-    """The wanted device, or the best there is: CUDA or ROCm, then MPS, then XPU, then the CPU.
+def pick_device(name: str = "") -> torch.device:
+    """Return a device by name, or the best available one: CUDA or ROCm, then MPS, then XPU, then the CPU.
 
+    Args:
+        name: name of the device, such as "cuda:0"; "" for the best one.
     Raises:
-        UserError: the wanted one is not here.
+        UserError: the device is not available.
     """
-    if wanted:
-        return _device(wanted)
+    if name:
+        return _open_device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
@@ -38,45 +41,47 @@ def pick_device(wanted: str = "") -> torch.device:
     return torch.device("cpu")
 
 
-def _device(wanted: str) -> torch.device:
+def _open_device(name: str) -> torch.device:
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError.at("--device", f"{wanted!r} is no device; write cpu, cuda, cuda:1, mps or xpu") from error
+        raise UserError.at("--device", f"{name!r} is not a device; use cpu, cuda, cuda:1, mps or xpu") from error
     try:
         if device.type != "meta":
             torch.empty(1, device=device)
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch was built without CUDA
         reason = str(error).splitlines()[0].rstrip(".")
-        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        message = f"{wanted!r} can't be used ({reason}); this machine has {', '.join(here)}"
+        available = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        available += ["mps"] if torch.backends.mps.is_available() else []
+        message = f"{name!r} is not available ({reason}); available devices: {', '.join(available)}"
         raise UserError.at("--device", message) from error
 
 
 def works_beside(device: torch.device) -> bool:
-    """Whether it works beside the host, in streams, and reads pinned memory by itself: CUDA, ROCm, XPU and what else is made like them."""
+    """Return whether a device runs asynchronously in streams and reads pinned memory: CUDA, ROCm, XPU and similar."""
     return device.type not in ALONE and hasattr(getattr(torch, device.type, None), "Stream")
 
 
 def module_of(device: torch.device) -> Any:
-    """torch.cuda, or what stands in its place for a device of another kind."""
+    """Return the torch module of a device type, such as torch.cuda or torch.xpu; None if there is none."""
     return getattr(torch, device.type, None)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give freed accelerator memory back to the system, so that the next phase or another program can have it."""
+    """Return unused accelerator memory to the system, for the next phase or another program."""
     if device.type != "cpu" and (empty := getattr(module_of(device), "empty_cache", None)):
         empty()
 
 
 def empty_pinned(device: torch.device) -> None:
-    """Give freed pinned memory back as well. Torch keeps it for the next that wants some, and a base that trained from there can be
-    all the RAM that another program needs."""
+    """Return unused pinned memory to the system.
+
+    Torch caches freed pinned memory. After training with an offloaded base model, the cache can be most of the RAM.
+    """
     if not works_beside(device):
         return
-    # torch.accelerator has it since 2.11; before, torch had it for CUDA alone
+    # torch.accelerator.empty_host_cache needs torch 2.11; before, only CUDA had a private function
     empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None) or getattr(
         torch._C, "_host_emptyCache", None
     )
@@ -85,7 +90,11 @@ def empty_pinned(device: torch.device) -> None:
 
 
 def as_current(device: torch.device) -> AbstractContextManager[Any]:
-    """Meanwhile it is the one that is meant where none is named: by pinned memory, whose driver would wake another GPU, and by packages' kernels."""
+    """Return a context manager that makes a device the current one.
+
+    The current device is used where none is given: by pinned memory, for which the driver would otherwise initialize
+    another GPU, and by the kernels of other packages.
+    """
     if not works_beside(device):
         return nullcontext()
     module = module_of(device)
@@ -93,7 +102,7 @@ def as_current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free there now; RAM for a CPU and for devices that share it, 0 where it can't be told."""
+    """Return the free memory of a device, in bytes; RAM for the CPU and for devices that share it."""
     if works_beside(device):
         module = module_of(device)
         if hasattr(module, "mem_get_info"):
@@ -105,7 +114,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def total_bytes(device: torch.device) -> int:
-    """Memory that there is, free or not; RAM for a CPU and for devices that share it."""
+    """Return the total memory of a device, in bytes; RAM for the CPU and for devices that share it."""
     if works_beside(device):
         return int(module_of(device).get_device_properties(device).total_memory)
     import psutil
@@ -114,62 +123,68 @@ def total_bytes(device: torch.device) -> int:
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of square matrices, the best of three: what a step can't exceed."""
+    """Measure the throughput of a square matrix product, in FLOP per second, as the best of three.
+
+    It is an upper bound of the throughput of a training step.
+    """
     edge = 4096 if works_beside(device) else 384
     a = torch.ones(edge, edge, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(3):
-        _wait(device)
-        began = time.perf_counter()
+        _synchronize(device)
+        start = time.perf_counter()
         torch.mm(a, a)
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
     return 2 * edge**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if works_beside(device):
         module_of(device).synchronize(device)
 
 
 def memory_in_use(device: torch.device) -> tuple[str, int]:
-    """("VRAM", bytes that torch holds there), or ("RAM", what this process holds). Asks the device nothing."""
-    if asked := getattr(module_of(device), "memory_reserved", None) if works_beside(device) else None:
-        return "VRAM", asked(device)
+    """Return ("VRAM", bytes reserved by torch) or ("RAM", bytes of this process).
+
+    There is no host-device synchronization.
+    """
+    if query := getattr(module_of(device), "memory_reserved", None) if works_beside(device) else None:
+        return "VRAM", query(device)
     import psutil  # accelerate brings it
 
     return "RAM", int(psutil.Process().memory_info().rss)
 
 
 def peak_ram_bytes() -> int:
-    """Peak resident memory of this process so far."""
+    """Return the peak resident memory of this process, in bytes."""
     if sys.platform == "win32":
         return _peak_windows_bytes()
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
 
 def peak_vram_bytes(device: torch.device) -> int:
-    """Peak memory of tensors on the accelerator since the last reset; 0 on a CPU."""
-    asked = getattr(module_of(device), "max_memory_allocated", None) if works_beside(device) else None
-    return asked(device) if asked else 0
+    """Return the peak memory of tensors on the accelerator since the last reset, in bytes; 0 on the CPU."""
+    query = getattr(module_of(device), "max_memory_allocated", None) if works_beside(device) else None
+    return query(device) if query else 0
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let peak_vram_bytes begin with what is there now: ComfyUI's process may have drawn before."""
+    """Reset peak_vram_bytes to the current memory, because ComfyUI's process may have sampled before."""
     if works_beside(device) and (reset := getattr(module_of(device), "reset_peak_memory_stats", None)):
         reset(device)
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it, where that can be told."""
+    """Return the product name of a device, or its torch name if there is no product name."""
     return module_of(device).get_device_name(device) if works_beside(device) else str(device)
 
 
 def device_software(device: torch.device) -> str:
-    """Device, driver and libraries that decide what its kernels compute, in one line."""
+    """Return device, torch, driver and library versions, which determine the results of kernels, in one line."""
     parts = [device_name(device), f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts += [f"driver {_driver_version()}", f"cuDNN {torch.backends.cudnn.version()}"]
@@ -177,12 +192,12 @@ def device_software(device: torch.device) -> str:
 
 
 def _driver_version() -> str:
-    try:  # Linux: the kernel module's own, more exact than the version of CUDA that it offers
+    try:  # Linux: version of the kernel module, more exact than the CUDA version that the driver supports
         text = Path("/proc/driver/nvidia/version").read_text("utf-8")
         return text.split("Kernel Module", 1)[1].split("  ")[1].strip()
     except (OSError, IndexError, UnicodeDecodeError):
-        asked = getattr(torch._C, "_cuda_getDriverVersion", None)
-        return str(torch.version.hip or (asked() if asked else "unknown"))
+        query = getattr(torch._C, "_cuda_getDriverVersion", None)
+        return str(torch.version.hip or (query() if query else "unknown"))
 
 
 def _peak_windows_bytes() -> int:
@@ -208,7 +223,10 @@ def _peak_windows_bytes() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a device, or of the host: not all allocators have an error of their own."""
+    """Return whether an error means that a device or the host is out of memory.
+
+    Some allocators raise a plain RuntimeError, which is recognized by its text.
+    """
     return isinstance(error, OUT_OF_MEMORY) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
     )

@@ -1,6 +1,6 @@
-"""Faults, worded for the person who can mend them.
+"""Errors that the user can fix.
 
-A Problem is one fault. UserError carries all of them at once: checks collect, they do not stop at the first.
+A Problem is one error. UserError carries several at once: checks collect all problems instead of stopping at the first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault: where it is, what came, what is wanted, what to do.
+    """An error in the user's input.
 
     Args:
-        field: field name, or the file's name where no field is at fault.
-        message: what came, what is wanted, what to do; one line.
-        node: id of the node in the workflow, "" outside of one.
+        field: name of the field, or of the file if the error is not in a field.
+        message: the actual value, the expected value and the fix, in one line.
+        node: id of the node in the workflow, "" outside of a workflow.
         node_type: type of that node, such as "LoRATrainer".
     """
 
@@ -28,13 +28,14 @@ class Problem:
 
     @property
     def where(self) -> str:
+        """Location, such as "node 5 (LoRATrainer).rank"."""
         if not self.node and not self.node_type:
             return self.field
         place = f"node {self.node} ({self.node_type})" if self.node else self.node_type
         return f"{place}.{self.field}" if self.field else place
 
     def at(self, node: str, node_type: str) -> Problem:
-        """The same fault, placed on a node, unless it is on one already."""
+        """Return the problem with a node assigned, unless it has one already."""
         return self if self.node or self.node_type else replace(self, node=node, node_type=node_type)
 
     def __str__(self) -> str:
@@ -42,7 +43,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """The user's mistakes, all of them, in reading order."""
+    """One or more errors in the user's input, in reading order."""
 
     def __init__(self, problems: Iterable[Problem] | str):
         self.problems = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
@@ -50,20 +51,27 @@ class UserError(Exception):
 
     @classmethod
     def at(cls, field: str, message: str) -> UserError:
+        """Return an error with a single problem."""
         return cls([Problem(field, message)])
 
 
 class Cancelled(Exception):
-    """The user asked the run to end. Not an error: what was reached is kept."""
+    """The user stopped the run. Not an error: the progress so far is saved."""
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error, or its kind where it has no text."""
+    """Return the first line of an error message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
-    """'; did you mean X?' for the closest of the names, or '' where nothing is near. cutoff: 1 is equal but for case."""
-    found = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=cutoff)
+    """Return '; did you mean X?' for the closest name, or '' if no name is close.
+
+    Args:
+        name: the name that the user gave.
+        names: the valid names.
+        cutoff: minimum similarity, 0 to 1. 1: equal except for upper and lower case.
+    """
+    matches = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=cutoff)
     original = {n.lower(): n for n in names}
-    return f"; did you mean {original[found[0]]!r}?" if found else ""
+    return f"; did you mean {original[matches[0]]!r}?" if matches else ""

@@ -1,6 +1,7 @@
-"""The only way out of the engine: events, cancel and paths. ComfyUI, the CLI and tests each bring their own Host.
+"""Interface between the engine and its environment: events, cancellation and paths.
 
-Events are frozen values; sinks subscribe to them and nothing reaches back into the loop.
+ComfyUI, the CLI and the tests each implement Host. Events are frozen dataclasses that flow one way, from the engine to
+its sinks.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ ASSETS = PACKAGE / "assets"
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a person should know, that is no fault. level: "info" or "warning"; ascii: the same for a console that can't show text."""
+    """A message to the user that is not an error.
+
+    Args:
+        text: the message.
+        level: "info" or "warning".
+        ascii: the message in ASCII, for consoles whose encoding lacks a character of the text.
+    """
 
     text: str
     level: str = "info"
     ascii: str = ""
 
     def shown_on(self, stream: object) -> str:
-        """The text, or its ASCII form where the stream's encoding lacks a character of it."""
+        """Return the text, or its ASCII form if the encoding of the stream can't represent it."""
         try:
             self.text.encode(getattr(stream, "encoding", None) or "utf-8")
         except (UnicodeEncodeError, LookupError):
@@ -38,7 +45,13 @@ class Notice:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase of the run begins. phase: start, text, latents, load, train, validate or save; total: its units of work, 0 unknown."""
+    """A phase of the run has started.
+
+    Args:
+        phase: "start", "text", "latents", "load", "train", "validate" or "save".
+        total: units of work in the phase, 0 if unknown.
+        unit: name of the unit, in the plural.
+    """
 
     phase: str
     total: int = 0
@@ -47,7 +60,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class PhaseProgress:
-    """done of total units of the phase."""
+    """Progress of a phase: `done` of `total` units."""
 
     phase: str
     done: int
@@ -56,7 +69,16 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step. loss: mean over its micro-batches; grad_norm: before clipping; seconds: of this step."""
+    """An optimizer step has finished.
+
+    Args:
+        step: number of the step, from 1.
+        total: steps of the run.
+        loss: mean over the micro-batches of the step.
+        learning_rate: learning rate of the step.
+        grad_norm: gradient norm before clipping.
+        seconds: duration of the step.
+    """
 
     step: int
     total: int
@@ -68,7 +90,14 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """The loss on fixed noise, comparable between steps and runs (train/hooks/eval_loss.py). step 0 is the base; held_out: on images that were not trained on."""
+    """Loss with fixed noise, which is comparable between steps and runs (train/hooks/eval_loss.py).
+
+    Args:
+        step: step of the evaluation, 0 for the base model.
+        loss: mean loss.
+        standard_error: standard error of the mean loss.
+        held_out: whether the loss is on images held out of training.
+    """
 
     step: int
     loss: float
@@ -78,7 +107,7 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class PreviewReady:
-    """A validation picture lies at path. step 0 is the base model."""
+    """A validation image has been saved to `path`. Step 0 is the base model."""
 
     step: int
     path: Path
@@ -86,7 +115,7 @@ class PreviewReady:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """The run can be resumed from path."""
+    """A checkpoint has been saved to `path`; the run can resume from it."""
 
     step: int
     path: Path
@@ -94,7 +123,14 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class LoraSaved:
-    """The trained LoRA lies at path, read back and checked. applied of num_keys modules take it."""
+    """The trained LoRA has been saved to `path`, read back and verified.
+
+    Args:
+        path: the .safetensors file.
+        sha256: hash of the file.
+        applied: number of keys that match a module of the model.
+        num_keys: number of keys in the file.
+    """
 
     path: Path
     sha256: str
@@ -104,14 +140,19 @@ class LoraSaved:
 
 @dataclass(frozen=True)
 class RunOpened:
-    """The run works in this folder from here on: settings, journal, checkpoints and pictures lie there."""
+    """The run has opened its folder, which holds its settings, event log, checkpoints and images."""
 
     folder: Path
 
 
 @dataclass(frozen=True)
 class MemoryPlanned:
-    """The most memory that the run is forecast to take, in bytes: on the accelerator, and of the host's RAM."""
+    """Estimated peak memory of the run.
+
+    Args:
+        device_bytes: accelerator memory, in bytes.
+        ram_bytes: host RAM, in bytes.
+    """
 
     device_bytes: int
     ram_bytes: int
@@ -119,7 +160,7 @@ class MemoryPlanned:
 
 @dataclass(frozen=True)
 class RunReported:
-    """A run is over; report: JSON values, see docs/report.md."""
+    """The run has ended. `report` holds JSON values, see docs/report.md."""
 
     report: dict[str, Any]
 
@@ -141,13 +182,14 @@ Event = (
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things are, and what may be read.
+    """Folders of a run.
 
     Args:
-        output: results go here (ComfyUI's output folder, or --output).
-        cache: text, latent and index caches; may be deleted at any time.
-        models: kind ("diffusion_models", "text_encoders", "vae", "loras", "diffusers") -> folders, in order of search.
-        datasets: folders under which a dataset may lie. Reads elsewhere are refused: a workflow may come from a stranger.
+        output: folder for results (ComfyUI's output folder, or --output).
+        cache: folder for the text, latent and index caches; may be deleted at any time.
+        models: kind ("diffusion_models", "text_encoders", "vae", "loras", "diffusers") -> folders, in search order.
+        datasets: folders that datasets may be read from. Other folders are refused, because a workflow may come from
+            an untrusted source.
     """
 
     output: Path
@@ -156,7 +198,7 @@ class Paths:
     datasets: tuple[Path, ...] = ()
 
     def list_models(self, kind: str) -> tuple[str, ...]:
-        """Names of the files of a kind, relative to their folder, with forward slashes, sorted."""
+        """Return the sorted names of the model files of a kind, relative to their folder, with forward slashes."""
         names = {
             path.relative_to(root).as_posix()
             for root in self.models.get(kind, ())
@@ -167,42 +209,47 @@ class Paths:
         return tuple(sorted(names))
 
     def find_model(self, kind: str, name: str, field_name: str) -> Path:
-        """The file (or diffusers folder) of this name, from the folders of the kind.
+        """Return the path of a model file (or diffusers folder) by name.
 
+        Args:
+            kind: kind of model, a key of `models`.
+            name: name of the file, relative to one of the folders.
+            field_name: field that errors refer to.
         Raises:
-            UserError: no such file; names the folders searched and the nearest name.
+            UserError: there is no such file. The message lists the searched folders and the closest name.
         """
         relative = name.replace("\\", "/")
         roots = self.models.get(kind, ())
         for root in roots:
             path = (root / relative).resolve()
-            if os.path.exists(path) and path.is_relative_to(root.resolve()):  # Path.exists raises on a name too long
+            if os.path.exists(path) and path.is_relative_to(root.resolve()):  # Path.exists raises if a name is too long
                 return path
-        searched = ", ".join(str(root) for root in roots) or "no folder is known; say --models"
+        searched = ", ".join(str(root) for root in roots) or "there are none; set --models"
         hint = nearest(relative, self.list_models(kind))
         raise UserError.at(field_name, f"{name!r} is not in the {kind} folders ({searched}){hint}")
 
     def find_dataset(self, folder: str, field_name: str) -> Path:
-        """The dataset folder of this name: relative to an allowed root, or absolute and under one.
+        """Return the path of a dataset folder.
 
+        Args:
+            folder: path relative to an allowed root, or absolute and inside one.
+            field_name: field that errors refer to.
         Raises:
-            UserError: not there, not a folder, or outside the allowed roots.
+            UserError: the folder does not exist, is not a folder, or is outside the allowed roots.
         """
         text = folder.strip().strip('"')
         if not text:
-            raise UserError.at(field_name, "no folder is given; name a folder of images")
+            raise UserError.at(field_name, "is empty; enter the name of a folder of images")
         roots = [*self.datasets, ASSETS, *extra_roots()]
         for root in roots:
             path = (root / text.replace("\\", "/")).resolve()
             if os.path.isdir(path) and any(path.is_relative_to(r.resolve()) for r in roots):
                 return path
         allowed = ", ".join(str(root) for root in roots)
-        outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as a link
-        if outside:
-            remedy = f"to allow it, set {ROOTS_VARIABLE} to its parent folder or move it"
-            raise UserError.at(
-                field_name, f"{folder!r} lies outside the folders that may be read ({allowed}); {remedy}"
-            )
+        is_outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as by a symlink
+        if is_outside:
+            fix = f"move it into one of them, or set {ROOTS_VARIABLE} to its parent folder"
+            raise UserError.at(field_name, f"{folder!r} is outside the allowed folders ({allowed}); {fix}")
         hint = nearest(text, [path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()])
         raise UserError.at(
             field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}"
@@ -210,52 +257,58 @@ class Paths:
 
 
 def extra_roots() -> list[Path]:
-    """Folders that the owner of the machine allows beside the usual ones, from CHROMA_TRAINER_ROOTS (separated like PATH)."""
+    """Return the additional allowed folders in the environment variable CHROMA_TRAINER_ROOTS (separated like PATH)."""
     return [Path(part) for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
 
 
 class Host(Protocol):
-    """What the engine may ask of the world around it."""
+    """Environment of the engine."""
 
     @property
-    def paths(self) -> Paths: ...
+    def paths(self) -> Paths:
+        """Folders of the run."""
+        ...
 
     @property
     def device(self) -> str:
-        """The accelerator to use, such as "cuda:0"; "" lets the engine pick the best there is."""
+        """Device to use, such as "cuda:0"; "" lets the engine choose the best one."""
         ...
 
     @property
     def prompt(self) -> Mapping[str, Any]:
-        """The running workflow in ComfyUI's API form, {} where there is none."""
+        """The running workflow in ComfyUI's API format, {} outside of a workflow."""
         ...
 
     @property
     def node_id(self) -> str:
-        """Id of the running node in the prompt, "" outside of one."""
+        """Id of the running node in the prompt, "" outside of a workflow."""
         ...
 
     @property
     def waits_when_paused(self) -> bool:
-        """Whether a paused run waits here to be resumed. Where others queue behind it, it ends instead, to be run again."""
+        """Whether a paused run waits until it is resumed.
+
+        False where other jobs are queued behind it, as in ComfyUI: the run then ends, and continues when it is run
+        again.
+        """
         ...
 
     def emit(self, event: Event) -> None:
-        """Tell the sinks. Never raises for a sink's own fault."""
+        """Send an event to the sinks. Errors in a sink are not raised."""
         ...
 
     def check_cancelled(self) -> None:
-        """Raises Cancelled (or the host's own interrupt) when the user asked to end. Cheap: called every step."""
+        """Raise Cancelled (or the exception of the host) if the user has canceled the run. Cheap: called every step."""
         ...
 
     def free_memory(self) -> None:
-        """Ask the surroundings to give up what memory they can, before a model is loaded."""
+        """Free memory that the environment holds, before a model is loaded."""
         ...
 
 
 @dataclass(frozen=True)
 class SinkHost:
-    """A Host for the CLI and for tests: hands every event to its sinks, in order."""
+    """Host for the CLI and for tests: passes every event to its sinks, in order."""
 
     paths: Paths
     sinks: tuple[Callable[[Event], None], ...] = ()
@@ -278,7 +331,11 @@ class SinkHost:
 
 
 def collect(problems: list[Problem], call: Callable[..., object], *args: object) -> object | None:
-    """Call, and keep a UserError's problems instead of stopping at them. Returns None where the call failed."""
+    """Call a function, and add the problems of a UserError to a list instead of raising it.
+
+    Returns:
+        The result of the call, or None if it raised a UserError.
+    """
     try:
         return call(*args)
     except UserError as error:

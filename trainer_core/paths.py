@@ -1,4 +1,4 @@
-"""Where models and results lie on a machine without ComfyUI, or beside one: --models, --output, extra_model_paths.yaml."""
+"""Folders of models and results for runs outside of ComfyUI: --models, --output and extra_model_paths.yaml."""
 
 from __future__ import annotations
 
@@ -12,81 +12,88 @@ from .host import Paths
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
-OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # ComfyUI's own names of earlier versions
+OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
 CONFIG_NAME = "extra_model_paths.yaml"
 
 
 def local_paths(
     models: Sequence[Path], output: Path, datasets: Sequence[Path] = (), config: Path | None = None
 ) -> Paths:
-    """Folders for a headless run.
+    """Return the folders of a headless run.
 
     Args:
-        models: ComfyUI "models" folders, searched in order; each holds diffusion_models/, text_encoders/, vae/ ...
-        output: results; caches go to .cache under it.
-        datasets: folders that datasets may lie under, besides the working folder and each models folder's `datasets`.
-        config: an extra_model_paths.yaml; None looks beside each models folder and in the working folder.
+        models: ComfyUI "models" folders, in search order; each contains diffusion_models/, text_encoders/, vae/ and so
+            on.
+        output: folder for results; caches go to chroma_trainer/.cache inside it.
+        datasets: folders that datasets may be read from, in addition to the working directory, the `datasets` folder in
+            each models folder, and the `input` folder next to it.
+        config: an extra_model_paths.yaml file; None looks for one next to each models folder and in the working
+            directory.
     Raises:
-        UserError: a folder that is not there, or a config that can't be read.
+        UserError: a folder does not exist, or the config can't be read.
     """
     for folder in models:
         if not folder.is_dir():
-            raise UserError.at("--models", f"{str(folder)!r} is not a folder; name ComfyUI's models folder")
+            raise UserError.at("--models", f"{str(folder)!r} is not a folder; set it to ComfyUI's models folder")
     for folder in datasets:
         if not folder.is_dir():
-            raise UserError.at("--datasets", f"{str(folder)!r} is not a folder; name one that datasets lie under")
-    output = output.absolute()  # results are named in reports and on sockets
-    found: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+            raise UserError.at(
+                "--datasets", f"{str(folder)!r} is not a folder; set it to a folder that contains datasets"
+            )
+    output = output.absolute()  # reports and node outputs contain paths of results
+    folders: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for folder in models:
         for kind in KINDS:
             names = [kind, *(old for old, new in OLD_NAMES.items() if new == kind)]
-            found[kind].extend(folder / name for name in names)
+            folders[kind].extend(folder / name for name in names)
     configs = (
         [config]
         if config
         else [p / CONFIG_NAME for p in (Path.cwd(), *(m.parent for m in models)) if (p / CONFIG_NAME).is_file()]
     )
     for path in configs:
-        _add_config_(found, path)
-    found["loras"].append(output / "loras")
+        _read_config_(folders, path)
+    folders["loras"].append(output / "loras")
     roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *(m.parent / "input" for m in models))
     return Paths(
         output=output,
         cache=cache_folder(output),
-        models={k: tuple(v) for k, v in found.items()},
+        models={k: tuple(v) for k, v in folders.items()},
         datasets=roots,
     )
 
 
 def cache_folder(output: Path) -> Path:
-    """Where text, latents and other things that can be made again are cached."""
+    """Return the folder for cached text, latents and quantized weights. It may be deleted at any time."""
     return output / RUNS / ".cache"
 
 
-def _add_config_(found: dict[str, list[Path]], path: Path) -> None:
-    """ComfyUI's format: sections of base_path and kind -> paths, several in a block of lines."""
+def _read_config_(folders: dict[str, list[Path]], path: Path) -> None:
+    """Add the folders in an extra_model_paths.yaml: sections with a base_path, and paths by kind, one per line."""
     try:
         import yaml  # comes with transformers and diffusers
 
         sections: Any = yaml.safe_load(path.read_text("utf-8")) or {}
     except ImportError as error:
-        raise UserError.at(str(path), "needs the package pyyaml to be read; pip install pyyaml") from error
+        raise UserError.at(str(path), "can't be read without the package pyyaml; run: pip install pyyaml") from error
     except OSError as error:
         raise UserError.at(
-            str(path), f"can't be read: {error.strerror or error}; name an extra_model_paths.yaml"
+            str(path), f"can't be read: {error.strerror or error}; set it to an extra_model_paths.yaml file"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError.at(str(path), f"is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise UserError.at(str(path), f"is not valid UTF-8 (at byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise UserError.at(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError.at(str(path), f"is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values() if section):
         raise UserError.at(
-            str(path), "has another form than ComfyUI's extra_model_paths.yaml; compare with its .example"
+            str(path),
+            "does not have the structure of ComfyUI's extra_model_paths.yaml; compare it with "
+            "extra_model_paths.yaml.example",
         )
     for section in filter(None, sections.values()):
         base = Path(os.path.expandvars(os.path.expanduser(str(section.get("base_path", "")))))
         base = base if base.is_absolute() else path.parent / base
         for kind, text in section.items():
             kind = OLD_NAMES.get(kind, kind)
-            if kind in found and isinstance(text, str):
-                found[kind].extend(base / line.strip() for line in text.splitlines() if line.strip())
+            if kind in folders and isinstance(text, str):
+                folders[kind].extend(base / line.strip() for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Names of the parts that can be chosen, and where each lies. Strings only: nothing is imported until it is asked for."""
+"""Registry of selectable parts: name -> module and attribute, as strings. A part is imported when it is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS: dict[str, dict[str, str]] = {
         "chroma": ".models.chroma.family:ChromaFamily",
         "flux": ".models.flux.family:FluxFamily",
     },
-    "linears": {  # of each family, without torch
+    "linears": {  # linear layers of each family; imports no torch
         "chroma": ".models.lora_targets:CHROMA",
         "flux": ".models.lora_targets:FLUX",
     },
@@ -61,12 +61,15 @@ PARTS: dict[str, dict[str, str]] = {
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Every name of a kind, in the order in which they are offered."""
+    """Return the names of a kind, in the order in which the nodes list them."""
     return tuple(PARTS[kind])
 
 
 def load(kind: str, name: str) -> Any:
-    """The part itself. An unknown name is our fault by now: specs check names before a run begins."""
-    assert name in PARTS[kind], f"no {kind} is called {name!r}"
+    """Import and return a part.
+
+    Specs validate names before a run starts, so an unknown name here is a bug.
+    """
+    assert name in PARTS[kind], f"unknown {kind} {name!r}"
     module, attribute = PARTS[kind][name].split(":")
     return getattr(importlib.import_module(module, __package__), attribute)

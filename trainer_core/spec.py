@@ -1,10 +1,11 @@
-"""One definition of a field: the widget, the check, the default, the tooltip and the line in the docs.
+"""Node specifications: one definition per field for its widget, validation, default, tooltip and documentation.
 
-A node's inputs are a frozen dataclass whose annotations carry the rest:
+The inputs of a node are a frozen dataclass with annotated fields:
 
     rank: Annotated[int, Range(1, 512), Doc("Inner dimension of the update.")] = 16
 
-Field order is the order of `widgets_values` in workflows saved by the editor: new fields go last, names never change.
+The order of the fields is the order of `widgets_values` in saved workflows: add new fields at the end, and never rename
+a field.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from .errors import Problem, nearest
 
 @dataclass(frozen=True)
 class Range:
-    """Inclusive bounds and the step of the editor's arrows (a float without a step is rounded to 0.1 by the editor)."""
+    """Inclusive bounds of a number, and the step of the editor's arrow buttons.
+
+    The editor rounds a float widget without a step to 0.1.
+    """
 
     low: float
     high: float
@@ -32,7 +36,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of these names."""
+    """A choice of one of these options."""
 
     options: tuple[str, ...]
 
@@ -42,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file from the models folders of this kind, or `none_label` for none."""
+    """A file from ComfyUI's model folders of this kind, or `none_label` for no file."""
 
     kind: str
     none_label: str
@@ -50,14 +54,14 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Doc:
-    """Tooltip and docs text, one or two sentences."""
+    """Text of the tooltip and of the documentation page."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text field's manner."""
+    """Appearance of a text widget."""
 
     multiline: bool = False
     placeholder: str = ""
@@ -65,24 +69,24 @@ class Text:
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed: the editor gives it a control for what happens after a run, and saves one value more."""
+    """A seed. The editor adds a `control_after_generate` widget, which takes one more value in saved workflows."""
 
 
 @dataclass(frozen=True)
 class Socket:
-    """A connection of this type instead of a widget."""
+    """An input socket of this type instead of a widget."""
 
     type: str
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """Folded away until asked for."""
+    """An advanced widget, which the editor hides by default."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A resolved field of a node's inputs."""
+    """A field of a node's inputs, with its annotations resolved."""
 
     name: str
     kind: type
@@ -99,12 +103,13 @@ class Field:
 
     @property
     def is_widget(self) -> bool:
+        """Whether the field is a widget rather than a socket."""
         return self.socket is None
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a node: its name, its type and what it is."""
+    """An output of a node: name, type and description."""
 
     name: str
     type: str
@@ -114,16 +119,24 @@ class Output:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """A node as data: what it is called, what it takes, what it gives, and where its function lies.
+    """Definition of a node, independent of ComfyUI.
 
     Args:
-        id: never renamed; workflows refer to it.
-        inputs: frozen dataclass, see the module's docstring. A method `problems(self) -> list[Problem]` may check fields together.
-        run: run(inputs, host) -> a tuple as long as outputs. Imports what is heavy only when it is called.
-        light: run is quick, needs no torch and writes nothing, so that a check of the workflow calls it as well.
-        preflight: preflight(inputs, host) -> problems that can be seen before a model loads; for nodes that are not light.
-        fingerprint: fingerprint(values, paths) -> a text that changes when files behind equal values change, so that the node runs again.
-        is_output: the run starts from nodes like this one.
+        id: node id. Workflows refer to it, so it never changes.
+        title: display name.
+        category: menu path in ComfyUI.
+        description: one or two sentences for the node list and the documentation.
+        inputs: frozen dataclass, see the module docstring. It may have a method `problems(self) -> list[Problem]` that
+            checks fields against each other.
+        outputs: outputs, in order.
+        run: run(inputs, host) returns a tuple with one value per output. It imports heavy modules when it is called.
+        light: run is fast, needs no torch and writes nothing, so the workflow check calls it too.
+        preflight: preflight(inputs, host) returns problems that can be found before a model is loaded. For nodes that
+            are not light.
+        fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
+            that the node runs again.
+        is_output: ComfyUI executes the graph for this node (an output node).
+        search_aliases: other words that find the node in ComfyUI's search.
     """
 
     id: str
@@ -140,102 +153,121 @@ class NodeSpec:
     search_aliases: tuple[str, ...] = ()
 
     def fields(self) -> tuple[Field, ...]:
+        """Return the fields of the inputs, in order."""
         return fields_of(self.inputs)
 
 
 @cache
 def fields_of(inputs: type) -> tuple[Field, ...]:
-    """The fields of an inputs dataclass, in order, inherited ones first."""
+    """Return the fields of an inputs dataclass, in order, inherited fields first."""
     hints = typing.get_type_hints(inputs, include_extras=True)
-    return tuple(_field(item, hints[item.name]) for item in dataclasses.fields(inputs))
+    return tuple(_resolve_field(item, hints[item.name]) for item in dataclasses.fields(inputs))
 
 
-def _field(item: dataclasses.Field, hint: Any) -> Field:
+def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
     assert typing.get_origin(hint) is Annotated, f"{item.name} needs Annotated[type, ..., Doc(...)]"
     base, *marks = typing.get_args(hint)
-    found = {type(mark): mark for mark in marks}
+    by_type = {type(mark): mark for mark in marks}
     required = item.default is dataclasses.MISSING
     return Field(
         name=item.name,
         kind=base,
-        doc=found[Doc].text,
+        doc=by_type[Doc].text,
         default=None if required else item.default,
         required=required,
-        range=found.get(Range),
-        choice=found.get(Choice),
-        model_file=found.get(ModelFile),
-        text=found.get(Text),
-        socket=found.get(Socket),
-        seed=Seed in found,
-        advanced=Advanced in found,
+        range=by_type.get(Range),
+        choice=by_type.get(Choice),
+        model_file=by_type.get(ModelFile),
+        text=by_type.get(Text),
+        socket=by_type.get(Socket),
+        seed=Seed in by_type,
+        advanced=Advanced in by_type,
     )
 
 
 def check_value(field: Field, value: Any) -> tuple[Any, Problem | None]:
-    """The value in the field's own type, and the fault it has, if any. JSON's 1 is a fine float, 1.0 a fine int, "1" is neither."""
+    """Convert a value to the type of the field, and validate it.
+
+    In JSON, 1 is a valid float and 1.0 a valid int, but "1" is neither.
+
+    Returns:
+        The converted value (the value itself if it is invalid), and the problem, or None.
+    """
     if field.kind is bool:
-        return _fault(field, value, "true or false") if not isinstance(value, bool) else (value, None)
+        return _reject(field, value, "true or false") if not isinstance(value, bool) else (value, None)
     if field.kind in (int, float):
         return _check_number(field, value)
     if field.kind is str:
         if not isinstance(value, str):
-            return _fault(field, value, "a text")
+            return _reject(field, value, "a string")
         if not _is_utf8(value):
-            return _fault(field, value, "a text in UTF-8 without NUL; write it again")
+            return _reject(field, value, "valid UTF-8 without NUL characters; type it again")
         if field.choice and value not in field.choice.options:
             hint = nearest(value, field.choice.options)
-            return _fault(field, value, f"one of {', '.join(field.choice.options)}{hint}")
+            return _reject(field, value, f"one of {', '.join(field.choice.options)}{hint}")
     return value, None
 
 
 def _check_number(field: Field, value: Any) -> tuple[Any, Problem | None]:
-    wanted = "a whole number" if field.kind is int else "a number"
+    expected = "whole number" if field.kind is int else "number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        low_high = f"; use {_bound(field, field.range.low)} to {_bound(field, field.range.high)}" if field.range else ""
-        return _fault(field, value, wanted + low_high)
-    if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an int that no float holds
-        return _fault(field, value, f"{wanted}, and finite")
+        bounds = (
+            f"; use {_format_bound(field, field.range.low)} to {_format_bound(field, field.range.high)}"
+            if field.range
+            else ""
+        )
+        return _reject(field, value, f"a {expected}{bounds}")
+    if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an int that does not fit into a float
+        return _reject(field, value, f"a finite {expected}")
     if field.kind is int and value != int(value):
-        return _fault(field, value, f"{wanted}; use {math.floor(value)} or {math.ceil(value)}")
+        return _reject(field, value, f"a {expected}; use {math.floor(value)} or {math.ceil(value)}")
     number = field.kind(value)
     if field.range and not field.range.low <= number <= field.range.high:
         clamped = min(max(number, field.range.low), field.range.high)
-        shown = [_bound(field, bound) for bound in (field.range.low, field.range.high, clamped)]
-        return number, Problem(
-            field.name, f"{value} is out of range; use {shown[0]} to {shown[1]}, nearest is {shown[2]}"
+        low, high, nearest_valid = (
+            _format_bound(field, bound) for bound in (field.range.low, field.range.high, clamped)
         )
+        return number, Problem(field.name, f"{value} is out of range; use {low} to {high}, nearest is {nearest_valid}")
     return number, None
 
 
-def _bound(field: Field, bound: float) -> str:
+def _format_bound(field: Field, bound: float) -> str:
     return f"{bound:g}" if field.kind is float else str(int(bound))
 
 
 def _is_utf8(text: str) -> bool:
-    """Neither half of a surrogate pair nor NUL: no file, name or prompt may hold one."""
+    """Return whether a text can be a file name or a prompt: no lone surrogates and no NUL."""
     try:
         return b"\0" not in text.encode("utf-8")
     except UnicodeEncodeError:
         return False
 
 
-def _fault(field: Field, value: Any, wanted: str) -> tuple[Any, Problem]:
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-    return value, Problem(field.name, f"{shown} is not {wanted}")
+def _reject(field: Field, value: Any, expected: str) -> tuple[Any, Problem]:
+    quoted = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return value, Problem(field.name, f"{quoted} is not {expected}")
 
 
 def build_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> tuple[Any | None, list[Problem]]:
-    """The inputs dataclass from named values, or every fault. Sockets are taken as they are; unknown names are faults."""
+    """Build the inputs dataclass from named values.
+
+    Socket values are not checked. Unknown names are problems.
+
+    Returns:
+        The inputs, or None if there are problems; and all problems.
+    """
     draft = draft_inputs(spec, values)
     return (None if draft.problems else draft.inputs), draft.problems
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Inputs with defaults in place of what is at fault, so that a check can go on.
+    """Inputs with defaults in place of invalid values, so that a check can continue.
 
     Args:
-        complete: nothing that has no default is missing.
+        inputs: the inputs dataclass. Required fields without a valid value are None.
+        problems: all problems.
+        complete: no required field is missing or invalid.
     """
 
     inputs: Any
@@ -244,7 +276,7 @@ class Draft:
 
 
 def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
-    """The inputs dataclass and every fault: of each field alone, then of fields together."""
+    """Build the inputs dataclass, and collect all problems: first of single fields, then of fields together."""
     fields = {field.name: field for field in spec.fields()}
     problems = [
         Problem(name, f"{spec.id} has no input of this name{nearest(name, tuple(fields))}")
@@ -255,7 +287,7 @@ def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
     for name, field in fields.items():
         if name not in values:
             if field.required:
-                problems.append(Problem(name, f"nothing is connected; {_describe_wanted(field)}"))
+                problems.append(Problem(name, f"required input is missing; {_suggest_fix(field)}"))
             continue
         if field.socket:
             checked[name] = values[name]
@@ -267,11 +299,11 @@ def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
             checked[name] = value
     missing = {name: None for name, field in fields.items() if field.required and name not in checked}
     inputs = spec.inputs(**checked, **missing)
-    faulty = {problem.field for problem in problems}
-    together = inputs.problems() if hasattr(inputs, "problems") else []
-    problems += [problem for problem in together if problem.field not in faulty]
+    invalid = {problem.field for problem in problems}
+    of_combinations = inputs.problems() if hasattr(inputs, "problems") else []
+    problems += [problem for problem in of_combinations if problem.field not in invalid]
     return Draft(inputs, problems, not missing)
 
 
-def _describe_wanted(field: Field) -> str:
-    return f"connect an output of type {field.socket.type}" if field.socket else "give a value"
+def _suggest_fix(field: Field) -> str:
+    return f"connect an output of type {field.socket.type}" if field.socket else "set a value"

@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.models.flux_lineage import original_layout
 from chroma_trainer.trainer_core.seeds import generator
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.step.loop import fit
 from chroma_trainer.trainer_core.train.step.state import TrainState
@@ -34,7 +34,7 @@ def build(setting: Setting, folder: Path) -> TrainState:
         sigma_density="uniform",
     )  # fmt: skip
     wanted = replace(wanted, model=replace(wanted.model, dtype=setting.precision))
-    return build_run(plan_run(wanted, host(folder)), host(folder), Phases())
+    return build_run(plan_run(wanted, host(folder)), host(folder), PhaseTimer())
 
 
 def write_material(run: TrainState, folder: Path) -> None:

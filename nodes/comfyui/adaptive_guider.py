@@ -1,6 +1,6 @@
-"""AdaptiveGuider's work in ComfyUI: a CFGGuider whose negative prompt runs only as long as it changes anything.
+"""ComfyUI guider with adaptive guidance: a CFGGuider that stops running the negative prompt once it has no effect.
 
-Imported when the node runs, never at ComfyUI's start.
+This module is imported when the node runs, not when ComfyUI starts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ NEVER = 1.0  # threshold
 
 
 class AdaptiveGuider(comfy.samplers.CFGGuider):
-    """The same decisions as in ValidateSampler (flow/adaptive_guidance.py), taken on ComfyUI's passes.
+    """CFGGuider with the adaptive guidance of ValidateSampler (flow/adaptive_guidance.py).
 
-    Model patches that hook into CFG (before, after and in place of it) are called as CFGGuider calls them.
+    Model patches that run before, after or instead of CFG are called as CFGGuider calls them.
 
     Args:
-        compare: after each run sample again with CFG at every step, to tell the distance.
-        show: gets one line of text when a run is over.
+        model: ComfyUI model patcher.
+        guidance: adaptive guidance settings.
+        compare: after each run, sample again with CFG at every step, and report the difference.
+        show: called with one line of text after each run.
     """
 
     def __init__(self, model: Any, guidance: AdaptiveGuidance, compare: bool, show: Callable[[str], None]):
@@ -37,7 +39,7 @@ class AdaptiveGuider(comfy.samplers.CFGGuider):
     def sample(
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **keywords: Any
     ) -> Tensor:
-        """A run that knows nothing of earlier ones."""
+        """Sample, without state from earlier runs."""
         run = self._start(self.guidance, sampler, sigmas)
         latents = super().sample(noise, latent_image, sampler, sigmas, *args, **keywords)
         difference = None
@@ -51,7 +53,8 @@ class AdaptiveGuider(comfy.samplers.CFGGuider):
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
     ) -> Tensor:
-        assert self.guidance_run is not None, "sample() begins a run"
+        """Return the guided denoised latents of one evaluation. Called by ComfyUI's samplers."""
+        assert self.guidance_run is not None, "sample() starts a run"
         options = model_options or {}
         positive, negative = self.conds.get("positive"), self.conds.get("negative")
         model = self.inner_model
@@ -64,8 +67,8 @@ class AdaptiveGuider(comfy.samplers.CFGGuider):
             arguments = {"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options}
             batch = options.get("sampler_calc_cond_batch_function")
             out = batch(arguments) if batch else comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
-            for change in options.get("sampler_pre_cfg_function", []):
-                out = change({**arguments, "conds_out": out, "cond_scale": self.cfg, "timestep": timestep})
+            for patch in options.get("sampler_pre_cfg_function", []):
+                out = patch({**arguments, "conds_out": out, "cond_scale": self.cfg, "timestep": timestep})
             return out[0], out[1]
 
         def combine(cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
@@ -84,13 +87,13 @@ class AdaptiveGuider(comfy.samplers.CFGGuider):
 
 
 def relative_difference(latents: Tensor, full: Tensor) -> float:
-    """|a - b| / |b| over all elements, 0 for equal ones."""
+    """Return |a - b| / |b| over all elements, with a the latents and b the latents of full CFG."""
     return float((latents.float() - full.float()).norm() / full.float().norm().clamp(min=1e-12))
 
 
 def summary(run: GuidanceRun, difference: float | None) -> str:
-    """The line under the node."""
+    """Return the line that is shown under the node."""
     all_passes = run.alone + run.both
-    settled = "" if run.settled_step is None else f", alone after step {run.settled_step + 1}"
-    compared = "" if difference is None else f"; latents {difference:.2%} from CFG at every step"
+    settled = "" if run.settled_step is None else f", positive prompt only after step {run.settled_step + 1}"
+    compared = "" if difference is None else f"; latents differ by {difference:.2%} from CFG at every step"
     return f"{run.alone} of {all_passes} negative passes skipped ({run.share_skipped:.0%}){settled}{compared}"

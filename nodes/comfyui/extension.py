@@ -1,4 +1,7 @@
-"""The only file that knows ComfyUI: NodeSpec -> io.ComfyNode, and the Host that speaks to its server."""
+"""ComfyUI integration: converts each NodeSpec to an io.ComfyNode, and implements Host for ComfyUI.
+
+Apart from adaptive_guider.py, no other file imports ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +25,29 @@ from .. import ALL_NODES
 from .live_events import Feed
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
-PREVIEW_EDGE = 512  # pixels of the longer edge of a preview sent to the page
+PREVIEW_EDGE = 512  # longer edge of a preview in the editor, in pixels
 EVENT_NAME = "chroma_trainer.event"
-UI_RUN = (
-    "chroma_trainer_run"  # of a node's output: the run's folder, so that the page finds it when the node was cached
-)
+# Key in a node's UI output: the name of the run's folder, so that the editor finds the run of a cached node.
+UI_RUN = "chroma_trainer_run"
 
 
 class ChromaTrainerExtension(ComfyExtension):
+    """The extension: registers the nodes, and the HTTP routes if a server is running."""
+
     def __init__(self) -> None:
         server = _server()
         if server is not None:
-            from .http_routes import add_routes  # needs aiohttp, which a server has loaded
+            from .http_routes import add_routes  # needs aiohttp, which the server has imported
 
             add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the node classes."""
         return [node_class(spec) for spec in ALL_NODES.values()]
 
 
 def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
-    """A ComfyUI node that does what the spec says."""
+    """Return a ComfyUI node class for a spec."""
 
     def define_schema(cls) -> io.Schema:
         return schema_of(spec)
@@ -57,10 +62,10 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
                 results = spec.run(inputs, host)
         except UserError as error:
             raise UserError(problem.at(host.node_id, spec.id) for problem in error.problems) from error
-        except Cancelled as end:  # stopped or paused through the run's folder
+        except Cancelled as end:  # stopped or paused by a command in the run's folder
             raise memory.InterruptProcessingException from end
         return io.NodeOutput(
-            *[_output(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
+            *[_block_if_empty(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
             ui={UI_RUN: [host.feed.run]} if host.feed.run else None,
         )
 
@@ -74,19 +79,22 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
     return type(spec.id, (io.ComfyNode,), members)
 
 
-def _output(is_list: bool, value: Any) -> Any:
-    """A list output without items blocks what hangs on it, where ComfyUI would fail."""
+def _block_if_empty(is_list: bool, value: Any) -> Any:
+    """Return an ExecutionBlocker for an empty list output: downstream nodes would fail on an empty list."""
     return [ExecutionBlocker(None)] if is_list and not value else value
 
 
 def schema_of(spec: NodeSpec) -> io.Schema:
-    """ComfyUI's schema; keywords that this version does not know are left out, one of them would drop the whole pack."""
+    """Return ComfyUI's schema of a node.
+
+    Keywords that the installed ComfyUI does not support are left out: a single one would fail the whole pack.
+    """
     keywords = {
         "node_id": spec.id,
         "display_name": spec.title,
         "category": spec.category,
         "description": spec.description,
-        "inputs": [_input(field) for field in spec.fields()],
+        "inputs": [_convert_input(field) for field in spec.fields()],
         "outputs": [
             io.Custom(output.type).Output(
                 output.name, display_name=output.name, tooltip=output.doc, is_output_list=output.is_list
@@ -97,12 +105,12 @@ def schema_of(spec: NodeSpec) -> io.Schema:
         "is_output_node": spec.is_output,
         "search_aliases": list(spec.search_aliases),
     }
-    known = {field.name for field in dataclasses.fields(io.Schema)}
-    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+    supported = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in keywords.items() if name in supported})
 
 
-def _input(field: Field) -> io.Input:
-    # Widgets are optional as well: ComfyUI refuses an older API export that lacks a required one.
+def _convert_input(field: Field) -> io.Input:
+    # Widgets are optional too: ComfyUI rejects an API export from an older version that lacks a required input.
     common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required}
     if field.socket:
         return io.Custom(field.socket.type).Input(field.name, **common)
@@ -142,26 +150,27 @@ def _input(field: Field) -> io.Input:
 
 def _paths() -> Paths:
     output = Path(folder_paths.get_output_directory())
-    known = {
+    models = {
         kind: tuple(Path(p) for p in folder_paths.get_folder_paths(kind))
         for kind in MODEL_KINDS
         if kind in folder_paths.folder_names_and_paths
     }
     datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
-    return Paths(output=output, cache=cache_folder(output), models=known, datasets=datasets)
+    return Paths(output=output, cache=cache_folder(output), models=models, datasets=datasets)
 
 
 @dataclasses.dataclass(frozen=True)
 class ComfyHost:
-    """Events to the page, ComfyUI's cancel, its folders and its memory manager."""
+    """Host for ComfyUI: sends events to the editor, and uses ComfyUI's interrupts, folders and memory manager."""
 
     prompt: dict[str, Any]
     node_id: str
     feed: Feed
-    waits_when_paused = False  # ComfyUI's queue waits behind this node
+    waits_when_paused = False  # this node would block ComfyUI's queue
 
     @classmethod
     def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:
+        """Return the host of a running node. name: name of the LoRA, "" for other nodes."""
         output = Path(folder_paths.get_output_directory())
         return cls(prompt, node_id, Feed(_send, node_id, name, output, memory_use))
 
@@ -169,9 +178,9 @@ class ComfyHost:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """However it ended: the page hears of it, and the memory goes back to ComfyUI."""
+        """Report the end of the run to the editor, and return the memory to ComfyUI, whatever the outcome."""
         self.feed.close(error, isinstance(error, (Cancelled, memory.InterruptProcessingException)))
-        if self.feed.begun:
+        if self.feed.started:
             gc.collect()
             memory.soft_empty_cache()
 
@@ -194,52 +203,59 @@ class ComfyHost:
         self.feed(event)
         try:
             if isinstance(event, (StepReport, PhaseProgress)):
-                self._progress(event)
-            elif isinstance(event, PreviewReady) and not self.feed.run:  # a trainer's panel shows them itself
-                self._preview(event)
-        except (
-            memory.InterruptProcessingException
-        ):  # its progress bar looks for a cancel; we hear of it between two steps
+                self._update_progress_bar(event)
+            elif isinstance(event, PreviewReady) and not self.feed.run:  # the trainer's panel shows its own images
+                self._show_preview(event)
+        except memory.InterruptProcessingException:
+            # ComfyUI's progress bar checks for interrupts and clears the flag. Set it again for check_cancelled, which
+            # handles it between two steps.
             memory.interrupt_current_processing(True)
         if isinstance(event, Notice):
             print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
 
     def show(self, text: str) -> None:
-        """A line under the node, and in the log."""
+        """Show a line of text under the node, and log it."""
         print(f"[ChromaTrainer] node {self.node_id}: {text}", file=sys.stderr)
         server = _server()
         if server is not None:
             server.send_progress_text(text, self.node_id, server.client_id)
 
-    def _progress(self, event: StepReport | PhaseProgress) -> None:
+    def _update_progress_bar(self, event: StepReport | PhaseProgress) -> None:
         from comfy.utils import ProgressBar
 
         done = event.step if isinstance(event, StepReport) else event.done
         ProgressBar(event.total, node_id=self.node_id).update_absolute(done, event.total)
 
-    def _preview(self, event: PreviewReady) -> None:
+    def _show_preview(self, event: PreviewReady) -> None:
         from comfy.utils import ProgressBar
         from PIL import Image
 
-        with Image.open(event.path) as picture:
-            preview = picture.convert("RGB")
+        with Image.open(event.path) as image:
+            preview = image.convert("RGB")
         ProgressBar(1, node_id=self.node_id).update_absolute(1, 1, ("JPEG", preview, PREVIEW_EDGE))
 
 
 def _send(message: dict[str, Any]) -> None:
-    """To every page that is open: a second tab, and one that was reloaded, see the run as well."""
+    """Send a message to all clients, so that other tabs and reloaded pages show the run too."""
     server = _server()
     if server is not None:
         server.send_sync(EVENT_NAME, message)
 
 
 def _server() -> Any:
-    """ComfyUI's running server; None where only its nodes are loaded."""
+    """Return ComfyUI's running server, or None if only its nodes are loaded."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def memory_use() -> dict[str, Any]:
-    """Bytes of memory in use by this process, on the device that trains; peak: of tensors, 0 where it is not known."""
+    """Return the memory use of this process on the training device, in bytes.
+
+    Returns:
+        kind: "VRAM" or "RAM".
+        used: memory in use.
+        peak: peak memory of tensors, 0 if unknown.
+        total: memory of the device.
+    """
     from ...trainer_core.devices import memory_in_use, peak_vram_bytes, total_bytes
 
     device = memory.get_torch_device()

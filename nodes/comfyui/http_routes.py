@@ -1,4 +1,7 @@
-"""What the page may ask of the server: the runs, one run's story, and pause, stop or resume. Nothing else is written."""
+"""HTTP routes of the run panel: list the runs, read the history of a run, and pause, stop or resume it.
+
+Nothing else can be written through these routes.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from .run_history import Backlog
 
 
 def add_routes(routes: web.RouteTableDef, output: Callable[[], Path]) -> None:
-    """GET /chroma_trainer/runs, GET .../runs/RUN?after=STEP and POST .../runs/RUN/COMMAND.
+    """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP and POST /chroma_trainer/runs/RUN/COMMAND.
 
     Args:
-        output: the folder whose chroma_trainer/ holds the run folders, asked at every request.
+        routes: table to add the routes to.
+        output: returns the folder whose chroma_trainer/ contains the run folders. Called for every request.
     """
     backlogs: dict[Path, Backlog] = {}
 
@@ -30,37 +34,37 @@ def add_routes(routes: web.RouteTableDef, output: Callable[[], Path]) -> None:
         return web.json_response({"runs": await asyncio.to_thread(backlog().runs)})
 
     @routes.get("/chroma_trainer/runs/{run}")
-    async def tell(call: web.Request) -> web.Response:
+    async def read_history(call: web.Request) -> web.Response:
         text = call.query.get("after", "0")
         after = int(text) if text.isdecimal() and len(text) < 16 else 0
-        return web.json_response(await asyncio.to_thread(backlog().story, _folder(call, backlog()), after))
+        return web.json_response(await asyncio.to_thread(backlog().story, _find_folder(call, backlog()), after))
 
     @routes.post("/chroma_trainer/runs/{run}/{command}")
-    async def command(call: web.Request) -> web.Response:
+    async def send_command(call: web.Request) -> web.Response:
         if not same_origin(call.headers):
-            raise web.HTTPForbidden(text="this page is not ComfyUI's own")
-        wanted = call.match_info["command"]
-        if wanted not in COMMANDS:
-            raise web.HTTPNotFound(text=f"no command {wanted!r}; there are {', '.join(COMMANDS)}")
-        folder = _folder(call, backlog())
+            raise web.HTTPForbidden(text="cross-origin request refused; send commands from ComfyUI's own page")
+        command = call.match_info["command"]
+        if command not in COMMANDS:
+            raise web.HTTPNotFound(text=f"unknown command {command!r}; use {', '.join(COMMANDS)}")
+        folder = _find_folder(call, backlog())
         try:
-            await asyncio.to_thread(request, folder, wanted)
+            await asyncio.to_thread(request, folder, command)
         except UserError as error:
             return web.json_response({"error": str(error)}, status=409)
         return web.json_response(await asyncio.to_thread(backlog().summary, folder))
 
 
-def _folder(call: web.Request, backlog: Backlog) -> Path:
+def _find_folder(call: web.Request, backlog: Backlog) -> Path:
     folder = backlog.folder(call.match_info["run"])
     if folder is None:
-        raise web.HTTPNotFound(text="no such run")
+        raise web.HTTPNotFound(text="run not found")
     return folder
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from the server's own page, or from no page at all.
+    """Return whether a request comes from the server's own page, or from outside a browser.
 
-    ComfyUI asks the same of every request, but only where its host is a loopback address and no CORS header is set.
+    ComfyUI has the same check, but only if its host is a loopback address and no CORS header is set.
     """
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     if site:

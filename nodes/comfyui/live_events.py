@@ -1,4 +1,4 @@
-"""Events of a running node, as messages for the page: small, JSON, at most ten a second, and none lost."""
+"""Messages about a running node for the editor: small JSON, at most ten progress messages per second, no step lost."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from ...trainer_core.host import (
 )
 from ...trainer_core.runs.control import read_status
 
-SECONDS = 0.1  # between two messages of the same kind about progress
-MEMORY_SECONDS = 1.0  # between two measurements of the memory
+SECONDS = 0.1  # minimum time between two progress messages of the same kind
+MEMORY_SECONDS = 1.0  # minimum time between two memory measurements
 STEP_FIELDS = ("step", "loss", "learning_rate", "grad_norm", "seconds")
 
 
 class Feed:
-    """A sink that sends. Steps go out in batches, as columns: every step arrives, in few messages.
+    """A sink that sends events to the editor. Steps are sent in batches, as columns.
 
     Args:
-        send: takes one message, a dict of JSON values.
-        node: id of the node that runs, such as "5", or "12:5" in a subgraph.
-        name: of the LoRA, to tell apart workflows that number their nodes alike.
-        output: ComfyUI's output folder; pictures under it get an address.
-        memory_use: bytes of memory in use, {"used", "total", "kind"}; None where it can't be said.
+        send: sends one message, a dict of JSON values.
+        node: id of the running node, such as "5", or "12:5" in a subgraph.
+        name: name of the LoRA, to distinguish workflows with the same node ids.
+        output: ComfyUI's output folder. Images inside it get a URL.
+        memory_use: returns the memory in use, in bytes: {"used", "total", "kind"}; None if unknown.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class Feed:
         self._send, self.node, self.name, self._output = send, node, name, output
         self._memory_use, self._clock = memory_use, clock
         self.folder: Path | None = None
-        self.begun = False
+        self.started = False
         self._steps: list[StepReport] = []
         self._progress: PhaseProgress | None = None
         self._step_due = self._progress_due = self._memory_due = -math.inf
 
     @property
     def run(self) -> str:
-        """Name of the run's folder, "" before there is one."""
+        """Name of the run's folder, "" before the folder exists."""
         return self.folder.name if self.folder else ""
 
     def __call__(self, event: Event) -> None:
@@ -80,7 +81,7 @@ class Feed:
                 self._post(message)
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send all pending steps and progress."""
         if self._progress:
             progress, self._progress = self._progress, None
             self._post(
@@ -94,8 +95,13 @@ class Feed:
             self._step_due = self._clock() + SECONDS
 
     def close(self, error: BaseException | None, by_user: bool = False) -> None:
-        """The node's run is over: finished, paused, stopped (by_user) or failed."""
-        if not self.begun:
+        """Send the end of the run.
+
+        Args:
+            error: the exception that ended the run, None if it finished.
+            by_user: whether the user paused or stopped the run.
+        """
+        if not self.started:
             return
         self.flush()
         status = read_status(self.folder) if self.folder else None
@@ -105,7 +111,7 @@ class Feed:
         self._post({"kind": "RunEnded", "state": state, "message": str(error) if state == "failed" else ""})
 
     def _post(self, message: dict[str, Any]) -> None:
-        self.begun = True
+        self.started = True
         if self._clock() >= self._memory_due:
             use = self._memory_use()
             self._memory_due = self._clock() + MEMORY_SECONDS
@@ -115,7 +121,7 @@ class Feed:
 
 
 def message_of(event: Event, output: Path) -> dict[str, Any] | None:
-    """An event as JSON values for the page; None for those it has no use for."""
+    """Return an event as JSON values for the editor, or None if the editor does not use it."""
     kind = {"kind": type(event).__name__}
     if isinstance(event, PhaseStarted):
         return {**kind, "phase": event.phase, "total": event.total, "unit": event.unit}
@@ -133,7 +139,7 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
 
 
 def view_url(path: Path, output: Path) -> str:
-    """ComfyUI's address of a picture under its output folder; "" for one elsewhere."""
+    """Return ComfyUI's URL of an image in its output folder; "" for an image elsewhere."""
     if not path.is_relative_to(output):
         return ""
     folder = path.parent.relative_to(output).as_posix()
@@ -141,10 +147,10 @@ def view_url(path: Path, output: Path) -> str:
 
 
 def label_of(path: Path) -> str:
-    """The size in the name of a grid: "64x64" of step-000300-64x64.png."""
+    """Return the size in the file name of a grid, such as "64x64" for step-000300-64x64.png."""
     return path.stem.rpartition("-")[2]
 
 
 def finite(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """Return a value, or None if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None

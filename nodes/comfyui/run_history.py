@@ -1,4 +1,4 @@
-"""What the page reads of run folders: the list of runs, and the story of one. Reads only; needs no torch."""
+"""Read access to run folders for the editor: the list of runs, and the history of a run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from ...trainer_core.runs.control import read_status, runs_in
 from ...trainer_core.runs.event_log import EVENTS
 from .live_events import STEP_FIELDS, finite, label_of, view_url
 
-NUM_RUNS = 200  # the newest ones are listed
-NUM_POINTS = 4000  # of a curve; more steps are averaged
-NUM_STORIES = 8  # kept in memory, so that a poll reads only what is new
-NUM_NOTICES = 20
+NUM_RUNS = 200  # most recent runs in the list
+NUM_POINTS = 4000  # maximum points of a curve; more steps are averaged
+NUM_HISTORIES = 8  # histories cached in memory, so that a poll reads only new events
+NUM_NOTICES = 20  # most recent notices in a history
 
 
 class Backlog:
-    """The run folders under output/chroma_trainer."""
+    """The run folders in output/chroma_trainer.
+
+    Args:
+        output: ComfyUI's output folder.
+    """
 
     def __init__(self, output: Path):
         self.output, self.root = output, layout.runs_folder(output)
-        self._stories: OrderedDict[str, RunHistory] = OrderedDict()
-        self._lock = threading.Lock()  # requests are answered by several threads
+        self._histories: OrderedDict[str, RunHistory] = OrderedDict()
+        self._lock = threading.Lock()  # several threads handle requests
 
     def folder(self, run: str) -> Path | None:
-        """The run's folder; None for a name that is none, or leads elsewhere."""
+        """Return the folder of a run, or None if the name is invalid or the path is outside the run folders."""
         if not run or run.startswith(".") or any(mark in run for mark in "/\\:\0"):
             return None
         folder = self.root / run
-        inside = folder.resolve().is_relative_to(self.root.resolve())
-        return (
-            folder if inside and os.path.isfile(folder / layout.STATUS) else None
-        )  # Path.is_file raises on a name too long
+        is_inside = folder.resolve().is_relative_to(self.root.resolve())
+        is_run = is_inside and os.path.isfile(folder / layout.STATUS)  # Path.is_file raises if a name is too long
+        return folder if is_run else None
 
     def runs(self) -> list[dict[str, Any]]:
-        """Summaries, the run that was worked on last first."""
+        """Return the summaries of the runs, most recently active first."""
         return [self.summary(folder) for folder in runs_in(self.output)[:NUM_RUNS] if self.folder(folder.name)]
 
     def summary(self, folder: Path) -> dict[str, Any]:
-        """State, progress, newest picture and LoRA of a run, and which node of which workflow it was."""
+        """Return the state, progress, newest image, LoRA and trainer node of a run."""
         status, record = read_status(folder), record_of(folder)
         training = record.get("request", {}).get("training", {})
         name = str(training.get("name") or folder.name.rpartition("-")[0])
-        pictures = sorted((folder / layout.VALIDATION).glob("*.png"))
+        images = sorted((folder / layout.VALIDATION).glob("*.png"))
         lora = layout.lora_path(self.output, name)
         return {
             "run": folder.name,
@@ -62,51 +65,61 @@ class Backlog:
             "phase": status.phase if status else "",
             "updated": status.updated if status else 0,
             "message": status.message if status else "",
-            "picture": view_url(pictures[-1], self.output) if pictures else "",
+            "picture": view_url(images[-1], self.output) if images else "",
             "lora": lora.name if lora.is_file() else "",
         }
 
     def story(self, folder: Path, after: int = 0) -> dict[str, Any]:
-        """All that happened. after: a step; leaves out what a page that asked before has got: earlier steps and the settings."""
-        with self._lock:
-            return self._story(folder, after)
+        """Return the history of a run.
 
-    def _story(self, folder: Path, after: int) -> dict[str, Any]:
-        story = self._stories.pop(folder.name, None) or RunHistory(folder)
-        self._stories[folder.name] = story
-        while len(self._stories) > NUM_STORIES:
-            self._stories.popitem(last=False)
-        story.update()
+        Args:
+            folder: folder of the run.
+            after: last step that the client has. Steps up to it are left out. If it is not 0, so are the settings.
+        """
+        with self._lock:
+            return self._read_history(folder, after)
+
+    def _read_history(self, folder: Path, after: int) -> dict[str, Any]:
+        history = self._histories.pop(folder.name, None) or RunHistory(folder)
+        self._histories[folder.name] = history
+        while len(self._histories) > NUM_HISTORIES:
+            self._histories.popitem(last=False)
+        history.update()
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
         return {
             "summary": self.summary(folder),
-            "steps": thin_out(story.columns(after), NUM_POINTS),
-            "checkpoints": story.checkpoints,
-            "pictures": [self._picture(folder, item) for item in story.pictures if (folder / item["path"]).is_file()],
-            "lora": story.lora,
-            "phase": story.phase,
-            "plan": story.plan,
-            "notices": story.notices[-NUM_NOTICES:],
+            "steps": thin_out(history.columns(after), NUM_POINTS),
+            "checkpoints": history.checkpoints,
+            "pictures": [
+                self._describe_image(folder, item) for item in history.pictures if (folder / item["path"]).is_file()
+            ],
+            "lora": history.lora,
+            "phase": history.phase,
+            "plan": history.plan,
+            "notices": history.notices[-NUM_NOTICES:],
             "crops": view_url(crops, self.output) if crops.is_file() else "",
             **({"pairs": view_url(pairs, self.output)} if pairs.is_file() else {}),
             **({} if after else {"settings": record.get("request", {}), "prompt": record.get("workflow", {})}),
         }
 
-    def _picture(self, folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
+    def _describe_image(self, folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
         path = folder / item["path"]
-        changed = int(path.stat().st_mtime)
-        return {"step": item["step"], "url": view_url(path, self.output), "label": label_of(path), "changed": changed}
+        modified = int(path.stat().st_mtime)
+        return {"step": item["step"], "url": view_url(path, self.output), "label": label_of(path), "changed": modified}
 
 
 class RunHistory:
-    """events.jsonl, read as far as it goes; update() reads on from there. Steps that a resume repeated are told once."""
+    """Contents of events.jsonl. update() reads the new lines.
+
+    After a resume, repeated steps replace the earlier ones.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / EVENTS
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._offset = 0
         self._steps: list[dict[str, Any]] = []
         self.checkpoints: list[int] = []
@@ -117,24 +130,24 @@ class RunHistory:
         self.plan: dict[str, Any] = {}
 
     def update(self) -> None:
-        """Take in the whole lines that are new."""
+        """Read the new complete lines."""
         try:
-            if self.path.stat().st_size < self._offset:  # another file by that name
-                self._forget()
+            if self.path.stat().st_size < self._offset:  # the file was replaced
+                self._reset()
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 new = file.read()
         except OSError:
             return
-        whole = new[: new.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
+        complete = new[: new.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
             try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):  # half a line of a process that was killed
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):  # incomplete line of a killed process
                 continue
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _apply(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
         if kind == "Resumed":
             self._rewind(event["step"])
@@ -143,7 +156,7 @@ class RunHistory:
                 self._rewind(event["step"] - 1)
             self._steps.append({name: event[name] for name in STEP_FIELDS})
         elif kind == "RunOpened":
-            self.notices = []  # what an earlier start warned of
+            self.notices = []  # drop the notices of an earlier start
         elif kind == "CheckpointSaved":
             self.checkpoints.append(event["step"])
         elif kind == "PreviewReady":
@@ -167,13 +180,13 @@ class RunHistory:
         self.pictures = [item for item in self.pictures if item["step"] <= step]
 
     def columns(self, after: int) -> dict[str, list[float | None]]:
-        """Steps after that one, as columns. JSON knows no NaN: None."""
+        """Return the steps after a step as columns, with None for non-finite values, because JSON has no NaN."""
         steps = [item for item in self._steps if item["step"] > after]
         return {name: [finite(item[name]) for item in steps] for name in STEP_FIELDS}
 
 
 def thin_out(columns: dict[str, list[Any]], num: int) -> dict[str, list[Any]]:
-    """At most num points: means of neighbours, at the last one's step."""
+    """Reduce columns to at most `num` points, each the mean of a group of steps, at the last step of the group."""
     size = -(-len(columns["step"]) // num)
     if size <= 1:
         return columns
@@ -185,28 +198,29 @@ def thin_out(columns: dict[str, list[Any]], num: int) -> dict[str, list[Any]]:
 
 
 def mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    """Return the mean of the values that are not None, or None if there are none."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def trainer_node(workflow: Mapping[str, Any], name: str) -> str:
-    """Id of the LoRATrainer in the recorded workflow; "" where there is none."""
+    """Return the id of the LoRATrainer in the recorded workflow; "" if there is none."""
     trainers = [key for key, node in workflow.items() if node.get("class_type") == "LoRATrainer"]
-    named = [key for key in trainers if workflow[key]["inputs"].get("name") == name]
-    return ([*named, *trainers] or [""])[0]
+    with_name = [key for key in trainers if workflow[key]["inputs"].get("name") == name]
+    return ([*with_name, *trainers] or [""])[0]
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """request.json; {} where it is not there or damaged."""
+    """Return the contents of request.json; {} if it is missing or damaged."""
     path = folder / layout.REQUEST
     try:
-        return _record(path, path.stat().st_mtime_ns)
+        return _read_record(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
 
 
 @lru_cache(maxsize=2 * NUM_RUNS)
-def _record(path: Path, changed_ns: int) -> dict[str, Any]:
+def _read_record(path: Path, changed_ns: int) -> dict[str, Any]:
     value = json.loads(path.read_text("utf-8"))
     if not isinstance(value, dict):
         raise ValueError

@@ -124,7 +124,7 @@ def test_it_agrees_with_our_sampler(each_comfyui, chroma):
         torch.testing.assert_close(latents, ours(chroma, guidance), **TOLERANCE)
         assert "negative passes skipped" in shown
     assert (
-        f"alone after step {step + 1}"
+        f"positive prompt only after step {step + 1}"
         in latents_of(each_comfyui, graph(chroma, seed=SEED + 0, threshold=threshold, compare=True))[1]
     )
 

@@ -135,4 +135,4 @@ def test_adaptive_guider_tells_what_it_saved(each_comfyui, chroma):
     guider = _id_of(prompt, "AdaptiveGuider")
     history = each_comfyui.run(prompt)
     assert latents_of(each_comfyui, history).isfinite().all()
-    assert f"node {guider}: 3 of 4 negative passes skipped (75%), alone after step 1" in each_comfyui.log
+    assert f"node {guider}: 3 of 4 negative passes skipped (75%), positive prompt only after step 1" in each_comfyui.log

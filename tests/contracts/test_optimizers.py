@@ -16,9 +16,9 @@ from chroma_trainer.trainer_core.config.training import LR_SCHEDULES, TrainingCo
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.optim.optimizer import effective_rate, evaluating, set_rate_
 from chroma_trainer.trainer_core.planner.meta_counter import bytes_of
-from chroma_trainer.trainer_core.planner.optimizer_cost import optimizer_of, upkeep_of
+from chroma_trainer.trainer_core.planner.optimizer_cost import count_optimizer_cost, optimizer_of
 from chroma_trainer.trainer_core.registry import load, names
-from chroma_trainer.trainer_core.setup.hints import advice
+from chroma_trainer.trainer_core.setup.hints import describe_hints
 from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
 from torch import nn
@@ -89,7 +89,9 @@ def test_the_plan_counts_its_states(case):
             nn.ModuleDict({"wide": nn.Linear(8192, 64), "narrow": nn.Linear(64, 3)}).to(device).requires_grad_(False)
         )
         adapters[device] = inject_(model, ["wide", "narrow"], 16, 16.0)
-    counted = upkeep_of(optimizer_of(adapters["meta"], {"wide": 1.0, "narrow": 0.5}, asked), adapters["meta"], asked)
+    counted = count_optimizer_cost(
+        optimizer_of(adapters["meta"], {"wide": 1.0, "narrow": 0.5}, asked), adapters["meta"], asked
+    )
     parameters = [parameter for _, parameter in trainable_parameters(adapters["cpu"])]
     optimizer = build(case, parameters)
     for parameter in parameters:
@@ -325,23 +327,25 @@ def test_the_docs_say_who_uses_a_field():
 def test_what_has_no_effect_is_told():
     part = load("optimizer", "optimi-lion")
     config = OptimizerConfig(optimizer="optimi-lion", kahan=True, beta1=0.8, lr_power=3.0, lr_min_ratio=0.1)
-    told = advice(TrainingConfig(lr_schedule="cosine"), config, part)
+    told = describe_hints(TrainingConfig(lr_schedule="cosine"), config, part)
     assert told == [
         "OptimizerSettings.kahan is True, but optimi-lion does not use it: it has no effect",
         "OptimizerSettings.lr_power is 3.0, but the schedule cosine does not use it: it has no effect",
     ]
     for name in names("optimizer"):
         part, usual = load("optimizer", name), TrainingConfig(learning_rate=load("optimizer", name).usual_rates[0])
-        assert advice(usual, OptimizerConfig(optimizer=name), part) == []
-        far = advice(replace(usual, learning_rate=part.usual_rates[0] / 100), OptimizerConfig(optimizer=name), part)
+        assert describe_hints(usual, OptimizerConfig(optimizer=name), part) == []
+        far = describe_hints(
+            replace(usual, learning_rate=part.usual_rates[0] / 100), OptimizerConfig(optimizer=name), part
+        )
         assert len(far) == 1 and "is usual, see docs/optimizers.md" in far[0]
 
 
 def test_an_average_wants_no_falling_rate():
     part, config = load("optimizer", "schedulefree-adamw"), OptimizerConfig(optimizer="schedulefree-adamw")
-    (told,) = advice(TrainingConfig(lr_schedule="cosine"), config, part)
+    (told,) = describe_hints(TrainingConfig(lr_schedule="cosine"), config, part)
     assert told.startswith(
-        "lr_schedule is cosine, but schedulefree-adamw averages its weights in place of a falling rate"
+        "lr_schedule is cosine, but schedulefree-adamw averages its weights instead of lowering the rate"
     )
 
 

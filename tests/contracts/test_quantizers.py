@@ -181,7 +181,7 @@ def test_the_device_is_asked(level):
     assert quantizer.unfit(CPU) == ""
     if not quantizer.is_plain:
         quantizer.decode = lambda stored, shape, dtype: torch.zeros(shape)
-        assert "wrong numbers on cpu" in quantizer.unfit(CPU)
+        assert "wrong results on cpu" in quantizer.unfit(CPU)
 
 
 def test_a_layer_encoded_elsewhere_comes_home(level):

@@ -44,15 +44,15 @@ def test_the_line_is_read():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("jpg 10", "'jpg 10' can't be read; write jpeg 10-30, blur 1-3"),
-        ("jpeg", "'jpeg' can't be read"),
-        ("jpeg 10 + ", "'' can't be read"),
-        ("jpeg 10, blur 2", "'jpeg 10, blur 2' can't be read"),
-        ("blur -3", "'blur -3' can't be read"),
+        ("jpg 10", "'jpg 10' is not a valid degradation; write jpeg 10-30, blur 1-3"),
+        ("jpeg", "'jpeg' is not a valid degradation"),
+        ("jpeg 10 + ", "'' is not a valid degradation"),
+        ("jpeg 10, blur 2", "'jpeg 10, blur 2' is not a valid degradation"),
+        ("blur -3", "'blur -3' is not a valid degradation"),
         ("jpeg 30-10", "'jpeg 30-10' has the larger number first; write jpeg 10-30"),
-        ("jpeg 10-200", "out of range: jpeg takes the quality of a JPEG, a whole number, 1 to 95"),
+        ("jpeg 10-200", "out of range: jpeg takes a JPEG quality, a whole number, from 1 to 95"),
         ("jpeg 10.5", "out of range"),
-        ("noise 5", "noise takes the spread of noise as a share of white, 0.001 to 1"),
+        ("noise 5", "noise takes a noise standard deviation as a share of white, from 0.001 to 1"),
         ("shrink 0.5", "out of range"),
     ],
 )
@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_one_clear_problem(text, told):
 
 def test_it_excludes_references():
     (problem,) = FolderConfig(degrade="blur 2", references="starts").problems()
-    assert problem.field == "degrade" and "references names a folder" in problem.message
+    assert problem.field == "degrade" and "references is set to a folder" in problem.message
 
 
 def test_each_way_does_what_it_says(picture):

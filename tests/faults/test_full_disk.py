@@ -35,7 +35,10 @@ def fill_disk(kills, home, results, num_trials: int) -> tuple[int, int, list[str
             status = nursery.run(output, full_at=at, within=within, settings=SETTINGS)
             told = log.read_text("utf-8")
             if status == 0:  # only files that a run can do without were left to write
-                assert "can't be written: No space left on device; the run goes on" in told or "! " in told, (at, told)
+                assert "can't be written: No space left on device; the run continues" in told or "! " in told, (
+                    at,
+                    told,
+                )
             else:
                 ended += 1
                 errors = [line for line in told.splitlines() if line.startswith("error: ")]

@@ -40,7 +40,7 @@ def test_the_finest_level_that_fits_a_card_whatever_is_free_on_it(workshop, rele
         host = workshop.host()
         asked = check_run(request, host, {}, machine).request
         assert asked.model.quantization.level == level, card
-        assert [line for line in host.told() if line.startswith(f"quantisation auto: {level}, for {0.95 * card:.3g}")]
+        assert [line for line in host.told() if line.startswith(f"quantization auto: {level}, for {0.95 * card:.3g}")]
 
 
 def test_loftq_is_given_something_to_mend(workshop, released):

@@ -26,9 +26,9 @@ from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.loading import locate
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import estimator as forecaster_module
-from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory, remedy
+from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory, suggestion
 from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
-from chroma_trainer.trainer_core.planner.estimator import forecaster
+from chroma_trainer.trainer_core.planner.estimator import make_estimator
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
@@ -40,7 +40,7 @@ from chroma_trainer.trainer_core.setup.attach_adapter import learning, new_ema
 from chroma_trainer.trainer_core.train import planning as forecasting
 from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.memory_report import explain_oom
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
@@ -215,7 +215,7 @@ def made(workshop):
     )
     host = workshop.host()
     checked = plan_run(request, host)
-    return request, forecaster(request, FAMILY, checked.index, MACHINE, host.paths.cache)
+    return request, make_estimator(request, FAMILY, checked.index, MACHINE, host.paths.cache)
 
 
 def test_each_setting_takes_less_than_the_one_before(made):
@@ -238,7 +238,9 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     request, forecasts = made
     roomy = forecasts.plan(request)
     assert (
-        not roomy.unfit() and remedy(forecasts, request, roomy) is None and roomy.first_line().startswith("plan: fits")
+        not roomy.unfit()
+        and suggestion(forecasts, request, roomy) is None
+        and roomy.first_line().startswith("plan: fits")
     )
     # So that the training is what does not fit.
     forecasts.encoder, forecasts.codec = EncoderCost(4000, 400, 400, 1000, 32, False), (4000, 0.01)
@@ -247,7 +249,7 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     forecasts.machine = Machine("card", bytes_to_reserve(train - 1), GB)
     tight = forecasts.plan(request)
     assert "train" in {phase.name for phase in tight.unfit()} and "does not fit" in tight.first_line()
-    words, changed, plan = remedy(forecasts, request, tight)
+    words, changed, plan = suggestion(forecasts, request, tight)
     assert not plan.unfit() and changed != request and words
     tried = [w for w, _ in changes(request)]
     for earlier, variant in changes(request):  # nothing that comes before it would have done
@@ -291,7 +293,7 @@ def test_a_run_tells_its_plan_and_compares(workshop):
     )
     (planned,) = host.all(MemoryPlanned)
     assert (planned.device_bytes, planned.ram_bytes) == (0, report["predicted"]["ram_peak_bytes"])
-    assert any(text.startswith("memory, at its peak: RAM predicted ") for text in told)
+    assert any(text.startswith("peak memory: RAM predicted ") for text in told)
     assert report["predicted"]["fits"] and report["measured"]["ram_peak_bytes"] > 0
     assert report["predicted"]["phases"].keys() == {"text", "latents", "load", "train"}
 
@@ -312,7 +314,7 @@ def test_a_run_does_not_fail_for_want_of_a_forecast(workshop, monkeypatch):
     def fails(*_):
         raise NotImplementedError("no meta kernel")
 
-    monkeypatch.setattr(forecasting, "forecaster", fails)
+    monkeypatch.setattr(forecasting, "make_estimator", fails)
     host = workshop.host()
     report = run(workshop.request(steps=1, checkpoint_every=0), host).report["memory"]
     assert report["predicted"] is None and report["measured"]["ram_peak_bytes"] > 0
@@ -320,7 +322,7 @@ def test_a_run_does_not_fail_for_want_of_a_forecast(workshop, monkeypatch):
 
 
 def test_other_faults_pass():
-    with pytest.raises(RuntimeError, match="something else"), explain_oom(None, Phases(), torch.device("cpu")):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="something else"), explain_oom(None, PhaseTimer(), torch.device("cpu")):  # type: ignore[arg-type]
         raise RuntimeError("something else")
 
 

@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.workload import PriorShares, prior_shares, rollout_passes
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.step.batch import draw_rollout_levels, make_batch
@@ -58,7 +58,7 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     )
     asked = replace(asked, dataset=dataset, memory=MemoryConfig(attention="math"))
     host = workshop.host()
-    made = build_run(plan_run(asked, host), host, Phases())
+    made = build_run(plan_run(asked, host), host, PhaseTimer())
     plain = MetaModel(ChromaFamily(), asked, "cpu")
     for micro in range(4):
         batch = make_batch(made, micro)
@@ -93,6 +93,6 @@ def test_the_plan_tells_them(workshop):
     )
     assert (
         without.flops_per_step < plain.flops_per_step
-        and "50% of the picture's tokens skip blocks 1 to -2" in without.settings
+        and "50% of the image tokens skip blocks 1 to -2" in without.settings
     )
     assert with_them.flops_per_step - without.flops_per_step == rolled.flops_per_step - plain.flops_per_step

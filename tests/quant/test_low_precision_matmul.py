@@ -185,7 +185,7 @@ def test_widths_that_no_kernel_takes_stay_exact_and_are_told():
     model = nn.Sequential(nn.Linear(64, 24), nn.Linear(24, 20), nn.Linear(20, 32))
     Int8Quanto().quantize_(model, keep=())
     told = choose_products_(model, "int8")
-    assert "2 of 3 quantised layers" in told and "multiples of 8: 1, 2" in told
+    assert "2 of 3 quantized layers" in told and "multiples of 8: 1, 2" in told
     assert [m.product is None for m in model] == [False, True, True]
     assert choose_products_(model, "exact") == ""
 
@@ -228,7 +228,7 @@ def test_a_device_without_the_kernel_is_refused_by_name(monkeypatch):
     assert not [k for k in KINDS if products_problems(QuantizationConfig(f"{k}-quanto", products=k), CPU)]
     monkeypatch.setattr(Int8Product, "multiply", lambda self, a, b: (a.float() @ b.float()).flip(0))
     (problem,) = products_problems(QuantizationConfig("int8-quanto", products="int8"), CPU)
-    assert problem.field == "products" and "wrong numbers on cpu" in problem.message and "use exact" in problem.message
+    assert problem.field == "products" and "wrong results on cpu" in problem.message and "use exact" in problem.message
 
     def no_kernel(self, a, b):
         raise NotImplementedError("'_int_mm' is not there for this device\nstack trace")

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.runs import control
 from chroma_trainer.trainer_core.runs.control import find_run, read_status, request, runs_in, take_command
-from chroma_trainer.trainer_core.runs.event_log import Journal, read_events
+from chroma_trainer.trainer_core.runs.event_log import EventLog, read_events
 from chroma_trainer.trainer_core.runs.lock import Locked, RunLock, is_held
 from chroma_trainer.trainer_core.runs.run_host import Paused, open_run
 from chroma_trainer.trainer_core.train.run import run
@@ -52,7 +52,7 @@ def test_the_one_who_holds_it_is_named(tmp_path, workshop, holder):
     control.write_status(tmp_path, control.Status("running", 3, 9, "train", holder.pid))
     with pytest.raises(UserError) as caught, open_run(tmp_path, workshop.host()):
         pass
-    assert f"process {holder.pid} (running at step 3 of 9 (train)) works on this run" in str(caught.value)
+    assert f"process {holder.pid} (running at step 3 of 9 (train)) is using this run folder" in str(caught.value)
 
 
 def test_a_status_without_its_process_is_a_death(tmp_path):
@@ -66,7 +66,7 @@ def test_a_status_without_its_process_is_a_death(tmp_path):
 def test_a_command_for_nobody_says_how_to_go_on(tmp_path, state):
     control.write_status(tmp_path, control.Status(state, 3, 9, "train", 0))
     with pytest.raises(
-        UserError, match=r"no process works on it that could stop; to go on: chroma-trainer run .*request\.json"
+        UserError, match=r"no process is running that could stop; to resume the run: chroma-trainer run .*request\.json"
     ):
         request(tmp_path, "stop")
     assert take_command(tmp_path) == ""
@@ -74,7 +74,7 @@ def test_a_command_for_nobody_says_how_to_go_on(tmp_path, state):
 
 def test_resume_needs_a_pause(tmp_path, holder):
     control.write_status(tmp_path, control.Status("running", 3, 9, "train", holder.pid))
-    with pytest.raises(UserError, match="only a paused run is resumed"):
+    with pytest.raises(UserError, match="only a paused run can be resumed"):
         request(tmp_path, "resume")
     request(tmp_path, "pause")
     request(tmp_path, "resume")  # before it was heard: both are void
@@ -132,7 +132,7 @@ def test_pause_and_resume_equals_an_uninterrupted_run(workshop):
     friend.join()
     assert result.report["resumed_from"] == 2 and result.losses == whole.losses
     assert result.lora.sha256 == whole.lora.sha256
-    assert any(text.startswith("paused; memory is free. To go on: chroma-trainer resume") for text in host.told())
+    assert any(text.startswith("paused; memory is free. To resume: chroma-trainer resume") for text in host.told())
 
 
 def _has_run(host) -> bool:
@@ -202,11 +202,11 @@ def test_a_journal_that_can_not_be_written_is_told_once_and_ends_nothing(worksho
             self._file.close()
             self._file, self.fault = None, os.strerror(28)
 
-    monkeypatch.setattr(Journal, "write", full)
+    monkeypatch.setattr(EventLog, "write", full)
     host = workshop.host()
     assert run(workshop.request(), host).lora.sha256 == whole.lora.sha256
     assert (
-        sum("events.jsonl can't be written: No space left on device; the run goes on" in text for text in host.told())
+        sum("events.jsonl can't be written: No space left on device; the run continues" in text for text in host.told())
         == 1
     )
 
@@ -230,7 +230,7 @@ def test_status_pause_and_stop_on_the_command_line(workshop, tmp_path, capsys):
     assert main(["status", "tiny", *output]) == 0
     assert capsys.readouterr().out == f"{host.run_folder.name}: finished at step 1 of 1\n"
     assert main(["pause", "tiny", *output]) == 2
-    assert "is finished at step 1 of 1: no process works on it that could pause" in capsys.readouterr().err
+    assert "is finished at step 1 of 1: no process is running that could pause" in capsys.readouterr().err
     with RunLock(host.run_folder):
         control.write_status(host.run_folder, control.Status("running", 1, 9, "train", os.getpid()))
         assert main(["stop", host.run_folder.name, *output]) == 0

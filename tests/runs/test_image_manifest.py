@@ -11,7 +11,7 @@ import pytest
 from chroma_trainer.trainer_core.data.buckets import Placement
 from chroma_trainer.trainer_core.data.sample_table import Sample, TableWriter
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
-from chroma_trainer.trainer_core.runs.manifest import RunManifest, changes, write_world
+from chroma_trainer.trainer_core.runs.manifest import RunManifest, changes, write_manifest
 from chroma_trainer.trainer_core.storage.atomic import sha256_text
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.numpy import load_file
@@ -44,14 +44,14 @@ def world(samples) -> RunManifest:
 def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     first = world(sample(i) for i in range(ROWS))
-    write_world(folder, first)
+    write_manifest(folder, first)
     return folder, first
 
 
 def test_an_image_takes_few_bytes_on_disk_and_none_in_memory(begun, tmp_path):
     _, first = begun
     tracemalloc.start()
-    write_world(tmp_path, first)
+    write_manifest(tmp_path, first)
     assert changes(tmp_path, first) == []
     gc.collect()
     kept, _ = tracemalloc.get_traced_memory()
@@ -77,7 +77,7 @@ def test_changes_of_every_kind_are_named_exactly_and_long_lists_counted(begun):
         "image 0/ü-1.png is new",
         *(f"image 0/ü{i}.png is gone" for i in range(100, 106)),
         "and 4 more: image ... is gone",
-        "image 0/ü9.png has other bytes",
+        "image 0/ü9.png has changed",
         "caption of 0/ü7.png was edited",
     ]
     assert changes(folder, world(reversed([sample(i) for i in range(ROWS)]))) == []  # the order is no change
@@ -85,7 +85,7 @@ def test_changes_of_every_kind_are_named_exactly_and_long_lists_counted(begun):
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
 def test_a_lost_record_of_the_images_is_said_and_the_rest_still_compared(begun, tmp_path, damage):
-    write_world(tmp_path, world(sample(i) for i in range(3)))
+    write_manifest(tmp_path, world(sample(i) for i in range(3)))
     path = tmp_path / "world-images.safetensors"
     raw = path.read_bytes()
     path.write_bytes(raw[:-2] if damage == "cut" else raw[:-1] + b"?")
@@ -114,7 +114,7 @@ def test_an_older_run_with_its_images_in_json_is_compared_and_resumed(workshop):
     for part in (
         f"image 0/{names[0]} is new",
         "image 0/lost.png is gone",
-        f"image 0/{names[1]} has other bytes",
+        f"image 0/{names[1]} has changed",
         f"caption of 0/{names[1]} was edited",
     ):
         assert part in told

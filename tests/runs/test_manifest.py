@@ -54,7 +54,7 @@ def added(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (edited_picture, "image 0/1.png has other bytes"),
+        (edited_picture, "image 0/1.png has changed"),
         (edited_caption, "caption of 0/2.png was edited"),
         (removed, "image 0/0.png is gone"),
         (added, "image 0/new.png is new"),
@@ -69,7 +69,9 @@ def test_a_changed_dataset_is_named_and_asked_about(workshop, own, change, told)
     assert str(caught.value).startswith(
         f"on_change: the run {host.run_folder.name} is stopped at step 3 of 6, and since then: {told}."
     )
-    assert "set on_change to anew; to go on from its newest checkpoint with what is set now, adopt" in str(caught.value)
+    assert "set on_change to anew; to resume from its newest checkpoint with the new settings, set it to adopt" in str(
+        caught.value
+    )
     (only,) = (host.paths.output / "chroma_trainer").iterdir()  # nothing was begun
     assert only.name == host.run_folder.name
 
@@ -78,7 +80,7 @@ def test_changed_settings_are_named_and_asked_about(workshop):
     host = cancelled(workshop, workshop.request())
     with pytest.raises(UserError) as caught:
         run(workshop.request(learning_rate=0.5, sigma_density="uniform", validate_every=1, checkpoint_every=3), host)
-    told = 'training.learning_rate was 0.01, is 0.5; training.sigma_density was "chroma", is "uniform". To begin'
+    told = 'training.learning_rate was 0.01, is 0.5; training.sigma_density was "chroma", is "uniform". To start'
     assert told in str(caught.value)
 
 
@@ -87,7 +89,7 @@ def test_changed_weights_are_named(workshop, tmp_path):
     shutil.copytree(workshop.model.repo, tmp_path / "other")
     (file,) = (tmp_path / "other" / "transformer").glob("*.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"the weights of the transformer are others"):
+    with pytest.raises(UserError, match=r"the weights of the transformer have changed"):
         run(workshop.request(model=replace(workshop.model, repo=str(tmp_path / "other"))), host)
 
 
@@ -106,7 +108,7 @@ def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop):
     result = run(workshop.request(learning_rate=0.02, on_change="adopt"), host)
     assert result.report["resumed_from"] == 3 and len(result.losses) == 6
     assert any(
-        "training.learning_rate was 0.01, is 0.02; it goes on from its step-000003, as on_change asks" in t
+        "training.learning_rate was 0.01, is 0.02; the run resumes from its step-000003, as on_change says" in t
         for t in host.told()
     )
     whole = run(workshop.request(), workshop.host())
@@ -131,4 +133,6 @@ def test_other_versions_are_told(workshop, monkeypatch):
 
     monkeypatch.setattr(metadata, "VERSION", "9.9")
     run(workshop.request(), host)
-    assert any("begun with other versions (chroma-trainer 0.1.0 -> 9.9): it goes on" in text for text in host.told())
+    assert any(
+        "started with other versions (chroma-trainer 0.1.0 -> 9.9): it continues" in text for text in host.told()
+    )

@@ -57,13 +57,13 @@ def begun(request, host):
 @pytest.mark.parametrize(
     ("training", "level", "adapter", "message"),
     [
-        ({"init": "pissa"}, "none", {"kind": "lokr"}, "init: 'pissa' can't start a lokr; use default, gaussian"),
-        ({"init": "gaussian"}, "none", {"kind": "loha"}, "init: 'gaussian' can't start a loha; use default"),
-        ({"init": "loftq"}, "int8-quanto", {"kind": "dora"}, "init: 'loftq' can't start a dora"),
-        ({"init": "loftq"}, "none", {}, "init: 'loftq' mends what quantisation lost, and the model is not quantised; connect QuantizeModel"),
-        ({}, "none", {"kind": "lokr", "format": "kohya"}, "format: 'kohya' can't hold a lokr"),
-        ({"init": "pissa"}, "none", {"precision": "bf16"}, "precision: bf16 is too coarse for what init 'pissa' learns"),
-        ({}, "none", {"kind": "dora", "precision": "fp16"}, "precision: fp16 is too coarse for a dora's magnitudes; use fp32"),
+        ({"init": "pissa"}, "none", {"kind": "lokr"}, "init: 'pissa' can't initialize a lokr; use default, gaussian"),
+        ({"init": "gaussian"}, "none", {"kind": "loha"}, "init: 'gaussian' can't initialize a loha; use default"),
+        ({"init": "loftq"}, "int8-quanto", {"kind": "dora"}, "init: 'loftq' can't initialize a dora"),
+        ({"init": "loftq"}, "none", {}, "init: 'loftq' corrects quantization errors, but the model is not quantized; connect QuantizeModel"),
+        ({}, "none", {"kind": "lokr", "format": "kohya"}, "format: 'kohya' can't store a lokr"),
+        ({"init": "pissa"}, "none", {"precision": "bf16"}, "precision: bf16 is too coarse for the update of init 'pissa'"),
+        ({}, "none", {"kind": "dora", "precision": "fp16"}, "precision: fp16 is too coarse for the magnitudes of a dora; use fp32"),
         ({}, "none", {"block_lr": "blocks.0=0"}, "block_lr: 'blocks.0=0' fits none of the"),
         ({}, "none", {"block_lr": "*=0"}, "block_lr: gives every layer a rate of 0"),
         ({"targets": "x_embeder"}, "none", {}, "targets: 'x_embeder' matches no layer"),
@@ -90,12 +90,12 @@ def test_a_finished_run_is_written_anew_in_another_precision(workshop, precision
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("transformer_blocks.0", "is no rule; write for example"),
-        ("a=x", "is no rule"),
-        ("a=-1", "is no rule"),
-        ("a=1e400", "is no rule"),
+        ("transformer_blocks.0", "is not a valid rule; write for example"),
+        ("a=x", "is not a valid rule"),
+        ("a=-1", "is not a valid rule"),
+        ("a=1e400", "is not a valid rule"),
         ("a=101", "use 0 to 100"),
-        ("transformer_blocks.3-1=0", "goes from 3 to 1"),
+        ("transformer_blocks.3-1=0", "has the range 3 to 1"),
     ],
 )
 def test_rules_that_are_none(text, message):
@@ -127,7 +127,7 @@ def test_a_run_begins_with_what_the_file_holds(workshop, tiny_model, tmp_path, k
     assert layers.keys() == wanted.keys()
     for name, layer in layers.items():
         torch.testing.assert_close(layer.delta(), wanted[name].delta(), rtol=1e-4, atol=1e-6)
-    assert host.told() == [f"goes on from a.safetensors: {len(layers)} layers"]
+    assert host.told() == [f"training continues from a.safetensors: {len(layers)} layers"]
     if kind == "lora" and rank == 7:  # what is beyond the file's rank can learn
         assert all(layer.lora_A[4:].any() and not layer.lora_B[:, 4:].any() for layer in layers.values())
 
@@ -146,14 +146,15 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
     anew = [layer for name, layer in layers.items() if name not in some]
     assert anew and all(layer.lora_A.any() and not layer.lora_B.any() for layer in anew)
     assert host.told() == [
-        f"goes on from a.safetensors: {len(some)} layers; {len(anew)} layers that it lacks start anew"
+        f"training continues from a.safetensors: {len(some)} layers; "
+        f"{len(anew)} layers that are not in the file are newly initialized"
     ]
 
 
 @pytest.mark.parametrize(
     ("made", "training", "adapter", "message"),
     [
-        ({"rank": 6}, {}, {}, "22 of 22 layers can't be gone on from, such as .*the file's rank is 6 and the run's is 4; set rank to 6"),
+        ({"rank": 6}, {}, {}, "can't continue from 22 of the file's 22 layers, such as .*the file's rank is 6 and the run's is 4; set rank to 6"),
         ({"kind": "dora"}, {}, {}, "the file is a DoRA; set kind to dora"),
         ({"kind": "lokr"}, {}, {}, "the file is lokr; set kind to that"),
         ({}, {}, {"kind": "lokr"}, "the file is no LoKr"),
@@ -161,7 +162,7 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
         ({"kind": "loha"}, {"alpha": 8.0}, {"kind": "loha"}, "set rank to 4 and alpha to 4"),
         ({}, {"targets": "mmdit"}, {}, "8 of the file's 22 layers are not trained, such as .*choose targets"),
         ({}, {}, {"block_lr": "transformer_blocks.0=0"}, "8 of the file's 22 layers are not trained"),
-        ({}, {"init": "pissa"}, {}, "goes on from a file, so that init 'pissa' has nothing to start"),
+        ({}, {"init": "pissa"}, {}, "continues from a file, so init 'pissa' has nothing to initialize"),
     ],
 )  # fmt: skip
 def test_files_that_can_not_be_gone_on_from(
@@ -183,7 +184,7 @@ def test_a_file_of_another_model_and_no_file(workshop, tiny_model, tmp_path):
     request = request_of(workshop, init_lora=str(tmp_path / "a.safetensors"))
     with pytest.raises(
         UserError,
-        match=r"init_lora: a.safetensors is not of this model: 2 of 2 layers do not fit, such as other.layer, x_emb",
+        match=r"init_lora: a.safetensors is not for this model: 2 of 2 layers do not fit, such as other.layer, x_emb",
     ):
         run(request, workshop.host())
     with pytest.raises(UserError, match=r"gone\.safetensors: is no readable LoRA file"):

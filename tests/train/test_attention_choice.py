@@ -38,7 +38,7 @@ def test_a_wanted_one_that_is_wrong_is_refused_and_so_is_a_device_without_any():
     with pytest.raises(UserError, match="cudnn its gradients are not finite; use native"):
         choose_kernels("cudnn", ORDER, faults(cudnn="its gradients are not finite"))
     broken = {f"{name}{end}": "does not run" for name in ORDER for end in ("", "_masked")}
-    with pytest.raises(UserError, match=r"no attention kernel computes right.*math does not run.*use fp32"):
+    with pytest.raises(UserError, match=r"no attention kernel gives correct results.*math does not run.*use fp32"):
         choose_kernels("native", ORDER, faults(**broken))
 
 
@@ -89,7 +89,7 @@ def test_one_that_ended_its_process_is_not_tried_again(tmp_path, tried):
     table = json.loads(path.read_text())
     table["a card"]["cudnn"][str(SHAPES[0])] = f"{module.TRIED_BY}{2**22 + 1}"  # no Linux process has it
     path.write_text(json.dumps(table))
-    assert "ended the process that tried it" in known.fault_of_any("cudnn", SHAPES, False, CPU, torch.float32)
+    assert "crashed the process that tried it" in known.fault_of_any("cudnn", SHAPES, False, CPU, torch.float32)
     assert os.getpid() != 2**22 + 1 and len(names) == 3
 
 
@@ -109,7 +109,7 @@ def test_a_kernel_that_breaks_the_device_ends_the_run(tmp_path, tried, monkeypat
         raise RuntimeError("illegal memory access")
 
     monkeypatch.setattr(torch, "ones", broken)
-    with pytest.raises(UserError, match=r"kernel cudnn does not run .* broke the device .* start again"):
+    with pytest.raises(UserError, match=r"kernel cudnn does not run .* crashed the device.* start again"):
         KnownKernels(tmp_path / "attention.json", "a card").fault_of_any("cudnn", SHAPES, False, CPU, torch.float32)
 
 
@@ -126,7 +126,7 @@ def test_a_run_tries_its_own_shapes_and_trains_with_what_is_right(workshop, monk
     host = workshop.host()
     result = run(workshop.request(), host)
     texts = [event.text for event in host.events if type(event).__name__ == "Notice"]
-    assert "attention kernel flash its gradients are not finite; math computes in its place" in texts
+    assert "attention kernel flash its gradients are not finite; math is used instead" in texts
     shapes = {shape for name, shape, _ in seen if name == "math"}
     assert shapes and all(shape.heads == 4 and shape.head_width == 16 and shape.text > 1 for shape in shapes)
     assert {masked for name, _, masked in seen if name == "math"} == {False, True}
@@ -146,8 +146,8 @@ def test_a_first_step_that_is_not_finite_names_kernel_and_dtype_first(workshop, 
     with pytest.raises(UserError) as found:
         run(workshop.request(), workshop.host())
     text = str(found.value)
-    assert "attention by kernel native in fp32 on cpu" in text and "in place of fp16" not in text
-    assert text.index("attention by kernel") < text.index(".png")
+    assert "attention kernel native in fp32 on cpu" in text and "instead of fp16" not in text
+    assert text.index("attention kernel") < text.index(".png")
 
 
 def test_shapes_are_those_of_the_smallest_and_the_largest_batch(workshop, monkeypatch):

@@ -148,7 +148,7 @@ def test_schnell_trains_at_its_own_levels(workshop, request_of):
     result = run(request_of(model=fast, steps=2, checkpoint_every=0), host)
     assert result.lora.model == fast
     assert describe(host.lora)["request"]["training"]["sigma_density"] == "schnell"
-    assert any("noise levels to be trained (schnell)" in text for text in host.told())
+    assert any("noise levels (sigma) in training (schnell)" in text for text in host.told())
     assert set(SCHNELL_SIGMAS) == {1.0, 0.75, 0.5, 0.25} and FLAVOURS["schnell"].is_fast
 
 

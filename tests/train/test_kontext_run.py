@@ -22,7 +22,7 @@ from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.workload import CaptionFacts, facts_of
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import stack_references
@@ -63,7 +63,7 @@ def test_a_run_draws_from_a_picture_and_repeats(workshop, request_of, pairs):
 
 def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
     host = workshop.host()
-    built = build_run(plan_run(request_of(), host), host, Phases())
+    built = build_run(plan_run(request_of(), host), host, PhaseTimer())
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     for sample in built.samples:
         start = built.references.get(sample)
@@ -125,7 +125,7 @@ def test_a_run_from_pictures_made_worse(workshop, request_of, mended):
 def test_the_start_is_the_target_made_worse(workshop, request_of, mended):
     host = workshop.host()
     plan = plan_run(request_of(dataset=mended), host)
-    built = build_run(plan, host, Phases())
+    built = build_run(plan, host, PhaseTimer())
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     sample = built.samples[0]
     picture = place_image(decode(plan.index.read(sample)), sample)
@@ -144,7 +144,7 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
         (
             str(folder),
         ): "references: every image needs a reference image with the same name; missing or broken: 1.png (no file with that name), 2.jpg (",
-        (): "references: is empty, and kontext makes pictures out of others; name their folder",
+        (): "references: is empty, and kontext generates images from reference images; set their folder",
     }
     for roots, words in cases.items():
         with pytest.raises(UserError) as caught:
@@ -153,13 +153,13 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
 
 
 def test_others_take_none(workshop, request_of, mended):
-    with pytest.raises(UserError, match="references: is given, and flux dev starts from no picture"):
+    with pytest.raises(UserError, match="references: is set, but flux dev takes no reference images"):
         plan_run(request_of(flavour="dev"), workshop.host())
-    with pytest.raises(UserError, match="degrade: is given, and flux dev starts from no picture") as caught:
+    with pytest.raises(UserError, match="degrade: is set, but flux dev takes no reference images") as caught:
         plan_run(request_of(flavour="dev", dataset=mended), workshop.host())
     assert len(caught.value.problems) == 1
     drawn = ValidationConfig(prompts="a cat", reference="/x.png")
-    with pytest.raises(UserError, match="reference: is given, and chroma tiny starts from no picture"):
+    with pytest.raises(UserError, match="reference: is set, but chroma tiny takes no reference images"):
         plan_run(workshop.request(drawn), workshop.host())
 
 

@@ -14,7 +14,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import Paths, PhaseStarted, SinkHost
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
@@ -45,7 +45,7 @@ def own(workshop, tmp_path):
 
 def built(workshop, request):
     host = workshop.host()
-    return build_run(plan_run(request, host), host, Phases())
+    return build_run(plan_run(request, host), host, PhaseTimer())
 
 
 def test_no_gradient_from_under_black(workshop, own, monkeypatch):
@@ -94,7 +94,7 @@ def test_masked_and_plain_parts_resume_to_the_same_bytes(workshop, own):
     resumed = run(request(), host.cancelling_at(0))
     assert resumed.report["resumed_from"] == 3 and resumed.report["dataset"]["masks"] == 4
     assert resumed.losses == whole.losses and resumed.lora.sha256 == whole.lora.sha256
-    assert not any("no forecast" in text for text in host.told())
+    assert not any("no memory estimate" in text for text in host.told())
     other = run(request(unmasked_weight=0.5), workshop.host())
     assert other.losses != whole.losses
 
@@ -106,7 +106,7 @@ def test_an_edited_mask_is_another_run_and_is_named(workshop, own):
         run(request(), host)
     with Image.open(folder / "1.png") as mask:
         mask.point(lambda value: 255 - value).save(folder / "1.png")
-    with pytest.raises(UserError, match=r"since then: mask of 1/1\.png has other bytes\. To begin"):
+    with pytest.raises(UserError, match=r"since then: mask of 1/1\.png has changed\. To start"):
         run(request(), host.cancelling_at(0))
 
 

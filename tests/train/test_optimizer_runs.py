@@ -92,7 +92,7 @@ def test_another_optimiser_can_not_go_on_from_a_checkpoint(workshop):
     adopting = request_with(workshop, "adafactor", {"on_change": "adopt"})
     with pytest.raises(UserError) as caught:
         run(adopting, host.cancelling_at(0))
-    assert "what its optimiser, Lion, has learnt is nothing to Adafactor; choose that optimiser again" in str(
+    assert "its optimizer state is of Lion, and this run uses Adafactor; choose that optimizer again" in str(
         caught.value
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chroma_trainer.trainer_core.train import phase_timer as phases_module
-from chroma_trainer.trainer_core.train.phase_timer import NAMES, Phases
+from chroma_trainer.trainer_core.train.phase_timer import NAMES, PhaseTimer
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 
 def test_entering_a_phase_pauses_the_one_around_it(clock):
-    phases = Phases()
+    phases = PhaseTimer()
     clock.wait(1)
     with phases("train"):
         clock.wait(10)
@@ -36,7 +36,7 @@ def test_entering_a_phase_pauses_the_one_around_it(clock):
 
 
 def test_a_phase_that_ends_by_a_fault_ends(clock):
-    phases = Phases()
+    phases = PhaseTimer()
     with pytest.raises(ValueError), phases("load"):
         clock.wait(2)
         raise ValueError
@@ -45,7 +45,7 @@ def test_a_phase_that_ends_by_a_fault_ends(clock):
 
 
 def test_the_running_phase_counts(clock):
-    phases = Phases()
+    phases = PhaseTimer()
     with phases("save"):
         clock.wait(2)
         assert phases.read()["save"] == 2

@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import make_batch
@@ -40,7 +40,7 @@ def test_the_loss_of_a_mixed_batch_is_the_formula(workshop, kind):
     asked = replace(workshop.request(batch_size=4), dataset=dataset(workshop, False, True))
     asked = replace(asked, adapter=replace(asked.adapter, kind=kind))
     host = workshop.host()
-    made = build_run(plan_run(asked, host), host, Phases())
+    made = build_run(plan_run(asked, host), host, PhaseTimer())
     for layer in made.layers.values():
         torch.nn.init.normal_(layer.lora_B, std=0.05)
     micro = next(
@@ -66,7 +66,7 @@ def test_they_are_not_what_a_checkpoint_is_judged_by(workshop):
     losses = []
     for asked in (one, both):
         host = workshop.host()
-        losses.append(eval_loss(build_run(plan_run(asked, host), host, Phases())))
+        losses.append(eval_loss(build_run(plan_run(asked, host), host, PhaseTimer())))
     assert losses[0] == losses[1]
 
 

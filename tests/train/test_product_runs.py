@@ -62,7 +62,7 @@ def test_equal_bytes_again_after_a_resume_checkpointed_and_offloaded(workshop):
 def test_a_level_without_them_and_a_device_without_them_are_refused_before_a_model_loads(workshop, monkeypatch):
     monkeypatch.setattr(ChromaFamily, "load_transformer", lambda *_: pytest.fail("a model was loaded"))
     model = replace(workshop.model, quantization=QuantizationConfig("int4-quanto", products="int8"))
-    with pytest.raises(UserError, match="products: int8 needs a level that stores such numbers"):
+    with pytest.raises(UserError, match="products: int8 needs a level that stores int8 weights"):
         run(workshop.request(model=model), workshop.host())
     monkeypatch.setattr(Fp8Product, "lacks", lambda self, device: "needs another device")
     with pytest.raises(UserError, match="products: fp8 needs another device; use exact"):
@@ -74,7 +74,7 @@ def test_layers_that_keep_exact_products_are_told(workshop, monkeypatch):
     monkeypatch.setattr(Int8Product, "unfit", lambda self, device: "")
     host = workshop.host()
     run(rounded(workshop, "int8", steps=1), host)
-    assert any("quantised layers keep exact products" in text for text in host.told())
+    assert any("quantized layers keep exact products" in text for text in host.told())
 
 
 def test_the_plan_counts_them(workshop):
@@ -97,5 +97,5 @@ def test_the_plan_counts_them(workshop):
 def test_a_remedy_with_another_level_leaves_the_products_that_it_lacks(workshop):
     found = dict(changes(rounded(workshop, "int8")))
     assert found["products exact"].model.quantization == QuantizationConfig("int8-quanto")
-    assert found["quantisation int4-quanto"].model.quantization == QuantizationConfig("int4-quanto")
+    assert found["quantization int4-quanto"].model.quantization == QuantizationConfig("int4-quanto")
     assert not [words for words, request in found.items() if request.model.quantization.problems()]

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.train.build import build_run
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import make_batch
@@ -29,7 +29,7 @@ ALWAYS = {"rollout_probability": 1.0, "rollout_steps": 3}
 def built(workshop, request):
     """With an adapter that does something."""
     host = workshop.host()
-    made = build_run(plan_run(request, host), host, Phases())
+    made = build_run(plan_run(request, host), host, PhaseTimer())
     for i, parameter in enumerate(made.parameters):
         torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
     return made
@@ -149,7 +149,7 @@ def test_what_keeps_the_model_as_it_is_stays_on_the_path(workshop):
     errors = torch.stack([velocity_loss(ours, base), velocity_loss(rolled.share * ours, rolled.velocity)])
     assert torch.equal(micro_loss(made, micro).detach(), torch.where(batch.prior, *errors).mean())
     alone = DatasetConfig((replace(part, prior_preservation=True),), (root,))
-    with pytest.raises(UserError, match="rollout_probability: is above 0, but every picture has prior_preservation"):
+    with pytest.raises(UserError, match="rollout_probability: is above 0, but every image has prior_preservation"):
         plan_run(replace(workshop.request(**ALWAYS), dataset=alone), workshop.host())
 
 

@@ -80,7 +80,7 @@ def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, 
         run(workshop.request(), host)
     # A checkpoint and a usable LoRA of the steps done are there.
     assert f"step-{step:06}" in host.checkpoints and describe(host.lora)["step"] == step
-    assert f"ended at step {step} of 6; run it again to go on from there" in host.told()
+    assert f"stopped at step {step} of 6; run it again to resume from there" in host.told()
     result = run(workshop.request(), host.cancelling_at(0))
     assert f"resumed from step {step} of 6" in host.told() and result.report["resumed_from"] == step
     assert result.losses == uninterrupted[1].losses and result.lora.sha256 == uninterrupted[1].lora.sha256
@@ -111,8 +111,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(workshop, 
     result = run(workshop.request(), host.cancelling_at(0))
     assert result.report["resumed_from"] == 4 and result.lora.sha256 == uninterrupted[1].lora.sha256
     assert (
-        "checkpoint step-000005 is damaged (optimizer.safetensors has other bytes than were written) and was set aside "
-        "as damaged-step-000005; trying the one before"
+        "checkpoint step-000005 is damaged (the SHA-256 of optimizer.safetensors does not match its manifest) and was "
+        "renamed to damaged-step-000005; trying the one before"
     ) in host.told()
 
 
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_weights(worksho
     assert message.startswith(
         "learning_rate: step 4 gave loss nan and gradient norm nan, which are not finite; the batch was "
     )
-    assert message.endswith("The LoRA of step 3 is kept. Try a lower learning rate")
+    assert message.endswith("The LoRA of step 3 is saved. Try a lower learning rate")
     assert any(str(folder / f"{i}.png") in message for i in range(4))
     assert all(tensor.isfinite().all() for tensor in load_file(host.lora).values()) and describe(host.lora)["step"] == 3
     monkeypatch.undo()
@@ -293,7 +293,8 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_earlier_one(workshop, uninterrupt
     with pytest.raises(UserError) as caught:
         run(workshop.request(), host)
     assert str(caught.value).endswith(
-        f"checkpoints: the checkpoint of step {step} can't be written: No space left on device; earlier ones are intact"
+        f"checkpoints: the checkpoint of step {step} can't be written: No space left on device; "
+        "earlier checkpoints are intact"
     )
     assert host.checkpoints == ["step-000002", "step-000004"][: step // 2 - 1]
     monkeypatch.undo()
@@ -308,8 +309,8 @@ def test_a_full_disk_at_the_lora_is_told_and_leaves_the_old_one(workshop, uninte
     with pytest.raises(UserError) as caught:
         run(workshop.request(), host)
     assert str(caught.value) == (
-        f"{host.paths.output / 'loras' / 'tiny.safetensors'}: No space left on device; what was saved before is intact; "
-        "make room or mend the path, and run again to go on"
+        f"{host.paths.output / 'loras' / 'tiny.safetensors'}: No space left on device; earlier files are intact; "
+        "free disk space or fix the path, and run again to resume"
     )
     assert sha256_of(host.lora) == before and host.checkpoints[-1] == "step-000006"
     monkeypatch.undo()
@@ -323,7 +324,7 @@ def test_all_that_is_wrong_is_said_before_anything_is_loaded(workshop, monkeypat
     with pytest.raises(UserError) as caught:
         run(workshop.request(model=model, steps=5, warmup_steps=5), workshop.host())
     told = [str(problem) for problem in caught.value.problems]
-    assert told[0] == "warmup_steps: 5 steps of warm-up leave nothing of 5 steps; use at most 4" and len(told) > 1
+    assert told[0] == "warmup_steps: 5 warm-up steps leave nothing of 5 steps; use at most 4" and len(told) > 1
 
 
 def test_damage_in_a_cache_is_told(workshop, tmp_path, uninterrupted):
@@ -346,7 +347,7 @@ def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(worksho
         host = workshop.host()
         run(workshop.request(steps=1, sigma_density=name), host)
         warnings[name] = [event.text for event in host.all(Notice) if event.level == "warning"]
-        (levels,) = (event for event in host.all(Notice) if event.text.startswith("noise levels to be trained"))
+        (levels,) = (event for event in host.all(Notice) if event.text.startswith("noise levels (sigma) in training"))
         assert levels.ascii.isascii() and len(levels.ascii.splitlines()) == len(levels.text.splitlines())
     assert not any("sigma" in text for text in warnings["chroma"])
     (warning,) = (text for text in warnings["quadratic_tail_legacy"] if "sigma" in text)
@@ -402,7 +403,7 @@ def test_one_bad_step_too_many_ends_it(workshop, monkeypatch):
     [
         ("gradient", 1, "step 4 gave loss .* and gradient norm nan, which are not finite"),
         ("weight", 1, r"1 of 68 weights are not finite after step 4, such as .*; this state is not saved"),
-        ("weight", 3, "step 5 gave loss .*Weights are not finite; the last checkpoint is kept"),
+        ("weight", 3, "step 5 gave loss .*Weights are not finite; the last checkpoint is intact"),
     ],
 )
 def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch, place, every, told):

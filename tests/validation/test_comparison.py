@@ -45,9 +45,9 @@ def test_picking_from_what_there_is():
     assert CheckpointChoice(last=2).pick(there) == [200, 300]
     assert CheckpointChoice(last=9).pick(there) == [100, 200, 300]
     assert CheckpointChoice(steps=(300, 100, 100)).pick(there) == [100, 300]
-    with pytest.raises(UserError, match=r"no checkpoint of step 150; there are: 100, 200, 300"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 150; available: 100, 200, 300"):
         CheckpointChoice(steps=(150, 200)).pick(there)
-    with pytest.raises(UserError, match="there are: none"):
+    with pytest.raises(UserError, match="available: none"):
         CheckpointChoice(every=True).pick([])
 
 

@@ -314,7 +314,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     "wrong types": (
         sets("5", rank="16", gradient_checkpointing="yes", name=5, alpha=None, seed=1.5, steps=True, shift=[1, 2, 3]),
         [
-            "node 5 (LoRATrainer).name: 5 is not a text",
+            "node 5 (LoRATrainer).name: 5 is not a string",
             "node 5 (LoRATrainer).rank: '16' is not a whole number; use 1 to 512",
             "node 5 (LoRATrainer).alpha: None is not a number; use 0.01 to 1024",
             "node 5 (LoRATrainer).steps: True is not a whole number; use 0 to 1000000",
@@ -326,17 +326,17 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     "no number at all": (
         sets("5", learning_rate=float("nan"), weight_decay=float("inf")),
         [
-            "node 5 (LoRATrainer).learning_rate: nan is not a number, and finite",
-            "node 5 (LoRATrainer).weight_decay: inf is not a number, and finite",
+            "node 5 (LoRATrainer).learning_rate: nan is not a finite number",
+            "node 5 (LoRATrainer).weight_decay: inf is not a finite number",
         ],
     ),
     "texts and numbers that nothing can hold": (
         sets("5", name="a\0b", targets="\ud800", rank=10**400, learning_rate=-(10**400)),
         [
-            "node 5 (LoRATrainer).name: 'a\\x00b' is not a text in UTF-8 without NUL; write it again",
-            f"node 5 (LoRATrainer).rank: 1{'0' * 56}... is not a whole number, and finite",
-            "node 5 (LoRATrainer).targets: '\\ud800' is not a text in UTF-8 without NUL; write it again",
-            f"node 5 (LoRATrainer).learning_rate: -1{'0' * 55}... is not a number, and finite",
+            "node 5 (LoRATrainer).name: 'a\\x00b' is not valid UTF-8 without NUL characters; type it again",
+            f"node 5 (LoRATrainer).rank: 1{'0' * 56}... is not a finite whole number",
+            "node 5 (LoRATrainer).targets: '\\ud800' is not valid UTF-8 without NUL characters; type it again",
+            f"node 5 (LoRATrainer).learning_rate: -1{'0' * 55}... is not a finite number",
         ],
     ),
     "a name that is too long for a file": (
@@ -349,7 +349,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "no model": (
         lambda data: data["5"]["inputs"].pop("model"),
-        ["node 5 (LoRATrainer).model: nothing is connected; connect an output of type TRAIN_MODEL"],
+        ["node 5 (LoRATrainer).model: required input is missing; connect an output of type TRAIN_MODEL"],
     ),
     "a value where a connection is wanted": (
         sets("5", model="hd"),
@@ -423,11 +423,11 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     "fields that don't go together": (
         sets("5", steps=0, epochs=0, learning_rate=0, targets=" ", name="a/b"),
         [
-            "node 5 (LoRATrainer).name: 'a/b' can't be a file's name on every system; "
+            "node 5 (LoRATrainer).name: 'a/b' is not a valid file name on every system; "
             "use letters, digits, spaces, - and _",
             "node 5 (LoRATrainer).steps: steps and epochs are both 0; set one of them",
-            "node 5 (LoRATrainer).targets: is empty; use 'all', or a comma list of module patterns",
-            "node 5 (LoRATrainer).learning_rate: is 0, so nothing would be learnt; 1e-4 is usual",
+            "node 5 (LoRATrainer).targets: is empty; use 'all', or a comma-separated list of module patterns",
+            "node 5 (LoRATrainer).learning_rate: is 0, so nothing would be trained; 1e-4 is usual",
         ],
     ),
     "a fault of one field does not hide those of fields together": (
@@ -440,7 +440,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     "prompts": (
         sets("4", prompts="{oops", resolutions="65x64", lora_strength="much"),
         [
-            "node 4 (ValidateSampler).prompts: begins with { but is not JSON: "
+            "node 4 (ValidateSampler).prompts: starts with { but is not valid JSON: "
             "Expecting property name enclosed in double quotes in line 1, column 2",
             "node 4 (ValidateSampler).resolutions: 65 in '65x64' is not a multiple of 16 from 16 to 8192; use 64 or 80",
             "node 4 (ValidateSampler).lora_strength: 'much' is not a list of numbers; write for example 0.5, 1.0",

@@ -1,4 +1,4 @@
-"""What is trained on, as a small value: parts that are chained into one dataset."""
+"""Dataset settings: image folders, chained into one dataset."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..spec import Advanced, Choice, Doc, Range, Text
 from .degradation import steps_of
 
 CAPTIONS = ("textfile", "filename", "instance prompt")
-SEVERAL = "||"  # between instance prompts: a field of one line has no line breaks
+SEVERAL = "||"  # separates instance prompts, because a single-line widget has no line breaks
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """A local folder of images: the widgets of DatasetBackend."""
+    """A folder of images: the widgets of DatasetBackend."""
 
     PATHS: ClassVar = ("folder", "references", "masks")
     LATER: ClassVar = (
@@ -30,74 +30,84 @@ class FolderConfig:
         str,
         Text(placeholder="folder of images"),
         Doc(
-            "Folder of images, with subfolders. A name is looked up in ComfyUI's input folder and in the datasets folders; "
-            "an absolute path must lie under one of them."
+            "Folder of images, including subfolders. A relative name is looked up in ComfyUI's input folder and in the "
+            "datasets folders. An absolute path must be inside one of them."
         ),
     ] = "neon-emoji"
     captions: Annotated[
         str,
         Choice(*CAPTIONS),
         Doc(
-            "Where captions come from: a .txt beside each image (one caption a line, one of them drawn each time), the file's name, or the one instance prompt."
+            "Where captions come from. textfile: a .txt file next to each image; of several lines, one is picked at "
+            "random each time. filename: the name of the image file. instance prompt: the text of instance_prompt."
         ),
     ] = "textfile"
     instance_prompt: Annotated[
         str,
         Text(),
         Doc(
-            "The caption of every image when captions is 'instance prompt'. Several are separated by two vertical bars; one of them is drawn each time."
+            "Caption of every image, if captions is 'instance prompt'. Separate several with two vertical bars; one of "
+            "them is picked at random each time."
         ),
     ] = ""
     trigger: Annotated[
         str,
         Text(),
         Doc(
-            "Word that calls up what is learnt. Put in front of every caption that lacks it, and recorded in the LoRA file. May be empty."
+            "Trigger word of the LoRA. It is added to the front of every caption that lacks it, and recorded in the "
+            "LoRA file. May be empty."
         ),
     ] = ""
     resolution: Annotated[
         float,
         Range(0.01, 8192, 0.01),
-        Doc("Size to train at, read by resolution_type: 1024 as pixel or pixel_area, 1.0 as area."),
+        Doc("Training resolution. Its unit depends on resolution_type: 1024 for pixel and pixel_area, 1.0 for area."),
     ] = 1024
     resolution_type: Annotated[
         str,
         Choice("pixel_area", "pixel", "area"),
         Doc(
-            "pixel_area: area of a square with this edge. pixel: length of the shorter edge. area: megapixels (1.0 = 1024 x 1024)."
+            "Unit of resolution. pixel_area: edge of a square with the same area, in pixels. pixel: shorter edge, in "
+            "pixels. area: megapixels (1.0 = 1024 x 1024)."
         ),
     ] = "pixel_area"
     crop: Annotated[
         bool,
         Doc(
-            "Crop to the bucket's shape. Off: the whole image is resized to the nearest bucket, slightly out of proportion."
+            "Crop images to the aspect ratio of their bucket. Off: resize the whole image to the bucket, which "
+            "slightly distorts it."
         ),
     ] = True
     crop_style: Annotated[
         str,
         Choice("center", "random", "corner"),
-        Doc("Which part is kept: the centre, a part drawn by the seed, or the upper left corner."),
+        Doc(
+            "Part of the image to keep. center: the middle. random: picked by the seed. corner: the upper left corner."
+        ),
     ] = "center"
     crop_aspect: Annotated[
         str,
         Choice("preserve", "square"),
-        Doc("preserve: the bucket whose shape is nearest to the image's. square: every image becomes a square."),
+        Doc(
+            "preserve: use the bucket with the aspect ratio nearest to the image. square: crop every image to a square."
+        ),
     ] = "preserve"
-    repeats: Annotated[int, Range(1, 10000), Doc("How many times each image is seen in an epoch; 1 is once.")] = 1
+    repeats: Annotated[int, Range(1, 10000), Doc("Number of times each image is used per epoch. 1: once.")] = 1
     min_size: Annotated[
-        int, Range(0, 8192), Doc("Images whose shorter edge has fewer pixels are skipped; 0 keeps all.")
+        int, Range(0, 8192), Doc("Skip images whose shorter edge has fewer pixels than this. 0: use all images.")
     ] = 0
     bucket_step: Annotated[
         str,
         Choice("auto", "64", "32", "16"),
         Advanced(),
-        Doc("Bucket edges are multiples of this many pixels. auto: 64, and 16 below 256 px."),
+        Doc("Bucket sizes are multiples of this many pixels. auto: 64, or 16 below 256 px."),
     ] = "auto"
     on_broken: Annotated[
         str,
         Choice("skip", "stop"),
         Doc(
-            "What an unreadable image or a missing caption does: it is skipped and reported, or it stops the run before it starts."
+            "What to do with unreadable images and missing captions. skip: skip the image and report it. stop: stop "
+            "before the training starts."
         ),
     ] = "skip"
     references: Annotated[
@@ -105,8 +115,8 @@ class FolderConfig:
         Text(placeholder="empty: none"),
         Advanced(),
         Doc(
-            "For Flux kontext alone: the folder of pictures to start from. Each has the name of the picture that is to become of it; its ending may be "
-            "another, and it is cropped to the same shape."
+            "Only for Flux kontext: folder of reference images. Each has the same name as its target image (the file "
+            "extension may differ) and is cropped to the same aspect ratio."
         ),
     ] = ""
     tag_orders: Annotated[
@@ -114,32 +124,36 @@ class FolderConfig:
         Range(0, 64),
         Advanced(),
         Doc(
-            "For captions made of tags: adds this many other orders of the comma-separated tags to each caption, of which one is drawn each time. The trigger stays in front. Each order is encoded and cached. 0: captions stay as they are."
+            "Tag shuffling: add this many shuffled versions of the comma-separated tags to each caption; one version "
+            "is picked at random each time. The trigger stays in front. Every version is encoded and cached. 0: off."
         ),
     ] = 0
     kept_tags: Annotated[
-        int, Range(0, 64), Advanced(), Doc("With tag_orders: this many tags after the trigger keep their place.")
+        int, Range(0, 64), Advanced(), Doc("With tag_orders: number of tags after the trigger that are not shuffled.")
     ] = 0
     masks: Annotated[
         str,
         Text(placeholder="empty: none"),
         Advanced(),
         Doc(
-            "Folder of masks, outside the folder of images: white places of a picture are learnt, black ones are not, grey ones in between. Each mask has the name "
-            "and the shape of its picture; its ending may be another. A picture without one is treated as on_broken says."
+            "Folder of loss masks, outside the image folder. White areas are trained, black areas are not, gray "
+            "areas in proportion. Each mask has the same name and aspect ratio as its image (the file extension may "
+            "differ). Images without a mask are handled by on_broken."
         ),
     ] = ""
     unmasked_weight: Annotated[
         float,
         Range(0, 1, 0.01),
         Advanced(),
-        Doc("With masks: how much black places count, where white ones count 1. 0: not at all."),
+        Doc("With masks: loss weight of black areas; white areas have weight 1. 0: black areas are not trained."),
     ] = 0.0
     prior_preservation: Annotated[
         bool,
         Advanced(),
         Doc(
-            "These pictures keep the model as it is: they are trained towards what the base predicts without the LoRA, not towards themselves. For a second folder with what must not change, such as other people. A batch with such pictures takes one more forward pass."
+            "Use this folder to preserve the base model: the training target is the base model's prediction without "
+            "the LoRA, not the image. For a second folder with content that must not change, such as other people. "
+            "Batches with these images take one extra forward pass."
         ),
     ] = False
     degrade: Annotated[
@@ -147,66 +161,76 @@ class FolderConfig:
         Text(placeholder="empty: none"),
         Advanced(),
         Doc(
-            "For Flux kontext, instead of references: each picture starts from itself made worse, which it learns to mend. jpeg 10-30 (quality), blur 1-3 (pixels), "
-            "noise 0.02-0.1, shrink 2-4 (times smaller, and enlarged again); a strength of the range is drawn for each picture. Several with +: shrink 4 + jpeg 20-40."
+            "Only for Flux kontext, instead of references: the reference is a degraded copy of the image, which the "
+            "model learns to restore. jpeg 10-30 (quality), blur 1-3 (pixels), noise 0.02-0.1, shrink 2-4 (downscale "
+            "factor; upscaled again). The strength is picked at random from the range for each image. Combine several "
+            "with +: shrink 4 + jpeg 20-40."
         ),
     ] = ""
 
     @property
     def instance_prompts(self) -> list[str]:
+        """The instance prompts, split at the separator."""
         return [text.strip() for text in self.instance_prompt.split(SEVERAL) if text.strip()]
 
     def problems(self) -> list[Problem]:
-        found = []
+        """Return the problems of these settings."""
+        problems = []
         if self.kept_tags and not self.tag_orders:
-            found.append(
+            problems.append(
                 Problem(
-                    "kept_tags", f"is {self.kept_tags}, but tag_orders is 0 and moves no tag; set tag_orders, or use 0"
+                    "kept_tags",
+                    f"is {self.kept_tags}, but tag_orders is 0, so no tags are shuffled; set tag_orders, or use 0",
                 )
             )
         if self.unmasked_weight and not self.masks.strip():
-            told = f"is {self.unmasked_weight:g}, but masks names no folder; name one, or use 0"
-            found.append(Problem("unmasked_weight", told))
+            message = f"is {self.unmasked_weight:g}, but masks is empty; set masks to a folder, or use 0"
+            problems.append(Problem("unmasked_weight", message))
         if self.degrade.strip() and self.references.strip():
-            found.append(
+            problems.append(
                 Problem(
                     "degrade",
-                    f"is {self.degrade!r}, but references names a folder of pictures to start from; empty one of the two",
+                    f"is {self.degrade!r}, but references is set to a folder of reference images; empty one of the two",
                 )
             )
         try:
             steps_of(self.degrade)
         except ValueError as error:
-            found.append(Problem("degrade", str(error)))
+            problems.append(Problem("degrade", str(error)))
         if self.captions == "instance prompt" and not self.instance_prompts:
-            found.append(
+            problems.append(
                 Problem(
                     "instance_prompt",
-                    "is empty, but captions is 'instance prompt'; write the caption of every image here",
+                    "is empty, but captions is 'instance prompt'; write the caption of all images here",
                 )
             )
         if self.resolution_type != "area" and not 16 <= self.resolution <= 8192:
-            found.append(
+            problems.append(
                 Problem(
                     "resolution",
-                    f"{self.resolution:g} is out of range; {self.resolution_type} wants pixels, 16 to 8192",
+                    f"{self.resolution:g} is out of range; {self.resolution_type} is in pixels, use 16 to 8192",
                 )
             )
         if self.resolution_type == "area" and self.resolution > 16:
-            found.append(
+            problems.append(
                 Problem(
                     "resolution",
-                    f"{self.resolution:g} megapixels are too many; area wants at most 16 (1.0 is 1024 x 1024)",
+                    f"{self.resolution:g} megapixels is out of range; area is in megapixels, use at most 16 (1.0 is "
+                    "1024 x 1024)",
                 )
             )
-        return found
+        return problems
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Parts in the order in which they are chained; each is trained on in every epoch.
+    """A dataset of one or more folders. Every epoch trains on all of them.
 
-    roots: the folder each part was found at, absolute. reference_roots: the same of the pictures to start from, "" for none. mask_roots: the same of masks.
+    Args:
+        parts: settings of each folder, in the order in which they are chained.
+        roots: absolute path of each folder.
+        reference_roots: absolute path of each folder of reference images, "" for none.
+        mask_roots: absolute path of each folder of masks, "" for none.
     """
 
     UNRECORDED: ClassVar = ("roots", "reference_roots", "mask_roots")
@@ -218,9 +242,10 @@ class DatasetConfig:
 
     @property
     def has_references(self) -> bool:
-        """Whether pictures of a part have others to start from."""
+        """Whether any images have reference images, from a folder or by degradation."""
         return any(self.reference_roots) or self.has_degraded
 
     @property
     def has_degraded(self) -> bool:
+        """Whether any reference images are degraded copies of their targets."""
         return any(part.degrade.strip() for part in self.parts)

@@ -1,4 +1,4 @@
-"""How a picture is made worse, as a line of text: `shrink 2-4 + jpeg 10-30`. What it says is done in data/degradation.py."""
+"""Parser of image degradations such as `shrink 2-4 + jpeg 10-30`. data/degradation.py applies them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 EXAMPLES = "jpeg 10-30, blur 1-3, noise 0.02-0.1 or shrink 2-4"
 STEP = re.compile(r"(?P<kind>[a-z]+)\s*(?P<low>\d+(?:\.\d+)?|\.\d+)(?:\s*-\s*(?P<high>\d+(?:\.\d+)?|\.\d+))?")
-LIMITS = {  # of strengths, and what they are
-    "jpeg": (1, 95, "the quality of a JPEG, a whole number"),
-    "blur": (0.1, 100, "the radius of a blur in pixels"),
-    "noise": (0.001, 1, "the spread of noise as a share of white"),
-    "shrink": (1, 64, "how many times smaller a picture is made before it is enlarged again"),
+LIMITS = {  # kind -> lowest strength, highest strength, meaning
+    "jpeg": (1, 95, "a JPEG quality, a whole number"),
+    "blur": (0.1, 100, "a blur radius in pixels"),
+    "noise": (0.001, 1, "a noise standard deviation as a share of white"),
+    "shrink": (1, 64, "a factor to downscale by, before upscaling again"),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """One way to make a picture worse, by a strength between low and high, both included; see LIMITS."""
+    """One degradation, with a strength from low to high, both included. LIMITS has the meaning of the strength."""
 
     kind: str
     low: float
@@ -28,23 +28,23 @@ class Step:
 
 
 def steps_of(text: str) -> tuple[Step, ...]:
-    """What is done to a picture, in this order; () where the text is empty.
+    """Parse a degradation into its steps, in order; () for an empty text.
 
     Raises:
-        ValueError: it can't be read; says what is wrong, and what to write.
+        ValueError: the text is invalid; the message says what is wrong and what to write.
     """
-    return tuple(_step(part.strip()) for part in text.split("+")) if text.strip() else ()
+    return tuple(_parse_step(part.strip()) for part in text.split("+")) if text.strip() else ()
 
 
-def _step(text: str) -> Step:
-    found = STEP.fullmatch(text.lower())
-    if not found or found["kind"] not in LIMITS:
-        raise ValueError(f"{text!r} can't be read; write {EXAMPLES}, or several of them with + in between")
-    kind, low, high = found["kind"], float(found["low"]), float(found["high"] or found["low"])
-    least, most, what = LIMITS[kind]
+def _parse_step(text: str) -> Step:
+    match = STEP.fullmatch(text.lower())
+    if not match or match["kind"] not in LIMITS:
+        raise ValueError(f"{text!r} is not a valid degradation; write {EXAMPLES}, or several of them joined by +")
+    kind, low, high = match["kind"], float(match["low"]), float(match["high"] or match["low"])
+    least, most, meaning = LIMITS[kind]
     if low > high:
         raise ValueError(f"{text!r} has the larger number first; write {kind} {high:g}-{low:g}")
     is_whole = kind != "jpeg" or (low == int(low) and high == int(high))
     if not (least <= low and high <= most and is_whole):
-        raise ValueError(f"{text!r} is out of range: {kind} takes {what}, {least:g} to {most:g}")
+        raise ValueError(f"{text!r} is out of range: {kind} takes {meaning}, from {least:g} to {most:g}")
     return Step(kind, low, high)

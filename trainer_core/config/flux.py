@@ -1,4 +1,4 @@
-"""The flavours of Flux.1, as data: where each comes from, and what it wants in training and in drawing."""
+"""Variants ("flavours") of Flux.1: the repository of each, and its settings for training and sampling."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class FluxFlavour:
-    """One released member of the family.
+    """A released Flux.1 model.
 
     Args:
-        repo: hub id of the diffusers folder.
-        max_tokens: of T5's text. Pads are attended, so that this many rows always are there (unless is_masked).
-        guidance: told to the model in training. 1 keeps the distillation; the model needs no CFG, as before.
-        drawn_guidance: told to it while pictures are drawn. Neither matters to a model without a guidance embedding.
-        cfg, steps, shift: of drawing; shift as flow/sigmas.py has it. ComfyUI's Flux has e^1.15, schnell none.
-        is_masked: pads are not attended.
-        takes_references: makes pictures out of others.
-        is_fast: trained at schnell's own few noise levels, unless another density is chosen.
-        architecture, base_version: as a LoRA's header says them.
+        repo: Hugging Face repository in diffusers format.
+        max_tokens: length of the T5 text, in tokens. Flux attends to padding, so the text always has this many rows
+            (unless is_masked).
+        guidance: value of the guidance embedding in training. 1 keeps the distillation: the model still needs no CFG.
+        drawn_guidance: value of the guidance embedding in sampling. Models without the embedding ignore both values.
+        cfg: CFG scale in sampling.
+        steps: steps in sampling.
+        shift: sigma shift in sampling, as in flow/sigmas.py. ComfyUI uses e^1.15 for Flux, and none for schnell.
+        is_masked: padding is masked in attention.
+        is_fast: trained at schnell's own few sigmas, unless another density is chosen.
+        architecture: modelspec.architecture in the header of a LoRA file.
+        base_version: ss_base_model_version in the header of a LoRA file.
+        takes_references: edits reference images.
     """
 
     repo: str
@@ -37,7 +41,7 @@ class FluxFlavour:
 
     @property
     def has_guidance(self) -> bool:
-        """Whether the transformer has an embedding of guidance: dev's descendants have, schnell's have not."""
+        """Whether the transformer has a guidance embedding: models derived from dev do, those from schnell do not."""
         return self.architecture == "flux-1-dev/lora"
 
 
@@ -56,7 +60,7 @@ FLAVOURS = {
 }  # fmt: skip
 
 
-# Part -> its folder in a diffusers repository, where that is not the part's own name.
+# Part -> its folder in a diffusers repository, for parts whose folder has another name.
 FOLDERS = {
     "text_encoder": "text_encoder_2",
     "tokenizer": "tokenizer_2",
@@ -67,12 +71,16 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class FluxOptions:
-    """What only a Flux has: a second text encoder's file, and its flavour's rules, which may be set otherwise.
+    """Settings that only Flux has: the file of its second text encoder, and overrides of its flavour's settings.
 
     Args:
-        clip_file: single .safetensors file of CLIP-L (absolute path), "" for the repo's own.
-        assistant_file: a LoRA that acts while the model trains and not while it draws; "" for none.
-        max_tokens, guidance, drawn_guidance, is_masked, is_fast: see FluxFlavour.
+        clip_file: single .safetensors file of CLIP-L (absolute path), "" to use the repo.
+        max_tokens: see FluxFlavour.
+        guidance: see FluxFlavour.
+        drawn_guidance: see FluxFlavour.
+        is_masked: see FluxFlavour.
+        is_fast: see FluxFlavour.
+        assistant_file: LoRA that is active in training but not in sampling; "" for none.
     """
 
     PATHS: ClassVar = ("clip_file", "assistant_file")

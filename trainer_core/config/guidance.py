@@ -1,4 +1,4 @@
-"""When CFG's negative prompt runs: fields that AdaptiveGuider and ValidateSampler share."""
+"""Adaptive guidance settings, shared by AdaptiveGuider and ValidateSampler."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ Threshold = Annotated[
     float,
     Range(0.0, 1.0, 0.001),
     Doc(
-        "Adaptive guidance: once the predictions of the positive and the negative prompt are this similar (cosine), the remaining steps run the positive prompt alone. 1: never."
+        "Adaptive guidance: once the cosine similarity of the positive and the negative prediction reaches this value, "
+        "the remaining steps run only the positive prompt. 1: never."
     ),
 ]
 UncondZeroScale = Annotated[
     float,
     Range(0.0, 2.0, 0.01),
     Doc(
-        "Adaptive guidance: contrast of the later steps that run the positive prompt alone. 0 leaves them as they are."
+        "Adaptive guidance: contrast of the steps after the threshold, which run only the positive prompt. 0: no "
+        "change."
     ),
 ]
 CfgStart = Annotated[
     float,
     Range(0.0, 1.0, 0.01),
-    Doc("Adaptive guidance: up to this share of the run the positive prompt runs alone."),
+    Doc("Adaptive guidance: run only the positive prompt up to this share of the sampling schedule."),
 ]
 DisabledSteps = Annotated[
-    int, Range(0, 1000), Doc("Adaptive guidance: this many first steps run the positive prompt alone.")
+    int, Range(0, 1000), Doc("Adaptive guidance: number of initial steps that run only the positive prompt.")
 ]

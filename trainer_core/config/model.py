@@ -1,4 +1,4 @@
-"""Which model is trained, as a small value that travels on sockets. Loads nothing."""
+"""Choice of the base model, as a small value that nodes pass on. Loads no weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..spec import Advanced, Choice, Doc, Range
 from .flux import FLAVOURS, FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
-AUTO = "auto"  # for the base alone: the plan chooses
+AUTO = "auto"  # only for the base model: the planner chooses the level
 PRODUCTS = ("exact", *names("products"))
 CHROMA_REPOS = {
     "hd": "lodestones/Chroma1-HD",
     "base": "lodestones/Chroma1-Base",
     "flash": "lodestones/Chroma1-Flash",
-}  # flavour -> hub id of its diffusers folder
+}  # flavour -> Hugging Face repository in diffusers format
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How the frozen base and the text encoder are stored: the widgets of QuantizeModel."""
+    """Quantization of the frozen base model and the text encoder: the widgets of QuantizeModel."""
 
     LATER: ClassVar = (("products",),)
 
@@ -31,23 +31,28 @@ class QuantizationConfig:
         str,
         Choice(*LEVELS, AUTO),
         Doc(
-            "How the base's weights are kept; memory as a share of bf16's, error of the output (docs/quantization.md). none: as loaded. int8 (0.5, 0.4 %): "
-            "start here. fp8 (0.5, 1.5 %). int4-quanto (0.28, 5.6 %) and nf4-bnb (0.26, 5.6 %): where int8 does not fit. int2 (0.16, 29 %): last resort. "
-            "bnb and torchao need their packages. auto: the first of none, int8-quanto and int4-quanto with which the training fits this machine's memory. Embedders, norms, the approximator and the final projection are never quantised."
+            "Storage format of the base model's weights, with memory relative to bf16 and relative output error. none: "
+            "as loaded. int8 (0.5, 0.4 %): start here. fp8 (0.5, 1.5 %). int4-quanto (0.28, 5.6 %) and nf4-bnb (0.26, "
+            "5.6 %): if int8 does not fit. int2 (0.16, 29 %): last resort. auto: the first of none, int8-quanto and "
+            "int4-quanto with which the training fits into the memory of this machine. bnb and torchao levels need "
+            "their packages. Embedders, norms, the approximator and the final projection are never quantized. See "
+            "docs/quantization.md."
         ),
     ] = "none"
     quantize_via: Annotated[
         str,
         Choice("accelerator", "cpu"),
         Doc(
-            "Where weights are quantised, layer by layer. accelerator: fast, needs room for one layer there. cpu: needs none."
+            "Where the weights are quantized, layer by layer. accelerator: fast, needs device memory for one layer. "
+            "cpu: needs no device memory."
         ),
     ] = "accelerator"
     text_encoder: Annotated[
         str,
         Choice(*LEVELS),
         Doc(
-            "The same for the text encoder, which only encodes captions and prompts once. none: in the model's precision."
+            "Storage format of the text encoder's weights. The text encoder only encodes captions and prompts, once. "
+            "none: the model's precision."
         ),
     ] = "none"
     cached_bases: Annotated[
@@ -55,8 +60,9 @@ class QuantizationConfig:
         Range(0, 16),
         Advanced(),
         Doc(
-            "Quantised bases kept in the cache folder, those used last; a start that finds its own skips the full weights. "
-            "Each takes as much disk as its weights take memory. 0: none."
+            "Number of quantized base models to keep in the cache folder (the most recently used ones). A run whose "
+            "model is cached does not load the full weights. Each takes as much disk space as its weights take memory. "
+            "0: none."
         ),
     ] = 2
     products: Annotated[
@@ -64,41 +70,48 @@ class QuantizationConfig:
         Choice(*PRODUCTS),
         Advanced(),
         Doc(
-            "How training multiplies with the quantised base. exact: weights are decoded. int8, fp8: activations and gradients are rounded to 8 bits too, "
-            "token by token; for levels of that name; fp8 needs an RTX 40 or newer. Meant for GPUs; no faster on CPUs (docs/quantization.md)."
+            "Matrix multiplication with the quantized base model in training. exact: dequantize the weights first. "
+            "int8, fp8: also round activations and gradients to 8 bits, per token; for levels of the same name; fp8 "
+            "needs an RTX 40 or newer. For GPUs; not faster on CPUs (docs/quantization.md)."
         ),
     ] = "exact"
 
     def problems(self) -> list[Problem]:
+        """Return a problem if the level can't be used with these products."""
         if self.products == "exact" or self.level.startswith(f"{self.products}-"):
             return []
         if self.level == AUTO:
             return [
                 Problem(
                     "products",
-                    f"{self.products} needs a level that stores such numbers, and level auto may choose another; name the level, or use exact",
+                    f"{self.products} needs a level that stores {self.products} weights, and level auto may choose "
+                    "another; choose a level, or use exact",
                 )
             ]
         fitting = ", ".join(level for level in LEVELS if level.startswith(f"{self.products}-"))
         return [
             Problem(
                 "products",
-                f"{self.products} needs a level that stores such numbers ({fitting}), and level is {self.level}; choose one of those, or exact",
+                f"{self.products} needs a level that stores {self.products} weights ({fitting}), but level is "
+                f"{self.level}; choose one of those, or exact",
             )
         ]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A base model: where its three parts come from and the precision it is loaded in.
+    """A base model: where its parts come from, and the precision it is loaded in.
 
     Args:
-        family: a name of registry.PARTS["family"].
-        flavour: the family's own name of the variant, such as "hd"; recorded in the LoRA.
-        repo: hub id or local diffusers folder (absolute path) that gives every part not named below.
-        transformer_file, text_encoder_file, vae_file: single .safetensors files (absolute paths), "" for the repo's own.
+        family: a name in registry.PARTS["family"].
+        flavour: the variant, such as "hd"; recorded in the LoRA.
+        repo: Hugging Face repository or local diffusers folder (absolute path) for every part without a file below.
+        transformer_file: single .safetensors file (absolute path), "" to use the repo.
+        text_encoder_file: single .safetensors file (absolute path), "" to use the repo.
+        vae_file: single .safetensors file (absolute path), "" to use the repo.
         dtype: "bf16", "fp16" or "fp32".
-        flux: what only a Flux has, None for other families. Left out of records where it is None.
+        quantization: storage format of the base model and the text encoder.
+        flux: settings that only Flux has, None for other families. Left out of records where it is None.
     """
 
     PATHS: ClassVar = ("repo", "transformer_file", "text_encoder_file", "vae_file")
@@ -116,10 +129,10 @@ class ModelConfig:
 
     @property
     def folders(self) -> Mapping[str, str]:
-        """Part -> its folder in a diffusers repository, where that is not the part's own name."""
+        """Map of part to its folder in a diffusers repository, for parts whose folder has another name."""
         return FOLDERS if self.flux else {}
 
     @property
     def takes_references(self) -> bool:
-        """Whether it makes pictures out of others."""
+        """Whether the model edits reference images."""
         return self.flux is not None and self.flavour in FLAVOURS and FLAVOURS[self.flavour].takes_references

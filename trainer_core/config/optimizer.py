@@ -1,4 +1,4 @@
-"""Which optimiser moves the weights, and the shape of its learning rate: the widgets of OptimizerSettings."""
+"""Optimizer settings, and the parameters of the learning rate schedules: the widgets of OptimizerSettings."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
 
-OWN = "0: the optimiser's own"
+DEFAULT = "0: the optimizer's default"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimiser by name, its numbers, and those of the learning rate's schedule.
+    """The optimizer, its hyperparameters, and those of the learning rate schedule.
 
-    Learning rate, name of its schedule, warm-up and weight decay are the trainer's own widgets. Which optimiser uses
-    which field is said by each optimiser's `uses`; a run warns of a field that is set and not used.
+    Learning rate, schedule, warmup and weight decay are widgets of LoRATrainer. OptimizerPart.uses lists the fields
+    that an optimizer uses; a run warns about fields that are set but not used.
     """
 
     optimizer: Annotated[
         str,
         Choice(*names("optimizer")),
         Doc(
-            "adamw is a sound first choice; prodigy finds its own learning rate (set learning_rate to 1); schedulefree-adamw needs no schedule. All of them are compared in docs/optimizers.md."
+            "adamw: start here. prodigy: estimates the learning rate itself (set learning_rate to 1). "
+            "schedulefree-adamw: needs no learning rate schedule. docs/optimizers.md compares all of them."
         ),
     ] = "adamw"
     beta1: Annotated[
@@ -32,21 +33,23 @@ class OptimizerConfig:
         Range(0.0, 0.9999, 0.0001),
         Advanced(),
         Doc(
-            f"Memory of the direction; a higher one is smoother and slower. {OWN}, 0.9 for most; adafactor: none. Used by all."
+            f"Decay rate of the first moment (momentum); higher values are smoother and slower. {DEFAULT}, 0.9 for "
+            "most; adafactor: no momentum. Used by all."
         ),
     ] = 0.0
     beta2: Annotated[
         float,
         Range(0.0, 0.999999, 0.000001),
         Advanced(),
-        Doc(f"Memory of the gradient's size (lion: of its direction). {OWN}. Not used by: adafactor."),
+        Doc(f"Decay rate of the second moment (lion: of the momentum). {DEFAULT}. Not used by: adafactor."),
     ] = 0.0
     beta3: Annotated[
         float,
         Range(0.0, 0.999999, 0.000001),
         Advanced(),
         Doc(
-            f"ademamix: memory of the slow direction. came: memory of its confidence. {OWN}, 0.9999. Used by: bnb-ademamix8bit, came."
+            "ademamix: decay rate of the slow momentum. came: decay rate of the confidence statistics. "
+            f"{DEFAULT}, 0.9999. Used by: bnb-ademamix8bit, came."
         ),
     ] = 0.0
     eps: Annotated[
@@ -54,14 +57,16 @@ class OptimizerConfig:
         Range(0.0, 0.01, 1e-10),
         Advanced(),
         Doc(
-            f"Added to the root of the gradient's size before the division. {OWN}. Not used by: optimi-lion, bnb-lion8bit-paged, adafactor, came."
+            f"Added to the denominator (the square root of the second moment) for numerical stability. {DEFAULT}. Not "
+            "used by: optimi-lion, bnb-lion8bit-paged, adafactor, came."
         ),
     ] = 0.0
     kahan: Annotated[
         bool,
         Advanced(),
         Doc(
-            "Keep each weight's rounding error in two more bytes rather than round at random: nearly fp32 weights. Used by: adamw_bf16."
+            "Kahan summation: store the rounding error of each weight in two extra bytes, instead of stochastic "
+            "rounding. The weights are nearly as precise as fp32. Used by: adamw_bf16."
         ),
     ] = False
     prodigy_d0: Annotated[
@@ -69,59 +74,69 @@ class OptimizerConfig:
         Range(1e-12, 1.0, 1e-12),
         Advanced(),
         Doc(
-            "First guess of the learning rate; too low costs some steps, too high can't be taken back. Used by: prodigy."
+            "Initial estimate of the learning rate. Too low costs some steps; too high is never corrected. Used by: "
+            "prodigy."
         ),
     ] = 1e-6
     prodigy_d_coef: Annotated[
         float,
         Range(0.01, 100.0, 0.01),
         Advanced(),
-        Doc("Its estimates of the learning rate are multiplied by this; 0.5 is more careful. Used by: prodigy."),
+        Doc("Factor on the estimated learning rate; 0.5 is more conservative. Used by: prodigy."),
     ] = 1.0
     prodigy_growth: Annotated[
         float,
         Range(0.0, 1000.0, 0.001),
         Advanced(),
         Doc(
-            "By what factor its learning rate may grow in one step, such as 1.02 for a slow start; 0: by any. Used by: prodigy."
+            "Maximum growth factor of the estimated learning rate per step, such as 1.02 for a slow start. 0: no "
+            "limit. Used by: prodigy."
         ),
     ] = 0.0
     ademamix_alpha: Annotated[
         float,
         Range(0.0, 100.0, 0.1),
         Advanced(),
-        Doc("Weight of the slow direction beside the fast one. Used by: bnb-ademamix8bit."),
+        Doc("Weight of the slow momentum, relative to the fast one. Used by: bnb-ademamix8bit."),
     ] = 5.0
     adafactor_scale_parameter: Annotated[
         bool,
         Advanced(),
         Doc(
-            "Multiply the learning rate by each matrix's own size, at least 0.001. A LoRA begins at 0, so this starts slowly; learning_rate is then about 0.01 to 1. Used by: adafactor."
+            "Multiply the learning rate by the root mean square of each matrix, at least 0.001. A LoRA starts at 0, so "
+            "training starts slowly; use a learning_rate of about 0.01 to 1. Used by: adafactor."
         ),
     ] = False
     lr_num_cycles: Annotated[
-        int, Range(1, 1000), Doc("How many half cosines the run has. Used by the schedule: cosine_with_restarts.")
+        int, Range(1, 1000), Doc("Number of half cosines in the run. Used by the schedule: cosine_with_restarts.")
     ] = 3
     lr_power: Annotated[
         float,
         Range(0.1, 10.0, 0.1),
-        Doc("Rate (1 - p)^power at share p of the run; 1 is linear. Used by the schedule: polynomial."),
+        Doc(
+            "Exponent: the learning rate is (1 - p)^power at share p of the run. 1: linear. Used by the schedule: "
+            "polynomial."
+        ),
     ] = 2.0
     lr_decay_share: Annotated[
         float,
         Range(0.01, 1.0, 0.01),
-        Doc("Last share of the steps after warm-up, in which the rate falls. Used by the schedule: wsd."),
+        Doc(
+            "Share of the steps after warmup, at the end, in which the learning rate falls. Used by the schedule: wsd."
+        ),
     ] = 0.2
     lr_min_ratio: Annotated[
         float,
         Range(0.0, 1.0, 0.01),
-        Doc("The lowest rate after warm-up, as a share of the peak. Used by all schedules that fall."),
+        Doc("Minimum learning rate after warmup, as a share of the peak. Used by all schedules that fall."),
     ] = 0.0
 
     def problems(self) -> list[Problem]:
+        """Return a problem if prodigy_growth would keep the learning rate from growing."""
         if self.prodigy_growth and self.prodigy_growth <= 1:
-            text = (
-                f"{self.prodigy_growth:g} would keep the rate from growing; use more than 1, such as 1.02, or 0 for any"
+            message = (
+                f"{self.prodigy_growth:g} would keep the learning rate from growing; use more than 1, such as 1.02, or "
+                "0 for no limit"
             )
-            return [Problem("prodigy_growth", text)]
+            return [Problem("prodigy_growth", message)]
         return []

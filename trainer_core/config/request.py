@@ -1,4 +1,4 @@
-"""The whole run as one value, and what comes out of it."""
+"""The request of a training run, and its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .validation import ValidationConfig
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Everything that decides the bytes of the LoRA. Equal requests on equal data and versions give equal files."""
+    """All settings that determine the bytes of the LoRA.
+
+    Equal requests with equal data and versions produce equal files.
+    """
 
     model: ModelConfig
     dataset: DatasetConfig
@@ -28,25 +31,25 @@ class TrainRequest:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values. Paths of this machine are left out: the file travels. See record.py."""
+        """Return plain JSON values, without paths of this machine, because the file may be shared. See serialize.py."""
         return to_record(self)
 
     @property
     def validation_reference(self) -> str:
-        """The picture that validation pictures start from, "" for none."""
+        """Path of the reference image for validation images, "" for none."""
         return self.validation.reference if self.validation else ""
 
 
 @dataclass(frozen=True)
 class TrainedLora:
-    """A LoRA on disk, as it travels on sockets.
+    """A trained LoRA on disk, as nodes pass it on.
 
     Args:
-        path: the .safetensors file, absolute.
-        name: as ComfyUI's LoRA loaders list it.
-        sha256: of the file's bytes.
-        model: the base it was trained on.
-        folder: of its run, where the checkpoints are; "" where there is none.
+        path: absolute path of the .safetensors file.
+        name: file name as listed by ComfyUI's LoRA loaders.
+        sha256: hash of the file.
+        model: base model it was trained on.
+        folder: folder of its run, with the checkpoints; "" for none.
     """
 
     path: str

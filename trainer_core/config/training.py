@@ -1,4 +1,4 @@
-"""How a LoRA is trained: the widgets of LoRATrainer."""
+"""Training settings: the widgets of LoRATrainer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 @dataclass(frozen=True)
 class LrSchedule:
-    """A course of the learning rate (optim/lr_schedule.py has the formulas).
+    """A learning rate schedule. optim/lr_schedule.py has the formulas.
 
     Args:
-        uses: the fields of OptimizerConfig that shape it.
-        endless: its steps are the same however long the run is, so that a run may be made longer and gone on with.
+        uses: the OptimizerConfig fields that are its parameters.
+        endless: the learning rate of a step does not depend on the length of the run, so a finished run can be
+            extended.
     """
 
     uses: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ RESERVED_NAMES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything about the training itself that a person sets. Defaults: a sound first LoRA (docs/first-lora.md)."""
+    """Settings of the training itself. The defaults suit a first LoRA (docs/first-lora.md)."""
 
     LATER: ClassVar = (
         ("rollout_probability", "rollout_steps"),
@@ -66,20 +67,26 @@ class TrainingConfig:
         str,
         Text(),
         Doc(
-            "Name of the LoRA's file, without its ending. A finished LoRA of that name is replaced; another request of that name gets a run folder of its own."
+            "File name of the LoRA, without extension. A finished LoRA with the same name is replaced. A run with the "
+            "same name but different settings gets its own run folder."
         ),
     ] = "my-lora"
     rank: Annotated[
-        int, Range(1, 512), Doc("Inner dimension of the update B A. 16 suits most styles and subjects.")
+        int,
+        Range(1, 512),
+        Doc("Rank of the LoRA: inner dimension of the update B A. 16 suits most styles and subjects."),
     ] = 16
-    alpha: Annotated[float, Range(0.01, 1024, 0.01), Doc("Scale of the update is alpha / rank. Equal to rank: 1.")] = (
-        16.0
-    )
+    alpha: Annotated[
+        float,
+        Range(0.01, 1024, 0.01),
+        Doc("The update is scaled by alpha / rank. Set it equal to rank for a scale of 1."),
+    ] = 16.0
     targets: Annotated[
         str,
         Text(),
         Doc(
-            "Which layers learn: mmdit, all, context, context+ffs, all+ffs, all+ffs+embedder, tiny, nano, or a comma list of module patterns such as single_transformer_blocks.*.proj_out."
+            "Layers to train: mmdit, all, context, context+ffs, all+ffs, all+ffs+embedder, tiny, nano, or a "
+            "comma-separated list of module patterns such as single_transformer_blocks.*.proj_out."
         ),
     ] = "all"
     init: Annotated[
@@ -87,109 +94,127 @@ class TrainingConfig:
         Choice(*INITS),
         Advanced(),
         Doc(
-            "Start of the update. default: A Kaiming-uniform, B 0; gaussian: A normal with deviation 1 / rank. orthogonal: neither is 0, but their product. "
-            "pissa, olora: the weight's own main directions learn; the file has twice the rank. eva: A lies along the main directions of the data's activations. "
-            "loftq: mends what quantisation lost; needs a quantised model (docs/lora-files.md)."
+            "Initialization of the LoRA matrices A and B. default: A Kaiming uniform, B zero. gaussian: A normal with "
+            "standard deviation 1 / rank, B zero. orthogonal: both nonzero, with B A = 0. pissa, olora: train the "
+            "principal directions of the weight itself; the saved file has twice the rank. eva: A along the principal "
+            "directions of the training data's activations. loftq: also compensates the quantization error; needs a "
+            "quantized model (docs/lora-files.md)."
         ),
     ] = "default"
-    steps: Annotated[int, Range(0, 1_000_000), Doc("Optimiser steps to train. 0: train for `epochs` instead.")] = 1000
-    epochs: Annotated[int, Range(0, 100_000), Doc("Passes over the dataset when steps is 0.")] = 0
-    batch_size: Annotated[int, Range(1, 1024), Doc("Images in one forward pass.")] = 1
+    steps: Annotated[int, Range(0, 1_000_000), Doc("Optimizer steps to train. 0: use `epochs` instead.")] = 1000
+    epochs: Annotated[int, Range(0, 100_000), Doc("Passes over the dataset. Used when steps is 0.")] = 0
+    batch_size: Annotated[int, Range(1, 1024), Doc("Images per forward pass.")] = 1
     accumulation: Annotated[
         int,
         Range(1, 1024),
-        Doc("Forward passes whose gradients are averaged into one step. Images a step: batch_size x accumulation."),
+        Doc(
+            "Forward passes whose gradients are averaged into one optimizer step. Images per step: "
+            "batch_size x accumulation."
+        ),
     ] = 1
     learning_rate: Annotated[
-        float, Range(0.0, 10.0, 0.000001), Doc("Peak learning rate. 1e-4 to 3e-4 at rank 16 are usual.")
+        float, Range(0.0, 10.0, 0.000001), Doc("Peak learning rate. 1e-4 to 3e-4 is usual at rank 16.")
     ] = 1e-4
     lr_schedule: Annotated[
         str,
         Choice(*LR_SCHEDULES),
         Doc(
-            "Course of the learning rate after warmup_steps, which come first in all of them (constant_with_warmup is constant by its other name): constant; cosine, down to 0 along a half cosine; linear, straight down; cosine_with_restarts; polynomial; wsd, constant and down in the last share of the run. Their numbers are in OptimizerSettings."
+            "Learning rate schedule after the warmup_steps, which come first in every schedule. constant (also named "
+            "constant_with_warmup): stays at the peak. cosine: falls along a half cosine. linear: falls in a straight "
+            "line. cosine_with_restarts: several half cosines. polynomial: falls as a power of the remaining share. "
+            "wsd: constant, then falls over the last part of the run. OptimizerSettings has the parameters of the "
+            "schedules."
         ),
     ] = "constant"
     warmup_steps: Annotated[
-        int, Range(0, 1_000_000), Doc("Steps over which the learning rate climbs from 0 to its peak.")
+        int, Range(0, 1_000_000), Doc("Steps over which the learning rate rises from 0 to its peak.")
     ] = 20
     weight_decay: Annotated[
         float,
         Range(0.0, 10.0, 0.0001),
         Advanced(),
-        Doc("Every step takes away learning rate x this of each weight (decoupled weight decay)."),
+        Doc("Decoupled weight decay: every step shrinks each weight by learning rate x this value."),
     ] = 0.01
     max_grad_norm: Annotated[
-        float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("The gradient is scaled down to this norm; 0 leaves it.")
+        float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("Clip the gradient to this norm. 0: no clipping.")
     ] = 1.0
     gradient_checkpointing: Annotated[
         bool,
         Doc(
-            "Compute blocks again in the backward pass: same gradients, less memory, up to a third more time. Which blocks: see MemorySettings; without one, as few as memory allows."
+            "Recompute blocks in the backward pass instead of storing their activations: same gradients, less memory, "
+            "up to a third more time. MemorySettings sets which blocks. Without MemorySettings, as few blocks are "
+            "recomputed as the memory allows."
         ),
     ] = True
     sigma_density: Annotated[
         str,
         Choice(*SIGMA_DENSITIES),
-        Doc("How often each noise level is trained. chroma: the density Chroma itself was trained with."),
+        Doc(
+            "Distribution of the noise levels (sigmas) that are trained. chroma: the distribution that Chroma itself "
+            "was trained with."
+        ),
     ] = "chroma"
     shift: Annotated[
         float,
         Range(0.0, 100.0, 0.01),
         Advanced(),
         Doc(
-            "Moves noise levels towards noise (> 1) or towards the picture (< 1): s' = a s / (1 + (a - 1) s). 1 leaves them. "
-            "0: by each picture's size, as Flux was trained: 1.9 at 512 px, 3.2 at 1024 px."
+            "Shifts the sigmas towards noise (> 1) or towards the image (< 1): s' = a s / (1 + (a - 1) s). 1: no "
+            "shift. 0: depends on the image size, as in the training of Flux: 1.9 at 512 px, 3.2 at 1024 px."
         ),
     ] = 1.0
     caption_dropout: Annotated[
         float,
         Range(0.0, 1.0, 0.01),
-        Doc("Share of samples that are trained with an empty caption, which keeps CFG working."),
+        Doc("Share of samples that are trained with an empty caption. This keeps CFG working."),
     ] = 0.05
-    seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("All randomness comes from this number.")] = 0
+    seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("Seed of all random numbers in the run.")] = 0
     checkpoint_every: Annotated[
-        int, Range(0, 1_000_000), Doc("Save a state to resume from every n steps; 0: only at the end.")
+        int,
+        Range(0, 1_000_000),
+        Doc("Save a checkpoint, which a run can resume from, every n steps. 0: only at the end."),
     ] = 250
-    keep_checkpoints: Annotated[
-        int, Range(1, 1000), Advanced(), Doc("How many of the newest checkpoints are kept.")
-    ] = 2
-    resume: Annotated[bool, Doc("Go on from the newest checkpoint of the same request, if there is one.")] = True
+    keep_checkpoints: Annotated[int, Range(1, 1000), Advanced(), Doc("Number of most recent checkpoints to keep.")] = 2
+    resume: Annotated[
+        bool, Doc("Resume from the newest checkpoint of a run with the same settings, if there is one.")
+    ] = True
     validate_every: Annotated[
         int,
         Range(0, 1_000_000),
         Doc(
-            "Draw the validation pictures every n steps, when a ValidateSampler is connected; 0: only before and after the training."
+            "Sample the validation images every n steps, if a ValidateSampler is connected. 0: only before and after "
+            "training."
         ),
     ] = 250
     keep_every: Annotated[
         int,
         Range(0, 1_000_000),
         Advanced(),
-        Doc("Checkpoints of steps divisible by this are never removed; 0: only the newest ones stay."),
+        Doc("Never delete checkpoints whose step is divisible by this. 0: keep only the most recent ones."),
     ] = 0
     holdout: Annotated[
         float,
         Range(0.0, 0.5, 0.01),
         Advanced(),
         Doc(
-            "Share of the images kept out of training. Their loss is taken at every checkpoint; the best one is kept, and saved as NAME-best."
+            "Share of the images held out of training. Their loss is measured at every checkpoint. The checkpoint with "
+            "the lowest loss is kept, and saved as NAME-best."
         ),
     ] = 0.0
     skip_bad_steps: Annotated[
         int,
         Range(0, 1000),
         Advanced(),
-        Doc(
-            "How many steps with a loss or gradient that is not finite are skipped before the run ends; 0: it ends at the first."
-        ),
+        Doc("Number of steps with a non-finite loss or gradient to skip before the run stops. 0: stop at the first."),
     ] = 0
     on_change: Annotated[
         str,
         Choice("ask", "anew", "adopt"),
         Advanced(),
         Doc(
-            "What to do when an unfinished run of this name had other settings, images, captions or weights. ask: say what changed and stop; anew: leave it and begin a new run; adopt: go on from its newest checkpoint with the present settings."
+            "What to do when an unfinished run with this name has different settings, images, captions or weights. "
+            "ask: report the changes and stop. anew: leave that run as it is and start a new one. adopt: resume from "
+            "its newest checkpoint with the current settings."
         ),
     ] = "ask"
     rollout_probability: Annotated[
@@ -197,7 +222,9 @@ class TrainingConfig:
         Range(0.0, 1.0, 0.01),
         Advanced(),
         Doc(
-            "Scheduled sampling, against exposure bias: share of batches that are trained not on a picture with noise but on what the model itself makes of one with more noise. Each costs 1 to rollout_steps forward passes more. 0: none (docs/runs.md)."
+            "Scheduled sampling, against exposure bias: share of batches that are trained on the model's own output, "
+            "denoised from a higher sigma, instead of a noised image. Each of these batches takes 1 to rollout_steps "
+            "extra forward passes. 0: off (docs/runs.md)."
         ),
     ] = 0.0
     rollout_steps: Annotated[
@@ -205,7 +232,8 @@ class TrainingConfig:
         Range(1, 20),
         Advanced(),
         Doc(
-            "Most Euler steps of a rollout; each draws from 1 to this. A step is 0.04 of the noise level, as in a picture drawn in 25."
+            "Maximum number of Euler steps in a rollout; each rollout picks a random number from 1 to this. A step is "
+            "0.04 in sigma, the step size of sampling an image in 25 steps."
         ),
     ] = 3
     routed_share: Annotated[
@@ -213,65 +241,78 @@ class TrainingConfig:
         Range(0.0, 0.9, 0.05),
         Advanced(),
         Doc(
-            "Share of each picture's tokens, drawn anew in every step, that skip the middle blocks in training (TREAD). At 0.5 a step is about half the work; 0: none do. It changes what is learnt (docs/performance.md)."
+            "Token routing (TREAD): share of each image's tokens, picked at random in every step, that skip the middle "
+            "blocks in training. At 0.5 a step takes about half the compute. 0: off. It changes the result of the "
+            "training (docs/performance.md)."
         ),
     ] = 0.0
     route_first: Annotated[
         int,
         Range(-100, 100),
         Advanced(),
-        Doc("First block that routed tokens skip, counted from 0 over double, then single blocks; -1 is the last one."),
+        Doc(
+            "First block that routed tokens skip. Blocks are counted from 0: first the double blocks, then the single "
+            "ones. -1 is the last block."
+        ),
     ] = 2
     route_last: Annotated[
         int,
         Range(-100, 100),
         Advanced(),
-        Doc("Last block that routed tokens skip, counted as route_first."),
+        Doc("Last block that routed tokens skip, counted as in route_first."),
     ] = -2
     trackers: Annotated[
         str,
         Choice(*TRACKERS),
         Advanced(),
-        Doc("Where else to follow the run: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
+        Doc("Experiment trackers to log to: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
     ] = "none"
 
     def routed_blocks(self, num_blocks: int) -> range:
-        """Places of the blocks that routed tokens skip, of so many; empty without any.
+        """Return the indices of the blocks that routed tokens skip.
 
+        Args:
+            num_blocks: number of blocks of the model.
+        Returns:
+            A range of block indices, empty without routing.
         Raises:
-            UserError: the model has no such blocks.
+            UserError: an index is outside the model, or the range is empty.
         """
         if not self.routed_share:
             return range(0)
-        first, last = (place + num_blocks if place < 0 else place for place in (self.route_first, self.route_last))
-        for name, given, place in (("route_first", self.route_first, first), ("route_last", self.route_last, last)):
-            if not 0 <= place < num_blocks:
-                reach = f"use 0 to {num_blocks - 1}, or -1 (the last) to {-num_blocks}"
-                raise UserError.at(name, f"is {given}, and the model has {num_blocks} blocks; {reach}")
+        first, last = (index + num_blocks if index < 0 else index for index in (self.route_first, self.route_last))
+        for name, setting, index in (("route_first", self.route_first, first), ("route_last", self.route_last, last)):
+            if not 0 <= index < num_blocks:
+                fix = f"use 0 to {num_blocks - 1}, or -1 (the last) to {-num_blocks}"
+                raise UserError.at(name, f"is {setting}, but the model has {num_blocks} blocks; {fix}")
         if first > last:
-            asked = f"is {self.route_last}, which is block {last} of {num_blocks}, before route_first ({self.route_first}, block {first})"
-            raise UserError.at("route_last", f"{asked}; use {first} or more, or a lower route_first")
+            message = (
+                f"is {self.route_last}, which is block {last} of {num_blocks}, before route_first "
+                f"({self.route_first}, block {first}); use {first} or more, or a lower route_first"
+            )
+            raise UserError.at("route_last", message)
         return range(first, last + 1)
 
     def problems(self) -> list[Problem]:
-        found = []
+        """Return the problems of these settings."""
+        problems = []
         if (
             not NAME_PATTERN.fullmatch(self.name)
             or self.name != self.name.strip(" .")
             or self.name.lower() in RESERVED_NAMES
         ):
-            found.append(
+            problems.append(
                 Problem(
                     "name",
-                    f"{self.name!r} can't be a file's name on every system; use letters, digits, spaces, - and _",
+                    f"{self.name!r} is not a valid file name on every system; use letters, digits, spaces, - and _",
                 )
             )
         if len(self.name.encode("utf-8")) > 120:
-            found.append(Problem("name", f"is {len(self.name.encode('utf-8'))} bytes long; use at most 120"))
+            problems.append(Problem("name", f"is {len(self.name.encode('utf-8'))} bytes long; use at most 120"))
         if self.steps == 0 and self.epochs == 0:
-            found.append(Problem("steps", "steps and epochs are both 0; set one of them"))
+            problems.append(Problem("steps", "steps and epochs are both 0; set one of them"))
         if not self.targets.strip():
-            found.append(Problem("targets", "is empty; use 'all', or a comma list of module patterns"))
+            problems.append(Problem("targets", "is empty; use 'all', or a comma-separated list of module patterns"))
         if self.learning_rate == 0:
-            found.append(Problem("learning_rate", "is 0, so nothing would be learnt; 1e-4 is usual"))
-        return found
+            problems.append(Problem("learning_rate", "is 0, so nothing would be trained; 1e-4 is usual"))
+        return problems

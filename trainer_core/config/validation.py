@@ -1,4 +1,4 @@
-"""What is drawn to see what was learnt: the widgets of ValidateSampler."""
+"""Validation settings: the prompts to sample and how. The widgets of ValidateSampler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from ..spec import Advanced, Choice, Doc, Range, Seed, Text
 from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
-
-
 CHECKPOINTS_PATTERN = re.compile(r"all|last(?:\s+(?P<last>[1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """every: all there are; last: so many of the last ones; steps: these. None of them: the LoRA as it ended."""
+    """Selection of checkpoints. Empty (false): the final LoRA.
+
+    Args:
+        every: all checkpoints.
+        last: this many of the most recent checkpoints.
+        steps: the checkpoints of these steps.
+    """
 
     every: bool = False
     last: int | None = None
@@ -30,64 +34,77 @@ class CheckpointChoice:
         return self.every or self.last is not None or bool(self.steps)
 
     def pick(self, available: Sequence[int]) -> list[int]:
-        """Steps out of those that there are, rising.
+        """Return the selected steps, in ascending order.
 
+        Args:
+            available: steps of the run's checkpoints.
         Raises:
-            UserError: one that is asked for is not there; names those that are.
+            UserError: a selected step is not available; the message lists those that are.
         """
-        there = sorted(available)
-        missing = [step for step in self.steps if step not in there]
-        if missing or not there:
-            shown = ", ".join(map(str, there)) or "none"
-            what = f"no checkpoint of step {', '.join(map(str, missing))}" if missing else "no checkpoint"
-            raise UserError.at("checkpoints", f"the run has {what}; there are: {shown} (keep_checkpoints, keep_every)")
+        steps = sorted(available)
+        missing = [step for step in self.steps if step not in steps]
+        if missing or not steps:
+            listed = ", ".join(map(str, steps)) or "none"
+            lack = f"no checkpoint of step {', '.join(map(str, missing))}" if missing else "no checkpoint"
+            message = f"the run has {lack}; available: {listed} (see keep_checkpoints and keep_every of LoRATrainer)"
+            raise UserError.at("checkpoints", message)
         if self.steps:
             return sorted(set(self.steps))
-        return there if self.last is None else there[-self.last :]
+        return steps if self.last is None else steps[-self.last :]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Prompts and sampling. Defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used."""
+    """Prompts and sampling settings.
+
+    The defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used.
+    """
 
     PATHS: ClassVar = ("reference",)
     LATER: ClassVar = (("sampling",), ("reference",), ("attention",))
 
     prompts: Annotated[
         str,
-        Text(multiline=True, placeholder="one prompt a line, or a JSON object of nicknames and prompts"),
-        Doc("One prompt a line, or a prompt library: a JSON object of nicknames and their prompts."),
+        Text(multiline=True, placeholder="one prompt per line, or a JSON object of names and prompts"),
+        Doc("Prompts: one per line, or a prompt library (a JSON object of names and prompts)."),
     ] = ""
     negative_prompt: Annotated[
-        str, Text(multiline=True), Doc("What CFG steers away from. Without effect at cfg 1.")
+        str, Text(multiline=True), Doc("Negative prompt: what CFG steers away from. Has no effect at cfg 1.")
     ] = ""
-    steps: Annotated[int, Range(1, 1000), Doc("Sampling steps.")] = 26
-    cfg: Annotated[float, Range(1.0, 30.0, 0.1), Doc("Strength of real CFG; 1.0 is a single pass without it.")] = 3.5
+    steps: Annotated[int, Range(1, 1000), Doc("Number of sampling steps.")] = 26
+    cfg: Annotated[
+        float, Range(1.0, 30.0, 0.1), Doc("Classifier-free guidance scale. 1.0: no CFG, one forward pass per step.")
+    ] = 3.5
     resolutions: Annotated[
-        str, Text(), Doc("Width x height, several by commas: 1024x1024, 832x1216. Each prompt is drawn at each.")
+        str,
+        Text(),
+        Doc(
+            "Image sizes as width x height, separated by commas: 1024x1024, 832x1216. Each prompt is sampled at each "
+            "size."
+        ),
     ] = "1024x1024"
-    seed: Annotated[
-        int, Range(0, 2**53 - 1), Seed(), Doc("Seed of the starting noise, the same for every picture.")
-    ] = 0
+    seed: Annotated[int, Range(0, 2**53 - 1), Seed(), Doc("Seed of the initial noise, the same for every image.")] = 0
     scheduler: Annotated[
         str,
         Choice("beta", "simple", "normal"),
-        Doc("Spacing of the noise levels, as ComfyUI's schedulers of these names."),
+        Doc("Spacing of the sigmas, as in ComfyUI's schedulers of the same names."),
     ] = "beta"
     shift: Annotated[
-        float, Range(0.01, 100.0, 0.01), Doc("As ModelSamplingAuraFlow's shift; ComfyUI's Chroma template uses 1.")
+        float,
+        Range(0.01, 100.0, 0.01),
+        Doc("Same as shift of ModelSamplingAuraFlow. ComfyUI's Chroma template uses 1."),
     ] = 1.0
     lora_strength: Annotated[
         str,
         Text(),
-        Doc("Strength of the LoRA, several by commas: 0.5, 1.0. Without effect where no LoRA is connected."),
+        Doc("LoRA strengths, separated by commas: 0.5, 1.0. Has no effect if no LoRA is connected."),
     ] = "1.0"
     guidance: Annotated[
         str,
         Choice("cfg", "adaptive"),
         Doc(
-            "cfg: both prompts run at every step. adaptive: as AdaptiveGuider, the negative prompt stops running once it changes "
-            "next to nothing."
+            "cfg: run both prompts at every step. adaptive: stop running the negative prompt once it has almost no "
+            "effect, as AdaptiveGuider does."
         ),
         Advanced(),
     ] = "cfg"
@@ -99,15 +116,17 @@ class ValidationConfig:
         str,
         Text(placeholder="all, last 3, or steps: 500, 1000"),
         Doc(
-            "Checkpoints of the LoRA's run to draw with: all, last 3, or steps by commas. Empty: the LoRA as it ended. With several "
-            "strengths each prompt gets a grid of checkpoints by strengths. Without effect where no LoRA is connected."
+            "Checkpoints of the LoRA's run to sample with: all, last 3, or steps separated by commas. Empty: the "
+            "final LoRA. With several strengths, each prompt gets a grid of checkpoints by strengths. Has no effect "
+            "if no LoRA is connected."
         ),
     ] = ""
     sampling: Annotated[
         str,
         Choice("as set", "by model"),
         Doc(
-            "by model: steps, cfg, scheduler and shift are those that the chosen flavour wants, whatever is set above. as set: those above."
+            "by model: use the recommended steps, cfg, scheduler and shift of the model's flavour, and ignore those "
+            "above. as set: use those above."
         ),
         Advanced(),
     ] = "as set"
@@ -116,8 +135,8 @@ class ValidationConfig:
         Text(placeholder="empty: none"),
         Advanced(),
         Doc(
-            "For Flux kontext alone: the picture that every prompt starts from, such as my-folder/cat.png, looked up like a dataset's folder. It is "
-            "cropped to the size that is drawn."
+            "Only for Flux kontext: reference image for every prompt, such as my-folder/cat.png, looked up like a "
+            "dataset folder. It is cropped to the aspect ratio of the sampled image."
         ),
     ] = ""
     attention: Annotated[
@@ -125,40 +144,53 @@ class ValidationConfig:
         Choice("same", "native", "sage"),
         Advanced(),
         Doc(
-            "Kernel that computes attention while pictures are drawn. same: MemorySettings' in a training, else native. native: torch's choice. "
-            "sage: SageAttention, 8 bits, on CUDA, with its package installed."
+            "Attention kernel for sampling. same: the kernel of MemorySettings during training, native otherwise. "
+            "native: chosen by torch. sage: SageAttention (8 bits, CUDA only, needs its package)."
         ),
     ] = "same"
 
     def problems(self) -> list[Problem]:
-        found = []
-        for read in (self.library, self.sizes, self.strengths, self.checkpoint_choice):
+        """Return the problems of these settings."""
+        problems = []
+        for parse in (self.library, self.sizes, self.strengths, self.checkpoint_choice):
             try:
-                read()
+                parse()
             except UserError as error:
-                found.extend(error.problems)
-        return found
+                problems.extend(error.problems)
+        return problems
 
     def library(self) -> dict[str, str]:
-        """Nickname -> prompt, in order. Lines are their own nicknames."""
+        """Return a map of name to prompt, in order. Prompts given as lines are their own names.
+
+        Raises:
+            UserError: there are no prompts, or the JSON is invalid.
+        """
         text = self.prompts.strip()
         if not text:
-            raise UserError.at("prompts", "is empty; write one prompt a line")
+            raise UserError.at("prompts", "is empty; write one prompt per line")
         if not text.startswith("{"):
             return {line.strip(): line.strip() for line in text.splitlines() if line.strip()}
         try:
             library = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError.at(
-                "prompts", f"begins with {{ but is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+                "prompts",
+                f"starts with {{ but is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
             ) from error
         wrong = [key for key, value in library.items() if not isinstance(value, str)]
         if wrong or not library:
-            raise UserError.at("prompts", f"a prompt library wants texts; not a text: {', '.join(wrong) or '(empty)'}")
+            message = (
+                f"every prompt in a prompt library must be a string; not a string: {', '.join(wrong) or '(empty)'}"
+            )
+            raise UserError.at("prompts", message)
         return library
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(width, height) in pixels, each a multiple of 16."""
+        """Return the image sizes as (width, height) in pixels, multiples of 16.
+
+        Raises:
+            UserError: there are no sizes, or one is invalid.
+        """
         sizes = []
         for part in filter(None, (part.strip() for part in self.resolutions.split(","))):
             match = RESOLUTION_PATTERN.fullmatch(part)
@@ -167,10 +199,12 @@ class ValidationConfig:
             width, height = int(match[1]), int(match[2])
             for edge in (width, height):
                 if edge % 16 or not 16 <= edge <= 8192:
-                    near = dict.fromkeys(min(max(value, 16), 8192) for value in (edge // 16 * 16, edge // 16 * 16 + 16))
+                    lower = edge // 16 * 16
+                    near = dict.fromkeys(min(max(value, 16), 8192) for value in (lower, lower + 16))
+                    fix = f"use {' or '.join(map(str, near))}"
                     raise UserError.at(
                         "resolutions",
-                        f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; use {' or '.join(map(str, near))}",
+                        f"{edge} in {part!r} is not a multiple of 16 from 16 to 8192; {fix}",
                     )
             sizes.append((width, height))
         if not sizes:
@@ -178,7 +212,11 @@ class ValidationConfig:
         return sizes
 
     def checkpoint_choice(self) -> CheckpointChoice:
-        """Which checkpoints are meant."""
+        """Return the selected checkpoints.
+
+        Raises:
+            UserError: the text is not a valid selection.
+        """
         text = self.checkpoints.strip().lower()
         if match := CHECKPOINTS_PATTERN.fullmatch(text):
             return CheckpointChoice(last=None if text == "all" else int(match["last"] or 1), every=text == "all")
@@ -187,11 +225,15 @@ class ValidationConfig:
         except ValueError as error:
             raise UserError.at(
                 "checkpoints",
-                f"{self.checkpoints!r} is no choice of checkpoints; write all, last 3, or steps such as 500, 1000",
+                f"{self.checkpoints!r} is not a valid selection; write all, last 3, or steps such as 500, 1000",
             ) from error
 
     def strengths(self) -> list[float]:
-        """LoRA strengths, -10 to 10."""
+        """Return the LoRA strengths, from -10 to 10.
+
+        Raises:
+            UserError: there are none, or one is not a number in this range.
+        """
         try:
             values = [float(part) for part in self.lora_strength.split(",") if part.strip()]
         except ValueError as error:
@@ -200,6 +242,6 @@ class ValidationConfig:
             ) from error
         if not values or any(not -10 <= value <= 10 for value in values):
             raise UserError.at(
-                "lora_strength", f"{self.lora_strength!r} wants numbers from -10 to 10, such as 0.5, 1.0"
+                "lora_strength", f"{self.lora_strength!r} must be numbers from -10 to 10, such as 0.5, 1.0"
             )
         return values

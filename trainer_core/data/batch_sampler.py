@@ -57,8 +57,9 @@ class BatchPlan:
         return tuple(self._members[kind][orders[kind][first : first + self.batch_size]].tolist())
 
     def _shuffle(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Shuffle each bucket's samples, which are then cut into batches in that order, and shuffle the epoch's
-        batches.
+        """Shuffle each bucket's samples, and the order of the epoch's batches.
+
+        Batches are cut from the shuffled samples in order.
         """
         draw = generator(self.seed, "order", epoch)
         orders = [_to_uint32(torch.randperm(len(members), generator=draw).numpy()) for members in self._members]

@@ -51,8 +51,7 @@ class AdaptiveGuidance:
     Attributes:
         cfg: CFG scale while both are evaluated; at 1 the negative prompt is never evaluated.
         threshold: Cosine similarity of the two denoised latents. Once it is reached, later steps evaluate only the
-            positive
-            prompt. 1 or more: never.
+            positive prompt. 1 or more: never.
         uncond_zero_scale: 0 to 2; strength of `stretch` in those later steps. 0: use the positive prediction as it is.
         cfg_start_pct: Share of the sigma schedule before which only the positive prompt is evaluated. In [0, 1].
         initial_disabled_steps: Number of first steps that evaluate only the positive prompt. Steps, not model
@@ -72,8 +71,7 @@ class AdaptiveGuidance:
             sigmas: Falling sigmas, including the last one (0).
             start_sigma: Sigma of cfg_start_pct: shift_sigma(1 - pct), or ComfyUI's percent_to_sigma(pct).
             corrects: Whether the sampler evaluates each sigma first for the previous step, like Heun's method. If
-                False,
-                this is detected after the first step.
+                False, this is detected after the first step.
         """
         return GuidanceRun(self, sigmas, start_sigma if self.cfg_start_pct > 0 else math.inf, corrects)
 
@@ -126,8 +124,7 @@ class GuidanceRun:
         """Return the step that this evaluation belongs to: the last one whose sigma is not below the given one.
 
         Heun's method evaluates at the next step's sigma to correct the current step, then evaluates there again. Once a
-        sigma
-        has been visited twice, the first visit of each later sigma is known to be such a correction.
+        sigma has been visited twice, the first visit of each later sigma is known to be such a correction.
         """
         above = sum(s > sigma * (1 - SAME_LEVEL) for s in self.sigmas[:-1])  # sigmas at or above this one
         level = max(0, above - 1)

@@ -1,9 +1,8 @@
 """Densities of sigma: how often each noise level is trained.
 
 A density p(sigma) is defined on [0, 1], where 1 is pure noise. Samples are computed with the inverse of the CDF in
-fp64,
-so that one uniform number gives the same sigma on every machine. They are returned in fp32 and stay fp32 until they
-enter the model (bf16 changes sigma * 1000 by up to 3.95).
+fp64, so that one uniform number gives the same sigma on every machine. They are returned in fp32 and stay fp32 until
+they enter the model (bf16 changes sigma * 1000 by up to 3.95).
 """
 
 from __future__ import annotations
@@ -61,9 +60,7 @@ class Density(ABC):
         """Return the inverse of the CDF, for u in [0, 1]."""
 
     def at(self, area: int) -> Density:
-        """Return the density for latents with H * W = area. It is the same for all sizes unless a subclass says
-        otherwise.
-        """
+        """Return the density for latents with H * W = area, which is the same for all areas by default."""
         return self
 
     def sample(self, n: int, generator: Generator) -> Tensor:
@@ -153,10 +150,9 @@ class Beta22(Density):
 
 
 class Mode(Density):
-    """Concentrated in the middle, but positive at both ends; defined by its quantile,   Q(u) = u + m (u - sin^2(pi u /
-    2)).
+    """Concentrated in the middle, but positive at both ends. It is defined by its quantile.
 
-    CDF = Q^-1 (by bisection: Q rises for -1 <= m <= 2 / (pi - 2)),
+    Q(u) = u + m (u - sin^2(pi u / 2)),   CDF = Q^-1 (by bisection: Q rises for -1 <= m <= 2 / (pi - 2)),
     p(s) = 1 / Q'(CDF(s)),   Q'(u) = 1 + m (1 - pi/2 sin(pi u)).
     m = 1.29: p is 0.437 at both ends and 3.80 in the middle.
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20 with u for their 1 - u; m is their choice.
@@ -204,8 +200,7 @@ class QuadraticTail(Density):
     """Samples both tails more often, on all of [0, 1]:   s = 2 u^2 for u < 1/2, else 1 - 2 (1 - u)^2, u uniform.
 
     p(s) = 1 / (2 sqrt(2 s)) for s <= 1/2, else 1 / (2 sqrt(2 (1 - s)));   0.5 in the middle, rising without bound (but
-    with
-    a finite integral) towards 0 and 1.
+    with a finite integral) towards 0 and 1.
     CDF(s) = sqrt(s / 2) for s <= 1/2, else 1 - sqrt((1 - s) / 2).
 
     It is the remap of `quadratic_tail_legacy` with its two halves scaled so that they meet at 1/2.

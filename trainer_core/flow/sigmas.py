@@ -1,8 +1,7 @@
 """Sigmas of a sampling run, bit-identical to ComfyUI's with ModelSamplingAuraFlow.
 
 That model sampling has a table of 1000 sigmas, s_i = shift_sigma(i / 1000), which its schedulers use in three ways.
-They
-are reimplemented here from their behavior; tests compare with numbers from ComfyUI.
+They are reimplemented here from their behavior; tests compare with numbers from ComfyUI.
 """
 
 from __future__ import annotations
@@ -50,8 +49,9 @@ def _simple(table: Tensor, steps: int, shift: float) -> Tensor:
 
 
 def _normal(table: Tensor, steps: int, shift: float) -> Tensor:
-    """Return equally spaced sigmas between the highest and the lowest. Like ComfyUI, this applies the shift a second
-    time.
+    """Return equally spaced sigmas between the highest and the lowest.
+
+    Like ComfyUI, this applies the shift a second time.
     """
     high, low = float(table[-1]), float(table[0])
     ends_at_zero = math.isclose(float(shift_sigma(table[0], shift)), 0, abs_tol=NEARLY_ZERO)

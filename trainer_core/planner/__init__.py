@@ -1,1 +1,1 @@
-"""What a run will need: memory by phase, disk, operations; settings that fit. Counted on the meta device."""
+"""Estimate memory, disk and operations of a run, counted on the meta device, and find settings that fit."""

@@ -1,6 +1,7 @@
-"""QuantizeModel's level auto: the finest numbers with which a training fits the machine.
+"""QuantizeModel's level auto: the highest precision with which the training fits the machine.
 
-What counts is the memory that the machine has, not what is free today, so that the same workflow gives the same LoRA there every day.
+It depends on the machine's total memory, not on the free memory, so that the same workflow always gives the same LoRA
+on a machine.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from ..host import Host, Notice
 from ..models.family import Family
 from ..quant.levels import FINEST_FIRST
 from .auto_tune import SHARE, with_level, with_memory
-from .estimator import forecaster
+from .estimator import make_estimator
 from .memory_plan import Machine, gb
 
 
 def with_precision(request: TrainRequest, family: Family, index: Index, machine: Machine, host: Host) -> TrainRequest:
-    """The request with a level that can be loaded, told where it was left to the plan.
+    """Return the request with its quantization level resolved, and log the level that auto chose.
 
-    Where none fits, the coarsest: memory settings that move weights may still make it fit.
+    Where no level fits it is the coarsest: memory settings that offload weights may still make it fit.
     """
     if request.model.quantization.level != AUTO:
         return request
@@ -31,28 +32,30 @@ def with_precision(request: TrainRequest, family: Family, index: Index, machine:
         device_bytes=int(SHARE * (machine.device_total or machine.device_bytes)),
         ram_bytes=int(SHARE * (machine.ram_total or machine.ram_bytes)),
     )
-    chosen = _finest(request, family, index, room, host.paths.cache)
-    has = f"{gb(room.device_bytes)} of VRAM" if room.device_bytes else f"{gb(room.ram_bytes)} of RAM"
+    chosen = _with_finest_level(request, family, index, room, host.paths.cache)
+    available = f"{gb(room.device_bytes)} of VRAM" if room.device_bytes else f"{gb(room.ram_bytes)} of RAM"
     level = chosen.model.quantization.level
-    host.emit(Notice(f"quantisation auto: {level}, for {has} ({SHARE:.0%} of what there is)"))
+    host.emit(Notice(f"quantization auto: {level}, for {available} ({SHARE:.0%} of the total)"))
     return chosen
 
 
-def _finest(request: TrainRequest, family: Family, index: Index, room: Machine, cache: Path) -> TrainRequest:
-    levels = (
-        list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)
-    )  # loftq mends what rounding lost
-    asked = with_level(request, levels[0])
-    made = forecaster(asked, family, index, room, cache)
+def _with_finest_level(request: TrainRequest, family: Family, index: Index, room: Machine, cache: Path) -> TrainRequest:
+    # Init loftq corrects quantization errors, so it needs a quantized base.
+    levels = list(FINEST_FIRST)[1:] if request.training.init == "loftq" else list(FINEST_FIRST)
+    candidate = with_level(request, levels[0])
+    estimator = make_estimator(candidate, family, index, room, cache)
     for level in levels:
-        asked = with_level(request, level)
-        if not {phase.name for phase in made.plan(_leanest(asked, room)).unfit()} & {"load", "train"}:
+        candidate = with_level(request, level)
+        if not {phase.name for phase in estimator.plan(_minimize_memory(candidate, room)).unfit()} & {"load", "train"}:
             break
-    return asked
+    return candidate
 
 
-def _leanest(request: TrainRequest, room: Machine) -> TrainRequest:
-    """Where the memory settings are the plan's to choose: every block computed again, activations in RAM, and no weight moved."""
+def _minimize_memory(request: TrainRequest, room: Machine) -> TrainRequest:
+    """Where the memory mode is auto, use the least memory without offloading weights.
+
+    That is: every block is recomputed, and activations are offloaded to RAM.
+    """
     if request.memory.mode != "auto":
         return request
     moves = bool(room.device_bytes) and not request.memory.compile

@@ -1,4 +1,4 @@
-"""What makes a run fit that does not: the cheapest change, in words; and the memory settings that mode auto takes."""
+"""Suggest the cheapest change that makes a run fit, and choose the memory settings of mode auto."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from .memory_plan import MemoryPlan, gb
 
 LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)
-SHARE = 0.95  # of the free memory that auto fills
+SHARE = 0.95  # share of the memory that auto uses
 
 
 def with_memory(request: TrainRequest, **values: Any) -> TrainRequest:
-    """The request with other memory settings."""
+    """Return the request with other memory settings."""
     return replace(request, memory=replace(request.memory, **values))
 
 
 def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
-    """Other ways to run it, the least painful first: what costs nothing but a little time, then rounding, then the data."""
+    """Yield changes that save memory, with a description each, the cheapest first.
+
+    The first ones cost a little time, then follow coarser quantization and changes of the batches.
+    """
     training, memory = request.training, request.memory
     least = request
     if not training.gradient_checkpointing or memory.checkpointing_interval > 1:
@@ -36,7 +39,7 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
                     checkpointing_interval=interval,
                 )
                 yield f"gradient_checkpointing with interval {interval}", least
-    off = "compile off, " if memory.compile else ""  # weights and activations that move exclude it
+    off = "compile off, " if memory.compile else ""  # compiled blocks exclude offloading
     if not memory.activation_offload:
         yield f"{off}activation_offload", with_memory(least, activation_offload=True, compile=False)
     if request.model.quantization.products != "exact":
@@ -48,14 +51,14 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
     )
     if request.model.quantization.level in ("none", *LEVELS):
         for level in levels:
-            yield f"quantisation {level}", with_level(least, level)
+            yield f"quantization {level}", with_level(least, level)
     if memory.group_offload == "none":
         moved = with_memory(least, model_offload=False, activation_offload=True, compile=False, blocks_per_group=1)
         for kind in ("block", "leaf"):
             yield f"{off}group_offload {kind} and activation_offload", with_memory(moved, group_offload=kind)
             for level in levels:
                 yield (
-                    f"{off}group_offload {kind}, activation_offload and quantisation {level}",
+                    f"{off}group_offload {kind}, activation_offload and quantization {level}",
                     with_level(with_memory(moved, group_offload=kind), level),
                 )
         least = with_memory(with_level(moved, levels[-1]) if levels else moved, group_offload="leaf")
@@ -74,16 +77,24 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
 
 
 def with_level(request: TrainRequest, level: str, products: str = "") -> TrainRequest:
-    """Products are those that were asked for, and exact where the new level has them not."""
-    asked = request.model.quantization
-    changed = replace(asked, level=level, products=products or asked.products)
+    """Return the request with another quantization level.
+
+    Args:
+        products: "" for those of the request. Where the level does not support them, they become exact.
+    """
+    current = request.model.quantization
+    changed = replace(current, level=level, products=products or current.products)
     if changed.problems():
         changed = replace(changed, products="exact")
     return replace(request, model=replace(request.model, quantization=changed))
 
 
 def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], TrainRequest]:
-    """For phases beside the training: what makes each smaller, at next to no cost."""
+    """Return changes that make phases other than training smaller, at almost no cost.
+
+    Returns:
+        Descriptions of the changes, and the changed request.
+    """
     words = []
     unfit = {phase.name for phase in plan.unfit()}
     if "text" in unfit and request.memory.text_encoder == "device":
@@ -95,66 +106,74 @@ def easy_changes(request: TrainRequest, plan: MemoryPlan) -> tuple[list[str], Tr
     return words, request
 
 
-def remedy(
-    made: MemoryEstimator, request: TrainRequest, plan: MemoryPlan
+def suggestion(
+    estimator: MemoryEstimator, request: TrainRequest, plan: MemoryPlan
 ) -> tuple[str, TrainRequest, MemoryPlan] | None:
-    """The cheapest change that fits, in words; None where the plan fits or nothing would."""
+    """Find the cheapest change that makes a request fit.
+
+    Returns:
+        Its description, the changed request and its plan; None where the plan fits already or no change makes it fit.
+    """
     if not plan.unfit():
         return None
     easy, request = easy_changes(request, plan)
     if easy:
-        plan = made.plan(request)
+        plan = estimator.plan(request)
         if not plan.unfit():
             return " and ".join(easy), request, plan
     if {phase.name for phase in plan.unfit()} == {"validate"} and request.memory.group_offload == "none":
         alone = with_memory(request, model_offload=True)
-        if not made.plan(alone).unfit():
-            return ", ".join([*easy, "model_offload"]), alone, made.plan(alone)
+        if not estimator.plan(alone).unfit():
+            return ", ".join([*easy, "model_offload"]), alone, estimator.plan(alone)
     for words, changed in changes(request):
-        plan = made.plan(changed)
+        plan = estimator.plan(changed)
         if not plan.unfit():
             return ", ".join([*easy, words]), changed, plan
     return None
 
 
-def advice(found: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
-    if found is None:
-        return "no change of memory, quantisation, batch or resolution makes it fit"
-    words, _, plan = found
+def describe(change: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
+    """Return what `suggestion` found, in words."""
+    if change is None:
+        return "no change of memory settings, quantization, batch size or resolution makes it fit"
+    words, _, plan = change
     room = f"{gb(plan.device_peak)} of tensors" if plan.machine.device_bytes else gb(plan.ram_peak)
     return f"the cheapest change that fits: {words} ({room})"
 
 
-def choose_memory(made: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
-    """mode auto: the fastest settings that fit; the smallest where none does. What the VAE does is left as it is, for it shows."""
+def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryConfig:
+    """Choose the memory settings of mode auto: the fastest ones that fit, or the smallest where none fits.
+
+    Settings of the VAE stay as they are, because they change the images.
+    """
     manual = with_memory(request, mode="manual")
     tight = replace(
-        made,
+        estimator,
         machine=replace(
-            made.machine,
-            device_bytes=int(made.machine.device_bytes * SHARE),
-            ram_bytes=int(made.machine.ram_bytes * SHARE),
+            estimator.machine,
+            device_bytes=int(estimator.machine.device_bytes * SHARE),
+            ram_bytes=int(estimator.machine.ram_bytes * SHARE),
         ),
     )
-    stream = bool(made.machine.device_bytes) and torch.cuda.is_available()
+    stream = bool(estimator.machine.device_bytes) and torch.cuda.is_available()
     ways: list[dict[str, Any]] = [{}]
     if request.training.gradient_checkpointing:
         ways = [{"checkpointing_interval": interval} for interval in INTERVALS]
-    # On a CPU there is nowhere to go; and compiled blocks can't do with weights that move in the midst of them.
-    if made.machine.device_bytes and not request.memory.compile:
+    # On a CPU there is nothing to offload to, and compiled blocks do not support offloading inside them.
+    if estimator.machine.device_bytes and not request.memory.compile:
         last = ways[-1] | {"activation_offload": True}
         home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
         ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]
-    found = with_memory(manual, **ways[-1])
+    chosen = with_memory(manual, **ways[-1])
     for way in ways:
         plan = tight.plan(with_memory(manual, **way))
         if not {phase.name for phase in plan.unfit()} & {"load", "train"}:
-            found = with_memory(manual, **way)
+            chosen = with_memory(manual, **way)
             break
     for name, values in (
         ("text", {"text_encoder": "blocks"}),
-        ("validate", {"model_offload": found.memory.group_offload == "none"}),
+        ("validate", {"model_offload": chosen.memory.group_offload == "none"}),
     ):
-        if name in {phase.name for phase in tight.plan(found).unfit()}:
-            found = with_memory(found, **values)
-    return found.memory
+        if name in {phase.name for phase in tight.plan(chosen).unfit()}:
+            chosen = with_memory(chosen, **values)
+    return chosen.memory

@@ -1,4 +1,4 @@
-"""Counts of earlier runs, a small file each: what is counted on shapes takes seconds and does not change."""
+"""Cache of counts, one small file each. Counting on shapes takes seconds, and its result does not change."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ import torch
 from ..storage.atomic import sha256_text, write_json
 from ..version import VERSION
 
-COUNT = 5  # of the way of counting: what an older one kept is not read
+COUNT = 5  # version of the way of counting; entries of other versions are not read
 
 Counted = TypeVar("Counted")
 
 
 class CostCache:
-    """Args:
-    folder: of the files; made when the first is written.
+    """A folder of cached counts.
+
+    Args:
+        folder: created when the first file is written.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def kept(
+    def get_or_count(
         self,
-        of: tuple[str, ...],
+        key: tuple[str, ...],
         read: Callable[[dict[str, Any]], Counted],
         count: Callable[[], Counted],
         write: Callable[[Counted], dict[str, Any]],
     ) -> Counted:
-        """What an earlier run counted, or `count` now, kept for the next.
+        """Return the cached count, or count now and cache the result.
 
         Args:
-            of: all that the count depends on, but for the versions of torch and of this.
-            read: of what `write` made. What it can't read is counted anew.
+            key: all that the count depends on, except the versions of torch and of this package.
+            read: converts the JSON values that `write` has made. Where it fails, the count is repeated.
+            count: computes the result.
+            write: converts the result to JSON values.
         """
-        path = self.folder / f"{sha256_text(VERSION, str(COUNT), torch.__version__, *of)[:24]}.json"
+        path = self.folder / f"{sha256_text(VERSION, str(COUNT), torch.__version__, *key)[:24]}.json"
         try:
             return read(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, IndexError):  # not there, or of another version
-            found = count()
-            write_json(path, write(found))
-            return found
+        except (OSError, ValueError, TypeError, KeyError, IndexError):  # missing, or of another version
+            counted = count()
+            write_json(path, write(counted))
+            return counted

@@ -1,4 +1,7 @@
-"""What a step takes of a model, block by block, in bytes and operations: the figures that skeleton.py counts and peaks.py adds up."""
+"""The cost of a training step, block by block, in bytes and operations.
+
+meta_model.py counts these figures, and step_peak.py adds them up.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """One batch: pictures of (width, height) pixels, each with so many tokens of text. is_drawn: not trained on, so that no token is routed."""
+    """Shape of one batch."""
 
-    width: int
+    width: int  # in pixels
     height: int
     batch: int
-    text_tokens: int
-    is_drawn: bool = False
+    text_tokens: int  # per image
+    is_drawn: bool = False  # a validation image: no token skips a block
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Bytes above what was alive before the block, its inputs not counted, and operations.
+    """Cost of one block: bytes above those allocated before the block, without its inputs, and operations.
 
     Args:
-        weights: frozen ones, what the adapter keeps beside what learns among them. leaves: of its Linear layers, the bases of
-            adapters among them; largest_leaf: of one.
-        output: its result, and so the input of the next.
-        kept: result and saved tensors after a forward pass with gradients.
-        forward_peak: of a forward pass without gradients; forward_grad_peak: with.
-        backward_peak: what was kept and the result's gradient included.
-        gradients: of the adapter; they stay until the optimiser's step.
-        waits: of tokens that skip the block, beside it, while it computes forward or backward.
-        again_flops: of the second forward pass, where the block is computed again; it leaves out what no gradient reads.
+        weights: frozen weights, with the adapter's tensors that are not trained.
+        leaves: weights of its Linear layers, with the base layers of adapters.
+        largest_leaf: weights of the largest Linear layer.
+        output: its output, which is the input of the next block.
+        kept: output and saved tensors after a forward pass with gradients.
+        forward_peak: peak of a forward pass without gradients.
+        forward_grad_peak: peak of a forward pass with gradients.
+        backward_peak: peak of the backward pass, with the saved tensors and the gradient of the output.
+        gradients: gradients of the adapter, which stay until the optimizer step.
+        forward_flops: operations of a forward pass.
+        again_flops: operations of the second forward pass, where the block is recomputed. It skips what no gradient
+            needs.
+        backward_flops: operations of the backward pass.
+        waits: tokens that skip the block and stay in memory during its forward or backward pass.
     """
 
     weights: int
@@ -51,14 +59,17 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class OptimizerCost:
-    """What learns and what moves it, in bytes, whatever the shape of a batch. upkeep.py counts it.
+    """Cost of the trainable parameters and the optimizer, in bytes; independent of the batch. See optimizer_cost.py.
 
     Args:
-        adapter: of what learns, in the precision it learns in. parameters: how many numbers that are.
-        start: what the adapter began with, where that is needed later (pissa, olora, loftq); among the frozen weights.
-        states: of the optimiser. average: of the run's own average, 0 without.
-        step_peak: gradients, and what the optimiser and the average take for a while, above all of these.
-        aside: what is put aside while averaged weights are drawn or saved.
+        adapter: trainable parameters, in the precision of training.
+        parameters: number of elements of the trainable parameters.
+        start: initial values of the adapter, where they are needed later (pissa, olora, loftq). They belong to the
+            frozen weights.
+        states: optimizer state.
+        average: exponential moving average of the weights, 0 without it.
+        step_peak: gradients and temporary tensors of the optimizer step and of the average, above all of these.
+        aside: copy of the trained weights while averaged weights are sampled with or saved.
     """
 
     adapter: int
@@ -71,23 +82,26 @@ class OptimizerCost:
 
     @property
     def resident(self) -> int:
-        """On the device from the first step on."""
+        """Bytes on the device from the first step on."""
         return self.adapter + self.states + self.average
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a shape takes of a model.
+    """Cost of a model for one shape of a batch.
 
     Args:
         weights: bytes of all frozen weights and buffers.
-        before: alive when the first block begins: embeddings, modulation, positions, the batch.
-        head_peak: above what is alive after the last block: final layers, loss, their backward pass.
-        head_flops: operations outside of the blocks, forward and backward; head_forward_flops: forward.
+        optimizer_cost: cost of the trainable parameters and the optimizer.
+        blocks: cost of each block.
+        before: bytes allocated when the first block starts: embeddings, modulation, positions, the batch.
+        head_peak: peak of final layers, loss and their backward pass, above the bytes allocated after the last block.
+        head_flops: operations outside of the blocks, forward and backward.
+        head_forward_flops: operations outside of the blocks, forward only.
     """
 
     weights: int
-    upkeep: OptimizerCost
+    optimizer_cost: OptimizerCost
     blocks: tuple[BlockCost, ...]
     before: int
     head_peak: int
@@ -95,30 +109,38 @@ class ModelCost:
     head_forward_flops: int
 
     def as_json(self) -> dict[str, Any]:
-        """Blocks that are equal are written once."""
+        """Return the cost as JSON values. Equal blocks are written once."""
         kinds = list(dict.fromkeys(self.blocks))
-        numbers = {name: value for name, value in vars(self).items() if name not in ("blocks", "upkeep")}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("blocks", "optimizer_cost")}
         return {
-            **numbers, "upkeep": asdict(self.upkeep), "kinds": [asdict(kind) for kind in kinds],
+            **numbers, "upkeep": asdict(self.optimizer_cost), "kinds": [asdict(kind) for kind in kinds],
             "blocks": [kinds.index(block) for block in self.blocks],
         }  # fmt: skip
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> ModelCost:
-        """Raises TypeError, KeyError or IndexError where another version wrote it."""
+        """Read what `as_json` has made.
+
+        Raises:
+            TypeError, KeyError, IndexError: another version has written it.
+        """
         kinds = [BlockCost(**kind) for kind in value["kinds"]]
         numbers = {name: number for name, number in value.items() if name not in ("kinds", "blocks", "upkeep")}
         return ModelCost(
-            upkeep=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers
+            optimizer_cost=OptimizerCost(**value["upkeep"]), blocks=tuple(kinds[i] for i in value["blocks"]), **numbers
         )
 
 
 def step_flops(cost: ModelCost, again: Sequence[int]) -> int:
-    """Operations of one micro-batch, with those blocks computed twice."""
+    """Return the operations of one micro-batch.
+
+    Args:
+        again: indices of the blocks that are recomputed in the backward pass.
+    """
     blocks = sum(block.forward_flops + block.backward_flops for block in cost.blocks)
     return cost.head_flops + blocks + sum(cost.blocks[i].again_flops for i in again)
 
 
 def forward_flops(cost: ModelCost) -> int:
-    """Operations of a pass without gradients."""
+    """Return the operations of a forward pass without gradients."""
     return cost.head_forward_flops + sum(block.forward_flops for block in cost.blocks)

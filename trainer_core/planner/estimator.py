@@ -1,4 +1,4 @@
-"""Plans of one request and its variants: what is counted once is kept, in memory and in the cache."""
+"""Estimate the memory of a request and its variants. Counts are cached, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
 from .meta_model import MetaModel
-from .phase_estimate import forecast
+from .phase_estimate import estimate_run
 from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 
 
 @dataclass
 class MemoryEstimator:
-    """Args:
-    counts: of earlier runs. resolution: that the index's pictures were placed at. codec: see codec_cost.
+    """Estimates requests on one dataset and one machine.
+
+    Args:
+        counts: cached counts of earlier runs.
+        encoder: cost of the text encoder.
+        codec: as codec_cost returns it.
+        resolution: resolution at which the index assigned the images to buckets.
     """
 
     family: Family
@@ -42,12 +47,12 @@ class MemoryEstimator:
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
 
     def plan(self, request: TrainRequest) -> MemoryPlan:
-        """The forecast on this machine."""
+        """Return the memory estimate of a request on the machine."""
         facts = facts_of(request, self.family, self.index, self.resolution, self.encoder, self.codec, self.captions)
         cost, whole = self._cost(request, facts.largest), None
         if request.training.routed_share and request.training.rollout_probability:
             whole = self._cost(request, replace(facts.largest, is_drawn=True))
-        return forecast(request, facts, cost, self._drawn(request, facts), self.machine, whole)
+        return estimate_run(request, facts, cost, self._drawn(request, facts), self.machine, whole)
 
     def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
@@ -57,60 +62,61 @@ class MemoryEstimator:
 
     def _cost(self, request: TrainRequest, shape: Shape) -> ModelCost:
         key = cost_settings(request) + ("" if self.machine.device_bytes else " cpu")
-        shape = replace(shape, is_drawn=shape.is_drawn and request.training.routed_share > 0)  # else it is all the same
+        shape = replace(
+            shape, is_drawn=shape.is_drawn and request.training.routed_share > 0
+        )  # without routing both cost the same
         if (key, shape) not in self._costs:
             self._costs[key, shape] = self._cached_cost(request, shape, key)
         return self._costs[key, shape]
 
     def _layers(self, request: TrainRequest) -> str:
-        """What is counted does not depend on numbers, so that finetunes of one model share it."""
+        """Return the digest of the model's shapes. Counts do not depend on values, so finetunes share them."""
         if not self._digest:
             self._digest = layers_of(self.family, request.model)
         return self._digest
 
     def _cached_cost(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
-        """From an earlier run's count, or counted now."""
+        """Return the cost from the cache, or count it now."""
 
-        def upkeep(count: Callable[[], OptimizerCost]) -> OptimizerCost:
-            training, where = request.training, bool(self.machine.device_bytes)
-            what_learns = repr(
-                (training.rank, training.targets, training.init, request.adapter, request.optimizer, where)
+        def optimizer_cost(count: Callable[[], OptimizerCost]) -> OptimizerCost:
+            training, on_device = request.training, bool(self.machine.device_bytes)
+            trained = repr(
+                (training.rank, training.targets, training.init, request.adapter, request.optimizer, on_device)
             )
-            return self.counts.kept(
-                (self._layers(request), what_learns), lambda found: OptimizerCost(**found), count, asdict
-            )
+            cache_key = (self._layers(request), trained)
+            return self.counts.get_or_count(cache_key, lambda value: OptimizerCost(**value), count, asdict)
 
         def count() -> ModelCost:
             if key not in self._skeletons:
                 device = "cuda" if self.machine.device_bytes else "cpu"
-                self._skeletons[key] = MetaModel(self.family, request, device, upkeep)
+                self._skeletons[key] = MetaModel(self.family, request, device, optimizer_cost)
             return self._skeletons[key].cost(shape)
 
-        of = (self._layers(request), request.model.dtype, key, repr(shape))
-        return self.counts.kept(of, ModelCost.from_json, count, ModelCost.as_json)
+        cache_key = (self._layers(request), request.model.dtype, key, repr(shape))
+        return self.counts.get_or_count(cache_key, ModelCost.from_json, count, ModelCost.as_json)
 
 
 def layers_of(family: Family, model: ModelConfig) -> str:
-    """Digest of the transformer's parameters' names and shapes; no weight file is asked for."""
+    """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
     return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
 
 
 def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
-    """encoder_cost, counted once for encoders of these shapes."""
+    """Return the cost of the text encoder, counted once for all encoders of these shapes."""
     model = request.model
-    of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
-    return counts.kept(of, lambda kept: EncoderCost(**kept), lambda: encoder_cost(request, family), asdict)
+    key = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
+    return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
 
 
 def shapes_of(module: nn.Module) -> str:
-    """Names and shapes of all parameters."""
+    """Return the names and shapes of all parameters, one a line."""
     return "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters())
 
 
 def cost_settings(request: TrainRequest) -> str:
-    """What decides a count, beside the model and the shape."""
+    """Return all settings that a count depends on, besides the model and the shape, as text."""
     training = request.training
-    is_math = request.memory.attention == "math"  # keeps tokens x tokens numbers, which no other kernel does
+    is_math = request.memory.attention == "math"  # the only kernel that stores a tokens x tokens matrix
     base = request.model.quantization
     chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
     if training.routed_share:
@@ -118,10 +124,17 @@ def cost_settings(request: TrainRequest) -> str:
     return repr((chosen, request.adapter, request.optimizer))
 
 
-def forecaster(request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path) -> MemoryEstimator:
-    """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
+def make_estimator(
+    request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path
+) -> MemoryEstimator:
+    """Return the estimator of a request. It reads headers of the model's files, and loads no weights.
+
+    Args:
+        cache: the host's cache folder, for counts.
+    """
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
-        family, index, machine, counts, cached_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
+        family, index, machine, counts, cached_encoder_cost(request, family, counts), codec_cost(request),
+        caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The forecast of a run, as data and in words: memory, disk and time, phase by phase, and whether they fit a machine.
+"""The estimate of a run, as data and in words: memory by phase, disk and time, and whether it fits a machine.
 
-Device figures are bytes of tensors, as torch.cuda.max_memory_allocated counts them; DEVICE_OVERHEAD comes on top when it is
-asked whether they fit.
+Device figures are bytes of tensors, as torch.cuda.max_memory_allocated counts them. DEVICE_OVERHEAD and DEVICE_GAPS are
+added to decide whether they fit.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ import torch
 from ..devices import DTYPES, device_name, free_bytes, product_flops, total_bytes
 
 GB = 1_000_000_000
-# Beside tensors: the driver's context, libraries' workspaces, gaps between the allocator's pieces. Assumed, not measured here.
+# Device memory besides tensors: the driver's context, library workspaces, and fragmentation in the allocator. Assumed,
+# not measured here.
 DEVICE_OVERHEAD, DEVICE_GAPS = 700_000_000, 0.04
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Args:
-    device_bytes: free on the accelerator, 0 for a CPU run. ram_bytes: free RAM.
-    flops: a second, 0 unknown.
-    device_total, ram_total: what there is, free or not.
+    """A machine that a run is estimated for.
+
+    Args:
+        name: name of its accelerator or processor.
+        device_bytes: free memory of the accelerator, 0 for a CPU run.
+        ram_bytes: free RAM.
+        flops: operations per second, 0 where unknown.
+        device_total: total memory of the accelerator.
+        ram_total: total RAM.
     """
 
     name: str
@@ -37,25 +43,25 @@ class Machine:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """device: peak bytes of tensors where it computes; ram: peak of the process' memory; seconds: None unknown."""
+    """Estimate of one phase."""
 
     name: str
-    device: int
-    ram: int
-    seconds: float | None = None
+    device: int  # peak bytes of tensors on the device
+    ram: int  # peak bytes of the process in RAM
+    seconds: float | None = None  # None where unknown
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The forecast of one request on one machine."""
+    """The estimate of one request on one machine."""
 
     phases: tuple[PhasePlan, ...]
-    disk: dict[str, int]
+    disk: dict[str, int]  # bytes by kind of file
     machine: Machine
-    settings: str
+    settings: str  # the settings that decide the figures, in words
     flops_per_step: int
     seconds_per_step: float | None
-    advice: Callable[[], str] = lambda: ""  # what would fit, worked out when it is asked for
+    suggestion: Callable[[], str] = lambda: ""  # what would fit, computed on demand
 
     @property
     def device_peak(self) -> int:
@@ -66,7 +72,7 @@ class MemoryPlan:
         return max(phase.ram for phase in self.phases)
 
     def unfit(self) -> list[PhasePlan]:
-        """Phases that take more than there is."""
+        """Return the phases that need more memory than the machine has."""
         room = self.machine
         return [
             phase
@@ -76,7 +82,7 @@ class MemoryPlan:
         ]
 
     def first_line(self) -> str:
-        """The whole in one line: what the largest phase needs of the scarcest memory, and of how much."""
+        """Return the estimate in one line: the memory that the largest phases need, and how much is free."""
         room = self.machine
         fits = "fits" if not self.unfit() else f"does not fit ({', '.join(phase.name for phase in self.unfit())})"
         most = max(self.phases, key=lambda phase: phase.ram)
@@ -85,19 +91,19 @@ class MemoryPlan:
         if room.device_bytes:
             worst = max(self.phases, key=lambda phase: phase.device)
             needs = f"VRAM {gb(bytes_to_reserve(worst.device))} of {gb(room.device_bytes)} free ({worst.name}), {needs}"
-        # Seconds come from the speed of one product of matrices, so that they are a floor.
+        # Seconds come from the speed of one matrix product, so they are a lower bound.
         speed = f", at least {self.seconds_per_step:.2g} s a step" if self.seconds_per_step else ""
         return f"plan: {fits}; {needs}, disk {gb(sum(self.disk.values()))}{speed}"
 
     def text(self) -> str:
-        """The forecast as a table."""
-        where = "on the device" if self.machine.device_bytes else "of it tensors"
+        """Return the estimate as a table."""
+        where = "on the device" if self.machine.device_bytes else "tensors in RAM"
         lines = [self.first_line(), f"  {self.settings}", f"  {'phase':<10}{where:>15}{'RAM':>10}{'seconds':>10}"]
         for phase in self.phases:
             seconds = "" if phase.seconds is None else f"{phase.seconds:.3g}"
             lines.append(f"  {phase.name:<10}{gb(phase.device):>15}{gb(phase.ram):>10}{seconds:>10}")
-        told = "on the device: tensors; VRAM above is with the driver's share. " if self.machine.device_bytes else ""
-        lines.append(f"  {told}RAM: of the whole process. seconds: at least")
+        note = "on the device: tensors; VRAM above includes the driver. " if self.machine.device_bytes else ""
+        lines.append(f"  {note}RAM: of the whole process. seconds: at least")
         lines.append("  disk: " + ", ".join(f"{name} {gb(size)}" for name, size in self.disk.items() if size))
         lines.append(f"  {self.flops_per_step / 1e12:.3g} TFLOP a step")
         return "\n".join(lines)
@@ -105,27 +111,32 @@ class MemoryPlan:
     def as_json(self) -> dict[str, Any]:
         return {
             "fits": not self.unfit(),
-            "machine": {"name": self.machine.name, "device_bytes": self.machine.device_bytes, "ram_bytes": self.machine.ram_bytes},
-            "phases": {p.name: {"device_bytes": p.device, "ram_bytes": p.ram, "seconds": p.seconds} for p in self.phases},
+            "machine": {
+                "name": self.machine.name, "device_bytes": self.machine.device_bytes,
+                "ram_bytes": self.machine.ram_bytes,
+            },
+            "phases": {
+                p.name: {"device_bytes": p.device, "ram_bytes": p.ram, "seconds": p.seconds} for p in self.phases
+            },
             "device_peak_bytes": self.device_peak, "ram_peak_bytes": self.ram_peak, "disk_bytes": self.disk,
             "flops_per_step": self.flops_per_step, "seconds_per_step": self.seconds_per_step, "settings": self.settings,
         }  # fmt: skip
 
 
 def bytes_to_reserve(tensors: int) -> int:
-    """What an accelerator must have free for so many bytes of tensors."""
+    """Return the free memory that an accelerator needs for this many bytes of tensors."""
     return int(tensors * (1 + DEVICE_GAPS)) + DEVICE_OVERHEAD
 
 
 def gb(size: int) -> str:
-    """Such as 24.5 GB, 3.21 GB, 87 MB."""
+    """Format a size, such as 24.5 GB, 3.21 GB, 87 MB."""
     if size < GB // 10:
         return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
     return f"{size / GB:.2f} GB" if size < 10 * GB else f"{size / GB:.1f} GB"
 
 
 def this_machine(device: torch.device, dtype: str) -> Machine:
-    """The device and what is free there now; its speed by one product of matrices."""
+    """Return this machine with its free memory now. Its speed is measured with one matrix product."""
     flops = product_flops(device, DTYPES[dtype])
     cpu = torch.device("cpu")
     free, total = (0, 0) if device.type == "cpu" else (free_bytes(device), total_bytes(device))
@@ -133,7 +144,12 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
 
 
 def with_memory(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
-    """This machine with other amounts of memory; 0 leaves what is free here. Of another device the speed is not known."""
+    """Return this machine with other amounts of memory.
+
+    Args:
+        vram_gb: memory of another accelerator, whose speed is unknown; 0: the accelerator here.
+        ram_gb: RAM; 0: the free RAM here.
+    """
     if vram_gb:
         size = int(vram_gb * GB)
         here = Machine(f"{vram_gb:g} GB", size, here.ram_bytes, device_total=size, ram_total=here.ram_total)

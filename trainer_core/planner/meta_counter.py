@@ -1,7 +1,8 @@
-"""Counting what a computation takes, without doing it: its live bytes and its floating-point operations.
+"""Count the allocated bytes and the floating-point operations of a computation without doing it.
 
-Tensors lie on the meta device: they have shapes and no memory. What is counted is the very code that trains, so that no
-constant can go stale. Only attention is told how the flash kernels of CPU and accelerators do it (FlashShapes).
+Tensors are on the meta device: they have shapes and no memory. The counted code is the training code itself, so no
+constant can become outdated. Only attention is replaced, with the shapes of the flash kernels of CPU and accelerators
+(FlashShapes).
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ from torch.utils.flop_counter import flop_registry
 
 from ..memory.group_offload import inner_tensors
 
+# Operators without a FLOP formula in torch -> dimension of the right factor that gives the output features.
 QUANTIZED_PRODUCTS = {
     "quanto::qbytes_mm": 0,
     "aten::_int_mm": 1,
-}  # torch knows no count for them; the right factor's dimension of results
+}
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive, their peak, and the operations (a product and a sum are two).
+    """Tracks the bytes of the live tensors that are created within it, their peak, and the operations.
 
-    Memory that is there before does not count, nor what a kernel takes and gives back within itself.
+    A multiplication and an addition count as two operations. Tensors from before are not counted, nor is temporary
+    memory inside of a kernel.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = self.flops = 0
         self.is_paused = False
-        self._known: dict[int, Any] = {}
+        self._finalizers: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, Tensor) and hasattr(kind, "__tensor_flatten__") for kind in types):
-            return NotImplemented  # a quantised tensor first: what it does inside is counted as well
+            return NotImplemented  # the quantized tensor dispatches first: the operations inside it are counted as well
         out = func(*args, **(kwargs or {}))
         if self.is_paused:
             return out
@@ -48,40 +51,41 @@ class MemoryTracker(TorchDispatchMode):
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         elif func._schema.name in QUANTIZED_PRODUCTS:
             self.flops += 2 * args[0].numel() * args[1].shape[QUANTIZED_PRODUCTS[func._schema.name]]
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if is_countable(leaf)}
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if is_countable(leaf)}
         for leaf in tree_leaves(out):
-            if is_countable(leaf) and leaf.untyped_storage()._cdata not in given:
+            if is_countable(leaf) and leaf.untyped_storage()._cdata not in inputs:
                 self.add(leaf)
         return out
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's memory from now until it is freed."""
+        """Count a tensor's memory until it is freed."""
         for plain in inner_tensors(tensor):
             storage = plain.untyped_storage()
             key = storage._cdata
-            if key in self._known:
+            if key in self._finalizers:
                 continue
             size = storage.nbytes()
-            self._known[key] = weakref.finalize(storage, self._forget, key, size)
+            self._finalizers[key] = weakref.finalize(storage, self._forget, key, size)
             self.now += size
             self.peak = max(self.peak, self.now)
 
     def _forget(self, key: int, size: int) -> None:
-        if self._known.pop(key, None) is not None:
+        if self._finalizers.pop(key, None) is not None:
             self.now -= size
 
     def mark(self) -> int:
-        """Begin a new peak at what is alive now; returns that."""
+        """Reset the peak to the bytes that are allocated now, and return them."""
         self.peak = self.now
         return self.now
 
 
 def is_countable(value: Any) -> bool:
+    """Return whether a value is a plain tensor."""
     return isinstance(value, Tensor) and (type(value) in (Tensor, nn.Parameter))
 
 
 class ZeroItems(TorchFunctionMode):
-    """On the meta device, numbers that are asked for are 0: an optimiser may read a sum on its way, and goes on."""
+    """On the meta device, read all values as 0, so that an optimizer that reads a sum can continue."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.item) and args[0].is_meta:
@@ -90,7 +94,10 @@ class ZeroItems(TorchFunctionMode):
 
 
 class FlashShapes(TorchFunctionMode):
-    """On the meta device, attention by the shapes of flash kernels; torch would count the slow way, with its T x T matrices."""
+    """On the meta device, compute attention with the shapes of flash kernels.
+
+    torch would count the math kernel with its tokens x tokens matrices.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and args[0].device.type == "meta":
@@ -99,7 +106,7 @@ class FlashShapes(TorchFunctionMode):
 
 
 def bytes_of(*tensors: Tensor) -> int:
-    """Bytes that tensors take, quantised ones in all their parts; memory that is shared counts once."""
+    """Return the bytes of tensors. Quantized tensors count with all their parts, and shared memory counts once."""
     storages = {
         plain.untyped_storage()._cdata: plain.untyped_storage().nbytes() for t in tensors for plain in inner_tensors(t)
     }

@@ -1,6 +1,6 @@
-"""A step counted on the meta device, block by block: bytes that are kept and needed for a while, and operations.
+"""Count a training step on the meta device, block by block: stored bytes, peak bytes and operations.
 
-Blocks of one kind that learn in the same places take the same, so that one of each is counted.
+Blocks of one kind with the same trained layers have the same cost, so one of each kind is counted.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from ..seeds import generator
 from ..setup.attach_adapter import learning
 from .cost_model import BlockCost, ModelCost, OptimizerCost, Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
-from .optimizer_cost import optimizer_of, upkeep_of
+from .optimizer_cost import count_optimizer_cost, optimizer_of
 
 META = torch.device("meta")
 
 
 class MetaModel:
-    """An adapted, quantised transformer without weights, and the optimiser's hold on it.
+    """A quantized transformer with its adapter and optimizer, on the meta device.
 
     Args:
-        device_type: where it is to train.
-        kept: what upkeep_of gives, by counting or from an earlier count; it depends on what learns, not on the base's level.
+        device_type: type of the device of the training.
+        kept: returns the result of count_optimizer_cost, by calling its argument or from a cache. The result depends on
+            the trainable parameters, not on the base's quantization level.
     """
 
     def __init__(
@@ -68,69 +69,70 @@ class MetaModel:
         level = request.model.quantization.level
         load("quantization", level)().quantize_(transformer, (*family.full_precision, *(f"{p}*" for p in others)))
         family.prepare_(transformer, request.model)
-        for (
-            part
-        ) in transformer.modules():  # an assistant, and buffers that no file holds and that were computed on the CPU
+        # An assistant LoRA, and buffers that are in no file and were computed on the CPU.
+        for part in transformer.modules():
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     part._buffers[name] = buffer.to(META)
         choose_products_(transformer, request.model.quantization.products)
         self.layers = inject_(transformer, list(rates), training.rank, training.alpha, config=request.adapter)
-        begin_((layer for name, layer in self.layers.items() if not name.startswith(tuple(others))), request)
+        initialize_((layer for name, layer in self.layers.items() if not name.startswith(tuple(others))), request)
         set_dropout_(self.layers, request.adapter.dropout, training.seed)
-        # Before a block is counted: what learns may change its precision (adamw_bf16).
+        # Before blocks are counted, because the optimizer may change the precision of the parameters (adamw_bf16).
         optimizer = optimizer_of(self.layers, rates, request, device_type)
-        self.upkeep = replace(kept(lambda: upkeep_of(optimizer, self.layers, request)), start=self._start())
+        self.optimizer_cost = replace(
+            kept(lambda: count_optimizer_cost(optimizer, self.layers, request)), start=self._start()
+        )
 
     def cost(self, shape: Shape) -> ModelCost:
-        """Counted; a part of a second."""
+        """Count the cost for a shape, in less than a second."""
         by_kernel = FlashShapes() if self.request.memory.attention != "math" else nullcontext()
         set_micro_(self.layers, 0)
         with by_kernel, torch.enable_grad():
-            calls, asked, before, head_peak, *head_flops = _rest(self, shape)
-            known = {which: _block_cost(self.first[which[0]], *call) for which, call in calls.items()}
+            calls, kinds, before, head_peak, *head_flops = _count_outside_blocks(self, shape)
+            costs = {kind: _block_cost(self.first[kind[0]], *call) for kind, call in calls.items()}
         window, waits = self.routed(shape), self._stream(shape)
-        blocks = tuple(replace(known[which], waits=waits if i in window else 0) for i, which in enumerate(asked))
+        blocks = tuple(replace(costs[kind], waits=waits if i in window else 0) for i, kind in enumerate(kinds))
         inside = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
         everything = (*self.transformer.parameters(), *self.transformer.buffers())
         rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
         weights = rest + sum(block.weights for block in blocks)
-        return ModelCost(weights, self.upkeep, blocks, before, head_peak, *head_flops)
+        return ModelCost(weights, self.optimizer_cost, blocks, before, head_peak, *head_flops)
 
     def routed(self, shape: Shape) -> range:
-        """Places of the blocks that some of the tokens skip."""
+        """Return the indices of the blocks that some of the tokens skip."""
         return range(0) if shape.is_drawn else self.request.training.routed_blocks(len(self.blocks))
 
     def _stream(self, shape: Shape) -> int:
-        """Bytes of a picture's tokens between two blocks."""
+        """Return the bytes of the image tokens between two blocks."""
         num_tokens = shape.batch * shape.width * shape.height // self.family.pixel_step**2
         transformer: Any = self.transformer
         return num_tokens * transformer.inner_dim * DTYPES[self.request.model.dtype].itemsize
 
     def _start(self) -> int:
-        """Bytes that layers keep of what they began with; those of a block count for every block of its kind."""
+        """Return the bytes of the initial values that layers store. A block counts for all of its kind."""
         inside = {id(layer): kind for kind, block in self.first.items() for layer in block.modules()}
         total = 0
         for layer in self.layers.values():
-            held = bytes_of(*(t for _, t in layer.state())) - bytes_of(*(t for _, t in layer.trainable()))
-            total += held * (self.kinds.count(inside[id(layer)]) if id(layer) in inside else 1)
+            size = bytes_of(*(t for _, t in layer.state())) - bytes_of(*(t for _, t in layer.trainable()))
+            total += size * (self.kinds.count(inside[id(layer)]) if id(layer) in inside else 1)
         return total
 
 
-def begin_(layers: Iterable[AdapterLayer], request: TrainRequest) -> None:
-    """Let them start, so that they hold what they hold in the run; numbers there are none."""
-    draw = generator(0, "plan")
+def initialize_(layers: Iterable[AdapterLayer], request: TrainRequest) -> None:
+    """Initialize the adapter layers, so that they hold the same tensors as in the run, without values."""
+    rng = generator(0, "plan")
     for layer in layers:
-        layer.start_(Start(request.training.init, draw, iterations=1, clean=dense_weight(layer.base)))
+        layer.start_(Start(request.training.init, rng, iterations=1, clean=dense_weight(layer.base)))
 
 
 def kind_of(block: nn.Module, targets: Sequence[str]) -> Any:
-    """Equal for blocks that take the same: class, shapes of what is in them, and the layers that learn."""
+    """Return a key that is equal for blocks of equal cost: class, shapes of the parameters, and trained layers."""
     return type(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()), tuple(targets)
 
 
 class _Skip(torch.autograd.Function):
-    """Results and gradients of the right shapes, and nothing kept."""
+    """A function with outputs and gradients of the right shapes that stores nothing."""
 
     @staticmethod
     def forward(ctx: Any, shapes: list[Tensor], _: Tensor, *inputs: Tensor) -> Any:
@@ -140,15 +142,21 @@ class _Skip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        found: list[Any] = [i and torch.empty(i[0], dtype=i[1], device=META) for i in ctx.inputs]
-        return None, None, *found
+        gradients: list[Any] = [i and torch.empty(i[0], dtype=i[1], device=META) for i in ctx.inputs]
+        return None, None, *gradients
 
 
-def _rest(skeleton: MetaModel, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]], list[Any], int, int, int, int]:
-    """A step without what happens in blocks: what each kind of block is called with, for every number of tokens, and which of
-    these each block is."""
+def _count_outside_blocks(
+    model: MetaModel, shape: Shape
+) -> tuple[dict[Any, tuple[Any, Any]], list[Any], int, int, int, int]:
+    """Count a step without the computation inside of the blocks.
+
+    Returns:
+        The arguments of each kind of block (its kind and number of tokens), the kind of each block, and the figures
+        `before`, `head_peak`, `head_flops` and `head_forward_flops` of ModelCost.
+    """
     calls: dict[Any, tuple[Any, Any]] = {}
-    asked: list[Any] = []
+    kinds: list[Any] = []
     results: dict[Any, list[Tensor]] = {}
     ends: list[int] = []
     trigger = torch.zeros((), device=META, requires_grad=True)
@@ -158,38 +166,38 @@ def _rest(skeleton: MetaModel, shape: Shape) -> tuple[dict[Any, tuple[Any, Any]]
         def call(*args: Any, **kwargs: Any) -> Any:
             if not ends:
                 ends.append(counter.now)
-            which = kind, args[0].shape
-            asked.append(which)
-            if which not in calls:
-                calls[which] = tree_map_only(Tensor, _like, (args, kwargs))
+            key = kind, args[0].shape
+            kinds.append(key)
+            if key not in calls:
+                calls[key] = tree_map_only(Tensor, _like, (args, kwargs))
                 with torch.no_grad(), _Paused(counter):
-                    results[which] = [_like(x) for x in tree_leaves(forward(*calls[which][0], **calls[which][1]))]
+                    results[key] = [_like(x) for x in tree_leaves(forward(*calls[key][0], **calls[key][1]))]
             tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            out = _Skip.apply(results[which], trigger, *tensors)
+            out = _Skip.apply(results[key], trigger, *tensors)
             ends[1:] = [counter.now]
             counter.mark()
             return out
 
         return call
 
-    for kind, block in zip(skeleton.kinds, skeleton.blocks, strict=True):
+    for kind, block in zip(model.kinds, model.blocks, strict=True):
         block.forward = stand_in(kind, block.forward)
     try:
         with counter:
-            loss = _loss(skeleton, shape, counter)
+            loss = _loss(model, shape, counter)
             forward = counter.flops
             loss.backward()
     finally:
-        for block in skeleton.blocks:
+        for block in model.blocks:
             del block.forward
             for parameter in block.parameters():
                 parameter.grad = None
     del loss
-    return calls, asked, ends[0], counter.peak - ends[1], counter.flops, forward
+    return calls, kinds, ends[0], counter.peak - ends[1], counter.flops, forward
 
 
 class _Paused:
-    """Under a counter that is on, nothing is counted for a while."""
+    """Context manager that pauses an active counter."""
 
     def __init__(self, counter: MemoryTracker):
         self.counter = counter
@@ -201,32 +209,32 @@ class _Paused:
         self.counter.is_paused = False
 
 
-def _loss(skeleton: MetaModel, shape: Shape, counter: MemoryTracker) -> Tensor:
-    """As train/step/loop.py's micro_loss."""
-    factor = skeleton.family.pixel_step // 2
+def _loss(model: MetaModel, shape: Shape, counter: MemoryTracker) -> Tensor:
+    """Compute the loss as micro_loss in train/step/loop.py does."""
+    factor = model.family.pixel_step // 2
     channels = 16
     latents = [
         torch.empty(shape.batch, channels, shape.height // factor, shape.width // factor, device=META) for _ in "xv"
     ]
-    width = text_width(skeleton.transformer)
-    dtype = DTYPES[skeleton.request.model.dtype]
+    width = text_width(model.transformer)
+    dtype = DTYPES[model.request.model.dtype]
     text = [torch.empty(shape.text_tokens, width, dtype=dtype, device=META) for _ in range(shape.batch)]
-    # A picture to start from has the bucket of the one that is to become of it.
-    beside = {"reference": latents[1]} if skeleton.family.takes_references(skeleton.request.model) else {}
+    # A reference image has the bucket of its target image.
+    beside = {"reference": latents[1]} if model.family.takes_references(model.request.model) else {}
     sigma = torch.ones(shape.batch, device=META)
     route = None
-    if window := skeleton.routed(shape):
+    if window := model.routed(shape):
         num_tokens = latents[0][0, 0].numel() // 4
-        count = num_kept(num_tokens, skeleton.request.training.routed_share)
+        count = num_kept(num_tokens, model.request.training.routed_share)
         route = Route(window[0], window[-1], torch.empty(shape.batch, count, dtype=torch.int64, device=META))
-    prediction = skeleton.family.predict(skeleton.transformer, latents[0], sigma, text, route=route, **beside)
-    is_weighed = route is not None or any(skeleton.request.dataset.mask_roots)
+    prediction = model.family.predict(model.transformer, latents[0], sigma, text, route=route, **beside)
+    is_weighed = route is not None or any(model.request.dataset.mask_roots)
     weight = torch.empty_like(latents[0][:, :1]) if is_weighed else None
     return velocity_loss(prediction, latents[1], weight).mean()
 
 
 def text_width(transformer: Any) -> int:
-    """Features of a text token, read off the layer that takes them."""
+    """Return the features of a text token, read off the layer that takes them."""
     return int(transformer.context_embedder.in_features)
 
 
@@ -247,7 +255,7 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
     with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
         block(*args, **kwargs)
     again_flops = counter.flops
-    # The streams; tables of positions are deeper.
+    # The streams have three dimensions; position embeddings have more.
     args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
     counter = MemoryTracker()
     with counter:
@@ -255,11 +263,12 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
         kept, grad_peak = counter.now, counter.peak
         torch.autograd.backward(results, [torch.empty_like(x) for x in results])
         backward_peak = counter.peak
-    learning = [p for p in block.parameters() if p.requires_grad]
-    for parameter in learning:
+    trainable = [p for p in block.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.grad = None
     return BlockCost(
         weights=bytes_of(*frozen), leaves=sum(leaves), largest_leaf=max(leaves, default=0),
         output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
-        gradients=bytes_of(*learning), forward_flops=flops, again_flops=again_flops, backward_flops=counter.flops - flops,
+        gradients=bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
+        backward_flops=counter.flops - flops,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What learning takes beside the passes through the model: the very optimiser and average of the run, made to step on the meta device."""
+"""Count the cost of the optimizer: run the run's own optimizer and weight average for one step on the meta device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .meta_counter import MemoryTracker, ZeroItems, bytes_of
 def optimizer_of(
     layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], request: TrainRequest, device_type: str = "cuda"
 ) -> torch.optim.Optimizer:
-    """The run's optimiser; what learns takes the precision that it gives it.
+    """Return the run's optimizer. It may change the precision of the trainable parameters.
 
     Args:
-        layers: on the meta device. rates: see adapter.learning.
-        device_type: of the device that is planned for: how much is done at once may depend on it (adamw_bf16).
+        layers: adapter layers, on the meta device.
+        rates: factors of the learning rate, see setup.attach_adapter.learning.
+        device_type: type of the device of the training. The size of temporary tensors may depend on it (adamw_bf16).
     """
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     training = request.training
@@ -34,10 +35,10 @@ def optimizer_of(
     return optimizer
 
 
-def upkeep_of(
+def count_optimizer_cost(
     optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest
 ) -> OptimizerCost:
-    """Counted over a step, without what the layers began with. For a released model a few seconds."""
+    """Count the bytes over one step, without the initial values of the layers. A few seconds for a released model."""
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)
     counter = MemoryTracker()
@@ -47,18 +48,18 @@ def upkeep_of(
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
-        held = counter.now - gradients  # gradients are counted as well, and stay where they are
+        resident = counter.now - gradients  # gradients are counted as well, and stay allocated
         for parameter in parameters:
             parameter.grad = None
-        step_peak = counter.peak - held
+        step_peak = counter.peak - resident
         counter.mark()
         if ema:
             ema.update_(layers)
-        step_peak = max(step_peak, counter.peak - held)
+        step_peak = max(step_peak, counter.peak - resident)
         counter.mark()
         with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
-            aside = counter.peak - held
+            aside = counter.peak - resident
     return OptimizerCost(
         adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
-        states=held - average, average=average, step_peak=step_peak, aside=aside,
+        states=resident - average, average=average, step_peak=step_peak, aside=aside,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is known of a run before it begins: of its pictures, its captions, its text encoder and its VAE. No weights are loaded."""
+"""Facts about a run before it starts: its images, captions, text encoder and VAE. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -23,58 +23,48 @@ from ..storage.digest_table import digests, first_of_each
 from .cost_model import Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 
-CHARACTERS_A_TOKEN = 3  # of T5, on captions; English has four or more, so that this is on the safe side
+CHARACTERS_A_TOKEN = 3  # of T5 on captions; English has four or more, so this overestimates the tokens
 MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """Bytes of a text encoder, as it is quantised.
+    """Cost of a text encoder after its quantization, in bytes."""
 
-    Args:
-        weights: all. blocks: those of its repeated blocks; largest_block: of one.
-        work: for the longest prompt. width: features of a token.
-    """
-
-    weights: int
-    blocks: int
-    largest_block: int
-    work: int
-    width: int
+    weights: int  # all weights
+    blocks: int  # weights of its repeated blocks
+    largest_block: int  # weights of the largest block
+    work: int  # temporary memory for the longest prompt
+    width: int  # features of a token
     is_quantized: bool
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of the data and the files. largest: the bucket of most pixels.
+    """Facts about the data and the models of a run."""
 
-    latent_pixels: pixels of all pictures, and of those they start from. prompts: number of distinct prompts. element_bytes: of an embedding's number.
-    validation_pixels: of the largest picture that is drawn. codec_width: the VAE's, as a share of the released one's.
-    prior: micro-batches with pictures that keep the model as it is.
-    """
-
-    largest: Shape
-    latent_pixels: int
-    prompts: int
+    largest: Shape  # the bucket with the most pixels
+    latent_pixels: int  # pixels of all images, and of their reference images
+    prompts: int  # number of distinct prompts
     encoder: EncoderCost
-    element_bytes: int
-    validation_pixels: int
+    element_bytes: int  # bytes of an element of a text embedding
+    validation_pixels: int  # pixels of the largest validation image
     num_steps: int
     codec_bytes: int
-    codec_width: float
-    prior: PriorShares
+    codec_width: float  # width of the VAE as a share of the released one's
+    prior: PriorShares  # micro-batches with prior preservation
 
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """longest: characters. distinct: how many are not the same."""
+    """Facts about all captions of a dataset."""
 
-    longest: int
-    distinct: int
+    longest: int  # characters of the longest caption
+    distinct: int  # number of distinct captions
 
 
 def caption_facts(samples: Sequence[Sample]) -> CaptionFacts:
-    """One look at every caption; none is kept."""
+    """Read every caption once. None stays in memory."""
     longest = 0
 
     def keys() -> Iterator[str]:
@@ -96,10 +86,11 @@ def facts_of(
     codec: tuple[int, float],
     captions: CaptionFacts,
 ) -> RunFacts:
-    """What the dataset and the settings say.
+    """Return the facts about the dataset and the settings.
 
     Args:
-        resolution: that the index's pictures were placed at; a lower one makes them smaller in proportion.
+        resolution: resolution at which the index assigned the images to buckets. If the request has a lower one, the
+            images are assumed to be smaller in proportion.
     """
     samples, training = index.samples, request.training
     ratio = request.dataset.parts[0].resolution / resolution
@@ -110,7 +101,7 @@ def facts_of(
     size = [max(step, round(edge * ratio / step) * step) for edge in (width, height)]
     tokens = min(MAX_TOKENS, captions.longest // CHARACTERS_A_TOKEN + 2)
     repeats = np.array([part.repeats for part in request.dataset.parts])
-    keeps = np.array([part.prior_preservation for part in request.dataset.parts])
+    preserves_prior = np.array([part.prior_preservation for part in request.dataset.parts])
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
@@ -119,12 +110,14 @@ def facts_of(
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
         codec_bytes=codec[0], codec_width=codec[1],
-        prior=prior_shares(rows["bucket"], keeps[rows["part"]], repeats[rows["part"]], training.batch_size),
+        prior=prior_shares(
+            rows["bucket"], preserves_prior[rows["part"]], repeats[rows["part"]], training.batch_size
+        ),
     )  # fmt: skip
 
 
 def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
-    """Counted on the meta device, quantised as the request asks, over the longest prompt there can be."""
+    """Count the text encoder on the meta device, quantized as requested, for the longest possible prompt."""
     convert = text_converter(request.model.quantization, torch.device("meta"))
     encoder: Any = family.empty_text_encoder(request.model, convert).requires_grad_(False)
     blocks = max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len)
@@ -137,47 +130,51 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
 
 
 def codec_cost(request: TrainRequest) -> tuple[int, float]:
-    """Bytes of the VAE, which computes in fp32, and its width at full size as a share of the released one's."""
+    """Return the bytes of the VAE in fp32, and its width at full size as a share of the released one's."""
     vae: Any = empty_vae(request.model)
     return bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128
 
 
 @dataclass(frozen=True)
 class PriorShares:
-    """Of all micro-batches, those with any picture that keeps the model as it is, and those of such pictures alone."""
+    """Shares of all micro-batches, by their images with prior preservation."""
 
-    some: float = 0.0
-    only: float = 0.0
+    some: float = 0.0  # with at least one such image
+    only: float = 0.0  # with such images alone
 
 
 def prior_shares(buckets: np.ndarray, is_prior: np.ndarray, repeats: np.ndarray, batch_size: int) -> PriorShares:
-    """Expected over the orders that data/batch_sampler.py draws: each bucket's samples shuffled and cut into batches, the last one smaller.
+    """Return the expected shares over the orders of data/batch_sampler.py.
+
+    It shuffles each bucket's samples and cuts them into batches, of which the last one may be smaller.
 
     Args:
-        buckets: (samples, 2), width and height. is_prior: (samples,), bool. repeats: (samples,).
+        buckets: width and height of each sample's bucket, (samples, 2).
+        is_prior: which samples have prior preservation, (samples,), bool.
+        repeats: repeats of each sample, (samples,).
     """
     if not is_prior.any():
         return PriorShares()
     _, kind = np.unique(buckets, axis=0, return_inverse=True)
     kind = kind.reshape(-1)
     total = np.bincount(kind, repeats).astype(np.int64)
-    kept = np.bincount(kind, repeats * is_prior).astype(np.int64)
+    num_prior = np.bincount(kind, repeats * is_prior).astype(np.int64)
     batches = some = only = 0.0
-    for members, prior in zip(total.tolist(), kept.tolist(), strict=True):
+    for members, prior in zip(total.tolist(), num_prior.tolist(), strict=True):
         full, rest = divmod(members, batch_size)
         for count, size in ((full, batch_size), (int(rest > 0), rest)):
             if count:
                 batches += count
-                some += count * (1 - _chance(members - prior, members, size))
-                only += count * _chance(prior, members, size)
+                some += count * (1 - _chance_of_all(members - prior, members, size))
+                only += count * _chance_of_all(prior, members, size)
     return PriorShares(some / batches, only / batches)
 
 
-def _chance(wanted: int, members: int, size: int) -> float:
-    """That so many different members are all wanted ones: prod (wanted - i) / (members - i)."""
-    return float(np.prod((wanted - np.arange(size)).clip(0) / (members - np.arange(size))))
+def _chance_of_all(matching: int, members: int, size: int) -> float:
+    """Return the probability that `size` distinct members are all matching: prod (matching - i) / (members - i)."""
+    return float(np.prod((matching - np.arange(size)).clip(0) / (members - np.arange(size))))
 
 
 def rollout_passes(training: TrainingConfig, shares: PriorShares) -> float:
-    """Of one micro-batch, on average. A batch of nothing but pictures that keep the model as it is has no rollout."""
+    """Return the average rollout passes of a micro-batch. A batch of prior-preservation images alone has no rollout."""
     return (1 - shares.only) * training.rollout_probability * (1 + training.rollout_steps) / 2

@@ -111,8 +111,7 @@ def wrap(text: str, size: float, width: float, max_lines: int) -> list[str]:
     """Return lines of at most `width` pixels.
 
     Lines break at spaces, and within a word only if it is too long for a line. If max_lines are not enough, the last
-    one
-    ends with an ellipsis.
+    one ends with an ellipsis.
     """
     lines, line = [], ""
     for word in " ".join(text.split()).split(" "):

@@ -29,8 +29,7 @@ def draw_grid(
     """Return a grid of images, each with its own aspect ratio.
 
     The longer edge of an image has 160 to 512 pixels: small images are enlarged by an integer factor, large ones are
-    scaled
-    down. Long labels wrap.
+    scaled down. Long labels wrap.
 
     Args:
         rows: Images (H, W, 3), uint8; None leaves a cell empty. Rows may have different lengths.
@@ -81,9 +80,9 @@ def draw_grid(
     return page
 
 
-def fit(picture: Any, limit: int = LARGEST_EDGE) -> Image.Image:
+def fit(array: Any, limit: int = LARGEST_EDGE) -> Image.Image:
     """Return the image with 160 to `limit` pixels along its longer edge."""
-    image = Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8)).convert("RGB")
+    image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)).convert("RGB")
     edge = max(image.size)
     if edge < SMALLEST_EDGE:
         factor = min(-(-SMALLEST_EDGE // edge), max(1, limit // edge))

@@ -20,8 +20,7 @@ def draw_pair_sheet(index: Index, references: References, path: Path) -> None:
     """Draw up to 8 pairs, one per row, evenly distributed over the dataset.
 
     A row shows the reference and its target as a whole. If they are larger than a cell, it also shows the center of
-    both at
-    full resolution.
+    both at full resolution.
 
     Raises:
         Unreadable: Those of these images that can't be decoded.

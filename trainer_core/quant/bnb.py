@@ -1,4 +1,4 @@
-"""bitsandbytes: 4-bit normal floats with twice quantised scales, and 8-bit integers."""
+"""bitsandbytes: 4-bit normal floats with double quantization, and 8-bit integers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .quantizer import Quantizer
 from .rowwise import RowScaled
 
 BLOCK = 64
-NUM_CODES = 256  # of an inner scale
+NUM_CODES = 256  # values of an inner scale
 OUTER_BLOCK = 256  # inner scales that share an outer one
 
 
 def _functional() -> ModuleType:
-    """By name, so that neither the import nor the type checker asks for an optional package."""
+    """Import the module by name, so that neither the import nor the type checker requires an optional package."""
     return importlib.import_module("bitsandbytes.functional")
 
 
 class Nf4Bnb(Quantizer):
-    """Each 64 weights: 16 quantiles of a normal distribution, times their largest magnitude, which is kept in 8 bits itself.
+    """Each 64 weights: 16 quantiles of a normal distribution, times their largest magnitude, which is stored in 8 bits.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314.
     """
@@ -60,7 +60,7 @@ class Nf4Bnb(Quantizer):
 
 
 def _nf4_shapes(num_weights: int) -> dict[str, Tensor]:
-    """What encode gives, without numbers: the package has no meta kernels of it."""
+    """Return the result of `encode` without data, because the package has no meta kernels."""
     num_blocks = -(-num_weights // BLOCK)
 
     def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -76,7 +76,9 @@ def _nf4_shapes(num_weights: int) -> dict[str, Tensor]:
 
 
 class Int8Bnb(RowScaled):
-    """The weights of LLM.int8(). Its products with rounded activations are not used: they serve inference.
+    """The weight format of LLM.int8().
+
+    Its products with rounded activations are not used, because they are for inference.
 
     Source: Dettmers et al. 2022, arXiv:2208.07339.
     """
@@ -85,5 +87,5 @@ class Int8Bnb(RowScaled):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         functional = _functional()
-        codes, absmax, _ = functional.int8_vectorwise_quant(weight.half().contiguous())  # its kernels take fp16 only
+        codes, absmax, _ = functional.int8_vectorwise_quant(weight.half().contiguous())  # its kernels only support fp16
         return {"codes": codes, "scale": absmax.float().reshape(-1, 1) / 127}

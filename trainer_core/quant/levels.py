@@ -1,4 +1,4 @@
-"""Level auto, where there is no training whose plan could choose: by what the weights take."""
+"""Resolve level "auto" where no training plan can choose it: by the size of the weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from ..config.model import AUTO, ModelConfig
 from ..devices import total_bytes
 from .loading import Source
 
-FINEST_FIRST = {"none": 1.0, "int8-quanto": 0.53, "int4-quanto": 0.3}  # level -> bytes, as a share of the model's own
-SHARE = 0.7  # of the memory, for the weights; pictures, the VAE and the system have the rest
+FINEST_FIRST = {"none": 1.0, "int8-quanto": 0.53, "int4-quanto": 0.3}  # level -> size, as a share of the original
+SHARE = 0.7  # of the memory, for the weights; the rest is for images, the VAE and the system
 
 
 def with_level_to_draw(
     model: ModelConfig, family: Source, device: torch.device, trained: ModelConfig | None = None
 ) -> ModelConfig:
-    """The model with a level that can be loaded: that which a LoRA was trained with, else the finest whose weights leave room.
+    """Return the model with a level that can be loaded for sampling.
+
+    This is the level that a LoRA was trained with, or else the finest one whose weights leave enough memory.
 
     Args:
-        trained: the LoRA's own base.
+        model: The model.
+        family: Its family.
+        device: Where it is loaded.
+        trained: The base model that a LoRA was trained on.
     """
     if model.quantization.level != AUTO:
         return model

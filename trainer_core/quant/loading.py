@@ -1,4 +1,4 @@
-"""The base and the text encoder, quantised while they are read: of the full weights one layer is in memory at a time."""
+"""Load and quantize the base model and the text encoder, with only one full-precision layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Convert = Callable[[str, nn.Linear], nn.Module]
 
 
 class Source(Protocol):
-    """The part of a family that loading asks. See models/family.py."""
+    """The part of a model family that loading needs. See models/family.py."""
 
     name: str
 
@@ -39,40 +39,46 @@ class Source(Protocol):
 
 
 def quantization_problems(config: QuantizationConfig, device: torch.device) -> list[Problem]:
-    """Levels that this machine can't do: a package is missing, or the device has no kernel for it. Loads packages, no model."""
-    found = missing_packages(config)
+    """Return a problem for each level that this machine can't use: a package or a kernel is missing.
+
+    Imports packages, but loads no model.
+    """
+    problems = missing_packages(config)
     for field in ("level", "text_encoder"):
-        if getattr(config, field) == AUTO:  # chosen later, among those that need nothing
+        if getattr(config, field) == AUTO:  # chosen later, among levels without requirements
             continue
-        quantizer = _quantizer(getattr(config, field))
-        reason = "" if quantizer.missing() else quantizer.unfit(device, _encoder(config, device))
+        quantizer = _load_quantizer(getattr(config, field))
+        reason = "" if quantizer.missing() else quantizer.unfit(device, _encoder_device(config, device))
         if reason:
-            found.append(Problem(field, f"{getattr(config, field)} {reason}"))
-    return found
+            problems.append(Problem(field, f"{getattr(config, field)} {reason}"))
+    return problems
 
 
 def load_base(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
-    """The frozen transformer as it is trained and drawn with, see load_quantized and Family.prepare_."""
+    """Return the frozen transformer for training and sampling. See load_quantized and Family.prepare_."""
     base = load_quantized(family, model, host, device)
     family.prepare_(base, model)
     return base
 
 
 def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
-    """The frozen transformer on the CPU, quantised as the model asks, from the cache where it lies there.
+    """Return the frozen transformer on the CPU, quantized as configured, from the cache if possible.
 
     Args:
-        device: the run's; with quantize_via "accelerator" layers visit it one by one to be encoded.
+        family: Family of the model.
+        model: The model and its quantization.
+        host: Receives progress; provides the cache folder.
+        device: The run's device. With quantize_via "accelerator" layers are moved there one by one to be encoded.
     Raises:
-        UserError: files are missing or do not fit.
-        Cancelled: between two layers; the cache then holds shards without an index, and they are written anew.
+        UserError: Files are missing or do not fit.
+        Cancelled: Between two layers. The cache then contains shards without an index, which are written again.
     """
     config = model.quantization
-    quantizer = _quantizer(config.level)
+    quantizer = _load_quantizer(config.level)
     if quantizer.is_plain:
         host.emit(PhaseStarted("load"))
         return family.load_transformer(model)
-    encoder = _encoder(config, device)
+    encoder = _encoder_device(config, device)
     keep = family.full_precision
     identity = sha256_text(family.name, family.identity(model, "transformer"))
     key = base_key(identity, config.level, quantizer, model.dtype, keep, encoder.type)
@@ -106,23 +112,26 @@ def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch
 
 
 def text_converter(config: QuantizationConfig, device: torch.device) -> Convert | None:
-    """What quantises the text encoder's layers while they are read; None where it stays in the model's precision."""
-    quantizer = _quantizer(config.text_encoder)
+    """Return the function that quantizes the text encoder's layers while they are loaded.
+
+    None if the text encoder keeps the model's precision.
+    """
+    quantizer = _load_quantizer(config.text_encoder)
     if quantizer.is_plain:
         return None
-    return lambda name, linear: quantizer.layer(linear, _encoder(config, device))
+    return lambda name, linear: quantizer.layer(linear, _encoder_device(config, device))
 
 
 def text_identity(family: Source, model: ModelConfig) -> str:
-    """Names what decides an embedding: the text encoder, and how it is quantised."""
+    """Return the identity of everything that determines an embedding: the text encoder and its quantization."""
     identity, level = family.identity(model, "text_encoder"), model.quantization.text_encoder
-    quantizer = _quantizer(level)
+    quantizer = _load_quantizer(level)
     return identity if quantizer.is_plain else sha256_text(identity, level, quantizer.version)
 
 
-def _quantizer(level: str) -> Quantizer:
+def _load_quantizer(level: str) -> Quantizer:
     return load("quantization", level)()
 
 
-def _encoder(config: QuantizationConfig, device: torch.device) -> torch.device:
+def _encoder_device(config: QuantizationConfig, device: torch.device) -> torch.device:
     return device if config.quantize_via == "accelerator" else torch.device("cpu")

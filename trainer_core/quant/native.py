@@ -12,8 +12,9 @@ FP8_MAX = torch.finfo(FP8).max  # 448
 
 
 class Fp8Native(RowScaled):
-    """codes = round_to_e4m3(W / scale), scale = max |row| / 448: the largest weight of each row is the largest float8.
+    """codes = round_to_e4m3(W / scale), scale = max |row| / 448.
 
+    The largest weight of each row becomes the largest float8.
     Source: Micikevicius et al. 2022, arXiv:2209.05433 (the e4m3 format).
     """
 

@@ -1,4 +1,4 @@
-"""A Linear whose weight is kept in fewer bits."""
+"""A Linear layer whose weight is stored in fewer bits."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from torch import Tensor, nn
 
 
 class Format(Protocol):
-    """How one weight becomes plain tensors of few bits, and comes back."""
+    """How a weight is decoded from its plain low-precision tensors."""
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """The weight, (out, in), in dtype, on the device of what is stored; a new tensor."""
+        """Return the weight, (out, in), in dtype: a new tensor on the device of the stored tensors."""
         ...
 
 
 class Multiply(Protocol):
-    """Multiplies codes as they are. See products.py."""
+    """Multiplies codes without decoding them. See low_precision_matmul.py."""
 
     def __call__(self, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """(..., in) x (out, in) -> (..., out), in the precision of x, with a gradient to x."""
         ...
 
     def gradient(self, grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-        """That gradient: (..., out) x (out, in) -> (..., in)."""
+        """Return that gradient: (..., out) x (out, in) -> (..., in)."""
         ...
 
 
 class QuantizedLinear(nn.Linear):
-    """y = W~ x + b, where W~ is decoded for each product and not kept, neither for the backward pass.
+    """y = W~ x + b, where W~ is decoded for each matrix product and not stored, not even for the backward pass.
 
-    With a `product` nothing is decoded where gradients are computed: inputs are rounded and multiplied with the codes. Without
-    gradients (pictures, losses on images that are held out, norms) W~ acts as it is, for so the LoRA will be used.
+    With a `product` nothing is decoded while gradients are computed: inputs are rounded and multiplied with the codes.
+    Without gradients (validation images, losses on held-out images, norms) W~ is decoded and inputs are not rounded,
+    because that is how the LoRA will be used.
 
-    The stored tensors are parameters without a gradient, plain ones: they move, are saved and loaded as any others. Their types are
-    their own: `.to(dtype)` changes the bias and the precision W~ is decoded in, and leaves them alone.
+    The stored tensors are plain parameters without a gradient, which are moved, saved and loaded like any others. They
+    keep their own types: `.to(dtype)` changes the bias and the precision that W~ is decoded in, but not them.
 
     Args:
-        format: see Format.
-        stored: what its `encode` made of the weight.
+        format: See Format.
+        stored: Result of its `encode`.
         shape: (out, in).
-        dtype: precision of the weight as it was loaded.
+        dtype: Precision of the weight when it was loaded.
         bias: (out,) or None.
     """
 
@@ -55,7 +56,7 @@ class QuantizedLinear(nn.Linear):
         dtype: torch.dtype,
         bias: Tensor | None,
     ):
-        nn.Module.__init__(self)  # nn.Linear's own would make a weight
+        nn.Module.__init__(self)  # nn.Linear's own __init__ would create a weight
         self.out_features, self.in_features = shape
         self.format, self.dtype, self.stored_names = format, dtype, tuple(stored)
         self.product: Multiply | None = None  # for levels that store `codes` and `scale`
@@ -65,16 +66,16 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """What is kept of the weight."""
+        """The stored tensors of the weight."""
         return {name: getattr(self, name) for name in self.stored_names}
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As dequantize(): decoded anew each time."""
+        """The decoded weight; see dequantize(). It is decoded on every access."""
         return self.dequantize()
 
     def dequantize(self) -> Tensor:
-        """W~, (out, in), in the precision it was loaded in. See adapters/dense_weight.py."""
+        """Return W~, (out, in), in the precision it was loaded in. See adapters/dense_weight.py."""
         with torch.no_grad():
             return self.format.decode(self.stored, (self.out_features, self.in_features), self.dtype)
 
@@ -91,7 +92,7 @@ class QuantizedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
-        """dL/dx of forward, from dL/dy, for those that call it without autograd: (..., out) -> (..., in)."""
+        """Return dL/dx of forward from dL/dy, for callers without autograd: (..., out) -> (..., in)."""
         if self.product is None:
             return torch.matmul(grad, self.dequantize())
         stored = self.stored
@@ -101,19 +102,22 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {type(self.format).__name__}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        # Parameters change in place; offloading takes them out for a while.
+        # Parameters are changed in place; offloading removes them temporarily.
         before = {name: tensor.detach() for name, tensor in self.stored.items() if tensor is not None}
         super()._apply(fn, recurse)
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         for name, old in before.items():
             new = getattr(self, name)
-            if new.dtype != old.dtype:  # the packed bits and their scales keep their own types
+            if new.dtype != old.dtype:  # packed bits and scales keep their own types
                 setattr(self, name, nn.Parameter(old.to(new.device), requires_grad=False))
         return self
 
 
 class _Product(torch.autograd.Function):
-    """y = x W~^T, and dL/dx = dL/dy W~: both from the stored tensors, so that no full weight waits for the backward pass."""
+    """y = x W~^T, and dL/dx = dL/dy W~.
+
+    Both decode W~ from the stored tensors, so that no full weight is held for the backward pass.
+    """
 
     @staticmethod
     def forward(

@@ -1,6 +1,7 @@
-"""What a quantisation level brings: a class by this contract and one registry line.
+"""The interface of a quantization level. A new level is a class with this interface and one registry line.
 
-A level says how one weight is encoded into plain tensors and decoded again. Layers, caches and loading are the same for all of them.
+A level defines how a weight is encoded into plain tensors and decoded again. Layers, caches and loading are the same
+for all levels.
 """
 
 from __future__ import annotations
@@ -17,54 +18,72 @@ from .packages import EXTRAS, missing_for, version_of
 from .quantized_linear import QuantizedLinear
 
 PROBE_SHAPE = (64, 256)
-PROBE_ERROR = 0.5  # relative; 2 bits are off by 0.3, a wrong kernel by 1
+PROBE_ERROR = 0.5  # relative; the error of 2 bits is 0.3, that of a wrong kernel 1
 
 
 class Quantizer(ABC):
-    """Stores the weights of a frozen base in fewer bits."""
+    """Stores the weights of the frozen base model in fewer bits.
 
-    extra = ""  # the optional extra that brings its package (packages.EXTRAS), "" for torch alone
-    is_plain = False  # keeps everything as it is
+    Attributes:
+        extra: Name of the optional extra with its package (see packages.EXTRAS); "" if torch is enough.
+        is_plain: Whether it leaves every weight as it is.
+    """
+
+    extra = ""
+    is_plain = False
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The weight, (out, in), floating point, as named plain tensors on its device. Integers, or floats in safetensors' types.
+        """Return the weight as named plain tensors on its device: integers, or floats that safetensors supports.
 
-        On the meta device too: the memory plan counts with layers that hold no numbers.
+        It must also work on the meta device, because the memory plan uses layers without data.
+
+        Args:
+            weight: (out, in), floating point.
         """
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """The way back, rounded to dtype once: (out, in), a new tensor on the device of what is stored."""
+        """Return the decoded weight, (out, in), rounded to dtype once.
+
+        It is a new tensor on the device of the stored tensors.
+        """
 
     def missing(self) -> str:
-        """'' where its package is installed, else what is missing and how to get it. Imports nothing."""
+        """Return "" if its package is installed, else what is missing and how to install it. Imports nothing."""
         return missing_for(self.extra)
 
     def unfit(self, device: torch.device, encoder: torch.device | None = None) -> str:
-        """'' where it can be encoded on the one device (None: the CPU) and decoded on the other, found by trying a small weight; else
-        the reason in words."""
+        """Return "" if a small test weight can be encoded and decoded, else the reason.
+
+        Args:
+            device: Where the weight is decoded.
+            encoder: Where the weight is encoded; None for the CPU.
+        """
         weight = torch.linspace(-1, 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE)
-        weight = weight[:, torch.arange(PROBE_SHAPE[1]) * 37 % PROBE_SHAPE[1]]  # rows that are not sorted
+        weight = weight[:, torch.arange(PROBE_SHAPE[1]) * 37 % PROBE_SHAPE[1]]  # unsorted rows
         try:
             encoded = self.encode(weight.to(encoder or weight.device))
             stored = {name: tensor.to(device) for name, tensor in encoded.items()}
             decoded = self.decode(stored, PROBE_SHAPE, torch.float32).cpu()
-        except Exception as error:  # packages raise whatever they like where a kernel is missing
+        except Exception as error:  # packages raise all kinds of errors if a kernel is missing
             return f"can't run on {device}: {reason_of(error)}; choose another level"
-        off = ((decoded - weight).norm() / weight.norm()).item()
-        return "" if off <= PROBE_ERROR else f"gives wrong numbers on {device} (off by {off:.0%}); choose another level"
+        error_share = ((decoded - weight).norm() / weight.norm()).item()
+        if error_share <= PROBE_ERROR:
+            return ""
+        return f"gives wrong results on {device} (relative error {error_share:.0%}); choose another level"
 
     @property
     def version(self) -> str:
-        """Package and version: other versions may encode other bits."""
+        """Package and version, because other versions may encode different bits."""
         return f"{EXTRAS[self.extra]} {version_of(EXTRAS[self.extra])}" if self.extra else "own"
 
     def layer(self, linear: nn.Linear, device: torch.device | None = None) -> nn.Linear:
-        """The quantised layer that takes a Linear's place.
+        """Return the quantized layer that replaces a Linear.
 
         Args:
-            device: where it is encoded; None: where the weight is. What comes out lies where the weight was.
+            linear: The layer.
+            device: Where the weight is encoded; None for its own device. The result is on the weight's device.
         """
         weight = linear.weight.detach()
         with torch.no_grad():
@@ -74,9 +93,13 @@ class Quantizer(ABC):
         return QuantizedLinear(self, on_home, shape, weight.dtype, linear.bias)
 
     def quantize_(self, transformer: nn.Module, keep: tuple[str, ...]) -> nn.Module:
-        """Quantise the Linears of a loaded model in place, one after the other, but for modules whose name matches a pattern of `keep`.
+        """Quantize the Linear layers of a loaded model in place, one after the other.
 
-        Runs before a LoRA is injected: afterwards nothing of the base requires a gradient.
+        This runs before a LoRA is injected: afterwards no parameter of the base model requires a gradient.
+
+        Args:
+            transformer: The model.
+            keep: Patterns of module names that stay in full precision.
         """
         for name in [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]:
             if not is_kept(name, keep):
@@ -86,7 +109,7 @@ class Quantizer(ABC):
 
 
 def is_kept(name: str, keep: tuple[str, ...]) -> bool:
-    """Whether a module of this full name stays in full precision."""
+    """Return whether the module with this full name stays in full precision."""
     return any(fnmatchcase(name, pattern) for pattern in keep)
 
 

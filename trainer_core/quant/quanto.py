@@ -1,7 +1,9 @@
-"""optimum-quanto's formats, bit for bit: 8 bits with a scale for each row, 4 and 2 bits with a scale and an offset for each 128 weights.
+"""optimum-quanto's formats, bit for bit.
 
-They are computed here, for importing optimum-quanto takes seconds and 70 MiB (it brings diffusers along), and its kernels serve
-inference. tests/quant/test_quanto.py compares every number with the package.
+8 bits with a scale per row; 4 and 2 bits with a scale and an offset per 128 weights.
+
+They are implemented here because importing optimum-quanto takes seconds and 70 MiB (it imports diffusers), and its
+kernels are for inference. tests/quant/test_quanto.py compares every value with the package.
 """
 
 from __future__ import annotations
@@ -29,14 +31,16 @@ class Int8Quanto(RowScaled):
 
 
 class Fp8Quanto(Fp8Native):
-    """float8_e4m3fn with a scale for each row: the package's rule is the same as ours."""
+    """float8_e4m3fn with a scale per row. The package uses the same rule as Fp8Native."""
 
 
 class _Grouped(Quantizer):
-    """W ~ scale * codes + offset: the lowest weight of a group is code 0, the highest the last one.
+    """W ~ scale * codes + offset: the lowest weight of a group has code 0, the highest the last one.
 
-    packed: uint8, 8 / bits codes a byte: byte (j, k) holds weight k of the groups j, j + n, j + 2n, ..., where n is its number of rows,
-    the first in the lowest bits. scale and offset: (groups, 1), in the weight's precision.
+    Stored tensors:
+        packed: uint8, 8 / bits codes per byte. Byte (j, k) holds weight k of the groups j, j + n, j + 2n, ..., starting
+            at the lowest bits, where n is the number of rows of `packed`.
+        scale, offset: (groups, 1), in the weight's precision.
     """
 
     bits = 0
@@ -45,7 +49,7 @@ class _Grouped(Quantizer):
         highest = 2**self.bits - 1
         groups = weight.float().reshape(-1, group_size(weight.shape[1]))
         low, high = groups.aminmax(dim=1, keepdim=True)
-        # Rounded before the codes are chosen, so that these make up for it. A group of equal weights has a range of 0.
+        # Round before choosing the codes, so that they compensate for it. A group of equal weights has a range of 0.
         scale = ((high - low) / highest).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
         offset = low.to(weight.dtype)
         codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
@@ -54,7 +58,7 @@ class _Grouped(Quantizer):
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         packed, mask = stored["packed"], 2**self.bits - 1
         codes = torch.cat([(packed >> shift) & mask for shift in range(0, 8, self.bits)])[: len(stored["scale"])]
-        # One rounding: inside addcmul the sum is fp32.
+        # Rounded once: addcmul computes the sum in fp32.
         decoded = torch.addcmul(stored["offset"].to(dtype), codes.to(dtype), stored["scale"].to(dtype))
         return decoded.reshape(shape)
 
@@ -80,6 +84,9 @@ class Int2Quanto(_Grouped):
 
 
 def group_size(width: int) -> int:
-    """Weights that share a scale: the largest of 128, 96, 64 and 32 that divides a row, or the whole row. optimum-quanto's rule."""
+    """Return the number of weights that share a scale, by optimum-quanto's rule.
+
+    It is the largest of 128, 96, 64 and 32 that divides a row, or the whole row.
+    """
     sizes = range(GROUP, 31, -32) if width > GROUP else ()
     return next((size for size in sizes if width % size == 0), width)

@@ -1,4 +1,4 @@
-"""One byte a weight and one scale a row: W ~ scale * codes. What 8-bit levels of all packages come to."""
+"""Formats with one byte per weight and one scale per row, W ~ scale * codes, which is what all 8-bit levels use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from .quantizer import Quantizer
 
-TINY = torch.finfo(torch.float32).tiny  # the scale of a row of zeros
+TINY = torch.finfo(torch.float32).tiny  # scale of a row of zeros
 
 
 class RowScaled(Quantizer):
     """codes: (out, in), int8 or float8; scale: (out, 1), fp32.
 
-    Encoded from fp32, whatever the weight's precision, so that the scale is not rounded to bf16: that alone would be off by 0.2 %
-    along whole rows, as much as the rounding to 8 bits.
+    Weights are encoded in fp32, whatever their precision, so that the scale is not rounded to bf16. That alone would
+    cause an error of 0.2 % along whole rows, as much as the rounding to 8 bits.
     """
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

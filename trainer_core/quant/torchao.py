@@ -1,7 +1,8 @@
-"""torchao's weight-only formats of 8 bits.
+"""torchao's 8-bit weight-only formats.
 
-Its tensor classes save to pickle only, so their plain tensors are taken out. Weight-only: with activations rounded to int8 as well the
-LoRA's gradient was off by 40 % (torchao 0.18), and fp8 products need compute capability 8.9, while these run anywhere.
+Its tensor classes can only be saved with pickle, so the plain tensors in them are extracted. Only weights are
+quantized: with activations rounded to int8 as well, the LoRA's gradient was off by 40 % (torchao 0.18), and fp8 matrix
+products need compute capability 8.9, while these formats run anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class _Torchao8(RowScaled):
     config = ""
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns about kernels that nothing here needs
+        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns about kernels that are not needed here
         quantization = importlib.import_module("torchao.quantization")
 
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -1,10 +1,10 @@
-"""A quantised base on disk, so that the next start neither reads nor quantises the full weights.
+"""Cache a quantized base model on disk, so that the next start neither reads nor quantizes the full weights.
 
-    <cache>/quantized/<key>/<sha256 of the shard>.safetensors   every tensor of the base, by its name in the state dict
-    <cache>/quantized/<key>/index.json                          which layers are quantised; written last
+    <cache>/quantized/<key>/<sha256 of the shard>.safetensors   every tensor of the model, by its name in the state dict
+    <cache>/quantized/<key>/index.json                          which layers are quantized; written last
 
-The key is a digest of what decides the bits. A folder without a sound index, or whose shards are not what their names say, is made
-again. Bases that were not used for longest are deleted when there are more than are to be kept.
+The key is a digest of everything that determines the bits. A folder without a valid index, or with a shard that does
+not match its checksum, is recreated. If there are too many cached models, the least recently used ones are deleted.
 """
 
 from __future__ import annotations
@@ -29,41 +29,52 @@ from .quantizer import Quantizer
 FORMAT = "1"
 INDEX = "index.json"
 SHARD_BYTES = 256 << 20
-ABANDONED_SECONDS = 24 * 3600  # a folder without an index, untouched for so long: its writer was ended
+ABANDONED_SECONDS = 24 * 3600  # age at which a folder without an index is abandoned: its writer was killed
 
 
 def base_key(identity: str, level: str, quantizer: Quantizer, dtype: str, keep: tuple[str, ...], encoder: str) -> str:
-    """Digest of what decides the stored bits.
+    """Return the digest of everything that determines the stored bits.
 
     Args:
-        identity: of the full weights, Family.identity(model, "transformer").
-        keep: patterns of modules that are not quantised.
-        encoder: kind of device on which weights are encoded; the last bit of a scale may differ.
+        identity: Identity of the full weights, Family.identity(model, "transformer").
+        level: The quantization level.
+        quantizer: The quantizer of this level.
+        dtype: Precision of the model.
+        keep: Patterns of modules that are not quantized.
+        encoder: Type of the device that encodes the weights, because the last bit of a scale may differ.
     """
     return sha256_text("quantised base", FORMAT, identity, level, quantizer.version, dtype, json.dumps(keep), encoder)
 
 
 @dataclass(frozen=True)
 class CachedBase:
-    """One base's folder.
+    """The cache folder of one base model.
 
-    Args:
-        tell: told in a line what is wrong with it, or why it can't be written.
+    Attributes:
+        folder: The folder.
+        quantizer: The quantizer of its level.
+        log: Called with a line of text if the folder is damaged or can't be written.
     """
 
     folder: Path
     quantizer: Quantizer
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
     def fill_(self, empty: nn.Module) -> bool:
-        """Give an empty transformer its quantised layers and its other weights, mapped from disk. False: there is nothing sound here."""
+        """Put the quantized layers and the other weights, memory-mapped, into an empty transformer.
+
+        Returns:
+            Whether the folder contains a valid model.
+        """
         if not (self.folder / INDEX).is_file():
             return False
         store = Store(self.folder)
         index = _read_index(self.folder / INDEX)
         if index is None or store.missing(index["tensors"]) or not _fits(empty, index):
             store.close()
-            self.tell(f"the quantised base in {self.folder} is damaged; it is made again from the full weights")
+            self.log(
+                f"the quantized base model in {self.folder} is damaged; it is quantized again from the full weights"
+            )
             shutil.rmtree(self.folder, ignore_errors=True)
             return False
         tensors = {name: store.get(name) for name in index["tensors"]}
@@ -88,23 +99,26 @@ class CachedBase:
 
 
 class BaseWriter:
-    """Writes a base while it is made, a shard whenever one is full. A full disk costs the cache, not the run."""
+    """Writes a base model to the cache while it is quantized, one shard at a time.
+
+    If the disk is full, the run continues without the cache.
+    """
 
     def __init__(self, cached: CachedBase):
-        self._folder, self._tell = cached.folder, cached.tell
+        self._folder, self._log = cached.folder, cached.log
         self._store: Store | None = Store(cached.folder)
         self._waiting: dict[str, Tensor] = {}
         self._names: list[str] = []
 
     def add(self, name: str, module: nn.Module) -> None:
-        """A layer that was just quantised."""
+        """Add a layer that was just quantized."""
         self._put({f"{name}.{leaf}": tensor for leaf, tensor in module.state_dict().items()})
 
     def finish(self, base: nn.Module) -> None:
-        """Everything that was not added, and the index."""
-        known = set(self._names)
+        """Write all tensors that were not added, and the index."""
+        written = set(self._names)
         for name, tensor in base.state_dict().items():
-            if name not in known:
+            if name not in written:
                 self._put({name: tensor})
         layers = {
             name: {
@@ -139,15 +153,15 @@ class BaseWriter:
             write()
         except OSError as error:
             self._store = None
-            self._tell(
-                f"the quantised base can't be kept in {self._folder}: {error.strerror or error}; the run goes on, and the next one "
-                "quantises again"
+            self._log(
+                f"the quantized base model can't be cached in {self._folder}: {error.strerror or error}; the run "
+                "continues, and the next one quantizes it again"
             )
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def forget_old(root: Path, keep: int) -> None:
-    """Delete all but the `keep` bases that were used last, and folders that were never finished."""
+    """Delete all but the `keep` most recently used models, and folders that were never finished."""
     if not root.is_dir():
         return
     finished = []
@@ -158,8 +172,8 @@ def forget_old(root: Path, keep: int) -> None:
         elif folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
     for _, folder in sorted(finished, reverse=True)[keep:]:
-        (folder / INDEX).unlink(missing_ok=True)  # first: half a folder must not look whole
-        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are in use; they go next time
+        (folder / INDEX).unlink(missing_ok=True)  # first, so that a partly deleted folder does not look complete
+        shutil.rmtree(folder, ignore_errors=True)  # Windows can't delete open files; they are deleted next time
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:
@@ -176,9 +190,9 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _fits(empty: nn.Module, index: dict[str, Any]) -> bool:
-    """Whether the tensors make up the whole model: its own, with other weights in the place of quantised ones."""
-    wanted = set(empty.state_dict())
+    """Return whether the tensors make up the whole model, with the stored tensors in place of quantized weights."""
+    expected = set(empty.state_dict())
     for name, about in index["layers"].items():
-        wanted -= {f"{name}.weight"}
-        wanted |= {f"{name}.{part}" for part in about["stored"]}
-    return wanted == set(index["tensors"])
+        expected -= {f"{name}.weight"}
+        expected |= {f"{name}.{part}" for part in about["stored"]}
+    return expected == set(index["tensors"])

@@ -1,9 +1,9 @@
-"""Talking to a running job through its run folder: what it is doing, and what it shall do. Needs no torch.
+"""Read the status of a run and send it commands, through files in its run folder. Needs no torch.
 
-status.json    what the job says of itself; written by the job
-command.json   pause, stop or resume; written by others, taken by the job between two steps
-events.jsonl   everything that happened, a line each (journal.py)
-run.lock       held by the process that works here (lock.py)
+status.json    current state; written by the run
+command.json   pause, stop or resume; written by others, read and deleted by the run between two steps
+events.jsonl   all events, one a line (event_log.py)
+run.lock       locked by the process that uses the folder (lock.py)
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from .layout import COMMAND, STATUS, runs_folder
 from .lock import is_held
 
 COMMANDS = ("pause", "stop", "resume")
-ENDED = ("finished", "stopped", "failed", "died")  # no process works on it
+ENDED = ("finished", "stopped", "failed", "died")  # states without a process
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a job says of itself.
+    """Current state of a run, as it is stored in status.json.
 
     Args:
-        state: running, paused, stopped (by the user; it can go on), finished, failed, or died (its process is gone).
-        step, total: optimiser steps.
-        phase: of the engine, such as "train".
-        pid: of the process that wrote this.
-        updated: seconds since 1970, when this was written.
-        message: why it failed, "" otherwise.
+        state: running, paused, stopped (by the user; can be resumed), finished, failed, or died (its process is gone).
+        step: completed optimizer steps.
+        total: optimizer steps of the whole run.
+        phase: phase of the run, such as "train".
+        pid: id of the process that wrote the status, 0 where none is active.
+        updated: time of writing, in seconds since 1970.
+        message: why the run failed, "" otherwise.
     """
 
     state: str
@@ -46,17 +47,21 @@ class Status:
     message: str = ""
 
     def text(self) -> str:
+        """Return the status in words, such as "running at step 3 of 6 (train)"."""
         where = f" at step {self.step} of {self.total}" if self.total else ""
         doing = f" ({self.phase})" if self.state == "running" else ""
         return f"{self.state}{where}{doing}" + (f": {self.message}" if self.message else "")
 
 
 def read_status(folder: Path) -> Status | None:
-    """The job's status; None where none was ever started. A job whose process is gone without a word is "died"."""
+    """Return the status of a run; None where none was started in the folder.
+
+    A run whose process ended without updating its status is "died".
+    """
     try:
         value = json.loads((Path(folder) / STATUS).read_text("utf-8"))
-        known = {field.name for field in dataclasses.fields(Status)}
-        status = Status(**{name: item for name, item in value.items() if name in known})
+        names = {field.name for field in dataclasses.fields(Status)}
+        status = Status(**{name: item for name, item in value.items() if name in names})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     waits = status.state == "paused" and status.pid
@@ -66,43 +71,44 @@ def read_status(folder: Path) -> Status | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Replace status.json. Not synced to the disk: it says nothing that a resume needs."""
+    """Replace status.json. It is not synced to the disk, because a resume does not need it."""
     temporary = Path(folder) / f".{STATUS}-{os.getpid()}"
     try:
         temporary.write_text(json.dumps(dataclasses.asdict(status)) + "\n", "utf-8")
         os.replace(temporary, Path(folder) / STATUS)
-    except OSError:  # a full disk, or on Windows a reader that has it open: the next one will do
+    except OSError:  # a full disk, or on Windows a reader that has the file open: the next write may succeed
         temporary.unlink(missing_ok=True)
 
 
 def request(folder: Path, command: str) -> Status:
-    """Ask the job in a run folder to pause, stop or resume. It hears between two steps.
+    """Send a command to the run in a folder: pause, stop or resume. The run obeys between two steps.
 
-    Returns: its status at this moment.
+    Returns:
+        The status of the run at this moment.
     Raises:
-        UserError: no job works there, or it can't do that now.
+        UserError: no process runs there, or its state does not allow the command.
     """
     assert command in COMMANDS, command
     status = read_status(folder)
     if status is None:
-        raise UserError.at(str(folder), "no run was ever started in this folder; name one of `chroma-trainer status`")
+        raise UserError.at(str(folder), "no run was started in this folder; use one that `chroma-trainer status` lists")
     if status.state in ENDED or not status.pid:
         way = f"chroma-trainer run {Path(folder) / 'request.json'}"
         raise UserError.at(
-            str(folder), f"is {status.text()}: no process works on it that could {command}; to go on: {way}"
+            str(folder), f"is {status.text()}: no process is running that could {command}; to resume the run: {way}"
         )
     if command == "resume" and status.state == "running" and take_command(folder) == "pause":
-        return status  # it had not heard of the pause yet
+        return status  # the run had not read the pause yet
     if command == "resume" and status.state != "paused":
-        raise UserError.at(str(folder), f"is {status.text()}; only a paused run is resumed")
+        raise UserError.at(str(folder), f"is {status.text()}; only a paused run can be resumed")
     write_json(Path(folder) / COMMAND, {"command": command, "time": time.time()})
     return status
 
 
 def take_command(folder: Path) -> str:
-    """The command that waits in the folder, "" where none does. It is removed."""
+    """Return the command in the folder and delete it; "" where there is none."""
     path = Path(folder) / COMMAND
-    if not os.path.exists(path):  # asked at every step
+    if not os.path.exists(path):  # cheap, because it is checked at every step
         return ""
     try:
         command = json.loads(path.read_text("utf-8"))["command"]
@@ -113,29 +119,32 @@ def take_command(folder: Path) -> str:
 
 
 def runs_in(output: Path) -> list[Path]:
-    """Run folders under an output folder, the one that was worked on last first."""
+    """Return the run folders of an output folder, the most recently updated first."""
     folders = [path.parent for path in runs_folder(output).glob(f"*/{STATUS}")]
     return sorted(folders, key=lambda folder: (-(folder / STATUS).stat().st_mtime, folder.name))
 
 
 def find_run(text: str, output: Path) -> Path:
-    """The run folder a person means: a path, the folder's name, or the LoRA's name (its latest run).
+    """Return the run folder for a user's input.
 
+    Args:
+        text: path or name of the folder, or name of the LoRA, which stands for its latest run.
+        output: the output folder to search.
     Raises:
-        UserError: there is none, or the name means several runs that are at work.
+        UserError: there is none, or the name stands for several active runs.
     """
     if os.path.isfile(Path(text) / STATUS):
         return Path(text)
-    known = runs_in(output)
-    found = [folder for folder in known if folder.name == text] or [
-        folder for folder in known if folder.name.rpartition("-")[0] == text
+    folders = runs_in(output)
+    matches = [folder for folder in folders if folder.name == text] or [
+        folder for folder in folders if folder.name.rpartition("-")[0] == text
     ]
-    at_work = [folder for folder in found if is_held(folder)]
-    if len(at_work) > 1:
-        names = ", ".join(folder.name for folder in at_work)
-        raise UserError([Problem("run", f"{text!r} means several runs at work: {names}; name one of them")])
-    if not found:
-        hint = nearest(text, [name for f in known for name in (f.name, f.name.rpartition("-")[0])])
-        hint = hint or "; `chroma-trainer status` lists them, --output names another folder of results"
+    active = [folder for folder in matches if is_held(folder)]
+    if len(active) > 1:
+        names = ", ".join(folder.name for folder in active)
+        raise UserError([Problem("run", f"{text!r} matches several active runs: {names}; use one of these names")])
+    if not matches:
+        hint = nearest(text, [name for f in folders for name in (f.name, f.name.rpartition("-")[0])])
+        hint = hint or "; `chroma-trainer status` lists all runs, --output selects another output folder"
         raise UserError.at("run", f"no run {text!r} in {runs_folder(output)}{hint}")
-    return (at_work or found)[0]
+    return (active or matches)[0]

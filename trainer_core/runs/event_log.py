@@ -1,4 +1,4 @@
-"""What a run tells, kept in its folder: every event as a line of events.jsonl, and the state it is in as status.json."""
+"""The event log of a run: every event is a line of events.jsonl, and status.json has the current state."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from ..host import Event, PhaseStarted, RunReported, StepReport
 from .control import Status, write_status
 from .layout import EVENTS
 
-STATUS_SECONDS = 1.0  # status.json is at most this old while steps go on
-WAIT_SECONDS = 0.3  # between two looks for a command while paused
+STATUS_SECONDS = 1.0  # status.json is at most this old during training
+WAIT_SECONDS = 0.3  # interval at which a paused run looks for a command
 
 
-class Journal:
-    """A sink that writes to a run folder. A disk that takes no more lines doesn't end a run: it is told once."""
+class EventLog:
+    """A sink that writes to a run folder.
+
+    A full disk does not end the run. The first error is stored in `fault`, and nothing more is written.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.fault, self.ended_by_user = folder, "", False
@@ -30,13 +33,13 @@ class Journal:
             end = self._file.seek(0, os.SEEK_END)
             if end:
                 self._file.seek(end - 1)
-                if self._file.read(1) != b"\n":  # a killed process left half a line
+                if self._file.read(1) != b"\n":  # a killed process left an incomplete line
                     self._file.write(b"\n")
         except OSError as error:
             self._file, self.fault = None, error.strerror or str(error)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunReported):  # report.json has it
+        if isinstance(event, RunReported):  # stored in report.json
             return
         self.write(event_json(event, self.folder))
         if isinstance(event, PhaseStarted):
@@ -48,6 +51,7 @@ class Journal:
                 self.set()
 
     def write(self, value: Mapping[str, Any]) -> None:
+        """Append a line with a time stamp to events.jsonl."""
         if self._file is None:
             return
         try:
@@ -57,7 +61,7 @@ class Journal:
             self._file, self.fault = None, error.strerror or str(error)
 
     def set(self, **values: Any) -> None:
-        """Replace values of the status, and write it."""
+        """Update fields of the status, and write it."""
         self.status = dataclasses.replace(self.status, **values, updated=round(time.time(), 3))
         self._due = time.monotonic() + STATUS_SECONDS
         write_status(self.folder, self.status)
@@ -68,7 +72,7 @@ class Journal:
 
 
 def event_json(event: Event, folder: Path) -> dict[str, Any]:
-    """An event as JSON values: its kind and its fields; files of the run folder relative to it."""
+    """Return an event as JSON values: its kind and its fields. Paths in the run folder are relative to it."""
     values: dict[str, Any] = {"kind": type(event).__name__}
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)
@@ -79,8 +83,11 @@ def event_json(event: Event, folder: Path) -> dict[str, Any]:
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of events.jsonl. A run that went on from a checkpoint has a {"kind": "Resumed", "step"} line:
-    the steps after that one which stand before it were lost, and happened again."""
+    """Yield every complete line of events.jsonl.
+
+    A run that was resumed from a checkpoint has a {"kind": "Resumed", "step"} line. Events of later steps that stand
+    before this line were lost, and those steps were computed again.
+    """
     try:
         with (Path(folder) / EVENTS).open("rb") as file:
             for line in file:

@@ -1,6 +1,7 @@
-"""The images that a run was begun with: 40 bytes and a name for each, in one file that is mapped while it is compared.
+"""The images of a run's manifest: 40 bytes and a name for each, in one file that is memory-mapped for comparison.
 
-A safetensors file of two tensors of bytes: `rows`, of dtype ROW in the dataset's order, and `names`, one after the other in UTF-8.
+It is a safetensors file with two tensors of bytes: `rows`, of dtype ROW in the dataset's order, and `names`,
+concatenated in UTF-8.
 """
 
 from __future__ import annotations
@@ -21,49 +22,57 @@ from ..storage.digest_table import argsort_rows, digests
 from ..storage.safetensors_header import header_bytes, header_of
 
 FILE = "world-images.safetensors"
-MASK = "mask of "  # how the name of a mask's row begins
-SHOWN = 6  # changes of a kind that are named one by one
-# key: see digests. image, captions: 64 bits of their SHA-256. name_end: where the row's name ends, the row's before where it begins.
+MASK = "mask of "  # prefix of the name of a mask's row
+SHOWN = 6  # changes of one kind that are listed individually
+# key: see digests. image, captions: the first 64 bits of their SHA-256. name_end: end of the row's name in `names`; the
+# name begins at the name_end of the row before.
 ROW = np.dtype([("key", "<u8", 2), ("image", "<u8"), ("captions", "<u8"), ("name_end", "<u8")])
-BLOCK = 4096  # images that become rows together
+BLOCK = 4096  # images that are converted to rows at a time
 
-Known = tuple[str, str, str]  # key, and in hex 64 bits of the image's bytes and of its captions
+ImageRow = tuple[str, str, str]  # key; 64 bits of the SHA-256 of the image's bytes, and of its captions, in hex
 
 
-def iter_images(samples: Iterable[Sample]) -> Iterator[Known]:
+def iter_images(samples: Iterable[Sample]) -> Iterator[ImageRow]:
+    """Yield a row for each image."""
     return ((s.key, s.sha256[:16], sha256_text(*s.captions)[:16]) for s in samples)
 
 
-def iter_masks(masks: Iterable[Sample]) -> Iterator[Known]:
-    """Rows beside those of the pictures, whose keys begin with a number."""
+def iter_masks(masks: Iterable[Sample]) -> Iterator[ImageRow]:
+    """Yield a row for each mask. Its key can't equal that of an image, which begins with a number."""
     return ((f"{MASK}{mask.key}", mask.sha256[:16], sha256_text()[:16]) for mask in masks)
 
 
-def iter_json_images(images: Mapping[str, Sequence[str]]) -> Iterator[Known]:
-    """What world.json held itself before the images had a file of their own."""
+def iter_json_images(images: Mapping[str, Sequence[str]]) -> Iterator[ImageRow]:
+    """Yield the rows of an older world.json, which held the images itself."""
     return ((key, image, captions) for key, (image, captions) in images.items())
 
 
-class WorldImages:
-    """Args: rows: of dtype ROW. names: what their ends are of. files: kept open as long as this lives."""
+class ImageManifest:
+    """The images of a manifest.
+
+    Args:
+        rows: one per image, of dtype ROW.
+        names: the concatenated names, in UTF-8.
+        files: files behind the memory maps, which stay open as long as this object lives.
+    """
 
     def __init__(self, rows: np.ndarray, names: Any, files: Sequence[Any] = ()):
         self.rows, self._names, self._files = rows, names, files
 
     @classmethod
-    def gather(cls, images: Iterable[Known]) -> WorldImages:
-        """In files without a name."""
+    def gather(cls, images: Iterable[ImageRow]) -> ImageManifest:
+        """Collect rows in unnamed temporary files."""
         rows, names = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         source, end = iter(images), 0
         while block := list(islice(source, BLOCK)):
             texts = [key.encode("utf-8", "surrogatepass") for key, _, _ in block]
-            found = np.zeros(len(block), ROW)
-            found["key"] = digests(key for key, _, _ in block)
-            found["image"] = [int(image, 16) for _, image, _ in block]
-            found["captions"] = [int(captions, 16) for _, _, captions in block]
-            found["name_end"] = end + np.cumsum([len(text) for text in texts])
-            end = int(found["name_end"][-1])
-            rows.write(found.tobytes())
+            block_rows = np.zeros(len(block), ROW)
+            block_rows["key"] = digests(key for key, _, _ in block)
+            block_rows["image"] = [int(image, 16) for _, image, _ in block]
+            block_rows["captions"] = [int(captions, 16) for _, _, captions in block]
+            block_rows["name_end"] = end + np.cumsum([len(text) for text in texts])
+            end = int(block_rows["name_end"][-1])
+            rows.write(block_rows.tobytes())
             names.write(b"".join(texts))
         rows.flush()
         names.flush()
@@ -73,58 +82,63 @@ class WorldImages:
         return cls(np.frombuffer(mapped[0], ROW), mapped[1], (rows, names))
 
     @classmethod
-    def read(cls, path: Path) -> WorldImages:
-        """Raises: OSError, ValueError, KeyError, TypeError where the file is not such a one, or is cut short."""
+    def read(cls, path: Path) -> ImageManifest:
+        """Map a file that `write` has made.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: the file is not a valid image manifest, or is truncated.
+        """
         header, data = header_of(path)
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         (first, middle), (begin, end) = (header[name]["data_offsets"] for name in ("rows", "names"))
         if data + end != len(mapped) or begin != middle or (middle - first) % ROW.itemsize:
-            raise ValueError(f"{path} is cut short")
+            raise ValueError(f"{path} is truncated")
         rows = np.frombuffer(mapped, ROW, (middle - first) // ROW.itemsize, data + first)
         return cls(rows, memoryview(mapped)[data + begin : data + end])
 
     def write(self, path: Path) -> None:
-        """Atomically."""
+        """Write the file atomically."""
         sizes = len(self.rows) * ROW.itemsize, len(self._names)
-        places = [0, sizes[0]], [sizes[0], sum(sizes)]
-        about = {
-            name: {"dtype": "U8", "shape": [size], "data_offsets": place}
-            for name, size, place in zip(("rows", "names"), sizes, places, strict=True)
+        offsets = [0, sizes[0]], [sizes[0], sum(sizes)]
+        header = {
+            name: {"dtype": "U8", "shape": [size], "data_offsets": offset}
+            for name, size, offset in zip(("rows", "names"), sizes, offsets, strict=True)
         }
 
-        def put(temporary: Path) -> None:
+        def write_to(temporary: Path) -> None:
             with temporary.open("wb") as stream:
-                stream.write(header_bytes(about))
+                stream.write(header_bytes(header))
                 stream.flush()
                 self.rows.tofile(stream)
                 stream.write(self._names)
 
-        replace_atomic(path, put)
+        replace_atomic(path, write_to)
 
     def name(self, number: int) -> str:
+        """Return the name of a row."""
         begin = int(self.rows["name_end"][number - 1]) if number else 0
         return bytes(self._names[begin : int(self.rows["name_end"][number])]).decode("utf-8", "surrogatepass")
 
 
-def image_changes(before: WorldImages, after: WorldImages) -> list[str]:
-    """What differs, in words, one change a line; long lists are cut and counted."""
+def image_changes(before: ImageManifest, after: ImageManifest) -> list[str]:
+    """Return the differences in words, one change a line. Long lists are truncated, with a count."""
     count = len(before.rows)
     keys = np.concatenate((before.rows["key"], after.rows["key"]))
     order = argsort_rows(keys)
-    is_pair = (keys[order[:-1]] == keys[order[1:]]).all(axis=1)  # the one before comes first
+    is_pair = (keys[order[:-1]] == keys[order[1:]]).all(axis=1)  # of each pair, the row of `before` comes first
     old, new = order[:-1][is_pair], order[1:][is_pair] - count
     is_alone = np.ones(len(keys), dtype=bool)
     is_alone[old], is_alone[new + count] = False, False
     other = before.rows["image"][old] != after.rows["image"][new]
     edited = before.rows["captions"][old] != after.rows["captions"][new]
-    told = _some("image", "is new", after, np.flatnonzero(is_alone[count:]))
-    told += _some("image", "is gone", before, np.flatnonzero(is_alone[:count]))
-    told += _some("image", "has other bytes", after, new[other])
-    return told + _some("caption of", "was edited", after, new[edited])
+    lines = _list_some("image", "is new", after, np.flatnonzero(is_alone[count:]))
+    lines += _list_some("image", "is gone", before, np.flatnonzero(is_alone[:count]))
+    lines += _list_some("image", "has changed", after, new[other])
+    return lines + _list_some("caption of", "was edited", after, new[edited])
 
 
-def _some(what: str, how: str, images: WorldImages, numbers: np.ndarray) -> list[str]:
+def _list_some(what: str, how: str, images: ImageManifest, numbers: np.ndarray) -> list[str]:
     names = heapq.nsmallest(SHOWN, map(images.name, numbers.tolist()))
     more = [f"and {len(numbers) - SHOWN} more: {what} ... {how}"] if len(numbers) > SHOWN else []
     return [f"{'' if name.startswith(MASK) else f'{what} '}{name} {how}" for name in names] + more

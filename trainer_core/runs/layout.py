@@ -1,15 +1,15 @@
-"""Names of files and folders of a run, and where runs and LoRAs lie. Needs no torch.
+"""Names of files and folders of a run, and the locations of runs and LoRAs. Needs no torch.
 
-    OUTPUT/loras/NAME.safetensors, NAME-best.safetensors     what is trained
+    OUTPUT/loras/NAME.safetensors, NAME-best.safetensors     the trained LoRAs
     OUTPUT/chroma_trainer/NAME-DIGEST/                       a run's folder
-        request.json, world.json, world-images.safetensors   what it was asked for; its manifest
-        status.json, command.json, events.jsonl, run.lock    what it does, and what it is asked to do
+        request.json, world.json, world-images.safetensors   the request; the run's manifest
+        status.json, command.json, events.jsonl, run.lock    state, commands, event log and lock
         checkpoints/step-000250/                             see train/hooks/checkpoint.py
         validation/step-000250-512x512.png                   validation images
         crops.png, pairs.png, density.png, loss.png          charts and sheets
-        report.json                                          at its end
+        report.json                                          written at the end
 
-Saved runs are found by these names: they never change.
+Saved runs are found by these names, so they never change.
 """
 
 from __future__ import annotations
@@ -28,36 +28,41 @@ LORAS = "loras"
 
 
 def runs_folder(output: Path) -> Path:
-    """Where the folders of runs lie, and the cache."""
+    """Return the folder that holds the run folders and the cache."""
     return Path(output) / RUNS
 
 
 def run_folder(output: Path, name: str, digest: str) -> Path:
-    """The folder of the run of this LoRA's name. digest: hex, see train/prepare.py."""
+    """Return the folder of a run.
+
+    Args:
+        name: the LoRA's name.
+        digest: hex digest of the run, see train/prepare.py.
+    """
     return runs_folder(output) / f"{name}-{digest[:8]}"
 
 
 def lora_path(output: Path, name: str, best: bool = False) -> Path:
-    """The LoRA file of a run, or that of its best checkpoint."""
+    """Return the path of a run's LoRA file, or of its best checkpoint's."""
     return Path(output) / LORAS / f"{name}{'-best' if best else ''}.safetensors"
 
 
 def step_name(step: int) -> str:
-    """Name of the folder of a step's checkpoint, and how names of its validation images begin."""
+    """Return the name of a step's checkpoint folder, which is also the prefix of its validation images."""
     return f"{STEP}{step:06}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint's folder."""
+    """Return the step of a checkpoint folder."""
     return int(checkpoint.name.removeprefix(STEP))
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """The folders of single checkpoints in a run's folder of checkpoints, rising by step, whole or not."""
+    """Return the checkpoint folders in a run's folder of checkpoints, in the order of their steps, intact or not."""
     paths = (path for path in checkpoints.glob(f"{STEP}*") if path.name.removeprefix(STEP).isdecimal())
     return sorted(paths, key=step_of)
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether the run ever began to save one."""
+    """Return whether the run has started to save a checkpoint."""
     return (folder / CHECKPOINTS).is_dir()

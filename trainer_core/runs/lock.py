@@ -1,4 +1,4 @@
-"""Only one process works in a run folder. The system gives the lock back when its process ends, however it ends."""
+"""Lock a run folder for one process. The operating system releases the lock when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from types import TracebackType
 
 FILE = "run.lock"
-TRIES, WAIT_SECONDS = 10, 0.03  # somebody who only asks holds the lock for an instant
+TRIES, WAIT_SECONDS = 10, 0.03  # is_held takes the lock for an instant
 HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 
 class Locked(Exception):
-    """Another process holds the folder."""
+    """Another process holds the lock of the folder."""
 
 
 class RunLock:
-    """Holds folder/run.lock, from `with` to its end.
+    """Context manager that holds the lock on folder/run.lock.
 
-    The file is empty and stays: what counts is the system's lock on it (flock; msvcrt on Windows), which a killed
-    process can't leave behind. On a share that knows no locks there is none, and nothing is refused.
+    The file is empty and is never deleted. The lock is the operating system's (flock; msvcrt on Windows), which a
+    killed process can't leave behind. On a network share without locks nothing is locked, and no process is refused.
 
     Raises:
-        Locked: at `with`, when another process, or another thread of this one, has it.
+        Locked: on entry, when another process, or another thread of this one, holds the lock.
     """
 
     def __init__(self, folder: Path):
@@ -54,7 +54,7 @@ class RunLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a live process works in the folder at this moment."""
+    """Return whether a running process holds the folder's lock at this moment."""
     try:
         handle = os.open(Path(folder) / FILE, os.O_RDWR)
     except OSError:
@@ -66,7 +66,7 @@ def is_held(folder: Path) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    """False when another one has it. True also where the file system knows no locks."""
+    """Take the lock. Return False when another process holds it; True also where the file system has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt

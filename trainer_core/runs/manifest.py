@@ -1,6 +1,7 @@
-"""What a run was begun with, image by image, so that a later start can say exactly what has changed since.
+"""The manifest of a run: its settings, weights and images. A later start lists exactly what has changed since.
 
-world.json has the settings and the weights' identities, and how many images there are; world_images.py has them one by one.
+world.json has the settings, the identities of the weights and the number of images. The images themselves are in a
+second file, see image_manifest.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from ..errors import UserError
 from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
-from .image_manifest import WorldImages, image_changes, iter_images, iter_json_images, iter_masks
+from .image_manifest import ImageManifest, image_changes, iter_images, iter_json_images, iter_masks
 from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
 
-# Fields that do not change the course of a run: it may be resumed after they were edited.
+# Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
     "trackers",
@@ -31,19 +32,19 @@ WITHOUT_EFFECT = (
 
 
 def settings_of(request: TrainRequest) -> dict[str, Any]:
-    """The part of a request that decides the course of a run, as JSON values."""
+    """Return the part of a request that decides the course of the training, as JSON values."""
     value = request.as_json()
     value.pop("validation")
     value["memory"] = request.memory.numeric_rules()
     if not value["memory"]:
         value.pop("memory")
     value["model"]["quantization"].pop("cached_bases")
-    value["adapter"].pop("format")  # how the file is written
+    value["adapter"].pop("format")  # affects only how the file is written
     value["adapter"].pop("precision", None)
-    value["adapter"].pop("init_lora")  # its bytes count, not its name
+    value["adapter"].pop("init_lora")  # compared by its bytes, not by its name
     for name in WITHOUT_EFFECT:
         value["training"].pop(name, None)
-    if LR_SCHEDULES[request.training.lr_schedule].endless:  # its first steps are the same however long it goes on
+    if LR_SCHEDULES[request.training.lr_schedule].endless:  # the first steps do not depend on the number of steps
         value["training"].pop("steps")
         value["training"].pop("epochs")
     return value
@@ -51,8 +52,13 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunManifest:
-    """Args:
-    weights: identity of each part. samples, and the masks of some: looked at only where they are compared or written down.
+    """What the name of a run's folder identifies.
+
+    Args:
+        settings: as `settings_of` returns them.
+        weights: identity of each part of the model.
+        samples: the images. They are read only where they are compared or written.
+        masks: the masks of images that have one.
     """
 
     settings: Mapping[str, Any]
@@ -60,37 +66,43 @@ class RunManifest:
     samples: Sequence[Sample]
     masks: Sequence[Sample] = ()
 
-    def images(self) -> WorldImages:
-        return WorldImages.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
+    def images(self) -> ImageManifest:
+        """Return the images and the masks."""
+        return ImageManifest.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
 
 
 def changes(folder: Path, new: RunManifest) -> list[str]:
-    """What differs from the world that a run's folder tells of, in words, one change a line; long lists are cut and counted."""
+    """Return the differences from the manifest in a run's folder, one change a line.
+
+    Long lists are truncated, with a count.
+    """
     old = json.loads((folder / MANIFEST).read_text("utf-8"))
-    settings = json.loads(json.dumps(new.settings))  # as it would be read back: tuples are lists
-    told = [
+    settings = json.loads(json.dumps(new.settings))  # as it is read back from JSON: tuples become lists
+    lines = [
         f"{name} was {_short(before)}, is {_short(after)}"
         for name, before, after in _differences(old["settings"], settings, "")
     ]
-    told += [
-        f"the weights of the {part} are others"
+    lines += [
+        f"the weights of the {part} have changed"
         for part, identity in new.weights.items()
         if old["weights"].get(part) != identity
     ]
     before = _images_of(folder, old)
     if before is None:
-        lost = f"{IMAGES} is missing or damaged, so that it can't be said which images or captions are others"
-        return [*told, lost]
-    return told + image_changes(before, new.images())
+        unknown = f"{IMAGES} is missing or damaged, so the changed images and captions are unknown"
+        return [*lines, unknown]
+    return lines + image_changes(before, new.images())
 
 
-def _images_of(folder: Path, world: Mapping[str, Any]) -> WorldImages | None:
-    """None where their file is not what it was. Runs of before it was there have them in world.json."""
-    if "images" in world:
-        return WorldImages.gather(iter_json_images(world["images"]))
+def _images_of(folder: Path, manifest: Mapping[str, Any]) -> ImageManifest | None:
+    """Return the images of a saved manifest; None where their file is missing or damaged."""
+    if "images" in manifest:  # older runs have the images in world.json
+        return ImageManifest.gather(iter_json_images(manifest["images"]))
     try:
         return (
-            WorldImages.read(folder / IMAGES) if sha256_of(folder / IMAGES) == world["image_rows"]["sha256"] else None
+            ImageManifest.read(folder / IMAGES)
+            if sha256_of(folder / IMAGES) == manifest["image_rows"]["sha256"]
+            else None
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -113,8 +125,13 @@ def _short(value: Any) -> str:
 
 
 def find_unfinished(folder: Path, name: str) -> Path | None:
-    """The run folder of this LoRA's name that was worked on last, when it is another one and has not come to its end."""
-    if has_checkpoints(folder):  # this very run was begun: nothing has changed
+    """Return the most recent other run folder of this LoRA's name if its run is unfinished; else None.
+
+    Args:
+        folder: the new run's folder.
+        name: the LoRA's name.
+    """
+    if has_checkpoints(folder):  # this same run was started before: nothing has changed
         return None
     others = []
     for path in folder.parent.glob(f"{glob.escape(name)}-*"):
@@ -125,24 +142,28 @@ def find_unfinished(folder: Path, name: str) -> Path | None:
     if not others:
         return None
     _, newest, state = max(others)
-    begun = bool(list_checkpoints(newest / CHECKPOINTS))
-    return newest if begun and state != "finished" else None
+    has_progress = bool(list_checkpoints(newest / CHECKPOINTS))
+    return newest if has_progress and state != "finished" else None
 
 
 @dataclass(frozen=True)
 class ResumeFrom:
-    """An unfinished run whose newest checkpoint is to be gone on from, and what differs from it."""
+    """An unfinished run whose newest checkpoint the new run resumes from."""
 
     folder: Path
-    told: str
+    changes: str  # in words: what differs from that run
 
 
-def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> ResumeFrom | None:
-    """What on_change says about an unfinished run of this name that was another one.
+def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> ResumeFrom | None:
+    """Look for an unfinished run of this name with another manifest, and do what on_change says.
 
-    Returns: None where a run begins anew or simply goes on.
+    Args:
+        folder: the new run's folder.
+        new: the new run's manifest.
+    Returns:
+        The run to resume from; None where the new run starts from scratch or from its own checkpoints.
     Raises:
-        UserError: on_change is "ask", and there is one; says what differs.
+        UserError: on_change is "ask", and there is such a run. The message lists the changes.
     """
     choice = request.training.on_change
     if choice == "anew" or not request.training.resume:
@@ -150,21 +171,27 @@ def meet_change(folder: Path, new: RunManifest, request: TrainRequest) -> Resume
     before = find_unfinished(folder, request.training.name)
     if before is None:
         return None
-    told = changes(before, new)
+    lines = changes(before, new)
     status = read_status(before)
-    text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(told)
+    text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(lines)
     if choice == "ask":
         ways = (
-            "To begin a new run set on_change to anew; to go on from its newest checkpoint with what is set now, adopt"
+            "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings, "
+            "set it to adopt"
         )
         raise UserError.at("on_change", f"{text}. {ways}")
     return ResumeFrom(before, text)
 
 
-def write_world(folder: Path, world: RunManifest) -> None:
-    """The images first: where world.json is, all is."""
-    if (folder / MANIFEST).is_file():  # the folder's name holds all that is in it
+def write_manifest(folder: Path, manifest: RunManifest) -> None:
+    """Write the manifest into a run's folder.
+
+    The images are written first, so that they exist wherever world.json does.
+    """
+    if (folder / MANIFEST).is_file():  # the folder's name holds the digest of the manifest
         return
-    world.images().write(folder / IMAGES)
-    rows = {"count": len(world.samples) + len(world.masks), "sha256": sha256_of(folder / IMAGES)}
-    write_json(folder / MANIFEST, {"settings": world.settings, "weights": dict(world.weights), "image_rows": rows})
+    manifest.images().write(folder / IMAGES)
+    rows = {"count": len(manifest.samples) + len(manifest.masks), "sha256": sha256_of(folder / IMAGES)}
+    write_json(
+        folder / MANIFEST, {"settings": manifest.settings, "weights": dict(manifest.weights), "image_rows": rows}
+    )

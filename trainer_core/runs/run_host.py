@@ -1,4 +1,4 @@
-"""The host of one run: its folder is locked, its events are logged, and it can be paused and stopped."""
+"""The host of one run: it locks the run's folder, logs its events, and lets the user pause and stop it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..host import Event, Host, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
 from .control import read_status, take_command, write_status
-from .event_log import WAIT_SECONDS, Journal
+from .event_log import WAIT_SECONDS, EventLog
 from .lock import Locked, RunLock
 
 
 class Stopped(Cancelled):
-    """The user asked the run to end, through its folder."""
+    """The user stopped the run through a command in its folder."""
 
 
 class Paused(Cancelled):
-    """The user asked the run to pause, through its folder; it may go on later."""
+    """The user paused the run through a command in its folder. It can be resumed."""
 
     def __init__(self, folder: Path):
         super().__init__(str(folder))
@@ -33,10 +33,13 @@ class Paused(Cancelled):
 
 @dataclasses.dataclass(frozen=True)
 class RunHost:
-    """The host of a run that has a folder: events go into its journal and to its trackers as well, and commands are heard."""
+    """The host of a run with a folder.
+
+    Events also go to the event log and to the trackers. Commands in the folder are obeyed between two steps.
+    """
 
     host: Host
-    journal: Journal
+    event_log: EventLog
     trackers: TrackerSink | None = None
 
     @property
@@ -60,39 +63,46 @@ class RunHost:
         return self.host.waits_when_paused
 
     def emit(self, event: Event) -> None:
-        before = self.journal.fault
-        self.journal(event)
-        if self.journal.fault != before:
-            self.host.emit(Notice(f"events.jsonl can't be written: {self.journal.fault}; the run goes on", "warning"))
+        before = self.event_log.fault
+        self.event_log(event)
+        if self.event_log.fault != before:
+            self.host.emit(
+                Notice(f"events.jsonl can't be written: {self.event_log.fault}; the run continues", "warning")
+            )
         self.host.emit(event)
         if self.trackers:
             self.trackers(event)
-            self.tell_of_trackers()
+            self.emit_tracker_notices()
 
     def begin(self, step: int, num_steps: int, losses: Sequence[float]) -> None:
-        """Training begins. step: that it goes on from, 0 for none; losses: of the steps before."""
-        self.journal.write({"kind": "Resumed", "step": step})
-        self.journal.set(step=step, total=num_steps)
+        """Record that training starts.
+
+        Args:
+            step: step that the run is resumed from, 0 for none.
+            losses: losses of the steps before.
+        """
+        self.event_log.write({"kind": "Resumed", "step": step})
+        self.event_log.set(step=step, total=num_steps)
         if self.trackers:
             self.trackers.begin(step, num_steps, losses)
 
-    def tell_of_trackers(self) -> None:
-        """What they had to say, in this thread: sinks know no other."""
+    def emit_tracker_notices(self) -> None:
+        """Emit the notices of the trackers in this thread, because sinks must not be called from another one."""
         for notice in self.trackers.told() if self.trackers else ():
-            self.journal(notice)
+            self.event_log(notice)
             self.host.emit(notice)
 
     def check_cancelled(self) -> None:
         try:
             self.host.check_cancelled()
         except BaseException:
-            self.journal.ended_by_user = True
+            self.event_log.ended_by_user = True
             raise
-        command = take_command(self.journal.folder)
+        command = take_command(self.event_log.folder)
         if command == "stop":
             raise Stopped
         if command == "pause":
-            raise Paused(self.journal.folder)
+            raise Paused(self.event_log.folder)
 
     def free_memory(self) -> None:
         self.host.free_memory()
@@ -100,39 +110,39 @@ class RunHost:
 
 @contextmanager
 def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
-    """Work in a run folder: locked, with a journal, its status true to the end.
+    """Lock a run folder, open its event log, and keep its status up to date until the context exits.
 
     Raises:
-        UserError: another process works there.
+        UserError: another process uses the folder.
     """
     with _lock_folder(folder):
         remove_temporaries(folder)
-        take_command(folder)  # one that came after the last end means nothing now
-        journal = Journal(folder)
-        journal.set()
+        take_command(folder)  # discard a command from after the last run's end
+        event_log = EventLog(folder)
+        event_log.set()
         try:
-            yield RunHost(host, journal)
-            journal.set(state="finished", pid=0)
+            yield RunHost(host, event_log)
+            event_log.set(state="finished", pid=0)
         except Paused:
-            journal.set(state="paused", pid=os.getpid() if host.waits_when_paused else 0)
+            event_log.set(state="paused", pid=os.getpid() if host.waits_when_paused else 0)
             raise
         except BaseException as error:
-            failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not journal.ended_by_user
+            failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not event_log.ended_by_user
             text = " | ".join(str(error).splitlines()) or type(error).__name__
-            journal.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
+            event_log.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
             raise
         finally:
-            journal.close()
+            event_log.close()
 
 
 def wait_for_resume(folder: Path, host: Host) -> None:
-    """Wait, with nothing in memory, until the paused run shall go on.
+    """Wait until the paused run is resumed. Nothing is held in memory meanwhile.
 
     Raises:
-        Stopped: it was told to stop.
-        Cancelled (or the host's own interrupt): the user ended it.
+        Stopped: the user stopped the run through its folder.
+        Cancelled (or the host's own interrupt): the user canceled the run.
     """
-    host.emit(Notice(f"paused; memory is free. To go on: chroma-trainer resume {folder}", "warning"))
+    host.emit(Notice(f"paused; memory is free. To resume: chroma-trainer resume {folder}", "warning"))
     with _lock_folder(folder):
         status = read_status(folder)
         assert status
@@ -149,14 +159,14 @@ def wait_for_resume(folder: Path, host: Host) -> None:
 
 @contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(RunLock(folder))
+            stack.enter_context(RunLock(folder))
         except Locked:
             status = read_status(folder)
             who = f"process {status.pid} ({status.text()})" if status else "another process"
             raise UserError.at(
                 str(folder),
-                f"{who} works on this run; wait for it, or end it: chroma-trainer stop {Path(folder).name}",
+                f"{who} is using this run folder; wait for it, or stop it: chroma-trainer stop {Path(folder).name}",
             ) from None
         yield

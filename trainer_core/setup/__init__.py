@@ -1,1 +1,1 @@
-"""What a request puts into a model, and everything that is checked before."""
+"""Check a request before the model is loaded, and set up the loaded model: adapter and device placement."""

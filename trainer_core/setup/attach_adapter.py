@@ -1,4 +1,4 @@
-"""The adapter of a run: what can't work is said before weights are loaded, then it is put into the model and started."""
+"""Attach the adapter of a run: check that it fits before weights are loaded, inject it, and initialize it."""
 
 from __future__ import annotations
 
@@ -28,58 +28,61 @@ NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Injected:
-    """The layers that learn, by name, and each one's factor of the learning rate."""
+    """An adapter that was injected into a model."""
 
-    layers: dict[str, AdapterLayer]
-    rates: dict[str, float]
+    layers: dict[str, AdapterLayer]  # the trained layers by name
+    rates: dict[str, float]  # factor of the learning rate by layer
 
 
 def check_fit(request: TrainRequest, family: Family) -> None:
-    """Everything about the adapter that shows on the model's modules alone, without weights.
+    """Check everything about the adapter that depends on the model's modules, without weights.
 
     Raises:
-        UserError: targets, block_lr or init_lora don't fit the model.
+        UserError: targets, block_lr or init_lora do not fit the model.
     """
     empty = family.empty_transformer(request.model)
     names = list(learning(empty, family, request))
     updates = _file_updates(empty, request)
     config, training = request.adapter, request.training
     if updates:
-        _take_up_(inject_(empty, names, training.rank, training.alpha, config=config), updates, training.seed)
+        _load_updates_(inject_(empty, names, training.rank, training.alpha, config=config), updates, training.seed)
 
 
 def inject_adapter_(
     transformer: nn.Module, family: Family, request: TrainRequest, device: torch.device, host: Host
 ) -> Injected:
-    """Put the adapter into a loaded (and quantised) model and start it; eva's directions come later."""
+    """Inject the adapter into a loaded (and quantized) model and initialize it.
+
+    Init eva follows in train/eva_init.py.
+    """
     config, training = request.adapter, request.training
     rates = learning(transformer, family, request)
     updates = _file_updates(transformer, request)
-    # Mapped from disk: only the layers that are looked at come into memory.
+    # Memory-mapped from disk: only layers that are read take memory.
     clean = family.load_transformer(request.model) if training.init == "loftq" else None
     layers = inject_(
-        transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"), config,
-        clean=clean, device=device,
+        transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"),
+        config, clean=clean, device=device,
     )  # fmt: skip
     if updates:
-        _take_up_(layers, updates, training.seed)
-        anew = len(layers) - len(updates)
-        more = f"; {anew} layers that it lacks start anew" if anew else ""
-        host.emit(Notice(f"goes on from {Path(config.init_lora).name}: {len(updates)} layers{more}"))
+        _load_updates_(layers, updates, training.seed)
+        num_new = len(layers) - len(updates)
+        more = f"; {num_new} layers that are not in the file are newly initialized" if num_new else ""
+        host.emit(Notice(f"training continues from {Path(config.init_lora).name}: {len(updates)} layers{more}"))
     set_dropout_(layers, config.dropout, training.seed)
     return Injected(layers, rates)
 
 
 def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | None:
-    """The average that the settings ask for."""
+    """Return the exponential moving average of the weights; None where the settings turn it off."""
     return Ema(layers, request.adapter.ema_decay) if request.adapter.ema_decay else None
 
 
 def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> dict[str, float]:
-    """Names of the layers that learn, in the model's order, and each one's factor of the learning rate.
+    """Return the names of the trained layers, in the model's order, with each one's factor of the learning rate.
 
     Raises:
-        UserError: targets or block_lr fit no layer.
+        UserError: targets or block_lr match no layer.
     """
     rates = rates_of(resolve_targets(transformer, family, request.training.targets), request.adapter.block_lr)
     return {name: rate for name, rate in rates.items() if rate}
@@ -90,33 +93,35 @@ def _file_updates(transformer: nn.Module, request: TrainRequest) -> dict[str, Up
     if path == NO_LORA:
         return {}
     updates = read_lora(path)
-    found, bad = match(transformer, updates)
+    matched, bad = match(transformer, updates)
     if bad:
-        shown = ", ".join(sorted(bad.values())[:NUM_SHOWN])
+        examples = ", ".join(sorted(bad.values())[:NUM_SHOWN])
         raise UserError.at(
             "init_lora",
-            f"{Path(path).name} is not of this model: {len(bad)} of {len(updates)} layers do not fit, such as {shown}",
+            f"{Path(path).name} is not for this model: {len(bad)} of {len(updates)} layers do not fit, "
+            f"such as {examples}",
         )
-    # Of fused weights a file may hold rows that never learnt.
-    return {name: update for name, update in found.items() if not update.is_zero()}
+    # A file with fused weights may hold rows that were never trained.
+    return {name: update for name, update in matched.items() if not update.is_zero()}
 
 
-def _take_up_(layers: Mapping[str, AdapterLayer], updates: Mapping[str, Update], seed: int) -> None:
-    idle = sorted(updates.keys() - layers.keys())
-    if idle:
+def _load_updates_(layers: Mapping[str, AdapterLayer], updates: Mapping[str, Update], seed: int) -> None:
+    untrained = sorted(updates.keys() - layers.keys())
+    if untrained:
+        examples = ", ".join(untrained[:NUM_SHOWN])
         raise UserError.at(
             "init_lora",
-            f"{len(idle)} of the file's {len(updates)} layers are not trained, such as {', '.join(idle[:NUM_SHOWN])}; "
-            "choose targets (and block_lr) that hold them",
+            f"{len(untrained)} of the file's {len(updates)} layers are not trained, such as {examples}; "
+            "choose targets (and block_lr) that include them",
         )
-    draw = generator(seed, "init", "beyond the file")
+    rng = generator(seed, "init", "beyond the file")
     faults = []
     for name, update in updates.items():
         try:
-            layers[name].load_update_(update, lambda shape: uniform(shape, draw))
+            layers[name].load_update_(update, lambda shape: uniform(shape, rng))
         except IncompatibleUpdate as fault:
             faults.append(f"{name}: {fault}")
     if faults:
         raise UserError.at(
-            "init_lora", f"{len(faults)} of {len(updates)} layers can't be gone on from, such as {faults[0]}"
+            "init_lora", f"can't continue from {len(faults)} of the file's {len(updates)} layers, such as {faults[0]}"
         )

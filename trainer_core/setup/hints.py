@@ -1,4 +1,4 @@
-"""Settings of the optimiser that do not help, told before a run begins. None of them is a fault."""
+"""Hints about optimizer settings that are likely to be mistakes. None of them is an error."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from ..config.optimizer import OptimizerConfig
 from ..config.training import LR_SCHEDULES, TrainingConfig
 from ..optim.optimizer import OptimizerPart
 
-FAR = 10  # times outside the usual rates
+FAR = 10  # factor outside the usual learning rates
 
 
-def advice(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[str]:
-    """One line for each setting that is without effect, or that is hardly what was meant."""
-    told = [
+def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[str]:
+    """Return one line for each setting that has no effect or is unusual."""
+    lines = [
         f"OptimizerSettings.{name} is {getattr(config, name)}, but {who} does not use it: it has no effect"
         for name, who in _find_unused(training, config, part)
     ]
     low, high = part.usual_rates
     if not low / FAR <= training.learning_rate <= high * FAR:
-        told.append(
-            f"learning_rate is {training.learning_rate:g}; with {config.optimizer} {low:g} to {high:g} is usual, see docs/optimizers.md"
+        lines.append(
+            f"learning_rate is {training.learning_rate:g}; with {config.optimizer} {low:g} to {high:g} is usual, "
+            "see docs/optimizers.md"
         )
     if part.averages and not LR_SCHEDULES[training.lr_schedule].endless:
-        told.append(
-            f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights in place of a falling rate: constant is usual"
+        lines.append(
+            f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights instead of lowering "
+            "the rate: constant is usual"
         )
-    return told
+    return lines
 
 
 def _find_unused(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[tuple[str, str]]:
-    found = []
+    unused = []
     for field in fields(OptimizerConfig):
         if field.name == "optimizer" or getattr(config, field.name) == field.default:
             continue
         if field.name.startswith("lr_"):
             if field.name not in LR_SCHEDULES[training.lr_schedule].uses:
-                found.append((field.name, f"the schedule {training.lr_schedule}"))
+                unused.append((field.name, f"the schedule {training.lr_schedule}"))
         elif field.name not in part.uses:
-            found.append((field.name, config.optimizer))
-    return found
+            unused.append((field.name, config.optimizer))
+    return unused

@@ -1,4 +1,7 @@
-"""What a run's weights are, by their bytes and rules and never by their paths: part of what names a run and its caches."""
+"""Identify the weights of a run by their bytes and rules, never by their paths.
+
+The identities are part of the names of runs and caches.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from ..storage.atomic import sha256_of, sha256_text
 
 
 def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
-    """Hex digests by part: transformer, text_encoder, codec, init_lora ('' for none). Their order counts: a run's digest is made of them.
+    """Return hex digests by part: transformer, text_encoder, codec, init_lora ('' for none).
+
+    Their order matters, because a run's digest is computed from them.
 
     Raises:
         UserError: a file can't be read.
@@ -28,16 +33,16 @@ def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
 
 
 def latent_identity(family: Family, request: TrainRequest) -> str:
-    """Names what decides a latent's bits: the codec, and whether it works in tiles or slices."""
+    """Return the digest of everything that decides a latent's bits: the codec, with its tiling and slicing."""
     identity, rules = family.identity(request.model, "codec"), request.memory.vae_rules()
     return sha256_text(identity, rules) if rules else identity
 
 
 def init_identity(request: TrainRequest) -> str:
-    """Names the LoRA file that the run starts from by its bytes; '' for none.
+    """Return the SHA-256 of the LoRA file that the run starts from; '' for none.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     path = request.adapter.init_lora
     if path == NO_LORA:
@@ -49,7 +54,7 @@ def init_identity(request: TrainRequest) -> str:
 
 
 def base_identity(request: TrainRequest, family: Family) -> str:
-    """Names the frozen weights as they are after quantization, in 16 hex digits: their files on disk."""
+    """Return the digest of the frozen weights after quantization, in 16 hex digits. It names their folder on disk."""
     model = request.model
     stored = replace(model.quantization, products="exact")
     return sha256_text(family.identity(model, "transformer"), model.dtype, repr(stored))[:16]

@@ -1,4 +1,4 @@
-"""Where each part of the model lies during the run: what MemorySettings asks for, carried out."""
+"""Place each part of the model as MemorySettings asks: on the device, in RAM or on disk."""
 
 from __future__ import annotations
 
@@ -22,26 +22,35 @@ from ..models.attention_check import AttentionShape, kernel_fault
 from ..models.family import Family, ImageCodec, TextEncoder
 from ..quant.loading import text_converter
 
-FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)  # before the run's own are known
+# Used before the run's own shapes are known.
+FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)
 
 
 def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Problem]:
-    """Settings that this device can't carry out. dtype: the model's."""
-    found = []
+    """Return a problem for each setting that this device does not support.
+
+    Args:
+        dtype: of the model.
+    """
+    problems = []
     if memory.offload_stream and not works_beside(device):
-        found.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
+        problems.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
     if memory.attention != "native" and (fault := kernel_fault(memory.attention, FEW_TOKENS, device, dtype)):
         where = f"on {device} in {str(dtype).removeprefix('torch.')}"
-        found.append(Problem("attention", f"{memory.attention} {fault} {where}; use native"))
-    return found
+        problems.append(Problem("attention", f"{memory.attention} {fault} {where}; use native"))
+    return problems
 
 
 def compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:
-    """Blocks compiled, where the settings say so. Returns what could not be done, '' where all was."""
+    """Compile the blocks where the settings ask for it.
+
+    Returns:
+        A warning where the blocks can't be compiled, else ''.
+    """
     if not memory.compile:
         return ""
     if fault := compiler_fault(device):
-        return f"blocks are not compiled: {fault}; the run goes on without"
+        return f"blocks are not compiled: {fault}; the run continues without compilation"
     compile_blocks_(family.blocks(transformer))
     return ""
 
@@ -55,18 +64,18 @@ def place_(
     checkpointing: bool,
     disk: Path,
 ) -> None:
-    """Bring an adapted, quantised transformer to where it trains. Outputs and gradients stay the same.
+    """Move a quantized transformer with its adapter to where it is trained. Outputs and gradients stay the same.
 
     Args:
-        checkpointing: whether blocks are computed again in the backward pass, see recomputed_places.
-        disk: folder for weights that wait on disk, named after them.
+        checkpointing: whether blocks are recomputed in the backward pass, see places_to_recompute.
+        disk: folder for weights that are offloaded to disk, named by their identity.
     """
     blocks = family.blocks(transformer)
     swap = None
     if memory.group_offload != "none":
         if memory.offload_to_disk:
             wait_on_disk_(blocks, disk)
-        swap = _swap(blocks, memory, device)
+        swap = _offload_groups(blocks, memory, device)
         swap.take_out()
     transformer.to(device)
     if swap:
@@ -75,20 +84,20 @@ def place_(
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]
         host = SavedOnHost(part for tensor in weights for part in inner_tensors(tensor))
-    places = places_to_recompute(len(blocks), memory.checkpointing_interval, not memory.moves)
-    again = set(places) if checkpointing else set()
-    # A block that is computed again keeps nothing inside: its weights come with its second forward.
-    kept = [block for i, block in enumerate(blocks) if i not in again]
+    indices = places_to_recompute(len(blocks), memory.checkpointing_interval, not memory.moves)
+    recomputed = set(indices) if checkpointing else set()
+    # A recomputed block stores no activations inside: its weights are loaded again with its second forward pass.
+    stored = [block for i, block in enumerate(blocks) if i not in recomputed]
     if swap or host:
-        save_as_notes_(kept, swap, host)
+        save_as_notes_(stored, swap, host)
     if checkpointing:
         checkpoint_blocks_(blocks, memory.checkpointing_interval, not memory.moves)
     if host:
-        save_as_notes_([block for i, block in enumerate(blocks) if i in again], None, host)
+        save_as_notes_([block for i, block in enumerate(blocks) if i in recomputed], None, host)
 
 
 def load_text_encoder(family: Family, request: TrainRequest, device: torch.device) -> TextEncoder:
-    """The text encoder where the request wants it: on the device, there block by block, or on the CPU."""
+    """Load the text encoder where the request wants it: on the device, on the device block by block, or on the CPU."""
     where = request.memory.text_encoder
     convert = text_converter(request.model.quantization, device)
     if where == "device":
@@ -98,16 +107,16 @@ def load_text_encoder(family: Family, request: TrainRequest, device: torch.devic
 
 
 def load_codec(family: Family, request: TrainRequest, device: torch.device) -> ImageCodec:
-    """The codec, working in tiles or slices where the request says so."""
+    """Load the codec, with tiling and slicing where the request asks for them."""
     codec = family.load_codec(request.model, device)
     codec.economise_(request.memory.vae_tiling, request.memory.vae_slicing)
     return codec
 
 
 def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
-    """A text encoder that was loaded on the CPU: its blocks come to the device one by one, the rest stays there.
+    """Place a text encoder that was loaded on the CPU: one block at a time is on the device, all else stays there.
 
-    Works on whatever holds modules as attributes: the longest ModuleList of each is its blocks.
+    Works on any object that has modules as attributes. The longest ModuleList of each module holds its blocks.
     """
     for module in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
         lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
@@ -125,9 +134,9 @@ def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
 
 
 class SoloCodec:
-    """A codec that has the device for itself while it works: the transformer leaves, and comes back.
+    """A codec that has the device to itself while it works: the transformer is moved to the CPU and back.
 
-    The members are those of contract.ImageCodec.
+    The members are those of models.family.ImageCodec.
     """
 
     def __init__(self, codec: Any, transformer: nn.Module, device: torch.device):
@@ -136,19 +145,19 @@ class SoloCodec:
         codec.move_(torch.device("cpu"))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return self._alone(self._codec.encode, pixels)
+        return self._run_alone(self._codec.encode, pixels)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._alone(self._codec.decode, latents)
+        return self._run_alone(self._codec.decode, latents)
 
     def move_(self, device: torch.device) -> None:
-        """Where it computes from now on; between two calls it is on the CPU."""
+        """Set the device that the codec computes on. Between two calls it is on the CPU."""
         self._device = device
 
     def economise_(self, tiling: bool, slicing: bool) -> None:
         self._codec.economise_(tiling, slicing)
 
-    def _alone(self, call: Any, value: Tensor) -> Tensor:
+    def _run_alone(self, call: Any, value: Tensor) -> Tensor:
         self._transformer.to("cpu")
         self._codec.move_(self._device)
         try:
@@ -159,7 +168,7 @@ class SoloCodec:
             self._transformer.to(self._device)
 
 
-def _swap(blocks: Sequence[nn.Module], memory: MemoryConfig, device: torch.device) -> GroupOffload:
+def _offload_groups(blocks: Sequence[nn.Module], memory: MemoryConfig, device: torch.device) -> GroupOffload:
     if memory.group_offload == "leaf":
         return swap_leaves_(blocks, device, ahead=memory.offload_stream)
     return swap_blocks_(blocks, device, per_group=memory.blocks_per_group, ahead=memory.offload_stream)

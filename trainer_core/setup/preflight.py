@@ -1,6 +1,6 @@
-"""Everything that can be seen to be wrong with a request before a model loads.
+"""Find all problems of a request before a model is loaded.
 
-`problems_of` needs no torch; `all_problems` adds what depends on the device and on the model's modules, and loads torch for it.
+`problems_of` needs no torch. `all_problems` adds what depends on the device and the model's modules, and imports torch.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
 
-if TYPE_CHECKING:  # not a circle: torch stays out of the checks of settings
+if TYPE_CHECKING:  # so that checks of settings do not import torch
     import torch
 
     from ..models.family import Family
     from ..optim.optimizer import OptimizerPart
 
 PLAIN_INITS = ("default", "gaussian")
-CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors moves where the update begins
+CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors changes the initial update
 
 
 def all_problems(request: TrainRequest, host: Host, family: Family, device: torch.device) -> list[Problem]:
-    """Of the settings, the model's files, the device and the adapter. No weights are loaded.
+    """Return the problems of the settings, the model's files, the device and the adapter. No weights are loaded.
 
     Args:
-        request: as the family resolves it, see train/prepare.py: resolve_for_model.
-        device: that the run would train on.
+        request: as resolved by the family, see resolve_for_model in train/prepare.py.
+        device: the device of the run.
     """
     from ..devices import DTYPES
     from ..quant.loading import quantization_problems
@@ -54,121 +54,128 @@ def all_problems(request: TrainRequest, host: Host, family: Family, device: torc
         *quantization_problems(quantization, device),
         *products_problems(quantization, device),
     ]
-    if not problems:  # what the adapter fits is looked up in the files of the model
+    if not problems:  # the check of the adapter reads the files of the model
         collect(problems, check_fit, request, family)
     return problems
 
 
 def optimizer_problems(request: TrainRequest, device: torch.device) -> list[Problem]:
-    """A package that the optimizer lacks, or a device that it does not run on."""
+    """Return a problem where the optimizer lacks a package or does not run on the device."""
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     missing = part.missing(device.type)
     return [Problem("optimizer", missing)] if missing else []
 
 
 def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
-    """Folders without images, and settings that contradict each other. Quick: stops at the first image it finds."""
-    found: list[Problem] = []
+    """Return problems of the dataset folders and of settings that contradict each other.
+
+    It is quick, because it stops at the first image of each folder.
+    """
+    problems: list[Problem] = []
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
         if not any(path.suffix.lower() in SUFFIXES for path in Path(root).rglob("*")):
             endings = " ".join(sorted(SUFFIXES))
-            found.append(
+            problems.append(
                 Problem(
                     "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"
                 )
             )
-    found += missing_packages(request.model.quantization)
-    found += missing_for_drawing(request.validation)
-    found += missing_trackers(request)
+    problems += missing_packages(request.model.quantization)
+    problems += missing_for_drawing(request.validation)
+    problems += missing_trackers(request)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
-        found.append(
+        problems.append(
             Problem(
                 "warmup_steps",
-                f"{training.warmup_steps} steps of warm-up leave nothing of {training.steps} steps; use at most {training.steps - 1}",
+                f"{training.warmup_steps} warm-up steps leave nothing of {training.steps} steps; "
+                f"use at most {training.steps - 1}",
             )
         )
     if training.rollout_probability and all(part.prior_preservation for part in request.dataset.parts):
-        found.append(
+        problems.append(
             Problem(
                 "rollout_probability",
-                "is above 0, but every picture has prior_preservation, which is never rolled out; use 0",
+                "is above 0, but every image has prior_preservation, and such images have no rollouts; use 0",
             )
         )
     if memory.checkpointing_interval > 1 and not training.gradient_checkpointing:
-        found.append(
+        problems.append(
             Problem(
                 "checkpointing_interval",
                 f"is {memory.checkpointing_interval}, but gradient_checkpointing is off; turn it on, or use 1",
             )
         )
     own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
-    return [*found, *reference_problems(request), *own]
+    return [*problems, *reference_problems(request), *own]
 
 
 def reference_problems(request: TrainRequest) -> list[Problem]:
-    """Pictures to start from, where the model takes none, or none of them, where it does."""
+    """Return problems of reference images: missing where the model needs them, or given where it takes none."""
     model, dataset = request.model, request.dataset
     if model.takes_references and not dataset.has_references:
-        told = f"is empty, and {model.flavour} makes pictures out of others; name their folder, or say in degrade how each is made out of its own"
-        return [Problem("references", told)]
-    named = (
+        text = (
+            f"is empty, and {model.flavour} generates images from reference images; set their folder, or set degrade "
+            "to make each reference from the image itself"
+        )
+        return [Problem("references", text)]
+    fields = (
         ("references", any(dataset.reference_roots)),
         ("degrade", dataset.has_degraded),
         ("reference", bool(request.validation_reference)),
     )
     return [
-        Problem(field, f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty")
-        for field, is_given in named
+        Problem(field, f"is set, but {model.family} {model.flavour} takes no reference images; leave it empty")
+        for field, is_given in fields
         if is_given and not model.takes_references
     ]
 
 
 def missing_trackers(request: TrainRequest) -> list[Problem]:
-    """A problem for each tracker that lacks its package or its key."""
+    """Return a problem for each tracker that lacks its package or its API key."""
     missing = [load("tracker", name).missing() for name in parse_trackers(request.training.trackers)]
     return [Problem("trackers", f"{text}; or choose tensorboard or none") for text in missing if text]
 
 
 def adapter_problems(request: TrainRequest) -> list[Problem]:
-    """Combinations of kind, start, format and base that can't work."""
+    """Return problems of the combination of adapter kind, init, format and base model."""
     config, init = request.adapter, request.training.init
     rule = KIND_RULES[config.kind]
-    found = []
+    problems = []
     if init not in rule.inits:
-        found.append(Problem("init", f"{init!r} can't start a {config.kind}; use {', '.join(rule.inits)}"))
+        problems.append(Problem("init", f"{init!r} can't initialize a {config.kind}; use {', '.join(rule.inits)}"))
     if config.format not in rule.formats:
-        reason = "its product has no rows that could be fused as there"
-        text = f"{config.format!r} can't hold a {config.kind}: {reason}; use {', '.join(rule.formats)}"
-        found.append(Problem("format", text))
+        reason = "its product has no rows that can be fused as this format requires"
+        text = f"{config.format!r} can't store a {config.kind}: {reason}; use {', '.join(rule.formats)}"
+        problems.append(Problem("format", text))
     if init == "loftq" and request.model.quantization.level == "none":
-        reason = "mends what quantisation lost, and the model is not quantised; connect QuantizeModel or use default"
-        found.append(Problem("init", f"'loftq' {reason}"))
+        reason = "corrects quantization errors, but the model is not quantized; connect QuantizeModel or use default"
+        problems.append(Problem("init", f"'loftq' {reason}"))
     if config.precision != "fp32" and (init in CANCELLING_INITS or config.kind == "dora"):
         what = (
-            "a dora's magnitudes"
+            "the magnitudes of a dora"
             if config.kind == "dora"
-            else f"what init {init!r} learns, a small difference of large numbers,"
+            else f"the update of init {init!r}, a small difference of large values"
         )
-        found.append(Problem("precision", f"{config.precision} is too coarse for {what}; use fp32"))
+        problems.append(Problem("precision", f"{config.precision} is too coarse for {what}; use fp32"))
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
-        reason = f"goes on from a file, so that init {init!r} has nothing to start; use {' or '.join(PLAIN_INITS)}"
-        found.append(Problem("init_lora", reason))
-    return found
+        reason = f"continues from a file, so init {init!r} has nothing to initialize; use {' or '.join(PLAIN_INITS)}"
+        problems.append(Problem("init_lora", reason))
+    return problems
 
 
 def route_problems(request: TrainRequest) -> list[Problem]:
-    """Blocks to skip that the model has not, as far as its files are here to say how many it has."""
-    found: list[Problem] = []
+    """Return problems of the routed blocks, where the model's files are present and show how many blocks it has."""
+    problems: list[Problem] = []
     linears: Linears = load("linears", request.model.family)
     num_blocks = linears.num_blocks(request.model)
     if num_blocks is not None:
-        collect(found, request.training.routed_blocks, num_blocks)
-    return found
+        collect(problems, request.training.routed_blocks, num_blocks)
+    return problems
 
 
 def layer_problems(request: TrainRequest) -> list[Problem]:
-    """targets and block_lr that fit no layer of the model, as far as its files are here to say what layers it has."""
+    """Return problems of targets and block_lr, where the model's files are present and show its layers."""
     linears: Linears = load("linears", request.model.family)
     names = linears.names(request.model)
     if names is None:

@@ -54,8 +54,7 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
         path: The target.
         write: Writes the file at the path it is given.
         staging: Existing folder for the temporary file, where a killed process may leave it behind. It is used if it is
-            on
-            the same file system as the target; otherwise the target's folder is used.
+            on the same file system as the target; otherwise the target's folder is used.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

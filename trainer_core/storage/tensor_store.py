@@ -198,8 +198,9 @@ def fill(
     make: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Compute the tensors that are missing and write them, one shard at a time. If the process is killed, full shards
-    remain.
+    """Compute the tensors that are missing and write them, one shard at a time.
+
+    If the process is killed, all full shards remain.
 
     Args:
         store: The store.

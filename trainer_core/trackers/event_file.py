@@ -197,9 +197,7 @@ class EventFile:
 
 
 def _create_file(folder: Path):
-    """Create the file under a name that sorts last, because TensorBoard reads a folder's files in the order of their
-    names.
-    """
+    """Create the file. Its name sorts last, because TensorBoard reads a folder's files in the order of their names."""
     stem = f"events.out.tfevents.{int(time.time()):010d}"
     for number in range(1000):
         try:

@@ -43,8 +43,9 @@ class Tracker(Protocol):
 
     @staticmethod
     def missing() -> str:
-        """Return "" if the tracker can be used, else what is missing and how to fix it. Does not import anything
-        heavy.
+        """Return "" if the tracker can be used, else what is missing and how to fix it.
+
+        It must not import anything heavy.
         """
         ...
 

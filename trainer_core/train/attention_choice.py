@@ -1,7 +1,7 @@
-"""Which attention kernels a run computes with: the first that are shown to be right for it on this device.
+"""Choose the attention kernels of a run: the first ones that pass a correctness check on this device.
 
-What was shown is remembered, so that a second start shows nothing again. A kernel can break the device, and with it the process: it is
-marked while it is tried, and a mark that is found later counts as a fault.
+Results are stored in the cache, so that a second start skips the check. A kernel can crash the device, and with it the
+process. It is therefore marked in the cache while it is tried, and a mark that is found later counts as a failure.
 """
 
 from __future__ import annotations
@@ -24,47 +24,51 @@ from ..storage.atomic import write_json
 from .step.batch import make_batch
 from .step.state import TrainState
 
-ORDER = ("flash", "efficient", "cudnn", "math")  # on CUDA and ROCm; by speed, and by how many have trained with it
-OTHERS = ("native", "math")  # devices whose kernels torch gives no names
+ORDER = ("flash", "efficient", "cudnn", "math")  # on CUDA and ROCm; by speed, and by how widely it is used
+OTHERS = ("native", "math")  # on devices whose kernels can't be selected by name in torch
 WITHOUT_MASK = frozenset({"flash"})
-LOOKED_AT = 64  # micro-batches, for their shapes
-MAX_REMEMBERED = 200  # shapes a kernel
+NUM_INSPECTED = 64  # micro-batches that are inspected for their shapes
+MAX_REMEMBERED = 200  # stored shapes per kernel
 TRIED_BY = "tried by process "
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """plain, masked: see kernels.attention. left_out: kernels that would have come first, each with its fault."""
+    """The chosen attention kernels, see models/attention_backends.py."""
 
-    plain: str
-    masked: str
-    left_out: tuple[str, ...] = ()
+    plain: str  # kernel for attention without a mask
+    masked: str  # kernel for attention with a mask
+    left_out: tuple[str, ...] = ()  # kernels earlier in the order that failed, each with its fault
 
 
-def choose_attention_(run: TrainState, wanted: str, host: Host) -> None:
-    """Set the kernels of a run's transformer, and say which were left out.
+def choose_attention_(state: TrainState, wanted: str, host: Host) -> None:
+    """Set the attention kernels of a run's transformer, and log which kernels were skipped.
 
     Args:
         wanted: MemoryConfig.attention.
     Raises:
-        UserError: the kernel that is asked for is wrong here, or all are.
+        UserError: the requested kernel gives wrong results on this device, or all kernels do.
     """
-    known = KnownKernels(host.paths.cache / "attention.json", f"{device_software(run.device)}, {run.dtype}")
-    order = _order(run.device)
-    shapes = shapes_of(run) if order else ()
+    results = KnownKernels(host.paths.cache / "attention.json", f"{device_software(state.device)}, {state.dtype}")
+    order = _order(state.device)
+    shapes = shapes_of(state) if order else ()
     chosen = choose_kernels(
-        wanted, order, lambda name, masked: known.fault_of_any(name, shapes, masked, run.device, DTYPES[run.dtype])
+        wanted,
+        order,
+        lambda name, masked: results.fault_of_any(name, shapes, masked, state.device, DTYPES[state.dtype]),
     )
     for text in chosen.left_out:
-        host.emit(Notice(f"attention kernel {text}; {chosen.plain} computes in its place"))
-    set_attention_(run.transformer, chosen.plain, chosen.masked)
-    run.attention = chosen.plain
+        host.emit(Notice(f"attention kernel {text}; {chosen.plain} is used instead"))
+    set_attention_(state.transformer, chosen.plain, chosen.masked)
+    state.attention = chosen.plain
 
 
 def choose_kernels(wanted: str, order: Sequence[str], fault_of: Callable[[str, bool], str]) -> Kernels:
-    """The first kernels of the order that are right, or the wanted one. order: empty where torch's choice is trusted, as on CPUs.
+    """Return the first kernels of the order that are correct, or the requested one.
 
     Args:
+        wanted: MemoryConfig.attention; "native" stands for the first correct one.
+        order: names of kernels; empty where torch's own choice is trusted, as on CPUs.
         fault_of: (name, with a mask) -> '' or what is wrong.
     Raises:
         UserError: see choose_attention_.
@@ -79,13 +83,13 @@ def choose_kernels(wanted: str, order: Sequence[str], fault_of: Callable[[str, b
     masked = _first_right(with_mask, lambda name: fault_of(name, True), left_out)
     if not plain or not masked:
         raise UserError.at(
-            "dtype", f"no attention kernel computes right on this device ({'; '.join(left_out)}); use fp32"
+            "dtype", f"no attention kernel gives correct results on this device ({'; '.join(left_out)}); use fp32"
         )
     return Kernels(plain, masked, tuple(dict.fromkeys(left_out)))
 
 
 def _first_right(names: Sequence[str], fault_of: Callable[[str], str], left_out: list[str]) -> str:
-    """'' where none is right. left_out: what is passed over goes there."""
+    """Return the first correct kernel, or '' where none is. Append each kernel that failed to left_out."""
     for name in names:
         fault = fault_of(name)
         if not fault:
@@ -100,42 +104,45 @@ def _order(device: torch.device) -> tuple[str, ...]:
     return OTHERS if device.type not in ALONE or device.type == "mps" else ()
 
 
-def shapes_of(run: TrainState) -> tuple[AttentionShape, ...]:
-    """Of the smallest and the largest among the run's first micro-batches."""
-    first = range(run.step * run.config.accumulation, run.num_steps * run.config.accumulation)[:LOOKED_AT]
+def shapes_of(state: TrainState) -> tuple[AttentionShape, ...]:
+    """Return the attention shapes of the smallest and the largest of the run's first micro-batches."""
+    first = range(state.step * state.config.accumulation, state.num_steps * state.config.accumulation)[:NUM_INSPECTED]
 
     def num_pixels(micro: int) -> int:
-        batch = run.plan.batch(micro)
-        width, height = run.samples[batch[0]].placement.bucket
+        batch = state.plan.batch(micro)
+        width, height = state.samples[batch[0]].placement.bucket
         return len(batch) * width * height
 
     ordered = sorted(first, key=num_pixels)
-    found = (_shape_of(run, micro) for micro in dict.fromkeys((*ordered[:1], *ordered[-1:])))
-    return tuple(dict.fromkeys(found))
+    shapes = (_shape_of(state, micro) for micro in dict.fromkeys((*ordered[:1], *ordered[-1:])))
+    return tuple(dict.fromkeys(shapes))
 
 
-class _Seen(Exception):
-    """What the first block was called with; ends the forward pass there."""
+class _FirstBlockReached(Exception):
+    """Ends the forward pass at the first block, and holds the block's inputs."""
 
     def __init__(self, image: torch.Tensor, text: torch.Tensor):
         self.image, self.text = image, text
 
 
-def _shape_of(run: TrainState, micro: int) -> AttentionShape:
-    """As the transformer's first block meets a micro-batch: only the family knows how many tokens a text's rows are."""
+def _shape_of(state: TrainState, micro: int) -> AttentionShape:
+    """Return the attention shape of a micro-batch, read off the inputs of the transformer's first block.
+
+    Only the model family knows how many tokens a text embedding becomes.
+    """
 
     def stop(block: Any, args: tuple[torch.Tensor, ...]) -> None:
-        raise _Seen(*args[:2])
+        raise _FirstBlockReached(*args[:2])
 
-    transformer: Any = run.transformer
+    transformer: Any = state.transformer
     head_width: int = attention_modules(transformer)[0].head_width  # pyright: ignore[reportAssignmentType]
-    batch = make_batch(run, micro).to(run.device)
-    handle = run.family.blocks(transformer)[0].register_forward_pre_hook(stop)
+    batch = make_batch(state, micro).to(state.device)
+    handle = state.family.blocks(transformer)[0].register_forward_pre_hook(stop)
     try:
         with torch.no_grad():
-            run.family.predict(transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
-    except _Seen as seen:
-        size, text = seen.image.shape, seen.text.shape[1]
+            state.family.predict(transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside)
+    except _FirstBlockReached as inputs:
+        size, text = inputs.image.shape, inputs.text.shape[1]
         return AttentionShape(size[0], text, size[1], size[2] // head_width, head_width)
     finally:
         handle.remove()
@@ -143,10 +150,11 @@ def _shape_of(run: TrainState, micro: int) -> AttentionShape:
 
 
 class KnownKernels:
-    """Which kernels were shown to be right or wrong, in a JSON file. May be deleted at any time.
+    """Results of the checks of attention kernels, in a JSON file. The file may be deleted at any time.
 
     Args:
-        setting: what else decides: device, driver, libraries, dtype.
+        path: the JSON file.
+        setting: what else the results depend on: device, driver, libraries, dtype.
     """
 
     def __init__(self, path: Path, setting: str):
@@ -155,10 +163,13 @@ class KnownKernels:
     def fault_of_any(
         self, name: str, shapes: Sequence[AttentionShape], masked: bool, device: torch.device, dtype: torch.dtype
     ) -> str:
-        """'' where the kernel is right for all the shapes, else the first fault. A shape that there is no memory to try is passed over."""
+        """Return '' where the kernel is correct for all shapes, else the first fault.
+
+        A shape is skipped where there is not enough memory to check it.
+        """
         for shape in shapes:
             key = f"{shape}, masked" if masked else str(shape)
-            fault = self._known(name, key)
+            fault = self._stored_fault(name, key)
             if fault is None:
                 fault = self._try_kernel(name, key, shape, masked, device, dtype)
             if fault:
@@ -168,44 +179,51 @@ class KnownKernels:
     def _try_kernel(
         self, name: str, key: str, shape: AttentionShape, masked: bool, device: torch.device, dtype: torch.dtype
     ) -> str:
-        self._remember(name, key, f"{TRIED_BY}{os.getpid()}")
+        self._store(name, key, f"{TRIED_BY}{os.getpid()}")
         try:
             fault = kernel_fault(name, shape, device, dtype, masked)
         except torch.OutOfMemoryError:
-            self._remember(name, key, None)
+            self._store(name, key, None)
             return ""
-        self._remember(name, key, fault)
+        self._store(name, key, fault)
         if fault:
             self._check_device(name, fault, device)
         return fault
 
     def _check_device(self, name: str, fault: str, device: torch.device) -> None:
-        """Raises: UserError: the kernel broke the device, so that nothing else computes in this process."""
+        """Check that the device still works after a failure.
+
+        Raises:
+            UserError: the kernel crashed the device, and nothing else can compute in this process.
+        """
         try:
             torch.ones(2, device=device).sum().item()
         except RuntimeError as error:
-            text = f"the attention kernel {name} {fault}, and broke the device with it. It is remembered and left out: start again"
+            text = (
+                f"the attention kernel {name} {fault}, and crashed the device. The failure is stored in the cache and "
+                "the kernel will be skipped: start again"
+            )
             raise UserError.at("attention", text) from error
 
-    def _known(self, name: str, key: str) -> str | None:
-        """None: not tried yet, or being tried by another process now."""
-        found = self._read().get(self._setting, {}).get(name, {}).get(key)
-        if not isinstance(found, str) or not found.startswith(TRIED_BY):
-            return found if isinstance(found, str) else None
-        import psutil  # accelerate brings it
+    def _stored_fault(self, name: str, key: str) -> str | None:
+        """Return the stored result; None where the kernel was not tried, or another process is trying it now."""
+        fault = self._read().get(self._setting, {}).get(name, {}).get(key)
+        if not isinstance(fault, str) or not fault.startswith(TRIED_BY):
+            return fault if isinstance(fault, str) else None
+        import psutil  # a dependency of accelerate
 
-        if psutil.pid_exists(int(found.removeprefix(TRIED_BY))):
+        if psutil.pid_exists(int(fault.removeprefix(TRIED_BY))):
             return None
-        return f"ended the process that tried it (delete {self._path.name} in the cache to try again)"
+        return f"crashed the process that tried it (delete {self._path.name} in the cache to try again)"
 
-    def _remember(self, name: str, key: str, value: str | None) -> None:
+    def _store(self, name: str, key: str, value: str | None) -> None:
         table = self._read()
-        known = table.setdefault(self._setting, {}).setdefault(name, {})
-        known.pop(key, None)
+        results = table.setdefault(self._setting, {}).setdefault(name, {})
+        results.pop(key, None)
         if value is not None:
-            known[key] = value
-        for old in list(known)[:-MAX_REMEMBERED]:
-            del known[old]
+            results[key] = value
+        for old in list(results)[:-MAX_REMEMBERED]:
+            del results[old]
         write_json(self._path, table)
 
     def _read(self) -> dict[str, Any]:
@@ -213,8 +231,8 @@ class KnownKernels:
             table = json.loads(self._path.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        is_whole = isinstance(table, dict) and all(
-            isinstance(known, dict) and all(isinstance(kernel, dict) for kernel in known.values())
-            for known in table.values()
+        is_valid = isinstance(table, dict) and all(
+            isinstance(kernels, dict) and all(isinstance(results, dict) for results in kernels.values())
+            for kernels in table.values()
         )
-        return table if is_whole else {}
+        return table if is_valid else {}

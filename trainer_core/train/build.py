@@ -1,4 +1,7 @@
-"""From a request to a Run: text and latents cached, base loaded and quantised, LoRA injected. Each heavy part is freed before the next is loaded."""
+"""Build the state of a run: cache text and latents, load and quantize the base model, inject the LoRA.
+
+Each large model is freed before the next one is loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,35 +31,40 @@ from ..setup.placement import compile_, load_codec, load_text_encoder, place_
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
 from .step.state import TrainState
 
 
-def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
-    """Cache, load, quantise and inject. The base model is frozen; the LoRA is new, its update zero."""
+def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
+    """Cache the dataset, load and quantize the base model, and inject the adapter.
+
+    The base model is frozen. The LoRA is new, and its update is zero.
+    """
     config, family, device = plan.request.training, plan.family, plan.device
-    memory = plan.placed.memory
-    with phases("latents"):  # before anything is loaded: a mask may be at fault
+    memory = plan.resolved_request.memory
+    with phases("latents"):  # before anything is loaded, because a mask may be invalid
         masks = _cache_masks(plan, host)
     with phases("text"):
         text = _cache_text(plan, host)
     with phases("latents"):
         latents = _cache_latents(plan, plan.index, host)
-        starts = _cache_latents(plan, plan.references.index, host, plan.references.change) if plan.references else None
+        reference_latents = (
+            _cache_latents(plan, plan.references.index, host, plan.references.change) if plan.references else None
+        )
     gc.collect()
     empty_cache(device)
     with phases("load"):
         transformer = load_base(family, plan.request.model, host, device)
-        if left_out := choose_products_(transformer, plan.request.model.quantization.products):
-            host.emit(Notice(left_out, "warning"))
-        if memory.group_offload == "none":  # otherwise it may not fit there as a whole
+        if warning := choose_products_(transformer, plan.request.model.quantization.products):
+            host.emit(Notice(warning, "warning"))
+        if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
             transformer.to(device)
         injected = inject_adapter_(transformer, family, plan.request, device, host)
         layers = injected.layers
-        if left_out := compile_(transformer, family, memory, device):
-            host.emit(Notice(left_out, "warning"))
+        if warning := compile_(transformer, family, memory, device):
+            host.emit(Notice(warning, "warning"))
         disk = host.paths.cache / "offload" / base_identity(plan.request, family)
         place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
         parameters = [parameter for _, parameter in trainable_parameters(layers)]
@@ -78,35 +86,39 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
     num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     if held:
-        host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to judge checkpoints by"))
-    run = TrainState(
-        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters, optimizer=optimizer,
-        optimizer_config=plan.request.optimizer,
+        host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
+    state = TrainState(
+        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters,
+        optimizer=optimizer, optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
-        references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
+        references=(
+            ReferenceLatents(plan.references, reference_latents) if plan.references and reference_latents else None
+        ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
-        relief=OomRecovery.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),
+        oom_recovery=OomRecovery.where_auto(
+            plan.request.memory, memory, config, family.blocks(transformer), device, host
+        ),
     )  # fmt: skip
-    choose_attention_(run, memory.attention, host)
-    return run
+    choose_attention_(state, memory.attention, host)
+    return state
 
 
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:
-    others = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
+    other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
-        Prompts(Captions(plan.index.samples), others), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.placed, plan.device), _store(host, "text"), host,
+        Prompts(Captions(plan.index.samples), other_prompts), text_identity(plan.family, plan.request.model),
+        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device), _store(host, "text"), host,
     )  # fmt: skip
 
 
 def _cache_latents(plan: RunPlan, index: Index, host: Host, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
-        lambda: load_codec(plan.family, plan.placed, plan.device), _store(host, "latents"), host,
+        lambda: load_codec(plan.family, plan.resolved_request, plan.device), _store(host, "latents"), host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
     )  # fmt: skip
 

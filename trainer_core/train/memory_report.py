@@ -1,4 +1,4 @@
-"""What a run says of its memory when it is over, well or not: predicted beside measured, and what would have fitted."""
+"""Compare the predicted memory of a run with the measured one, and explain out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from ..devices import is_out_of_memory, peak_ram_bytes, peak_vram_bytes
 from ..errors import UserError, reason_of
 from ..planner.memory_plan import MemoryPlan, gb
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 
 
 @contextmanager
-def explain_oom(plan: MemoryPlan | None, phases: Phases, device: torch.device) -> Iterator[None]:
-    """Out of memory becomes a UserError that names the phase, what was planned and measured, and what would fit."""
+def explain_oom(plan: MemoryPlan | None, phases: PhaseTimer, device: torch.device) -> Iterator[None]:
+    """Turn out of memory into a UserError that names the phase, the planned and measured memory, and what would fit."""
     try:
         yield
     except Exception as error:
@@ -24,19 +24,24 @@ def explain_oom(plan: MemoryPlan | None, phases: Phases, device: torch.device) -
             raise
         name = phases.current
         planned = next((phase for phase in plan.phases if phase.name == name), None) if plan else None
-        said = (
+        prediction = (
             f"planned {gb(planned.device)} on the device and {gb(planned.ram)} of RAM" if planned else "not in the plan"
         )
-        taken = peak_vram_bytes(device) or peak_ram_bytes()
+        measured = peak_vram_bytes(device) or peak_ram_bytes()
+        fallback = "Reduce the batch size or the resolution, or turn on an offload in MemorySettings"
         raise UserError.at(
             "memory",
-            f"ran out in the phase {name!r} ({said}, measured {gb(taken)} by then): {reason_of(error)}. {plan.advice() if plan else 'Try less: batch, resolution, an offload of MemorySettings'}. "
-            "What was cached and saved so far is kept; another program on the device may hold memory as well",
+            f"out of memory in the phase {name!r} ({prediction}, measured {gb(measured)} so far): {reason_of(error)}. "
+            f"{plan.suggestion() if plan else fallback}. "
+            "Caches and checkpoints written so far are intact; another program on the device may use memory as well",
         ) from error
 
 
 def memory_report(plan: MemoryPlan | None, device: torch.device) -> dict[str, Any]:
-    """Predicted beside measured, for report.json. measured on a device: of tensors; RAM: resident, of the whole process."""
+    """Return predicted and measured memory for report.json.
+
+    On a device the memory of tensors is measured, in RAM the resident memory of the whole process.
+    """
     device_bytes, ram = peak_vram_bytes(device), peak_ram_bytes()
     measured = {"device_peak_bytes": device_bytes, "ram_peak_bytes": ram}
     if plan is None:
@@ -51,12 +56,12 @@ def memory_report(plan: MemoryPlan | None, device: torch.device) -> dict[str, An
 
 
 def comparison(report: dict[str, Any]) -> str:
-    """Predicted and measured peaks in one line."""
+    """Return predicted and measured peaks in one line."""
     measured, predicted = report["measured"], report["predicted"]
     parts = (("device_peak_bytes", "tensors on the device"), ("ram_peak_bytes", "RAM"))
-    told = []
+    texts = []
     for name, words in parts:
         if measured[name]:
-            foretold = f"predicted {gb(predicted[name])}, " if predicted else ""
-            told.append(f"{words} {foretold}measured {gb(measured[name])}")
-    return "memory, at its peak: " + "; ".join(told)
+            prediction = f"predicted {gb(predicted[name])}, " if predicted else ""
+            texts.append(f"{words} {prediction}measured {gb(measured[name])}")
+    return "peak memory: " + "; ".join(texts)

@@ -1,6 +1,6 @@
-"""What every file says about how it came to be: the request, the workflow, versions, the dataset's digest, the trigger.
+"""The record in every written file: the request, the workflow, versions, the dataset's digest, the trigger.
 
-No date and no path: equal requests write equal bytes (docs/decisions/0002-no-date-in-files.md).
+It holds no date and no path: equal requests write equal bytes (docs/decisions/0002-no-date-in-files.md).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that decide numbers."""
-    found = {"chroma-trainer": VERSION}
+    """Return the versions of this package and of the packages that decide numerical results."""
+    packages = {"chroma-trainer": VERSION}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def make_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """The run as JSON values."""
+    """Return the record of a run as JSON values: request, workflow, versions, dataset and trigger."""
     return {
         "request": plan.request.as_json(),
         "workflow": dict(prompt),
@@ -41,21 +41,25 @@ def make_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trigger_of(plan: RunPlan) -> str:
+    """Return the distinct trigger words of the dataset's parts, separated by commas."""
     return ", ".join(dict.fromkeys(part.trigger.strip() for part in plan.request.dataset.parts if part.trigger.strip()))
 
 
-def lora_metadata(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
-    """The safetensors header's texts: what ComfyUI, kohya's tools and model browsers read, and our own record."""
-    config, layer = run.config, next(iter(run.layers.values()))
-    labels = run.family.labels(plan.request.model)
-    largest = int(columns(run.samples)["bucket"].max())
+def lora_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of the safetensors header.
+
+    It holds what ComfyUI, kohya's tools and model browsers read, and this trainer's own record.
+    """
+    config, layer = state.config, next(iter(state.layers.values()))
+    labels = state.family.labels(plan.request.model)
+    largest = int(columns(state.samples)["bucket"].max())
     return {
         "ss_network_dim": str(layer.file_rank),
         "ss_network_alpha": f"{layer.file_alpha:g}",
         **layer.network,
         "ss_base_model_version": labels["ss_base_model_version"],
         "ss_output_name": config.name,
-        "ss_steps": str(run.step),
+        "ss_steps": str(state.step),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": labels["modelspec.architecture"],
         "modelspec.title": config.name,
@@ -63,7 +67,7 @@ def lora_metadata(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> 
         "modelspec.trigger_phrase": record["trigger"],
         "prompt": json.dumps(record["workflow"], sort_keys=True),
         "chroma_trainer": json.dumps(
-            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": run.step},
+            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": state.step},
             sort_keys=True,
         ),
     }

@@ -1,4 +1,4 @@
-"""Seconds by phase: every second of a run belongs to exactly one."""
+"""Measure the seconds of each phase. Every second of a run belongs to exactly one phase."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 NAMES = ("start", "text", "latents", "load", "train", "validate", "save")
 
 
-class Phases:
-    """A stopwatch with one hand: entering a phase pauses the one around it."""
+class PhaseTimer:
+    """A timer that runs for one phase at a time: entering a phase pauses the enclosing one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(NAMES, 0.0)
@@ -35,10 +35,10 @@ class Phases:
 
     @property
     def current(self) -> str:
-        """The phase that is running, or was when the last one ended by a fault."""
+        """The running phase, or the phase in which an exception was raised first."""
         return self._failed or self._current
 
     def read(self) -> dict[str, float]:
-        """Seconds so far, the running phase included, rounded to milliseconds."""
+        """Return the seconds so far by phase, with the running phase, rounded to milliseconds."""
         self._switch(self._current)
         return {name: round(value, 3) for name, value in self.seconds.items()}

@@ -1,4 +1,4 @@
-"""What a request will take, told before it runs: with its memory settings chosen where it says auto, and what fits where it does not."""
+"""Estimate what a request takes before it runs, choose its memory settings in mode auto, and suggest what would fit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..config.request import TrainRequest
 from ..errors import UserError
 from ..host import Host, Notice
-from ..planner.auto_tune import advice, choose_memory, remedy
-from ..planner.estimator import forecaster
+from ..planner.auto_tune import choose_memory, describe, suggestion
+from ..planner.estimator import make_estimator
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from .prepare import RunPlan, check_run
 
@@ -16,16 +16,19 @@ from .prepare import RunPlan, check_run
 def plan_request(
     request: TrainRequest, host: Host, machine: Machine | None = None
 ) -> tuple[MemoryPlan, str, TrainRequest]:
-    """The forecast of a request, what would make it fit ('' where it does), and the request as it would be run.
+    """Estimate a request without running it.
 
     Args:
-        machine: another than this one.
+        machine: estimate for this machine; None: the one that this process runs on.
+    Returns:
+        The memory estimate, a suggestion that would make the request fit ('' where it fits), and the request as it
+        would be run.
     Raises:
-        UserError: every problem of the request.
+        UserError: all problems of the request.
     """
     checked = check_run(request, host, {}, machine)
     request = checked.request
-    made = forecaster(
+    estimator = make_estimator(
         request,
         checked.family,
         checked.index,
@@ -33,15 +36,17 @@ def plan_request(
         host.paths.cache,
     )
     if request.memory.mode == "auto":
-        request = replace(request, memory=choose_memory(made, request))
-    plan = made.plan(request)
-    return plan, advice(remedy(made, request, plan)) if plan.unfit() else "", request
+        request = replace(request, memory=choose_memory(estimator, request))
+    plan = estimator.plan(request)
+    return plan, describe(suggestion(estimator, request, plan)) if plan.unfit() else "", request
 
 
 def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
-    """The plan with its memory settings chosen, where mode is auto, and its forecast, whose first line is told.
+    """Choose the memory settings in mode auto, and log the first line of the memory estimate.
 
-    None where something can't be counted, such as a package's own kernel: a run does not fail for want of a forecast.
+    Returns:
+        The plan with its memory settings, and the estimate. The estimate is None where something can't be counted, such
+        as a package's own kernel: a run does not fail because the estimate does.
     """
     try:
         return _resolve_memory(plan, host)
@@ -49,29 +54,32 @@ def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | Non
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        left = ", so that mode auto takes the settings as they are" if plan.request.memory.mode == "auto" else ""
-        host.emit(Notice(f"no forecast of memory{left}: {type(error).__name__} {reason}", "warning"))
+        consequence = ", so mode auto uses the settings as they are" if plan.request.memory.mode == "auto" else ""
+        host.emit(Notice(f"no memory estimate{consequence}: {type(error).__name__} {reason}", "warning"))
         return plan, None
 
 
 def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
-    made = forecaster(
+    estimator = make_estimator(
         plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
     )
     if plan.request.memory.mode == "auto":
-        plan = replace(plan, memory=choose_memory(made, plan.request))
+        plan = replace(plan, memory=choose_memory(estimator, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)
-    found = made.plan(request)
-    host.emit(Notice(found.first_line()))
+    estimate = estimator.plan(request)
+    host.emit(Notice(estimate.first_line()))
     if plan.memory:
-        host.emit(Notice(f"memory auto: {found.settings}"))
-    if found.unfit():
-        host.emit(Notice(f"the plan does not fit; {advice(remedy(made, request, found))}", "warning"))
-    return plan, replace(found, advice=lambda: advice(remedy(made, request, _smaller(found))))
+        host.emit(Notice(f"memory auto: {estimate.settings}"))
+    if estimate.unfit():
+        host.emit(Notice(f"the plan does not fit; {describe(suggestion(estimator, request, estimate))}", "warning"))
+    return plan, replace(estimate, suggestion=lambda: describe(suggestion(estimator, request, _shrink(estimate))))
 
 
-def _smaller(plan: MemoryPlan) -> MemoryPlan:
-    """As if no phase fitted: memory ran out although the plan said it would not."""
+def _shrink(plan: MemoryPlan) -> MemoryPlan:
+    """Return the plan on a smaller machine where its largest phase does not fit.
+
+    For a run that was out of memory although the estimate said that it fits.
+    """
     room = plan.machine
     return replace(
         plan,

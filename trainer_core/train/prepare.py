@@ -1,4 +1,4 @@
-"""From a request to a RunPlan: everything that is checked and decided before weights are loaded."""
+"""Turn a request into a RunPlan: everything that is checked and decided before weights are loaded."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ..plots.crop_sheet import draw_crop_sheet
 from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
-from ..runs.manifest import ResumeFrom, RunManifest, meet_change, settings_of
-from ..setup.hints import advice
+from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
+from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
@@ -34,21 +34,21 @@ from ..storage.atomic import sha256_text
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A checked request, its dataset and its folder: all that is known before anything heavy is loaded."""
+    """A checked request with its dataset, folder, device and manifest. No weights are loaded."""
 
     request: TrainRequest
     family: Family
     index: Index
     folder: Path
     device: torch.device
-    world: RunManifest  # what the run's name stands for
-    adoption: ResumeFrom | None = None
-    references: References | None = None  # pictures to start from
-    memory: MemoryConfig | None = None  # as chosen for this machine, where the request says auto
+    manifest: RunManifest  # what the run's folder name identifies
+    resume_from: ResumeFrom | None = None  # another run whose newest checkpoint this run continues
+    references: References | None = None  # reference images
+    memory: MemoryConfig | None = None  # chosen for this machine where the request's mode is auto
 
     @property
-    def placed(self) -> TrainRequest:
-        """The request with the memory settings that are carried out. What is recorded is the request as it was made."""
+    def resolved_request(self) -> TrainRequest:
+        """The request with the memory settings that are applied. The recorded request is the original one."""
         return replace(self.request, memory=self.memory) if self.memory else self.request
 
 
@@ -56,87 +56,89 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
     """Check everything that can be checked without weights.
 
     Args:
-        unreadable: images that are known not to decode, see data.index.Unreadable; those that are found on the way are
-            left out as well, or are an error, as on_broken says.
+        unreadable: images that are known not to decode, see data.dataset.Unreadable. Further ones that are found here
+            are skipped or are an error, as on_broken says.
     Raises:
-        UserError: every problem of the model's files, the dataset and the settings, together; or what has changed
-            since an unfinished run of this name.
+        UserError: all problems of the model files, the dataset and the settings; or the changes since an unfinished run
+            of this name.
     """
     left_out = dict(unreadable or {})
     while True:
         try:
             return _name_run(check_run(request, host, left_out), host)
-        except Unreadable as found:
-            left_out |= found.faults
+        except Unreadable as error:
+            left_out |= error.faults
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A request without a problem, its dataset, and where it would run. No file of weights was asked for."""
+class CheckedRequest:
+    """A request without problems, with its dataset and device. No weight file was read or downloaded."""
 
     request: TrainRequest
     family: Family
     index: Index
     device: torch.device
     optimizer: OptimizerPart
-    references: References | None = None  # pictures to start from
+    references: References | None = None  # reference images
 
 
 def check_run(
     request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
-) -> Checked:
-    """Everything that can be checked while a model on the hub is not on this machine yet.
+) -> CheckedRequest:
+    """Check everything that can be checked before the model is downloaded.
 
     Args:
-        machine: that level auto of QuantizeModel is chosen for; None: this one.
+        unreadable: images that are known not to decode.
+        machine: where QuantizeModel's level auto is chosen for; None: this machine.
     Raises:
-        UserError: every problem, together.
+        UserError: all problems.
     """
     family: Family = load("family", request.model.family)()
     request = resolve_for_model(request, family)
     device = pick_device(host.device)
-    found = all_problems(request, host, family, device)
+    problems = all_problems(request, host, family, device)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
-    index = collect(found, build_index, request.dataset, host, request.training.seed, unreadable)
+    index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
-        references = collect(found, find_references, index, request.dataset)
-    if found:
-        raise UserError(dict.fromkeys(found))  # once each: an empty folder is seen by two checks
+        references = collect(problems, find_references, index, request.dataset)
+    if problems:
+        raise UserError(dict.fromkeys(problems))  # without duplicates: two checks find an empty folder
     assert isinstance(index, Index)
     assert references is None or isinstance(references, References)
     if references:
         index = replace(index, digest=sha256_text(index.digest, references.index.digest))
     if request.model.quantization.level == AUTO:
         request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
-    return Checked(request, family, index, device, optimizer, references)
+    return CheckedRequest(request, family, index, device, optimizer, references)
 
 
-def _name_run(checked: Checked, host: Host) -> RunPlan:
-    """The run that a request stands for, by the files of its model, and what became of an earlier one of its name."""
+def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
+    """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family, index = checked.request, checked.family, checked.index
     identities = weight_identities(request, family)
     digest = run_digest(request, index, identities)
     folder = layout.run_folder(host.paths.output, request.training.name, digest)
-    world = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
-    adoption = meet_change(folder, world, request)
+    manifest = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
+    resume_from = check_for_changes(folder, manifest, request)
     if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / layout.CROP_SHEET)
     if checked.references and not (folder / layout.PAIR_SHEET).is_file():
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
-    drawn = request.validation and family.warning(request.model, request.validation)
-    for text in [*advice(request.training, request.optimizer, checked.optimizer), *([drawn] if drawn else [])]:
+    warning = request.validation and family.warning(request.model, request.validation)
+    hints = describe_hints(request.training, request.optimizer, checked.optimizer)
+    for text in [*hints, *([warning] if warning else [])]:
         host.emit(Notice(text, "warning"))
-    return RunPlan(request, family, index, folder, checked.device, world, adoption, checked.references)
+    return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
-    """The request with the settings that are left to the model. It is recorded so."""
-    drawn = family.resolve_sampling(request.model, request.validation) if request.validation else None
-    return replace(request, training=family.resolve_training(request.model, request.training), validation=drawn)
+    """Return the request with the settings that are left to the model. The run records this request."""
+    validation = family.resolve_sampling(request.model, request.validation) if request.validation else None
+    return replace(request, training=family.resolve_training(request.model, request.training), validation=validation)
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
-    """Names everything that decides the course of the training, so that only the same run is resumed."""
+    """Return the hex digest of everything that decides the training, so that only the same run is resumed."""
     settings = json.dumps(settings_of(request), sort_keys=True)
     return sha256_text(settings, index.digest, *identities.values())

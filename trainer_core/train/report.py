@@ -1,4 +1,4 @@
-"""What a run writes about itself: report.json, the charts, and notices."""
+"""Write report.json and the charts of a run, and log notices about it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from ..plots.image_grid import save_png
 from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
 from ..runs import layout
 from .hooks.validation import LiveValidation
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.state import TrainState
 
 
 def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    """Log the distribution of the sigmas, and draw its chart."""
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
-    shown = density(name, shift)
-    if isinstance(shown, ShiftedBySize):  # told for the most common size
+    sigma_density = density(name, shift)
+    if isinstance(sigma_density, ShiftedBySize):  # shown for the most common size
         buckets = plan.index.report["buckets"]
         width, height = map(int, max(buckets, key=lambda size: buckets[size]).split("x"))
-        shift = round(shown.at(width * height // 64).shift, 3)
-    told, ascii_told = (
-        f"noise levels to be trained ({name}):\n{density_text(name, shift, ascii_only=plain)}"
+        shift = round(sigma_density.at(width * height // 64).shift, 3)
+    message, ascii_message = (
+        f"noise levels (sigma) in training ({name}):\n{density_text(name, shift, ascii_only=plain)}"
         for plain in (False, True)
     )
-    host.emit(Notice(told, ascii=ascii_told))
-    if warning := shown.warning:
+    host.emit(Notice(message, ascii=ascii_message))
+    if warning := sigma_density.warning:
         host.emit(Notice(warning, "warning"))
     save_png(draw_density(name, shift), plan.folder / layout.DENSITY_CHART, record, prompt=prompt)
 
 
 def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
-    """Equal bytes are promised for equal versions only; a run that goes on with others says so."""
+    """Warn where a run is resumed with other package versions: equal bytes are guaranteed for equal versions only."""
     try:
         before = json.loads((folder / layout.REQUEST).read_text("utf-8"))["versions"]
     except (OSError, ValueError, KeyError):
@@ -53,51 +54,61 @@ def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> 
         f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now
     ]
     if other and layout.list_checkpoints(folder / layout.CHECKPOINTS):
-        text = f"begun with other versions ({', '.join(other)}): it goes on, but not to the same bytes as one begun with these"
+        text = (
+            f"this run was started with other versions ({', '.join(other)}): it continues, but its bytes will differ "
+            "from those of a run that was started with these versions"
+        )
         host.emit(Notice(text, "warning"))
 
 
-def draw_chart(plan: RunPlan, run: TrainState, record: Mapping[str, Any]) -> None:
+def draw_chart(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> None:
+    """Draw the chart of the training loss, with a marker at every checkpoint."""
     history = [
         StepPoint(i + 1, loss, rate)
-        for i, (loss, rate) in enumerate(zip(run.losses, run.learning_rates, strict=True))
+        for i, (loss, rate) in enumerate(zip(state.losses, state.learning_rates, strict=True))
         if math.isfinite(loss)
     ]
-    every = run.config.checkpoint_every
-    markers = [Marker(step, "checkpoint") for step in range(every, run.step + 1, every)] if every else []
-    chart = draw_loss_chart(history, markers, f"{run.config.name}: training loss")
+    every = state.config.checkpoint_every
+    markers = [Marker(step, "checkpoint") for step in range(every, state.step + 1, every)] if every else []
+    chart = draw_loss_chart(history, markers, f"{state.config.name}: training loss")
     save_png(chart, plan.folder / layout.LOSS_CHART, record, prompt=record["workflow"])
 
 
 def build_report(
     plan: RunPlan,
-    run: TrainState,
+    state: TrainState,
     lora: TrainedLora,
-    phases: Phases,
+    phases: PhaseTimer,
     evals: tuple[tuple[float, float], tuple[float, float]],
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
+    """Return the values of report.json (docs/report.md).
+
+    Args:
+        evals: the eval loss and its standard error, before and after training.
+        first: step that the run was resumed from, 0 for none.
+    """
     seconds = phases.read()
     return {
         "lora": lora.path,
         "sha256": lora.sha256,
-        "steps": run.step,
+        "steps": state.step,
         "resumed_from": first,
-        "loss": [loss if math.isfinite(loss) else None for loss in run.losses],
-        "skipped_steps": sum(not math.isfinite(loss) for loss in run.losses),
+        "loss": [loss if math.isfinite(loss) else None for loss in state.losses],
+        "skipped_steps": sum(not math.isfinite(loss) for loss in state.losses),
         "eval_loss": {
             "before": evals[0][0],
             "after": evals[1][0],
             "standard_error": [evals[0][1], evals[1][1]],
-            "images": "held out" if run.held else "trained on",
+            "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,
-        # The median is the steady step: the first ones warm up, and saves fall between steps.
-        "seconds_per_step": round(median(run.step_seconds), 5) if run.step_seconds else None,
+        # The median measures a steady step: the first steps warm up, and saves happen between steps.
+        "seconds_per_step": round(median(state.step_seconds), 5) if state.step_seconds else None,
         "peak_ram_bytes": peak_ram_bytes(),
-        "peak_vram_bytes": peak_vram_bytes(run.device),
-        "device": str(run.device),
+        "peak_vram_bytes": peak_vram_bytes(state.device),
+        "device": str(state.device),
         "dataset": plan.index.report,
         "files": {
             "run": str(plan.folder),

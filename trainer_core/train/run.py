@@ -1,4 +1,4 @@
-"""The one entrance: a request in, a LoRA file out. ComfyUI's node and the CLI both call run()."""
+"""The entry point of training: a request in, a LoRA file out. ComfyUI's node and the CLI both call run()."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..host import EvalReport, Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
-from ..runs.manifest import write_world
+from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
 from .build import build_run
@@ -37,7 +37,7 @@ from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
 from .metadata import make_record
-from .phase_timer import Phases
+from .phase_timer import PhaseTimer
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
 from .report import build_report, report_density, warn_other_versions
@@ -48,21 +48,21 @@ from .step.state import TrainState
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: the LoRA, the loss of every step, and the report (docs/report.md)."""
+    """The result of a run."""
 
     lora: TrainedLora
-    losses: tuple[float, ...]
-    report: dict[str, Any]
+    losses: tuple[float, ...]  # one per step
+    report: dict[str, Any]  # see docs/report.md
 
 
 def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = None) -> TrainResult:
     """Train a LoRA.
 
     Args:
-        prompt: the workflow that asks for it, in ComfyUI's API form; recorded in every file that is written.
+        prompt: the workflow of the run in ComfyUI's API format. It is recorded in every file that is written.
     Raises:
-        UserError: every problem that can be seen beforehand; or one met on the way.
-        Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the steps done are on disk.
+        UserError: all problems that can be found in advance, or one that occurs during the run.
+        Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
     """
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
     with torch.inference_mode(False), torch.enable_grad():
@@ -74,120 +74,125 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
                     raise
                 folder = pause.folder
             except OSError as error:
-                if error.errno is None:  # not the system's: a library's own fault
+                if error.errno is None:  # raised by a library, not by the operating system
                     raise
                 where = str(error.filename or host.paths.output)
-                remedy = "what was saved before is intact; make room or mend the path, and run again to go on"
-                raise UserError.at(where, f"{error.strerror}; {remedy}") from error
-            _give_back(pick_device(host.device))  # the exception is gone, and with it all that its frames held
+                suggestion = "earlier files are intact; free disk space or fix the path, and run again to resume"
+                raise UserError.at(where, f"{error.strerror}; {suggestion}") from error
+            # After the except block: the exception no longer references the frames and their tensors.
+            _free_memory(pick_device(host.device))
             wait_for_resume(folder, host)
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
-    phases = Phases()
+    phases = PhaseTimer()
     host.emit(PhaseStarted("start"))
     unreadable: dict[str, str] = {}
     while True:
         checked = plan_run(request, host, unreadable)
-        host.free_memory()  # what other models hold is free for this run
+        host.free_memory()  # unload other models, so that their memory is available to this run
         reset_peak(checked.device)
-        plan, forecast = resolve_memory(checked, host)
+        plan, estimate = resolve_memory(checked, host)
         try:
             with (
-                as_current(plan.device), explain_oom(forecast, phases, plan.device),
+                as_current(plan.device), explain_oom(estimate, phases, plan.device),
                 open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host,
             ):  # fmt: skip
-                return _train(plan, run_host, prompt, phases, forecast)
-        except Unreadable as found:  # without them it is another run, in another folder
-            unreadable |= found.faults
+                return _train(plan, run_host, prompt, phases, estimate)
+        except Unreadable as error:  # without these images it is another run, in another folder
+            unreadable |= error.faults
         if not layout.has_checkpoints(plan.folder):
             shutil.rmtree(plan.folder, ignore_errors=True)
 
 
 def _train(
-    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: Phases, forecast: MemoryPlan | None
+    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: PhaseTimer, estimate: MemoryPlan | None
 ) -> TrainResult:
     request = plan.request
     host.emit(RunOpened(plan.folder))
-    if forecast:
-        on_device = forecast.device_peak if forecast.machine.device_bytes else 0
-        host.emit(MemoryPlanned(on_device, forecast.ram_peak))
-    if plan.adoption:
-        adopt(plan.adoption, plan.folder, host)
+    if estimate:
+        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
+        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
+    if plan.resume_from:
+        adopt(plan.resume_from, plan.folder, host)
     record = make_record(plan, prompt)
     warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / layout.REQUEST, record)
-    write_world(plan.folder, plan.world)
-    run = build_run(plan, host, phases)
+    write_manifest(plan.folder, plan.manifest)
+    state = build_run(plan, host, phases)
     report_density(plan, record, prompt, host)
 
     with phases("load"):
-        live = LiveValidation.build(plan, run, host, record, phases)
+        live = LiveValidation.build(plan, state, host, record, phases)
     with phases("validate"):
-        set_strength_(run.transformer, 0.0)
-        eval_before = eval_loss(run)
-        host.emit(EvalReport(0, *eval_before, held_out=bool(run.held)))
-        live.draw_base(run)
-        set_strength_(run.transformer, 1.0)
+        set_strength_(state.transformer, 0.0)
+        eval_before = eval_loss(state)
+        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
+        live.draw_base(state)
+        set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
-    newest = newest_intact(checkpoints, host, run.num_steps) if request.training.resume else None
+    newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
     if newest:
-        restore_(run, newest)
-        host.emit(Notice(f"resumed from step {run.step} of {run.num_steps}"))
-        live.catch_up(run)
+        restore_(state, newest)
+        host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
+        live.catch_up(state)
     else:
-        init_from_data_(run, request, host)
-    first = run.step
-    host.begin(first, run.num_steps, run.losses)
+        init_from_data_(state, request, host)
+    first = state.step
+    host.begin(first, state.num_steps, state.losses)
     try:
         with phases("train"):
-            host.emit(PhaseStarted("train", run.num_steps, "steps"))
-            fit(run, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
-    except KeyboardInterrupt:  # it may have come in the middle of a step: the state on disk is the last that is whole
+            host.emit(PhaseStarted("train", state.num_steps, "steps"))
+            fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
+    except KeyboardInterrupt:  # possibly in the middle of a step: the last consistent state is the one on disk
         raise
-    except BaseException:  # ComfyUI's interrupt is a BaseException; whatever ended it, what was learnt is kept
-        _keep(plan, run, checkpoints, record, host)
+    except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
+        _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    with phases("save"):  # before the pictures: whatever ends those, the LoRA is there
+    with phases("save"):  # before the validation images, so that the LoRA exists if those fail
         host.emit(PhaseStarted("save"))
-        save_and_prune(checkpoints, run, host)
-        lora = save_lora(plan, run, record, host)
-        best = save_best_lora(plan, run, checkpoints, record, host)
+        save_and_prune(checkpoints, state, host)
+        lora = save_lora(plan, state, record, host)
+        best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("validate"):
-        eval_after = eval_loss(run)
-        host.emit(EvalReport(run.step, *eval_after, held_out=bool(run.held)))
-        live.draw_last(run)
-    report = build_report(plan, run, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
-    report["memory"] = memory_report(forecast, plan.device)
+        eval_after = eval_loss(state)
+        host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
+        live.draw_last(state)
+    report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)
     host.emit(RunReported(report))
-    result = TrainResult(lora, tuple(run.losses), report)
-    device = run.device
-    del run, live
-    _give_back(device)
+    result = TrainResult(lora, tuple(state.losses), report)
+    device = state.device
+    del state, live
+    _free_memory(device)
     return result
 
 
-def _give_back(device: torch.device) -> None:
-    """All memory that nothing refers to."""
+def _free_memory(device: torch.device) -> None:
+    """Free all memory that is no longer referenced."""
     gc.collect()
     empty_cache(device)
     empty_pinned(device)
 
 
-def _keep(plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host) -> None:
-    """After a cancel or a fault between two steps: a checkpoint to resume from, and the LoRA as it is.
+def _save_unfinished(
+    plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
+) -> None:
+    """After a cancel or an error between two steps, save a checkpoint to resume from and the LoRA as it is.
 
-    A fault on the way is told, and does not hide the one that ended the run.
+    An error while saving is logged, and does not hide the one that ended the run.
     """
-    if run.step == 0:
+    if state.step == 0:
         return
     try:
-        save_and_prune(checkpoints, run, host, evaluate=False)
-        save_lora(plan, run, record, host)
+        save_and_prune(checkpoints, state, host, evaluate=False)
+        save_lora(plan, state, record, host)
     except (OSError, UserError, RuntimeError) as error:
-        host.emit(Notice(f"the state of step {run.step} could not be kept: {error}", "warning"))
+        host.emit(Notice(f"the state of step {state.step} could not be saved: {error}", "warning"))
         return
-    host.emit(Notice(f"ended at step {run.step} of {run.num_steps}; run it again to go on from there", "warning"))
+    host.emit(
+        Notice(f"stopped at step {state.step} of {state.num_steps}; run it again to resume from there", "warning")
+    )

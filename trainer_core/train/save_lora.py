@@ -1,4 +1,4 @@
-"""Save the LoRA of a run, and that of its best checkpoint."""
+"""Save the LoRA of a run and the LoRA of its best checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 from ..adapters.files.export import ExportedLora, export_lora
 from ..config.request import TrainedLora
-from ..devices import (
-    DTYPES,
-)
+from ..devices import DTYPES
 from ..host import Host, LoraSaved, Notice
 from ..runs import layout
 from .hooks.checkpoint import weights_of
@@ -22,13 +20,16 @@ from .report import draw_chart
 from .step.state import TrainState
 
 
-def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:
-    """In the wanted precision; in fp32 where its rounding would change what the LoRA does (fp16 knows no numbers below 6e-8)."""
+def _export(plan: RunPlan, state: TrainState, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:
+    """Write the LoRA in the requested precision, or in fp32 where rounding would change what the LoRA does.
+
+    fp16 has no values below 6e-8.
+    """
     config = plan.request.adapter
 
     def write(precision: str) -> ExportedLora:
         dtype = DTYPES[precision]
-        return export_lora(run.layers, run.transformer, path, metadata, dtype, config.format, staging=plan.folder)
+        return export_lora(state.layers, state.transformer, path, metadata, dtype, config.format, staging=plan.folder)
 
     try:
         return write(config.precision)
@@ -36,33 +37,38 @@ def _export(plan: RunPlan, run: TrainState, path: Path, metadata: Mapping[str, s
         if config.precision == "fp32":
             raise
         host.emit(
-            Notice(f"{path.name} is written in fp32, because {config.precision} would change it ({error})", "warning")
+            Notice(f"{path.name} is saved in fp32, because {config.precision} would change it ({error})", "warning")
         )
         return write("fp32")
 
 
-def save_lora(plan: RunPlan, run: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
-    path = layout.lora_path(host.paths.output, run.config.name)
-    with final_weights(run):
-        saved = _export(plan, run, path, lora_metadata(plan, run, record), host)
+def save_lora(plan: RunPlan, state: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
+    """Save the LoRA of the current step, and draw the loss chart."""
+    path = layout.lora_path(host.paths.output, state.config.name)
+    with final_weights(state):
+        saved = _export(plan, state, path, lora_metadata(plan, state, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
-    draw_chart(plan, run, record)
+    draw_chart(plan, state, record)
     return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
 
 
 def save_best_lora(
-    plan: RunPlan, run: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
+    plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host
 ) -> dict[str, Any] | None:
-    """Save the LoRA of the checkpoint with the lowest loss on held-out images as NAME-best. None: none are held out."""
-    step = best_step(run)
+    """Save the LoRA of the checkpoint with the lowest loss on held-out images as NAME-best.
+
+    Returns:
+        The values of `best` in report.json; None where no images are held out.
+    """
+    step = best_step(state)
     if step is None:
         return None
-    mean, error = run.eval_losses[step]
-    found = {"step": step, "eval_loss": mean, "standard_error": error}
+    mean, error = state.eval_losses[step]
+    best = {"step": step, "eval_loss": mean, "standard_error": error}
     host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
-    path = layout.lora_path(host.paths.output, run.config.name, best=True)
-    with weights_of(run, checkpoints / layout.step_name(step)):
-        metadata = {**lora_metadata(plan, run, record), "ss_steps": str(step)}
-        saved = _export(plan, run, path, metadata, host)
+    path = layout.lora_path(host.paths.output, state.config.name, best=True)
+    with weights_of(state, checkpoints / layout.step_name(step)):
+        metadata = {**lora_metadata(plan, state, record), "ss_steps": str(step)}
+        saved = _export(plan, state, path, metadata, host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
-    return {**found, "lora": str(path), "sha256": saved.sha256}
+    return {**best, "lora": str(path), "sha256": saved.sha256}

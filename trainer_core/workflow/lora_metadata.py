@@ -62,9 +62,7 @@ class Description(dict[str, Any]):
 
 
 def describe(path: Path) -> Description:
-    """Return everything in a LoRA's header: tensors, metadata, and the training record if ChromaTrainer saved the
-    file.
-    """
+    """Return everything in a LoRA's header: tensors, metadata, and ChromaTrainer's training record if there is one."""
     header = read_header(path)
     metadata = header.pop("__metadata__", {})
     record = json.loads(metadata.get("chroma_trainer", "{}"))

@@ -132,8 +132,9 @@ def _skip_literals(link: Link, graph: Graph) -> Link:
 
 
 def unknown_types(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[Problem]:
-    """Return a problem for each node type that looks like a misspelling of one of ours. Other types are left to
-    ComfyUI.
+    """Return a problem for each node type that looks like a misspelling of one of ours.
+
+    Other unknown types are left to ComfyUI.
     """
     problems = []
     for node in graph.nodes.values():

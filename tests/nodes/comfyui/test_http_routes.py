@@ -149,7 +149,7 @@ def test_a_command_reaches_the_running_job(output):
 
 def test_a_command_that_can_not_be_says_why(output):
     status, text = ask(output, f"/chroma_trainer/runs/{RUN}/pause", "POST")
-    assert status == 409 and "no process works on it" in json.loads(text)["error"]
+    assert status == 409 and "no process is running" in json.loads(text)["error"]
     assert ask(output, f"/chroma_trainer/runs/{RUN}/delete", "POST")[0] == 404
     assert ask(output, f"/chroma_trainer/runs/{RUN}/stop", "GET")[0] == 405
 

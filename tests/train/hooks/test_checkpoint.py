@@ -16,7 +16,7 @@ from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, Sin
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, prune, restore_, save_checkpoint
 from chroma_trainer.trainer_core.train.hooks.checkpointer import checkpoint_hook, save_and_prune
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from torch import nn
 
 
@@ -127,7 +127,7 @@ def test_every_file_of_a_checkpoint_is_guarded(tmp_path, host, events, name, har
         (bad / name).unlink()
     assert newest_intact(tmp_path, host, 100) == good
     (notice,) = (event for event in events if isinstance(event, Notice))
-    assert notice.level == "warning" and "set aside as damaged-step-000002; trying the one before" in notice.text
+    assert notice.level == "warning" and "renamed to damaged-step-000002; trying the one before" in notice.text
     assert (tmp_path / "damaged-step-000002").is_dir() and newest_intact(tmp_path, host, 100) == good
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
         save_checkpoint(tmp_path, train(run, 1), host)
     assert (
         str(caught.value)
-        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier ones are intact"
+        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier checkpoints are intact"
     )
     assert list(tmp_path.iterdir()) == [earlier] and newest_intact(tmp_path, host, 100) == earlier
 
@@ -187,7 +187,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
 def test_the_hook_saves_every_so_many_steps_but_not_the_last(tmp_path, host, events, every, steps):
     run = new_run(keep_last=9, every=every)
     run.num_steps = 6
-    hook = checkpoint_hook(tmp_path, host, Phases())
+    hook = checkpoint_hook(tmp_path, host, PhaseTimer())
     for _ in range(6):
         hook(train(run, 1))
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == steps
@@ -216,7 +216,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path, host):
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(tmp_path, host, monkeypatch):
     run = train(new_run(), 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"step 1 can't be written: it needs 4 MB and 0 MB are free; make room"):
+    with pytest.raises(UserError, match=r"step 1 can't be written: it needs 4 MB and 0 MB are free; free disk space"):
         save_checkpoint(tmp_path, run, host)
     assert list(tmp_path.iterdir()) == []
 

@@ -72,14 +72,14 @@ def test_the_step_is_begun_anew_and_the_bytes_are_the_same(workshop, gelu_fails,
 def test_when_nothing_more_can_be_given_it_is_an_error_that_names_a_remedy(workshop, gelu_fails):
     gelu_fails(cuda, first=1, times=10_000)
     host = workshop.host()
-    with pytest.raises(UserError, match="ran out in the phase 'train'"):
+    with pytest.raises(UserError, match="out of memory in the phase 'train'"):
         run(request(workshop), host)
     assert len([1 for event in host.all(Notice) if "ran out" in event.text]) == 2  # every second block, then all
 
 
 def test_settings_made_by_hand_are_kept(workshop, gelu_fails):
     gelu_fails(cuda, first=5)
-    with pytest.raises(UserError, match="ran out in the phase 'train'"):
+    with pytest.raises(UserError, match="out of memory in the phase 'train'"):
         run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=3)), workshop.host())
 
 

@@ -17,7 +17,7 @@ from chroma_trainer.trainer_core.models.latent_packing import pack
 from chroma_trainer.trainer_core.models.token_routing import Route
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
-from chroma_trainer.trainer_core.train.phase_timer import Phases
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
@@ -30,7 +30,7 @@ ROUTED = {"routed_share": 0.5, "route_first": 1, "route_last": -2}  # of 4 token
 
 def built(workshop, request):
     host = workshop.host()
-    return build_run(plan_run(request, host), host, Phases())
+    return build_run(plan_run(request, host), host, PhaseTimer())
 
 
 def kept(share: float, weight: torch.Tensor | None, micro: int, batch: int = 3, height: int = 16) -> torch.Tensor:
@@ -144,8 +144,8 @@ def test_references_go_through_all_blocks(workshop, tiny_flux_model):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"route_last": 4}, "route_last: is 4, and the model has 4 blocks; use 0 to 3, or -1 (the last) to -4"),
-        ({"route_first": -5}, "route_first: is -5, and the model has 4 blocks"),
+        ({"route_last": 4}, "route_last: is 4, but the model has 4 blocks; use 0 to 3, or -1 (the last) to -4"),
+        ({"route_first": -5}, "route_first: is -5, but the model has 4 blocks"),
         (
             {"route_first": 3},
             "route_last: is -2, which is block 2 of 4, before route_first (3, block 3); use 3 or more",

@@ -39,8 +39,9 @@ class MaskWeights:
         self._black = [part.unmasked_weight for part in config.parts]
 
     def get(self, sample: Sample) -> Tensor:
-        """Return the weights, (1, height / factor, width / factor), fp32, in [0, 1]; all 1 for a sample without a
-        mask.
+        """Return the weights, (1, height / factor, width / factor), fp32, in [0, 1].
+
+        They are 1 for a sample without a mask.
         """
         mask = self.masks.of(sample)
         if mask is None:

@@ -29,8 +29,7 @@ def decode(raw: bytes, at_least: int = 0) -> Image.Image:
     Args:
         raw: Bytes of the file.
         at_least: Pixels needed along both edges; 0 for full size. A larger JPEG may be decoded at 1/2, 1/4 or 1/8 of
-            its
-            size, close to the result of a box filter. Use it for previews, not for training.
+            its size, close to the result of a box filter. Use it for previews, not for training.
     Raises:
         BrokenImage: The bytes are no image, or are damaged.
     """

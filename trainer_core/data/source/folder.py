@@ -46,8 +46,7 @@ def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
     """Yield the name and stamp of every image below a folder, sorted by name, without hidden files.
 
     Folders are sorted as `name/`, so that whole names come out in order without being in memory all at once. The sort
-    key
-    is one string per entry, `name NUL stamp`, because a NUL sorts before every character that can follow in a name.
+    key is one string per entry, `name NUL stamp`, because a NUL sorts before every character that can follow in a name.
     """
     try:
         listing = os.scandir(folder)

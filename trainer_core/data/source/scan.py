@@ -1,5 +1,6 @@
-"""Read each image once to get its hash and size, or the reason why it can't be used. Unchanged images are not read
-again.
+"""Read each image once to get its hash and size, or the reason why it can't be used.
+
+Images that have not changed since an earlier run are not read again.
 """
 
 from __future__ import annotations

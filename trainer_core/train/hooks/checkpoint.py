@@ -1,14 +1,16 @@
-"""A state to resume from: adapter, optimiser, history. A checkpoint is a folder that appears by one rename, complete, or not at all.
+"""Save and restore checkpoints: adapter, optimizer state and history.
+
+A checkpoint is a folder that is created by one rename. It is complete, or it does not exist:
 
     step-000250/
-        adapter.safetensors    trainable weights, in the precision in which they are trained
-        optimizer.safetensors  its tensors, by parameter
+        adapter.safetensors    trainable weights, in the precision of training
+        optimizer.safetensors  tensors of the optimizer state, by parameter
         lora.safetensors       the same adapter as a LoRA file that loads everywhere
-        ema.safetensors        the averaged weights, where the run keeps an average
-        state.json             step, losses, learning rates, skipped steps, eval losses, the optimiser's plain values
-        manifest.json          sha256 of each file above; written last
+        ema.safetensors        averaged weights, where the run averages its weights
+        state.json             step, losses, learning rates, skipped steps, eval losses, other optimizer state
+        manifest.json          SHA-256 of each file above; written last
 
-All randomness is derived from the seed and the step, so that there is no state of generators to keep.
+All randomness is derived from the seed and the step, so there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -40,46 +42,54 @@ from .eval_weights import final_weights
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 EMA_FILE = "ema.safetensors"
-SLACK_BYTES = 4 << 20  # of headers, JSON and what a file system rounds up
+SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
 
-def save_checkpoint(folder: Path, run: TrainState, host: Host) -> Path:
-    """Write the run's state under folder. A state of this step that is there already, and intact, is kept.
+def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
+    """Save a checkpoint of the current step, unless an intact one exists.
 
+    Args:
+        folder: the run's folder of checkpoints.
+    Returns:
+        The checkpoint's folder.
     Raises:
-        UserError: the disk is full or can't be written to, or a weight is not finite; earlier checkpoints are as they were.
+        UserError: the disk is full or can't be written to, or a weight is not finite. Earlier checkpoints are
+            unchanged.
     """
-    target = folder / step_name(run.step)
-    if target.exists() and not _fault(target):
+    target = folder / step_name(state.step)
+    if target.exists() and not _find_fault(target):
         return target
-    tensors = _tensors(run)
-    _refuse_not_finite(tensors["adapter.safetensors"], folder, run.step)
+    tensors = _tensors(state)
+    _refuse_not_finite(tensors["adapter.safetensors"], folder, state.step)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         _refuse_full_disk(folder, tensors)
-        _write(staging, run, tensors)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one; os.replace wants an empty place
+        _write(staging, state, tensors)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
         rename(staging, target)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
             str(folder),
-            f"the checkpoint of step {run.step} can't be written: {error.strerror or error}; earlier ones are intact",
+            f"the checkpoint of step {state.step} can't be written: {error.strerror or error}; "
+            "earlier checkpoints are intact",
         ) from error
-    host.emit(CheckpointSaved(run.step, target))
+    host.emit(CheckpointSaved(state.step, target))
     return target
 
 
 def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
-    """Remove checkpoints that are not among the `keep` last ones.
+    """Delete all but the last `keep` checkpoints.
 
     Args:
-        newest: what was just saved: kept, and counted as the last, whatever steps lie beside it.
-        keep_every: those of steps divisible by it stay; 0: none.
-        best: the step whose checkpoint stays.
+        folder: the run's folder of checkpoints.
+        newest: the checkpoint just saved. It stays and counts as the last one, also where the folder has later steps.
+        keep: how many checkpoints stay.
+        keep_every: checkpoints of steps divisible by it stay as well; 0: none.
+        best: the checkpoint of this step stays as well.
     """
     others = [path for path in list_checkpoints(folder) if path != newest]
     for old in others[: -keep + 1 or None]:
@@ -88,12 +98,12 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _tensors(run: TrainState) -> dict[str, dict[str, Tensor]]:
-    adapter = adapter_state(run.layers)
-    found = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(run)[0]}
-    if run.ema is not None:
-        found[EMA_FILE] = run.ema.ema_state()
-    return found
+def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    adapter = adapter_state(state.layers)
+    files = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(state)[0]}
+    if state.ema is not None:
+        files[EMA_FILE] = state.ema.ema_state()
+    return files
 
 
 def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
@@ -101,35 +111,37 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
     if bad:
         raise UserError.at(
             str(folder),
-            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is not "
-            "saved and the last good checkpoint is kept. Try a lower learning rate",
+            f"{len(bad)} of {len(adapter)} weights are not finite after step {step}, such as {bad[0]}; this state is "
+            "not saved, and the last good checkpoint is intact. Try a lower learning rate",
         )
 
 
 def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     sizes = {name: sum(t.numel() * t.element_size() for t in part.values()) for name, part in tensors.items()}
-    needed = SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]  # once more as a LoRA file
+    needed = (
+        SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]
+    )  # the adapter is saved once more as a LoRA file
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; make room and run again to go on"
+            f"it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free disk space and run again to resume"
         )
 
 
-def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _write(staging: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, part in tensors.items():
         save_file(dict(part), staging / name)
-    with final_weights(run):
-        export_lora(run.layers, run.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(run.step)})
-    state = {
-        "step": run.step,
-        "losses": [loss if math.isfinite(loss) else None for loss in run.losses],  # None: the step was skipped
-        "learning_rates": run.learning_rates,
-        "eval_losses": {str(step): value for step, value in run.eval_losses.items()},
-        "optimizer": _optimizer_state(run)[1],
-        "optimizer_kind": type(run.optimizer).__name__,
+    with final_weights(state):
+        export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
+    saved = {
+        "step": state.step,
+        "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
+        "learning_rates": state.learning_rates,
+        "eval_losses": {str(step): value for step, value in state.eval_losses.items()},
+        "optimizer": _optimizer_state(state)[1],
+        "optimizer_kind": type(state.optimizer).__name__,
     }
-    write_json(staging / "state.json", state)
+    write_json(staging / "state.json", saved)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -137,119 +149,126 @@ def _write(staging: Path, run: TrainState, tensors: Mapping[str, Mapping[str, Te
     sync_folder(staging)
 
 
-def _optimizer_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Its tensors as `parameter|name`, and its plain numbers by parameter."""
-    tensors, plain = {}, {}
-    names = _parameter_names(run)
-    for index, values in run.optimizer.state_dict()["state"].items():
+def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Return the optimizer state: tensors by `parameter|name`, and all other values by parameter."""
+    tensors, others = {}, {}
+    names = _parameter_names(state)
+    for index, values in state.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{names[index]}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
-                plain.setdefault(names[index], {})[key] = value
-    return tensors, plain
+                others.setdefault(names[index], {})[key] = value
+    return tensors, others
 
 
-def _parameter_names(run: TrainState) -> list[str]:
-    """Names of the parameters, in the order in which the optimiser counts them."""
-    names = {id(parameter): name for name, parameter in trainable_parameters(run.layers)}
-    return [names[id(parameter)] for group in run.optimizer.param_groups for parameter in group["params"]]
+def _parameter_names(state: TrainState) -> list[str]:
+    """Return the names of the parameters in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in trainable_parameters(state.layers)}
+    return [names[id(parameter)] for group in state.optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_(run: TrainState, checkpoint: Path) -> None:
-    """Bring the run to the checkpoint's step. The checkpoint has been verified by `newest_intact`.
+def restore_(state: TrainState, checkpoint: Path) -> None:
+    """Restore the run's state from a checkpoint that `newest_intact` has verified.
 
     Raises:
-        UserError: it is of an adapter or optimiser of another form.
+        UserError: the checkpoint is of another adapter or optimizer.
     """
-    state = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    _load_weights_(run, checkpoint, state)
-    run.step, run.learning_rates = state["step"], state["learning_rates"]
-    run.losses = [math.nan if loss is None else loss for loss in state["losses"]]
-    run.eval_losses = {int(step): tuple(value) for step, value in state["eval_losses"].items()}
+    saved = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    _load_weights_(state, checkpoint, saved)
+    state.step, state.learning_rates = saved["step"], saved["learning_rates"]
+    state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
+    state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
 
 
 @contextmanager
-def weights_of(run: TrainState, checkpoint: Path) -> Iterator[None]:
-    """While it is open the run's parameters are the checkpoint's, as they are to be exported; then those of now again."""
-    adapter, optimizer = adapter_state(run.layers), copy.deepcopy(run.optimizer.state_dict())
-    ema = run.ema.ema_state() if run.ema is not None else None
+def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
+    """Within the context, the run's parameters are those of the checkpoint, as for export. Restore them after it."""
+    adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
+    ema = state.ema.ema_state() if state.ema is not None else None
     try:
-        _load_weights_(run, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
-        with final_weights(run):
+        _load_weights_(state, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
+        with final_weights(state):
             yield
     finally:
-        load_adapter_state_(run.layers, adapter)
-        if run.ema is not None:
-            run.ema.load_ema_state_(ema)
-        run.optimizer.load_state_dict(optimizer)
+        load_adapter_state_(state.layers, adapter)
+        if state.ema is not None:
+            state.ema.load_ema_state_(ema)
+        state.optimizer.load_state_dict(optimizer)
 
 
-def _load_weights_(run: TrainState, checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """The adapter, and the optimiser and the average that belong to it."""
+def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+    """Load the adapter with the optimizer state and the averaged weights that belong to it."""
     adapter = load_file(checkpoint / "adapter.safetensors")
-    _refuse_other_form(run, adapter, checkpoint)
-    _refuse_other_optimizer(run, state, checkpoint)
-    load_adapter_state_(run.layers, adapter)
-    if run.ema is not None and (checkpoint / EMA_FILE).is_file():
-        run.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
-    elif run.ema is not None:  # adopted from a run that kept none
-        run.ema.begin_(run.layers)
-    names = _parameter_names(run)
+    _refuse_other_form(state, adapter, checkpoint)
+    _refuse_other_optimizer(state, saved, checkpoint)
+    load_adapter_state_(state.layers, adapter)
+    if state.ema is not None and (checkpoint / EMA_FILE).is_file():
+        state.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
+    elif state.ema is not None:  # resumed from a run without averaged weights
+        state.ema.begin_(state.layers)
+    names = _parameter_names(state)
     by_index: dict[int, dict[str, Any]] = {
-        names.index(name): dict(values) for name, values in state["optimizer"].items()
+        names.index(name): dict(values) for name, values in saved["optimizer"].items()
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
-        by_index.setdefault(names.index(name), {})[value_name] = (
-            tensor.clone()
-        )  # the optimiser keeps it; the file must go
-    run.optimizer.load_state_dict({"state": by_index, "param_groups": run.optimizer.state_dict()["param_groups"]})
+        # A copy, because the optimizer holds the tensor and the mapped file must be closed.
+        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()
+    state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
-def _refuse_other_optimizer(run: TrainState, state: Mapping[str, Any], checkpoint: Path) -> None:
-    wanted, found = type(run.optimizer).__name__, state.get("optimizer_kind", type(run.optimizer).__name__)
-    if wanted != found:
+def _refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpoint: Path) -> None:
+    expected, stored = type(state.optimizer).__name__, saved.get("optimizer_kind", type(state.optimizer).__name__)
+    if expected != stored:
         raise UserError.at(
             "on_change",
-            f"{checkpoint} can't be gone on from: what its optimiser, {found}, has learnt is nothing to {wanted}; "
-            "choose that optimiser again, or set on_change to anew",
+            f"can't resume from {checkpoint}: its optimizer state is of {stored}, and this run uses {expected}; "
+            "choose that optimizer again, or set on_change to anew",
         )
 
 
-def _refuse_other_form(run: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in adapter_state(run.layers).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
-    if wanted != found:
-        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+def _refuse_other_form(state: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(state.layers).items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
+    if expected != stored:
+        other = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
         raise UserError.at(
             "on_change",
-            f"{checkpoint} can't be gone on from: {len(other)} of its {len(found)} weights have another shape or name, "
-            f"such as {other[0]} ({found.get(other[0])}, wanted {wanted.get(other[0])}); set on_change to anew",
+            f"can't resume from {checkpoint}: {len(other)} of its {len(stored)} weights have another shape or name, "
+            f"such as {other[0]} ({stored.get(other[0])}, expected {expected.get(other[0])}); set on_change to anew",
         )
 
 
 def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
-    """The newest checkpoint of at most num_steps whose every file has the hash of its manifest. A damaged one is named and set aside."""
+    """Return the newest checkpoint whose files all match the hashes of its manifest; None where there is none.
+
+    A damaged checkpoint is reported and renamed.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        num_steps: checkpoints of later steps are ignored.
+    """
     for path in reversed(list_checkpoints(folder)):
-        if step_of(path) > num_steps:  # the run was longer once
+        if step_of(path) > num_steps:  # from when the run had more steps
             continue
-        fault = _fault(path)
+        fault = _find_fault(path)
         if not fault:
             return path
-        aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        rename(path, aside)
+        renamed = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        rename(path, renamed)
         host.emit(
             Notice(
-                f"checkpoint {path.name} is damaged ({fault}) and was set aside as {aside.name}; trying the one before",
+                f"checkpoint {path.name} is damaged ({fault}) and was renamed to {renamed.name}; trying the one before",
                 "warning",
             )
         )
     return None
 
 
-def _fault(checkpoint: Path) -> str:
+def _find_fault(checkpoint: Path) -> str:
+    """Return '' for an intact checkpoint, else what is wrong with it."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
         missing = set(FILES) - manifest.keys()
@@ -257,15 +276,15 @@ def _fault(checkpoint: Path) -> str:
             return f"its manifest lacks {', '.join(sorted(missing))}"
         for name in manifest:
             if sha256_of(checkpoint / name) != manifest[name]:
-                return f"{name} has other bytes than were written"
+                return f"the SHA-256 of {name} does not match its manifest"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
-    """Copy the newest intact checkpoint into the new run's folder."""
-    newest = newest_intact(adoption.folder / layout.CHECKPOINTS, host, sys.maxsize)
+def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
+    """Copy the newest intact checkpoint of the unfinished run into the new run's folder."""
+    newest = newest_intact(resume_from.folder / layout.CHECKPOINTS, host, sys.maxsize)
     if newest is None:
         return
     target = folder / layout.CHECKPOINTS / newest.name
@@ -274,4 +293,4 @@ def adopt(adoption: ResumeFrom, folder: Path, host: Host) -> None:
     shutil.copytree(newest, staging)
     rename(staging, target)
     sync_folder(target.parent)
-    host.emit(Notice(f"{adoption.told}; it goes on from its {newest.name}, as on_change asks", "warning"))
+    host.emit(Notice(f"{resume_from.changes}; the run resumes from its {newest.name}, as on_change says", "warning"))

@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, and which ones stay."""
+"""Save checkpoints during the training, and delete old ones."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...host import EvalReport, Host, Notice
-from ..phase_timer import Phases
+from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
 from .eval_loss import best_step, eval_loss
 
 
-def save_and_prune(folder: Path, run: TrainState, host: Host, evaluate: bool = True) -> None:
-    """Save the run's state. Older ones go, but for those the settings keep.
+def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool = True) -> None:
+    """Save a checkpoint, and delete those that the settings do not keep.
 
     Args:
-        evaluate: with held-out images, their loss is taken and is part of the state. Not where a run ends by chance:
-            its history must not differ from that of a run that nobody ended.
+        folder: the run's folder of checkpoints.
+        evaluate: measure the loss on the held-out images, where there are any, as part of the checkpoint. False where a
+            run was interrupted: its history must not differ from that of an uninterrupted run.
     """
-    if evaluate and run.held and run.step not in run.eval_losses:
-        mean, error = run.eval_losses[run.step] = eval_loss(run)
-        host.emit(EvalReport(run.step, mean, error, held_out=True))
-        host.emit(Notice(f"step {run.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
-    newest = save_checkpoint(folder, run, host)
-    prune(folder, newest, run.config.keep_checkpoints, run.config.keep_every, best_step(run))
+    if evaluate and state.held and state.step not in state.eval_losses:
+        mean, error = state.eval_losses[state.step] = eval_loss(state)
+        host.emit(EvalReport(state.step, mean, error, held_out=True))
+        host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
+    newest = save_checkpoint(folder, state, host)
+    prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best_step(state))
 
 
-def checkpoint_hook(folder: Path, host: Host, phases: Phases) -> Callable[[TrainState], None]:
-    """Saves every `checkpoint_every` steps; 0: never. The last step is saved by the run itself."""
+def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[TrainState], None]:
+    """Return a hook that saves every `checkpoint_every` steps; 0: never. The run itself saves the last step."""
 
-    def save(run: TrainState) -> None:
-        every = run.config.checkpoint_every
-        if every and run.step % every == 0 and run.step < run.num_steps:
+    def save(state: TrainState) -> None:
+        every = state.config.checkpoint_every
+        if every and state.step % every == 0 and state.step < state.num_steps:
             with phases("save"):
-                save_and_prune(folder, run, host)
+                save_and_prune(folder, state, host)
 
     return save

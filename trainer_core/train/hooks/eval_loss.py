@@ -1,4 +1,4 @@
-"""One figure of how well the model fits the data: the loss at fixed samples, fixed noise and fixed sigmas, comparable across runs."""
+"""Eval loss: the loss on fixed samples, fixed noise and fixed sigmas, comparable between steps and runs."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ from .eval_weights import final_weights
 
 SIGMAS = (0.125, 0.375, 0.625, 0.875)
 MAX_SAMPLES = 16
-EVALUATION_SEED = 0  # fixed: the figure must not change with the run's seed
+EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
 
-def eval_loss(run: TrainState) -> tuple[float, float]:
-    """Mean velocity loss, and its standard error over the samples (0 for one sample).
+def eval_loss(state: TrainState) -> tuple[float, float]:
+    """Return the mean velocity loss and its standard error over the samples (0 for one sample).
 
-    Over at most 16 samples, evenly spread over those held out (over all, where none are), at 4 sigmas each, with their
-    first caption. With the weights to export, see averages.final_weights.
+    It is measured on at most 16 samples at 4 sigmas each, with their first caption. They are spread evenly over the
+    held-out samples, or over all samples where none are held out. The weights are those for export, see final_weights.
     """
-    with final_weights(run):
-        return _eval_loss(run)
+    with final_weights(state):
+        return _eval_loss(state)
 
 
 @torch.no_grad()
-def _eval_loss(run: TrainState) -> tuple[float, float]:
-    samples = _eval_samples(run)
+def _eval_loss(state: TrainState) -> tuple[float, float]:
+    samples = _eval_samples(state)
     count = min(MAX_SAMPLES, len(samples))
     losses = []
     for sample in (samples[i * len(samples) // count] for i in range(count)):
-        x0 = run.latents.get(sample)[None].float()
+        x0 = state.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
-        text = run.text.get(sample.captions[0]).to(run.device)
+        text = state.text.get(sample.captions[0]).to(state.device)
         beside: dict[str, Any] = {
-            name: tensor.to(run.device) for name, tensor in stack_references(run, [sample]).items()
+            name: tensor.to(state.device) for name, tensor in stack_references(state, [sample]).items()
         }
-        weight = stack_masks(run, [sample])
-        weight = None if weight is None else weight.to(run.device)
+        weight = stack_masks(state, [sample])
+        weight = None if weight is None else weight.to(state.device)
         values = []
         for value in SIGMAS:
             sigma = torch.tensor([value])
             x_sigma, velocity = interpolate(x0, noise, sigma)
-            prediction = run.family.predict(
-                run.transformer, x_sigma.to(run.device), sigma.to(run.device), [text], **beside
+            prediction = state.family.predict(
+                state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
             )
-            values.append(velocity_loss(prediction, velocity.to(run.device), weight).mean().item())
+            values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean().item())
         losses.append(fmean(values))
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
 
 
-def _eval_samples(run: TrainState) -> Sequence[Sample]:
-    """Those held out, or all; but none that is to keep the model as it is, unless there are no others."""
-    samples = run.held or run.samples
-    if not run.prior_parts:
+def _eval_samples(state: TrainState) -> Sequence[Sample]:
+    """Return the held-out samples, or all. Samples with prior preservation are left out, unless there are no others."""
+    samples = state.held or state.samples
+    if not state.prior_parts:
         return samples
-    places = np.flatnonzero(~np.isin(columns(samples)["part"], list(run.prior_parts)))
-    return Chosen(samples, places) if len(places) else samples
+    indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(state.prior_parts)))
+    return Chosen(samples, indices) if len(indices) else samples
 
 
-def best_step(run: TrainState) -> int | None:
-    """The step with the lowest loss on the held-out samples; None where it was never taken."""
-    return min(run.eval_losses, key=lambda step: (run.eval_losses[step][0], step)) if run.eval_losses else None
+def best_step(state: TrainState) -> int | None:
+    """Return the step with the lowest loss on the held-out samples; None where it was never measured."""
+    return min(state.eval_losses, key=lambda step: (state.eval_losses[step][0], step)) if state.eval_losses else None

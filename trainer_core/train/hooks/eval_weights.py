@@ -1,4 +1,4 @@
-"""The weights that are saved and drawn, where they are not those that learn."""
+"""The weights for export and validation, where they differ from the trained ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..step.state import TrainState
 
 
 @contextmanager
-def final_weights(run: TrainState) -> Iterator[None]:
-    """While it is open the layers hold the average, of the run's own or of an optimiser that averages; then those that learn, to the bit.
+def final_weights(state: TrainState) -> Iterator[None]:
+    """Within the context, the layers hold the averaged weights, of the run's EMA or of an optimizer that averages.
 
-    May be nested.
+    After it they hold the trained weights again, bit by bit. May be nested.
     """
-    with evaluating(run.optimizer), run.ema.applied(run.layers) if run.ema is not None else nullcontext():
+    with evaluating(state.optimizer), state.ema.applied(state.layers) if state.ema is not None else nullcontext():
         yield

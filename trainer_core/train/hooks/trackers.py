@@ -1,4 +1,4 @@
-"""The trackers of a run: TensorBoard and W&B, where its request names them."""
+"""Trackers of a run: TensorBoard and W&B, where the request selects them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...trackers.tracker import Opening
 from ..metadata import make_record
 from ..prepare import RunPlan
 
-HURRIED_SECONDS = 1.0  # that trackers are waited for after a second Ctrl-C
+HURRIED_SECONDS = 1.0  # how long to wait for trackers after a second Ctrl-C
 
 
 @contextmanager
 def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterator[RunHost]:
-    """The host whose events reach the run's trackers as well. They are closed however the run ends."""
+    """Yield a host that also sends events to the run's trackers. They are closed however the run ends."""
     names = parse_trackers(plan.request.training.trackers)
     if not names:
         yield host
@@ -30,16 +30,19 @@ def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterat
     try:
         yield replace(host, trackers=sink)
     except BaseException as error:
-        failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.journal.ended_by_user
+        failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not host.event_log.ended_by_user
         seconds = HURRIED_SECONDS if isinstance(error, KeyboardInterrupt) else seconds
         raise
     finally:
         sink.close(failed, seconds)
-        replace(host, trackers=sink).tell_of_trackers()
+        replace(host, trackers=sink).emit_tracker_notices()
 
 
 def opening_of(plan: RunPlan, prompt: Mapping[str, Any]) -> Opening:
-    """Settings are the request, with the versions, the trigger and the number of images."""
+    """Return what trackers show of a run from its start.
+
+    Its settings are the request with the versions, the trigger and the number of images.
+    """
     record = make_record(plan, prompt)
     settings = {
         **record["request"],

@@ -1,4 +1,4 @@
-"""Validation while it trains: the live model's pictures beside the base model's, every N steps."""
+"""Validation during training: sample images with the trained model every N steps, next to the base model's images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...plots.image_grid import save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...validation.sample_images import Pictures, draw_grids, draw_pictures
-from ..phase_timer import Phases
+from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState
 from .eval_weights import final_weights
@@ -23,68 +23,71 @@ from .eval_weights import final_weights
 
 @dataclass
 class LiveValidation:
-    """Draws nothing where no ValidateSampler is connected. base: the base model's pictures, drawn once."""
+    """Samples and saves validation images. Does nothing where no ValidateSampler is connected."""
 
     settings: ValidationConfig | None
     codec: ImageCodec | None
     folder: Path
     host: Host
     record: Mapping[str, Any]
-    phases: Phases
-    base: Pictures = field(default_factory=dict)
-    last_grids: list[Path] = field(default_factory=list)
+    phases: PhaseTimer
+    base: Pictures = field(default_factory=dict)  # the base model's images, sampled once
+    last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
 
     @classmethod
     def build(
-        cls, plan: RunPlan, run: TrainState, host: Host, record: Mapping[str, Any], phases: Phases
+        cls, plan: RunPlan, state: TrainState, host: Host, record: Mapping[str, Any], phases: PhaseTimer
     ) -> LiveValidation:
+        """Load the codec where images are sampled."""
         settings = plan.request.validation
-        codec = load_codec(run.family, plan.placed, run.device) if settings else None
-        if codec and plan.placed.memory.model_offload:
-            codec = SoloCodec(codec, run.transformer, run.device)
+        codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
+        if codec and plan.resolved_request.memory.model_offload:
+            codec = SoloCodec(codec, state.transformer, state.device)
         return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
 
-    def draw_base(self, run: TrainState) -> None:
-        """The base model's pictures. Call with the LoRA's strength at 0."""
+    def draw_base(self, state: TrainState) -> None:
+        """Sample the base model's images. Call it with the LoRA's strength at 0."""
         if self.settings:
-            self.base = self._pictures(run)
+            self.base = self._sample_images(state)
             self._save(0, [("base", self.base)])
 
-    def hook(self, run: TrainState) -> None:
-        if self._is_due(run):
+    def hook(self, state: TrainState) -> None:
+        """Sample images where the settings ask for them at this step."""
+        if self._is_due(state):
             with self.phases("validate"):
-                self._draw(run)
-            self.host.emit(PhaseStarted("train", run.num_steps, "steps"))
+                self._validate(state)
+            self.host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
-    def catch_up(self, run: TrainState) -> None:
-        """After a resume: draw the pictures of this step, if the run was ended between its checkpoint and them."""
-        if self._is_due(run) and not any(self.folder.glob(f"{layout.step_name(run.step)}-*")):
+    def catch_up(self, state: TrainState) -> None:
+        """After a resume, sample the images of this step if the run ended between its checkpoint and its validation."""
+        if self._is_due(state) and not any(self.folder.glob(f"{layout.step_name(state.step)}-*")):
             with self.phases("validate"):
-                self._draw(run)
+                self._validate(state)
 
-    def _is_due(self, run: TrainState) -> bool:
-        every = run.config.validate_every
-        return bool(self.settings and every and run.step % every == 0 and 0 < run.step < run.num_steps)
+    def _is_due(self, state: TrainState) -> bool:
+        every = state.config.validate_every
+        return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
 
-    def draw_last(self, run: TrainState) -> None:
+    def draw_last(self, state: TrainState) -> None:
+        """Sample the images of the last step."""
         if self.settings:
-            self._draw(run)
+            self._validate(state)
 
-    def _draw(self, run: TrainState) -> None:
+    def _validate(self, state: TrainState) -> None:
         assert self.settings
         columns = [("base", self.base)]
-        with final_weights(run):
+        with final_weights(state):
             for strength in self.settings.strengths():
-                set_strength_(run.transformer, strength)
-                columns.append((f"LoRA {strength:g}", self._pictures(run)))
-        set_strength_(run.transformer, 1.0)
-        self._save(run.step, columns)
+                set_strength_(state.transformer, strength)
+                columns.append((f"LoRA {strength:g}", self._sample_images(state)))
+        set_strength_(state.transformer, 1.0)
+        self._save(state.step, columns)
 
-    def _pictures(self, run: TrainState) -> Pictures:
+    def _sample_images(self, state: TrainState) -> Pictures:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, run.family, run.transformer, self.codec, run.text, on_step=self.host.check_cancelled
+            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled
         )
 
     def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:

@@ -1,8 +1,10 @@
-"""The algorithm: batch -> sigma -> x_sigma -> predict -> loss -> backward -> step -> hooks.
+"""The training loop: batch -> sigma -> x_sigma -> predict -> loss -> backward -> optimizer step -> hooks.
 
-    x_sigma = (1 - sigma) x0 + sigma noise,   loss = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
+    x_sigma = (1 - sigma) x0 + sigma noise
+    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
 
-All that is random in step k is drawn from generators seeded by (run seed, purpose, micro-batch, sample), never from a global state.
+All randomness in step k comes from generators seeded by (run seed, purpose, micro-batch, sample), never from a global
+random state. A resumed or retried step therefore computes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,81 +28,97 @@ from .scheduled_sampling import roll_out
 from .state import Batch, Fetch, Hook, TrainState
 
 
-def fit(run: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
-    """Train from run.step to run.num_steps; every hook is called after every step.
+def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
+    """Train from state.step to state.num_steps, and call every hook after every step.
 
     Raises:
-        Cancelled (or the host's own interrupt): between two steps, so that run is whole.
-        UserError: the loss or the gradient is not finite; the weights are those of the step before.
+        Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
+        UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
-    end = run.num_steps * run.config.accumulation
-    with prefetch_batches(lambda micro: make_batch(run, micro), run.device, end) as fetch:
-        while run.step < run.num_steps:
+    end = state.num_steps * state.config.accumulation
+    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end) as fetch:
+        while state.step < state.num_steps:
             host.check_cancelled()
-            began = time.perf_counter()
-            rate = rate_of(run.step, run.config, run.optimizer_config, run.num_steps)
-            loss, norm = train_step(run, rate, fetch)
-            run.step += 1
-            run.losses.append(loss)
-            rate = effective_rate(run.optimizer, rate)
-            run.learning_rates.append(rate)
-            run.step_seconds.append(time.perf_counter() - began)
+            start = time.perf_counter()
+            rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
+            loss, norm = train_step(state, rate, fetch)
+            state.step += 1
+            state.losses.append(loss)
+            rate = effective_rate(state.optimizer, rate)
+            state.learning_rates.append(rate)
+            state.step_seconds.append(time.perf_counter() - start)
             if math.isfinite(loss):
-                host.emit(StepReport(run.step, run.num_steps, loss, rate, norm, run.step_seconds[-1]))
+                host.emit(StepReport(state.step, state.num_steps, loss, rate, norm, state.step_seconds[-1]))
             else:
-                host.emit(Notice(describe_skipped(run), "warning"))
+                host.emit(Notice(describe_skipped(state), "warning"))
             for hook in hooks:
-                hook(run)
+                hook(state)
 
 
-def train_step(run: TrainState, learning_rate: float, fetch: Fetch | None = None) -> tuple[float, float]:
-    """One optimiser step over `accumulation` micro-batches. Returns the mean loss and the gradient's norm before clipping."""
-    set_rate_(run.optimizer, learning_rate)
-    first = run.step * run.config.accumulation
-    total = _accumulate_gradients(run, first, fetch)
-    limit = run.config.max_grad_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(run.parameters, limit)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
+def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = None) -> tuple[float, float]:
+    """Run one optimizer step over `accumulation` micro-batches.
+
+    Returns:
+        The mean loss and the gradient norm before clipping; NaN for both where the step was skipped.
+    """
+    set_rate_(state.optimizer, learning_rate)
+    first = state.step * state.config.accumulation
+    total = _accumulate_gradients(state, first, fetch)
+    limit = state.config.max_grad_norm or math.inf
+    norm = nn.utils.clip_grad_norm_(state.parameters, limit)
+    # The step's only host-device synchronization.
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        refuse_or_skip(run, first, loss_value, norm_value)
-        run.optimizer.zero_grad(set_to_none=True)
+        refuse_or_skip(state, first, loss_value, norm_value)
+        state.optimizer.zero_grad(set_to_none=True)
         return math.nan, math.nan
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.ema is not None:
-        run.ema.update_(run.layers)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update_(state.layers)
     return loss_value, norm_value
 
 
-def _accumulate_gradients(run: TrainState, first: int, fetch: Fetch | None) -> Tensor:
-    """Add up the gradients of a step's micro-batches, the first of them number `first`; returns the mean loss, on the device."""
+def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) -> Tensor:
+    """Add up the gradients of a step's micro-batches. Retry the step where out-of-memory recovery can help.
+
+    Args:
+        first: number of the step's first micro-batch.
+    Returns:
+        The mean loss, on the device.
+    """
     while True:
         try:
-            total, loss = torch.zeros((), device=run.device), None
-            for micro in range(first, first + run.config.accumulation):
-                set_micro_(run.layers, micro)
-                loss = micro_loss(run, micro, fetch) / run.config.accumulation
+            total, loss = torch.zeros((), device=state.device), None
+            for micro in range(first, first + state.config.accumulation):
+                set_micro_(state.layers, micro)
+                loss = micro_loss(state, micro, fetch) / state.config.accumulation
                 loss.backward()
                 total += loss.detach()
             return total
         except Exception as error:
-            if run.relief is None or not run.relief.helps(error):
+            if state.oom_recovery is None or not state.oom_recovery.helps(error):
                 raise
         finally:
-            set_micro_(run.layers, None)
-        run.optimizer.zero_grad(set_to_none=True)
-        loss = None  # where the backward pass broke off it holds all that was stored
-        run.relief.take_()
+            set_micro_(state.layers, None)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = None  # after an interrupted backward pass it still references the stored activations
+        state.oom_recovery.take_()
 
 
-def micro_loss(run: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
-    """Mean loss of micro-batch number `micro`, counted from the run's beginning. fetch: makes it; None: made here."""
-    batch = (fetch(micro) if fetch else make_batch(run, micro)).to(run.device)
+def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
+    """Return the mean loss of one micro-batch.
+
+    Args:
+        micro: number of the micro-batch, counted from the start of the run.
+        fetch: returns the batch of this number. None: the batch is made here.
+    """
+    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
     if batch.levels is not None:
-        batch = roll_out(run, batch)
-    target = batch.velocity if batch.prior is None else with_prior(run, batch)
-    prediction = run.family.predict(
-        run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
+        batch = roll_out(state, batch)
+    target = batch.velocity if batch.prior is None else prior_target(state, batch)
+    prediction = state.family.predict(
+        state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
     )
     if batch.share is not None:
         prediction = batch.share * prediction
@@ -108,18 +126,21 @@ def micro_loss(run: TrainState, micro: int, fetch: Fetch | None = None) -> Tenso
 
 
 @torch.no_grad()
-def with_prior(run: TrainState, batch: Batch) -> Tensor:
-    """The path's velocity, and in its place the base's own prediction for samples that keep the model as it is: (B, C, h, w).
+def prior_target(state: TrainState, batch: Batch) -> Tensor:
+    """Return the training target with prior preservation, (B, C, h, w).
 
-    Ruiz et al. 2022, arXiv:2208.12242 draw pictures with the base and train on those; its prediction for the very input says the same
-    without sampling, at every noise level. On the batch's route: an update of 0 is to have nothing to correct.
+    For samples with prior preservation it is the base model's own prediction, for all others the velocity.
+
+    Ruiz et al. 2022, arXiv:2208.12242, sample images with the base model and train on those. Its prediction for the
+    same input gives the same signal without sampling, at every sigma. It takes the same token route as the batch, so
+    that an update of 0 has a loss of 0.
     """
     assert batch.prior is not None
-    set_strength_(run.transformer, 0.0)
+    set_strength_(state.transformer, 0.0)
     try:
-        base = run.family.predict(
-            run.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
+        base = state.family.predict(
+            state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
         )
     finally:
-        set_strength_(run.transformer, 1.0)
+        set_strength_(state.transformer, 1.0)
     return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: caught before the optimiser sees it, with the files of its batch."""
+"""Catch a loss or gradient that is not finite before the optimizer sees it, and name the files of its batch."""
 
 from __future__ import annotations
 
@@ -8,53 +8,61 @@ from ...devices import device_name
 from ...errors import UserError
 from .state import TrainState
 
-_OTHER_DTYPE = {"fp16": ", or dtype bf16 in place of fp16", "bf16": ", or dtype fp32 in place of bf16"}
+_OTHER_DTYPE = {"fp16": ", or dtype bf16 instead of fp16", "bf16": ", or dtype fp32 instead of bf16"}
 
 
-def refuse_or_skip(run: TrainState, first: int, loss: float, norm: float) -> None:
-    """Returns where the step may be skipped: the optimiser has not seen its gradient, and every weight is finite.
+def refuse_or_skip(state: TrainState, first: int, loss: float, norm: float) -> None:
+    """Return if the step may be skipped: the optimizer has not seen its gradient, and every weight is finite.
 
     Args:
         first: number of the step's first micro-batch.
     Raises:
         UserError: no more steps may be skipped, or a weight is not finite.
     """
-    done = sum(not math.isfinite(value) for value in run.losses)
-    whole = all(bool(parameter.isfinite().all()) for parameter in run.parameters)
-    if whole and done < run.config.skip_bad_steps:
+    num_skipped = sum(not math.isfinite(value) for value in state.losses)
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in state.parameters)
+    if is_finite and num_skipped < state.config.skip_bad_steps:
         return
-    run.optimizer.zero_grad(set_to_none=True)
-    if not run.step_seconds:
-        raise UserError.at("attention", _first_step(run, first, loss, norm))
-    kept = f"The LoRA of step {run.step} is kept" if whole else "Weights are not finite; the last checkpoint is kept"
-    skipped = f", after {done} skipped steps" if done else ""
+    state.optimizer.zero_grad(set_to_none=True)
+    if not state.step_seconds:
+        raise UserError.at("attention", _describe_first_step(state, first, loss, norm))
+    saved = (
+        f"The LoRA of step {state.step} is saved"
+        if is_finite
+        else "Weights are not finite; the last checkpoint is intact"
+    )
+    skipped = f", after {num_skipped} skipped steps" if num_skipped else ""
     raise UserError.at(
         "learning_rate",
-        f"step {run.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; the batch was "
-        f"{_files(run, first)}. {kept}. Try a lower learning rate{_OTHER_DTYPE.get(run.dtype, '')}",
+        f"step {state.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; "
+        f"the batch was {_files(state, first)}. {saved}. Try a lower learning rate{_OTHER_DTYPE.get(state.dtype, '')}",
     )
 
 
-def _first_step(run: TrainState, first: int, loss: float, norm: float) -> str:
-    """Nothing has been learnt yet: pictures and learning rates come last among the causes."""
+def _describe_first_step(state: TrainState, first: int, loss: float, norm: float) -> str:
+    """Return the message for a failure in the first step.
+
+    Nothing is trained yet, so images and learning rates come last among the causes.
+    """
     return (
-        f"step {run.step + 1}, the first of this start, gave loss {loss:g} and gradient norm {norm:g}, which are not finite. Most likely "
-        f"the model is not computed right here: attention by kernel {run.attention} in {run.dtype} on {device_name(run.device)}. "
-        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(run.dtype, '')}; if that is not it, look at the batch "
-        f"({_files(run, first)}) and at a LoRA that the run starts from"
+        f"step {state.step + 1}, the first since the start, gave loss {loss:g} and gradient norm {norm:g}, which are "
+        f"not finite. Most likely the model is not computed correctly here: attention kernel {state.attention} in "
+        f"{state.dtype} on {device_name(state.device)}. "
+        f"Set attention to math in MemorySettings{_OTHER_DTYPE.get(state.dtype, '')}; if that does not help, look at "
+        f"the batch ({_files(state, first)}) and at the LoRA that the run starts from, if there is one"
     )
 
 
-def describe_skipped(run: TrainState) -> str:
-    """What to say of the step that has just been skipped."""
-    first = (run.step - 1) * run.config.accumulation
-    done = sum(not math.isfinite(value) for value in run.losses)
+def describe_skipped(state: TrainState) -> str:
+    """Return the message for the step that has just been skipped."""
+    first = (state.step - 1) * state.config.accumulation
+    num_skipped = sum(not math.isfinite(value) for value in state.losses)
     return (
-        f"step {run.step} was skipped: its loss or gradient is not finite; the batch was {_files(run, first)} "
-        f"({done} of at most {run.config.skip_bad_steps} skipped)"
+        f"step {state.step} was skipped: its loss or gradient is not finite; the batch was {_files(state, first)} "
+        f"({num_skipped} of at most {state.config.skip_bad_steps} skipped)"
     )
 
 
-def _files(run: TrainState, first: int) -> str:
-    batches = range(first, first + run.config.accumulation)
-    return ", ".join(str(run.samples[i].path) for micro in batches for i in run.plan.batch(micro))
+def _files(state: TrainState, first: int) -> str:
+    batches = range(first, first + state.config.accumulation)
+    return ", ".join(str(state.samples[i].path) for micro in batches for i in state.plan.batch(micro))

@@ -1,7 +1,8 @@
-"""Memory ran out in a step although the plan said that it would not: more blocks are computed again, and the step is begun anew.
+"""Recover from out of memory in a step: recompute more blocks in the backward pass, and retry the step.
 
-Only where the plan was asked to choose (mode auto) and chose to store activations. What is random in a step is drawn from its
-number, and nothing has moved the weights yet, so that the run's bytes are those of one that never ran out.
+Applies only where memory mode auto chose to store activations, and the plan was too optimistic. The randomness of a
+step depends on its number alone, and no weight has changed yet. A run that recovers therefore has the same bytes as one
+that never ran out of memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from ...memory.activation_checkpointing import INTERVALS, checkpoint_blocks_, pl
 
 @dataclass
 class OomRecovery:
-    """blocks: of the transformer, of which every `interval`-th is computed again now."""
+    """Fallback to more activation checkpointing.
+
+    Args:
+        blocks: the transformer's blocks.
+        interval: every `interval`-th block is recomputed at present.
+    """
 
     blocks: Sequence[nn.Module]
     interval: int
@@ -39,17 +45,28 @@ class OomRecovery:
         device: torch.device,
         host: Host,
     ) -> OomRecovery | None:
-        """None where there is nothing to give: settings by hand, no checkpointing, or weights and activations that leave the device."""
+        """Return the recovery of a run, or None where it can't free memory.
+
+        That is with manual memory settings, without checkpointing, with compiled blocks, and where weights or
+        activations leave the device.
+
+        Args:
+            asked: memory settings of the request.
+            chosen: memory settings that are applied.
+        """
         if asked.mode != "auto" or not training.gradient_checkpointing or chosen.moves or chosen.compile:
             return None
         return cls(blocks, chosen.checkpointing_interval, device, host)
 
     def helps(self, error: Exception) -> bool:
-        """Whether it is memory that ran out, and more blocks can be computed again."""
+        """Return whether the error is out of memory and more blocks can be recomputed."""
         return is_out_of_memory(error) and self._next() is not None
 
     def take_(self) -> None:
-        """Call it when the error is gone, for that holds what it was raised in."""
+        """Recompute more blocks from now on.
+
+        Call it after the except block: the exception references the frames, and with them the stored activations.
+        """
         interval = self._next()
         assert interval is not None
         store_blocks_(self.blocks)
@@ -57,11 +74,14 @@ class OomRecovery:
         self.interval = interval
         gc.collect()
         empty_cache(self.device)
-        again = len(places_to_recompute(len(self.blocks), interval))
-        text = f"memory ran out: the step is begun anew with {again} of {len(self.blocks)} blocks computed again (interval {interval})"
+        num_recomputed = len(places_to_recompute(len(self.blocks), interval))
+        text = (
+            f"out of memory: the step is retried with {num_recomputed} of {len(self.blocks)} blocks recomputed in the "
+            f"backward pass (interval {interval})"
+        )
         self.host.emit(Notice(text, "warning"))
 
     def _next(self) -> int | None:
-        """The first interval that computes more blocks again."""
-        now = len(places_to_recompute(len(self.blocks), self.interval))
-        return next((n for n in INTERVALS if len(places_to_recompute(len(self.blocks), n)) > now), None)
+        """Return the first interval that recomputes more blocks; None where all are recomputed."""
+        num_now = len(places_to_recompute(len(self.blocks), self.interval))
+        return next((n for n in INTERVALS if len(places_to_recompute(len(self.blocks), n)) > num_now), None)

@@ -1,6 +1,6 @@
-"""The next micro-batch is read and drawn while the device computes this one, and comes to it without the host waiting.
+"""Prepare the next micro-batch in a thread while the device computes the current one.
 
-A micro-batch is a function of its number alone, so that it does not matter who makes it, or when: the bytes are the same.
+A micro-batch is a pure function of its number. It has the same bytes whichever thread makes it, and whenever.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from .state import Batch, Fetch
 
 
 class BatchPrefetcher:
-    """Gives micro-batches by number; while one is in use a thread makes the next. `close` ends the thread.
+    """Return micro-batches by number, and prepare the next one in a thread. `close` ends the thread.
 
     Args:
-        make: from a number. Called here for the first one and for any that was not expected, such as a step begun anew.
-        end: the number behind the last one.
+        make: makes a micro-batch from its number. It is called in the caller's thread for the first micro-batch and for
+            every one that was not prepared, as when a step is retried.
+        end: number of the last micro-batch plus one.
     """
 
     def __init__(self, make: Fetch, end: int):
@@ -29,7 +30,11 @@ class BatchPrefetcher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
 
     def get(self, micro: int) -> Batch:
-        """Raises: whatever making it raised, here and not in the thread."""
+        """Return a micro-batch.
+
+        Raises:
+            Exception: whatever `make` raised, also in the thread.
+        """
         expected, self._next = self._next, None
         batch = expected[1].result() if expected and expected[0] == micro else self._make(micro)
         if micro + 1 < self._end:
@@ -41,31 +46,37 @@ class BatchPrefetcher:
 
 
 def is_worth_it(device: torch.device) -> bool:
-    """On a CPU the thread takes cores from the step itself, and MPS has no pinned memory."""
+    """Return whether prefetching pays off on a device.
+
+    On a CPU the thread would take cores from the step itself, and MPS has no pinned memory.
+    """
     return works_beside(device)
 
 
 @contextmanager
 def prefetch_batches(make: Fetch, device: torch.device, end: int) -> Iterator[Fetch]:
-    """Gives what makes micro-batches by number: a thread that works ahead, where that is worth one, else `make`. No thread is left."""
+    """Yield a function that returns micro-batches by number: with prefetching where it pays off, else `make` itself.
+
+    The thread has ended when the context exits.
+    """
     if not is_worth_it(device):
         yield make
         return
-    ahead = BatchPrefetcher(_pinning(make, device), end)
+    prefetcher = BatchPrefetcher(_pin_batches(make, device), end)
     try:
-        yield ahead.get
+        yield prefetcher.get
     finally:
-        ahead.close()
+        prefetcher.close()
 
 
-def _pinning(make: Fetch, device: torch.device) -> Fetch:
+def _pin_batches(make: Fetch, device: torch.device) -> Fetch:
     if not works_beside(device):
         return make
     if device.index is None:
         device = torch.device(device.type, module_of(device).current_device())
 
     def make_pinned(micro: int) -> Batch:
-        with as_current(device):  # a new thread's own is the first GPU, which may be another program's
+        with as_current(device):  # a new thread starts on the first GPU, which another program may use
             return make(micro).pinned()
 
     return make_pinned

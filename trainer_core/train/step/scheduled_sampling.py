@@ -1,7 +1,8 @@
-"""Which micro-batches are rolled out (flow/rollout.py), and the passes of the model that it takes.
+"""Scheduled sampling: denoise some micro-batches with the model itself before the loss is taken (flow/rollout.py).
 
-A micro-batch is rolled out as a whole: its shapes stay those that blocks are compiled for, and weights that come and go come once
-for all of it. Samples that keep the model as it is stay on the straight path: their target is the base's prediction there.
+A micro-batch is rolled out as a whole. Its shapes stay those that the blocks are compiled for, and offloaded weights
+are loaded once for all its samples. Samples with prior preservation stay on the straight path, because their target is
+the base model's prediction there.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from .state import Batch, TrainState
 
 
 @torch.no_grad()
-def roll_out(run: TrainState, batch: Batch) -> Batch:
-    """The micro-batch where the model itself has come to, with the target from there. Without dropout, as pictures are drawn."""
+def roll_out(state: TrainState, batch: Batch) -> Batch:
+    """Return the micro-batch at the latents that the model itself denoises to, with the target from there.
+
+    The rollout runs without dropout, as validation images are sampled.
+    """
     assert batch.levels is not None and batch.x0 is not None
 
     def predict(x: Tensor, sigma: Tensor) -> Tensor:
-        return run.family.predict(run.transformer, x, sigma, batch.text, **batch.beside)
+        return state.family.predict(state.transformer, x, sigma, batch.text, **batch.beside)
 
-    with without_dropout(run.layers):
+    with without_dropout(state.layers):
         x_hat = descend(predict, batch.x_sigma, batch.levels)
     target, share = way_back(x_hat, batch.x0, batch.levels)
     return replace(batch, x_sigma=x_hat, velocity=target, share=share)

@@ -1,4 +1,4 @@
-"""What a training step needs, ready in memory."""
+"""The state of a training run and the batch of a micro-batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from .oom_recovery import OomRecovery
 
 @dataclass
 class TrainState:
-    """What a step needs, ready in memory. losses and step grow as the run goes on; the rest stays."""
+    """Everything that a training step needs, in memory.
+
+    step, losses, eval_losses, learning_rates and step_seconds grow during the run; the other fields stay as they are.
+    """
 
     config: TrainingConfig
     family: Family
@@ -41,20 +44,20 @@ class TrainState:
     text: TextCache
     device: torch.device
     num_steps: int
-    dtype: str = "fp32"  # that the model computes in, as in ModelConfig
-    attention: str = "native"  # the kernel that computes it, see attention.py
+    dtype: str = "fp32"  # of the model's computation, as in ModelConfig
+    attention: str = "native"  # name of the attention kernel, see attention_choice.py
     optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
-    held: Sequence[Sample] = ()  # kept out of training: their loss picks the best checkpoint
-    references: ReferenceLatents | None = None  # pictures to start from
+    held: Sequence[Sample] = ()  # held-out samples: their loss selects the best checkpoint
+    references: ReferenceLatents | None = None  # latents of the reference images
     masks: MaskWeights | None = None
-    prior_parts: frozenset[int] = frozenset()  # of the dataset: what is trained towards the base's own prediction
-    relief: OomRecovery | None = None  # where the plan chose to store activations: what to do if that was too much
-    ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
-    losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
+    prior_parts: frozenset[int] = frozenset()  # indices of the dataset parts with prior preservation
+    oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
+    ema: Any = None  # adapters.ema.Ema, where the run averages its weights
+    losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     learning_rates: list[float] = field(default_factory=list)
-    step_seconds: list[float] = field(default_factory=list)  # of each step since this start
+    step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
 
 
 Hook = Callable[[TrainState], None]
@@ -62,16 +65,20 @@ Hook = Callable[[TrainState], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a micro-batch trains on.
+    """The tensors of one micro-batch.
 
     Args:
-        x_sigma, velocity: (B, channels, h, w), fp32. sigma: (B,), fp32.
-        text: B embeddings (tokens, width).
-        beside: what else predict takes, such as pictures to start from.
-        weight: of every place in the loss, (B, 1, h, w), fp32, where pictures have masks.
-        prior: (B,), bool, where samples are trained towards the base's own prediction; None where none is.
-        levels, x0: of a rollout, (steps + 1, B) and (B, channels, h, w), see rollout.py; x_sigma is at the first level then, and comes
-            down to the last, which is sigma. share: (B, 1, 1, 1), of predictions in the loss, once it has come down.
+        x_sigma: noisy latents, (B, channels, h, w), fp32. In a rollout they start at the first of levels and are
+            denoised to the last one, which is sigma.
+        velocity: target of the prediction, (B, channels, h, w), fp32.
+        sigma: noise level of each sample, (B,), fp32.
+        text: B embeddings, (tokens, width).
+        beside: further arguments of Family.predict, such as reference latents.
+        weight: weight of each position in the loss, (B, 1, h, w), fp32; None where no image has a mask.
+        prior: which samples are trained towards the base model's own prediction, (B,), bool; None where none is.
+        levels: sigmas of a rollout, (steps + 1, B), see flow/rollout.py; None where the batch has no rollout.
+        x0: clean latents of a rollout, (B, channels, h, w).
+        share: factor of the predictions in the loss after a rollout, (B, 1, 1, 1).
         route: which tokens skip which blocks; None where none does.
     """
 
@@ -88,12 +95,15 @@ class Batch:
     route: Route | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The host does not wait for a GPU's copies: the kernels that read them do, being later in the same stream."""
-        runs_on = works_beside(device)
-        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=runs_on))
+        """Return the batch on a device.
+
+        Copies to a GPU need no host-device synchronization: the kernels that read them come later in the same stream.
+        """
+        is_asynchronous = works_beside(device)
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=is_asynchronous))
 
     def pinned(self) -> Batch:
-        """In memory that a GPU reads by itself."""
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return self._map_tensors(Tensor.pin_memory)
 
     def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -107,4 +117,4 @@ class Batch:
         )
 
 
-Fetch = Callable[[int], Batch]  # a micro-batch by its number
+Fetch = Callable[[int], Batch]  # returns a micro-batch by its number

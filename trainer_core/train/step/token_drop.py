@@ -1,4 +1,7 @@
-"""Which of the picture's tokens go through the middle blocks in a micro-batch: drawn anew for each, on the CPU (models/token_routing.py)."""
+"""Choose which image tokens skip the middle blocks in a micro-batch (models/token_routing.py).
+
+The route is sampled for each micro-batch, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,44 @@ from ...seeds import generator
 def draw_route(
     config: TrainingConfig, num_blocks: int, latents: Tensor, weight: Tensor | None, micro: int
 ) -> Route | None:
-    """The route of micro-batch number `micro`; None where every token goes through everything.
+    """Return the route of micro-batch number `micro`; None where every token goes through every block.
 
-    Each sample keeps equally many. Without weights all are equally likely; with them a token's chance grows with its weight:
-    what counts w times as much is w times as likely to be drawn next, and what counts nothing only follows when all else is kept.
+    Every sample keeps the same number of tokens. Without weights all tokens are equally likely to be kept. With
+    weights a token of weight w is w times as likely to be selected next, and a token of weight 0 is selected only after
+    all others.
+
+    Source: Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: an exponential race, won by the earliest.
 
     Args:
-        latents: (B, C, h, w): their shape alone counts. weight: of every place in the loss, (B, 1, h, w).
-    Source: Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: an exponential race, won by the earliest.
+        latents: (B, C, h, w); only the shape is used.
+        weight: weight of each position in the loss, (B, 1, h, w), or None.
     """
     window = config.routed_blocks(num_blocks)
     if not window:
         return None
     batch, _, height, width = latents.shape
     num_tokens = height * width // 4
-    draws = generator(config.seed, "route", micro)
-    arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=draws, dtype=torch.float64))
+    rng = generator(config.seed, "route", micro)
+    arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=rng, dtype=torch.float64))
     if weight is not None:
         arrival /= pack(weight).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
-    kept = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
-    return Route(window[0], window[-1], kept.sort(dim=1).values)
+    indices = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
+    return Route(window[0], window[-1], indices.sort(dim=1).values)
 
 
 def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, 1, h, w): what each place counts in the loss, 0 where its token was skipped.
+    """Return the weight of each position in the loss, (B, 1, h, w): 0 where its token skipped blocks.
 
-    A LoRA's base has never seen a route. What it makes of a skipped token is far off, and a LoRA that is to mend that learns less of
-    the pictures (docs/decisions/0031; the paper, which trains from nothing, takes the loss of every place).
+    The base model was never trained with routes, and its prediction for a skipped token is far off. A LoRA that has to
+    correct it learns less of the images (docs/decisions/0031). The paper, which trains from scratch, takes the loss of
+    every position.
 
-    Args: see drawn_route.
+    Args:
+        route: as `draw_route` returns it.
+        latents: (B, C, h, w); only the shape is used.
+        weight: weight of each position before routing, (B, 1, h, w), or None.
     """
     batch, _, height, width = latents.shape
     tokens = torch.zeros(batch, height * width // 4).scatter_(1, route.kept, 1.0)
-    kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
-    return kept if weight is None else kept * weight
+    is_kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
+    return is_kept if weight is None else is_kept * weight

@@ -17,8 +17,7 @@ def values_of(node: CanvasNode, schema: Schema | None) -> dict[str, Any]:
     """Return {widget name: value}. Linked widgets keep their position in the list, so they have a value here too.
 
     Positions take precedence if both are saved, because that is how the web page loads a file. Without a schema the
-    names
-    are those saved with the node; if they do not account for every value, the result is empty.
+    names are those saved with the node; if they do not account for every value, the result is empty.
     """
     if schema is None:
         return _guess_names(node)
