@@ -25,8 +25,7 @@ const NODES = {
   PlanRun: "#3d3d45",
 };
 
-// The page clears the colors of all custom types whenever it loads a palette, so they are set before each graph is
-// drawn.
+// The page clears the colors of all custom types when it loads a palette, so they are set before each graph is drawn.
 function paintLinks() {
   Object.assign(app.canvas?.default_connection_color_byType ?? {}, LINKS);
   Object.assign(window.LGraphCanvas?.link_type_colors ?? {}, LINKS);
