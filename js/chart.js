@@ -1,12 +1,12 @@
-// The loss of a run as a curve: raw and smoothed, the learning rate on a second axis, checkpoints and pictures as marks.
-// SVG, because a node is scaled with the canvas: it stays crisp at every zoom and takes ComfyUI's colours by itself.
+// The loss curve of a run: raw and smoothed, the learning rate on a second axis, checkpoints and images as marks.
+// SVG, because a node is scaled with the canvas: it stays sharp at every zoom and uses ComfyUI's colors.
 
 import { el, set, svg, text } from "./dom.js";
 import { clock, smoothed } from "./run_state.js";
 
 const EDGE = { left: 40, right: 44, top: 8, bottom: 20 };
-const MARK_PIXELS = 9; // between two marks
-const CLIPPED = 0.01; // share of the raw losses, at either end, that may lie outside of the frame
+const MARK_PIXELS = 9; // minimum distance between two marks
+const CLIPPED = 0.01; // share of the raw losses, at each end, that may lie outside of the chart
 
 export class Chart {
   constructor() {
@@ -31,7 +31,8 @@ export class Chart {
     const x = scale([0, span(state)], [EDGE.left, width - EDGE.right]);
     const columns = bucketed(step, loss, x);
     const y = scale(range(columns, smooth), [height - EDGE.bottom, EDGE.top]);
-    const top = rate.reduce((highest, value) => (value > highest ? value : highest), 0) || 1; // not Math.max(...rate): a long run overflows the stack
+    // Not Math.max(...rate): a long run overflows the stack.
+    const top = rate.reduce((highest, value) => (value > highest ? value : highest), 0) || 1;
     const yRate = scale([0, top * 1.04], [height - EDGE.bottom, EDGE.top]);
     this.view = { state, smooth, x, y };
     this.drawGrid(width, height, x, y, step.length ? top : 0);
@@ -44,32 +45,32 @@ export class Chart {
 
   drawGrid(width, height, x, y, top) {
     const bottom = height - EDGE.bottom;
-    const drawn = [];
+    const elements = [];
     for (const value of ticks(y.domain, Math.max(2, Math.floor((bottom - EDGE.top) / 28)))) {
-      drawn.push(svg("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }));
-      drawn.push(label(EDGE.left - 6, y(value) + 3, short(value), "end"));
+      elements.push(svg("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }));
+      elements.push(label(EDGE.left - 6, y(value) + 3, short(value), "end"));
     }
     for (const value of ticks(x.domain, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger))
-      drawn.push(label(x(value), bottom + 14, String(value), "middle"));
+      elements.push(label(x(value), bottom + 14, String(value), "middle"));
     if (top) {
-      drawn.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
-      drawn.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
+      elements.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
+      elements.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
     }
-    this.parts.grid.replaceChildren(...drawn);
+    this.parts.grid.replaceChildren(...elements);
   }
 
   drawMarks(state, x, height) {
     const bottom = height - EDGE.bottom;
-    const drawn = [];
+    const elements = [];
     for (const step of apart(state.checkpoints, x))
-      drawn.push(svg("path.ct-saved", { d: `M${x(step)} ${bottom - 6}l4 6h-8z` }));
+      elements.push(svg("path.ct-saved", { d: `M${x(step)} ${bottom - 6}l4 6h-8z` }));
     for (const step of apart(state.pictures.map((picture) => picture.step), x))
-      drawn.push(svg("rect.ct-pictured", { x: x(step) - 3, y: EDGE.top - 3, width: 6, height: 6, rx: 1.5 }));
-    this.parts.marks.replaceChildren(...drawn);
+      elements.push(svg("rect.ct-pictured", { x: x(step) - 3, y: EDGE.top - 3, width: 6, height: 6, rx: 1.5 }));
+    this.parts.marks.replaceChildren(...elements);
   }
 
   hover(event) {
-    const box = this.svg.getBoundingClientRect(); // of the screen: the node may be zoomed
+    const box = this.svg.getBoundingClientRect(); // in screen pixels: the node may be zoomed
     this.at = ((event.clientX - box.left) / (box.width || 1)) * this.element.clientWidth;
     this.point();
   }
@@ -89,7 +90,8 @@ export class Chart {
     set(this.parts.cursor, { x1: place, x2: place, y1: EDGE.top, y2: this.element.clientHeight - EDGE.bottom });
     set(this.parts.spot, { cx: place, cy: y(smooth[i] ?? y.domain[0]) });
     for (const name of ["cursor", "spot"]) this.parts[name].style.display = "";
-    const marks = [state.checkpoints.includes(step[i]) && "checkpoint", state.pictures.some((p) => p.step === step[i]) && "pictures"];
+    const hasImages = state.pictures.some((picture) => picture.step === step[i]);
+    const marks = [state.checkpoints.includes(step[i]) && "checkpoint", hasImages && "images"];
     const lines = [
       `step ${step[i]}`, `loss ${short(loss[i])}, smoothed ${short(smooth[i])}`,
       `learning rate ${rateText(rate[i])}, ${pace(seconds[i])}`, ...marks.filter(Boolean),
@@ -105,18 +107,20 @@ export class Chart {
 function scale([low, high], [from, to]) {
   const size = high - low || 1;
   const place = (value) => Math.round((from + ((value - low) / size) * (to - from)) * 100) / 100;
-  return Object.assign(place, { domain: [low, high], invert: (at) => low + ((at - from) / (to - from)) * size });
+  const invert = (at) => low + ((at - from) / (to - from)) * size;
+  return Object.assign(place, { domain: [low, high], invert });
 }
 
-// The last step of the axis: of a long run that has just begun, the curve would be a sliver. It grows by leaps.
+// Last step of the axis. It grows in jumps, so that the curve of a long run that has just started is not a sliver.
 function span(state) {
   const [last, total] = [state.step || 1, Math.max(state.total, state.step, 1)];
   if (state.state !== "running") return total;
   const power = 10 ** Math.floor(Math.log10(last * 1.2));
-  return Math.min(total, Math.max(50, [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= last * 1.2)));
+  const size = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= last * 1.2);
+  return Math.min(total, Math.max(50, size));
 }
 
-// Marks that can be told from each other: every one of a few, some of many; always the last.
+// The steps to mark: all of a few, some of many, at least MARK_PIXELS apart; always the last.
 function apart(steps, x) {
   let next = Infinity;
   return [...steps].sort((a, b) => b - a).filter((step) => {
@@ -126,7 +130,7 @@ function apart(steps, x) {
   });
 }
 
-// One column a pixel: [x, lowest, highest]. Thousands of steps become some hundred points.
+// One column per pixel: [x, lowest, highest]. Thousands of steps become a few hundred points.
 function bucketed(step, loss, x) {
   const columns = [];
   for (let i = 0; i < step.length; i++) {
@@ -139,21 +143,25 @@ function bucketed(step, loss, x) {
   return columns;
 }
 
-// The whole smoothed curve and nearly all raw losses; a single spike doesn't flatten the rest.
+// Range of the loss axis: the whole smoothed curve and nearly all raw losses, so that a single spike does not flatten
+// the rest.
 function range(columns, smooth) {
-  const known = smooth.filter((value) => value !== null);
-  if (!known.length) return [0, 1];
+  const values = smooth.filter((value) => value !== null);
+  if (!values.length) return [0, 1];
   const [lows, highs] = [1, 2].map((side) => columns.map((column) => column[side]).sort((a, b) => a - b));
   const clipped = Math.floor(columns.length * CLIPPED);
-  const low = Math.min(lows[clipped], known.reduce((a, b) => Math.min(a, b)));
-  const high = Math.max(highs[highs.length - 1 - clipped], known.reduce((a, b) => Math.max(a, b)));
+  const low = Math.min(lows[clipped], values.reduce((a, b) => Math.min(a, b)));
+  const high = Math.max(highs[highs.length - 1 - clipped], values.reduce((a, b) => Math.max(a, b)));
   const margin = (high - low || Math.abs(high) || 1) * 0.06;
   return [low - margin, high + margin];
 }
 
 function band(columns, y) {
   const clip = (value) => y(Math.min(y.domain[1], Math.max(y.domain[0], value)));
-  return columns.map(([x, low, high], i) => `${i ? "L" : "M"}${x} ${clip(high)}${high > low ? `L${x} ${clip(low)}` : ""}`).join("");
+  return columns.map(([x, low, high], i) => {
+    const start = `${i ? "L" : "M"}${x} ${clip(high)}`;
+    return high > low ? `${start}L${x} ${clip(low)}` : start;
+  }).join("");
 }
 
 function line(step, values, x, y) {
@@ -172,17 +180,18 @@ function ticks([low, high], num) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const size = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
   const first = Math.ceil(low / size);
-  return Array.from({ length: Math.floor(high / size) - first + 1 }, (_, i) => Number(((first + i) * size).toPrecision(10)));
+  const length = Math.floor(high / size) - first + 1;
+  return Array.from({ length }, (_, i) => Number(((first + i) * size).toPrecision(10)));
 }
 
-function nearest(step, wanted) {
+function nearest(step, target) {
   let [low, high] = [0, step.length - 1];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (step[middle] < wanted) low = middle + 1;
+    if (step[middle] < target) low = middle + 1;
     else high = middle;
   }
-  return low && wanted - step[low - 1] < step[low] - wanted ? low - 1 : low;
+  return low && target - step[low - 1] < step[low] - target ? low - 1 : low;
 }
 
 function label(x, y, value, anchor, name = "ct-label") {

@@ -1,9 +1,9 @@
-// Colours of our connections, and of our nodes where nobody has chosen one.
+// Colors of our connections, and of our nodes if the user has not chosen one.
 
 import { app } from "../../scripts/app.js";
 
 const LINKS = {
-  TRAIN_MODEL: "#B39DDB", // as ComfyUI's MODEL, a little paler
+  TRAIN_MODEL: "#B39DDB", // like ComfyUI's MODEL, a little paler
   TRAIN_DATASET: "#8BC34A",
   TRAIN_ADAPTER: "#F48FB1",
   TRAIN_OPTIMIZER: "#FFB74D",
@@ -25,23 +25,25 @@ const NODES = {
   PlanRun: "#3d3d45",
 };
 
-// The page empties the colours of all types of packs whenever it loads a palette, so they are set before each graph is drawn.
+// The page clears the colors of all custom types when it loads a palette, so they are set before each graph is drawn.
 function paintLinks() {
   Object.assign(app.canvas?.default_connection_color_byType ?? {}, LINKS);
   Object.assign(window.LGraphCanvas?.link_type_colors ?? {}, LINKS);
-  for (const [type, colour] of Object.entries(LINKS)) document.documentElement.style.setProperty(`--color-datatype-${type}`, colour); // Nodes 2.0
+  const { style } = document.documentElement;
+  for (const [type, color] of Object.entries(LINKS)) style.setProperty(`--color-datatype-${type}`, color); // Nodes 2.0
 }
 
 app.registerExtension({
   name: "chromaTrainer.colours",
   setup() {
     paintLinks();
-    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(paintLinks, 500)); // after the palette is in
+    const repaint = () => setTimeout(paintLinks, 500); // after the palette is loaded
+    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", repaint);
   },
   beforeConfigureGraph: paintLinks,
   afterConfigureGraph: paintLinks,
   nodeCreated(node) {
-    const colour = NODES[node.comfyClass];
-    if (colour && !node.color) node.color = colour; // the title alone; a colour of the user's own comes with the workflow
+    const color = NODES[node.comfyClass];
+    if (color && !node.color) node.color = color; // the title only; the user's own color is in the workflow
   },
 });

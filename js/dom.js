@@ -1,4 +1,4 @@
-// Elements in a line each, and the style sheet of everything this pack shows.
+// Helpers that make DOM elements in one line, and the style sheet of everything this pack shows.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -19,7 +19,8 @@ function fill(element, name, attributes, children) {
   return element;
 }
 
-// Attributes, or listeners where the name begins with "on". Functions of the DOM: never HTML from a string.
+// Sets attributes, or adds listeners if the name begins with "on". Uses DOM functions and never parses HTML from a
+// string.
 export function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -37,7 +38,7 @@ export function addStyle() {
   if (!document.querySelector(`link[href="${href}"]`)) document.head.append(el("link", { rel: "stylesheet", href }));
 }
 
-// Let a node's method call this as well, afterwards.
+// Makes a node's method also call this function, after the original.
 export function after(node, name, call) {
   const before = node[name];
   node[name] = function (...values) {

@@ -1,4 +1,4 @@
-// Where runs come from: messages of the server while one goes on, and the backlog for everything that was before.
+// The source of runs: the server's messages while one is active, and the run history for everything before.
 
 import { api } from "../../scripts/api.js";
 import { RunState } from "./run_state.js";
@@ -7,7 +7,7 @@ const ROOT = "/chroma_trainer/runs";
 const states = new Map(); // "node|name" -> RunState
 const watchers = new Set();
 
-// call(node id as in a prompt, LoRA's name, RunState) after everything that happens.
+// Calls call(node id as in a prompt, LoRA's name, RunState) after every event.
 export function watch(call) {
   watchers.add(call);
 }
@@ -20,7 +20,7 @@ export async function listRuns() {
   return (await ask(ROOT)).runs;
 }
 
-export function tellRun(run, after = 0) {
+export function fetchRun(run, after = 0) {
   return ask(`${ROOT}/${encodeURIComponent(run)}${after ? `?after=${after}` : ""}`);
 }
 
@@ -29,18 +29,18 @@ export function command(run, name) {
   return ask(`${ROOT}/${encodeURIComponent(run)}/${name}`, { method: "POST" });
 }
 
-// The state of a run from its backlog, for a node of that id.
+// Loads the state of a run from its history, for a node of that id.
 export async function openRun(run, node, name) {
   const state = new RunState();
-  state.load(await tellRun(run));
+  state.load(await fetchRun(run));
   states.set(`${node}|${name}`, state);
   return state;
 }
 
-// The latest run of a node: of its LoRA's name, and by a node of its id where there are several.
+// Finds the latest run of a node: by its LoRA's name, and by the node's id if there are several.
 export async function findRun(node, name) {
-  const named = (await listRuns()).filter((run) => run.name === name);
-  return (named.find((run) => run.node === node) ?? named[0])?.run;
+  const runs = (await listRuns()).filter((run) => run.name === name);
+  return (runs.find((run) => run.node === node) ?? runs[0])?.run;
 }
 
 async function ask(path, options) {
@@ -50,39 +50,41 @@ async function ask(path, options) {
   let error = body;
   try {
     error = JSON.parse(body).error ?? body;
-  } catch { /* no JSON: the text itself */ }
+  } catch { /* not JSON: use the text itself */ }
   throw new Error(error || `${answer.status} ${answer.statusText}`);
 }
 
 function take(message) {
   const key = `${message.node}|${message.name}`;
   let state = states.get(key);
-  if (!state || (!message.run && state.run)) states.set(key, (state = new RunState())); // a start: what was before is over
+  const isNewStart = !state || (!message.run && state.run); // the previous run is over
+  if (isNewStart) states.set(key, (state = new RunState()));
   if (message.run && state.run !== message.run) join(state, message.run, key);
   if (state.waiting) state.waiting.push(message);
   else state.take(message);
-  tell(key, state);
+  notifyWatchers(key, state);
 }
 
-// A run that this page meets: resumed, or under way already. What it has missed comes first.
+// Joins a run that this page has not seen from its start: resumed, or already active. What the page has missed is
+// loaded first.
 async function join(state, run, key) {
   state.run = run;
   state.waiting = [];
-  let story = null;
+  let history = null;
   try {
-    story = await tellRun(run);
+    history = await fetchRun(run);
   } catch (error) {
-    console.warn("[ChromaTrainer] no backlog:", error);
+    console.warn("[ChromaTrainer] could not load the history of a run:", error);
   }
   const { waiting, memory } = state;
   state.waiting = null;
-  if (story) state.load(story);
+  if (history) state.load(history);
   state.memory ??= memory;
   for (const message of waiting) state.take(message);
-  tell(key, state);
+  notifyWatchers(key, state);
 }
 
-function tell(key, state) {
+function notifyWatchers(key, state) {
   const cut = key.indexOf("|");
   for (const call of watchers) call(key.slice(0, cut), key.slice(cut + 1), state);
 }

@@ -1,10 +1,10 @@
-// Fields that few runs need are folded away, as Nodes 2.0 does by itself; a button at the node's end shows them.
+// Hides the fields that few runs need, as Nodes 2.0 does by itself; a button at the end of the node shows them.
 
 import { app } from "../../scripts/app.js";
 import { after } from "./dom.js";
 
 const CATEGORY = "ChromaTrainer";
-const STATE = "folded"; // in the node's properties, so that the saved workflow looks as it was left
+const STATE = "folded"; // in the node's properties, so that the saved workflow keeps its look
 const folds = new Set();
 
 class Fold {
@@ -13,18 +13,20 @@ class Fold {
     this.defaults = new Map(advanced.map((widget) => [widget, widget.value]));
     this.button = node.addWidget("button", "", null, () => this.turn(), { serialize: false, canvasOnly: true });
     this.button.serialize = false;
-    const last = node.widgets.findLastIndex((widget) => widget.serialize !== false); // behind the fields, before a panel that is there already
+    // After the fields, before a panel that already exists.
+    const last = node.widgets.findLastIndex((widget) => widget.serialize !== false);
     node.widgets.splice(last + 1, 0, ...node.widgets.splice(node.widgets.indexOf(this.button), 1));
     this.node.properties[STATE] = true;
     this.apply();
-    setTimeout(() => this.isConfigured || node.setSize([node.size[0], node.computeSize()[1]])); // once others have added what is theirs
+    // After other extensions have added their widgets.
+    setTimeout(() => this.isConfigured || node.setSize([node.size[0], node.computeSize()[1]]));
   }
 
   get isNative() {
     return Boolean(window.LiteGraph?.vueNodesMode);
   }
 
-  // What is wired, or is not as it was, is shown: nothing that changes the run lies out of sight.
+  // A field that is connected or not at its default is shown: nothing that changes the run is hidden.
   hides(widget) {
     if (this.isNative || !this.node.properties[STATE]) return false;
     const isWired = this.node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
@@ -39,7 +41,7 @@ class Fold {
     this.node.setDirtyCanvas?.(true, true);
   }
 
-  // The node grows or shrinks by the rows; what else it has, such as a panel, keeps its height.
+  // The node grows or shrinks by the height of the rows; everything else in it, such as a panel, keeps its height.
   turn(folded = !this.node.properties[STATE]) {
     const before = this.node.computeSize()[1];
     this.node.properties[STATE] = folded;
@@ -48,7 +50,7 @@ class Fold {
     this.node.setSize([this.node.size[0], Math.max(least, this.node.size[1] + least - before)]);
   }
 
-  // A workflow of before there was a fold comes with the height of all fields.
+  // A workflow saved before folding existed has the height of all fields.
   configured(saved) {
     this.isConfigured = true;
     const wasFolded = saved?.properties?.[STATE];

@@ -23,17 +23,18 @@ function nodeAt(id) {
   return node;
 }
 
-// Every name that a prompt may have for a node: one, or one an instance of its subgraph.
+// Every id that a prompt may use for a node: one, or one per instance of its subgraph.
 function idsOf(node, graph = rootGraph(), prefix = "") {
   if (node.graph === graph) return [`${prefix}${node.id}`];
-  return graph.nodes.filter((other) => other.subgraph).flatMap((other) => idsOf(node, other.subgraph, `${prefix}${other.id}:`));
+  const outer = graph.nodes.filter((other) => other.subgraph);
+  return outer.flatMap((other) => idsOf(node, other.subgraph, `${prefix}${other.id}:`));
 }
 
 function nameOf(node) {
   return String(node.widgets?.find(({ name }) => name === "name")?.value ?? "");
 }
 
-// Show a state, if the node and the run belong together: another workflow may have numbered its nodes alike.
+// Shows a state if the node and the run belong together: another workflow may use the same node ids.
 function show(node, name, state) {
   const panel = node && panels.get(node);
   if (!panel) return;
@@ -52,7 +53,7 @@ async function refill(node) {
       const state = stateOf(id, name) ?? (run && (await openRun(run, id, name)));
       if (state) return show(node, name, state);
     } catch (error) {
-      console.warn("[ChromaTrainer] no backlog:", error);
+      console.warn("[ChromaTrainer] could not load the history of a run:", error);
     }
   }
 }
@@ -68,11 +69,11 @@ function addPanel(node) {
     getValue: () => "",
     setValue: () => {},
   });
-  widget.serialize = false; // not in the saved workflow, where it would shift nothing but mean nothing
+  widget.serialize = false; // not in the saved workflow, where it would have no meaning
   after(node, "onConfigure", () => setTimeout(() => refill(node)));
   after(node, "onRemoved", () => panel.remove());
   after(node, "onExecuted", async (output) => {
-    const run = output?.chroma_trainer_run?.[0]; // comes from a cached node as well
+    const run = output?.chroma_trainer_run?.[0]; // also set by a cached node
     if (run && panel.state.run !== run) show(node, nameOf(node), await openRun(run, idsOf(node)[0], nameOf(node)));
   });
 }

@@ -1,11 +1,11 @@
-// What a run does, at a glance: phase, progress, pace, memory, the curve and the newest pictures.
+// The panel of a run: phase, progress, pace, memory, the loss curve and the newest images.
 
 import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
 import { bytes, clock, smoothed } from "./run_state.js";
 
-const FRAME_MS = 100; // between two drawings
+const FRAME_MS = 100; // between two redraws
 const HEIGHT = { empty: 64, chart: 230, pictures: 450 };
 
 export class Panel {
@@ -20,12 +20,12 @@ export class Panel {
     this.element = el("div.ct-panel", { "data-state": "" },
       el("div.ct-head", {}, el("span.ct-dot"), doing, count, left), el("div.ct-bar", {}, bar), facts,
       this.chart.element, this.pictures.element, note);
-    this.drawn = 0;
+    this.lastDraw = 0;
     this.observer = new ResizeObserver(() => this.update());
     this.observer.observe(this.element);
   }
 
-  // Pixels that the panel needs to be read.
+  // Height in pixels that the panel needs to be readable.
   get minHeight() {
     if (!this.state?.state) return HEIGHT.empty;
     return this.state.pictures.length ? HEIGHT.pictures : HEIGHT.chart;
@@ -36,14 +36,14 @@ export class Panel {
     this.update();
   }
 
-  // Draw soon; however many messages come, at most ten times a second.
+  // Schedules a redraw, at most ten times a second however many messages arrive.
   update() {
     if (this.waiting || !this.state) return;
     this.waiting = true;
-    const wait = Math.max(0, this.drawn + FRAME_MS - performance.now());
+    const wait = Math.max(0, this.lastDraw + FRAME_MS - performance.now());
     setTimeout(() => requestAnimationFrame(() => {
       this.waiting = false;
-      this.drawn = performance.now();
+      this.lastDraw = performance.now();
       this.draw();
     }), wait);
   }
@@ -70,17 +70,21 @@ export class Panel {
   drawFacts(state) {
     const facts = [];
     if (state.numPoints) {
-      facts.push(["loss", short(smoothed(state.steps, state.total).at(-1)), "Loss, smoothed over the last steps", "ct-key-loss"]);
+      const loss = smoothed(state.steps, state.total).at(-1);
+      facts.push(["loss", short(loss), "Loss, smoothed over the last steps", "ct-key-loss"]);
       facts.push(["lr", rateText(state.steps.learning_rate.at(-1)), "Learning rate", "ct-key-rate"]);
-      facts.push(["", pace(state.pace), "Seconds a step: the median of the last ones"]);
+      facts.push(["", pace(state.pace), "Seconds per step: the median of the last steps"]);
     }
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];
-      const title = `${kind} in use by ComfyUI, of ${bytes(total)}${planned ? `; the plan says ${bytes(planned)}` : ""}`;
+      const title = `${kind} in use by ComfyUI, of ${bytes(total)}${planned ? `; planned: ${bytes(planned)}` : ""}`;
       facts.push([kind, bytes(used) + (planned ? ` / ${bytes(planned)}` : ""), title]);
     }
-    if (state.lora) facts.push(["", state.lora.lora, `Saved: ${state.lora.applied} of ${state.lora.num_keys} keys apply`, "ct-file"]);
+    if (state.lora) {
+      const { lora, applied, num_keys: numKeys } = state.lora;
+      facts.push(["", lora, `Saved: ${applied} of ${numKeys} keys apply`, "ct-file"]);
+    }
     this.parts.facts.replaceChildren(...facts.map(([name, value, title, style]) =>
       el(`span${style ? `.${style}` : ""}`, { title }, ...(name ? [`${name} `] : []), el("b", {}, value))));
   }

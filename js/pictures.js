@@ -1,4 +1,4 @@
-// The validation pictures of a run, with a slider over its steps. It stays at the newest one until it is moved.
+// The validation images of a run, with a slider over its steps. It stays at the newest step until the user moves it.
 
 import { el, set, text } from "./dom.js";
 import { api } from "../../scripts/api.js";
@@ -6,11 +6,13 @@ import { api } from "../../scripts/api.js";
 export class Pictures {
   constructor() {
     this.image = el("img.ct-image", { draggable: "false", alt: "" });
-    this.link = el("a.ct-frame", { target: "_blank", title: "Open the whole picture" }, this.image);
-    this.slider = el("input.ct-slider", { type: "range", min: 0, max: 0, step: 1, "aria-label": "Step", oninput: () => this.moved() });
+    this.link = el("a.ct-frame", { target: "_blank", title: "Open the full image" }, this.image);
+    this.slider = el("input.ct-slider", {
+      type: "range", min: 0, max: 0, step: 1, "aria-label": "Step", oninput: () => this.moved(),
+    });
     this.step = el("span.ct-step");
     this.sizes = el("span.ct-sizes");
-    const stop = (event) => event.stopPropagation(); // else the canvas would drag the node
+    const stop = (event) => event.stopPropagation(); // otherwise the canvas would drag the node
     this.row = el("div.ct-slide", { onpointerdown: stop, onmousedown: stop }, this.step, this.slider, this.sizes);
     this.element = el("div.ct-pictures", { hidden: "" }, this.link, this.row);
     this.follows = true;
@@ -46,9 +48,10 @@ export class Pictures {
     const others = here.length > 1 ? here.map(({ label }) => label) : [];
     if (this.sizes.dataset.of !== others.join() + picture.label) {
       this.sizes.dataset.of = others.join() + picture.label;
-      this.sizes.replaceChildren(...others.map((label) => el(`button.ct-size${label === picture.label ? ".ct-on" : ""}`, {
+      const button = (label) => el(`button.ct-size${label === picture.label ? ".ct-on" : ""}`, {
         type: "button", onclick: () => { this.label = label; this.show(); },
-      }, label.replace("x", " × "))));
+      }, label.replace("x", " × "));
+      this.sizes.replaceChildren(...others.map(button));
     }
   }
 }

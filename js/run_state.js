@@ -1,6 +1,7 @@
-// One run as the page knows it: fed by messages and by the backlog, read by chart and panel. Knows no DOM and no ComfyUI.
+// The state of one run in the page: updated by messages and the run history, read by chart and panel. It uses neither
+// DOM nor ComfyUI.
 
-const RECENT = 50; // steps that the pace is taken from
+const RECENT = 50; // number of steps that the pace is computed from
 
 export const PHASES = {
   start: "Reading the dataset",
@@ -8,10 +9,16 @@ export const PHASES = {
   latents: "Caching latents",
   load: "Loading the model",
   train: "Training",
-  validate: "Drawing validation pictures",
+  validate: "Sampling validation images",
   save: "Saving",
 };
-const STATES = { finished: "Finished", paused: "Paused", stopped: "Stopped", failed: "Failed", died: "Ended without a word" };
+const STATES = {
+  finished: "Finished",
+  paused: "Paused",
+  stopped: "Stopped",
+  failed: "Failed",
+  died: "Ended unexpectedly",
+};
 const COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "seconds"];
 
 export class RunState {
@@ -19,12 +26,13 @@ export class RunState {
     this.clear("");
   }
 
-  // Forget everything: what comes now belongs to the run of this folder, "" before there is one.
+  // Resets the state: from now on it belongs to the run of this folder, "" before there is one.
   clear(run) {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], pictures: [], notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null, summary: null,
+      checkpoints: [], pictures: [], notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      summary: null,
     });
   }
 
@@ -36,21 +44,21 @@ export class RunState {
     return this.steps.step.length;
   }
 
-  // What it is doing, in words.
+  // What the run is doing, as text.
   get doing() {
     if (!this.state) return "Not run yet";
     if (this.state !== "running") return STATES[this.state] ?? this.state;
     return PHASES[this.phase.phase] ?? this.phase.phase ?? "";
   }
 
-  // [done, total] of what the bar shows: the phase while it has a count of its own, else the steps.
+  // [done, total] of the progress bar: of the phase if it has its own count, else of the steps.
   get progress() {
     const { phase, done, total } = this.phase;
     if (this.state === "running" && phase !== "train" && total) return [done, total];
     return [this.step, this.total];
   }
 
-  // Median seconds of the last steps; 0 where none is known. The median, because a save or a picture may fall between.
+  // Median seconds of the last steps; 0 if there are none. The median, because saves and images also take time.
   get pace() {
     const recent = this.steps.seconds.slice(-RECENT).filter((value) => value !== null).sort((a, b) => a - b);
     return recent.length ? recent[recent.length >> 1] : 0;
@@ -60,7 +68,7 @@ export class RunState {
     return this.state === "running" && this.total && this.numPoints ? this.pace * (this.total - this.step) : null;
   }
 
-  // One message of chroma_trainer.event.
+  // Applies one message of chroma_trainer.event.
   take(message) {
     if (message.memory) this.memory = message.memory;
     if (message.kind !== "RunEnded") this.state = "running";
@@ -68,7 +76,7 @@ export class RunState {
     if (take) take(this, message);
   }
 
-  // Steps as columns. Those that are there already were lost to a resume, and happened again.
+  // Appends steps, given as columns. Steps that are already there were lost by a resume and were repeated.
   append(columns, total) {
     const [first] = columns.step;
     if (first === undefined) return;
@@ -91,31 +99,33 @@ export class RunState {
     this.pictures.sort((a, b) => a.step - b.step);
   }
 
-  // The backlog of a run, as GET /chroma_trainer/runs/RUN tells it.
-  load(story) {
-    this.clear(story.summary.run);
-    this.follow(story);
-    Object.assign(this, { settings: story.settings, prompt: story.prompt });
+  // Loads the history of a run, the answer of GET /chroma_trainer/runs/RUN.
+  load(history) {
+    this.clear(history.summary.run);
+    this.follow(history);
+    Object.assign(this, { settings: history.settings, prompt: history.prompt });
   }
 
-  // What the backlog has in addition, asked with ?after=.
-  follow(story) {
-    const { summary } = story;
+  // Adds the newer part of a history, requested with ?after=.
+  follow(history) {
+    const { summary } = history;
     Object.assign(this, {
-      summary, state: summary.state, message: summary.message, checkpoints: story.checkpoints, notices: story.notices,
-      crops: story.crops, pairs: story.pairs, plan: story.plan, lora: story.lora?.lora ? story.lora : null,
-      phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...story.phase },
+      summary, state: summary.state, message: summary.message,
+      checkpoints: history.checkpoints, notices: history.notices,
+      crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
+      phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
-    this.append(story.steps, summary.total);
+    this.append(history.steps, summary.total);
     if (summary.total) this.total = summary.total;
     this.pictures = [];
-    for (const { step, url, label, changed } of story.pictures) this.addPicture({ step, label, url: `${url}&v=${changed}` });
+    for (const { step, url, label, changed } of history.pictures)
+      this.addPicture({ step, label, url: `${url}&v=${changed}` });
   }
 }
 
 const TAKE = {
   RunOpened(state) {
-    state.notices = []; // what an earlier start warned of
+    state.notices = []; // drop the warnings of an earlier start
   },
   PhaseStarted(state, { phase, total, unit }) {
     state.phase = { phase, done: 0, total, unit };
@@ -150,19 +160,19 @@ const TAKE = {
   },
 };
 
-// Running mean of the losses, without the bias of its beginning; steps that are further apart count for more.
+// Running mean of the losses, corrected for the bias at the start; steps that are further apart have more weight.
 export function smoothed({ step, loss }, total) {
   const share = Math.min(0.1, Math.max(0.005, 20 / (total || 1)));
-  const found = [];
+  const means = [];
   let [mean, weight, last] = [0, 0, 0];
   for (let i = 0; i < step.length; i++) {
     if (Number.isFinite(loss[i])) {
       const keep = (1 - share) ** (step[i] - last);
       [mean, weight, last] = [mean * keep + loss[i] * (1 - keep), weight * keep + 1 - keep, step[i]];
     }
-    found.push(weight ? mean / weight : null);
+    means.push(weight ? mean / weight : null);
   }
-  return found;
+  return means;
 }
 
 export function clock(seconds) {

@@ -1,15 +1,15 @@
-// One run in the sidebar: its panel, what can be done with it, its pictures over the steps, its file and its settings.
+// One run in the sidebar: its panel, its buttons, its images over the steps, its file and its settings.
 
 import { api } from "../../scripts/api.js";
 import { el, set, text } from "./dom.js";
-import { tellRun } from "./feed.js";
+import { fetchRun } from "./feed.js";
 import { Panel } from "./panel.js";
 import { RunState, ago } from "./run_state.js";
 
 const LABELS = { pause: "Pause", stop: "Stop", resume: "Resume" };
 const ICONS = { pause: "pi-pause", stop: "pi-stop", resume: "pi-play" };
 
-// Which commands a run can take.
+// The commands that a run accepts in its state.
 function commandsOf({ state, alive }) {
   if (state === "running" && alive) return ["pause", "stop"];
   if (state === "paused" && alive) return ["resume", "stop"];
@@ -23,22 +23,25 @@ export class RunView {
     this.state = new RunState();
     this.panel = new Panel();
     this.parts = {
-      name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"), grid: el("div.ct-grid-of-pictures"),
+      name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
+      grid: el("div.ct-grid-of-pictures"),
       file: el("div.ct-saved-file"), settings: el("div.ct-settings"),
     };
     const { name, when, buttons, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
-      el("div.ct-run-head", {}, el("button.ct-back.pi.pi-arrow-left", { type: "button", title: "All runs", onclick: back }),
+      el("div.ct-run-head", {},
+        el("button.ct-back.pi.pi-arrow-left", { type: "button", title: "All runs", onclick: back }),
         el("span.ct-card-text", {}, name, when)),
       buttons, el("div.ct-run-panel", {}, this.panel.element), file, grid, settings);
   }
 
-  // Ask what is new and draw it. Returns whether something goes on.
+  // Fetches what is new and draws it. Returns whether the run is active.
   async look() {
-    const known = this.state.run ? this.state.step : 0;
-    const story = await tellRun(this.run, known);
-    if (known && story.summary.step >= known) this.state.follow(story);
-    else this.state.load(known ? await tellRun(this.run) : story); // the first look, or the run went back to a checkpoint
+    const step = this.state.run ? this.state.step : 0;
+    const history = await fetchRun(this.run, step);
+    if (step && history.summary.step >= step) this.state.follow(history);
+    // The first fetch, or the run went back to a checkpoint.
+    else this.state.load(step ? await fetchRun(this.run) : history);
     this.draw();
     return this.state.summary.alive;
   }
@@ -62,7 +65,7 @@ export class RunView {
     buttons.dataset.of = names.join();
     buttons.replaceChildren(...names.map((name) => el("button.ct-button", {
       type: "button", "data-command": name, onclick: (event) => {
-        event.currentTarget.disabled = true; // until the run has heard of it
+        event.currentTarget.disabled = true; // until the run has received the command
         buttons.dataset.of = "?";
         this.act(name, this.state);
       },
@@ -71,9 +74,12 @@ export class RunView {
 
   drawFile(state, summary) {
     const lora = state.lora?.lora ?? summary.lora;
-    const file = lora ? [el("i.pi.pi-file"), `loras/${lora}`, ...(state.lora ? [el("span.ct-doing-soft", {}, `${state.lora.applied} of ${state.lora.num_keys} keys apply`)] : [])] : [];
-    const crops = state.crops ? [el("a", { href: api.apiURL(state.crops), target: "_blank" }, "how the images are cropped")] : [];
-    const pairs = state.pairs ? [el("a", { href: api.apiURL(state.pairs), target: "_blank" }, "what they start from")] : [];
+    const keys = state.lora ? `${state.lora.applied} of ${state.lora.num_keys} keys apply` : "";
+    const applied = keys ? [el("span.ct-doing-soft", {}, keys)] : [];
+    const file = lora ? [el("i.pi.pi-file"), `loras/${lora}`, ...applied] : [];
+    const link = (url, label) => (url ? [el("a", { href: api.apiURL(url), target: "_blank" }, label)] : []);
+    const crops = link(state.crops, "how the images are cropped");
+    const pairs = link(state.pairs, "pairs of reference and target");
     const key = `${lora}|${state.crops}|${state.pairs}|${state.lora?.applied}`;
     if (this.parts.file.dataset.of === key) return;
     this.parts.file.dataset.of = key;
@@ -85,8 +91,10 @@ export class RunView {
     const key = pictures.map(({ url }) => url).join();
     if (grid.dataset.of === key) return;
     grid.dataset.of = key;
-    grid.replaceChildren(...pictures.map(({ step, url, label }) => el("a.ct-cell", { href: api.apiURL(url), target: "_blank", title: label },
-      el("img", { src: api.apiURL(`${url}&preview=webp;75`), loading: "lazy", alt: "" }), el("span", {}, step ? `step ${step}` : "before"))));
+    grid.replaceChildren(...pictures.map(({ step, url, label }) =>
+      el("a.ct-cell", { href: api.apiURL(url), target: "_blank", title: label },
+        el("img", { src: api.apiURL(`${url}&preview=webp;75`), loading: "lazy", alt: "" }),
+        el("span", {}, step ? `step ${step}` : "before"))));
   }
 
   remove() {
@@ -94,7 +102,7 @@ export class RunView {
   }
 }
 
-// The request as tables that open: what differs between runs is looked up here.
+// The request as collapsible tables, to look up what differs between runs.
 function sections(settings) {
   return Object.entries(settings).filter(([, values]) => values && typeof values === "object").map(([name, values]) =>
     el("details", name === "training" ? { open: "" } : {}, el("summary", {}, name), el("table", {}, ...rows(values))));
@@ -104,7 +112,8 @@ function rows(values, prefix = "") {
   return Object.entries(values).flatMap(([name, value]) => {
     if (value === null || value === "" || (Array.isArray(value) && !value.length)) return [];
     if (typeof value === "object" && !Array.isArray(value)) return rows(value, `${prefix}${name} `);
-    if (Array.isArray(value) && typeof value[0] === "object") return value.flatMap((item, i) => rows(item, `${prefix}${value.length > 1 ? `${i + 1} ` : ""}`));
+    if (Array.isArray(value) && typeof value[0] === "object")
+      return value.flatMap((item, i) => rows(item, `${prefix}${value.length > 1 ? `${i + 1} ` : ""}`));
     return [el("tr", {}, el("td", {}, prefix + name), el("td", {}, String(value)))];
   });
 }

@@ -1,14 +1,18 @@
-// The sidebar's tab of runs: those that go on and those that were, wherever they were started.
+// The sidebar tab of runs: active and ended ones, wherever they were started.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addStyle, el, set, text } from "./dom.js";
-import { command, listRuns, tellRun } from "./feed.js";
+import { command, fetchRun, listRuns } from "./feed.js";
 import { RunView } from "./run_view.js";
 import { ago } from "./run_state.js";
 
-const BUSY_MS = 1500; // between two looks while something goes on
+const BUSY_MS = 1500; // between two requests while a run is active
 const IDLE_MS = 5000;
+const NO_RUNS = "No runs yet. Runs of LoRA Trainer nodes appear here, "
+  + "and runs of chroma-trainer run that write to ComfyUI's output folder.";
+
+const PROGRESS = { pause: "Pausing after this step", stop: "Stopping after this step", resume: "Resuming" };
 
 class Runs {
   constructor(root) {
@@ -20,7 +24,7 @@ class Runs {
     this.look();
   }
 
-  // Ask, draw, and ask again; more often while something goes on. One request at a time.
+  // Fetches, draws, and schedules the next fetch; more often while a run is active. One request at a time.
   async look() {
     clearTimeout(this.timer);
     const asked = (this.asked = {});
@@ -28,7 +32,7 @@ class Runs {
     try {
       busy = this.view ? await this.view.look() : await this.lookAtAll();
     } catch (error) {
-      console.warn("[ChromaTrainer] no runs:", error);
+      console.warn("[ChromaTrainer] could not fetch the runs:", error);
     }
     if (asked === this.asked && !this.gone) this.timer = setTimeout(() => this.look(), busy ? BUSY_MS : IDLE_MS);
   }
@@ -36,10 +40,12 @@ class Runs {
   async lookAtAll() {
     const runs = await listRuns();
     set(this.root, { "data-count": runs.length });
-    if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, "No runs yet. A LoRA Trainer's runs appear here, and those of chroma-trainer run that write to ComfyUI's output folder."));
+    if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, NO_RUNS));
     else {
       const cards = runs.map((run) => this.card(run));
-      if (cards.some((card, i) => this.list.children[i] !== card) || this.list.children.length !== cards.length) this.list.replaceChildren(...cards);
+      const { children } = this.list;
+      const isSame = children.length === cards.length && cards.every((card, i) => children[i] === card);
+      if (!isSame) this.list.replaceChildren(...cards);
     }
     return runs.some((run) => run.alive);
   }
@@ -66,12 +72,13 @@ class Runs {
     this.look();
   }
 
-  // pause and stop reach the job through its folder. A run that waits is told to go on; one that has ended is queued again.
+  // pause and stop reach the process through the run's folder. resume continues a waiting process; a run that has
+  // ended is queued again.
   async act(run, name, state) {
     try {
       if (name !== "resume" || state.summary.alive) await command(run, name);
-      else await queue((await tellRun(run)).prompt);
-      notify("info", { pause: "Pauses after this step", stop: "Stops after this step", resume: "Goes on" }[name], state.summary.name);
+      else await queue((await fetchRun(run)).prompt);
+      notify("info", PROGRESS[name], state.summary.name);
     } catch (error) {
       notify("error", `Can't ${name}`, error.message);
     }
@@ -87,7 +94,10 @@ class Runs {
 
 class Card {
   constructor(run, open) {
-    this.parts = { picture: el("img.ct-thumb", { alt: "", loading: "lazy" }), name: el("b"), state: el("span.ct-doing-soft"), bar: el("i") };
+    this.parts = {
+      picture: el("img.ct-thumb", { alt: "", loading: "lazy" }), name: el("b"), state: el("span.ct-doing-soft"),
+      bar: el("i"),
+    };
     const { picture, name, state, bar } = this.parts;
     this.element = el("button.ct-card", { type: "button", "data-run": run, onclick: open },
       el("span.ct-thumb-frame", {}, picture),
@@ -98,21 +108,24 @@ class Card {
     set(this.element, { "data-state": run.state, title: run.run });
     text(this.parts.name, run.name);
     const count = run.total ? `${run.step} / ${run.total}` : "";
-    text(this.parts.state, [run.state === "died" ? "ended without a word" : run.state, count, ago(run.updated)].filter(Boolean).join(" · "));
+    const label = run.state === "died" ? "ended unexpectedly" : run.state;
+    text(this.parts.state, [label, count, ago(run.updated)].filter(Boolean).join(" · "));
     this.parts.bar.style.width = `${run.total ? (100 * run.step) / run.total : 0}%`;
     this.parts.picture.style.visibility = run.picture ? "" : "hidden";
     if (run.picture) set(this.parts.picture, { src: api.apiURL(`${run.picture}&preview=webp;70`) });
   }
 }
 
-// Run a recorded workflow again: it goes on from its newest checkpoint.
+// Queues a recorded workflow again: it resumes from its newest checkpoint.
 async function queue(prompt) {
-  if (!Object.keys(prompt ?? {}).length) throw new Error("its workflow was not recorded; run it from the graph, or with chroma-trainer resume");
+  if (!Object.keys(prompt ?? {}).length)
+    throw new Error("the workflow of this run was not recorded; run it from the graph, or with chroma-trainer resume");
   const body = JSON.stringify({ prompt, client_id: api.clientId });
-  const answer = await api.fetchApi("/prompt", { method: "POST", body, headers: { "Content-Type": "application/json" } });
+  const headers = { "Content-Type": "application/json" };
+  const answer = await api.fetchApi("/prompt", { method: "POST", body, headers });
   if (answer.ok) return;
-  const { error, node_errors: faults } = await answer.json();
-  const first = Object.values(faults ?? {})[0]?.errors?.[0];
+  const { error, node_errors: nodeErrors } = await answer.json();
+  const first = Object.values(nodeErrors ?? {})[0]?.errors?.[0];
   throw new Error([error?.message, first?.message, first?.details].filter(Boolean).join(": "));
 }
 
@@ -130,7 +143,7 @@ app.registerExtension({
       id: "chroma-trainer-runs",
       icon: "pi pi-chart-line",
       title: "Training",
-      tooltip: "LoRA training: runs, pictures, pause and resume",
+      tooltip: "LoRA training: runs, images, pause and resume",
       type: "custom",
       render(root) {
         runs?.remove();

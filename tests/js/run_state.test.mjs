@@ -251,7 +251,7 @@ describe("the backlog", () => {
   test("a process that died is shown as such", () => {
     const state = new RunState();
     state.load(story({ summary: { ...story().summary, state: "died" } }));
-    assert.equal(state.doing, "Ended without a word");
+    assert.equal(state.doing, "Ended unexpectedly");
   });
 });
 
