@@ -97,7 +97,7 @@ class Family(Protocol):
         ...
 
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
-        """Return the number of rows that `encode` returns for a prompt of num_tokens tokens, padding not counted."""
+        """Return the number of rows that `encode` returns for a prompt of num_tokens tokens (without padding)."""
         ...
 
     def identity(self, model: ModelConfig, part: str) -> str:
