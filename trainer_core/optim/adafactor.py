@@ -56,7 +56,7 @@ PART = OptimizerPart(build=build, uses=frozenset({"beta1", "adafactor_scale_para
 
 
 def factored_state(name: str, param: Tensor) -> dict[str, Any]:
-    """Return the state of a (..., n, m) tensor: rows (..., n) and columns (..., m). Below 2 dimensions: not factored."""
+    """Return the state of a (..., n, m) tensor: rows (..., n) and columns (..., m). Below 2-D it is not factored."""
     if param.dim() < 2:
         return {name: torch.zeros_like(param)}
     rows, columns = param.new_zeros(param.shape[:-1]), param.new_zeros(param.shape[:-2] + param.shape[-1:])

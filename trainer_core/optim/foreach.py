@@ -1,4 +1,4 @@
-"""Base classes of our optimizers. Their whole state is in `state`, per parameter, and is saved and loaded bit for bit."""
+"""Base classes of our optimizers. Their whole state is in `state`, per parameter, and is saved and loaded exactly."""
 
 from __future__ import annotations
 
