@@ -264,7 +264,10 @@ def test_strength_is_taken(trained, tiny_model, tmp_path):
     ("tensors", "message"),
     [
         ({}, "is not a LoRA, DoRA, LoKr or LoHa file: it contains nothing"),
-        ({"x_embedder.weight": torch.zeros(2, 2)}, "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder.weight"),
+        (
+            {"x_embedder.weight": torch.zeros(2, 2)},
+            "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder.weight",
+        ),
         (
             {"transformer.x_embedder.lora_A.weight": torch.zeros(2, 2)},
             "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder",

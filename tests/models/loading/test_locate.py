@@ -117,7 +117,10 @@ def test_identity_of_a_large_file_samples_it(tmp_path):
     [
         ({"repo": "/nowhere"}, "repo: /nowhere has no folder 'transformer'; it must be a diffusers folder"),
         ({"repo": ""}, "repo: is empty, and there is no single file for the transformer; set one of them"),
-        ({"vae_file": "/no.safetensors"}, "vae_file: /no.safetensors does not exist or is not a file; choose a .safetensors file"),
+        (
+            {"vae_file": "/no.safetensors"},
+            "vae_file: /no.safetensors does not exist or is not a file; choose a .safetensors file",
+        ),
         ({"dtype": "fp8"}, "dtype: 'fp8' is not one of bf16, fp16, fp32"),
     ],
 )
