@@ -429,7 +429,7 @@ def test_a_fused_lokr_is_cut_between_its_blocks_only():
     update = LokrUpdate(w1=torch.randn(6, 2), w2=torch.randn(4, 3))
     weight = torch.zeros(24, 6)
     torch.testing.assert_close(update.rows(slice(8, 16)).delta(weight), update.delta(weight)[8:16])
-    with pytest.raises(IncompatibleUpdate, match="blocks of 4 rows can't be cut to rows 8 to 18"):
+    with pytest.raises(IncompatibleUpdate, match="blocks of 4 rows can't be split at rows 8 to 18"):
         update.rows(slice(8, 18))
 
 

@@ -76,11 +76,11 @@ def test_the_star_never_takes_the_approximator(chroma):
     [
         (
             "to_q",
-            "targets: 'to_q' matches no layer; near: transformer_blocks.*.attn.to_q, single_transformer_blocks.*.",
+            "targets: 'to_q' matches no layer; similar names: transformer_blocks.*.attn.to_q, single_transformer_blocks.*.",
         ),
-        ("al", "targets: 'al' matches no layer; did you mean 'all'?; near: "),
-        ("transformer_blocks.*.attn.to_qq", "near: transformer_blocks.*.attn.to_q, "),
-        ("transformer_blocks.19.attn.to_q", "near: transformer_blocks.*.attn.to_q"),
+        ("al", "targets: 'al' matches no layer; did you mean 'all'?; similar names: "),
+        ("transformer_blocks.*.attn.to_qq", "similar names: transformer_blocks.*.attn.to_q, "),
+        ("transformer_blocks.19.attn.to_q", "similar names: transformer_blocks.*.attn.to_q"),
         ("distilled_guidance_layer.in_proj", "names layers that are never trained (distilled_guidance_layer*)"),
         (" , ", "targets: is empty; use one of mmdit, all, "),
     ],
@@ -98,5 +98,5 @@ def test_every_word_without_a_match_is_named(chroma):
 
 
 def test_a_preset_for_blocks_that_a_small_model_lacks(tiny_model):
-    with pytest.raises(UserError, match=r"'nano' asks for single_transformer_blocks\.7\.proj_out, which this model"):
+    with pytest.raises(UserError, match=r"'nano' needs single_transformer_blocks\.7\.proj_out, which this model"):
         resolve_targets(FAMILY.load_transformer(tiny_model), FAMILY, "nano")

@@ -367,7 +367,7 @@ def test_what_is_missing_is_said(monkeypatch, name):
     ]:
         monkeypatch.setattr(bnb, "version", lambda _, version=version: version)
         assert (part.missing(device) == "") == runs, (version, device)
-    assert "bitsandbytes 0.50.2 has no 8-bit optimisers for the device 'mps'" in part.missing("mps")
+    assert "bitsandbytes 0.50.2 has no 8-bit optimizers for the device 'mps'" in part.missing("mps")
 
 
 def test_defaults_are_those_of_no_settings():

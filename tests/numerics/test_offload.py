@@ -83,7 +83,7 @@ def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkey
 
     def spy(self, group):
         nonlocal most
-        known = group in self._here
+        known = group in self._resident
         tensors = acquire(self, group)
         if not known:
             brought.extend(
@@ -91,7 +91,7 @@ def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkey
             )
             del tensors
             most = max(most, len({group for group, storage in brought if storage() is not None}))
-            return self._here[group]
+            return self._resident[group]
         return tensors
 
     monkeypatch.setattr(GroupOffload, "acquire", spy)

@@ -64,7 +64,7 @@ def begun(request, host):
         ({}, "none", {"kind": "lokr", "format": "kohya"}, "format: 'kohya' can't store a lokr"),
         ({"init": "pissa"}, "none", {"precision": "bf16"}, "precision: bf16 is too coarse for the update of init 'pissa'"),
         ({}, "none", {"kind": "dora", "precision": "fp16"}, "precision: fp16 is too coarse for the magnitudes of a dora; use fp32"),
-        ({}, "none", {"block_lr": "blocks.0=0"}, "block_lr: 'blocks.0=0' fits none of the"),
+        ({}, "none", {"block_lr": "blocks.0=0"}, "block_lr: 'blocks.0=0' matches none of the"),
         ({}, "none", {"block_lr": "*=0"}, "block_lr: gives every layer a rate of 0"),
         ({"targets": "x_embeder"}, "none", {}, "targets: 'x_embeder' matches no layer"),
     ],
@@ -156,8 +156,8 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
     [
         ({"rank": 6}, {}, {}, "can't continue from 22 of the file's 22 layers, such as .*the file's rank is 6 and the run's is 4; set rank to 6"),
         ({"kind": "dora"}, {}, {}, "the file is a DoRA; set kind to dora"),
-        ({"kind": "lokr"}, {}, {}, "the file is lokr; set kind to that"),
-        ({}, {}, {"kind": "lokr"}, "the file is no LoKr"),
+        ({"kind": "lokr"}, {}, {}, "the file contains lokr weights; set kind to lokr"),
+        ({}, {}, {"kind": "lokr"}, "the file is not a LoKr"),
         ({"kind": "lokr"}, {}, {"kind": "lokr", "lokr_factor": 2}, "set rank, alpha, lokr_factor and lokr_decompose_both"),
         ({"kind": "loha"}, {"alpha": 8.0}, {"kind": "loha"}, "set rank to 4 and alpha to 4"),
         ({}, {"targets": "mmdit"}, {}, "8 of the file's 22 layers are not trained, such as .*choose targets"),
@@ -187,7 +187,7 @@ def test_a_file_of_another_model_and_no_file(workshop, tiny_model, tmp_path):
         match=r"init_lora: a.safetensors is not for this model: 2 of 2 layers do not fit, such as other.layer, x_emb",
     ):
         run(request, workshop.host())
-    with pytest.raises(UserError, match=r"gone\.safetensors: is no readable LoRA file"):
+    with pytest.raises(UserError, match=r"gone\.safetensors: is not a readable LoRA file"):
         run(request_of(workshop, init_lora=str(tmp_path / "gone.safetensors")), workshop.host())
 
 

@@ -155,7 +155,7 @@ def test_schnell_trains_at_its_own_levels(workshop, request_of):
 def test_cfg_where_none_is_wanted_is_told(workshop, request_of):
     host = workshop.host()
     plan_run(request_of(ValidationConfig(prompts="a cat", cfg=3.5)), host)
-    assert any(text.startswith("cfg 3.5 burns pictures of dev") for text in host.told())
+    assert any(text.startswith("cfg 3.5 oversaturates images of dev") for text in host.told())
     booru = replace(request_of().model, flavour="fluxbooru")
     assert FluxFamily().warning(booru, ValidationConfig(prompts="a cat", cfg=6.0)) == ""
 

@@ -1,4 +1,4 @@
-"""Learning rates by block: which layers learn slower, faster or not at all. Needs no torch."""
+"""Per-block learning rates: train some layers more slowly, faster or not at all. Does not need torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ NUM_SHOWN = 3
 
 
 def rates_of(names: Sequence[str], text: str) -> dict[str, float]:
-    """Each layer's factor of the learning rate; where several rules fit, the last one counts. 0: it does not learn.
+    """Return each layer's learning rate factor. If several rules match a layer, the last one counts. 0: not trained.
 
+    Args:
+        names: Names of the trained layers.
+        text: The rules.
     Raises:
-        UserError: a rule fits no layer that is trained, or nothing is left to train.
+        UserError: A rule matches no trained layer, or all factors are 0.
     """
     rates = dict.fromkeys(names, 1.0)
     problems = []
@@ -24,14 +27,14 @@ def rates_of(names: Sequence[str], text: str) -> dict[str, float]:
         fitting = [name for name in names if any(_fits(name, pattern) for pattern in rule.patterns)]
         rates.update(dict.fromkeys(fitting, rule.factor))
         if not fitting:
-            shown = ", ".join(names[:: max(1, len(names) // NUM_SHOWN)][:NUM_SHOWN])
+            examples = ", ".join(names[:: max(1, len(names) // NUM_SHOWN)][:NUM_SHOWN])
             problems.append(
-                Problem(FIELD, f"{rule.text!r} fits none of the {len(names)} layers that learn, such as {shown}")
+                Problem(FIELD, f"{rule.text!r} matches none of the {len(names)} trained layers, such as {examples}")
             )
     if problems:
         raise UserError(problems)
     if not any(rates.values()):
-        raise UserError.at(FIELD, "gives every layer a rate of 0, so that nothing learns; leave some out")
+        raise UserError.at(FIELD, "sets the learning rate of every layer to 0, so nothing is trained; leave some out")
     return rates
 
 

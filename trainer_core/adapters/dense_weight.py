@@ -1,4 +1,4 @@
-"""The weights of a frozen layer as plain numbers, however the layer stores them: what DoRA's norms and merging read."""
+"""Floating-point weights of frozen layers, whatever their storage format. Used for DoRA's norms and for merging."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Compressed(Protocol):
-    """A Linear that stores its weight in fewer bits. Quantised layers bring this method."""
+    """A Linear that stores its weight in fewer bits. Quantized layers implement this method."""
 
     def dequantize(self) -> Tensor:
-        """The weight as it acts on an input, (out, in), in the precision the model was loaded in; a new tensor."""
+        """Return the weight as the layer applies it, (out, in), in the model's load dtype, as a new tensor."""
         ...
 
 
 def to_double(tensor: Tensor) -> Tensor:
-    """In fp64; on the CPU where the tensor's device has none (MPS)."""
+    """Convert to fp64; on the CPU if the tensor's device has no fp64 (MPS)."""
     try:
         return tensor.double()
     except TypeError:
@@ -25,9 +25,12 @@ def to_double(tensor: Tensor) -> Tensor:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """A layer's weight, (out, in), floating point, without a gradient. Of a plain Linear it is the weight itself: don't write to it."""
+    """Return a layer's weight, (out, in), floating point, detached.
+
+    For a plain Linear it is the weight itself: don't write to it.
+    """
     if isinstance(linear, Compressed):
         return linear.dequantize().detach()
     weight = linear.weight.detach()
-    # A tensor class of a package (optimum-quanto's, torchao's); torch's own `dequantize` knows nothing of those.
+    # Tensor subclasses of other packages (optimum-quanto, torchao); torch.dequantize does not support them.
     return weight.dequantize() if type(weight) not in (Tensor, nn.Parameter) else weight

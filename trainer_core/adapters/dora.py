@@ -1,6 +1,8 @@
-"""DoRA: the direction of each row learns by LoRA, its length by itself.
+"""DoRA: LoRA trains the direction of each weight row, and a separate parameter trains its length.
 
-Liu et al. 2024, arXiv:2402.09353:  W' = m (W + s B A) / |W + s B A|, row by row; the norm takes no part in the gradient (4.3).
+W' = m (W + s B A) / |W + s B A|, row by row. No gradient flows through the norm (section 4.3 of the paper).
+
+Source: Liu et al. 2024, arXiv:2402.09353.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from .lora import LoraLinear, LoraPair, row_norms
 class DoraLinear(LoraLinear):
     """y = g (W + s B A) x + b with g = m / |W + s B A|, (out,).
 
-    The norm is taken without forming W + s B A:  |W + D|^2 = |W|^2 + 2 <W, D> + |D|^2 by rows, with D = up down of rank r, which
-    needs W only as a product with r vectors: quantised weights are never decoded for it.
+    The norm is computed without forming W + s B A: row by row, |W + D|^2 = |W|^2 + 2 <W, D> + |D|^2 with D = up down of
+    rank r. W is only needed in a product with r vectors, so quantized weights are never dequantized for it.
 
     At a strength t other than 1 the weight is W + t (W' - W), as in ComfyUI.
     """
@@ -40,28 +42,28 @@ class DoraLinear(LoraLinear):
         self.register_buffer("square_norms", to_double(norms).square().float().to(norms.device), persistent=False)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """The norms of the base are known from the base."""
+        """Yield what a checkpoint stores. The base's norms are not stored: they are recomputed from the base."""
         return ((name, tensor) for name, tensor in super().state() if name != "square_norms")
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         if self.strength == 0:
             return y
-        seen = self.apply_dropout(x)
-        product = self._product(y) if seen is x else self.base_product(seen)
+        inputs = self.apply_dropout(x)
+        product = self._product(y) if inputs is x else self.base_product(inputs)
         gain = (self.magnitude / self.norms()).to(x.dtype)
-        return y + self.strength * (self.add_update(product, seen, 1.0) * gain - product)
+        return y + self.strength * (self.add_update(product, inputs, 1.0) * gain - product)
 
     @property
     def summed_base(self) -> None:
-        """The magnitude's gradient reads the product."""
+        """None: the magnitude's gradient reads the base's output."""
 
     def _product(self, y: Tensor) -> Tensor:
         return y if self.base.bias is None else y - self.base.bias
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """|W + s B A| of each row, (out,), fp32."""
+        """Return |W + s B A| of each row, (out,), fp32."""
         down, up = self.factors()
         up = up * self.scale
         crossed = self.base_product(down.to(product_dtype(self.base))).float()  # (r, out)
@@ -70,16 +72,19 @@ class DoraLinear(LoraLinear):
 
     @torch.no_grad()
     def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
-        """A LoRA's file gives what that LoRA gives: its rows keep the lengths that they have with it."""
+        """Load an update. A plain LoRA keeps its effect: the magnitudes are the row norms that it produces."""
         pair = self.fitting(update)
-        self._take_factors_(pair, fill)
+        self._load_factors_(pair, fill)
         weight = to_double(dense_weight(self.base).to(self.magnitude.device))
         plain = LoraPair(pair.down, pair.up)
         norms = row_norms(weight + plain.delta(weight))
         self.magnitude.copy_((norms if not pair.is_dora else pair.row_factors(weight).flatten() * norms).float())
 
     def update(self) -> LoraPair:
-        """ComfyUI divides by the norm of W where peft divides by that of W + s B A: both are written, and both are exact."""
+        """Return the update with both forms of the magnitude.
+
+        ComfyUI divides by the norm of W, peft by the norm of W + s B A. Both values are saved, and both are exact.
+        """
         pair = super().update()
         weight = dense_weight(self.base).cpu().double()
         magnitude = self.magnitude.detach().cpu().float()

@@ -1,8 +1,8 @@
-"""An average of the trained weights over the last steps: calmer than the weights themselves.
+"""Exponential moving average (EMA) of the trained weights, which is less noisy than the weights themselves.
 
     average <- d average + (1 - d) weights,   d = min(decay, (1 + n) / (10 + n)) after n updates
 
-The warm-up keeps the first, untrained weights from lingering. Source of it: TensorFlow's ExponentialMovingAverage.
+The warm-up reduces the influence of the first, untrained weights. Source: TensorFlow's ExponentialMovingAverage.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Ema:
     """Averages in fp32, on the parameters' device.
 
     Args:
-        layers: whose trainable weights are averaged; the average begins with their present values.
-        decay: in (0, 1); about 1 / (1 - decay) steps are averaged.
+        layers: Layers whose trainable weights are averaged. The average starts at their current values.
+        decay: In (0, 1). The average spans about 1 / (1 - decay) steps.
     """
 
     def __init__(self, layers: Mapping[str, AdapterLayer], decay: float):
@@ -33,27 +33,27 @@ class Ema:
         self.begin_(layers)
 
     def begin_(self, layers: Mapping[str, AdapterLayer]) -> None:
-        """Begin anew with the layers' present values."""
+        """Restart the average at the layers' current values."""
         self.num_updates = 0
         self.averages = {name: p.detach().float().clone() for name, p in trainable_parameters(layers)}
 
     def decay_now(self) -> float:
-        """d of the next update."""
+        """Return d of the next update."""
         return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
 
     @torch.no_grad()
     def update_(self, layers: Mapping[str, AdapterLayer]) -> None:
-        """Take in the weights after a step."""
-        kept = self.decay_now()
+        """Update the average with the weights after a step."""
+        decay = self.decay_now()
         parameters = dict(trainable_parameters(layers))
         averages = list(self.averages.values())
         weights = [parameters[name].detach().float() for name in self.averages]
-        torch._foreach_lerp_(averages, weights, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     @contextmanager
     def applied(self, layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
-        """While it is open the layers hold the averages; afterwards the trained weights again, to the bit."""
+        """Context manager that copies the averages into the layers, then restores the trained weights bit for bit."""
         parameters = dict(trainable_parameters(layers))
         trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         _copy_(parameters, self.averages)
@@ -63,12 +63,12 @@ class Ema:
             _copy_(parameters, trained)
 
     def ema_state(self) -> dict[str, Tensor]:
-        """For a checkpoint: the averages by parameter, and the number of updates; copies on the CPU."""
-        found = {name: average.to("cpu", copy=True) for name, average in self.averages.items()}
-        return {**found, COUNT: torch.tensor(self.num_updates)}
+        """Return the state for a checkpoint: the averages by parameter name and the number of updates, on the CPU."""
+        averages = {name: average.to("cpu", copy=True) for name, average in self.averages.items()}
+        return {**averages, COUNT: torch.tensor(self.num_updates)}
 
     def load_ema_state_(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ema_state gave."""
+        """Load what ema_state returned."""
         assert state.keys() == {*self.averages, COUNT}, (
             f"other layers: {sorted(state.keys() ^ {*self.averages, COUNT})[:3]}"
         )

@@ -1,4 +1,7 @@
-"""Starts of a low-rank update: drawn at random, or cut from the weight. The same numbers each time: signs of vectors are fixed."""
+"""Initial values of a low-rank update, random or computed from the weight.
+
+Results are deterministic: the signs of singular vectors are fixed.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,20 @@ OVERSAMPLING = 8
 
 
 def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Kaiming-uniform with a = sqrt(5): uniform in +-1/sqrt(in), as peft's."""
+    """Kaiming-uniform with a = sqrt(5), as in peft: uniform in +-1/sqrt(in)."""
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
 
 
 def gaussian(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Normal with deviation 1 / rank; shape (rank, in)."""
+    """Normal with standard deviation 1 / rank, for a shape (rank, in)."""
     return torch.randn(shape, generator=generator) / shape[0]
 
 
 def orthogonal(rank: int, num_out: int, num_in: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r), neither of them 0, with B A = 0: they lie over halves of one orthonormal basis.
+    """Return A (r, in) and B (out, r), both nonzero, with B A = 0: they use two halves of one orthonormal basis.
 
-    A = Q_even^T X / 10,  B = Y Q_odd / 10,  Q from the QR of a normal (r, r) matrix, X and Y normal. With rank 1 B is 0.
+    A = Q_even^T X / 10,  B = Y Q_odd / 10,  Q from the QR of a normal (r, r) matrix, X and Y normal. With rank 1 B is
+    0.
     """
     q = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64)).Q
     even, odd = q[0::2], q[1::2]
@@ -35,12 +39,15 @@ def orthogonal(rank: int, num_out: int, num_in: int, generator: torch.Generator)
 
 
 def principal(weight: Tensor, rank: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), S (r,) and V^T (r, in) of the r largest singular values.
+    """Return U (out, r), S (r,) and V^T (r, in) of the r largest singular values.
 
     The largest component of each row of V^T is positive.
 
     Args:
-        iterations: of the randomised range finder; 0: an exact SVD, which takes minutes for large layers.
+        weight: The weight, (out, in).
+        rank: r.
+        iterations: Iterations of the randomized range finder. 0: an exact SVD, which takes minutes for large layers.
+        generator: Random numbers of the range finder.
     Source: Halko et al. 2009, arXiv:0909.4061, algorithms 4.4 and 5.1.
     """
     weight = weight.float()
@@ -62,7 +69,7 @@ def principal(weight: Tensor, rank: int, iterations: int, generator: torch.Gener
 def pissa(
     weight: Tensor, rank: int, scale: float, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A = sqrt(S / s) V^T and B = U sqrt(S / s): s B A is the best approximation of the weight at this rank.
+    """Return A = sqrt(S / s) V^T and B = U sqrt(S / s): s B A is the best rank-r approximation of the weight.
 
     Source: Meng et al. 2024, arXiv:2404.02948.
     """
@@ -72,7 +79,7 @@ def pissa(
 
 
 def olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A = the first r rows of R and B = the first r columns of Q, of W = Q R with R's diagonal not negative.
+    """Return the first r rows of R and the first r columns of Q, where W = Q R and R's diagonal is not negative.
 
     Source: Buyukakyuz 2024, arXiv:2406.01775.
     """
@@ -82,13 +89,14 @@ def olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 class Directions:
-    """The main right singular vectors of all inputs of a layer, batch by batch, without keeping the inputs.
+    """The main right singular vectors of all inputs of a layer, computed batch by batch without storing the inputs.
 
-    After each batch the sketch holds S V^T of what was seen, cut to `width` rows.
+    After each batch the sketch holds S V^T of all inputs so far, truncated to `width` rows.
 
     Args:
-        width: rows that are kept; more than are wanted in the end, for what is cut is lost.
-    Source: EVA, Paischer et al. 2024, arXiv:2410.07170, with Ross et al. 2008's incremental SVD without centering.
+        width: Number of rows in the sketch. Use more than the number of rows needed at the end, because truncation
+            loses information.
+    Source: EVA, Paischer et al. 2024, arXiv:2410.07170, with the incremental SVD of Ross et al. 2008 without centering.
     """
 
     def __init__(self, width: int):
@@ -96,19 +104,19 @@ class Directions:
         self.sketch: Tensor | None = None
 
     def see(self, x: Tensor) -> None:
-        """x: (tokens, in)."""
+        """Add a batch of inputs, (tokens, in)."""
         rows = x.detach().float() if self.sketch is None else torch.cat([self.sketch, x.detach().float()])
-        # Of the small Gram matrix, in fp64: rows are few hundred, columns are thousands.
+        # Use the small Gram matrix, in fp64: there are a few hundred rows and thousands of columns.
         exact = to_double(rows)
         values, vectors = torch.linalg.eigh(exact @ exact.t())
-        kept = min(self.width, len(values))
-        self.sketch = (vectors[:, -kept:].flip(1).t() @ exact).float().to(x.device)
+        rank = min(self.width, len(values))
+        self.sketch = (vectors[:, -rank:].flip(1).t() @ exact).float().to(x.device)
 
     def rows(self, count: int) -> Tensor:
-        """Unit vectors, the strongest first, (up to count, in): fewer where the inputs span less."""
-        assert self.sketch is not None, "nothing was seen"
+        """Return unit vectors, (up to count, in), strongest first; fewer if the inputs span fewer dimensions."""
+        assert self.sketch is not None, "no inputs were added"
         sketch = to_double(self.sketch)
         length = sketch.norm(dim=1)
-        kept = sketch[: int((length > 1e-6 * length.max()).sum())][:count]
-        unit = kept / kept.norm(dim=1, keepdim=True)
+        sketch = sketch[: int((length > 1e-6 * length.max()).sum())][:count]
+        unit = sketch / sketch.norm(dim=1, keepdim=True)
         return (unit * unit.gather(1, unit.abs().argmax(1, keepdim=True)).sign()).float()

@@ -1,4 +1,4 @@
-"""Adapter layers, put into a frozen model. Of which kind they are is the layers' own matter, see contract.py."""
+"""Put adapter layers into a frozen model. The kind of adapter is hidden behind the interface in layer.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .layer import AdapterLayer, Dropout, Start
 from .lora import LoraLinear
 
 __all__ = [
-    "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_", "replace_",
-    "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "without_dropout",
+    "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_",
+    "replace_", "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "without_dropout",
 ]  # fmt: skip
 
 PLAIN = AdapterConfig()
@@ -32,15 +32,23 @@ def inject_(
     clean: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> dict[str, AdapterLayer]:
-    """Wrap the named Linear layers. The update is 0, so that the model's output does not change (loftq: it mends the base).
+    """Replace the named Linear layers with adapter layers.
+
+    The update starts at 0, so the model's output does not change. The exception is loftq, which corrects the quantized
+    base.
 
     Args:
-        names: full module names, see targets.resolve_targets.
-        init: see TrainingConfig.init; one that the kind knows.
-        generator: on the CPU; drawn from in the order of names. None: the weights stay 0, to be loaded.
-        config: the kind, and what belongs to it.
-        clean: the model before it was quantised, for loftq.
-        device: where weights are decomposed; None: where they are.
+        transformer: The model, changed in place.
+        names: Full module names, see targets.resolve_targets.
+        rank: Rank of the adapter.
+        alpha: Alpha of the adapter.
+        init: See TrainingConfig.init; must be one that the kind supports.
+        generator: CPU generator, used in the order of names. None: the weights stay 0, to be loaded later.
+        config: The kind of adapter and its own settings.
+        clean: The model before quantization, for loftq.
+        device: Device on which weights are decomposed. None: the device of the weights.
+    Returns:
+        The adapter layers by full module name.
     """
     kind: type[AdapterLayer] = load("adapter", config.kind)
     layers = {name: replace_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
@@ -53,7 +61,7 @@ def inject_(
 
 
 def replace_(transformer: nn.Module, name: str, make: Callable[[nn.Linear], AdapterLayer]) -> AdapterLayer:
-    """Put an adapter's layer in the place of one Linear."""
+    """Replace one Linear with the adapter layer that `make` returns for it."""
     parent, leaf = transformer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     base = getattr(parent, leaf)
     assert isinstance(base, nn.Linear), f"{name} is a {type(base).__name__}, not a Linear"
@@ -64,45 +72,45 @@ def replace_(transformer: nn.Module, name: str, make: Callable[[nn.Linear], Adap
 
 
 def remove_(transformer: nn.Module) -> None:
-    """Take every adapter out again."""
+    """Replace every adapter layer with its base layer."""
     for name, layer in lora_layers(transformer).items():
         setattr(transformer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.base)
 
 
 def lora_layers(transformer: nn.Module) -> dict[str, AdapterLayer]:
-    """The adapter's layers in a model by the full name of the layer they wrap, in the model's order."""
+    """Return a model's adapter layers by the full name of the layer they wrap, in model order."""
     return {name: module for name, module in transformer.named_modules() if isinstance(module, AdapterLayer)}
 
 
 def trainable_parameters(layers: Mapping[str, AdapterLayer]) -> Iterator[tuple[str, nn.Parameter]]:
-    """What learns, layer by layer, such as (`name.lora_A`, A) and (`name.lora_B`, B)."""
+    """Yield the trainable parameters of each layer, such as (`name.lora_A`, A) and (`name.lora_B`, B)."""
     for name, layer in layers.items():
         for part, parameter in layer.trainable():
             yield f"{name}.{part}", parameter
 
 
 def set_strength_(transformer: nn.Module, strength: float) -> None:
-    """Multiply every update by this; 0 gives the base model, exactly."""
+    """Set the multiplier of every update. 0 gives exactly the base model."""
     for layer in lora_layers(transformer).values():
         layer.strength = float(strength)
 
 
 def set_dropout_(layers: Mapping[str, AdapterLayer], rate: float, seed: int) -> None:
-    """Elements of the updates' inputs are zeroed with this probability while set_micro_ has named a micro-batch."""
+    """Enable dropout on the updates' inputs. It is active while set_micro_ has set a micro-batch."""
     dropout = Dropout(rate, seed) if rate else None
     for layer in layers.values():
         layer.dropout = dropout
 
 
 def set_micro_(layers: Mapping[str, AdapterLayer], micro: int | None) -> None:
-    """Say which micro-batch is trained now; None: none, and nothing drops."""
+    """Set the index of the micro-batch being trained. None disables dropout."""
     for dropout in {id(d): d for layer in layers.values() if (d := layer.dropout)}.values():
         dropout.micro = micro
 
 
 @contextmanager
 def without_dropout(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
-    """While it lasts nothing drops; then the micro-batch that was named is again."""
+    """Context manager that disables dropout, then restores the current micro-batch."""
     named = {id(d): (d, d.micro) for layer in layers.values() if (d := layer.dropout)}
     set_micro_(layers, None)
     try:
@@ -113,12 +121,12 @@ def without_dropout(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
 
 
 def adapter_state(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
-    """Copies on the CPU of what a checkpoint must hold: the master weights, and what they started from where that matters."""
+    """Return CPU copies of what a checkpoint stores: the fp32 weights, and initial values if they are needed later."""
     return {name: tensor.detach().cpu().clone() for name, tensor in _state(layers)}
 
 
 def load_adapter_state_(layers: Mapping[str, AdapterLayer], state: Mapping[str, Tensor]) -> None:
-    """Take up what adapter_state gave. The names must be the same."""
+    """Load what adapter_state returned. The parameter names must match."""
     tensors = dict(_state(layers))
     assert tensors.keys() == state.keys(), f"other layers: {sorted(tensors.keys() ^ state.keys())[:3]}"
     with torch.no_grad():

@@ -1,6 +1,7 @@
-"""What a kind of adapter brings: a layer that stands in for a frozen Linear, and the update that a file holds for it.
+"""The interface of an adapter: the layer that replaces a frozen Linear, and the update that a file stores for it.
 
-One file and one registry line a kind. Whoever trains, saves or draws asks the layer and never its class.
+Each kind of adapter is one file and one line in the registry. Code that trains, saves or samples uses only this
+interface and never checks the class of a layer.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from ..config.adapter import AdapterConfig
 from ..seeds import generator
 from .dense_weight import Compressed, dense_weight
 
-Part = tuple[slice, "Update"]  # rows of a fused weight, and what is added there
+Part = tuple[slice, "Update"]  # rows of a fused weight, and the update of those rows
 
 
 class IncompatibleUpdate(ValueError):
-    """A file's update can't be taken up by a layer; says why and what to do."""
+    """Raised when a layer can't load an update. The message says why and how to fix it."""
 
 
 class Update(ABC):
-    """What a file says about one layer, in tensors on the CPU. Frozen dataclasses.
+    """The update of one layer as a file stores it, in CPU tensors. Subclasses are frozen dataclasses.
 
-    keys: ends of keys in files -> names of the parts that `from_parts` takes.
+    Attributes:
+        keys: Maps the suffixes of keys in files to the part names that `from_parts` takes.
     """
 
     keys: ClassVar[Mapping[str, str]]
@@ -36,63 +38,72 @@ class Update(ABC):
     @classmethod
     @abstractmethod
     def from_parts(cls, parts: Mapping[str, Tensor]) -> Update | None:
-        """None: these are not all the parts of one."""
+        """Build an update from its parts. Return None if parts are missing or don't fit together."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight that it changes."""
+        """Shape of the weight that the update changes: (out, in)."""
 
     @abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
-        """What it adds to the weight, (out, in), fp64."""
+        """Return the change of the weight, (out, in), fp64."""
 
     @abstractmethod
     def applied(self, x: Tensor) -> Tensor:
-        """Its factors times a vector, (in,) -> (out,): a cheap check that two are the same."""
+        """Multiply a vector by the factors, (in,) -> (out,): a cheap check that two updates are equal."""
 
     def is_zero(self) -> bool:
-        """Whether it leaves the weight as it is."""
+        """Return whether the update leaves the weight unchanged."""
         return not self.applied(probe(self.shape[1])).any()
 
     @abstractmethod
     def tensors(self, kohya: bool = False) -> dict[str, Tensor]:
-        """By end of key. kohya: by the names of kohya's scripts, with an alpha."""
+        """Return the tensors to save, by key suffix. kohya: use the key names of kohya's scripts, with an alpha."""
 
     @abstractmethod
     def rows(self, rows: slice) -> Update:
-        """The part that changes these rows.
+        """Return the part of the update that changes these rows.
 
         Raises:
-            Misfit: it can't be cut there.
+            IncompatibleUpdate: The update can't be split there.
         """
 
     def swap_halves(self) -> Update:
-        """The same with the two halves of the rows exchanged: keys.SWAPPED.
+        """Return the update with the two halves of its rows exchanged, see keys.SWAPPED.
 
         Raises:
-            Misfit: this kind can't.
+            IncompatibleUpdate: This kind of adapter does not support it.
         """
-        raise IncompatibleUpdate("its rows can't be exchanged, as the original layout of the last modulation needs it")
+        raise IncompatibleUpdate(
+            "its two halves of rows can't be exchanged, which the last modulation needs in the original layout"
+        )
 
     @abstractmethod
     def fuse(self, parts: Sequence[Part], norms: Tensor) -> Update:
-        """One update of a weight that holds several layers' rows, of which some may not change.
+        """Merge the updates of several layers into one update of the fused weight that holds their rows.
 
         Args:
-            parts: of the same kind as this one.
+            parts: Row ranges and their updates, of the same kind as this one. Some rows may have no update.
             norms: Euclidean norm of each row of the fused weight, (rows,).
         """
 
     @abstractmethod
     def layer(self, base: nn.Linear) -> AdapterLayer:
-        """A layer that applies it, frozen."""
+        """Return a frozen layer that applies the update to `base`."""
 
 
 @dataclass
 class Dropout:
-    """Which micro-batch is being trained, shared by all layers of a run: masks are a function of it, so that a block that is
-    computed again, and a run that is resumed, meet the same ones. micro: None while nothing is trained: then nothing drops."""
+    """Dropout state, shared by all layers of a run.
+
+    Masks are a function of the micro-batch, so recomputed blocks and resumed runs use the same masks.
+
+    Attributes:
+        rate: Probability that an element is zeroed.
+        seed: Seed of the masks.
+        micro: Index of the micro-batch being trained. None: not training, no dropout.
+    """
 
     rate: float
     seed: int
@@ -100,13 +111,16 @@ class Dropout:
 
 
 class AdapterLayer(nn.Module, ABC):
-    """A frozen Linear, quantised or not, with an update beside it. Masters are fp32, products run in the input's precision.
+    """A frozen Linear, quantized or not, plus a trainable update.
+
+    Trainable parameters are stored in fp32; matrix products run in the input's precision.
 
     Attributes:
-        inits: starts that it knows, see TrainingConfig.init. formats: file formats that can hold it, see AdapterConfig.format. Both
-            are config.adapter.KIND_RULES' own, where they are read without torch.
-        network: what a file's header says about its kind, beside rank and alpha.
-        strength: multiplies the change of the weight; at 0 the layer is its base, to the bit.
+        inits: Supported initializations, see TrainingConfig.init. Defined in config.adapter.KIND_RULES, which can be
+            read without torch.
+        formats: File formats that can store this kind, see AdapterConfig.format. Defined in config.adapter.KIND_RULES.
+        network: File metadata that describes this kind, besides rank and alpha.
+        strength: Multiplier of the weight change. At 0 the output equals the base layer's, bit for bit.
     """
 
     inits: ClassVar[tuple[str, ...]] = ("default", "gaussian")
@@ -125,73 +139,76 @@ class AdapterLayer(nn.Module, ABC):
 
     @classmethod
     def new(cls, base: nn.Linear, rank: int, alpha: float, config: AdapterConfig) -> AdapterLayer:
-        """A layer whose update is zero or not yet started."""
+        """Create a layer whose update is zero or not initialized yet."""
         return cls(base, rank, alpha)
 
     @abstractmethod
     def start_(self, start: Start) -> None:
-        """Give the trainable weights their first values."""
+        """Initialize the trainable weights."""
 
     def init_along_(self, directions: Tensor) -> None:
-        """Start along these unit vectors of the input, (up to r, in): eva, for kinds that know it."""
+        """Initialize along these unit vectors of the input space, (up to r, in): the eva initialization."""
         raise NotImplementedError(f"{type(self).__name__} has no such start")
 
     @abstractmethod
     def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
-        """Begin with what a file holds. fill: first values for what the file lacks, by shape.
+        """Load an update from a file.
 
+        Args:
+            update: The update.
+            fill: Returns initial values of a given shape for weights that the file lacks.
         Raises:
-            Misfit: it is of another kind or shape.
+            IncompatibleUpdate: The update is of another kind or shape.
         """
 
     @abstractmethod
     def update(self) -> Update:
-        """What a file holds, relative to the base that it will be loaded on (the clean one, where this one is quantised)."""
+        """Return the update to save, relative to the base it will be loaded on: the original if this is quantized."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Map (..., in) to (..., out)."""
 
     @property
     def file_rank(self) -> int:
-        """Rank of the update in a file."""
+        """Rank of the saved update."""
         return self.rank
 
     @property
     def file_alpha(self) -> float:
-        """alpha as a file's header says it: the rank, where alpha / rank is multiplied into the weights already."""
+        """The alpha in a file's metadata: equal to the rank if alpha / rank is already multiplied into the weights."""
         return float(self.file_rank)
 
     @property
     def scale(self) -> float:
-        """What the product of the trained weights is multiplied by."""
+        """Factor that multiplies the product of the trained weights."""
         return self.alpha / self.rank
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What learns, by name."""
+        """Yield the trainable parameters with their names."""
         return self.named_parameters(recurse=False)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """What a checkpoint must hold, by name: what learns, and what it started from where that is needed later."""
+        """Yield what a checkpoint stores: the trainable parameters, and initial values where they are needed later."""
         yield from self.trainable()
         yield from self.named_buffers(recurse=False)
 
     def delta(self) -> Tensor:
-        """The change of the weight at strength 1, as the file has it, (out, in), fp64, on the base's device."""
+        """Return the weight change at strength 1 as it is saved, (out, in), fp64, on the base's device."""
         return self.update().delta(dense_weight(self.base))
 
     def apply_dropout(self, x: Tensor) -> Tensor:
-        """The input of the update: elements are zeroed with probability `rate`, the others scaled by 1 / (1 - rate)."""
+        """Zero elements of the update's input with probability `rate` and scale the others by 1 / (1 - rate)."""
         drop = self.dropout
         if drop is None or drop.micro is None or not drop.rate:
             return x
-        # On the input's device: a mask for every layer would wait for the CPU's numbers.
+        # The mask is generated on the input's device, so that layers don't wait for the CPU.
         source = generator(drop.seed, "dropout", drop.micro, self.name, device=x.device)
-        kept = torch.rand(x.shape, generator=source, device=x.device) >= drop.rate
-        return x * kept.to(x.dtype).div_(1 - drop.rate)
+        keep_mask = torch.rand(x.shape, generator=source, device=x.device) >= drop.rate
+        return x * keep_mask.to(x.dtype).div_(1 - drop.rate)
 
     def base_product(self, x: Tensor) -> Tensor:
-        """W x without the bias, through the base's own forward (which may bring the weight from elsewhere)."""
+        """Return W x without the bias. Uses the base's own forward, which may load an offloaded weight."""
         base = self.base
         if type(base) is nn.Linear and "forward" not in base.__dict__:
             return F.linear(x, base.weight)
@@ -200,7 +217,10 @@ class AdapterLayer(nn.Module, ABC):
 
     @property
     def summed_base(self) -> nn.Linear | None:
-        """The base, where its product enters a sum alone, so that gradients do not read it; else None. See memory/activation_checkpointing.py."""
+        """The base layer if its output only enters a sum, so that no gradient reads it; else None.
+
+        Used by memory/activation_checkpointing.py.
+        """
         return self.base
 
     @property
@@ -221,20 +241,20 @@ class AdapterLayer(nn.Module, ABC):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the base stores its weight in fewer bits than it acts with."""
+        """Whether the base stores its weight in fewer bits than it computes with."""
         return isinstance(self.base, Compressed) or type(self.base) is not nn.Linear
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a layer starts.
+    """How a layer is initialized.
 
     Args:
-        init: see TrainingConfig.init.
-        generator: on the CPU; drawn from in the order of the layers.
-        iterations: of the randomised SVD; 0: an exact one.
-        clean: the layer's weight before it was quantised, for loftq.
-        device: where decompositions are computed.
+        init: See TrainingConfig.init.
+        generator: CPU generator; layers use it one after another, in order.
+        iterations: Iterations of the randomized SVD. 0: an exact SVD.
+        clean: The layer's weight before quantization, for loftq.
+        device: Device on which decompositions run.
     """
 
     init: str
@@ -245,16 +265,16 @@ class Start:
 
 
 def probe(width: int) -> Tensor:
-    """A vector that no update sends to 0 by chance, (width,)."""
+    """Return a fixed vector, (width,), that no update maps to 0 by chance."""
     return torch.linspace(-1, 1, width).cos()
 
 
 def device_of(base: nn.Module) -> torch.device:
-    """Where a layer's tensors are, without decoding a quantised weight."""
+    """Return the device of a layer's tensors without dequantizing a weight."""
     return next((tensor.device for tensor in (*base.parameters(), *base.buffers())), torch.device("cpu"))
 
 
 def product_dtype(base: nn.Linear) -> torch.dtype:
-    """The precision that a layer was loaded in, without decoding a quantised weight."""
+    """Return the dtype that a layer was loaded in without dequantizing a weight."""
     own = getattr(base, "dtype", None)
     return own if isinstance(own, torch.dtype) else base.weight.dtype

@@ -1,6 +1,8 @@
-"""LoHa: the update is an elementwise product of two low-rank matrices, of rank up to r^2.
+"""LoHa: the update is the elementwise product of two low-rank matrices, and has a rank of up to r^2.
 
-Yeh et al. 2023, arXiv:2309.14859 (LyCORIS), after FedPara, arXiv:2108.06098:  W' = W + (alpha / r) (A1 B1) o (A2 B2)
+W' = W + (alpha / r) (A1 B1) o (A2 B2)
+
+Source: Yeh et al. 2023, arXiv:2309.14859 (LyCORIS), after FedPara, arXiv:2108.06098.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ NAMES = ("w1_a", "w1_b", "w2_a", "w2_b")
 
 @dataclass(frozen=True)
 class LohaUpdate(Update):
-    """Delta W = (alpha / r) (w1_a @ w1_b) o (w2_a @ w2_b). a: (out, r), b: (r, in)."""
+    """Delta W = (alpha / r) (w1_a @ w1_b) o (w2_a @ w2_b). The shape of a is (out, r), of b (r, in)."""
 
     w1_a: Tensor
     w1_b: Tensor
@@ -56,16 +58,16 @@ class LohaUpdate(Update):
         return (a1 @ b1) * (a2 @ b2) * self.scale
 
     def applied(self, x: Tensor) -> Tensor:
-        """(A1 B1 o A2 B2) x = rows of A1 (B1 diag(x) B2^T) A2^T, on its diagonal."""
+        """Return (A1 B1 o A2 B2) x, computed as the diagonal of A1 (B1 diag(x) B2^T) A2^T."""
         a1, b1, a2, b2 = (getattr(self, name).to(x) for name in NAMES)
         return ((a1 @ ((b1 * x) @ b2.t())) * a2).sum(1) * self.scale
 
     def tensors(self, kohya: bool = False) -> dict[str, Tensor]:
-        found = {f".hada_{name}": getattr(self, name) for name in NAMES}
-        return found if self.alpha is None else {**found, ".alpha": torch.tensor(float(self.alpha))}
+        tensors = {f".hada_{name}": getattr(self, name) for name in NAMES}
+        return tensors if self.alpha is None else {**tensors, ".alpha": torch.tensor(float(self.alpha))}
 
     def rows(self, rows: slice) -> LohaUpdate:
-        """Without the directions that another part of a fused file had for itself."""
+        """Return the part for these rows, without the rank directions that only other parts of a fused file use."""
         w1_a, w2_a = self.w1_a[rows], self.w2_a[rows]
         used = w1_a.any(0) | w2_a.any(0)
         if not used.any():
@@ -78,16 +80,16 @@ class LohaUpdate(Update):
         return replace(self, w1_a=self.w1_a.roll(half, 0), w2_a=self.w2_a.roll(half, 0))
 
     def fuse(self, parts: Sequence[Part], norms: Tensor) -> LohaUpdate:
-        """Both products are block by block those of the parts, so that the elementwise product is theirs as well."""
+        """Merge block by block: both products are block-wise, so the elementwise product is too."""
         pairs = [(rows, part) for rows, part in parts if isinstance(part, LohaUpdate)]
         wide = {side: torch.cat([getattr(part, f"{side}_b") for _, part in pairs]) for side in ("w1", "w2")}
         tall = {side: wide[side].new_zeros(len(norms), len(wide[side])) for side in wide}
-        done = 0
+        offset = 0
         for rows, part in pairs:
             for side in tall:
-                tall[side][rows, done : done + part.rank] = getattr(part, f"{side}_a")
-            done += part.rank
-        alpha = None if self.alpha is None else self.scale * done
+                tall[side][rows, offset : offset + part.rank] = getattr(part, f"{side}_a")
+            offset += part.rank
+        alpha = None if self.alpha is None else self.scale * offset
         return LohaUpdate(tall["w1"], wide["w1"], tall["w2"], wide["w2"], alpha)
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
@@ -99,7 +101,7 @@ class LohaUpdate(Update):
 class LohaLinear(AdapterLayer):
     """y = W x + b + s ((A1 B1) o (A2 B2)) x, with s = alpha / r.
 
-    A1 starts normal with deviation 0.1, B1 and B2 with 1, A2 at 0, as LyCORIS' do.
+    Initial values are as in LyCORIS: A1 is normal with standard deviation 0.1, B1 and B2 with 1, A2 is 0.
     """
 
     inits = KIND_RULES["loha"].inits
@@ -135,7 +137,7 @@ class LohaLinear(AdapterLayer):
     @torch.no_grad()
     def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         if not isinstance(update, LohaUpdate):
-            raise IncompatibleUpdate("the file is no LoHa; set kind to what it is")
+            raise IncompatibleUpdate("the file is not a LoHa; set kind to the file's kind")
         if update.rank != self.rank or update.scale != self.scale:
             raise IncompatibleUpdate(
                 f"the file's rank is {update.rank} at scale {update.scale:g} and the run's {self.rank} at scale "
@@ -149,7 +151,7 @@ class LohaLinear(AdapterLayer):
 
 
 class _Hadamard(torch.autograd.Function):
-    """(A1 B1) o (A2 B2); keeps the factors and not the two (out, in) products for the backward pass."""
+    """(A1 B1) o (A2 B2). Saves the factors for the backward pass instead of the two (out, in) products."""
 
     @staticmethod
     def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:

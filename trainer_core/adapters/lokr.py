@@ -1,6 +1,8 @@
-"""LoKr: the update is a Kronecker product, of high rank from few numbers.
+"""LoKr: the update is a Kronecker product, which has a high rank with few parameters.
 
-Yeh et al. 2023, arXiv:2309.14859 (LyCORIS):  W' = W + s kron(W1, W2), where W1 or W2 may be a product of two thin matrices.
+W' = W + s kron(W1, W2), where W1 and W2 may each be a product of two low-rank matrices.
+
+Source: Yeh et al. 2023, arXiv:2309.14859 (LyCORIS).
 """
 
 from __future__ import annotations
@@ -20,9 +22,14 @@ from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device
 
 
 def factors_of(dimension: int, factor: int) -> tuple[int, int]:
-    """(m, n) with m n = dimension and m <= n: m the divisor nearest below `factor`, or below the root where factor is -1 or more.
+    """Split a dimension into factors as LyCORIS does, so that other tools get the same shapes from the same settings.
 
-    As LyCORIS', so that other tools make the same shapes of the same settings: a factor that divides the dimension is m itself.
+    Args:
+        dimension: The number to factorize.
+        factor: The wanted value of m. -1: as close to the square root as possible.
+    Returns:
+        (m, n) with m n = dimension and m <= n. A factor that divides the dimension is used itself (as m or n);
+        otherwise m is the largest divisor that is at most `factor` and at most the square root.
     """
     if factor > 0 and dimension % factor == 0:
         return min(factor, dimension // factor), max(factor, dimension // factor)
@@ -38,7 +45,7 @@ class LokrUpdate(Update):
     Args:
         w1: (out_l, in_m), or its factors (out_l, r) and (r, in_m).
         w2: (out_k, in_n), or its factors (out_k, r) and (r, in_n); out = out_l out_k, in = in_m in_n.
-        alpha: the scale is alpha / r; without any factors it is 1.
+        alpha: The scale is alpha / r, or 1 if neither W1 nor W2 is factorized.
     """
 
     w1: Tensor | None = None
@@ -65,7 +72,7 @@ class LokrUpdate(Update):
 
     @property
     def scale(self) -> float:
-        """ComfyUI counts the rank of W2's factors where both have them."""
+        """Factor of the Kronecker product. If both sides are factorized, r is W2's rank, as in ComfyUI."""
         thin = self.w2_b if self.w2_b is not None else self.w1_b
         return 1.0 if thin is None or self.alpha is None else self.alpha / len(thin)
 
@@ -75,7 +82,7 @@ class LokrUpdate(Update):
         return a * c, b * d
 
     def sides(self) -> tuple[Tensor, Tensor]:
-        """W1 and W2."""
+        """Return W1 and W2."""
         return _product(self.w1, self.w1_a, self.w1_b), _product(self.w2, self.w2_a, self.w2_b)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -90,26 +97,26 @@ class LokrUpdate(Update):
         return kron_linear(x, w1.to(x), w2.to(x)) * self.scale
 
     def tensors(self, kohya: bool = False) -> dict[str, Tensor]:
-        """Always with an alpha: ComfyUI takes the scale for 1 without it."""
+        """Return the tensors by key suffix. alpha is always saved, because ComfyUI uses a scale of 1 without it."""
         named = {f".lokr_{name}": getattr(self, name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}
-        found = {end: tensor for end, tensor in named.items() if tensor is not None}
-        return found if self.alpha is None else {**found, ".alpha": torch.tensor(float(self.alpha))}
+        tensors = {end: tensor for end, tensor in named.items() if tensor is not None}
+        return tensors if self.alpha is None else {**tensors, ".alpha": torch.tensor(float(self.alpha))}
 
     def rows(self, rows: slice) -> LokrUpdate:
         start, stop, _ = rows.indices(self.shape[0])
         height = _shape(self.w2, self.w2_a, self.w2_b)[0]
         if start % height or stop % height:
             raise IncompatibleUpdate(
-                f"a Kronecker product of blocks of {height} rows can't be cut to rows {start} to {stop}"
+                f"a Kronecker product with blocks of {height} rows can't be split at rows {start} to {stop}"
             )
-        some = slice(start // height, stop // height)
+        block_rows = slice(start // height, stop // height)
         if self.w1 is not None:
-            return replace(self, w1=self.w1[some])
+            return replace(self, w1=self.w1[block_rows])
         assert self.w1_a is not None
-        return replace(self, w1_a=self.w1_a[some])
+        return replace(self, w1_a=self.w1_a[block_rows])
 
     def fuse(self, parts: Sequence[Part], norms: Tensor) -> LokrUpdate:
-        raise IncompatibleUpdate("a Kronecker product of fused rows is none of its parts")
+        raise IncompatibleUpdate("Kronecker products of several layers can't be merged into one of the fused weight")
 
     def layer(self, base: nn.Linear) -> AdapterLayer:
         layer = LokrLinear(base, 1, 1.0)
@@ -118,14 +125,17 @@ class LokrUpdate(Update):
 
 
 class LokrLinear(AdapterLayer):
-    """y = W x + b + s kron(W1, W2) x, computed as W1 X W2^T over x as a matrix X (in_m, in_n).
+    """y = W x + b + s kron(W1, W2) x, computed as W1 X W2^T, where X is x as a matrix (in_m, in_n).
 
-    W2 = w2_a w2_b where the rank is less than half of its longer edge, else a whole matrix; W1 is whole, or with `both` by the same
-    rule. s = alpha / rank, or 1 where neither has factors. W2 (or its factor a) starts at 0.
+    W2 = w2_a w2_b if the rank is less than half of its longer edge, else one full matrix. W1 is a full matrix or, with
+    `both`, follows the same rule. s = alpha / rank, or 1 if neither is factorized. W2 (or w2_a) starts at 0.
 
     Args:
-        factor: see factors_of; -1: as square as it goes.
-        both: W1 may have factors as well.
+        base: The layer.
+        rank: r of the factors.
+        alpha: The scale is alpha / rank.
+        factor: See factors_of; -1: as square as possible.
+        both: W1 may be factorized as well.
     """
 
     inits = KIND_RULES["lokr"].inits
@@ -136,14 +146,14 @@ class LokrLinear(AdapterLayer):
     def __init__(self, base: nn.Linear, rank: int, alpha: float, factor: int = -1, both: bool = False):
         super().__init__(base, rank, alpha)
         (out_l, out_k), (in_m, in_n) = factors_of(base.out_features, factor), factors_of(base.in_features, factor)
-        self._make_("w1", out_l, in_m, thin=both and rank < max(out_l, in_m) / 2)
-        self._make_("w2", out_k, in_n, thin=rank < max(out_k, in_n) / 2)
+        self._add_factors_("w1", out_l, in_m, thin=both and rank < max(out_l, in_m) / 2)
+        self._add_factors_("w2", out_k, in_n, thin=rank < max(out_k, in_n) / 2)
 
     @classmethod
     def new(cls, base: nn.Linear, rank: int, alpha: float, config: AdapterConfig) -> LokrLinear:
         return cls(base, rank, alpha, config.lokr_factor, config.lokr_decompose_both)
 
-    def _make_(self, name: str, height: int, width: int, thin: bool) -> None:
+    def _add_factors_(self, name: str, height: int, width: int, thin: bool) -> None:
         device = device_of(self.base)
         edges = {f"{name}_a": (height, self.rank), f"{name}_b": (self.rank, width)} if thin else {name: (height, width)}
         for part in (name, f"{name}_a", f"{name}_b"):
@@ -185,14 +195,15 @@ class LokrLinear(AdapterLayer):
     @torch.no_grad()
     def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
         if not isinstance(update, LokrUpdate):
-            raise IncompatibleUpdate("the file is no LoKr; set kind to what it is")
+            raise IncompatibleUpdate("the file is not a LoKr; set kind to the file's kind")
         if fill is not torch.zeros:
-            wanted = {name: tuple(parameter.shape) for name, parameter in self.trainable()}
-            found = {name: tuple(t.shape) for name in wanted if (t := getattr(update, name)) is not None}
-            if wanted != found or update.scale != self.scale:
+            expected = {name: tuple(parameter.shape) for name, parameter in self.trainable()}
+            shapes = {name: tuple(t.shape) for name in expected if (t := getattr(update, name)) is not None}
+            if expected != shapes or update.scale != self.scale:
                 raise IncompatibleUpdate(
-                    f"the file's factors are {_describe_parts(update)} at scale {update.scale:g} and the run's {wanted} at scale "
-                    f"{self.scale:g}; set rank, alpha, lokr_factor and lokr_decompose_both to the file's"
+                    f"the file's factors are {_describe_parts(update)} at scale {update.scale:g} and the run's "
+                    f"{expected} at scale {self.scale:g}; "
+                    "set rank, alpha, lokr_factor and lokr_decompose_both to the file's"
                 )
         for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"):
             tensor = getattr(update, name)
@@ -210,7 +221,7 @@ class LokrLinear(AdapterLayer):
 
 
 def kron_linear(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    """kron(w1, w2) x without forming it. x: (..., in_m in_n) -> (..., out_l out_k)."""
+    """Return kron(w1, w2) x without building the Kronecker product. x: (..., in_m in_n) -> (..., out_l out_k)."""
     grid = x.unflatten(-1, (w1.shape[1], w2.shape[1]))
     return (w1 @ F.linear(grid, w2)).flatten(-2)
 

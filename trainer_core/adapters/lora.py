@@ -1,6 +1,8 @@
-"""LoRA: a product of two thin matrices beside the weight.
+"""LoRA: the product of two low-rank matrices, added to the weight.
 
-Hu et al. 2021, arXiv:2106.09685:  y = W x + b + (alpha / rank) B A x
+y = W x + b + (alpha / rank) B A x
+
+Source: Hu et al. 2021, arXiv:2106.09685.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device
 
 @dataclass(frozen=True)
 class LoraPair(Update):
-    """Delta W = up @ down; alpha / rank is in up. With DoRA the rows of W + up @ down are scaled as well.
+    """Delta W = up @ down, with alpha / rank included in up. With DoRA, the rows of W + up @ down are scaled as well.
 
     Args:
         down: (r, in).
@@ -53,7 +55,7 @@ class LoraPair(Update):
         if "alpha" in parts:
             up = (up.float() * (float(parts["alpha"]) / down.shape[0])).to(up.dtype)
         magnitude, ratio = parts.get("magnitude"), parts.get("ratio")
-        if ratio is not None and ratio.numel() != len(up):  # of columns: an older way of LyCORIS
+        if ratio is not None and ratio.numel() != len(up):  # one value per column: an older LyCORIS format
             return None
         return cls(down, up, magnitude, None if ratio is None else ratio.reshape(-1, 1))
 
@@ -77,7 +79,7 @@ class LoraPair(Update):
         return (weight + product) * self.row_factors(weight) - weight
 
     def row_factors(self, weight: Tensor) -> Tensor:
-        """What each row of W + up @ down is multiplied by, (out, 1), fp64. weight: (out, in)."""
+        """Return the factor of each row of W + up @ down, (out, 1), fp64. weight: W, (out, in)."""
         weight = to_double(weight)
         if self.magnitude is not None:
             product = self.up.to(weight.device).double() @ self.down.to(weight.device).double()
@@ -92,35 +94,35 @@ class LoraPair(Update):
 
     def tensors(self, kohya: bool = False) -> dict[str, Tensor]:
         if kohya:
-            found = {
+            tensors = {
                 ".lora_down.weight": self.down,
                 ".lora_up.weight": self.up,
                 ".alpha": torch.tensor(float(self.rank)),
             }
         else:
-            found = {".lora_A.weight": self.down, ".lora_B.weight": self.up}
+            tensors = {".lora_A.weight": self.down, ".lora_B.weight": self.up}
             if self.magnitude is not None:
-                found[".lora_magnitude_vector"] = self.magnitude
-        return found if self.ratio is None else {**found, ".dora_scale": self.ratio}
+                tensors[".lora_magnitude_vector"] = self.magnitude
+        return tensors if self.ratio is None else {**tensors, ".dora_scale": self.ratio}
 
     def rows(self, rows: slice) -> LoraPair:
-        cut = replace(
+        selected = replace(
             self, up=self.up[rows],
             magnitude=None if self.magnitude is None else self.magnitude[rows],
             ratio=None if self.ratio is None else self.ratio[rows],
         )  # fmt: skip
-        return cut.trim()
+        return selected.trim()
 
     def swap_halves(self) -> LoraPair:
-        def turned(part: Tensor | None) -> Tensor | None:
+        def swap(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.roll(len(self.up) // 2, 0)
 
         return replace(
-            self, up=self.up.roll(len(self.up) // 2, 0), magnitude=turned(self.magnitude), ratio=turned(self.ratio)
+            self, up=self.up.roll(len(self.up) // 2, 0), magnitude=swap(self.magnitude), ratio=swap(self.ratio)
         )
 
     def trim(self) -> LoraPair:
-        """Without the directions that add nothing: what is cut from a fused file has two thirds of them."""
+        """Remove the rank directions that add nothing: two thirds of them in a part split from a fused file."""
         used = self.up.any(0)
         return self if used.all() or not used.any() else replace(self, down=self.down[used], up=self.up[:, used])
 
@@ -129,10 +131,10 @@ class LoraPair(Update):
         down = torch.cat([pair.down for _, pair in pairs])
         up = down.new_zeros(len(norms), len(down))
         ratio = norms.to(up).reshape(-1, 1).clone() if self.is_dora else None
-        done = 0
+        offset = 0
         for rows, pair in pairs:
-            up[rows, done : done + pair.rank] = pair.up
-            done += pair.rank
+            up[rows, offset : offset + pair.rank] = pair.up
+            offset += pair.rank
             if ratio is not None:
                 assert pair.ratio is not None
                 ratio[rows] = pair.ratio
@@ -146,16 +148,17 @@ class LoraPair(Update):
 
 
 class LoraLinear(AdapterLayer):
-    """y = W x + b + s B A x, with s = alpha / rank, which is multiplied into B before B is rounded, exactly as in the file.
+    """y = W x + b + s B A x, with s = alpha / rank. s is multiplied into B before B is rounded, exactly as in the file.
 
-    A start that is cut from the weight (pissa, olora) leaves the base as it is and learns the difference,
-    y = W x + b + s (B A - B0 A0) x = W x + b + s (B (A - A0) + (B - B0) A0) x: the same training as with a changed base, 0
-    at the start to the bit, on any base, and small changes are not lost beside large factors in bf16.
+    Initializations from the weight (pissa, olora) leave the base unchanged and train the difference:
+    y = W x + b + s (B A - B0 A0) x = W x + b + s (B (A - A0) + (B - B0) A0) x.
+    This trains like a modified base, starts at exactly 0, works on any base, and does not lose small changes next to
+    large factors in bf16.
 
     Args:
-        base: the layer, (in,) -> (out,).
+        base: The layer, (in,) -> (out,).
         rank: r, of A (r, in) and B (out, r).
-        alpha: the update is scaled by alpha / rank.
+        alpha: The update is scaled by alpha / rank.
     """
 
     inits = KIND_RULES["lora"].inits
@@ -170,7 +173,7 @@ class LoraLinear(AdapterLayer):
         self.lora_B0: Tensor | None
         self.register_buffer("lora_A0", None)
         self.register_buffer("lora_B0", None)
-        self.base_keeps_start = False  # loftq: B0 A0 mends a quantised base, so that it acts, but is not in the file
+        self.base_keeps_start = False  # loftq: B0 A0 corrects the quantized base: applied, but not saved
 
     @property
     def file_rank(self) -> int:
@@ -183,15 +186,15 @@ class LoraLinear(AdapterLayer):
         return self.add_update(y, self.apply_dropout(x), self.strength)
 
     def add_update(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
-        """y + strength * s B A x. y: (..., out), x: (..., in)."""
+        """Return y + strength * s B A x. y: (..., out), x: (..., in)."""
         down, up = self.factors(moved_from_start=not self.base_keeps_start)
         inner = F.linear(x, down.to(x.dtype))
-        # One pass over y instead of a product and a sum.
+        # addmm reads y once instead of twice for a product and a sum.
         up = (up * (self.scale * strength)).to(x.dtype)
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
 
     def factors(self, moved_from_start: bool = True) -> tuple[Tensor, Tensor]:
-        """A and B, or where there is a start, two factors of B A - B0 A0."""
+        """Return A and B or, if there are initial factors A0 and B0, two factors of B A - B0 A0."""
         if self.lora_A0 is None or self.lora_B0 is None or not moved_from_start:
             return self.lora_A, self.lora_B
         down = torch.cat([self.lora_A - self.lora_A0, self.lora_A0])
@@ -205,17 +208,17 @@ class LoraLinear(AdapterLayer):
             a, b = orthogonal(self.rank, self.out_features, self.in_features, start.generator)
             self.lora_A.copy_(a)
             self.lora_B.copy_(b)
-        else:  # eva's directions come later, when the layer has seen data
+        else:  # eva sets its directions later, after the layer has processed data
             draw = gaussian if start.init == "gaussian" else uniform
             self.lora_A.copy_(draw(self.lora_A.shape, start.generator))
 
     def _start_from_weight_(self, start: Start) -> None:
-        if start.init == "loftq" and not self.is_quantized:  # nothing is lost here that could be mended
+        if start.init == "loftq" and not self.is_quantized:  # there is no quantization error to correct
             self.lora_A.copy_(uniform(self.lora_A.shape, start.generator))
             return
         weight = dense_weight(self.base).to(start.device or self.lora_A.device).float()
         if start.init == "loftq":
-            assert start.clean is not None, "loftq needs the weights before they were quantised"
+            assert start.clean is not None, "loftq needs the weights before quantization"
             weight = start.clean.to(weight) - weight
             self.base_keeps_start = True
         rank = min(self.rank, *weight.shape)
@@ -229,7 +232,7 @@ class LoraLinear(AdapterLayer):
 
     @torch.no_grad()
     def init_along_(self, directions: Tensor) -> None:
-        """Start A with these rows, (up to r, in): EVA. The others stay as they are."""
+        """Set the first rows of A to these directions, (up to r, in): the eva initialization. Keep the other rows."""
         self.lora_A[: len(directions)].copy_(directions)
 
     @torch.no_grad()
@@ -237,13 +240,17 @@ class LoraLinear(AdapterLayer):
         pair = self.fitting(update)
         if pair.is_dora:
             raise IncompatibleUpdate("the file is a DoRA; set kind to dora")
-        self._take_factors_(pair, fill)
+        self._load_factors_(pair, fill)
 
     def fitting(self, update: Update) -> LoraPair:
+        """Return the update as a pair whose rank is at most this layer's.
+
+        Raises:
+            IncompatibleUpdate: The update is of another kind, or its rank is higher.
+        """
         if not isinstance(update, LoraPair):
-            raise IncompatibleUpdate(
-                f"the file is {type(update).__name__.removesuffix('Update').lower()}; set kind to that"
-            )
+            kind = type(update).__name__.removesuffix("Update").lower()
+            raise IncompatibleUpdate(f"the file contains {kind} weights; set kind to {kind}")
         pair = update if update.rank <= self.rank else update.trim()
         if pair.rank > self.rank:
             raise IncompatibleUpdate(
@@ -251,7 +258,7 @@ class LoraLinear(AdapterLayer):
             )
         return pair
 
-    def _take_factors_(self, pair: LoraPair, fill: Callable[[torch.Size], Tensor]) -> None:
+    def _load_factors_(self, pair: LoraPair, fill: Callable[[torch.Size], Tensor]) -> None:
         self.lora_A.copy_(fill(self.lora_A.shape))
         self.lora_A[: pair.rank].copy_(pair.down)
         self.lora_B.zero_()
@@ -263,5 +270,5 @@ class LoraLinear(AdapterLayer):
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Euclidean norm of each row, (out,); never 0."""
+    """Return the Euclidean norm of each row, (out,); never 0."""
     return weight.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)

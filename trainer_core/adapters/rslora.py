@@ -1,6 +1,6 @@
-"""rsLoRA: LoRA scaled by alpha / sqrt(rank), so that high ranks learn as fast as low ones. Its files are LoRA files.
+"""rsLoRA: LoRA scaled by alpha / sqrt(rank), so that high ranks train as fast as low ones. Its files are LoRA files.
 
-Kalajdzievski 2023, arXiv:2312.03732.
+Source: Kalajdzievski 2023, arXiv:2312.03732.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which layers learn: a preset's name, or patterns of module names."""
+"""Select the layers to train, by preset name or by patterns of module names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_NEAR = 3
 
 
 class Adaptable(Protocol):
-    """The part of a family that says which of its layers a LoRA may touch."""
+    """The part of a model family that defines which layers a LoRA may train."""
 
     @property
     def frozen(self) -> tuple[str, ...]: ...
@@ -28,7 +28,7 @@ class Adaptable(Protocol):
 
 
 def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> list[str]:
-    """Full names of the Linear layers that learn, in the model's order. See chosen_layers."""
+    """Return the full names of the Linear layers to train, in model order. See choose_layers."""
     from torch import nn
 
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
@@ -36,15 +36,16 @@ def resolve_targets(transformer: nn.Module, family: Adaptable, text: str) -> lis
 
 
 def choose_layers(names: Sequence[str], family: Adaptable, text: str) -> list[str]:
-    """Those that learn, in the order of names. Needs no torch.
+    """Select the layers to train, in the order of names. Does not need torch.
 
     Args:
-        names: of all Linear layers of the model.
-        text: names of presets or patterns of full module names (`*` stands for anything, dots too), separated by
-            commas, spaces or lines. A pattern matches the whole name: `proj_out` is the final projection alone,
-            `*.proj_out` those of the blocks.
+        names: Full names of all Linear layers of the model.
+        family: The model family.
+        text: Names of presets or patterns of full module names, separated by commas, spaces or line breaks. `*` matches
+            anything, dots included. A pattern matches the whole name: `proj_out` is only the final projection,
+            `*.proj_out` are those of the blocks.
     Raises:
-        UserError: a pattern matches no layer; all such, each with the nearest names.
+        UserError: Patterns match no layer. Lists all of them, each with the most similar names.
     """
     names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in family.frozen)]
     words = [word for word in re.split(r"[,\s]+", text) if word]
@@ -54,9 +55,9 @@ def choose_layers(names: Sequence[str], family: Adaptable, text: str) -> list[st
     chosen: set[str] = set()
     for word in words:
         for pattern in family.targets.get(word, (word,)):
-            found = [name for name in names if fnmatchcase(name, pattern)]
-            chosen.update(found)
-            if not found:
+            matches = [name for name in names if fnmatchcase(name, pattern)]
+            chosen.update(matches)
+            if not matches:
                 problems.append(Problem(FIELD, _no_match(word, pattern, names, family)))
     if problems:
         raise UserError(problems)
@@ -65,16 +66,16 @@ def choose_layers(names: Sequence[str], family: Adaptable, text: str) -> list[st
 
 def _no_match(word: str, pattern: str, names: list[str], family: Adaptable) -> str:
     if word != pattern:
-        return f"{word!r} asks for {pattern}, which this model does not have; {_near(pattern, names)}"
+        return f"{word!r} needs {pattern}, which this model does not have; {_near(pattern, names)}"
     if any(fnmatchcase(pattern, frozen) or fnmatchcase(pattern, frozen.rstrip("*") + "*") for frozen in family.frozen):
         return f"{word!r} names layers that are never trained ({', '.join(family.frozen)})"
     return f"{word!r} matches no layer{nearest(word, tuple(family.targets))}; {_near(pattern, names)}"
 
 
 def _near(pattern: str, names: list[str]) -> str:
-    """Near names, with block numbers replaced by `*`, for a list of 57 numbers helps nobody."""
+    """List similar names. Block numbers become `*`, because a list of 57 numbered names is not helpful."""
     kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names))
-    wanted = re.sub(r"\.\d+\.", ".*.", pattern, count=1)
-    by_end = [kind for kind in kinds if kind.endswith("." + wanted.lstrip("*."))]
-    near = by_end or difflib.get_close_matches(wanted, kinds, n=NUM_NEAR, cutoff=0.3) or kinds
-    return f"near: {', '.join(near[:NUM_NEAR])}"
+    generic_pattern = re.sub(r"\.\d+\.", ".*.", pattern, count=1)
+    by_end = [kind for kind in kinds if kind.endswith("." + generic_pattern.lstrip("*."))]
+    near = by_end or difflib.get_close_matches(generic_pattern, kinds, n=NUM_NEAR, cutoff=0.3) or kinds
+    return f"similar names: {', '.join(near[:NUM_NEAR])}"

@@ -1,12 +1,13 @@
-"""Gradient checkpointing, block by block: activations inside a block are computed again in the backward pass.
+"""Activation checkpointing per block: activations inside a block are recomputed in the backward pass.
 
-diffusers' own switch drops Chroma's mask in single blocks (LoRA gradient off by 0.58 relative, diffusers 0.42.1), so we
-wrap the blocks ourselves, with everything they are called with.
+diffusers' own implementation drops Chroma's mask in single blocks (the LoRA gradient is off by 0.58 relative, diffusers
+0.42.1). We therefore wrap the blocks ourselves and pass on all of their arguments.
 
-Only what gradients read is computed again. The products that end a block are gated and added to its input, and no gradient
-reads them: the second pass leaves them out, five twelfths of a single block's products, a third of a double block's. The last
-block is not computed again at all: when the backward pass begins, what it would keep is what it would compute first
-(docs/decisions/0020).
+Only what gradients read is recomputed. The matrix products at the end of a block are gated and added to its input, and
+no gradient reads them. The recomputation skips them: five twelfths of a single block's products, a third of a double
+block's.
+The last block is not recomputed at all: the backward pass starts with it, so recomputing would hold the same
+activations at the same time (docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-INTERVALS = (64, 8, 4, 3, 2, 1)  # of checkpointing, from the fastest
+INTERVALS = (64, 8, 4, 3, 2, 1)  # checkpointing intervals, fastest first
 
 
 def places_to_recompute(num_blocks: int, interval: int = 1, spare_last: bool = True) -> range:
-    """Of the blocks that checkpoint_blocks_ computes again: every `interval`-th, the first among them.
-
+    """Return the indices of the blocks that checkpoint_blocks_ recomputes: every `interval`-th, from the first.
     Args:
-        spare_last: not the last block. Where weights or activations leave the device it would have to bring back what it keeps.
+        num_blocks: Number of blocks.
+        interval: Distance between recomputed blocks.
+        spare_last: Don't recompute the last block. Set to False if weights or activations are offloaded, because the
+            activations that the last block stores would then have to be brought back.
     """
     return range(0, num_blocks - spare_last, interval)
 
 
 def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1, spare_last: bool = True) -> None:
-    """Recompute the activations of the blocks at recomputed_places in the backward pass.
+    """Recompute the activations of the blocks at places_to_recompute in the backward pass.
 
-    Same outputs and gradients; once is enough. Goes around what a block's forward is by then (memory/group_offload.py).
+    Outputs and gradients are unchanged. Repeated calls have no effect. Wraps the current forward of each block, so call
+    it after memory/group_offload.py.
     """
     for block in (blocks[i] for i in places_to_recompute(len(blocks), interval, spare_last)):
         if not is_checkpointed(block):
@@ -43,27 +47,28 @@ def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1, spare_las
 
 
 def store_blocks_(blocks: Sequence[nn.Module]) -> None:
-    """Undo checkpoint_blocks_: activations are stored again."""
+    """Undo checkpoint_blocks_: store activations again."""
     for block in blocks:
         if is_checkpointed(block):
             inner = block.__dict__.pop("forward").args[1]
-            if getattr(inner, "__self__", None) is not block:  # not the class's own: a wrapper lay within
+            if getattr(inner, "__self__", None) is not block:  # an inner wrapper, not the class's own forward
                 block.forward = inner
 
 
 def is_checkpointed(block: nn.Module) -> bool:
-    """Whether checkpoint_blocks_ was here."""
+    """Return whether checkpoint_blocks_ wrapped the block."""
     forward = block.__dict__.get("forward")
     return isinstance(forward, functools.partial) and forward.func is _recompute
 
 
 class Unread(AbstractContextManager[None]):
-    """Meanwhile these layers compute their first token alone and give it for all: autograd saves what it would, of the same shapes.
+    """Context manager in which layers compute only their first token and return it for all tokens.
 
-    Only for a pass whose result nobody reads, but for what autograd saves of it.
+    Autograd saves tensors of the same shapes as it would otherwise. Use it only for a forward pass whose outputs are
+    not used, but for what autograd saves.
 
     Args:
-        layers: Linears, or adapters over them (adapters/layer.py), whose results no gradient reads.
+        layers: Linear layers, or adapters of them (adapters/layer.py), whose outputs no gradient reads.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -85,14 +90,17 @@ class Unread(AbstractContextManager[None]):
 
 
 def unread_layers(block: nn.Module, *args: Any, **kwargs: Any) -> Sequence[nn.Module]:
-    """What a block that is called like this need not compute again. Compiled blocks save what their compiler chose: nothing of them."""
+    """Return the layers of a block that need not be recomputed when it is called with these arguments.
+
+    Returns none for compiled blocks: their compiler decides what is saved.
+    """
     if not hasattr(block, "unread_layers") or getattr(block, "is_compiled", False):
         return ()
     return block.unread_layers(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
 
 def _first_token(forward: Any, x: Tensor) -> Tensor:
-    """(..., in) -> (..., out), every row the first one's."""
+    """Map (..., in) to (..., out) where every row is the first one's output."""
     first = forward(x.flatten(0, -2)[:1])
     return first.expand(x.shape[:-1].numel(), -1).view(*x.shape[:-1], first.shape[-1])
 
@@ -102,14 +110,13 @@ def _recompute(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any
         return forward(*args, **kwargs)
     names, count = list(kwargs), len(args)
 
-    def again(*values: Any) -> Any:
+    def call(*values: Any) -> Any:
         return forward(*values[:count], **dict(zip(names, values[count:], strict=True)))
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), Unread(unread_layers(block, *args, **kwargs))
 
-    # By position: torch keeps tensors among keywords out of reach of hooks on what is saved (memory/activation_offload.py).
-    # Nothing in a block draws random numbers, so saving and restoring their state (a device sync) is left out.
-    return checkpoint(
-        again, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    # Pass keyword arguments by position: torch hides tensors in keyword arguments from the hooks on saved tensors
+    # (memory/activation_offload.py). Blocks draw no random numbers, so saving and restoring the random state (a device
+    # synchronization) is not needed.
+    return checkpoint(call, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False, context_fn=contexts)

@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, kept on the host instead of the device."""
+"""Activation offload: tensors saved for the backward pass are stored on the host instead of the device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..devices import works_beside
 
-MIN_BYTES = 4096  # below this a copy costs more than it frees
+MIN_BYTES = 4096  # copying smaller tensors costs more than it saves
 
 
 @dataclass(eq=False)
 class HostCopy:
-    """A saved tensor on the host, and the device it came from."""
+    """A saved tensor on the host.
+
+    Attributes:
+        tensor: The copy.
+        device: Device of the original.
+        source: Storage of the original.
+    """
 
     tensor: Tensor
     device: torch.device
@@ -27,11 +33,11 @@ class HostCopy:
 class SavedOnHost:
     """Pack and unpack hooks for torch.autograd.graph.saved_tensors_hooks.
 
-    Copies are pinned and asynchronous on a GPU; copy, reuse of the memory and way back are ordered by the one stream.
-    A tensor that several layers keep (the input of to_q, to_k and to_v) is copied once.
+    On a GPU, copies are pinned and asynchronous. The copy to the host, the reuse of the memory and the copy back run in
+    one stream, which orders them. A tensor that several layers save (the input of to_q, to_k and to_v) is copied once.
 
     Args:
-        stays: tensors that never leave, such as weights.
+        stays: Tensors that are never offloaded, such as weights.
     """
 
     def __init__(self, stays: Iterable[Tensor]):
@@ -39,22 +45,25 @@ class SavedOnHost:
         self._copies: WeakValueDictionary[tuple, HostCopy] = WeakValueDictionary()
 
     def pack(self, tensor: Tensor) -> Tensor | HostCopy:
+        """Copy a saved tensor to the host. Small tensors and those of `stays` are returned as they are."""
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() * tensor.element_size() < MIN_BYTES:
             return tensor
         storage = tensor.untyped_storage()
         if storage._cdata in self._stays:
             return tensor
         key = (
-            storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor._version,
+            storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype,
+            tensor._version,
         )  # fmt: skip
-        known = self._copies.get(key)
-        if known is not None and not known.source.expired():
-            return known
+        existing = self._copies.get(key)
+        if existing is not None and not existing.source.expired():
+            return existing
         copy = HostCopy(_to_host(tensor), tensor.device, StorageWeakRef(storage))
         self._copies[key] = copy
         return copy
 
     def unpack(self, value: Tensor | HostCopy) -> Tensor:
+        """Copy a packed tensor back to its device."""
         return value.tensor.to(value.device, non_blocking=True) if isinstance(value, HostCopy) else value
 
 
@@ -67,5 +76,5 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a copy that keeps the order of axes: kernels (and so the last bits) depend on it."""
+    """Return the strides of a dense copy with the same order of axes. Kernels, and so the last bits, depend on it."""
     return torch.empty_like(tensor, device="meta").stride()

@@ -1,4 +1,4 @@
-"""Frozen weights that wait in files: tensors mapped from disk stand in the place of those in RAM."""
+"""Disk offload: frozen weights are written to files and memory-mapped instead of held in RAM."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from .group_offload import find_frozen, inner_tensors, like, rebuilt
 
 
 def wait_on_disk_(blocks: Sequence[nn.Module], folder: Path) -> int:
-    """Write each block's frozen tensors to folder, once, and read them from there from now on. Returns the files' bytes.
+    """Write each block's frozen tensors to a folder once, and replace them by tensors mapped from the files.
 
     Args:
-        folder: named after what decides the weights (model, precision, quantisation): a file that is there is used.
+        blocks: The blocks.
+        folder: Must be named after everything that decides the weights (model, precision, quantization): existing files
+            are reused.
+    Returns:
+        Total size of the files in bytes.
     Raises:
-        UserError: the disk is full or can't be written to.
+        UserError: The disk is full or not writable.
     """
     total = 0
     for i, block in enumerate(blocks):
         path = folder / f"block-{i:03}.safetensors"
-        places = find_frozen(block)
-        plains = [inner_tensors(place.home.detach()) for place in places]
+        slots = find_frozen(block)
+        plains = [inner_tensors(slot.home.detach()) for slot in slots]
         if not path.is_file():
             _write(path, {f"{j}.{k}": t.contiguous() for j, ts in enumerate(plains) for k, t in enumerate(ts)})
         with safe_open(path, framework="pt", device="cpu") as file:
-            for j, place in enumerate(places):
+            for j, slot in enumerate(slots):
                 mapped = [file.get_tensor(f"{j}.{k}") for k in range(len(plains[j]))]
-                place.put(like(place.home, rebuilt(place.home.detach(), mapped)))
+                slot.put(like(slot.home, rebuilt(slot.home.detach(), mapped)))
         total += path.stat().st_size
     return total
 
@@ -48,5 +52,6 @@ def _write(path: Path, tensors: dict) -> None:
     except OSError as error:
         staging.unlink(missing_ok=True)
         raise UserError.at(
-            "offload_to_disk", f"{path.parent} can't be written: {error.strerror or error}; make room, or turn it off"
+            "offload_to_disk",
+            f"can't write to {path.parent}: {error.strerror or error}; free disk space, or turn offload_to_disk off",
         ) from error

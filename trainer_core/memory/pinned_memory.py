@@ -1,4 +1,4 @@
-"""Pinned copies of many tensors, close together."""
+"""Pinned copies of many tensors, packed into a few chunks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ ALIGNMENT = 64  # bytes
 
 
 class PinnedMemory:
-    """Gives out pinned memory from chunks whose sizes are powers of two.
+    """Allocates pinned memory from chunks whose sizes are powers of two.
 
-    torch's allocator rounds what is asked for up to the next of those (2.5 to 2.13): weights of 38 and 151 MB, pinned one by one, take 64
-    and 256. Where the tensors are pinned matters to nobody: they are read, and all are freed together.
+    torch's allocator rounds each pinned allocation up to a power of two (torch 2.5 to 2.13): weights of 38 and 151 MB,
+    pinned separately, take 64 and 256 MB. The tensors can share chunks, because they are read-only and all freed
+    together.
 
     Args:
-        total_bytes: of all that will come, so that the last chunk is no larger than it must.
+        total_bytes: Total size of all tensors to come, so that the last chunk is no larger than needed.
     """
 
     def __init__(self, total_bytes: int):
-        self._left, self._chunk, self._used = total_bytes, torch.empty(0, dtype=torch.uint8), 0
+        self._remaining, self._chunk, self._used = total_bytes, torch.empty(0, dtype=torch.uint8), 0
         self.reserved_bytes = 0
 
     def copy_in(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy of a tensor of the host."""
+        """Return a contiguous pinned copy of a host tensor."""
         size = bytes_of(tensor)
         if self._used + size > len(self._chunk):
-            wanted = max(min(self._left, CHUNK_BYTES), size)
-            self._chunk, self._used = torch.empty(_power_of_two(wanted), dtype=torch.uint8, pin_memory=True), 0
+            chunk_bytes = max(min(self._remaining, CHUNK_BYTES), size)
+            self._chunk, self._used = torch.empty(_power_of_two(chunk_bytes), dtype=torch.uint8, pin_memory=True), 0
             self.reserved_bytes += len(self._chunk)
         raw = self._chunk[self._used : self._used + tensor.numel() * tensor.element_size()]
-        self._used, self._left = self._used + size, self._left - size
+        self._used, self._remaining = self._used + size, self._remaining - size
         return raw.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """What it takes there."""
+    """Return the size of a tensor in a chunk, in bytes."""
     return -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
 
 

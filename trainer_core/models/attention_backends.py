@@ -1,4 +1,4 @@
-"""Which kernels compute: attention by name, and blocks compiled one by one."""
+"""Attention kernels selected by name, and per-block compilation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ CPU_COMPILERS = ("g++", "clang++", "cl")
 
 
 def attention(name: str, masked: str = "native") -> Attend:
-    """Attention by these kernels; "native" lets torch choose.
+    """Return an attention function that uses these kernels.
 
     Args:
-        masked: where there is a mask (a batch of prompts of different lengths), which flash kernels on GPUs don't take.
+        name: Kernel for calls without a mask: a key of BACKENDS, or "native" to let torch choose.
+        masked: Kernel for calls with a mask (a batch of prompts of different lengths). Flash kernels on GPUs don't
+            support masks.
     """
     if name == masked == "native":
         return attend
@@ -41,20 +43,20 @@ def attention(name: str, masked: str = "native") -> Attend:
 
 
 def set_attention_(transformer: nn.Module, name: str, masked: str = "native") -> int:
-    """Let every attention of the model compute by these kernels. Returns how many there are."""
-    found, kernel = attention_modules(transformer), attention(name, masked)
-    for module in found:
-        module.__dict__["attend"] = kernel  # one for all: each other function would be compiled anew
-    return len(found)
+    """Make every attention module of the model use these kernels. Return the number of modules."""
+    modules, kernel = attention_modules(transformer), attention(name, masked)
+    for module in modules:
+        module.__dict__["attend"] = kernel  # one function for all: torch.compile recompiles for each new function
+    return len(modules)
 
 
 def attention_modules(transformer: nn.Module) -> list[nn.Module]:
-    """Those whose `attend` computes attention."""
+    """Return the modules that have an `attend` function."""
     return [module for module in transformer.modules() if "attend" in module.__dict__]
 
 
 def compiler_fault(device: torch.device) -> str:
-    """'' where torch.compile finds what it needs for this device, else what is missing."""
+    """Return what torch.compile lacks for this device, or '' if nothing."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed (on Windows: pip install triton-windows)"
     if device.type == "cpu" and not any(map(shutil.which, CPU_COMPILERS)):
@@ -65,10 +67,10 @@ def compiler_fault(device: torch.device) -> str:
 
 
 def compile_blocks_(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Compile each block's forward, with lengths that may change.
+    """Compile each block's forward with dynamic sequence lengths.
 
-    Blocks of one kind share their code, so each kind is compiled once, not each block. Call it before
-    checkpoint_blocks_, which goes around what is compiled. Numbers change in their last bits: operations are fused.
+    Blocks of one class share their code, so each class is compiled once. Call this before checkpoint_blocks_, which
+    wraps the compiled forward. Results differ in their last bits, because operations are fused.
     """
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True, backend=backend)

@@ -1,9 +1,10 @@
-"""Which attention kernel computes right on a device, shown on what this model's blocks hand it.
+"""Check that an attention kernel is correct on a device, with the inputs that this model's blocks pass to it.
 
-A kernel that runs can be wrong: cuDNN's gave NaN in every gradient, and then illegal memory accesses, for the strides that a single
-block's backward pass hands it, where it was right alone on contiguous tensors (H200, torch 2.11, bf16). So a kernel is shown to be
-right before it trains: on random numbers in the model's dtype, with the run's own numbers of tokens, through the rotation before it
-and the join or the split behind it, outputs and gradients against the slow kernel in fp32.
+A kernel that runs can still be wrong: cuDNN's returned NaN in every gradient, then illegal memory accesses, for the
+strides that a single block's backward pass hands it, although it was correct on contiguous tensors (H200, torch 2.11,
+bf16). A kernel is therefore checked before it is used for training. The check uses random inputs in the model's dtype,
+the run's own token counts, the rotary positions before the kernel and the join or split after it. It compares outputs
+and gradients with the math kernel in fp32.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from ..seeds import generator
 from .attention_backends import attention
 from .mmdit_layers import Attend, attend_positions, join
 
-# Relative to the size of what is right. Half precision rounds by 2^-9 (bf16): kernels that are right were off by 0.004 (H200). fp32:
-# products may run in TF32.
+# Limits of the error relative to the reference. bf16 rounds by 2^-9: correct kernels had an error of 0.004 (H200). In
+# fp32, products may run in TF32.
 HALF_ERROR, FULL_ERROR = 0.03, 0.005
-MAX_BATCH = 2  # two samples show the strides of any batch
+MAX_BATCH = 2  # two samples have the strides of any batch
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What one attention of a model meets. text, image: tokens. head_width: 128 in Chroma and Flux, with 24 heads."""
+    """Input shape of one attention call.
+
+    Attributes:
+        batch: Samples.
+        text: Text tokens.
+        image: Image tokens.
+        heads: Heads; 24 in Chroma and Flux.
+        head_width: Width of one head; 128 in Chroma and Flux.
+    """
 
     batch: int
     text: int
@@ -43,28 +52,29 @@ class AttentionShape:
 def kernel_fault(
     name: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype, masked: bool = False
 ) -> str:
-    """'' where this kernel's outputs and gradients are right, in a double and in a single block; else what is wrong.
+    """Return what is wrong with this kernel's outputs or gradients in a double or single block, or '' if nothing.
 
     Args:
-        name: see kernels.attention.
-        masked: with a mask that leaves out some text tokens of the first sample.
+        name: See attention_backends.attention.
+        shape: Input shape.
+        device: Device of the check.
+        dtype: Dtype of the inputs.
+        masked: Use a mask that excludes some text tokens of the first sample.
     Raises:
-        torch.OutOfMemoryError: there is no room to try it.
+        torch.OutOfMemoryError: Not enough memory for the check.
     """
     kernel = attention(name, masked=name)
     for block in (_double_block, _single_block):
         try:
-            with (
-                warnings.catch_warnings(record=True) as reasons,
-                torch.enable_grad(),
-            ):  # torch warns why a kernel refuses
+            # torch warns why a kernel refuses its inputs.
+            with warnings.catch_warnings(record=True) as reasons, torch.enable_grad():
                 warnings.simplefilter("always")
                 fault = block(kernel, shape, device, dtype, masked)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            told = [str(entry.message).splitlines()[0] for entry in reasons if "kernel" in str(entry.message)]
-            return f"does not run ({'; '.join([reason_of(error), *told[-1:]])})"
+            warning_texts = [str(entry.message).splitlines()[0] for entry in reasons if "kernel" in str(entry.message)]
+            return f"does not run ({'; '.join([reason_of(error), *warning_texts[-1:]])})"
         if fault:
             return fault
     return ""
@@ -72,7 +82,17 @@ def kernel_fault(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Random numbers of one block's attention: query, key, value and the result's gradient, (B, tokens, heads * head width) each."""
+    """Random inputs of one block's attention.
+
+    Attributes:
+        query: (B, tokens, heads * head width), as are key, value and gradient.
+        key: Keys.
+        value: Values.
+        gradient: Gradient of the output.
+        positions: Cosines and sines, (tokens, head width) each.
+        mask: None, or boolean (B, tokens).
+        heads: Number of heads.
+    """
 
     query: Tensor
     key: Tensor
@@ -87,7 +107,7 @@ class _Inputs:
         source = generator(0, "attention check", str(shape), device=device)
         tokens, batch = shape.text + shape.image, min(shape.batch, MAX_BATCH)
         size = batch, tokens, shape.heads * shape.head_width
-        # Norms make queries and keys of size 1 a feature; values and gradients are of any size.
+        # Queries and keys are normalized to size 1 per feature; values and gradients may have any size.
         query, key, value, gradient = (torch.randn(size, generator=source, device=device).to(dtype) for _ in range(4))
         angles = torch.randn(tokens, shape.head_width // 2, generator=source, device=device).repeat_interleave(2, dim=1)
         mask = None
@@ -97,11 +117,11 @@ class _Inputs:
         return cls(query, key, value, gradient, (angles.cos(), angles.sin()), mask, shape.heads)
 
     def of_heads(self, x: Tensor) -> Tensor:
-        """(B, tokens, width) -> (B, tokens, heads, head width)."""
+        """Split (B, tokens, width) into heads: (B, tokens, heads, head width)."""
         return x.unflatten(-1, (self.heads, -1))
 
     def one_head(self, x: Tensor, head: int) -> Tensor:
-        """(B, tokens, width) -> (B, tokens, 1, head width), fp32."""
+        """Select one head of (B, tokens, width): (B, tokens, 1, head width), fp32."""
         return self.of_heads(x)[:, :, head : head + 1].float()
 
 
@@ -109,7 +129,7 @@ Block = Callable[[Attend, AttentionShape, torch.device, torch.dtype, bool], str]
 
 
 def _double_block(kernel: Attend, shape: AttentionShape, device: torch.device, dtype: torch.dtype, masked: bool) -> str:
-    """Text and image come from projections of their own, and their results go to projections of their own."""
+    """Check a double block: text and image have separate projections before and after attention."""
     inputs = _Inputs.draw(shape, device, dtype, masked)
     sizes = [shape.text, shape.image]
     leaves = [
@@ -120,12 +140,12 @@ def _double_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
     result = attend_positions(kernel, query, key, value, inputs.positions, inputs.mask)
     flat = [leaf for parts in leaves for leaf in parts]
     gradients = torch.autograd.grad(result.split(sizes, dim=1), flat, inputs.gradient.split(sizes, dim=1))
-    together = [torch.cat(gradients[i : i + 2], dim=1) for i in (0, 2, 4)]
-    return _difference(inputs, result.detach(), together)
+    merged = [torch.cat(gradients[i : i + 2], dim=1) for i in (0, 2, 4)]
+    return _difference(inputs, result.detach(), merged)
 
 
 def _single_block(kernel: Attend, shape: AttentionShape, device: torch.device, dtype: torch.dtype, masked: bool) -> str:
-    """The result is joined with the feed-forward's, four times as wide, for one projection: its gradient comes back as a part."""
+    """Check a single block: the output is joined with the 4x wider feed-forward output, so its gradient is a slice."""
     inputs = _Inputs.draw(shape, device, dtype, masked)
     leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
     query, key, value = map(inputs.of_heads, leaves)
@@ -137,7 +157,10 @@ def _single_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
 
 
 def _difference(inputs: _Inputs, result: Tensor, gradients: Sequence[Tensor]) -> str:
-    """'' where result and gradients are right, see kernel_fault. Compared on the first and the last head: a reference of all would take T^2 numbers each."""
+    """Return what is wrong with the result or gradients, or '' if nothing, see kernel_fault.
+
+    Only the first and the last head are compared: a reference of all heads would need T^2 elements for each.
+    """
     if not bool(result.isfinite().all()):
         return "its output is not finite"
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
@@ -145,8 +168,8 @@ def _difference(inputs: _Inputs, result: Tensor, gradients: Sequence[Tensor]) ->
     limit = FULL_ERROR if result.dtype in (torch.float32, torch.float64) else HALF_ERROR
     names = ("output", "gradient of queries", "gradient of keys", "gradient of values")
     for head in {0, inputs.heads - 1}:
-        right = _reference(inputs, head)
-        for name, ours, exact in zip(names, (result, *gradients), right, strict=True):
+        references = _reference(inputs, head)
+        for name, ours, exact in zip(names, (result, *gradients), references, strict=True):
             error = float((inputs.one_head(ours, head) - exact).norm() / exact.norm())
             if not error <= limit:
                 return f"its {name} is off by {error:.2g} of its size"
@@ -154,7 +177,7 @@ def _difference(inputs: _Inputs, result: Tensor, gradients: Sequence[Tensor]) ->
 
 
 def _reference(inputs: _Inputs, head: int) -> list[Tensor]:
-    """Output and gradients of one head by the slow kernel in fp32, (B, tokens, 1, head width) each."""
+    """Return one head's output and gradients from the math kernel in fp32, (B, tokens, 1, head width) each."""
     query, key, value = (inputs.one_head(x, head).requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
     result = attend_positions(attention("math", masked="math"), query, key, value, inputs.positions, inputs.mask)
     gradients = torch.autograd.grad(result, [query, key, value], inputs.one_head(inputs.gradient, head).flatten(2))

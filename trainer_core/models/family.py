@@ -1,6 +1,7 @@
-"""What a model family brings. One file and one registry line add a family; tests/contracts/ runs over all of them.
+"""The interface of a model family.
 
-A family holds no state: every method takes what it needs.
+Adding a family takes one file and one line in the registry; tests/contracts/ runs over every registered family.
+A family holds no state: every method receives what it needs as arguments.
 """
 
 from __future__ import annotations
@@ -22,119 +23,137 @@ Convert = Callable[[str, nn.Linear], nn.Module]
 
 
 class TextEncoder(Protocol):
-    """Prompts -> embeddings, with the family's own rule of length."""
+    """Encodes prompts. The family decides how a prompt is truncated and padded."""
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One (rows, width) tensor a prompt, on the CPU, in the encoder's dtype. What rows are is known to `predict`: tokens,
-        and whatever else the transformer is told of a prompt."""
+        """Return one (rows, width) tensor per prompt, on the CPU, in the encoder's dtype.
+
+        Only `predict` interprets the rows: they are token embeddings, plus any other conditioning that the transformer
+        takes from the prompt.
+        """
         ...
 
 
 class ImageCodec(Protocol):
-    """Pictures <-> normalised latents."""
+    """Converts between images and normalized latents."""
 
-    factor: int  # pixels a latent cell, along an edge
+    factor: int  # pixels per latent cell along each edge
     channels: int
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), the mean, shifted and scaled; fp32, CPU."""
+        """Encode (B, 3, H, W) in [-1, 1] to (B, channels, H / factor, W / factor), fp32, on the CPU.
+
+        The result is the mean of the latent distribution, shifted and scaled.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back: (B, 3, H, W) in [-1, 1], fp32, CPU."""
+        """Decode latents to (B, 3, H, W) in [-1, 1], fp32, on the CPU."""
         ...
 
     def move_(self, device: torch.device) -> None:
-        """Where it computes from now on."""
+        """Move the codec to a device."""
         ...
 
     def economise_(self, tiling: bool, slicing: bool) -> None:
-        """Take less memory: work in tiles, or on one picture after the other. Last bits may change."""
+        """Use less memory: work in tiles, or on one image at a time. The last bits of the result may change."""
         ...
 
 
 class Family(Protocol):
-    """Everything the engine asks of a model family."""
+    """Everything the trainer needs from a model family."""
 
     name: str
-    pixel_step: int  # picture edges are multiples of this (VAE factor x patch)
-    full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantised
-    frozen: tuple[str, ...]  # fnmatch patterns of modules that a LoRA never touches
+    pixel_step: int  # image edges are multiples of this (VAE factor x patch size)
+    full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
+    frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        """What is wrong with the model's files, without loading weights: missing parts, wrong files, no network."""
+        """Return the problems with the model's files (missing parts, wrong files, no network). Loads no weights."""
         ...
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
-        """What a LoRA's header says of its base: ss_base_model_version, and modelspec.architecture, such as "chroma/lora"."""
+        """Return the LoRA metadata that describes the base model.
+
+        The keys are ss_base_model_version and modelspec.architecture (such as "chroma/lora").
+        """
         ...
 
     def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
-        """The settings as this model is trained with them: a flavour may ask for its own noise levels."""
+        """Return the training settings for this model. A flavor may replace the sigma distribution."""
         ...
 
     def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
-        """The settings as pictures are drawn with them: steps, cfg, scheduler and shift of the model where they are left to it."""
+        """Return the sampling settings, with the model's own steps, cfg, scheduler and shift where none are set."""
         ...
 
     def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
-        """What a person should know before pictures are drawn so, mostly nothing: ''."""
+        """Return a warning about sampling this model with these settings, or ''."""
         ...
 
     def takes_references(self, model: ModelConfig) -> bool:
-        """Whether it makes pictures out of others: then every picture that is trained has one to start from."""
+        """Return whether the model generates images from reference images. Each training image then needs one."""
         ...
 
     def text_rows(self, model: ModelConfig, num_tokens: int) -> int:
-        """Rows of the longest prompt's tensor, whose real tokens are this many."""
+        """Return the number of rows that `encode` returns for a prompt of num_tokens tokens (without padding)."""
         ...
 
     def identity(self, model: ModelConfig, part: str) -> str:
-        """Hex digest that names a part's weights and rules, from samples of its files (not from paths): a cache's key.
+        """Return a hex digest of a part's weights and rules, for use as a cache key.
 
-        part: "transformer", "text_encoder" (with tokenizer and rule of length) or "codec" (with normalisation).
+        The digest is computed from samples of the files' contents, not from their paths.
+
+        Args:
+            model: The model.
+            part: "transformer", "text_encoder" (includes the tokenizer and the length rule) or "codec" (includes the
+                normalization).
         """
         ...
 
     def load_text_encoder(
         self, model: ModelConfig, device: torch.device, convert: Convert | None = None
     ) -> TextEncoder:
-        """convert: see load_transformer."""
+        """Load the text encoder. For `convert`, see load_transformer."""
         ...
 
     def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        """The encoder's modules as they would be loaded, on the meta device: (1, tokens) ids and booleans -> (1, tokens, width).
+        """Return the text encoder's modules on the meta device. Reads file headers, no weights.
 
-        Reads headers, no weights.
+        The module takes ids and a boolean mask, (1, tokens) each, and returns (1, tokens, width).
         """
         ...
 
-    def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec: ...
+    def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec:
+        """Load the VAE onto a device."""
+        ...
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        """Its modules on the meta device, with every buffer that no file holds; reads headers, no weights."""
+        """Return the transformer on the meta device, with the buffers that no file holds. Reads file headers only."""
         ...
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        """On the CPU, in the model's dtype, frozen, in eval mode.
+        """Load the transformer on the CPU, in the model's dtype, frozen, in eval mode.
 
         Args:
-            convert: from a Linear's full name and the filled layer, what takes its place, such as a quantised one. Then one layer
-                after the other is read, converted and freed, and what stays is not mapped from the files.
+            model: The model.
+            convert: Called with the full name and the loaded layer of each Linear; returns its replacement, such as a
+                quantized layer. Layers are then read, converted and freed one at a time, and the remaining tensors are
+                copied instead of memory-mapped.
         """
         ...
 
     def blocks(self, transformer: nn.Module) -> list[nn.Module]:
-        """The repeated blocks, in order: what is checkpointed, compiled and offloaded one by one."""
+        """Return the repeated blocks in order. Each is checkpointed, compiled and offloaded separately."""
         ...
 
     def prepare_(self, transformer: nn.Module, model: ModelConfig) -> None:
-        """What is put on a loaded and quantised transformer before a LoRA is, such as an assistant that helps it to train."""
+        """Modify a loaded (and quantized) transformer before the LoRA is injected, such as adding an assistant LoRA."""
         ...
 
     def drawing(self, transformer: nn.Module) -> AbstractContextManager[None]:
-        """While it lasts `predict` draws pictures: with the guidance of drawing, and without what only helps to train."""
+        """Context manager for sampling: uses the sampling guidance and disables training-only parts."""
         ...
 
     def predict(
@@ -146,15 +165,18 @@ class Family(Protocol):
         reference: Tensor | None = None,
         route: Route | None = None,
     ) -> Tensor:
-        """The velocity noise - x0 at x_sigma.
+        """Predict the velocity, noise - x0, at x_sigma.
 
         Args:
-            x_sigma: (B, channels, h, w), in the transformer's dtype or fp32.
-            sigma: (B,), fp32, in [0, 1].
-            text: B tensors (rows, width) of the text encoder, lengths may differ; how they are batched and masked is the family's rule.
-            reference: clean latents to start from, (B, channels, any h, any w); only where it takes references.
-            route: which of the picture's tokens skip which blocks, for training; None: none does. References go through all.
+            transformer: The model.
+            x_sigma: Noisy latents, (B, channels, h, w), in the transformer's dtype or fp32.
+            sigma: Noise levels in [0, 1], (B,), fp32.
+            text: B tensors (rows, width) from the text encoder. Lengths may differ; the family decides how they are
+                batched and masked.
+            reference: Clean reference latents, (B, channels, any h, any w). Only for models that take references.
+            route: Which image tokens skip which blocks during training. None: no token skips a block. Reference tokens
+                never skip one.
         Returns:
-            (B, channels, h, w), fp32.
+            The velocity, (B, channels, h, w), fp32.
         """
         ...

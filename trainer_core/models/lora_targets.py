@@ -1,6 +1,7 @@
-"""Which layers a LoRA of Chroma or Flux may touch, by name: presets, and the names themselves as the model's files say them.
+"""Layers that a LoRA of Chroma or Flux may train, by name: presets, and the layer names derived from the model's files.
 
-Needs no torch, so that a workflow's targets are checked before anything heavy is imported. The same blocks are in both models.
+Does not need torch, so that a workflow's targets are checked before anything heavy is imported. Both models have the
+same blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .loading.locate import is_local, load_shipped_config
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
 TEXT_ATTENTION = ("*.attn.add_q_proj", "*.attn.add_k_proj", "*.attn.add_v_proj", "*.attn.to_add_out")
 TEXT_MLP = ("*.ff_context.net.0.proj", "*.ff_context.net.2")
-# Not `*proj_out`: that takes the final projection as well.
+# Not `*proj_out`, which also matches the final projection.
 MLP = ("*.ff.net.0.proj", "*.ff.net.2", *TEXT_MLP, "*.proj_mlp", "single_transformer_blocks.*.proj_out")
 MODULATIONS = ("*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.norm.linear")
 TARGETS = {
@@ -42,12 +43,16 @@ ENDS = ("context_embedder", "x_embedder", "proj_out")
 
 @dataclass(frozen=True)
 class Linears:
-    """Of one family.
+    """The Linear layers of one family.
 
     Args:
-        targets: preset name -> patterns of names. frozen: patterns of what a LoRA never touches.
-        double, single: layers of one block of each kind. ends: those outside of the blocks.
-        released: config of the released model, for files that are not here yet. class_name: of a config.json of this family.
+        targets: Preset name -> patterns of layer names.
+        frozen: Patterns of layers that are never trained.
+        double: Layers of one double block.
+        single: Layers of one single block.
+        ends: Layers outside of the blocks.
+        released: Config of the released model, for files that are not downloaded yet.
+        class_name: Class name in a config.json of this family.
     """
 
     targets: Mapping[str, tuple[str, ...]]
@@ -59,7 +64,7 @@ class Linears:
     class_name: str
 
     def names(self, model: ModelConfig) -> list[str] | None:
-        """Every layer that a LoRA may touch; None where the files that are here can't be read: the run says why."""
+        """Return every layer that a LoRA may train. None: local files can't be read; the run reports why."""
         counts = self._counts(model)
         if counts is None:
             return None
@@ -68,7 +73,7 @@ class Linears:
         return [*self.ends, *inside]
 
     def num_blocks(self, model: ModelConfig) -> int | None:
-        """Double and single ones; None where the files that are here can't be read."""
+        """Return the number of double and single blocks. None: local files can't be read."""
         counts = self._counts(model)
         return None if counts is None else sum(counts)
 
@@ -76,25 +81,26 @@ class Linears:
         try:
             if model.transformer_file:
                 file = Path(model.transformer_file)
-                config = _config(file.parent / "config.json")
-                return _of(config) if config.get("_class_name") == self.class_name else _of_keys(header_of(file)[0])
+                config = _read_config(file.parent / "config.json")
+                is_ours = config.get("_class_name") == self.class_name
+                return _count_in_config(config) if is_ours else _count_in_keys(header_of(file)[0])
             if is_local(model.repo):
-                return _of(_config(Path(model.repo) / "transformer" / "config.json"))
-            return _of(load_shipped_config(self.released))
+                return _count_in_config(_read_config(Path(model.repo) / "transformer" / "config.json"))
+            return _count_in_config(load_shipped_config(self.released))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
-def _of(config: Mapping[str, Any]) -> tuple[int, int]:
+def _count_in_config(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(config["num_layers"]), int(config["num_single_layers"])
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _of_keys(keys: Iterable[str]) -> tuple[int, int]:
-    found: dict[str, set[int]] = {"double": set(), "single": set()}
+def _count_in_keys(keys: Iterable[str]) -> tuple[int, int]:
+    indices: dict[str, set[int]] = {"double": set(), "single": set()}
     for key in keys:
         words = key.split(".")
         for i, word in enumerate(words[:-1]):
@@ -102,11 +108,11 @@ def _of_keys(keys: Iterable[str]) -> tuple[int, int]:
                 word, "single" if word == "single_transformer_blocks" else ""
             )
             if kind and words[i + 1].isdigit():
-                found[kind].add(int(words[i + 1]))
+                indices[kind].add(int(words[i + 1]))
                 break
-    if not found["double"]:
+    if not indices["double"]:
         raise ValueError("no blocks")
-    return len(found["double"]), len(found["single"])
+    return len(indices["double"]), len(indices["single"])
 
 
 CHROMA = Linears(

@@ -1,4 +1,4 @@
-"""A table of embeddings for models that are built without memory."""
+"""An embedding layer for models that are created on the meta device."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 class Embedding(nn.Embedding):
-    """torch's own, but on the meta device it begins with nothing.
+    """torch's nn.Embedding without initialization on the meta device.
 
-    There are no numbers to draw there, and asked for them torch would load its compiler: 1.5 to 2 s of a start.
+    There is nothing to initialize there, but torch would load its compiler for it: 1.5 to 2 s of startup time.
     """
 
     def reset_parameters(self) -> None:

@@ -1,7 +1,7 @@
-"""What the blocks of Flux and Chroma are made of: attention over text and picture together, rotary positions, feed-forward.
+"""Layers of the Flux and Chroma blocks: joint attention over text and image tokens, rotary positions, feed-forward.
 
-Parameters have diffusers' names and order (its files load, and a LoRA's layers are drawn in the same order), but nothing
-is imported from it: that import takes longer than all else before the first step.
+Parameters have diffusers' names and order: diffusers' files load, and LoRA layers are initialized in the same order.
+Nothing is imported from diffusers, because that import takes longer than everything else before the first step.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# (query, key, value, mask) -> as query; (B, heads, tokens, width) each, mask None or boolean, broadcast to (B, heads, T, T).
+# (query, key, value, mask) -> a tensor like query. Each is (B, heads, tokens, width). The mask is None or boolean and
+# broadcasts to (B, heads, T, T).
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (planner/meta_counter.py)
+COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: planner/meta_counter.py must count the ops that run
 
 ON_CUDA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(width)) value, by the kernel that torch finds best.
+    """Return softmax(query key^T / sqrt(width)) value, with the kernel that torch selects.
 
-    On CUDA cuDNN's is left out: torch prefers it on new cards, where it was wrong (see Join). train/attention_choice.py chooses for training.
+    On CUDA the cuDNN kernel is disabled: torch prefers it on new GPUs, where it returned wrong gradients (see Join).
+    train/attention_choice.py selects the kernel for training.
     """
     if query.device.type == "cuda":
         with sdpa_kernel(ON_CUDA):
@@ -33,31 +35,32 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-Made = TypeVar("Made", bound="FromConfig")
+ModuleT = TypeVar("ModuleT", bound="FromConfig")
 
 
 class FromConfig(nn.Module):
     """A module whose constructor takes the entries of a diffusers config.json."""
 
-    config: dict[str, Any]  # what it was made from
+    config: dict[str, Any]  # the config that the module was created from
 
     @classmethod
-    def from_config(cls: type[Made], config: dict[str, Any]) -> Made:
-        """From a config.json of diffusers; entries that are no argument are left out."""
-        known = inspect.signature(cls).parameters
-        model = cls(**{key: value for key, value in config.items() if key in known})
+    def from_config(cls: type[ModuleT], config: dict[str, Any]) -> ModuleT:
+        """Create a module from a diffusers config.json. Entries that are not constructor arguments are ignored."""
+        parameters = inspect.signature(cls).parameters
+        model = cls(**{key: value for key, value in config.items() if key in parameters})
         model.config = dict(config)
         return model
 
     def restore_buffers_(self) -> None:
-        """Compute anew what is in no file, and what a model built on the meta device therefore lacks."""
+        """Recompute the buffers that no file holds, which a model created on the meta device lacks."""
 
 
 class RotaryPositions(nn.Module):
-    """Angles of rotary positions: pair i of an axis turns by position * theta^(-2 i / width of the axis).
+    """Rotary position embedding: pair i of an axis rotates by position * theta^(-2 i / width of the axis).
 
     Args:
-        axes: width of each axis' share of a head, all even.
+        axes: Width of each axis' share of a head. All must be even.
+        theta: Base of the frequencies.
     Source: Su et al. 2021, arXiv:2104.09864.
     """
 
@@ -66,47 +69,52 @@ class RotaryPositions(nn.Module):
         self.axes, self.theta = tuple(axes), theta
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens, axes) -> cosines and sines, (tokens, head width) fp32 each; each angle twice, for both of its pair."""
-        places = ids.cpu().double()  # some devices have no fp64
-        angles = torch.cat([self._angles(places[:, i], width) for i, width in enumerate(self.axes)], dim=1)
+        """Map ids (tokens, axes) to cosines and sines, (tokens, head width) fp32 each, with every angle twice."""
+        coordinates = ids.cpu().double()  # some devices have no fp64
+        angles = torch.cat([self._angles(coordinates[:, i], width) for i, width in enumerate(self.axes)], dim=1)
         cosines, sines = (part.repeat_interleave(2, dim=1).float() for part in (angles.cos(), angles.sin()))
         return cosines.to(ids.device), sines.to(ids.device)
 
-    def _angles(self, places: Tensor, width: int) -> Tensor:
+    def _angles(self, coordinates: Tensor, width: int) -> Tensor:
         speeds = 1.0 / self.theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-        return torch.outer(places, speeds)
+        return torch.outer(coordinates, speeds)
 
 
 def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (a, b) of a head's features: (a + ib) (cos + i sin), in fp32.
+    """Rotate each pair (a, b) of a head's features: (a + ib) (cos + i sin), in fp32.
 
-    One complex product where the device has them, 2.5 times as fast as four real ones on a CPU; compilers can't fuse those,
-    so real ones for them.
+    Eager mode uses one complex product where the device supports it, which is 2.5 times as fast as four real products
+    on a CPU. Compilers can't fuse complex products, so compiled code uses real ones.
 
     Args:
         x: (B, tokens, heads, width).
-        positions: cosines and sines, (tokens, width) or (B, tokens, width) each, see RotaryPositions.
+        positions: Cosines and sines, (tokens, width) or (B, tokens, width) each, see RotaryPositions.
     """
     cosines, sines = (part[..., None, ::2] for part in positions)
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type in COMPLEX_DEVICES and not torch.compiler.is_compiling():
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
     else:
         a, b = pairs.unbind(-1)
-        turned = torch.stack([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+        rotated = torch.stack([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def attend_positions(
     attend: Attend, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
 ) -> Tensor:
-    """Rotary positions, then attention: (B, tokens, heads, head width) each -> (B, tokens, width).
+    """Apply rotary positions, then attention: (B, tokens, heads, head width) each -> (B, tokens, width).
 
-    The kernel gets views of what the projections gave, (B, heads, tokens, width) with the strides of (B, tokens, heads, width):
-    nothing is copied. attention_check.py hands kernels the same.
+    The kernel receives views of the projections' outputs, (B, heads, tokens, width) with the strides of
+    (B, tokens, heads, width); nothing is copied. attention_check.py passes the same strides to the kernels.
 
     Args:
-        mask: boolean (B, tokens), False is not attended; what the queries of such tokens take matters to nobody.
+        attend: The attention function.
+        query: Queries, before rotation.
+        key: Keys, before rotation.
+        value: Values.
+        positions: Cosines and sines, see RotaryPositions.
+        mask: Boolean (B, tokens); False tokens are not attended to. The outputs at those tokens are not used.
     """
     query, key = rotate(query, positions).transpose(1, 2), rotate(key, positions).transpose(1, 2)
     allowed = None if mask is None else mask[:, None, None, :]
@@ -114,10 +122,11 @@ def attend_positions(
 
 
 class Join(torch.autograd.Function):
-    """Two parts side by side, (B, tokens, a) and (B, tokens, b) -> (B, tokens, a + b); the first one's gradient is contiguous.
+    """Concatenate two tensors, (B, tokens, a) and (B, tokens, b); the first one's gradient is contiguous.
 
-    Autograd's own gradient of a concatenation is a slice of the whole, whose rows are a + b apart. Attention kernels get it as
-    they are, and cuDNN's backward reads it as if its rows were a apart: NaN, then reads beyond its end (H200, torch 2.11).
+    Autograd's own gradient of a concatenation is a slice whose rows are a + b apart. It reaches the attention kernel
+    with these strides, and cuDNN's backward reads it as if the rows were a apart: NaN, then out-of-bounds reads (H200,
+    torch 2.11).
     """
 
     @staticmethod
@@ -131,17 +140,18 @@ class Join(torch.autograd.Function):
 
 
 def join(attended: Tensor, widened: Tensor) -> Tensor:
-    """What attention and feed-forward of a single block give, side by side. See Join."""
+    """Concatenate the attention and feed-forward outputs of a single block. See Join."""
     return Join.apply(attended, widened)  # pyright: ignore[reportReturnType]
 
 
 class SelfAttention(nn.Module):
-    """Attention of all tokens to all, queries and keys normalised and turned by their positions.
+    """Self-attention over all tokens, with normalized queries and keys and rotary positions.
 
-    The result is not projected: single blocks project it together with their feed-forward part.
+    The output is not projected: single blocks project it together with their feed-forward part.
 
     Args:
-        width: of tokens; heads * head_width.
+        width: Token width, heads * head_width.
+        head_width: Width of one head.
     """
 
     def __init__(self, width: int, head_width: int):
@@ -151,17 +161,17 @@ class SelfAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """(B, tokens, width) -> the same."""
+        """Map (B, tokens, width) to the same shape."""
         query, key, value = (self.heads(part) for part in (self.to_q(x), self.to_k(x), self.to_v(x)))
         return attend_positions(self.attend, self.norm_q(query), self.norm_k(key), value, positions, mask)
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, tokens, width) -> (B, tokens, heads, head width)."""
+        """Split (B, tokens, width) into heads: (B, tokens, heads, head width)."""
         return x.unflatten(-1, (-1, self.head_width))
 
 
 class JointAttention(SelfAttention):
-    """Text and image tokens attend each other, each kind with projections of its own, of the result too."""
+    """Joint attention over text and image tokens. Each modality has its own input and output projections."""
 
     def __init__(self, width: int, head_width: int):
         super().__init__(width, head_width)
@@ -173,7 +183,7 @@ class JointAttention(SelfAttention):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, image: Tensor, text: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Image (B, I, width) and text (B, T, width) -> what each took. Text comes first in positions and mask."""
+        """Map image (B, I, width) and text (B, T, width) to (image, text). Text comes first in positions and mask."""
         heads = self.heads
         query = torch.cat(
             [self.norm_added_q(heads(self.add_q_proj(text))), self.norm_q(heads(self.to_q(image)))], dim=1
@@ -186,18 +196,18 @@ class JointAttention(SelfAttention):
 
 
 class FeedForward(nn.Module):
-    """width -> 4 width -> width, GELU (tanh) between."""
+    """width -> 4 width -> width, with GELU (tanh) in between."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.Sequential(_Widened(width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(_UpProjection(width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-class _Widened(nn.Module):
-    """Holds a Linear under the name that it has in files."""
+class _UpProjection(nn.Module):
+    """Linear and GELU; the Linear has the name that it has in files."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -212,12 +222,12 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x) (1 + scale) + shift, the norm without weights of its own. shift, scale: (B, 1, width)."""
+    """Return layer_norm(x) (1 + scale) + shift. The norm has no weights; shift and scale are (B, 1, width)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def finite(x: Tensor) -> Tensor:
-    """In fp16, sums of blocks can leave its range."""
+    """Clip fp16 to its finite range, which sums of blocks can exceed."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
 
 
@@ -226,7 +236,7 @@ def _norm(width: int) -> nn.RMSNorm:
 
 
 class DoubleBlock(nn.Module):
-    """Text and picture in streams of their own that attend each other."""
+    """Text and image tokens in separate streams, with joint attention."""
 
     def __init__(self, width: int, head_width: int):
         super().__init__()
@@ -242,7 +252,16 @@ class DoubleBlock(nn.Module):
         positions: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(text, image). rows: (B, 6, 1, width): shift, scale, gate of attention, then of the feed-forward part."""
+        """Return (text, image).
+
+        Args:
+            image: (B, image tokens, width).
+            text: (B, text tokens, width).
+            image_rows: (B, 6, 1, width): shift, scale and gate of attention, then of the feed-forward part.
+            text_rows: The same for text.
+            positions: Cosines and sines of all tokens, text first.
+            mask: None, or boolean over all tokens, text first.
+        """
         a, c = image_rows.unbind(1), text_rows.unbind(1)
         from_image, from_text = self.attn(modulate(image, a[0], a[1]), modulate(text, c[0], c[1]), positions, mask)
         image = torch.addcmul(image, a[2], from_image)
@@ -254,16 +273,15 @@ class DoubleBlock(nn.Module):
     def unread_layers(
         self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any
     ) -> list[nn.Module]:
-        """Layers whose results are gated and added to the block's, so that no gradient reads them; called as forward is."""
-        if (
-            image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16
-        ):  # gates learn; finite() reads
+        """Return the layers whose outputs are only gated and added, so no gradient reads them. Call like forward."""
+        # The gradient of a trained gate reads the layer's output, and so does finite().
+        if image_rows.requires_grad or text_rows.requires_grad or image.dtype == torch.float16:
             return []
         return [self.ff.net[2], self.ff_context.net[2]]
 
 
 class SingleBlock(nn.Module):
-    """One stream; attention and feed-forward side by side."""
+    """One stream of tokens, with attention and feed-forward in parallel."""
 
     def __init__(self, width: int, head_width: int):
         super().__init__()
@@ -274,12 +292,12 @@ class SingleBlock(nn.Module):
     def forward(
         self, joint: Tensor, rows: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """(B, tokens, width) -> the same. rows: (B, 3, 1, width): shift, scale, gate."""
+        """Map (B, tokens, width) to the same shape. rows: (B, 3, 1, width): shift, scale, gate."""
         shift, scale, gate = rows.unbind(1)
         x = modulate(joint, shift, scale)
         both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
         return finite(torch.addcmul(joint, gate, self.proj_out(both)))
 
     def unread_layers(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
-        """See DoubleBlock.summed."""
+        """See DoubleBlock.unread_layers."""
         return [] if rows.requires_grad or joint.dtype == torch.float16 else [self.proj_out]

@@ -1,4 +1,4 @@
-"""Adafactor: the size of the gradient is kept by row and by column, so that its state takes almost no memory."""
+"""Adafactor: stores squared gradients only per row and per column, so its state needs almost no memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EPS_SIZE = 1e-3
 
 
 class Adafactor(ExactOptimizer):
-    """V = mean of g^2 + 1e-30 with memory 1 - t^-0.8, by rows and columns (factored_state)
+    """V = mean of g^2 + 1e-30 with decay 1 - t^-0.8, factored into rows and columns (factored_state)
 
-    u = g / sqrt(V), shortened to root mean square 1;   with beta1: u = m = b1 m + (1 - b1) u
+    u = g / sqrt(V), clipped to a root mean square of 1;   with beta1: u = m = b1 m + (1 - b1) u
     w -= rate (u + decay w),   rate = lr, or lr max(0.001, rms(w)) with scale_parameter
 
-    The loop's learning rate takes the place of the paper's own course of it, min(0.01, 1 / sqrt(t)).
+    The loop's learning rate replaces the paper's own schedule, min(0.01, 1 / sqrt(t)).
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 to 6.
     """
@@ -47,16 +47,16 @@ class Adafactor(ExactOptimizer):
 def build(
     params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
 ) -> Adafactor:
-    """Adafactor without momentum, unless beta1 is set."""
-    numbers = {"beta1": config.beta1, "scale_parameter": config.adafactor_scale_parameter}
-    return Adafactor(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+    """Build Adafactor. It has no momentum unless beta1 is set."""
+    settings = {"beta1": config.beta1, "scale_parameter": config.adafactor_scale_parameter}
+    return Adafactor(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **settings})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "adafactor_scale_parameter"}), usual_rates=(1e-5, 1e-3))
 
 
 def factored_state(name: str, param: Tensor) -> dict[str, Any]:
-    """What is kept of a (..., n, m) tensor: rows (..., n) and columns (..., m). One dimension or none: all of it."""
+    """Return the state of a (..., n, m) tensor: rows (..., n) and columns (..., m). Below 2-D it is not factored."""
     if param.dim() < 2:
         return {name: torch.zeros_like(param)}
     rows, columns = param.new_zeros(param.shape[:-1]), param.new_zeros(param.shape[:-2] + param.shape[-1:])
@@ -64,7 +64,7 @@ def factored_state(name: str, param: Tensor) -> dict[str, Any]:
 
 
 def update_factored_(state: dict[str, Any], name: str, squares: Tensor, beta: float) -> None:
-    """mean = beta mean + (1 - beta) squares, of what is kept."""
+    """Update the factored means: mean = beta mean + (1 - beta) squares."""
     if name in state:
         state[name].lerp_(squares, 1 - beta)
         return
@@ -73,7 +73,7 @@ def update_factored_(state: dict[str, Any], name: str, squares: Tensor, beta: fl
 
 
 def factored_rsqrt(state: dict[str, Any], name: str) -> Tensor:
-    """1 / sqrt(V) with V_ij = rows_i columns_j / mean(rows), which keeps the sums of V's rows and columns.
+    """Return 1 / sqrt(V) with V_ij = rows_i columns_j / mean(rows), which preserves V's row and column sums.
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithm 1.
     """
@@ -84,5 +84,5 @@ def factored_rsqrt(state: dict[str, Any], name: str) -> Tensor:
 
 
 def clip_rms(update: Tensor, limit: float = 1.0) -> Tensor:
-    """The update, shortened so that its root mean square is at most `limit`."""
+    """Scale the update so that its root mean square is at most `limit`."""
     return update / (update.square().mean().sqrt() / limit).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Optimisers of bitsandbytes, whose states take 8 bits a number. They need the optional extra `bnb`."""
+"""bitsandbytes optimizers, whose states take 8 bits per element. They need the optional extra `bnb`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..config.optimizer import OptimizerConfig
 from .optimizer import OptimizerAbilities, OptimizerPart, Params, as_list, flat
 
 INSTALL = "pip install 'chroma-trainer[bnb]' (or pip install bitsandbytes)"
-FIRST_ON_CPU = (0, 50)  # the first whose 8-bit steps were seen to run on a CPU: tests/contracts/test_optimizers.py
+FIRST_ON_CPU = (0, 50)  # first version whose 8-bit steps ran on a CPU: tests/contracts/test_optimizers.py
 DEVICES = ("cuda", "xpu")
 
 
 def missing(device_type: str) -> str:
-    """Why it can't run here, by what is installed and by the device; bitsandbytes itself is not loaded."""
+    """Return why bitsandbytes can't run with the installed version on this device, or ''. Does not import it."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        return f"bitsandbytes is not installed; {INSTALL}, or choose adamw_bf16, which needs nothing"
-    found = version("bitsandbytes")
-    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+        return f"bitsandbytes is not installed; {INSTALL}, or choose adamw_bf16, which needs no extra package"
+    installed = version("bitsandbytes")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
     if device_type in DEVICES or (device_type == "cpu" and numbers >= FIRST_ON_CPU):
         return ""
-    wanted = ".".join(map(str, FIRST_ON_CPU))
+    required = ".".join(map(str, FIRST_ON_CPU))
     return (
-        f"bitsandbytes {found} has no 8-bit optimisers for the device {device_type!r}: they need CUDA, or {wanted} and "
-        "newer on a CPU; choose adamw_bf16, which runs everywhere"
+        f"bitsandbytes {installed} has no 8-bit optimizers for the device {device_type!r}: they need CUDA, or "
+        f"{required} or newer on a CPU; choose adamw_bf16, which runs on every device"
     )
 
 
 class FlatState(OptimizerAbilities):
-    """bitsandbytes saves what it quantised in a dictionary of its own inside a parameter's state, and loads it without one too."""
+    """Flattens the state: bitsandbytes saves quantized state in a nested dictionary, but also loads it without one."""
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()  # type: ignore[misc]
@@ -46,39 +46,39 @@ def _flatten(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for part in (values, *inner) for k, v in part.items() if not isinstance(v, dict)}
 
 
-def _part(
+def _build_part(
     make: Callable[[Any, OptimizerConfig], tuple[type, dict[str, Any]]], uses: set[str], rates: tuple[float, float]
 ):
     def build(
         params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
     ) -> torch.optim.Optimizer:
-        kind, numbers = make(importlib.import_module("bitsandbytes.optim"), config)
+        kind, settings = make(importlib.import_module("bitsandbytes.optim"), config)
         flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
         groups = as_list(params)
-        made = flat_kind(groups, lr=learning_rate, weight_decay=weight_decay, **numbers)
+        optimizer = flat_kind(groups, lr=learning_rate, weight_decay=weight_decay, **settings)
         if any(param.is_meta for param in flat(groups)):  # shapes alone, for the memory plan: nothing to page
-            made.is_paged = False
-        return made
+            optimizer.is_paged = False
+        return optimizer
 
     return OptimizerPart(build=build, uses=frozenset(uses), usual_rates=rates, missing=missing, extra="bnb")
 
 
 def _adamw8bit(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
-    """AdamW. Dettmers et al. 2021, arXiv:2110.02861."""
+    """AdamW. Source: Dettmers et al. 2021, arXiv:2110.02861."""
     return optim.AdamW8bit, {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
 
 
 def _lion8bit_paged(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
-    """Lion; its states move to the computer's memory when the card's is full (CUDA)."""
+    """Lion. Its states move to host memory when the GPU's memory is full (CUDA)."""
     return optim.PagedLion8bit, {"betas": (config.beta1 or 0.9, config.beta2 or 0.99)}
 
 
 def _ademamix8bit(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, Any]]:
-    """AdamW with a second, slow direction. Pagliardini et al. 2024, arXiv:2409.03137."""
+    """AdamW with a second, slow momentum. Source: Pagliardini et al. 2024, arXiv:2409.03137."""
     betas = (config.beta1 or 0.9, config.beta2 or 0.999, config.beta3 or 0.9999)
     return optim.AdEMAMix8bit, {"betas": betas, "alpha": config.ademamix_alpha, "eps": config.eps or 1e-8}
 
 
-ADAMW8BIT = _part(_adamw8bit, {"beta1", "beta2", "eps"}, (1e-5, 1e-3))
-LION8BIT_PAGED = _part(_lion8bit_paged, {"beta1", "beta2"}, (1e-6, 2e-4))
-ADEMAMIX8BIT = _part(_ademamix8bit, {"beta1", "beta2", "beta3", "eps", "ademamix_alpha"}, (1e-5, 1e-3))
+ADAMW8BIT = _build_part(_adamw8bit, {"beta1", "beta2", "eps"}, (1e-5, 1e-3))
+LION8BIT_PAGED = _build_part(_lion8bit_paged, {"beta1", "beta2"}, (1e-6, 2e-4))
+ADEMAMIX8BIT = _build_part(_ademamix8bit, {"beta1", "beta2", "beta3", "eps", "ademamix_alpha"}, (1e-5, 1e-3))

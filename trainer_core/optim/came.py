@@ -1,4 +1,4 @@
-"""CAME: Adafactor with momentum that trusts an update less where it strays from its average."""
+"""CAME: Adafactor with momentum, with smaller steps where updates deviate from their average."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EPS_STRAY = 1e-16
 
 
 class Came(ExactOptimizer):
-    """V = b2 V + (1 - b2) (g^2 + 1e-30), by rows and columns (adafactor.factored_state)
+    """V = b2 V + (1 - b2) (g^2 + 1e-30), factored into rows and columns (adafactor.factored_state)
 
-    u = g / sqrt(V), shortened to root mean square 1;   m = b1 m + (1 - b1) u
-    S = b3 S + (1 - b3) ((u - m)^2 + 1e-16), by rows and columns
+    u = g / sqrt(V), clipped to a root mean square of 1;   m = b1 m + (1 - b1) u
+    S = b3 S + (1 - b3) ((u - m)^2 + 1e-16), factored into rows and columns
     w -= lr (m / sqrt(S) + decay w)
 
-    The paper speaks of matrices; a vector moves by lr m, without S.
+    The paper only defines the step for matrices; a vector moves by lr m, without S.
 
     Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2.
     """
@@ -46,7 +46,7 @@ class Came(ExactOptimizer):
 
 
 def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Came:
-    """CAME with betas (0.9, 0.999, 0.9999)."""
+    """Build CAME with default betas (0.9, 0.999, 0.9999)."""
     betas = (config.beta1 or 0.9, config.beta2 or 0.999, config.beta3 or 0.9999)
     return Came(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
 

@@ -1,4 +1,4 @@
-"""An optimiser of ours: its whole state lies in `state`, by parameter, and travels to the bit."""
+"""Base classes of our optimizers. Their whole state is in `state`, per parameter, and is saved and loaded exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lot = list[nn.Parameter]
 
 
 class _Each:
-    """each.mul_(xs, 2) is torch._foreach_mul_(xs, 2): one call, on a GPU a few kernels, for a whole list of tensors."""
+    """each.mul_(xs, 2) is torch._foreach_mul_(xs, 2): one call for a list of tensors; on a GPU, a few kernels."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, f"_foreach_{name}")
@@ -28,7 +28,7 @@ each: Any = _Each()
 
 
 class Unguarded(OptimizerAbilities, Optimizer):
-    """Goes before torch's class among the bases."""
+    """Optimizer methods without torch's wrappers. Must come before torch's class in the bases."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
@@ -37,7 +37,7 @@ class Unguarded(OptimizerAbilities, Optimizer):
 
 
 class AdamW(Unguarded, torch.optim.AdamW):
-    """torch's, to the bit. Not differentiable itself, so that its step is taken without gradients."""
+    """torch's AdamW, bit for bit. Not differentiable itself, so its step runs without gradients."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -45,18 +45,18 @@ class AdamW(Unguarded, torch.optim.AdamW):
 
 
 class ExactOptimizer(Unguarded):
-    """Moves parameters in lots, one fused call for each line of its formula.
+    """Updates parameters in lists ("lots"), with one foreach call per line of the formula.
 
-    A subclass says how the state of a parameter begins and how a lot moves. A parameter without a gradient is left
-    alone, and does not count the step.
+    A subclass defines the initial state of a parameter and the update of a lot. A parameter without a gradient is not
+    changed, and its step is not counted.
     """
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of a parameter before its first step: tensors, ints and floats."""
+        """Return the state of a parameter before its first step: tensors, ints and floats."""
         raise NotImplementedError
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
-        """One step of parameters whose plain state is the same. Gradients are not to be changed."""
+        """Do one step for parameters whose non-tensor state is equal. Must not change the gradients."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -66,20 +66,20 @@ class ExactOptimizer(Unguarded):
             self.move_(params, gradients(params), [self.state[param] for param in params], group)
 
     def lots(self) -> Iterator[tuple[dict[str, Any], Lot]]:
-        """(group, parameters with a gradient that lie on one device, have one dtype and the same plain state)."""
+        """Yield (group, parameters with a gradient on one device, with one dtype and equal non-tensor state)."""
         for group in self.param_groups:
-            found: dict[tuple, Lot] = {}
+            lots: dict[tuple, Lot] = {}
             for param in group["params"]:
                 if param.grad is None:
                     continue
                 if not self.state[param]:
                     self.state[param].update(self.initial(param, group))
                 plain = tuple(value for value in self.state[param].values() if not isinstance(value, Tensor))
-                found.setdefault((param.device, param.dtype, plain), []).append(param)
-            yield from ((group, params) for params in found.values())
+                lots.setdefault((param.device, param.dtype, plain), []).append(param)
+            yield from ((group, params) for params in lots.values())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but a tensor keeps its own dtype: torch gives it that of the parameter."""
+        """Load a state like torch does, but keep each tensor's dtype. torch converts it to the parameter's dtype."""
         super().load_state_dict(state_dict)
         owned = [(param, group) for group in self.param_groups for param in group["params"]]
         for index, values in state_dict["state"].items():
@@ -88,7 +88,7 @@ class ExactOptimizer(Unguarded):
                 name: value.detach().to(param.device, copy=True) if isinstance(value, Tensor) else value
                 for name, value in values.items()
             }
-            self.state[param] = {**self.initial(param, group), **exact}  # a setting may want more than was saved
+            self.state[param] = {**self.initial(param, group), **exact}  # settings may need more than was saved
 
 
 def gradients(params: Lot) -> list[Tensor]:
@@ -96,12 +96,12 @@ def gradients(params: Lot) -> list[Tensor]:
 
 
 def of(states: list[dict[str, Any]], name: str) -> list[Tensor]:
-    """The tensors of this name."""
+    """Return each state's tensor of this name."""
     return [state[name] for state in states]
 
 
 def count_(states: list[dict[str, Any]]) -> int:
-    """Count the step. Returns its number, from 1 on."""
+    """Increment the step count of each state. Return it, counted from 1."""
     for state in states:
         state["step"] += 1
     return states[0]["step"]

@@ -1,4 +1,4 @@
-"""Lion: every weight moves by the same amount, in the direction of its averaged gradient's sign."""
+"""Lion: every weight moves by the same amount, by the sign of its averaged gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .optimizer import OptimizerPart, Params, as_list
 class Lion(ExactOptimizer):
     """c = b1 m + (1 - b1) g,   w -= lr (sign(c) + decay w),   m = b2 m + (1 - b2) g
 
-    One state a weight. Steps are larger than AdamW's: 3 to 10 times less learning rate, as much more weight decay.
+    One state tensor per parameter. Steps are larger than AdamW's: use a 3 to 10 times smaller learning rate, and a
+    weight decay larger by the same factor.
 
     Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
     """
@@ -36,7 +37,7 @@ class Lion(ExactOptimizer):
 
 
 def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Lion:
-    """Lion with betas (0.9, 0.99)."""
+    """Build Lion with default betas (0.9, 0.99)."""
     betas = (config.beta1 or 0.9, config.beta2 or 0.99)
     return Lion(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas})
 

@@ -1,8 +1,8 @@
-"""What an optimiser brings: one file with a PART and one registry line.
+"""The interface of an optimizer: one file with a PART, and one line in the registry.
 
-What it may ask of the loop is here as well: the rate of each group, the averaged weights, the rate that is shown.
-All of its state lies in `optimizer.state`, by parameter, as tensors, ints and floats: a checkpoint saves that and nothing
-else, so that a resumed run goes on to the same bits (exact.py).
+This module also holds what the training loop needs from an optimizer: the learning rate of each group, the averaged
+weights, the logged learning rate. The whole state is in `optimizer.state`, per parameter, as tensors, ints and floats.
+A checkpoint saves only that, and a resumed run continues bit for bit (foreach.py).
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
 
 
 class OptimizerAbilities:
-    """What the trainer asks of an optimizer beside torch's own interface. The defaults suit one that does nothing special.
+    """What the trainer needs from an optimizer besides torch's interface. The defaults suit an ordinary optimizer.
 
     Attributes:
-        rate_factor: the learning rate that it found by itself, as a factor of the one it is given.
-        planned_for: device type that memory is estimated for, where it holds no numbers (the meta device).
+        rate_factor: For optimizers that find their own learning rate: its ratio to the given one.
+        planned_for: Device type of the memory estimate, in which the parameters are on the meta device.
     """
 
     rate_factor: float = 1.0
     planned_for: str = ""
 
     def use_averages(self) -> AbstractContextManager[None]:
-        """While it is open the parameters hold the weights to export; afterwards those of training, to the bit. May be nested."""
+        """Context manager in which parameters hold the weights to export, then the trained ones again, bit for bit.
+
+        May be nested.
+        """
         return nullcontext()
 
 
@@ -44,17 +47,18 @@ def never_missing(device_type: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPart:
-    """An optimiser that can be chosen.
+    """An optimizer that users can choose.
 
     Args:
-        build: build(params, config, learning_rate, weight_decay, seed) -> the optimiser. It may turn the parameters to
-            another dtype in place (adamw_bf16 does). seed: the run's, for what it draws.
-        uses: fields of OptimizerConfig that change what it does.
-        usual_rates: lowest and highest learning rate in use for LoRAs; far outside of them a run warns.
-        missing: missing(device type) -> "" where it can run, else what is missing and how to get it. Loads nothing heavy.
-        extra: name of the optional extra that brings its package, "" for none.
-        elementwise: no number depends on a sum over others, so that the number of threads changes no bit.
-        averages: it averages its weights in place of a falling schedule; see `evaluating`.
+        build: build(params, config, learning_rate, weight_decay, seed) -> the optimizer. It may convert the parameters
+            to another dtype in place (adamw_bf16 does). seed: The run's seed, for random numbers.
+        uses: Fields of OptimizerConfig that have an effect.
+        usual_rates: Lowest and highest learning rate in common use for LoRAs. Far outside of them, a warning is logged.
+        missing: missing(device type) -> "" if the optimizer can run, else what is missing and how to get it. Imports
+            nothing heavy.
+        extra: Name of the optional extra that installs its package, or "".
+        elementwise: No element depends on a sum over others, so the number of threads does not change any bit.
+        averages: Averages its weights instead of decaying the learning rate; see `evaluating`.
     """
 
     build: Callable[[Params, OptimizerConfig, float, float, int], torch.optim.Optimizer]
@@ -67,49 +71,49 @@ class OptimizerPart:
 
 
 def as_list(params: Params) -> list[Any]:
-    """The parameters or groups as a list; nothing to train is our fault."""
-    found = list(params)
-    assert found, "nothing to train"
-    return found
+    """Return the parameters or groups as a list. An empty list is a bug of the caller."""
+    params_list = list(params)
+    assert params_list, "nothing to train"
+    return params_list
 
 
 def flat(params: Params) -> list[nn.Parameter]:
-    """Every parameter, in the order in which an optimiser counts them."""
+    """Return every parameter in the order in which optimizers number them."""
     return [p for item in as_list(params) for p in (item["params"] if isinstance(item, Mapping) else [item])]
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the next step: rate x lr_scale for each group, where it has one."""
+    """Set the learning rate of the next step: rate x lr_scale in groups with an lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def effective_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """The rate that the chart shows: for one that finds its own, rate x what it found."""
+    """Return the learning rate to log: for optimizers that find their own, rate x rate_factor."""
     return rate * able(optimizer).rate_factor
 
 
 def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-    """While it is open the parameters hold the weights to export and to validate; afterwards those of training, to the bit.
+    """Context manager in which parameters hold the weights to validate and export, then the trained ones, bit for bit.
 
-    The two differ for optimisers that average; for all others nothing happens. May be nested.
+    They differ for optimizers that average weights; for others nothing happens. May be nested.
     """
     return able(optimizer).use_averages()
 
 
 def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
-    """The same optimizer, as one that an OptimizerPart built."""
-    assert isinstance(optimizer, OptimizerAbilities), f"{type(optimizer).__name__} was built by no OptimizerPart"
+    """Return the optimizer typed as OptimizerAbilities, which every optimizer built by an OptimizerPart is."""
+    assert isinstance(optimizer, OptimizerAbilities), f"{type(optimizer).__name__} was not built by an OptimizerPart"
     return optimizer
 
 
 def parameter_groups(
     layers: Mapping[str, AdapterLayer], rates: Mapping[str, float]
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """What the optimiser takes: the parameters, or groups of one `lr_scale` each where factors differ from 1."""
+    """Return the optimizer's input: the parameters or, if some factors are not 1, groups with an `lr_scale` each."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, layer in layers.items():
         groups.setdefault(rates.get(name, 1.0), []).extend(parameter for _, parameter in layer.trainable())
     if groups.keys() == {1.0}:
         return groups[1.0]
-    return [{"params": found, "lr_scale": factor, "name": f"x {factor:g}"} for factor, found in groups.items()]
+    return [{"params": params, "lr_scale": factor, "name": f"x {factor:g}"} for factor, params in groups.items()]

@@ -1,4 +1,4 @@
-"""Prodigy: AdamW that finds its own learning rate from how far the weights have come."""
+"""Prodigy: AdamW that estimates its own learning rate from the distance that the weights have moved."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .optimizer import OptimizerPart, Params, as_list
 
 
 class Prodigy(ExactOptimizer):
-    """With gamma the loop's rate (1, times the schedule), x0 the first weights and b3 = sqrt(b2):
+    """With the loop's learning rate gamma (1, times the schedule), initial weights x0 and b3 = sqrt(b2):
 
     m = b1 m + (1 - b1) d g,   v = b2 v + (1 - b2) d^2 g^2
     r = b3 r + (1 - b3) gamma d^2 <g, x0 - x>,   s = b3 s + (1 - b3) gamma d^2 g
     x -= gamma d (m / (sqrt(v) + d eps) + decay x)
     d = max(d, coef r / |s|_1), and at most growth x d
 
-    <,> and |.|_1 are over all parameters together, d and r are one number each: they lie in the first parameter's state.
-    Three states and the first weights for each weight.
+    <,> and |.|_1 are over all parameters together. d and r are scalars, stored in the first parameter's state. The
+    state holds three tensors and the initial weights for each parameter.
 
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
     """
@@ -34,7 +34,7 @@ class Prodigy(ExactOptimizer):
 
     @property
     def rate_factor(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """d, as it is now."""
+        """The current value of d."""
         return self._shared().get("d", self.d0)
 
     def _shared(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Prodigy(ExactOptimizer):
         return {**zeros, "x0": param.detach().clone()}
 
     def lots(self):
-        """The first parameter has its tensors even without a gradient, as it has the numbers of all."""
+        """Yield lots. The first parameter gets its state even without a gradient, since it holds the shared scalars."""
         first, shared = self.param_groups[0]["params"][0], self._shared()
         if not shared:
             shared.update(self.initial(first, self.param_groups[0]), d=self.d0, r=0.0)
@@ -66,7 +66,7 @@ class Prodigy(ExactOptimizer):
             shared["d"] = max(d, min(self.d_coef * shared["r"] / size, self.growth * d))
 
     def _gather_(self, params: Lot, group: Mapping[str, Any], d: float) -> float:
-        """m, v and s of a lot. Returns gamma d^2 <g, x0 - x>."""
+        """Update m, v and s of a lot. Return gamma d^2 <g, x0 - x>."""
         grads, states = gradients(params), [self.state[param] for param in params]
         (beta1, beta2), rate = group["betas"], group["lr"]
         beta3 = math.sqrt(beta2)
@@ -77,9 +77,9 @@ class Prodigy(ExactOptimizer):
         each.addcmul_(v, grads, grads, (1 - beta2) * d**2)
         each.mul_(s, beta3)
         each.add_(s, grads, alpha=(1 - beta3) * rate * d**2)
-        way = each.sub(of(states, "x0"), params)
-        each.mul_(way, grads)
-        return rate * d**2 * _total([one.sum() for one in way])
+        distance = each.sub(of(states, "x0"), params)
+        each.mul_(distance, grads)
+        return rate * d**2 * _total([one.sum() for one in distance])
 
     def move_(self, params: Lot, grads: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
         d = self._shared()["d"]
@@ -91,15 +91,14 @@ class Prodigy(ExactOptimizer):
 
 
 def _total(numbers: list[Tensor] | tuple[Tensor, ...]) -> float:
-    return math.fsum(
-        torch.stack(list(numbers)).tolist()
-    )  # one wait for the device; the order of adding does not matter
+    # One device synchronization; the result does not depend on the order of the sum.
+    return math.fsum(torch.stack(list(numbers)).tolist())
 
 
 def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0) -> Prodigy:
-    """Prodigy with betas (0.9, 0.999) and eps 1e-8."""
-    numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
-    defaults = {"lr": learning_rate, "weight_decay": weight_decay, **numbers}
+    """Build Prodigy with default betas (0.9, 0.999) and eps 1e-8."""
+    settings = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
+    defaults = {"lr": learning_rate, "weight_decay": weight_decay, **settings}
     return Prodigy(as_list(params), defaults, config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth)
 
 

@@ -1,4 +1,4 @@
-"""StableAdamW: AdamW whose steps are shortened for a matrix whose gradient has suddenly grown."""
+"""StableAdamW: AdamW with smaller steps for a matrix whose gradient has suddenly grown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .optimizer import OptimizerPart, Params, as_list
 
 
 class StableAdamW(ExactOptimizer):
-    """With b'(t) = b (1 - b^(t-1)) / (1 - b^t), which needs no correction of bias afterwards:
+    """With b'(t) = b (1 - b^(t-1)) / (1 - b^t), which makes a later bias correction unnecessary:
 
     m = b1' m + (1 - b1') g,   v = b2' v + (1 - b2') g^2
     rms = sqrt(mean(g^2 / max(v, eps^2))) over the matrix,   rate = lr / max(1, rms)
     w -= rate (m / (sqrt(v) + eps) + decay w)
 
-    Gradient clipping is hardly needed with it (max_grad_norm 0).
+    Gradient clipping is rarely needed with it (max_grad_norm 0).
 
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
     """
@@ -36,9 +36,9 @@ class StableAdamW(ExactOptimizer):
         each.add_(m, grads, alpha=1 - beta1)
         each.mul_(v, beta2)
         each.addcmul_(v, grads, grads, 1 - beta2)
-        surprise = each.mul(grads, grads)
-        each.div_(surprise, each.clamp_min(v, eps**2))
-        rates = [group["lr"] / one.mean().sqrt().clamp(min=1.0) for one in surprise]
+        ratio = each.mul(grads, grads)
+        each.div_(ratio, each.clamp_min(v, eps**2))
+        rates = [group["lr"] / one.mean().sqrt().clamp(min=1.0) for one in ratio]
         size = each.sqrt(v)
         each.add_(size, eps)
         update = each.div(m, size)
@@ -50,9 +50,9 @@ class StableAdamW(ExactOptimizer):
 def build(
     params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
 ) -> StableAdamW:
-    """StableAdamW with betas (0.9, 0.99) and eps 1e-6."""
-    numbers = {"betas": (config.beta1 or 0.9, config.beta2 or 0.99), "eps": config.eps or 1e-6}
-    return StableAdamW(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **numbers})
+    """Build StableAdamW with default betas (0.9, 0.99) and eps 1e-6."""
+    settings = {"betas": (config.beta1 or 0.9, config.beta2 or 0.99), "eps": config.eps or 1e-6}
+    return StableAdamW(as_list(params), {"lr": learning_rate, "weight_decay": weight_decay, **settings})
 
 
 PART = OptimizerPart(build=build, uses=frozenset({"beta1", "beta2", "eps"}), usual_rates=(1e-5, 1e-3))

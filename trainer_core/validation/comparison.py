@@ -1,4 +1,4 @@
-"""What is drawn side by side: the base, and a LoRA at its strengths, as it ended or at its run's checkpoints."""
+"""Image comparisons: the base model next to a LoRA at several strengths, final or at its run's checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from .sample_images import Pictures, draw_grids
 
 @dataclass(frozen=True)
 class Version:
-    """One state of a LoRA. label: "" for the LoRA as it ended."""
+    """One state of a LoRA.
+
+    Attributes:
+        label: Its label; "" for the final LoRA.
+        path: Its file.
+    """
 
     label: str
     path: Path
@@ -26,7 +31,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of one version at one strength; version None: the base model."""
+    """Images of one version at one strength.
+
+    Attributes:
+        version: The LoRA; None: the base model.
+        strength: Its strength.
+        pictures: The images.
+    """
 
     version: Version | None
     strength: float
@@ -34,6 +45,7 @@ class Drawn:
 
     @property
     def label(self) -> str:
+        """Label of the grid column."""
         if self.version is None:
             return "base"
         return f"{self.version.label} LoRA {self.strength:g}".strip()
@@ -41,7 +53,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Grid:
-    """A labelled page. label: what is on it; empty where there is one a size only."""
+    """A labeled grid.
+
+    Attributes:
+        size: Image width and height.
+        label: The prompt's name; empty if there is only one grid per size.
+        page: The grid.
+    """
 
     size: tuple[int, int]
     label: str
@@ -49,30 +67,30 @@ class Grid:
 
 
 def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
-    """The states to draw, rising by step.
+    """Return the LoRA states to sample, in ascending order of steps.
 
     Raises:
-        UserError: checkpoints are asked for that the run does not have.
+        UserError: The run has no such checkpoints.
     """
     choice = settings.checkpoint_choice()
     if not choice:
         return [Version("", Path(lora.path))]
     folder = Path(lora.folder) / CHECKPOINTS
     if not lora.folder or not folder.is_dir():
-        raise UserError.at("checkpoints", f"{lora.name} comes without its run's folder; leave this field empty")
+        raise UserError.at("checkpoints", f"{lora.name} has no run folder with checkpoints; leave this field empty")
     files = {step_of(path): path / CHECKPOINT_LORA for path in list_checkpoints(folder)}
-    found = {step: path for step, path in files.items() if path.is_file()}
-    return [Version(f"step {step}", found[step]) for step in choice.pick(list(found))]
+    paths = {step: path for step, path in files.items() if path.is_file()}
+    return [Version(f"step {step}", paths[step]) for step in choice.pick(list(paths))]
 
 
-def grids_of(drawn: Sequence[Drawn], settings: ValidationConfig, title: str) -> list[Grid]:
-    """A row a prompt and a column a version; with several versions and strengths, a grid of both for each prompt."""
-    strengths = list(dict.fromkeys(item.strength for item in drawn if item.version))
-    versions = list(dict.fromkeys(item.version for item in drawn if item.version))
+def grids_of(results: Sequence[Drawn], settings: ValidationConfig, title: str) -> list[Grid]:
+    """Draw grids with a row per prompt and a column per version, or one grid per prompt with versions x strengths."""
+    strengths = list(dict.fromkeys(item.strength for item in results if item.version))
+    versions = list(dict.fromkeys(item.version for item in results if item.version))
     if len(versions) < 2 or len(strengths) < 2:
-        pages = draw_grids([(item.label, item.pictures) for item in drawn], settings, title)
+        pages = draw_grids([(item.label, item.pictures) for item in results], settings, title)
         return [Grid(size, "", page) for size, page in pages.items()]
-    base, by_place = drawn[0].pictures, {(item.version, item.strength): item.pictures for item in drawn}
+    base, by_version = results[0].pictures, {(item.version, item.strength): item.pictures for item in results}
     columns = ["base", *(f"LoRA {strength:g}" for strength in strengths)]
     labels = [version.label for version in versions]
     return [
@@ -80,7 +98,7 @@ def grids_of(drawn: Sequence[Drawn], settings: ValidationConfig, title: str) -> 
             size,
             name,
             draw_grid(
-                [[base[size][row], *(by_place[version, s][size][row] for s in strengths)] for version in versions],
+                [[base[size][row], *(by_version[version, s][size][row] for s in strengths)] for version in versions],
                 labels, columns, f"{title}\n{name}",
             ),
         )
@@ -89,11 +107,11 @@ def grids_of(drawn: Sequence[Drawn], settings: ValidationConfig, title: str) -> 
     ]  # fmt: skip
 
 
-def singles_of(drawn: Sequence[Drawn], settings: ValidationConfig) -> list[tuple[str, object]]:
-    """Every picture by itself, (H, W, 3) uint8, with what it shows: "base, cat face, 1024x1024"."""
+def singles_of(results: Sequence[Drawn], settings: ValidationConfig) -> list[tuple[str, object]]:
+    """Return every image separately, (H, W, 3) uint8, with its label, such as "base, cat face, 1024x1024"."""
     return [
         (f"{item.label}, {name}, {width}x{height}", pictures[row])
-        for item in drawn
+        for item in results
         for (width, height), pictures in item.pictures.items()
         for row, name in enumerate(settings.library())
     ]

@@ -1,4 +1,4 @@
-"""From noise to latents, as ComfyUI's euler sampler does it on a flow model."""
+"""Sample latents from noise with the Euler method, like ComfyUI's euler sampler for flow models."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 def starting_noise(width: int, height: int, *, seed: int, channels: int, factor: int) -> Tensor:
-    """The noise that ComfyUI draws for one picture and this seed.
+    """Return the noise that ComfyUI uses for one image with this seed.
 
     Args:
-        width, height: in pixels, multiples of factor.
-        factor: pixels a latent cell, along an edge.
+        width: Image width in pixels, a multiple of factor.
+        height: Image height in pixels, a multiple of factor.
+        seed: The seed.
+        channels: Latent channels.
+        factor: Pixels per latent cell along each edge.
     Returns:
         (1, channels, height / factor, width / factor), fp32, on the CPU.
     """
@@ -49,31 +52,37 @@ def sample(
     on_step: OnStep | None = None,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """One picture's latents.
+    """Sample the latents of one image.
 
     Each step: denoised = x - sigma v,   d = (x - denoised) / sigma,   x += d (sigma_next - sigma).
-    With CFG the denoised latents of two real passes are combined; at cfg 1.0 a single pass runs.
+    CFG combines the denoised latents of two forward passes; at cfg 1.0 there is only one pass.
 
     Args:
-        transformer: the live model, on its device; its mode (train or eval) is left as it is.
-        text_pos, text_neg: (tokens, width) each; text_neg may be None only at cfg 1.0.
-        width, height: in pixels.
-        cfg: strength of real CFG. Ignored where `guidance` is given: it has its own.
-        seed: of the starting noise, which is drawn on the CPU.
-        channels, factor: of the latents, as the ImageCodec says.
-        scheduler, shift: see flow/sigmas.py.
-        guidance: None: CFG at every step.
-        on_step: called after each step with (steps done, steps in all, denoised latents (1, C, h, w) on the device).
-            May raise to end the run.
-        reference: latents that the picture starts from, (1, channels, h, w), for models that take them.
+        family: The model family.
+        transformer: The model, on its device. Its mode (train or eval) is not changed.
+        text_pos: Prompt embedding, (tokens, width).
+        text_neg: Negative prompt embedding, (tokens, width). May be None only at cfg 1.0.
+        width: Image width in pixels.
+        height: Image height in pixels.
+        steps: Sampling steps.
+        cfg: CFG scale. Ignored if `guidance` is given, which has its own.
+        seed: Seed of the starting noise, which is generated on the CPU.
+        channels: Latent channels, see ImageCodec.
+        factor: Pixels per latent cell along each edge, see ImageCodec.
+        scheduler: See flow/sigmas.py.
+        shift: See flow/sigmas.py.
+        guidance: Adaptive guidance. None: CFG at every step.
+        on_step: Called after each step with (steps done, total steps, denoised latents (1, C, h, w) on the device).
+            May raise to stop sampling.
+        reference: Reference latents, (1, channels, h, w), for models that take them.
     Returns:
-        (1, channels, height / factor, width / factor), fp32, on the device, as ImageCodec.decode takes them.
+        (1, channels, height / factor, width / factor), fp32, on the device, for ImageCodec.decode.
     """
     sigmas = sampling_sigmas(scheduler, steps, shift)
-    plan = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
-    run = plan.start(sigmas.tolist(), float(shift_sigma(torch.tensor(1 - plan.cfg_start_pct), shift)))
+    adaptive = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
+    run = adaptive.start(sigmas.tolist(), float(shift_sigma(torch.tensor(1 - adaptive.cfg_start_pct), shift)))
     device = next(transformer.parameters()).device
-    beside: dict[str, Any] = {} if reference is None else {"reference": reference}
+    extra_inputs: dict[str, Any] = {} if reference is None else {"reference": reference}
     noise = starting_noise(width, height, seed=seed, channels=channels, factor=factor)
     x = (sigmas[0] * noise).to(device)
     num_steps = len(sigmas) - 1
@@ -83,7 +92,7 @@ def sample(
 
             def predict(with_negative: bool, x: Tensor = x, sigma: Tensor = sigma) -> tuple[Tensor, Tensor | None]:
                 def denoise(text: Tensor) -> Tensor:
-                    return x - family.predict(transformer, x, sigma.expand(1), [text], **beside).float() * sigma
+                    return x - family.predict(transformer, x, sigma.expand(1), [text], **extra_inputs).float() * sigma
 
                 assert text_neg is not None or not with_negative, "CFG needs the negative prompt's embedding"
                 return denoise(text_pos), denoise(text_neg) if with_negative and text_neg is not None else None

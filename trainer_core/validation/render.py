@@ -1,4 +1,4 @@
-"""A model loaded to draw with: base and LoRA, text and codec, for pictures outside of a training run."""
+"""Load a model for sampling (base, LoRA, text embeddings, VAE) and sample images outside of a training run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ from .sample_images import Pictures, draw_pictures, prompts_of
 
 
 class Renderer:
-    """Loads each part once. Draw inside torch.no_grad().
+    """A model loaded for sampling. Each part is loaded once. Call `draw` inside torch.no_grad().
 
     Args:
-        lora: put on the model, to be drawn with at any strength; None: the base alone.
-        prompts: every prompt that will be drawn, negative ones included.
-        settings: what it will draw with, to be refused where this machine can't; None: torch's own kernels.
+        model: The model.
+        lora: LoRA to apply; it can be used at any strength. None: only the base.
+        prompts: Every prompt that will be used, negative prompts included.
+        host: The host.
+        settings: Sampling settings, checked for what this machine can't run. None: torch's own attention kernels.
     Raises:
-        UserError: what is wrong with the model's files, before anything is loaded.
+        UserError: Problems with the model's files, found before anything is loaded.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Renderer:
         host.free_memory()
         self.text = cache_prompts(
             prompts, text_identity(self.family, model),
-            lambda: self.family.load_text_encoder(model, device, text_converter(model.quantization, device)), Store(host.paths.cache / "text"), host,
+            lambda: self.family.load_text_encoder(model, device, text_converter(model.quantization, device)),
+            Store(host.paths.cache / "text"), host,
         )  # fmt: skip
         gc.collect()
         self.transformer = load_base(self.family, model, host, device).to(device)
@@ -72,11 +75,12 @@ class Renderer:
         self.codec = self.family.load_codec(model, device)
 
     def put(self, lora: Path) -> None:
-        """Put this LoRA on the model, in the place of any other."""
+        """Apply this LoRA to the model instead of any other."""
         remove_(self.transformer)
         apply_lora_(self.transformer, lora, 1.0)
 
     def draw(self, settings: ValidationConfig, strength: float, on_picture: Callable[[], None]) -> Pictures:
+        """Sample an image of every prompt at every size with the LoRA at this strength."""
         set_strength_(self.transformer, strength)
         return draw_pictures(
             settings, self.family, self.transformer, self.codec, self.text, on_picture, self.host.check_cancelled
@@ -84,11 +88,11 @@ class Renderer:
 
 
 class Counter:
-    """Progress of pictures to the host."""
+    """Reports the number of sampled images to the host."""
 
     def __init__(self, host: Host, total: int):
         self.host, self.total, self.done = host, total, 0
-        host.emit(PhaseStarted("validate", total, "pictures"))
+        host.emit(PhaseStarted("validate", total, "images"))
 
     def __call__(self) -> None:
         self.done += 1
@@ -97,11 +101,12 @@ class Counter:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What draw gives, as ComfyUI's IMAGE: fp32 in [0, 1], (1, H, W, 3) each.
+    """The result of `draw`, as ComfyUI IMAGE tensors: fp32 in [0, 1], (1, H, W, 3) each.
 
     Args:
-        grids: labelled pages, which are also saved.
-        pictures, labels: every picture by itself, and what it shows.
+        grids: Labeled grids, which are also saved.
+        pictures: Every image separately.
+        labels: The label of each of `pictures`.
     """
 
     grids: list[Tensor] = field(default_factory=list)
@@ -110,46 +115,55 @@ class Gallery:
 
 
 def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | None, host: Host) -> Gallery:
-    """The base, and the LoRA at its strengths and checkpoints, in grids saved under output/chroma_trainer/validation.
+    """Sample the base model, and the LoRA at its strengths and checkpoints.
 
+    Saves grids in output/chroma_trainer/validation.
+
+    Args:
+        settings: Sampling settings.
+        model: The model.
+        lora: The LoRA; None: only the base.
+        host: The host.
+    Returns:
+        Grids and single images.
     Raises:
-        UserError: what is wrong with the model's files, the LoRA or the choice of checkpoints.
+        UserError: Problems with the model's files, the LoRA or the selected checkpoints.
     """
     family: Family = load("family", model.family)()
     settings = family.resolve_sampling(model, settings)
     if settings.reference and not family.takes_references(model):
         raise UserError.at(
-            "reference", f"is given, and {model.family} {model.flavour} starts from no picture; leave it empty"
+            "reference", f"is set, but {model.family} {model.flavour} takes no reference image; leave it empty"
         )
-    if told := family.warning(model, settings):
-        host.emit(Notice(told, "warning"))
+    if warning := family.warning(model, settings):
+        host.emit(Notice(warning, "warning"))
     model = with_level_to_draw(model, family, pick_device(host.device), lora.model if lora else None)
     versions = versions_of(lora, settings) if lora else []
-    # ComfyUI runs nodes in inference mode; its tensors could not be trained with afterwards.
+    # ComfyUI runs nodes in inference mode. Tensors created in it can't be used for training later.
     with torch.inference_mode(False), torch.no_grad():
-        drawn = _draw_all(settings, Renderer(model, None, prompts_of(settings), host, settings), versions, host)
+        results = _draw_all(settings, Renderer(model, None, prompts_of(settings), host, settings), versions, host)
     name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
     grids = []
-    for number, grid in enumerate(grids_of(drawn, settings, name)):
+    for number, grid in enumerate(grids_of(results, settings, name)):
         width, height = grid.size
         key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
         save_png(grid.page, path, prompt=host.prompt)
         host.emit(PreviewReady(-1, path))
         grids.append(_image(np.asarray(grid.page)))
-    singles = singles_of(drawn, settings)
+    singles = singles_of(results, settings)
     return Gallery(grids, [_image(picture) for _, picture in singles], [label for label, _ in singles])
 
 
-def _draw_all(settings: ValidationConfig, studio: Renderer, versions: Sequence[Version], host: Host) -> list[Drawn]:
+def _draw_all(settings: ValidationConfig, renderer: Renderer, versions: Sequence[Version], host: Host) -> list[Drawn]:
     strengths = settings.strengths() if versions else []
     num_columns = 1 + len(versions) * len(strengths)
     count = Counter(host, num_columns * len(settings.sizes()) * len(settings.library()))
-    drawn = [Drawn(None, 0.0, studio.draw(settings, 0.0, count))]
+    results = [Drawn(None, 0.0, renderer.draw(settings, 0.0, count))]
     for version in versions:
-        studio.put(version.path)
-        drawn += [Drawn(version, strength, studio.draw(settings, strength, count)) for strength in strengths]
-    return drawn
+        renderer.put(version.path)
+        results += [Drawn(version, strength, renderer.draw(settings, strength, count)) for strength in strengths]
+    return results
 
 
 def _image(pixels: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Validation pictures: every prompt at every size, and labelled grids of them."""
+"""Sample validation images: every prompt at every size, and labeled grids of them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .attention import use_attention
 from .euler import sample
 
 Size = tuple[int, int]
-Pictures = dict[
-    Size, list[np.ndarray]
-]  # (width, height) -> one (H, W, 3) uint8 picture a prompt, in the library's order
+Pictures = dict[Size, list[np.ndarray]]  # (width, height) -> a (H, W, 3) uint8 image per prompt, in the library's order
 
 
 class Embeddings(Protocol):
-    """Where prompts' embeddings come from: a text cache."""
+    """Source of prompt embeddings: a text cache."""
 
-    def get(self, prompt: str) -> Tensor: ...
+    def get(self, prompt: str) -> Tensor:
+        """Return the embedding of a prompt."""
+        ...
 
 
 def prompts_of(settings: ValidationConfig) -> list[str]:
-    """Every prompt whose embedding is needed."""
+    """Return every prompt whose embedding is needed."""
     negative = [settings.negative_prompt] if settings.cfg > 1 else []
     return [*settings.library().values(), *negative]
 
 
 def guidance_of(settings: ValidationConfig) -> AdaptiveGuidance | None:
-    """None: CFG at every step."""
+    """Return the adaptive guidance of the settings. None: CFG at every step."""
     if settings.guidance == "cfg":
         return None
     return AdaptiveGuidance(
@@ -60,7 +60,19 @@ def draw_pictures(
     on_picture: Callable[[], None] = lambda: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Pictures:
-    """Sample and decode. on_step is called after every sampling step and may raise to end it; on_picture after every picture."""
+    """Sample and decode an image for every prompt at every size.
+
+    Args:
+        settings: Sampling settings.
+        family: The model family.
+        transformer: The model.
+        codec: The VAE.
+        text: Embeddings of the prompts.
+        on_picture: Called after every image.
+        on_step: Called after every sampling step. May raise to stop.
+    Returns:
+        The images by size.
+    """
     device = next(transformer.parameters()).device
     negative = text.get(settings.negative_prompt).to(device) if settings.cfg > 1 else None
     guidance = guidance_of(settings)
@@ -82,10 +94,10 @@ def draw_pictures(
 
 
 def start_of(path: str, size: Size, codec: ImageCodec) -> Tensor:
-    """A picture's latents at this size, (1, channels, h, w), its middle where its shape is another.
+    """Return the latents of a reference image, resized and center-cropped to this size: (1, channels, h, w).
 
     Raises:
-        UserError: it can't be read.
+        UserError: The image can't be read.
     """
     try:
         image = decode(Path(path).read_bytes())
@@ -95,14 +107,14 @@ def start_of(path: str, size: Size, codec: ImageCodec) -> Tensor:
 
 
 def pixels_of(decoded: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    """Convert (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8."""
     return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw_grids(
     columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str
 ) -> dict[Size, Image.Image]:
-    """One PIL image a size: a row a prompt, a column a model."""
+    """Draw one grid per size, as a PIL image: one row per prompt, one column per model."""
     labels = list(settings.library())
     names = [name for name, _ in columns]
     return {

@@ -1,6 +1,6 @@
-"""Has a picture the style? Colour statistics that can say no: numpy alone, no model, no randomness.
+"""Measure whether an image has the demo's style, with color statistics: numpy only, no model, deterministic.
 
-The style of the demo (assets/neon-emoji) is bright saturated lines on near-black. Plain emoji stand on white.
+The style of the demo (assets/neon-emoji) is bright saturated lines on near-black. Ordinary emoji are on white.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from collections.abc import Iterable
 
 import numpy as np
 
-DARK = 0.30  # brightest channel of a near-black pixel, at most
-BRIGHT = 0.65  # brightest channel of a lit line, at least
-SATURATED = 0.50  # (max - min) / max of a lit line, at least
-LIT_SHARE = 0.03  # of all pixels: lines of at least this share count in full
-DARK_SHARE = 0.30  # of all pixels: so much darkness counts in full
-RIM = 16  # the rim is a 16th of the picture's shorter edge wide
+DARK = 0.30  # near-black pixel: maximum of its brightest channel
+BRIGHT = 0.65  # lit pixel: minimum of its brightest channel
+SATURATED = 0.50  # lit pixel: minimum of (max - min) / max
+LIT_SHARE = 0.03  # share of lit pixels that scores in full
+DARK_SHARE = 0.30  # share of near-black pixels that scores in full
+RIM = 16  # the rim is 1/16 of the shorter edge wide
 
 
 def style_score(image: np.ndarray) -> float:
-    """How neon a picture is.
+    """Return how neon an image is.
 
     score = rim * min(1, dark / 0.3) * min(1, lit / 0.03)
 
-    dark, lit: shares of near-black and of bright saturated pixels; rim: share of near-black pixels along the picture's edges,
-    where drawings on white have none, however black the subject is.
+    dark and lit are the shares of near-black and of bright saturated pixels. rim is the share of near-black pixels
+    along the image's edges, where drawings on white have none, however black the subject is.
 
     Args:
         image: (H, W, 3), uint8.
@@ -42,6 +42,6 @@ def style_score(image: np.ndarray) -> float:
 
 
 def fraction_in_style(images: Iterable[np.ndarray], threshold: float) -> float:
-    """Share of pictures whose score reaches the threshold (see style.json beside the dataset); 0 of none."""
+    """Return the share of images whose score reaches the threshold (see the dataset's style.json), or 0 if none."""
     scores = [style_score(image) for image in images]
     return sum(score >= threshold for score in scores) / max(1, len(scores))

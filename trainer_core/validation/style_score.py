@@ -1,4 +1,4 @@
-"""The learning score: does a LoRA draw what it was taught, and does the model stay itself where it is not asked for?"""
+"""The learning score: whether a LoRA generates the trained style, and only when the trigger asks for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .style_metrics import fraction_in_style
 
 PROMPTS, STYLE = "prompts.json", "style.json"
 ASKED, PLAIN = "known_to_the_base", "without_trigger"
-SEEDS = (0, 1)  # noises that each prompt is drawn from
+SEEDS = (0, 1)  # noise seeds; each prompt is sampled from every one
 
 
 def learning_score(
@@ -35,27 +35,31 @@ def learning_score(
     host: Host,
     seeds: Sequence[int] = SEEDS,
 ) -> dict[str, Any]:
-    """Share of pictures in the dataset's style, over prompts whose subjects the dataset does not hold.
+    """Measure the share of images in the dataset's style, for prompts whose subjects are not in the dataset.
 
     Args:
-        dataset: folder with prompts.json (the prompts, with and without the trigger) and style.json (the threshold, fixed on
-            held-out pictures).
-        settings: steps, cfg, negative prompt, scheduler and shift; its prompts, seed and strengths are replaced.
-        seeds: of the noises that each prompt is drawn from.
+        model: The model.
+        lora: The LoRA.
+        dataset: Folder with prompts.json (prompts with and without the trigger) and style.json (the threshold,
+            determined on held-out images).
+        settings: Steps, cfg, negative prompt, scheduler and shift. Its prompts, seed and strengths are not used.
+        host: The host.
+        seeds: Seeds of the starting noise. Each prompt is sampled from every one.
     Returns:
-        base: with the trigger, without the LoRA. lora: with both. without_trigger: with the LoRA alone. Each 0 to 1, of
-        `pictures` pictures: a share p of n pictures is known to about sqrt(p (1 - p) / n).
+        A dictionary with the shares `base` (trigger, without the LoRA), `lora` (trigger and LoRA) and `without_trigger`
+        (LoRA only), each from 0 to 1, the number of `prompts` and `pictures` (images), and the `threshold`. The
+        standard error of a share p of n images is about sqrt(p (1 - p) / n).
     """
     prompts = json.loads((dataset / PROMPTS).read_text("utf-8"))
     threshold = json.loads((dataset / STYLE).read_text("utf-8"))["threshold"]
     asked, plain = (list(prompts[group].values()) for group in (ASKED, PLAIN))
     with torch.inference_mode(False), torch.no_grad():
-        studio = Renderer(model, lora, [*asked, *plain, settings.negative_prompt], host)
+        renderer = Renderer(model, lora, [*asked, *plain, settings.negative_prompt], host)
         count = Counter(host, len(seeds) * (2 * len(asked) + len(plain)) * len(settings.sizes()))
 
         def share(texts: Sequence[str], strength: float) -> float:
-            set_strength_(studio.transformer, strength)
-            pictures = [p for seed in seeds for p in draw_together(studio, settings, texts, seed, count)]
+            set_strength_(renderer.transformer, strength)
+            pictures = [p for seed in seeds for p in draw_together(renderer, settings, texts, seed, count)]
             return round(fraction_in_style(pictures, threshold), 4)
 
         return {
@@ -69,32 +73,33 @@ def learning_score(
 
 
 def draw_together(
-    studio: Renderer, settings: ValidationConfig, prompts: Sequence[str], seed: int, count: Counter
+    renderer: Renderer, settings: ValidationConfig, prompts: Sequence[str], seed: int, count: Counter
 ) -> list[np.ndarray]:
-    """One (H, W, 3) uint8 picture a prompt and size, all from one noise: those of sampler.py, to the rounding of a batch.
+    """Sample one (H, W, 3) uint8 image per prompt and size in one batch, all from the same noise.
 
-    On chroma-nano a batch of 16 takes a third of the time.
+    The images equal those of euler.py up to the rounding of batched operations. On chroma-nano a batch of 16 takes a
+    third of the time.
     """
-    family, transformer, codec = studio.family, studio.transformer, studio.codec
+    family, transformer, codec = renderer.family, renderer.transformer, renderer.codec
     device = next(transformer.parameters()).device
-    wanted, unwanted = (
-        [studio.text.get(prompt).to(device) for prompt in texts]
+    positive, negative = (
+        [renderer.text.get(prompt).to(device) for prompt in texts]
         for texts in (prompts, [settings.negative_prompt] * len(prompts))
     )
     sigmas = sampling_sigmas(settings.scheduler, settings.steps, settings.shift).to(device)
-    drawn: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for width, height in settings.sizes():
         noise = starting_noise(width, height, seed=seed, channels=codec.channels, factor=codec.factor)
         x = (sigmas[0] * noise.to(device)).expand(len(prompts), -1, -1, -1)
-        for now, then in pairwise(sigmas):
-            studio.host.check_cancelled()
+        for now, following in pairwise(sigmas):
+            renderer.host.check_cancelled()
             sigma = now.expand(len(prompts))
-            velocity = family.predict(transformer, x, sigma, wanted).float()
+            velocity = family.predict(transformer, x, sigma, positive).float()
             if settings.cfg > 1:
-                away = family.predict(transformer, x, sigma, unwanted).float()
-                velocity = away + settings.cfg * (velocity - away)
-            x = x + (then - now) * velocity
-        drawn.extend(pixels_of(codec.decode(x)))
+                unconditional = family.predict(transformer, x, sigma, negative).float()
+                velocity = unconditional + settings.cfg * (velocity - unconditional)
+            x = x + (following - now) * velocity
+        images.extend(pixels_of(codec.decode(x)))
         for _ in prompts:
             count()
-    return drawn
+    return images

@@ -263,11 +263,14 @@ def test_strength_is_taken(trained, tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "is no LoRA, DoRA, LoKr or LoHa file: it holds nothing"),
-        ({"x_embedder.weight": torch.zeros(2, 2)}, "is no LoRA, DoRA, LoKr or LoHa file: it holds x_embedder.weight"),
+        ({}, "is not a LoRA, DoRA, LoKr or LoHa file: it contains nothing"),
+        (
+            {"x_embedder.weight": torch.zeros(2, 2)},
+            "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder.weight",
+        ),
         (
             {"transformer.x_embedder.lora_A.weight": torch.zeros(2, 2)},
-            "is no LoRA, DoRA, LoKr or LoHa file: it holds x_embedder",
+            "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder",
         ),
         (
             {f"transformer.blocks.0.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"},
@@ -290,7 +293,7 @@ def test_files_that_are_none_say_so_and_change_nothing(tiny_model, tmp_path, ten
 
 def test_no_safetensors_at_all(tmp_path):
     (tmp_path / "lora.safetensors").write_bytes(b"PK\x03\x04 a pickle")
-    with pytest.raises(UserError, match=r"lora\.safetensors: is no readable LoRA file"):
+    with pytest.raises(UserError, match=r"lora\.safetensors: is not a readable LoRA file"):
         read_lora(tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match=r"missing\.safetensors: is no readable LoRA file"):
+    with pytest.raises(UserError, match=r"missing\.safetensors: is not a readable LoRA file"):
         read_tensors(tmp_path / "missing.safetensors")

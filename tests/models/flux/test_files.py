@@ -96,7 +96,7 @@ def test_the_hubs_cache_offline(tiny_flux_model, tiny_flux, tmp_path, monkeypatc
 
 def test_a_chroma_is_no_flux(tiny_flux_model, tiny_chroma):
     file = tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(UserError, match=r"is no Flux transformer: none of its keys is double_blocks\.0\.img_mod"):
+    with pytest.raises(UserError, match=r"is not a Flux transformer: none of its keys is double_blocks\.0\.img_mod"):
         FAMILY.load_transformer(replace(tiny_flux_model, transformer_file=str(file)))
 
 
@@ -104,7 +104,7 @@ def test_a_flux_that_paints_into_pictures_is_refused(tiny_flux_model, tmp_path):
     tensors = original(FAMILY.load_transformer(tiny_flux_model))
     tensors["img_in.weight"] = torch.zeros(WIDTH, 384)
     found = FAMILY.problems(file_model(tiny_flux_model, tensors, tmp_path))
-    assert len(found) == 1 and "takes 384 channels a token and not 64" in str(found[0])
+    assert len(found) == 1 and "takes 384 channels per token instead of 64" in str(found[0])
 
 
 def test_as_diffusers_converts_it():

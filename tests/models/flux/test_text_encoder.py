@@ -125,6 +125,6 @@ def test_what_is_missing_is_named(tiny_flux_model, tiny_flux, tmp_path):
     shutil.rmtree(folder / "text_encoder")
     found = "\n".join(str(problem) for problem in FAMILY.problems(replace(tiny_flux_model, repo=str(folder))))
     assert "has no folder 'text_encoder'" in found and "CLIP's tokenizer was not found; put vocab.json" in found
-    with pytest.raises(UserError, match="is no CLIP-L text encoder"):
+    with pytest.raises(UserError, match="is not a CLIP-L text encoder"):
         wrong = str(tiny_flux / "vae" / "diffusion_pytorch_model.safetensors")
         load_clip(replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, clip_file=wrong)), CPU)

@@ -55,12 +55,12 @@ def test_a_hub_id_that_is_not_cached_and_no_network(tiny_model, hub_cache):
     model = replace(tiny_model, repo="someone/Else")
     found = [str(problem) for problem in FAMILY.problems(model)]
     assert found[0] == (
-        "repo: someone/Else/transformer is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
-        "unset it, or name a local diffusers folder or single files"
+        "repo: someone/Else/transformer is not in the Hub's cache, and HF_HUB_OFFLINE prevents the download; "
+        "unset it, or set a local diffusers folder or single files"
     )
     assert len(found) == 4
     text = message(lambda: find_part(model, "transformer"))
-    assert text.startswith("repo: someone/Else/transformer is not on this machine and could not be fetched: ")
+    assert text.startswith("repo: someone/Else/transformer is not on this machine and could not be downloaded: ")
     assert "HF_HUB_OFFLINE" in text
 
 
@@ -116,8 +116,11 @@ def test_identity_of_a_large_file_samples_it(tmp_path):
     ("change", "message_part"),
     [
         ({"repo": "/nowhere"}, "repo: /nowhere has no folder 'transformer'; it must be a diffusers folder"),
-        ({"repo": ""}, "repo: no diffusers folder is named, and no single file for the transformer; give one of them"),
-        ({"vae_file": "/no.safetensors"}, "vae_file: /no.safetensors is not a file; choose a .safetensors file"),
+        ({"repo": ""}, "repo: is empty, and there is no single file for the transformer; set one of them"),
+        (
+            {"vae_file": "/no.safetensors"},
+            "vae_file: /no.safetensors does not exist or is not a file; choose a .safetensors file",
+        ),
         ({"dtype": "fp8"}, "dtype: 'fp8' is not one of bf16, fp16, fp32"),
     ],
 )
@@ -130,9 +133,9 @@ def test_all_problems_come_at_once(tiny_model, tiny_chroma):
     model = replace(tiny_model, repo="", transformer_file=wrong, text_encoder_file="/no.safetensors")
     found = [str(problem) for problem in FAMILY.problems(model)]
     assert len(found) == 4
-    assert found[0].startswith("diffusion_pytorch_model.safetensors: is no Chroma transformer: none of its keys is ")
-    assert found[1] == "text_encoder_file: /no.safetensors is not a file; choose a .safetensors file"
-    assert found[2].startswith("repo: no diffusers folder is named, and no single file for the vae")
+    assert found[0].startswith("diffusion_pytorch_model.safetensors: is not a Chroma transformer: none of its keys is ")
+    assert found[1] == "text_encoder_file: /no.safetensors does not exist or is not a file; choose a .safetensors file"
+    assert found[2].startswith("repo: is empty, and there is no single file for the vae")
     assert found[3].startswith("text_encoder_file: T5's tokenizer was not found; put tokenizer.json or spiece.model")
 
 
@@ -141,7 +144,7 @@ def test_a_folder_of_pickles(tiny_model, tiny_chroma, tmp_path):
     shutil.copytree(tiny_chroma, folder)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
     text = message(lambda: find_part(replace(tiny_model, repo=str(folder)), "vae"))
-    assert text.endswith("vae holds no .safetensors file; pickles (.bin) are never read")
+    assert text.endswith("vae has no .safetensors file; pickle files (.bin) are not supported")
 
 
 def test_broken_json_is_named(tiny_model, tiny_chroma, tmp_path):

@@ -193,9 +193,9 @@ def test_missing_and_unknown_keys_are_counted_in_one_message(single, tiny_chroma
     state["guidance_in.weight"] = torch.zeros(2)
     text = message(lambda: single(state))
     assert text.startswith(
-        "single.safetensors: does not fit a Chroma transformer; keys: 4 missing (double_blocks.0.img_"
+        "single.safetensors: does not match a Chroma transformer; keys: 4 missing (double_blocks.0.img_"
     )
-    assert "..." in text and "; 1 not known (guidance_in.weight) (" in text
+    assert "..." in text and "; 1 unexpected (guidance_in.weight) (" in text
 
 
 def test_other_shapes_are_named(single, tiny_chroma):
@@ -209,7 +209,7 @@ def test_another_kind_of_file(single):
     flux = {"double_blocks.0.img_mod.lin.weight": torch.zeros(2), "img_in.weight": torch.zeros(2)}
     text = message(lambda: single(flux))
     assert text == (
-        "single.safetensors: is no Chroma transformer: none of its keys is distilled_guidance_layer.in_proj.weight "
+        "single.safetensors: is not a Chroma transformer: none of its keys is distilled_guidance_layer.in_proj.weight "
         "(it has double_blocks.0.img_mod.lin.weight, img_in.weight, ...)"
     )
 
@@ -220,18 +220,18 @@ def test_an_integer_format_with_a_scale_is_refused(single, tiny_chroma):
     state[key] = state[key].to(torch.int8)
     state["double_blocks.0.img_mlp.0.weight_scale"] = torch.tensor(1.0)
     text = message(lambda: single(state))
-    assert f"{key} is stored as I8 with a scale, which can't be read; use a bf16 or fp8 file" in text
+    assert f"{key} is stored as I8 with a scale, which is not supported; use a bf16 or fp8 file" in text
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda data: data[: len(data) // 2], "and its header wants"),
+        (lambda data: data[: len(data) // 2], "but its header expects"),
         (lambda data: b"PK\x03\x04" + data, "give a header size of"),
         (lambda data: data[:5], "its header is not JSON"),
         (lambda data: b"GGUF" + bytes(100), "only .safetensors files can be read"),
         (lambda data: b"", "header size of 0 bytes"),
-        (lambda data: (20).to_bytes(8, "little") + b"[1, 2]              ", "is not a whole safetensors file"),
+        (lambda data: (20).to_bytes(8, "little") + b"[1, 2]              ", "is not a complete safetensors file"),
     ],
     ids=["cut", "zip", "tiny", "gguf", "empty", "list"],
 )
@@ -239,7 +239,7 @@ def test_damaged_files(tiny_chroma, tmp_path, change, reason):
     file = tmp_path / "damaged.safetensors"
     file.write_bytes(change((tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()))
     text = message(lambda: read_header(file))
-    assert text.startswith("damaged.safetensors: is not a whole safetensors file: ") and reason in text
+    assert text.startswith("damaged.safetensors: is not a complete safetensors file: ") and reason in text
 
 
 def test_a_missing_shard_is_named(tiny_model, tiny_chroma, tmp_path):

@@ -77,7 +77,7 @@ def test_buckets_of_distances_are_transformers():
 
 
 def test_other_kinds_of_t5_are_refused():
-    with pytest.raises(UserError, match="is a T5 with 'relu' feed-forward parts"):
+    with pytest.raises(UserError, match="is a T5 with 'relu' feed-forward layers"):
         T5Encoder({**load_shipped_config("t5_xxl"), "feed_forward_proj": "relu"})
 
 
@@ -134,7 +134,7 @@ def test_missing_weights_are_named(tiny_model, tiny_chroma, tmp_path):
         del state["encoder.block.1.layer.1.DenseReluDense.wo.weight"]
         return state
 
-    with pytest.raises(UserError, match=r"does not fit a T5 text encoder; keys: 1 missing \(encoder\.block\.1"):
+    with pytest.raises(UserError, match=r"does not match a T5 text encoder; keys: 1 missing \(encoder\.block\.1"):
         load_t5(single_file(tiny_model, tiny_chroma, tmp_path, cut), CPU)
 
 
@@ -216,11 +216,11 @@ def test_spiece_model_gives_the_same_ids(tiny_chroma, tmp_path):
 @pytest.mark.parametrize("data", [b"", b"\xff\xff\xff", b"\x0a\x7f short", b"\x0b"])
 def test_damaged_spiece_model(tmp_path, data):
     (tmp_path / "spiece.model").write_bytes(data)
-    with pytest.raises(UserError, match=r"spiece\.model: is no readable tokenizer: "):
+    with pytest.raises(UserError, match=r"spiece\.model: is not a readable tokenizer: "):
         read_tokenizer(tmp_path / "spiece.model")
 
 
 def test_damaged_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"tokenizer\.json: is no readable tokenizer: "):
+    with pytest.raises(UserError, match=r"tokenizer\.json: is not a readable tokenizer: "):
         read_tokenizer(tmp_path / "tokenizer.json")

@@ -89,11 +89,11 @@ def test_the_same_as_diffusers_with_attention_and_uneven_widths(tmp_path):
 
 def test_other_blocks_are_refused():
     config = {**load_shipped_config("flux_vae"), "down_block_types": ["AttnDownBlock2D"]}
-    with pytest.raises(UserError, match="has parts that are not known: AttnDownBlock2D"):
+    with pytest.raises(UserError, match="has unsupported layers: AttnDownBlock2D"):
         Autoencoder(config)
 
 
 def test_another_file_is_named(tiny_model, tiny_chroma):
     file = str(tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(UserError, match=r"_model\.safetensors: is no VAE: none of its keys is decoder\.conv_in"):
+    with pytest.raises(UserError, match=r"_model\.safetensors: is not a VAE: none of its keys is decoder\.conv_in"):
         load_vae(replace(tiny_model, vae_file=file), CPU)

@@ -1,8 +1,10 @@
-"""One adapter file, checked before it replaces the old one.
+"""Export an adapter to one file. The file is checked before it replaces the previous one.
 
-universal: diffusers' names with the prefix `transformer.`, alpha / rank multiplied into B. Loads in ComfyUI, diffusers and peft.
-comfyui: the original, fused names with the prefix `diffusion_model.`: A of q, k and v stacked, B block by block.
-kohya: the same under `lora_unet_*`, with an alpha.
+Formats:
+    universal: diffusers' names with the prefix `transformer.`; alpha / rank is multiplied into B. Loads in ComfyUI,
+        diffusers and peft.
+    comfyui: the original, fused names with the prefix `diffusion_model.`; A of q, k and v is stacked, B is block-wise.
+    kohya: the same with the prefix `lora_unet_`, and with an alpha.
 """
 
 from __future__ import annotations
@@ -29,13 +31,20 @@ PREFIXES: dict[str, Callable[[str], str]] = {
     "comfyui": lambda name: f"diffusion_model.{name}",
     "kohya": kohya_name,
 }
-# Relative difference of what is read back, on a probe: sums in another order, and bf16's rounding of each factor.
+# Maximum relative difference of the file's update on a probe vector, due to summation order and bf16 rounding of
+# factors.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True)
 class ExportedLora:
-    """What was written, and read back. applied of num_keys keys fit the model: equal, or the export failed."""
+    """The result of an export: the file was written, read back and checked.
+
+    Attributes:
+        sha256: Digest of the file.
+        applied: Number of keys that match the model; equals num_keys, otherwise the export fails.
+        num_keys: Number of keys in the file.
+    """
 
     sha256: str
     applied: int
@@ -51,52 +60,63 @@ def export_lora(
     form: str = "universal",
     staging: Path | None = None,
 ) -> ExportedLora:
-    """Write an adapter, read it back, check it against the model, and only then put it in the place of the old file.
+    """Write an adapter to a temporary file, read it back, check it against the model, then replace the previous file.
 
-    The bytes depend on the weights, the metadata, dtype and form alone. fp32 is exact; bf16 halves the file and rounds each
-    weight by up to 0.4 %.
+    The bytes depend only on the weights, the metadata, dtype and form. fp32 is exact; bf16 halves the file size and
+    rounds each weight by up to 0.4 %.
 
     Args:
-        layers: what inject_ returned, by full module name.
-        transformer: the model that the file must fit.
+        layers: The result of inject_, by full module name.
+        transformer: The model that the file must match.
+        path: The file to write.
+        metadata: Entries of the file's header.
+        dtype: Dtype of the saved tensors.
         form: universal, comfyui or kohya: one of the kind's own formats.
-        staging: where the file is made, see files.replace_atomic; folders of LoRAs are listed by other programs.
-
+        staging: Folder of the temporary file, see storage.atomic.replace_atomic. Other programs list LoRA folders.
+    Returns:
+        The digest and the number of keys.
     Raises:
-        RuntimeError: a key fits no module, or what was read differs from what was written; the old file is intact.
-        OSError: as of files.write_atomic.
+        RuntimeError: A key matches no module, or the file's content differs from the adapter. The old file is
+            unchanged.
+        OSError: See storage.atomic.write_atomic.
     """
-    assert layers, "there is no LoRA"
+    assert layers, "there are no adapter layers"
     updates = {name: layer.update() for name, layer in layers.items()}
     by_name = updates if form == "universal" else fuse_updates(updates, transformer)
-    named = {
+    tensors_by_module = {
         name: {
             PREFIXES[form](name) + end: _to_file_dtype(tensor, dtype)
             for end, tensor in update.tensors(form == "kohya").items()
         }
         for name, update in by_name.items()
     }
-    tensors = {key: tensor for part in named.values() for key, tensor in part.items()}
+    tensors = {key: tensor for part in tensors_by_module.values() for key, tensor in part.items()}
     data = tensor_bytes(tensors)
     header = header_bytes(tensors, {**metadata, "sshs_model_hash": data_sha256(data)})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(header + data)
-        _check(temporary, {name: len(part) for name, part in named.items()}, updates, transformer, TOLERANCES[dtype])
+        _check(
+            temporary,
+            {name: len(part) for name, part in tensors_by_module.items()},
+            updates,
+            transformer,
+            TOLERANCES[dtype],
+        )
 
     replace_atomic(path, write, staging)
     digest = hashlib.sha256(header + data).hexdigest()
     if sha256_of(path) != digest:
-        raise RuntimeError(f"{path} does not hold what was written")
+        raise RuntimeError(f"the content of {path} differs from what was written")
     return ExportedLora(digest, applied=len(tensors), num_keys=len(tensors))
 
 
 def fuse_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[str, Update]:
-    """Updates by the original layout's names; those of layers that are one there become one.
+    """Rename updates to the original layout and merge the updates of layers that are fused there.
 
     Raises:
-        Misfit: the kind can't be fused.
-        RuntimeError: a layer has no name there.
+        IncompatibleUpdate: This kind of adapter can't be merged.
+        RuntimeError: A layer has no name in the original layout.
     """
     members: dict[str, list[tuple[Place, nn.Module, str]]] = {}
     for name, module in transformer.named_modules():
@@ -106,25 +126,25 @@ def fuse_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[
             except KeyError:
                 continue
             members.setdefault(place.module, []).append((place, module, name))
-    found: dict[str, Update] = {}
-    named = set()
+    fused: dict[str, Update] = {}
+    exported = set()
     for original, parts in members.items():
-        inside = [(place, name) for place, _, name in parts if name in updates]
-        named |= {name for _, name in inside}
-        if not inside:
+        trained_parts = [(place, name) for place, _, name in parts if name in updates]
+        exported |= {name for _, name in trained_parts}
+        if not trained_parts:
             continue
-        first = updates[inside[0][1]]
-        if inside[0][0].part is None:
-            found[original] = first.swap_halves() if inside[0][0].is_swapped else first
+        first = updates[trained_parts[0][1]]
+        if trained_parts[0][0].part is None:
+            fused[original] = first.swap_halves() if trained_parts[0][0].is_swapped else first
             continue
         norms = torch.cat([_norms(module) for _, module, _ in sorted(parts, key=lambda part: part[0].part or 0)])
-        rows = [(place.rows(first.shape[1]), updates[name]) for place, name in inside]
-        found[original] = first.fuse(rows, norms)
-    if named != updates.keys():
+        rows = [(place.rows(first.shape[1]), updates[name]) for place, name in trained_parts]
+        fused[original] = first.fuse(rows, norms)
+    if exported != updates.keys():
         raise RuntimeError(
-            f"the LoRA is not saved: {sorted(updates.keys() - named)[0]} has no name in the original layout"
+            f"the LoRA is not saved: {sorted(updates.keys() - exported)[0]} has no name in the original layout"
         )
-    return found
+    return fused
 
 
 def _norms(module: nn.Module) -> Tensor:
@@ -134,35 +154,42 @@ def _norms(module: nn.Module) -> Tensor:
 
 
 def _to_file_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """On the CPU; a lone number such as alpha stays exact."""
+    """Convert for the file, on the CPU. Scalars such as alpha stay fp32."""
     return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
 
 
 def _check(
-    file: Path, names: Mapping[str, int], written: Mapping[str, Update], transformer: nn.Module, tolerance: float
+    file: Path, names: Mapping[str, int], updates: Mapping[str, Update], transformer: nn.Module, tolerance: float
 ) -> None:
-    """Every key is for a layer of the model that learnt, of that layer's shape, and does there what the adapter does.
+    """Raise RuntimeError unless every key matches a trained layer and its shape, and has the adapter's effect there.
 
-    names: how many keys each name in the file has.
+    Args:
+        file: The file to check.
+        names: Number of keys for each module name in the file.
+        updates: The adapter's updates by module name.
+        transformer: The model.
+        tolerance: Maximum relative difference on a probe vector.
     """
-    found, bad = match(transformer, read_lora(file))
+    read_updates, misfits = match(transformer, read_lora(file))
     layers = {name: [module for module, _ in places] for name, places in file_names(transformer).items()}
-    faults = {
-        name for name in found.keys() | written.keys() if not _same(found.get(name), written.get(name), tolerance)
+    differing = {
+        name
+        for name in read_updates.keys() | updates.keys()
+        if not _is_same(read_updates.get(name), updates.get(name), tolerance)
     }
-    bad_names = {name for name in names if name in bad or faults & set(layers.get(name, [name]))}
-    if bad_names or faults:
+    bad_names = {name for name in names if name in misfits or differing & set(layers.get(name, [name]))}
+    if bad_names or differing:
         applied = sum(count for name, count in names.items() if name not in bad_names)
-        shown = ", ".join(sorted(faults | bad_names)[:3])
+        examples = ", ".join(sorted(differing | bad_names)[:3])
         raise RuntimeError(
-            f"the LoRA is not saved: {applied} of {sum(names.values())} keys apply; not those of {shown}"
+            f"the LoRA is not saved: {applied} of {sum(names.values())} keys apply; not those of {examples}"
         )
 
 
-def _same(found: Update | None, written: Update | None, tolerance: float) -> bool:
-    if found is None:
+def _is_same(read: Update | None, expected: Update | None, tolerance: float) -> bool:
+    if read is None:
         return False
-    if written is None:  # rows of a fused weight that did not learn
-        return found.is_zero()
-    one, two = (update.applied(probe(found.shape[1])) for update in (found, written))
+    if expected is None:  # rows of a fused weight that are not trained
+        return read.is_zero()
+    one, two = (update.applied(probe(read.shape[1])) for update in (read, expected))
     return one.shape == two.shape and bool((one - two).norm() <= tolerance * two.norm())

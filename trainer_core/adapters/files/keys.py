@@ -1,7 +1,7 @@
-"""Names of the same modules in two layouts: diffusers (ours) and the original one (ComfyUI's and lodestones' files).
+"""Module names in two layouts: diffusers (used here) and the original one (files of ComfyUI and lodestones).
 
 The original layout fuses projections along their output rows: q, k, v -> `qkv`, and in single blocks q, k, v, mlp ->
-`linear1` (h, h, h, 4h). Everything else is a rename. Weights, biases and LoRA deltas all follow the one table below.
+`linear1` (h, h, h, 4h). Everything else is only renamed. Weights, biases and LoRA deltas all use the table below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 ORIGINAL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 
-# diffusers module -> original module, and which rows of it: 0, 1, 2 for q, k, v; 3 for the rest (mlp); None for all.
+# diffusers module -> original module, and its rows there: 0, 1, 2 for q, k, v; 3 for the rest (mlp); None for all rows.
 DOUBLE_BLOCK = {
     "attn.to_q": ("img_attn.qkv", 0),
     "attn.to_k": ("img_attn.qkv", 1),
@@ -51,31 +51,37 @@ OUTSIDE_BLOCKS = {
 }
 EMBEDDERS = {"timestep_embedder": "time_in", "guidance_embedder": "guidance_in", "text_embedder": "vector_in"}
 EMBEDDER_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
-# Shift and scale of Flux's last modulation: the original has the shift's rows first, diffusers the scale's.
+# Flux's last modulation: the original layout has the shift's rows first, diffusers has the scale's rows first.
 SWAPPED = "norm_out.linear"
 APPROXIMATOR_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module's rows lie in the original layout. part: as in the tables above. is_swapped: the halves of its rows are exchanged."""
+    """A module's position in the original layout.
+
+    Attributes:
+        module: Name of the module there.
+        part: Part of its rows, as in the tables above.
+        is_swapped: The two halves of its rows are exchanged.
+    """
 
     module: str
     part: int | None = None
     is_swapped: bool = False
 
     def rows(self, width: int) -> slice:
-        """Rows of the fused weight. width: h, the hidden width; q, k and v have h rows each, mlp has the rest."""
+        """Return the rows in the fused weight. width: hidden width h; q, k and v have h rows each, mlp has the rest."""
         if self.part is None:
             return slice(None)
         return slice(self.part * width, None if self.part == 3 else (self.part + 1) * width)
 
 
 def original_place(module: str) -> Place:
-    """The place of a diffusers module in the original layout.
+    """Return the position of a diffusers module in the original layout.
 
     Raises:
-        KeyError: the module has no counterpart there.
+        KeyError: The module has no counterpart there.
     """
     if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module):
         name, part = DOUBLE_BLOCK[match[2]]
@@ -95,7 +101,7 @@ def original_place(module: str) -> Place:
 
 
 def original_parameter(parameter: str) -> tuple[str, Place]:
-    """Original name of a diffusers parameter such as `proj_out.weight`, and its place. Norms have a `scale` there."""
+    """Return a diffusers parameter's original name and position. There, a norm's parameter is called `scale`."""
     module, _, leaf = parameter.rpartition(".")
     place = original_place(module)
     is_norm = module.rpartition(".")[2].startswith("norm_") or ".norms." in module
@@ -103,7 +109,7 @@ def original_parameter(parameter: str) -> tuple[str, Place]:
 
 
 def without_prefix(key: str) -> str:
-    """The key without the prefix that names the model it belongs to."""
+    """Remove the prefix that names the model from a key."""
     for prefix in ORIGINAL_PREFIXES:
         if key.startswith(prefix):
             return key[len(prefix) :]

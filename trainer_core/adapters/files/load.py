@@ -1,4 +1,4 @@
-"""Reading adapters' files of the formats in the wild, and putting them on a model."""
+"""Read adapter files of all common formats and apply them to a model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .keys import Place, original_place, without_prefix
 __all__ = ["LoraPair", "apply_lora_", "file_names", "kohya_name", "layer_updates", "read_lora", "read_tensors"]
 
 KOHYA_PREFIX = "lora_unet_"
-KOHYA_LIKE = ("lycoris_", "lora_transformer_")  # SimpleTuner's and OneTrainer's, over diffusers' names
+KOHYA_LIKE = ("lycoris_", "lora_transformer_")  # SimpleTuner's and OneTrainer's prefixes, with diffusers' module names
 NUM_EXAMPLES = 3
 
 
 def update_types() -> tuple[type[Update], ...]:
-    """Every form that a layer's update may have in a file."""
+    """Return the update classes of all adapter kinds."""
     return tuple(dict.fromkeys(load("adapter", name).update_type for name in names("adapter")))
 
 
 def read_lora(path: Path | str) -> dict[str, Update]:
-    """Updates by module name, as the file has it: diffusers' or the original names, without the model's prefix.
+    """Read a file's updates by module name as in the file (diffusers' or original names), without the model prefix.
 
-    Understands `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's `lora_unet_X`, peft's and
-    ComfyUI's DoRA, and LyCORIS' `lokr_*` and `hada_*`.
+    Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
+    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*` and `hada_*`.
 
     Raises:
-        UserError: not a safetensors file, or it holds other keys than those.
+        UserError: The file is not a safetensors file, or contains other keys.
     """
     types = update_types()
     ends = sorted({end for kind in types for end in kind.keys}, key=len, reverse=True)
@@ -44,18 +44,18 @@ def read_lora(path: Path | str) -> dict[str, Update]:
     for key, tensor in read_tensors(path).items():
         end = next((end for end in ends if key.endswith(end)), "")
         if end:
-            parts.setdefault(_module(key[: -len(end)]), {})[end] = tensor
+            parts.setdefault(_module_name(key[: -len(end)]), {})[end] = tensor
         else:
             unknown.append(key)
-    found = {module: _update(part, types) for module, part in parts.items()}
-    unknown += [module for module, update in found.items() if update is None]
+    updates = {module: _build_update(part, types) for module, part in parts.items()}
+    unknown += [module for module, update in updates.items() if update is None]
     if unknown or not parts:
-        shown = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or "nothing"
-        raise UserError.at(Path(path).name, f"is no LoRA, DoRA, LoKr or LoHa file: it holds {shown} ({path})")
-    return {module: update for module, update in found.items() if update is not None}
+        examples = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or "nothing"
+        raise UserError.at(Path(path).name, f"is not a LoRA, DoRA, LoKr or LoHa file: it contains {examples} ({path})")
+    return {module: update for module, update in updates.items() if update is not None}
 
 
-def _update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
+def _build_update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
     for kind in types:
         if part.keys() <= kind.keys.keys():
             update = kind.from_parts({kind.keys[end]: tensor for end, tensor in part.items()})
@@ -64,7 +64,7 @@ def _update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Upda
     return None
 
 
-def _module(name: str) -> str:
+def _module_name(name: str) -> str:
     for prefix in KOHYA_LIKE:
         if name.startswith(prefix):
             return KOHYA_PREFIX + name[len(prefix) :]
@@ -72,40 +72,41 @@ def _module(name: str) -> str:
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, in memory of its own (so that the file may be replaced).
+    """Read every tensor of a safetensors file into its own memory, so that the file can be replaced.
 
     Raises:
-        UserError: not a safetensors file.
+        UserError: The file is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError.at(Path(path).name, f"is no readable LoRA file: {error} ({path})") from error
+        raise UserError.at(Path(path).name, f"is not a readable LoRA file: {error} ({path})") from error
 
 
 def layer_updates(transformer: nn.Module, path: Path | str) -> dict[str, Update]:
-    """A file's updates by the layer they are for. Fused ones of the original layout are split along their rows.
+    """Return a file's updates by layer. Fused updates of the original layout are split along their rows.
 
     Raises:
-        UserError: a key fits no layer of this model; says how many and which.
+        UserError: Keys match no layer of this model. The message says how many and which.
     """
     updates = read_lora(path)
-    found, bad = match(transformer, updates)
-    if bad:
-        shown = ", ".join(sorted(bad.values())[:NUM_EXAMPLES])
+    matches, misfits = match(transformer, updates)
+    if misfits:
+        examples = ", ".join(sorted(misfits.values())[:NUM_EXAMPLES])
         raise UserError.at(
             Path(path).name,
-            f"is not a LoRA of this model: {len(bad)} of {len(updates)} layers do not fit, such as {shown} ({path})",
+            f"is not a LoRA of this model: {len(misfits)} of {len(updates)} layers do not fit, such as {examples} "
+            f"({path})",
         )
-    return found
+    return matches
 
 
 def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[str, Update], dict[str, str]]:
-    """A file's updates by layer, and in words those of its names that fit none."""
+    """Return a file's updates by layer, and a description of each name in the file that matches no layer."""
     by_file_name = file_names(transformer)
-    bad = {name: name for name in updates if name not in by_file_name}
-    found: dict[str, Update] = {}
+    misfits = {name: name for name in updates if name not in by_file_name}
+    matches: dict[str, Update] = {}
     for name, update in updates.items():
         for module, place in by_file_name.get(name, ()):
             try:
@@ -113,20 +114,20 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
                 part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
                 part = part.swap_halves() if place.is_swapped else part
             except IncompatibleUpdate as fault:
-                bad[name] = f"{name} ({fault})"
+                misfits[name] = f"{name} ({fault})"
                 continue
             if part.shape == _shape(transformer.get_submodule(module)):
-                found[module] = part
+                matches[module] = part
             else:
-                bad[name] = name
-    return found, bad
+                misfits[name] = name
+    return matches, misfits
 
 
 def apply_lora_(transformer: nn.Module, path: Path | str, strength: float = 1.0) -> dict[str, AdapterLayer]:
-    """Put a file on a model, for sampling.
+    """Apply a LoRA file to a model, for sampling.
 
     Raises:
-        UserError: as of layer_updates.
+        UserError: See layer_updates.
     """
     layers = {}
     for name, update in layer_updates(transformer, path).items():
@@ -141,21 +142,21 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 
 def file_names(transformer: nn.Module) -> dict[str, list[tuple[str, Place]]]:
-    """Name in a file -> the layers it is for, and their rows. Names: diffusers', the original ones, kohya's of both."""
-    found: dict[str, list[tuple[str, Place]]] = {}
+    """Map each possible name in a file (diffusers', original, kohya's forms of both) to its layers and their rows."""
+    layers_by_name: dict[str, list[tuple[str, Place]]] = {}
     for module, layer in transformer.named_modules():
         if not isinstance(layer, (nn.Linear, AdapterLayer)) or module.endswith(".base"):
             continue
-        found[module] = [(module, Place(module))]
-        found[kohya_name(module)] = found[module]
+        layers_by_name[module] = [(module, Place(module))]
+        layers_by_name[kohya_name(module)] = layers_by_name[module]
         try:
             place = original_place(module)
         except KeyError:
             continue
         if place.module != module:
             for name in (place.module, kohya_name(place.module)):
-                found.setdefault(name, []).append((module, place))
-    return found
+                layers_by_name.setdefault(name, []).append((module, place))
+    return layers_by_name
 
 
 def kohya_name(module: str) -> str:

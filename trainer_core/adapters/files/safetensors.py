@@ -1,4 +1,4 @@
-"""Writing safetensors with the same bytes each time. The safetensors package orders metadata by chance."""
+"""Write safetensors files deterministically. The safetensors package writes metadata in random order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The data section: each tensor's bytes, row by row, in the order of their names."""
+    """Return the data section: the bytes of each tensor in row-major order, sorted by name."""
     return b"".join(_raw(tensors[name]) for name in sorted(tensors))
 
 
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Length and header of a file whose data section is tensor_bytes(tensors)."""
+    """Return the length and header of a file whose data section is tensor_bytes(tensors)."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for name in sorted(tensors):
@@ -31,7 +31,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def data_sha256(data: bytes) -> str:
-    """kohya's `sshs_model_hash`: of the data section alone, so that metadata may change."""
+    """Return kohya's `sshs_model_hash`. It covers only the data section, so metadata can change."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Chroma's transformer in files: what it is recognised by, its dimensions, and the original layout."""
+"""Chroma's transformer in files: how it is recognized, and its dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRANSFORMER = Kind("Chroma transformer", ("distilled_guidance_layer.in_proj.weig
 
 
 def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:
-    """The constructor's arguments: from config.json, or read off the shapes of a single file."""
+    """Return the constructor's arguments, from config.json or from the tensor shapes of a single file."""
     if part.config.get("_class_name") == "ChromaTransformer2DModel":
         return part.config
     hidden, channels = shape_of(weights, *["distilled_guidance_layer.in_proj.weight"] * 2)

@@ -1,4 +1,4 @@
-"""Chroma: T5 text, Flux's VAE, a transformer modulated by a frozen approximator."""
+"""Chroma: T5 text encoder, Flux's VAE, and a transformer modulated by a frozen approximator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .checkpoint_keys import TRANSFORMER, transformer_config
 
 
 class ChromaFamily(FluxLikeFamily):
-    """The members are those of contract.Family."""
+    """Chroma's implementation of models.family.Family."""
 
     name = "chroma"
     transformer_kind = TRANSFORMER
@@ -37,9 +37,9 @@ class ChromaFamily(FluxLikeFamily):
     targets = CHROMA.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        found = self.part_problems(model)
-        collect(found, self._check_tokenizer, model)
-        return found
+        problems = self.part_problems(model)
+        collect(problems, self._check_tokenizer, model)
+        return problems
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
         return {"ss_base_model_version": "chroma", "modelspec.architecture": "chroma/lora"}
@@ -50,7 +50,7 @@ class ChromaFamily(FluxLikeFamily):
     def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         if settings.sampling == "as set":
             return settings
-        # ComfyUI's template of Chroma; flash needs no CFG.
+        # As in ComfyUI's template for Chroma. The flash flavor needs no CFG.
         cfg = 1.0 if model.flavour == "flash" else 3.5
         return replace(settings, steps=26, cfg=cfg, scheduler="beta", shift=1.0)
 
@@ -115,7 +115,7 @@ class ChromaFamily(FluxLikeFamily):
         route: Route | None = None,
     ) -> Tensor:
         assert reference is None, "Chroma takes no references"
-        weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantised
+        weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantized
         height, width = x_sigma.shape[-2:]
         tokens, mask = batch_text(text, num_image_tokens=height * width // 4)
         velocity = transformer(

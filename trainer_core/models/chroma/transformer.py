@@ -1,9 +1,13 @@
 """Chroma's transformer: 19 double and 38 single blocks (in the released model), modulated by a frozen approximator.
 
-Parameters have the names and the order of diffusers' ChromaTransformer2DModel, so that its files load; tests/families
-compare the two. Two things differ from diffusers 0.42.1. Sigma stays in fp32: diffusers rounds it to the model's dtype
-before it multiplies by 1000, in bf16 off by up to 3.95 of 1000, while ComfyUI, where the LoRA will be used, takes the
-sines of sigma in fp32 and rounds those; so do we. And nothing of diffusers is imported (docs/decisions/0008).
+Parameters have the names and order of diffusers' ChromaTransformer2DModel, so that its files load;
+tests/models/chroma/test_transformer.py compares the two. There are two differences to diffusers 0.42.1:
+
+- Sigma stays in fp32. diffusers rounds it to the model's dtype before multiplying by 1000, which in bf16 is off by up
+to
+  3.95 of 1000. ComfyUI, where the LoRA will be used, computes the sines of sigma in fp32 and rounds those, and so do
+  we.
+- Nothing is imported from diffusers (docs/decisions/0008).
 """
 
 from __future__ import annotations
@@ -25,13 +29,17 @@ from ..mmdit_layers import (
 from ..token_routing import Detour, Route
 
 TIMESTEPS = 1000  # the approximator was trained on sigma * 1000
-ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = 3, 6, 2  # of modulation: a single block, each stream of a double block, the end
+ROWS_SINGLE, ROWS_STREAM, ROWS_FINAL = (
+    3,
+    6,
+    2,
+)  # modulation rows: single block, each stream of a double block, last norm
 
 
 class ChromaTransformer(FromConfig):
-    """The velocity of packed latents.
+    """Predicts the velocity of packed latents.
 
-    Args: those of diffusers' config.json; the released model's are the defaults.
+    The arguments are those of diffusers' config.json. Defaults are the released model's.
     """
 
     def __init__(
@@ -65,11 +73,11 @@ class ChromaTransformer(FromConfig):
         self.proj_out = nn.Linear(width, out_channels or in_channels)
 
     def restore_buffers_(self) -> None:
-        """The rows' indices."""
+        """Recompute the inputs that encode the rows' indices."""
         self.time_text_embed.restore_()
 
     def modulation(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of shifts, scales and gates, (B, 3 single + 12 double + 2, hidden), from sigma (B,) alone.
+        """Return shifts, scales and gates, (B, 3 single + 12 double + 2, hidden), which depend only on sigma (B,).
 
         The approximator is frozen in LoRA training, so autograd records nothing here.
         """
@@ -87,17 +95,18 @@ class ChromaTransformer(FromConfig):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         route: Route | None = None,
     ) -> tuple[Tensor]:
-        """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
+        """Return the velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
 
         Args:
-            hidden_states: packed latents, (B, image tokens, 64), in the model's dtype.
-            encoder_hidden_states: text, (B, text tokens, text width), in the model's dtype.
-            timestep: sigma in [0, 1], (B,), fp32.
-            img_ids, txt_ids: places of the tokens, (tokens, 3); not needed when image_rotary_emb is given.
-            attention_mask: None, or boolean (B, text + image tokens); False is not attended.
-            return_dict: False; there is no other way.
-            image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
-            route: which image tokens skip which blocks; None: all go through all.
+            hidden_states: Packed latents, (B, image tokens, 64), in the model's dtype.
+            encoder_hidden_states: Text, (B, text tokens, text width), in the model's dtype.
+            timestep: Sigma in [0, 1], (B,), fp32.
+            img_ids: Positions of the image tokens, (tokens, 3). Not needed with image_rotary_emb.
+            txt_ids: Positions of the text tokens, (tokens, 3). Not needed with image_rotary_emb.
+            attention_mask: None, or boolean (B, text + image tokens); False tokens are not attended to.
+            return_dict: Must be False.
+            image_rotary_emb: Cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: Which image tokens skip which blocks. None: no token skips a block.
         """
         assert not return_dict
         num_double, num_single = len(self.transformer_blocks), len(self.single_transformer_blocks)
@@ -112,14 +121,14 @@ class ChromaTransformer(FromConfig):
             assert img_ids is not None and txt_ids is not None
             positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
         detour = Detour(route, positions, attention_mask, image.shape[1])
-        of_streams = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
-        for place, (block, rows) in enumerate(zip(self.transformer_blocks, of_streams, strict=True)):
-            image = detour.at(place, image)
+        stream_rows = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
+        for index, (block, rows) in enumerate(zip(self.transformer_blocks, stream_rows, strict=True)):
+            image = detour.at(index, image)
             text, image = block(image, text, *rows, detour.positions, detour.mask)
         joint = torch.cat([text, image], dim=1)
-        of_both = single_rows.split(ROWS_SINGLE, 1)
-        for place, (block, rows) in enumerate(zip(self.single_transformer_blocks, of_both, strict=True), num_double):
-            joint = detour.at(place, joint)
+        joint_rows = single_rows.split(ROWS_SINGLE, 1)
+        for index, (block, rows) in enumerate(zip(self.single_transformer_blocks, joint_rows, strict=True), num_double):
+            joint = detour.at(index, joint)
             joint = block(joint, rows, detour.positions, detour.mask)
         joint = detour.at(num_double + num_single, joint)
         shift, scale = final.unbind(1)
@@ -127,34 +136,35 @@ class ChromaTransformer(FromConfig):
 
 
 class RowInputs(nn.Module):
-    """What the approximator is told of each row: waves of sigma, of a guidance that is always 0, and of the row's number."""
+    """Approximator inputs for each row: sinusoids of sigma, of a guidance that is always 0, and of the row index."""
 
-    mod_proj: Tensor  # the rows' waves, (rows, channels / 2)
+    mod_proj: Tensor  # sinusoids of the rows' indices, (rows, channels / 2)
 
     def __init__(self, channels: int, num_rows: int):
         super().__init__()
         self.channels, self.num_rows = channels, num_rows
         rows = torch.empty(num_rows, channels // 2)
         self.register_buffer("mod_proj", rows, persistent=False)
-        if not rows.is_meta:  # without numbers there is nothing to compute, and torch would load its compiler for it
+        if not rows.is_meta:  # nothing to compute on the meta device, and torch would load its compiler for it
             self.restore_()
 
     def restore_(self) -> None:
+        """Compute mod_proj."""
         self.mod_proj = waves(torch.arange(self.num_rows) * TIMESTEPS, self.channels // 2)
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """(B,) -> (B, rows, channels), fp32."""
-        shared = [
+        """Map (B,) to (B, rows, channels), fp32."""
+        sigma_inputs = [
             waves(sigma.float() * TIMESTEPS, self.channels // 4),
             waves(torch.zeros_like(sigma.float()), self.channels // 4),
         ]
         rows = self.mod_proj.to(sigma.device, torch.float32)
-        same = torch.cat(shared, dim=1)[:, None].expand(-1, self.num_rows, -1)
+        same = torch.cat(sigma_inputs, dim=1)[:, None].expand(-1, self.num_rows, -1)
         return torch.cat([same, rows.expand(len(sigma), -1, -1)], dim=-1)
 
 
 class Approximator(nn.Module):
-    """Row inputs -> modulation, a small residual network; what it replaces were a third of Flux's weights."""
+    """A small residual network from row inputs to modulation. The layers it replaces are a third of Flux's weights."""
 
     def __init__(self, channels: int, width: int, hidden: int, num_layers: int):
         super().__init__()
@@ -180,7 +190,10 @@ class _Gated(nn.Module):
 
 
 def waves(values: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of values (B,) at `width / 2` speeds from 1 down to nearly 1/10000: (B, width), fp32."""
+    """Return sinusoidal embeddings of values (B,): (B, width), fp32.
+
+    Cosines, then sines, at `width / 2` frequencies from 1 down to nearly 1/10000.
+    """
     half = width // 2
     speeds = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values[:, None].float() * speeds

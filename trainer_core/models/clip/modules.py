@@ -1,6 +1,7 @@
-"""CLIP-L's text encoder, for its pooled output alone: the whole prompt as one vector.
+"""CLIP-L's text encoder, only for its pooled output: one vector for the whole prompt.
 
-Parameters have transformers' names; tests/models/flux/test_text_encoder.py compares the two. Nothing of transformers is imported.
+Parameters have transformers' names; tests/models/flux/test_text_encoder.py compares the two. Nothing is imported from
+transformers.
 
 Source: Radford et al. 2021, arXiv:2103.00020.
 """
@@ -19,7 +20,7 @@ from ..meta_embedding import Embedding
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): what CLIP was trained with instead of the true GELU."""
+    """x sigmoid(1.702 x): the GELU approximation that CLIP was trained with."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -27,20 +28,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class ClipText(nn.Module):
-    """Token ids -> pooled text. config: transformers' config.json of a CLIPTextModel."""
+    """Maps token ids to a pooled embedding.
+
+    Args:
+        config: transformers' config.json of a CLIPTextModel.
+    """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         if config["hidden_act"] not in ACTIVATIONS:
             raise UserError.at(
-                "text_encoder", f"is a CLIP with {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}"
+                "text_encoder",
+                f"is a CLIP with activation {config['hidden_act']!r}; supported are {', '.join(ACTIVATIONS)}",
             )
         self.embeddings = _Embeddings(config)
         self.encoder = _Stack(config)
         self.final_layer_norm = _norm(config)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, tokens), the end token last and no pads -> (B, width). Attention looks back only, so pads could change nothing."""
+        """Map ids (B, tokens), with the end token last and no pads, to (B, width).
+
+        Attention is causal, so pads after the end token would change nothing.
+        """
         return self.final_layer_norm(self.encoder(self.embeddings(ids))[:, -1])
 
 
@@ -77,7 +86,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Of each token to those before it and itself."""
+    """Causal self-attention."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()

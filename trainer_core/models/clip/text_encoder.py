@@ -1,6 +1,6 @@
-"""CLIP-L beside T5: a prompt as one vector, and the two formats of its tokenizer.
+"""CLIP-L, used next to T5: encodes a prompt as one vector. Also reads the two formats of its tokenizer.
 
-Repositories hold the tokenizer as `tokenizer.json` or as `vocab.json` and `merges.txt`; ComfyUI comes with the latter.
+Repositories have the tokenizer as `tokenizer.json`, or as `vocab.json` and `merges.txt`. ComfyUI includes the latter.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ if TYPE_CHECKING:
 CLIP = Kind("CLIP-L text encoder", ("embeddings.token_embedding.weight",))
 COMFYUI_FOLDER = Path("comfy") / "sd1_tokenizer"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-HEAD_WIDTH = 64  # of every CLIP
+HEAD_WIDTH = 64  # in every CLIP
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class ClipPooler:
-    """Pools one prompt at a time, cut to the encoder's length (77 tokens) with its end token kept, and without pads."""
+    """Encodes one prompt at a time, without pads, truncated to the encoder's length (77 tokens, end token included)."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, device: torch.device, max_tokens: int):
         self.model, self.tokenizer, self.device, self.max_tokens = model.to(device), tokenizer, device, max_tokens
 
     def token_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt. A prompt that is too long is truncated and keeps its end token."""
         ids = self.tokenizer.encode(prompt).ids
         return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One (width,) tensor a prompt, on the CPU, in the encoder's dtype."""
+        """Return one (width,) tensor per prompt, on the CPU, in the encoder's dtype."""
         return [self.model(torch.tensor([self.token_ids(p)], device=self.device))[0].cpu() for p in prompts]
 
 
 def find_clip(model: ModelConfig) -> Part:
-    """CLIP-L's files.
+    """Find CLIP-L's files.
 
     Raises:
-        UserError: they are nowhere.
+        UserError: They were not found.
     """
     assert model.flux is not None
     return locate(model, "clip", model.flux.clip_file, "clip_file")
 
 
 def load_clip(model: ModelConfig, device: torch.device, convert: Convert | None = None) -> ClipPooler:
-    """CLIP-L of a model's repo or single file, with its tokenizer, in the model's dtype.
+    """Load CLIP-L from a model's repo or single file, with its tokenizer, in the model's dtype.
 
     Raises:
-        UserError: files are missing or do not fit.
+        UserError: Files are missing or don't match.
     """
     tokenizer_files = find_clip_tokenizer(model)
     part = find_clip(model)
@@ -75,7 +76,7 @@ def load_clip(model: ModelConfig, device: torch.device, convert: Convert | None 
 
 
 def empty_clip(model: ModelConfig) -> ClipText:
-    """The encoder as load_clip would fill it, on the meta device."""
+    """Return the encoder on the meta device, as load_clip would load it."""
     assert model.flux is not None
     part = describe_at(model, "clip", model.flux.clip_file, "clip_file", load_shipped_config("clip_l"))
     with torch.device("meta"):
@@ -84,46 +85,53 @@ def empty_clip(model: ModelConfig) -> ClipText:
 
 
 def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
-    """tokenizer.json, or vocab.json and merges.txt: beside the encoder's file, in the repo, or in ComfyUI above the file.
+    """Find tokenizer.json, or vocab.json and merges.txt: next to the encoder's file, in the repo, or in ComfyUI.
+
+    ComfyUI is searched in the parent folders of the encoder's file.
 
     Raises:
-        UserError: it is nowhere; names what to put where.
+        UserError: They were not found. The message says which files are needed and where.
     """
     assert model.flux is not None
     name = model.folders["clip_tokenizer"]
     for folder in tokenizer_folders(model, model.flux.clip_file, name, COMFYUI_FOLDER):
-        if found := _files(folder):
-            return found
-    if model.repo and not is_local(model.repo) and not is_offline() and (found := _files(download(model.repo, name))):
-        return found
+        if files := _find_files(folder):
+            return files
+    if (
+        model.repo
+        and not is_local(model.repo)
+        and not is_offline()
+        and (files := _find_files(download(model.repo, name)))
+    ):
+        return files
     beside = Path(model.flux.clip_file).parent if model.flux.clip_file else Path(model.repo)
     raise UserError.at(
         "clip_file" if model.flux.clip_file else "repo",
-        "CLIP's tokenizer was not found; put vocab.json and merges.txt, or tokenizer.json (from the model's repository, "
-        f"folder `{name}`) into {beside / name}",
+        "CLIP's tokenizer was not found; put vocab.json and merges.txt, or tokenizer.json (from the model's "
+        f"repository, folder `{name}`) into {beside / name}",
     )
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def _find_files(folder: Path) -> tuple[Path, ...]:
     pair = folder / "vocab.json", folder / "merges.txt"
     if all(file.is_file() for file in pair):
         return pair
     whole = folder / "tokenizer.json"
-    return (whole,) if whole.is_file() and '"BPE"' in whole.read_text("utf-8") else ()  # T5's may lie there
+    return (whole,) if whole.is_file() and '"BPE"' in whole.read_text("utf-8") else ()  # may be T5's
 
 
 def read_clip_tokenizer(files: Sequence[Path]) -> Tokenizer:
-    """CLIP's rules, without padding or truncation: lower case, words, bytes' pairs, begin and end tokens.
+    """Read CLIP's tokenizer (lower case, words, byte pairs, begin and end tokens), without padding or truncation.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: A file is damaged.
     """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(files[0])) if len(files) == 1 else _from_pair(*files)
     except Exception as error:  # the tokenizers package raises plain Exception
-        raise UserError.at(files[0].name, f"is no readable tokenizer: {error} ({files[0]})") from error
+        raise UserError.at(files[0].name, f"is not a readable tokenizer: {error} ({files[0]})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

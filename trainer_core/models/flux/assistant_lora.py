@@ -1,7 +1,8 @@
-"""A LoRA that acts while a model trains and not while it draws.
+"""An assistant LoRA, which is active in training and inactive in sampling.
 
-A model that was distilled to a few steps forgets that when it is trained as a flow. With an assistant on, which has forgotten it
-already, the LoRA need not learn to; without it, in drawing, the distillation is still there.
+A model that was distilled to a few steps loses the distillation when it is trained as a flow model. The assistant LoRA
+has already undone the distillation, so the trained LoRA need not learn to. In sampling, without the assistant, the
+distillation is still there.
 """
 
 from __future__ import annotations
@@ -21,31 +22,35 @@ FIELD = "assistant"
 
 
 class Switch:
-    """Shared by an assistant's layers."""
+    """On/off switch shared by an assistant's layers."""
 
     is_on = True
 
 
 def check_assistant(transformer: nn.Module, path: Path) -> None:
-    """Whether a file can assist a model, which may lie on the meta device.
+    """Check that a file can be the assistant of a model, which may be on the meta device.
 
     Raises:
-        UserError: it is no LoRA of this model, or one of another kind than plain LoRA.
+        UserError: It is not a LoRA of this model, or not a plain LoRA.
     """
-    others = {type(u).__name__ for u in layer_updates(transformer, path).values() if not _is_plain(u)}
-    if others:
+    other_kinds = {type(u).__name__ for u in layer_updates(transformer, path).values() if not _is_plain(u)}
+    if other_kinds:
         raise UserError.at(
-            FIELD, f"{path.name} is no plain LoRA ({', '.join(sorted(others))}); use one that is ({path})"
+            FIELD, f"{path.name} is not a plain LoRA ({', '.join(sorted(other_kinds))}); use a plain LoRA file ({path})"
         )
 
 
 def add_assistant_(transformer: nn.Module, path: Path, dtype: torch.dtype) -> Switch:
-    """Let a file's updates act beside the layers they are for, which may be quantised, and become adapted later.
+    """Add a LoRA file to its layers, which may be quantized and may get an adapter later.
 
     Args:
-        dtype: of its factors, which lie with the layer's own weights.
+        transformer: The model.
+        path: The LoRA file.
+        dtype: Dtype of its factors, which are stored on the layers' device.
+    Returns:
+        The switch that enables and disables the assistant.
     Raises:
-        UserError: as of check_assistant.
+        UserError: See check_assistant.
     """
     check_assistant(transformer, path)
     switch = Switch()
@@ -54,13 +59,15 @@ def add_assistant_(transformer: nn.Module, path: Path, dtype: torch.dtype) -> Sw
         layer: Any = transformer.get_submodule(name)
         for key, factor in (("assistant_down", update.down), ("assistant_up", update.up)):
             layer.register_buffer(key, factor.to(dtype), persistent=False)
-        layer.register_forward_hook(_Assisted(switch))
+        layer.register_forward_hook(_AddAssistant(switch))
     return switch
 
 
-class _Assisted:
-    """A hook on a layer's forward: the assistant's product on top. A hook, so that it acts outside of what an offloaded layer's own
-    forward computes gradients by (offload.py)."""
+class _AddAssistant:
+    """Forward hook that adds the assistant's product to a layer's output.
+
+    As a hook it runs outside of the custom autograd function of an offloaded layer (memory/group_offload.py).
+    """
 
     def __init__(self, switch: Switch):
         self.switch = switch

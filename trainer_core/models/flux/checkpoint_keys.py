@@ -1,4 +1,4 @@
-"""Flux's transformer in files: what it is recognised by, its dimensions, and the original layout."""
+"""Flux's transformer in files: how it is recognized, and its dimensions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..flux_lineage import common_dimensions, shape_of
 from ..loading.locate import Part, load_shipped_config
 from ..loading.weights import Kind, Weights
 
-# The first is ComfyUI's and the original's, the second diffusers'; no Chroma has either.
+# The first key is in the original layout (also ComfyUI's), the second in diffusers'. No Chroma has either.
 TRANSFORMER = Kind(
     "Flux transformer", ("double_blocks.0.img_mod.lin.weight", "transformer_blocks.0.norm1.linear.weight")
 )
@@ -16,7 +16,7 @@ GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.li
 
 
 def flux_config(part: Part, weights: Weights) -> dict[str, Any]:
-    """The constructor's arguments: from config.json, or read off the shapes of a single file."""
+    """Return the constructor's arguments, from config.json or from the tensor shapes of a single file."""
     if part.config.get("_class_name") == "FluxTransformer2DModel":
         return part.config
     pooled = "time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight"

@@ -1,4 +1,4 @@
-"""Flux.1: T5 and CLIP-L text, a transformer whose blocks are modulated by their own layers, Flux's VAE."""
+"""Flux.1: T5 and CLIP-L text encoders, Flux's VAE, and a transformer with modulation layers in every block."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from ..token_routing import Route
 from .checkpoint_keys import TRANSFORMER, flux_config
 from .text_encoder import part as part_text
 
-LATENT_CHANNELS = 64  # of a packed token
+LATENT_CHANNELS = 64  # per packed token
 
 
 class FluxFamily(FluxLikeFamily):
-    """The members are those of contract.Family. A model of this family has `flux` options."""
+    """Flux's implementation of models.family.Family. Model configs of this family have `flux` options."""
 
     name = "flux"
     transformer_kind = TRANSFORMER
-    # A quarter of the weights are modulations inside the blocks: those are quantised as well.
+    # A quarter of the weights are modulations inside the blocks, so those are quantized as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
     frozen = FLUX.frozen
     targets = FLUX.targets
 
     def problems(self, model: ModelConfig) -> list[Problem]:
-        found = self.part_problems(model)
-        collect(found, self._check_clip, model)
-        if not found and _assistant(model) and (is_local(model.repo) or model.transformer_file):
-            collect(found, self._check_assistant, model)
+        problems = self.part_problems(model)
+        collect(problems, self._check_clip, model)
+        if not problems and _assistant(model) and (is_local(model.repo) or model.transformer_file):
+            collect(problems, self._check_assistant, model)
         if is_local(model.repo) or not model.repo or is_offline():
-            collect(found, find_tokenizer, model)
-            collect(found, find_clip_tokenizer, model)
-        return found
+            collect(problems, find_tokenizer, model)
+            collect(problems, find_clip_tokenizer, model)
+        return problems
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
         flavour = _flavour(model)
@@ -71,7 +71,10 @@ class FluxFamily(FluxLikeFamily):
     def warning(self, model: ModelConfig, settings: ValidationConfig) -> str:
         if settings.cfg == 1 or _flavour(model).cfg > 1:
             return ""
-        return f"cfg {settings.cfg:g} burns pictures of {model.flavour}, which needs none; set sampling to by model, or cfg to 1"
+        return (
+            f"cfg {settings.cfg:g} oversaturates images of {model.flavour}, which needs no CFG; "
+            "set sampling to by model, or cfg to 1"
+        )
 
     def takes_references(self, model: ModelConfig) -> bool:
         return model.takes_references
@@ -90,7 +93,7 @@ class FluxFamily(FluxLikeFamily):
 
             return codec_identity(model)
         files = find_part(model, part).files
-        # What is trained is the model with its assistant.
+        # The trained model includes its assistant.
         return identity_of(files, f"with {content_digest(file)}") if (file := _assistant(model)) else identity_of(files)
 
     def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
@@ -109,7 +112,7 @@ class FluxFamily(FluxLikeFamily):
             "transformer",
             {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance},
         )
-        return self._told(self.build_on_meta(part, Weights(part.files, TRANSFORMER)), model)
+        return self._set_guidance(self.build_on_meta(part, Weights(part.files, TRANSFORMER)), model)
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import FluxTransformer
@@ -121,11 +124,11 @@ class FluxFamily(FluxLikeFamily):
         transformer, weights = self.read_transformer(model, convert)
         if is_original(weights):
             _swap_halves_(transformer.norm_out.linear)
-        return self._told(transformer, model)
+        return self._set_guidance(transformer, model)
 
     def prepare_(self, transformer: Any, model: ModelConfig) -> None:
-        _own_(transformer.time_text_embed)
-        _own_(transformer.norm_out)
+        _copy_weights_(transformer.time_text_embed)
+        _copy_weights_(transformer.norm_out)
         if file := _assistant(model):
             from .assistant_lora import add_assistant_
 
@@ -134,14 +137,14 @@ class FluxFamily(FluxLikeFamily):
     @contextmanager
     def drawing(self, transformer: Any) -> Iterator[None]:
         assistant = getattr(transformer, "assistant", None)
-        trained = transformer.guidance
+        training_guidance = transformer.guidance
         transformer.guidance = transformer.drawn_guidance
         if assistant:
             assistant.is_on = False
         try:
             yield
         finally:
-            transformer.guidance = trained
+            transformer.guidance = training_guidance
             if assistant:
                 assistant.is_on = True
 
@@ -157,9 +160,9 @@ class FluxFamily(FluxLikeFamily):
         weight = _weight(transformer.x_embedder)
         height, width = x_sigma.shape[-2:]
         image = pack(x_sigma.to(weight.device, weight.dtype))
-        num_tokens, beside = image.shape[1], None
-        if reference is not None:  # behind the picture's own tokens; what is said of them is left out
-            beside = (reference.shape[-2], reference.shape[-1])
+        num_tokens, reference_size = image.shape[1], None
+        if reference is not None:  # its tokens follow the image's; the velocity predicted for them is discarded
+            reference_size = (reference.shape[-2], reference.shape[-1])
             image = torch.cat([image, pack(reference.to(weight.device, weight.dtype))], dim=1)
         all_tokens, pooled = part_text(text, transformer.time_text_embed.pooled_width)
         tokens, mask = batch_text(all_tokens, num_image_tokens=image.shape[1])
@@ -172,14 +175,14 @@ class FluxFamily(FluxLikeFamily):
             timestep=sigma,
             guidance=guidance,
             attention_mask=None if mask is None else mask.to(weight.device),
-            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, beside),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, reference_size),
             route=route if route is None else route.keeping(num_tokens, image.shape[1] - num_tokens),
         )[0][:, :num_tokens]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)
 
-    def _told(self, transformer: Any, model: ModelConfig) -> Any:
-        """The transformer knows what guidance it is told; see drawing."""
-        assert model.flux is not None, "a Flux has options"
+    def _set_guidance(self, transformer: Any, model: ModelConfig) -> Any:
+        """Set the transformer's guidance for training and for sampling, see drawing."""
+        assert model.flux is not None, "a Flux model config has flux options"
         transformer.guidance, transformer.drawn_guidance = model.flux.guidance, model.flux.drawn_guidance
         return transformer
 
@@ -217,26 +220,30 @@ def _check_channels(part: Part, weights: Weights) -> None:
         file = weights.files[0]
         raise UserError.at(
             file.name,
-            f"takes {channels} channels a token and not {LATENT_CHANNELS}: it is a Flux that paints into or follows other "
-            f"pictures (Fill, Canny, Depth), which can't be trained here; use a text-to-image one ({file})",
+            f"takes {channels} channels per token instead of {LATENT_CHANNELS}: it is a Flux model for inpainting or "
+            f"for control images (Fill, Canny, Depth), which can't be trained here; use a text-to-image model ({file})",
         )
 
 
 def _weight(layer: Any) -> Tensor:
-    """Of a layer that is never quantised, adapted or not."""
+    """Return the weight of a layer that is never quantized but may have an adapter."""
     return getattr(layer, "base", layer).weight
 
 
 @torch.no_grad()
-def _own_(module: nn.Module) -> None:
-    """Weights in memory of their own. On a CPU a product with one vector rounds by where its matrix lies, and mapped files
-    (the model's, the cache of quantised bases) lie at other places: 1e-7, and equal requests would not write equal bytes."""
+def _copy_weights_(module: nn.Module) -> None:
+    """Copy a module's weights to newly allocated memory.
+
+    On a CPU, the rounding of a matrix-vector product depends on the matrix's memory alignment. Memory-mapped files (the
+    model's, the cache of quantized bases) are aligned differently: the difference is 1e-7, and equal requests would not
+    write equal bytes.
+    """
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
 
 
 @torch.no_grad()
 def _swap_halves_(linear: nn.Linear) -> None:
-    """From the original order of rows (shift, scale) to diffusers' (scale, shift)."""
+    """Change the row order from the original layout (shift, scale) to diffusers' (scale, shift)."""
     for name, parameter in linear.named_parameters():
         setattr(linear, name, nn.Parameter(parameter.roll(len(parameter) // 2, 0), requires_grad=False))

@@ -1,7 +1,8 @@
-"""Flux.1's transformer: Chroma's blocks, each with a modulation of its own, from noise level, guidance and pooled text.
+"""Flux.1's transformer: Chroma's blocks, each with its own modulation from sigma, guidance and pooled text.
 
-Parameters have the names and the order of diffusers' FluxTransformer2DModel; tests/families compares the two. As in Chroma's,
-sigma (and guidance) stay in fp32 until their waves are taken, and nothing of diffusers is imported.
+Parameters have the names and order of diffusers' FluxTransformer2DModel; tests/models/flux/test_transformer.py compares
+the two. As in Chroma's transformer, sigma (and guidance) stay in fp32 until their sinusoids are computed, and nothing
+is imported from diffusers.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from ..mmdit_layers import (
 )
 from ..token_routing import Detour, Route
 
-WAVES = 256  # features of a number (sigma * 1000, guidance * 1000) before it is embedded
+WAVES = 256  # sinusoidal features of sigma * 1000 and guidance * 1000
 
 
 class FluxTransformer(FromConfig):
-    """The velocity of packed latents.
+    """Predicts the velocity of packed latents.
 
-    Args: those of diffusers' config.json; the released dev model's are the defaults.
+    The arguments are those of diffusers' config.json. Defaults are the released dev model's.
     """
 
     def __init__(
@@ -75,19 +76,20 @@ class FluxTransformer(FromConfig):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         route: Route | None = None,
     ) -> tuple[Tensor]:
-        """The velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
+        """Return the velocity, (B, image tokens, channels), in a tuple of one. Arguments have diffusers' names.
 
         Args:
-            hidden_states: packed latents, (B, image tokens, 64), in the model's dtype.
-            encoder_hidden_states: text, (B, text tokens, text width), in the model's dtype.
-            pooled_projections: the whole prompt, (B, pooled width), in the model's dtype.
-            timestep: sigma in [0, 1], (B,), fp32.
-            img_ids, txt_ids: places of the tokens, (tokens, 3); not needed when image_rotary_emb is given.
-            guidance: (B,), fp32, such as 3.5; None for a model without a guidance embedding.
-            attention_mask: None, or boolean (B, text + image tokens); False is not attended.
-            return_dict: False; there is no other way.
-            image_rotary_emb: cosines and sines of all tokens, (text + image tokens, head width) each.
-            route: which image tokens skip which blocks; None: all go through all.
+            hidden_states: Packed latents, (B, image tokens, 64), in the model's dtype.
+            encoder_hidden_states: Text, (B, text tokens, text width), in the model's dtype.
+            pooled_projections: Pooled embedding of the whole prompt, (B, pooled width), in the model's dtype.
+            timestep: Sigma in [0, 1], (B,), fp32.
+            img_ids: Positions of the image tokens, (tokens, 3). Not needed with image_rotary_emb.
+            txt_ids: Positions of the text tokens, (tokens, 3). Not needed with image_rotary_emb.
+            guidance: (B,), fp32, such as 3.5. None for a model without a guidance embedding.
+            attention_mask: None, or boolean (B, text + image tokens); False tokens are not attended to.
+            return_dict: Must be False.
+            image_rotary_emb: Cosines and sines of all tokens, (text + image tokens, head width) each.
+            route: Which image tokens skip which blocks. None: no token skips a block.
         """
         assert not return_dict
         num_double = len(self.transformer_blocks)
@@ -98,20 +100,20 @@ class FluxTransformer(FromConfig):
             assert img_ids is not None and txt_ids is not None
             positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
         detour = Detour(route, positions, attention_mask, image.shape[1])
-        for place, block in enumerate(self.transformer_blocks):
-            image = detour.at(place, image)
+        for index, block in enumerate(self.transformer_blocks):
+            image = detour.at(index, image)
             text, image = block(image, text, conditioning, detour.positions, detour.mask)
         joint = torch.cat([text, image], dim=1)
-        for place, block in enumerate(self.single_transformer_blocks, num_double):
-            joint = detour.at(place, joint)
+        for index, block in enumerate(self.single_transformer_blocks, num_double):
+            joint = detour.at(index, joint)
             joint = block(joint, conditioning, detour.positions, detour.mask)
         joint = detour.at(num_double + len(self.single_transformer_blocks), joint)
-        scale, shift = self.norm_out(conditioning).unbind(1)  # the other way round in the original files
+        scale, shift = self.norm_out(conditioning).unbind(1)  # original files have the reverse order
         return (self.proj_out(modulate(joint[:, text.shape[1] :], shift, scale)),)
 
 
 class Modulation(nn.Module):
-    """Conditioning -> rows of shifts, scales and gates. In the released model a quarter of all weights."""
+    """Maps conditioning to rows of shifts, scales and gates. A quarter of the released model's weights."""
 
     def __init__(self, width: int, num_rows: int):
         super().__init__()
@@ -119,12 +121,12 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, num_rows * width)
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """(B, width), after its SiLU -> (B, rows, 1, width)."""
+        """Map (B, width), after its SiLU, to (B, rows, 1, width)."""
         return self.linear(conditioning).unflatten(-1, (self.num_rows, 1, -1))
 
 
 class FluxDoubleBlock(DoubleBlock):
-    """Text and picture in streams of their own that attend each other; two modulations."""
+    """Text and image tokens in separate streams, with joint attention and two modulations."""
 
     def __init__(self, width: int, head_width: int):
         nn.Module.__init__(self)  # the base's parts, in the order of diffusers' parameters
@@ -140,19 +142,19 @@ class FluxDoubleBlock(DoubleBlock):
         positions: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(text, image). conditioning: (B, width)."""
+        """Return (text, image). conditioning: (B, width)."""
         rows = self.norm1(conditioning), self.norm1_context(conditioning)
         return super().forward(image, text, *rows, positions, mask)
 
     def unread_layers(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, image: Tensor, text: Tensor, conditioning: Tensor, *_: Any
     ) -> list[nn.Module]:
-        learns = any(learning(norm) for norm in (self.norm1, self.norm1_context))
-        return [] if learns else super().unread_layers(image, text, conditioning, conditioning)
+        is_trained = any(learning(norm) for norm in (self.norm1, self.norm1_context))
+        return [] if is_trained else super().unread_layers(image, text, conditioning, conditioning)
 
 
 class FluxSingleBlock(SingleBlock):
-    """One stream; attention and feed-forward side by side; one modulation."""
+    """One stream of tokens, with attention and feed-forward in parallel, and one modulation."""
 
     def __init__(self, width: int, head_width: int):
         nn.Module.__init__(self)
@@ -164,7 +166,7 @@ class FluxSingleBlock(SingleBlock):
     def forward(
         self, joint: Tensor, conditioning: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """(B, tokens, width) -> the same. conditioning: (B, width)."""
+        """Map (B, tokens, width) to the same shape. conditioning: (B, width)."""
         return super().forward(joint, self.norm(conditioning), positions, mask)
 
     def unread_layers(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -174,12 +176,12 @@ class FluxSingleBlock(SingleBlock):
 
 
 def learning(module: nn.Module) -> bool:
-    """Whether anything in it is trained."""
+    """Return whether any parameter of the module is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 class Conditioning(nn.Module):
-    """What all blocks are told: the sum of the embedded noise level, guidance and pooled text."""
+    """Conditioning of all blocks: the sum of the embeddings of sigma, guidance and pooled text."""
 
     def __init__(self, width: int, pooled_width: int, has_guidance: bool):
         super().__init__()
@@ -190,12 +192,14 @@ class Conditioning(nn.Module):
         self.has_guidance, self.pooled_width = has_guidance, pooled_width
 
     def forward(self, sigma: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
-        """(B,), (B,) or None, (B, pooled width) -> (B, width), in pooled's dtype."""
+        """Map (B,), (B,) or None, and (B, pooled width) to (B, width), in the dtype of `pooled`."""
         assert (guidance is not None) == self.has_guidance
-        told = self.timestep_embedder(waves(sigma.float() * TIMESTEPS, WAVES).to(pooled.dtype))
+        conditioning = self.timestep_embedder(waves(sigma.float() * TIMESTEPS, WAVES).to(pooled.dtype))
         if guidance is not None:
-            told = told + self.guidance_embedder(waves(guidance.float() * TIMESTEPS, WAVES).to(pooled.dtype))
-        return told + self.text_embedder(pooled)
+            conditioning = conditioning + self.guidance_embedder(
+                waves(guidance.float() * TIMESTEPS, WAVES).to(pooled.dtype)
+            )
+        return conditioning + self.text_embedder(pooled)
 
 
 class _Embedder(nn.Module):

@@ -1,4 +1,4 @@
-"""A digest that names weights, whatever they are called and wherever they lie."""
+"""Digests that identify weights by content, regardless of file names and paths."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from ...errors import UserError
 from ...storage.atomic import sha256_text
 
-# Hashing 18 GB takes a minute; the header names every tensor, and finetunes differ in every sampled megabyte.
+# Hashing 18 GB takes a minute. The header names every tensor, and fine-tunes differ in every sampled megabyte.
 SAMPLE_BYTES = 1 << 20
 NUM_SAMPLES = 8
 
 
 def identity_of(files: Iterable[Path], *rules: str) -> str:
-    """Hex digest of the files' contents and of rules, such as a length; order and paths don't count."""
+    """Return a hex digest of the files' contents and of rules, such as a length. Order and paths don't matter."""
     return sha256_text(*sorted(content_digest(file) for file in files), *rules)
 
 
 def content_digest(file: Path) -> str:
-    """Digest of a file's size, of its first and last MiB and of six between; of the whole file up to 8 MiB."""
+    """Return a digest of a file's size and of eight 1 MiB samples (first, last, six between), or of all up to 8 MiB."""
     digest = hashlib.sha256()
     try:
         size = file.stat().st_size

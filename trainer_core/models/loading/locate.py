@@ -1,4 +1,4 @@
-"""Where the parts of a model lie: a diffusers folder, the hub's cache, the hub, or single files."""
+"""Find the parts of a model: in a diffusers folder, the Hugging Face Hub's cache, the Hub, or single files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Part:
     """One part of a model on this machine.
 
     Args:
-        files: its .safetensors files.
-        config: its config.json, {} where a single file came without one.
-        is_single: one file in whichever layout, not a diffusers folder.
+        files: Its .safetensors files.
+        config: Its config.json; {} for a single file without one.
+        is_single: Whether it is a single file in any layout instead of a diffusers folder.
     """
 
     files: tuple[Path, ...]
@@ -33,47 +33,57 @@ class Part:
 
 
 def find_part(model: ModelConfig, part: str) -> Part:
-    """A part ("transformer", "text_encoder" or "vae"), fetched from the hub if it is nowhere here.
+    """Find a part of a model, and download it from the Hub if it is not on this machine.
 
+    Args:
+        model: The model.
+        part: "transformer", "text_encoder" or "vae".
     Raises:
-        UserError: what is missing, where it was looked for and what to do.
+        UserError: The part was not found. The message says where it was expected and how to fix it.
     """
     return locate(model, part, getattr(model, SINGLE_FILES[part]), SINGLE_FILES[part])
 
 
 def locate(model: ModelConfig, part: str, single: str, field: str) -> Part:
-    """A part from its single file, where one is named, or from the model's repo.
+    """Find a part of a model from a single file, if one is given, or in the model's repo.
 
     Args:
-        field: what the single file's field is called, for messages.
+        model: The model.
+        part: The part's name.
+        single: Path of the single file, or "".
+        field: Name of the field that holds the path, for messages.
     Raises:
-        UserError: as of find_part.
+        UserError: See find_part.
     """
     if single:
         file = Path(single)
         if not file.is_file():
-            raise UserError.at(field, f"{single} is not a file; choose a .safetensors file")
+            raise UserError.at(field, f"{single} does not exist or is not a file; choose a .safetensors file")
         return Part((file,), read_json(file.parent / "config.json"), is_single=True)
     folder = find_folder(model, part)
     files = weight_files(folder, model.dtype)
     if not files:
-        raise UserError.at("repo", f"{folder} holds no .safetensors file; pickles (.bin) are never read")
+        raise UserError.at("repo", f"{folder} has no .safetensors file; pickle files (.bin) are not supported")
     return Part(files, read_json(folder / "config.json"))
 
 
 def describe(model: ModelConfig, part: str, shipped: dict[str, Any]) -> Part:
-    """What find_part would find, for a plan: of a repository on the hub config.json alone, and `files` is empty.
+    """Describe what find_part would find, without downloading weights (for a memory estimate).
+
+    For a repository on the Hub, only config.json is downloaded, and `files` is empty.
 
     Args:
-        shipped: the config of the released models, for which nothing is asked.
+        model: The model.
+        part: The part's name.
+        shipped: Config of the released models, for which nothing is downloaded.
     Raises:
-        UserError: as of find_part.
+        UserError: See find_part.
     """
     return describe_at(model, part, getattr(model, SINGLE_FILES[part]), SINGLE_FILES[part], shipped)
 
 
 def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped: dict[str, Any]) -> Part:
-    """The same of a part whose single file is in another field, as locate takes it."""
+    """Like describe, for a part whose single file is in another field. For the arguments, see locate."""
     if single or not model.repo or is_local(model.repo):
         return locate(model, part, single, field)
     folder = find_cached(model.repo, name := model.folders.get(part, part))
@@ -83,10 +93,10 @@ def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped:
 
 
 def download_config(repo: str, folder: str) -> dict[str, Any]:
-    """A part's config.json from the hub.
+    """Download a part's config.json from the Hub.
 
     Raises:
-        UserError: it can't be fetched.
+        UserError: The download failed.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -98,9 +108,9 @@ def download_config(repo: str, folder: str) -> dict[str, Any]:
 
 
 def find_folder(model: ModelConfig, part: str) -> Path:
-    """The part's folder in the model's repo: in a local diffusers folder, in the hub's cache, or downloaded now."""
+    """Return the part's folder: in a local diffusers folder, in the Hub's cache, or newly downloaded."""
     if not model.repo:
-        raise UserError.at("repo", f"no diffusers folder is named, and no single file for the {part}; give one of them")
+        raise UserError.at("repo", f"is empty, and there is no single file for the {part}; set one of them")
     name = model.folders.get(part, part)
     if is_local(model.repo):
         folder = Path(model.repo) / name
@@ -111,12 +121,12 @@ def find_folder(model: ModelConfig, part: str) -> Path:
 
 
 def is_local(repo: str) -> bool:
-    """A folder of this machine, or meant to be one: hub ids are `owner/name`."""
+    """Return whether a repo is a local folder, or looks like one. Hub ids have the form `owner/name`."""
     return Path(repo).is_dir() or os.path.isabs(repo) or repo.count("/") != 1
 
 
 def download(repo: str, part: str) -> Path:
-    """The part's folder from the hub's cache, or from the hub (HF_ENDPOINT; HF_HUB_OFFLINE forbids it)."""
+    """Return a part's folder in the Hub's cache, after a download if needed (see HF_ENDPOINT, HF_HUB_OFFLINE)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -131,16 +141,16 @@ def download(repo: str, part: str) -> Path:
 
 
 def unreachable(what: str, error: Exception) -> UserError:
-    """The fault that something on the hub can't be had."""
+    """Return the error for something that can't be downloaded from the Hub."""
     return UserError.at(
         "repo",
-        f"{what} is not on this machine and could not be fetched: {reason_of(error)}; "
-        "name a local diffusers folder or single files, or check HF_ENDPOINT, HF_HUB_OFFLINE and the network",
+        f"{what} is not on this machine and could not be downloaded: {reason_of(error)}; "
+        "set a local diffusers folder or single files, or check HF_ENDPOINT, HF_HUB_OFFLINE and the network",
     )
 
 
 def find_cached(repo: str, part: str) -> Path | None:
-    """The part's folder in the hub's cache, or None. Never reaches the network."""
+    """Return the part's folder in the Hub's cache, or None. Never uses the network."""
     from huggingface_hub import try_to_load_from_cache
 
     names = ("config.json", "tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.json")
@@ -149,14 +159,14 @@ def find_cached(repo: str, part: str) -> Path | None:
 
 
 def is_offline() -> bool:
-    """Whether the hub may not be asked."""
+    """Return whether HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def weight_files(folder: Path, dtype: str = "") -> tuple[Path, ...]:
-    """The weights in a folder: the shards that its index names, the plain file, a variant (`.fp16`), or a lone file."""
+    """Return a folder's weights: the shards in its index, the plain file, a variant (`.fp16`), or the only file."""
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
@@ -169,7 +179,7 @@ def weight_files(folder: Path, dtype: str = "") -> tuple[Path, ...]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file."""
+    """Read a JSON object. Return {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -177,10 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError.at(path.name, f"is not readable JSON: {error} ({path})") from error
     if not isinstance(value, dict):
-        raise UserError.at(path.name, f"is no JSON object ({path})")
+        raise UserError.at(path.name, f"is not a JSON object ({path})")
     return value
 
 
 def load_shipped_config(name: str) -> dict[str, Any]:
-    """A config that comes with this package, for single files without one of their own."""
+    """Load a config from this package, for single files without their own."""
     return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))

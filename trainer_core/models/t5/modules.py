@@ -1,7 +1,8 @@
-"""T5's encoder: blocks of attention with learnt distances, and gated feed-forward parts.
+"""T5's encoder: blocks of attention with learned relative position biases, and gated feed-forward layers.
 
-Parameters have transformers' names, so that its files load; tests/models/t5/test_text_encoder.py compares the two. Nothing of
-transformers is imported: that takes longer than encoding a small dataset's captions.
+Parameters have transformers' names, so that its files load; tests/models/t5/test_text_encoder.py compares the two.
+Nothing is
+imported from transformers: that takes longer than encoding a small dataset's captions.
 
 Source: Raffel et al. 2020, arXiv:1910.10683; version 1.1 (gated GELU, no shared output).
 """
@@ -18,22 +19,31 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ..meta_embedding import Embedding
 
-FP16_MARGIN = 1000  # below fp16's largest number
+FP16_MARGIN = 1000  # subtracted from fp16's largest finite value
 
 
 class T5Encoder(nn.Module):
-    """Token ids -> embeddings. config: transformers' config.json of a T5."""
+    """Maps token ids to embeddings.
+
+    Args:
+        config: transformers' config.json of a T5 model.
+    """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         if config.get("feed_forward_proj", "relu") != "gated-gelu":
-            found = config.get("feed_forward_proj", "relu")
-            raise UserError.at("text_encoder", f"is a T5 with {found!r} feed-forward parts; Chroma's is 'gated-gelu'")
+            feed_forward = config.get("feed_forward_proj", "relu")
+            raise UserError.at(
+                "text_encoder", f"is a T5 with {feed_forward!r} feed-forward layers; use a T5 v1.1 ('gated-gelu')"
+            )
         self.shared = Embedding(config["vocab_size"], config["d_model"])
         self.encoder = _Stack(config, self.shared)
 
     def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
-        """(B, tokens) and boolean (B, tokens) -> (B, tokens, width) in the model's dtype. What is not attended still gets a row."""
+        """Map ids (B, tokens) and a boolean mask (B, tokens) to (B, tokens, width) in the model's dtype.
+
+        Masked tokens still get a row.
+        """
         return self.encoder(ids, attended)
 
 
@@ -47,7 +57,9 @@ class _Stack(nn.Module):
     def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
         x = self.embed_tokens(ids)
         first: Any = self.block[0]
-        bias = first.layer[0].SelfAttention.distances(ids.shape[1]).to(x.device)  # the block may wait on the host
+        bias = (
+            first.layer[0].SelfAttention.distances(ids.shape[1]).to(x.device)
+        )  # the block may be offloaded to the host
         bias = bias.masked_fill(~attended[:, None, None, :], torch.finfo(bias.dtype).min)
         for block in self.block:
             x = block(x, bias)
@@ -75,7 +87,7 @@ class _AttentionLayer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """softmax(q k^T + bias) v: no division by the width's root, which T5's initialisation has instead."""
+    """softmax(q k^T + bias) v. There is no division by sqrt(width); T5's initialization accounts for it."""
 
     def __init__(self, config: dict[str, Any], has_distances: bool):
         super().__init__()
@@ -88,15 +100,15 @@ class _Attention(nn.Module):
             self.relative_attention_bias = Embedding(self.num_buckets, self.num_heads)
 
     def distances(self, num_tokens: int) -> Tensor:
-        """What each head adds for each pair of places, (1, heads, tokens, tokens)."""
-        places = torch.arange(num_tokens, device=self.relative_attention_bias.weight.device)
-        buckets = distance_buckets(places[None] - places[:, None], self.num_buckets, self.max_distance)
+        """Return each head's bias for each pair of positions, (1, heads, tokens, tokens)."""
+        positions = torch.arange(num_tokens, device=self.relative_attention_bias.weight.device)
+        buckets = distance_buckets(positions[None] - positions[:, None], self.num_buckets, self.max_distance)
         return self.relative_attention_bias(buckets).permute(2, 0, 1)[None]
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        taken = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
-        return self.o(taken.transpose(1, 2).flatten(2))
+        attention = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
+        return self.o(attention.transpose(1, 2).flatten(2))
 
 
 class _FeedForwardLayer(nn.Module):
@@ -121,7 +133,7 @@ class _Gated(nn.Module):
 
 
 class _Norm(nn.Module):
-    """Root mean square, in fp32 at least; no mean is taken away and nothing is added."""
+    """Root mean square norm, computed in at least fp32. Subtracts no mean and adds no bias."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
@@ -135,17 +147,21 @@ class _Norm(nn.Module):
 
 
 def distance_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """Numbers of the buckets of signed distances: half of them for each sign, near ones each its own, far ones by their logarithm."""
+    """Return the bucket indices of signed distances.
+
+    Each sign has half of the buckets. Near distances have their own bucket, far ones share buckets on a logarithmic
+    scale.
+    """
     half = num_buckets // 2
     exact = half // 2
     far = distances.abs()
     steps = torch.log(far.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
-    grown = (exact + steps.long()).clamp(max=half - 1)
-    return half * (distances > 0).long() + torch.where(far < exact, far, grown)
+    bucket = (exact + steps.long()).clamp(max=half - 1)
+    return half * (distances > 0).long() + torch.where(far < exact, far, bucket)
 
 
 def _finite(x: Tensor) -> Tensor:
-    """In fp16 sums may leave its range."""
+    """Clamp fp16 to its finite range, which sums may exceed."""
     if x.dtype != torch.float16:
         return x
     limit = torch.finfo(x.dtype).max - FP16_MARGIN

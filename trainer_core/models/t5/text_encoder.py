@@ -1,4 +1,4 @@
-"""The T5 encoder: prompts -> embeddings."""
+"""The T5 text encoder: converts prompts to embeddings."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from .tokenizer import find_tokenizer, read_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# The table of embeddings has two names; files hold one of them or both.
+# The embedding table has two names; files hold one or both of them.
 TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 PAD_ID = 0
 MAX_TOKENS = 512
 
 
 class T5TextEncoder:
-    """Embeds one prompt at a time, trimmed before encoding: the encoder masks its padding, so nothing is lost.
+    """Encodes one prompt at a time, without padding to a common length.
 
-    One at a time, because padding to a common length rounds otherwise (2e-6 in fp32, measured): a cache must not depend
-    on what else was encoded that day.
+    The encoder masks its padding, so nothing is lost. Prompts are not batched, because padding to a common length
+    changes the rounding (2e-6 in fp32, measured): cached embeddings must not depend on what else was encoded.
 
     Args:
-        max_tokens: real tokens, the end token among them, and pads together.
-        num_pads: pad tokens that are kept behind the real ones, for the transformer attends them.
-        is_filled: the encoder sees max_tokens tokens and no mask: its pads attend and are attended (Flux). They decide the real
-            tokens' embeddings too.
+        model: The encoder.
+        tokenizer: The tokenizer.
+        device: Device on which it runs.
+        max_tokens: Maximum number of tokens, including the end token and pads.
+        num_pads: Number of pad tokens that are returned after the real ones, because the transformer attends to them.
+        is_filled: Encode max_tokens tokens without a mask: pads attend and are attended to (Flux), and also affect the
+            real tokens' embeddings.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class T5TextEncoder:
         self.max_tokens, self.num_pads, self.is_filled = max_tokens, num_pads, is_filled
 
     def token_ids(self, prompt: str) -> tuple[list[int], int]:
-        """Ids with pads, and the number of real ones. A prompt that is too long is cut and keeps its end token."""
+        """Return ids with pads, and the number of real tokens. A prompt that is too long keeps its end token."""
         ids = self.tokenizer.encode(prompt).ids
         if len(ids) > self.max_tokens:
             ids = [*ids[: self.max_tokens - 1], ids[-1]]
@@ -61,27 +64,29 @@ class T5TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One (tokens, width) tensor a prompt: k real tokens and the pads, on the CPU, in the encoder's dtype."""
+        """Return one (tokens, width) tensor per prompt: real tokens and pads, on the CPU, in the encoder's dtype."""
         return [self._encode(prompt) for prompt in prompts]
 
     def _encode(self, prompt: str) -> Tensor:
         ids, num_real = self.token_ids(prompt)
-        kept = len(ids)
+        num_rows = len(ids)
         if self.is_filled:
-            ids = ids + [PAD_ID] * (self.max_tokens - kept)
+            ids = ids + [PAD_ID] * (self.max_tokens - num_rows)
             num_real = len(ids)
         attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
-        return self.model(torch.tensor([ids], device=self.device), attended)[0, :kept].cpu()
+        return self.model(torch.tensor([ids], device=self.device), attended)[0, :num_rows].cpu()
 
 
 def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any) -> T5TextEncoder:
-    """The text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
+    """Load the text encoder of a model's repo or single file, with its tokenizer, in the model's dtype.
 
     Args:
-        convert: see load_weights_.
-        rules: of length, see T5TextEncoder.
+        model: The model.
+        device: Device on which it runs.
+        convert: See load_weights_.
+        rules: Length rules, see T5TextEncoder.
     Raises:
-        UserError: files are missing or do not fit.
+        UserError: Files are missing or don't match.
     """
     tokenizer_file = find_tokenizer(model)
     part = find_part(model, "text_encoder")
@@ -91,8 +96,8 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
     load_weights_(
         encoder,
         weights,
-        dtype=lambda name: _precision(model, name),
-        layout=lambda name: (_same_table(name), slice(None)),
+        dtype=lambda name: _parameter_dtype(model, name),
+        layout=lambda name: (_table_names(name), slice(None)),
         ignored=_is_unused,
         convert=convert,
     )
@@ -100,34 +105,34 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
 
 
 def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
-    """The encoder as load_t5 would fill it, on the meta device."""
+    """Return the encoder on the meta device, as load_t5 would load it."""
     part = describe(model, "text_encoder", load_shipped_config("t5_xxl"))
     return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
 
 
 def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> T5Encoder:
-    """An encoder of these dimensions on the meta device, in the model's precision and with its layers converted."""
+    """Return an encoder with this config on the meta device, in the model's dtype and with converted layers."""
     with torch.device("meta"):
         encoder = T5Encoder(config)
     for name, parameter in encoder.named_parameters():
-        parameter.data = parameter.data.to(_precision(model, name))
+        parameter.data = parameter.data.to(_parameter_dtype(model, name))
     convert_(encoder, convert)
     return encoder
 
 
-def _precision(model: ModelConfig, name: str) -> torch.dtype:
-    """In fp16 the second feed-forward projection overflows."""
+def _parameter_dtype(model: ModelConfig, name: str) -> torch.dtype:
+    """Return a parameter's dtype. The second feed-forward projection overflows in fp16, so it stays in fp32."""
     dtype = DTYPES[model.dtype]
     return torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype
 
 
 def text_identity(model: ModelConfig) -> str:
-    """Digest of what decides an embedding: weights, tokenizer, precision and the rule of length."""
+    """Return a digest of what determines an embedding: weights, tokenizer, dtype and the length rule."""
     files = [*find_part(model, "text_encoder").files, find_tokenizer(model)]
     return identity_of(files, f"t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
 
 
-def _same_table(name: str) -> Sequence[str]:
+def _table_names(name: str) -> Sequence[str]:
     return TABLES if name in TABLES else (name,)
 
 

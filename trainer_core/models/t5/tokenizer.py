@@ -1,7 +1,7 @@
-"""T5's tokenizer: where it is found, and the two formats it comes in.
+"""Find and read T5's tokenizer, in either of its two formats.
 
-It is a unigram model of 32,100 pieces. Repositories hold it as `tokenizer.json` or as SentencePiece's `spiece.model`;
-the latter is a protocol buffer of a few fields, read here so that no further package is needed.
+It is a unigram model with 32,100 pieces. Repositories have it as `tokenizer.json` or as SentencePiece's `spiece.model`.
+The latter is a protocol buffer with a few fields, which is parsed here so that no further package is needed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ UNKNOWN_ID, END_ID = 2, 1
 
 
 def find_tokenizer(model: ModelConfig) -> Path:
-    """The tokenizer's file: beside the text encoder's file, in the repo, or in an installed ComfyUI above the file.
+    """Find the tokenizer: next to the text encoder's file, in the repo, or in ComfyUI.
+
+    ComfyUI is searched in the parent folders of the text encoder's file.
 
     Raises:
-        UserError: it is nowhere; names what to put where.
+        UserError: It was not found. The message says which files are needed and where.
     """
     for folder in _folders(model):
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
-    here = model.folders.get("tokenizer", "tokenizer")
+    folder_name = model.folders.get("tokenizer", "tokenizer")
     if model.repo and not is_local(model.repo) and not is_offline():
-        folder = download(model.repo, here)
+        folder = download(model.repo, folder_name)
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
@@ -44,7 +46,7 @@ def find_tokenizer(model: ModelConfig) -> Path:
     raise UserError.at(
         "text_encoder_file" if model.text_encoder_file else "repo",
         "T5's tokenizer was not found; put tokenizer.json or spiece.model (from the model's repository, folder "
-        f"`{here}`) into {beside / here}",
+        f"`{folder_name}`) into {beside / folder_name}",
     )
 
 
@@ -55,18 +57,20 @@ def _folders(model: ModelConfig) -> Iterator[Path]:
 
 
 def tokenizer_folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path) -> Iterator[Path]:
-    """Where a text encoder's tokenizer may lie, the likeliest place first.
+    """Yield the folders in which a text encoder's tokenizer may be, most likely first.
 
     Args:
-        encoder_file: the encoder's single file, "" for the repo's own.
-        name: the tokenizer's folder in a diffusers repository. in_comfyui: in an installed ComfyUI.
+        model: The model.
+        encoder_file: The encoder's single file; "" for the repo's own.
+        name: The tokenizer's folder in a diffusers repository.
+        in_comfyui: The tokenizer's folder in ComfyUI.
     """
     if encoder_file:
         file = Path(encoder_file)
         yield file.parent / name
         yield file.parent / f"{file.stem}_tokenizer"
         yield file.parent
-        yield file.parent.parent / name  # a diffusers folder whose text encoder is named by its file
+        yield file.parent.parent / name  # encoder_file may be in a diffusers folder
     if model.repo and is_local(model.repo):
         yield Path(model.repo) / name
     elif model.repo and (cached := find_cached(model.repo, name)):
@@ -77,10 +81,10 @@ def tokenizer_folders(model: ModelConfig, encoder_file: str, name: str, in_comfy
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json or a spiece.model, without padding or truncation.
+    """Read a tokenizer.json or a spiece.model, without padding or truncation.
 
     Raises:
-        UserError: the file is damaged, or no unigram tokenizer.
+        UserError: The file is damaged, or not a unigram tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -88,16 +92,16 @@ def read_tokenizer(path: Path) -> Tokenizer:
         is_sentencepiece = path.suffix == ".model"
         tokenizer = _from_sentencepiece(path.read_bytes()) if is_sentencepiece else Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises plain Exception
-        raise UserError.at(path.name, f"is no readable tokenizer: {error} ({path})") from error
+        raise UserError.at(path.name, f"is not a readable tokenizer: {error} ({path})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def _from_sentencepiece(data: bytes) -> Tokenizer:
-    """T5's rules around the pieces of a SentencePiece model, as transformers 5 builds them.
+    """Build the tokenizer from a SentencePiece model, with the same rules as transformers 5.
 
-    ModelProto: 1 = piece (1 = text, 2 = score), 3 = normaliser (2 = its compiled table of characters).
+    ModelProto: 1 = piece (1 = text, 2 = score), 3 = normalizer (2 = its compiled character map).
     Source: sentencepiece_model.proto of github.com/google/sentencepiece.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -111,7 +115,7 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
         elif number == 3:
             table = dict(_fields(value)).get(2, b"")
     if not pieces:
-        raise ValueError("it holds no pieces")
+        raise ValueError("it contains no pieces")
     extra = [f"<extra_id_{i}>" for i in reversed(range(NUM_EXTRA_IDS))]
     tokenizer = Tokenizer(models.Unigram(pieces + [(token, 0.0) for token in extra], unk_id=UNKNOWN_ID))
     if table:
@@ -127,7 +131,7 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and raw values of a protocol buffer's fields; of varints, nothing is needed."""
+    """Yield the numbers and raw values of a protocol buffer's fields. Varint fields are skipped, as none is needed."""
     position = 0
 
     def varint() -> int:
@@ -148,9 +152,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
             varint()
             continue
         if kind not in (1, 2, 5):
-            raise ValueError(f"field of kind {kind} at byte {position}")
+            raise ValueError(f"unknown field type {kind} at byte {position}")
         length = {1: 8, 5: 4}.get(kind) or varint()
         if position + length > len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("it is truncated")
         yield tag >> 3, data[position : position + length]
         position += length

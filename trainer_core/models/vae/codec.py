@@ -1,4 +1,4 @@
-"""The 16-channel VAE of Flux and Chroma: pictures <-> normalised latents."""
+"""The 16-channel VAE of Flux and Chroma: converts between images and normalized latents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TILE_EDGE = 512  # pixels
 
 
 class VaeCodec:
-    """z' = (z - shift) * scale, with z the mean of the encoder's distribution.
+    """Latents are z' = (z - shift) * scale, where z is the mean of the encoder's distribution.
 
-    The VAE computes in fp32 whatever the model's dtype: its weights are small, and its fp16 overflows.
+    The VAE computes in fp32 regardless of the model's dtype: its weights are small, and it overflows in fp16.
     """
 
     def __init__(self, vae: Autoencoder, config: Mapping[str, Any], device: torch.device):
-        # Channels last: a quarter faster on a CPU, and what a GPU's convolutions want.
+        # Channels last: a quarter faster on a CPU, and the preferred format of convolutions on GPUs.
         self.vae: Autoencoder = vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.device = device
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
@@ -36,22 +36,22 @@ class VaeCodec:
         self.shift, self.scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     def move_(self, device: torch.device) -> None:
-        """Where it computes from now on."""
+        """Move the VAE to a device."""
         self.vae, self.device = self.vae.to(device), device
 
     def economise_(self, tiling: bool, slicing: bool) -> None:
-        """Work in tiles of 512 px (64 cells), or on one picture after the other."""
+        """Enable tiles of 512 px (64 latent cells), or processing one image at a time, to save memory."""
         self.tile_edge, self.slicing = (TILE_EDGE if tiling else 0), slicing
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), fp32, on the CPU."""
+        """Encode (B, 3, H, W) in [-1, 1] to (B, channels, H / factor, W / factor), fp32, on the CPU."""
         mean = self._run(self.vae.mean, pixels, self.tile_edge, Fraction(1, self.factor))
         return ((mean - self.shift) * self.scale).cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
+        """Decode (B, channels, h, w) to (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
         z = latents.to(self.device, torch.float32) / self.scale + self.shift
         return self._run(self.vae.decode, z, self.tile_edge // self.factor, Fraction(self.factor)).clamp(-1, 1).cpu()
 
@@ -62,10 +62,10 @@ class VaeCodec:
 
 
 def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
-    """The VAE of a model's repo or single file.
+    """Load the VAE of a model's repo or single file.
 
     Raises:
-        UserError: files are missing or do not fit.
+        UserError: Files are missing or don't match.
     """
     part = find_part(model, "vae")
     weights = Weights(part.files, VAE)
@@ -84,21 +84,21 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
 
 
 def empty_vae(model: ModelConfig) -> Autoencoder:
-    """The VAE as load_vae would fill it, on the meta device."""
+    """Return the VAE on the meta device, as load_vae would load it."""
     part = describe(model, "vae", load_shipped_config("flux_vae"))
     with torch.device("meta"):
         return Autoencoder(_config(part, Weights(part.files, VAE)))
 
 
 def codec_identity(model: ModelConfig) -> str:
-    """Digest of what decides a latent: weights, normalisation, and that it is the mean."""
+    """Return a digest of what determines a latent: weights, normalization, and that it is the mean."""
     part = find_part(model, "vae")
     config = part.config or load_shipped_config("flux_vae")
     return identity_of(part.files, f"mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
 
 
 def original_vae_parameter(name: str, num_levels: int) -> str:
-    """Key in the original layout (ae.safetensors) of a diffusers parameter. It counts up-blocks from the other end."""
+    """Return a diffusers parameter's key in the original layout (ae.safetensors), which counts up blocks in reverse."""
 
     def up(match: re.Match[str]) -> str:
         return f"decoder.up.{num_levels - 1 - int(match[1])}."
@@ -125,7 +125,7 @@ def _config(part: Part, weights: Weights) -> dict[str, Any]:
     if part.config.get("_class_name") == "AutoencoderKL":
         return part.config
     keys = weights.entries
-    if "decoder.mid.block_1.conv1.weight" not in keys:  # diffusers names without a config: the released VAE
+    if "decoder.mid.block_1.conv1.weight" not in keys:  # diffusers names without a config: assume the released VAE
         return load_shipped_config("flux_vae")
     num_levels = weights.count("encoder.down")
     channels = [weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]

@@ -1,7 +1,8 @@
-"""The autoencoder of Flux and Chroma: pictures <-> latents, a convolutional network with attention in its middle.
+"""The autoencoder of Flux and Chroma: a convolutional network with attention in the middle.
 
-Parameters have diffusers' names (AutoencoderKL), so that its files load; tests/models/vae/test_codec.py compares the two.
-Nothing of diffusers is imported: that takes longer than encoding a small dataset.
+Parameters have diffusers' names (AutoencoderKL), so that its files load; tests/models/vae/test_codec.py compares the
+two.
+Nothing is imported from diffusers: that takes longer than encoding a small dataset.
 
 Source: Rombach et al. 2022, arXiv:2112.10752.
 """
@@ -20,17 +21,19 @@ EPSILON = 1e-6
 
 
 class Autoencoder(nn.Module):
-    """config: diffusers' config.json of an AutoencoderKL.
+    """Converts between images and latents.
 
+    Args:
+        config: diffusers' config.json of an AutoencoderKL.
     Raises:
-        UserError: the config asks for blocks or activations that no Flux or Chroma has.
+        UserError: The config has blocks or activations that Flux and Chroma don't use.
     """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         kinds = {*config["down_block_types"], *config["up_block_types"], config.get("act_fn", "silu")}
         if unknown := kinds - {"DownEncoderBlock2D", "UpDecoderBlock2D", "silu"}:
-            raise UserError.at("vae", f"has parts that are not known: {', '.join(sorted(unknown))}; use Flux's VAE")
+            raise UserError.at("vae", f"has unsupported layers: {', '.join(sorted(unknown))}; use Flux's VAE")
         widths, groups = list(config["block_out_channels"]), int(config.get("norm_num_groups", 32))
         depth, latent = int(config["layers_per_block"]), int(config["latent_channels"])
         middle = bool(config.get("mid_block_add_attention", True))
@@ -42,11 +45,11 @@ class Autoencoder(nn.Module):
         )
 
     def mean(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the mean of the latents' distribution, (B, channels, H / factor, W / factor)."""
+        """Encode (B, 3, H, W) to the mean of the latent distribution, (B, channels, H / factor, W / factor)."""
         return self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, 3, h * factor, w * factor)."""
+        """Decode (B, channels, h, w) to (B, 3, h * factor, w * factor)."""
         return self.decoder(self.post_quant_conv(latents))
 
 
@@ -92,13 +95,13 @@ class Decoder(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual parts at one resolution, then half or twice of it. way: "down" or "up"."""
+    """Residual blocks at one resolution, then resizing to half or twice of it. way: "down" or "up"."""
 
     def __init__(self, way: str, before: int, width: int, depth: int, groups: int, resizes: bool):
         super().__init__()
         self.resnets = nn.ModuleList(_Residual(width if i else before, width, groups) for i in range(depth))
-        self.downsamplers = nn.ModuleList([_Halved(width)] if resizes and way == "down" else [])
-        self.upsamplers = nn.ModuleList([_Doubled(width)] if resizes and way == "up" else [])
+        self.downsamplers = nn.ModuleList([_Downsample(width)] if resizes and way == "down" else [])
+        self.upsamplers = nn.ModuleList([_Upsample(width)] if resizes and way == "up" else [])
 
     def forward(self, x: Tensor) -> Tensor:
         for part in (*self.resnets, *self.downsamplers, *self.upsamplers):
@@ -118,7 +121,7 @@ class _Residual(nn.Module):
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(inner)))
 
 
-class _Halved(nn.Module):
+class _Downsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
@@ -127,7 +130,7 @@ class _Halved(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class _Doubled(nn.Module):
+class _Upsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv = _convolution(width, width)
@@ -150,7 +153,7 @@ class _Middle(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head over all places, beside a shortcut."""
+    """Single-head attention over all positions, with a residual connection."""
 
     def __init__(self, width: int, groups: int):
         super().__init__()
@@ -159,9 +162,9 @@ class _Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1 head, H W, width)
-        taken = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
-        return x + self.to_out[0](taken)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
+        positions = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1 head, H W, width)
+        attention = F.scaled_dot_product_attention(self.to_q(positions), self.to_k(positions), self.to_v(positions))
+        return x + self.to_out[0](attention)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""A picture in overlapping tiles: each is computed alone, and where they overlap one fades into the next."""
+"""Process an image in overlapping tiles that are blended where they overlap."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ OVERLAP = 4  # a quarter of a tile's edge
 
 
 def in_tiles(compute: Callable[[Tensor], Tensor], x: Tensor, edge: int, scale: Fraction) -> Tensor:
-    """compute(x), with at most `edge` x `edge` places at a time; where x is no larger, exactly compute(x).
+    """Return compute(x), computed in tiles of at most `edge` x `edge`. If x is no larger, it is exactly compute(x).
 
-    y = sum_i w_i y_i / sum_i w_i over the tiles i, w_i falling linearly towards a tile's rim.
+    y = sum_i w_i y_i / sum_i w_i over the tiles i, where w_i decreases linearly towards a tile's edges.
 
     Args:
-        compute: (B, C, h, w) -> (B, C', scale h, scale w).
-        x: (B, C, H, W); H, W and edge give whole numbers when scaled.
-        edge: of a tile.
-        scale: of the result's edges to those of x.
+        compute: Maps (B, C, h, w) to (B, C', scale h, scale w).
+        x: (B, C, H, W). H, W and edge times scale must be whole numbers.
+        edge: Edge length of a tile.
+        scale: Ratio of the result's edges to those of x.
     """
     height, width = x.shape[2:]
     if height <= edge and width <= edge:
@@ -41,7 +41,7 @@ def in_tiles(compute: Callable[[Tensor], Tensor], x: Tensor, edge: int, scale: F
 
 
 def starts(length: int, edge: int) -> list[int]:
-    """First places of tiles that cover `length`, a quarter of a tile shared; the last ends with it."""
+    """Return the start positions of tiles that cover `length` and overlap by a quarter. The last tile ends with it."""
     if length <= edge:
         return [0]
     stride = edge - edge // OVERLAP
@@ -49,7 +49,7 @@ def starts(length: int, edge: int) -> list[int]:
 
 
 def _ramp(length: int, like: Tensor) -> Tensor:
-    """1 in the middle, falling to a little above 0 over a quarter at both ends."""
+    """Return weights that are 1 in the middle and decrease to just above 0 over a quarter of the length at each end."""
     rise = max(1, length // OVERLAP)
     from_start = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
     return torch.minimum(from_start, from_start.flip(0)).clamp(max=rise) / rise
