@@ -7,6 +7,7 @@ import gc
 import numpy as np
 
 from ..adapters.inject import trainable_parameters
+from ..adapters.working_copies import WorkingCopies
 from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.cache.masks import MaskWeights, cache_masks
@@ -87,6 +88,7 @@ def build_run(plan: RunPlan, host: Host, phases: Phases) -> TrainState:
         references=ReferenceLatents(plan.references, starts) if plan.references and starts else None,
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
+        working=WorkingCopies(layers),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
         relief=OomRecovery.where_auto(plan.request.memory, memory, config, family.blocks(transformer), device, host),

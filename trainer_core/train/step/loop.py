@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +78,14 @@ def _accumulate_gradients(run: TrainState, first: int, fetch: Fetch | None) -> T
     while True:
         try:
             total, loss = torch.zeros((), device=run.device), None
-            for micro in range(first, first + run.config.accumulation):
-                set_micro_(run.layers, micro)
-                loss = micro_loss(run, micro, fetch) / run.config.accumulation
-                loss.backward()
-                total += loss.detach()
+            with run.working.active() if run.working else nullcontext():
+                for micro in range(first, first + run.config.accumulation):
+                    set_micro_(run.layers, micro)
+                    loss = micro_loss(run, micro, fetch) / run.config.accumulation
+                    loss.backward()
+                    if run.working:
+                        run.working.collect_()
+                    total += loss.detach()
             return total
         except Exception as error:
             if run.relief is None or not run.relief.helps(error):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...adapters.working_copies import WorkingCopies
 from ...config.optimizer import OptimizerConfig
 from ...config.training import TrainingConfig
 from ...data.batch_sampler import BatchPlan
@@ -50,6 +51,7 @@ class TrainState:
     masks: MaskWeights | None = None
     prior_parts: frozenset[int] = frozenset()  # of the dataset: what is trained towards the base's own prediction
     relief: OomRecovery | None = None  # where the plan chose to store activations: what to do if that was too much
+    working: WorkingCopies | None = None  # of the adapter in the model's precision; None: it computes with its masters
     ema: Any = None  # lora.ema.Ema, where the run keeps an average of its weights
     losses: list[float] = field(default_factory=list)  # NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
