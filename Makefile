@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs clean
+.PHONY: demo test quick check docs site clean
 
 demo: $(READY)
 	$(BIN)/chroma-trainer demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not comfyui" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -25,11 +28,18 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python tools/node_docs.py
 
+site: $(VENV)/.ready-docs
+	$(BIN)/mkdocs build --strict
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch -c constraints.txt
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
 	touch $(READY)
 
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/python -m pip install -q -e ".[docs]" -c constraints.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output site

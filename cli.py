@@ -153,7 +153,7 @@ def check_workflow(arguments: argparse.Namespace) -> int:
     print(f"{arguments.workflow}: no problems")
     left_out = list_skipped(graph, CATALOGUE)
     if left_out:
-        print(f"left to ComfyUI, not run here: {', '.join(left_out)}")
+        print(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
     return 0
 
 

@@ -31,7 +31,7 @@ export class Chart {
     const x = scale([0, span(state)], [EDGE.left, width - EDGE.right]);
     const columns = bucketed(step, loss, x);
     const y = scale(range(columns, smooth), [height - EDGE.bottom, EDGE.top]);
-    const top = Math.max(...rate.filter((value) => value !== null), 0) || 1;
+    const top = rate.reduce((highest, value) => (value > highest ? value : highest), 0) || 1; // not Math.max(...rate): a long run overflows the stack
     const yRate = scale([0, top * 1.04], [height - EDGE.bottom, EDGE.top]);
     this.view = { state, smooth, x, y };
     this.drawGrid(width, height, x, y, step.length ? top : 0);
@@ -130,7 +130,7 @@ function apart(steps, x) {
 function bucketed(step, loss, x) {
   const columns = [];
   for (let i = 0; i < step.length; i++) {
-    if (loss[i] === null) continue;
+    if (!Number.isFinite(loss[i])) continue;
     const place = Math.round(x(step[i]));
     const last = columns.at(-1);
     if (last?.[0] === place) [last[1], last[2]] = [Math.min(last[1], loss[i]), Math.max(last[2], loss[i])];
@@ -160,7 +160,7 @@ function line(step, values, x, y) {
   let [path, last] = ["", -Infinity];
   for (let i = 0; i < step.length; i++) {
     const place = x(step[i]);
-    if (values[i] === null || (place - last < 0.5 && i < step.length - 1)) continue;
+    if (!Number.isFinite(values[i]) || (place - last < 0.5 && i < step.length - 1)) continue;
     path += `${path ? "L" : "M"}${place} ${y(values[i])}`;
     last = place;
   }

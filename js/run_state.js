@@ -156,7 +156,7 @@ export function smoothed({ step, loss }, total) {
   const found = [];
   let [mean, weight, last] = [0, 0, 0];
   for (let i = 0; i < step.length; i++) {
-    if (loss[i] !== null) {
+    if (Number.isFinite(loss[i])) {
       const keep = (1 - share) ** (step[i] - last);
       [mean, weight, last] = [mean * keep + loss[i] * (1 - keep), weight * keep + 1 - keep, step[i]];
     }

@@ -174,7 +174,7 @@ def test_a_dataset_of_which_nothing_can_be_used(host, root):
     graph["3"]["inputs"]["folder"] = "broken"
     assert failure(graph, host, root) == [
         "node 5 (LoRATrainer).dataset: none of 2 images can be used: ROOT/data/broken/a.png: the file is empty; "
-        "ROOT/data/broken/b.jpg: it is no image, whatever its name says"
+        "ROOT/data/broken/b.jpg: it is not an image file, despite its name"
     ]
 
 
@@ -187,10 +187,10 @@ def test_a_dataset_at_fault_where_faults_stop(host, root):
         "inputs": {"folder": "cats", "on_broken": "stop", "resolution": 32, "dataset": ["3", 0]},
     }
     graph["5"]["inputs"]["dataset"] = ["6", 0]
-    remedy = "mend or remove it, or set on_broken to skip"
+    remedy = "fix or remove it, or set on_broken to skip"
     assert failure(graph, host, root) == [
         f"node 5 (LoRATrainer).broken: a.png: the file is empty; {remedy}",
-        f"node 5 (LoRATrainer).broken: b.jpg: it is no image, whatever its name says; {remedy}",
+        f"node 5 (LoRATrainer).broken: b.jpg: it is not an image file, despite its name; {remedy}",
         f"node 5 (LoRATrainer).cats: a.png: its caption file a.txt is empty; {remedy}",
     ]
 

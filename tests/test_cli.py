@@ -185,7 +185,7 @@ def test_a_workflow_for_comfyui_alone(cli, home, capsys):
     (home / "only.json").write_text(json.dumps(only), encoding="utf-8")
     assert cli("check", "only.json") == 2
     assert (
-        "has nothing to run: its nodes run in ComfyUI alone (3 (KSampler)); add a LoRATrainer"
+        "has nothing to run: its nodes can only run in ComfyUI (3 (KSampler)); add a LoRATrainer"
         in capsys.readouterr().err
     )
 
@@ -293,7 +293,7 @@ def test_inspect_of_other_files(cli, home, capsys):
         == 0
     )
     told = capsys.readouterr()
-    assert "not written by ChromaTrainer" in told.out and "is no safetensors file" in told.err
+    assert "not written by ChromaTrainer" in told.out and "is not a safetensors file" in told.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")

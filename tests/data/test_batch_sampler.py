@@ -47,11 +47,11 @@ def test_no_place_is_preferred():
 
 def test_the_arithmetic_in_words():
     assert plan(3).explain(100, 2) == (
-        "8 images x repeats = 16 samples; batch 3 x accumulation 2 -> 6 batches an epoch; 100 steps = 33.3 epochs"
+        "8 images x repeats = 16 samples; batch 3 x accumulation 2 -> 6 batches per epoch; 100 steps = 33.3 epochs"
     )
     assert (
         BatchPlan([SQUARE] * 4, [1] * 4, 2, 0).explain(10, 1)
-        == "4 images; batch 2 -> 2 batches an epoch; 10 steps = 5.0 epochs"
+        == "4 images; batch 2 -> 2 batches per epoch; 10 steps = 5.0 epochs"
     )
 
 

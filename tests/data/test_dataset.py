@@ -33,9 +33,9 @@ def mixed(pictures):
 
 REASONS = {
     "blank.png": "its caption file blank.txt is empty",
-    "cut.jpg": "its data is broken or cut short (image file is truncated (0 bytes not processed))",
+    "cut.jpg": "its data is damaged or truncated (image file is truncated (0 bytes not processed))",
     "empty.png": "the file is empty",
-    "page.png": "it is no image, whatever its name says",
+    "page.png": "it is not an image file, despite its name",
     "small.png": "its shorter edge has 20 pixels, min_size is 32",
     "uncaptioned.png": "its caption file uncaptioned.txt is missing",
 }
@@ -64,7 +64,7 @@ def test_policy_stop_lists_every_fault_at_once(mixed, host):
     assert len(told) == 5  # a small image is left out by choice, it is not broken
     assert (
         told[0]
-        == "pictures: blank.png: its caption file blank.txt is empty; mend or remove it, or set on_broken to skip"
+        == "pictures: blank.png: its caption file blank.txt is empty; fix or remove it, or set on_broken to skip"
     )
     assert [line.split(": ")[1] for line in told] == [
         "blank.png",
@@ -79,7 +79,8 @@ def test_a_folder_whose_captions_lie_elsewhere(pictures, host):
     for number in range(25):
         pictures(f"{number}.png", (64, 64), caption=None)
     with pytest.raises(
-        UserError, match=r"none of 25 images .*; and 20 more\. Write a \.txt beside each, or set captions to 'filename'"
+        UserError,
+        match=r"none of 25 images .*; and 20 more\. Add a \.txt file next to each image, or set captions to 'filename'",
     ):
         build_index(pictures.config(), host, 0)
     with pytest.raises(UserError) as caught:
@@ -98,7 +99,9 @@ def test_counts_of_what_was_done(pictures, host, events):
     assert (report["found"], report["used"], report["resized"], report["cropped"]) == (5, 5, 2, 1)
     assert [path.rsplit("tiny", 1)[1] for path in report["enlarged"]] == [".png"]
     assert len(report["duplicates"]) == 2 and report["buckets"] == {"64x64": 5}
-    assert any("enlarged" in text for text in events.warnings()) and any("twin" in text for text in events.warnings())
+    assert any("upscaled" in text for text in events.warnings()) and any(
+        "duplicates" in text for text in events.warnings()
+    )
 
 
 def test_captions_and_trigger(mixed, host):

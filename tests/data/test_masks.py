@@ -109,12 +109,16 @@ def test_what_has_no_mask_is_left_out_with_the_reason_or_stops(pictures, masks, 
     index = build_index(config, host, 0)
     assert [sample.name for sample in index.samples] == ["0.png"] and index.report["masks"] == 1
     assert [entry["reason"] for entry in index.report["skipped"]] == [
-        "its mask 1.png: it is no image, whatever its name says",
-        "its mask 2.png has 60 x 80 pixels, another shape than the picture's 80 x 60",
-        "it has no mask of its name in 'masks'",
+        "its mask 1.png: it is not an image file, despite its name",
+        "its mask 2.png has 60 x 80 pixels, which is not the aspect ratio of its image, 80 x 60",
+        "it has no mask with the same name in 'masks'",
     ]
-    assert any(event.text == "1 of them are weighed by masks" for event in events if isinstance(event, Notice))
-    with pytest.raises(UserError, match=r"3\.png: it has no mask of its name in 'masks'; mend or remove it") as caught:
+    assert any(
+        event.text == "1 of them have a mask that weights the loss" for event in events if isinstance(event, Notice)
+    )
+    with pytest.raises(
+        UserError, match=r"3\.png: it has no mask with the same name in 'masks'; fix or remove it"
+    ) as caught:
         build_index(with_masks(pictures.config(on_broken="stop"), masks), host, 0)
     assert len(caught.value.problems) == 3
 
@@ -132,10 +136,10 @@ def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tm
             weights_of(build_index(config, host, 0), config, host, tmp_path)
         assert caught.value.faults == {
             **{
-                f"0/{i}.png": f"its mask {i}.png: it is black all over, so that nothing of the picture would be learnt"
+                f"0/{i}.png": f"its mask {i}.png: it is entirely black, so nothing of the image would be trained on"
                 for i in (1, 2)
             },
-            "0/3.png": "its mask 3.png: places of it are transparent, which says neither white nor black; save it without transparency",
+            "0/3.png": "its mask 3.png: it has transparent pixels, which are neither white nor black; save it without an alpha channel",
         }
     index = build_index(config, host, 0, caught.value.faults)
     assert len(index.samples) == len(index.masks.samples) == 1
@@ -161,7 +165,7 @@ def test_black_where_the_picture_is_kept(pictures, masks, host, tmp_path):
     config = with_masks(pictures.config(crop_aspect="square", crop_style="corner"), masks)
     with pytest.raises(Unreadable, match=r"0/0\.png") as caught:
         weights_of(build_index(config, host, 0), config, host, tmp_path)
-    assert "black all over where the picture is kept" in caught.value.faults["0/0.png"]
+    assert "entirely black in the part of the image that is used" in caught.value.faults["0/0.png"]
 
 
 def test_folders_that_can_not_be_meant(pictures, masks, host):
@@ -171,21 +175,20 @@ def test_folders_that_can_not_be_meant(pictures, masks, host):
         return str(caught.value)
 
     assert (
-        told(masks)
-        == "masks: no images in 'masks' or its subfolders; put masks there, each with the name of its picture"
+        told(masks) == "masks: no images in 'masks' or its subfolders; put masks there, each with the name of its image"
     )
     half().save(masks / "0_mask.png")
     assert (
-        "none of the 1 images in 'masks' has the name of a picture in 'pictures'; the mask of 0.png is 0.png, say"
+        "none of the 1 masks in 'masks' has the name of an image in 'pictures'; name the mask of 0.png, for example, 0.png"
         in told(masks)
     )
     half().save(masks / "0.png")
     half().save(masks / "0.webp")
-    assert "'masks' has two masks of the name 0, one of them 0.webp; keep one" in told(masks)
+    assert "'masks' has two masks named 0, one of them 0.webp; remove one" in told(masks)
     within = pictures.folder / "masks"
     within.mkdir()
     for folder in (within, pictures.folder):
-        assert "lies in the folder of pictures 'pictures', so that masks would be trained on" in told(folder)
+        assert "is inside the image folder 'pictures', so masks would be trained on" in told(folder)
 
 
 def test_parts_with_and_without(pictures, masks, host, tmp_path):

@@ -117,7 +117,7 @@ def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch,
     host = SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), device="cpu")
     if policy == "stop":
         with pytest.raises(
-            UserError, match=r"c\.jpg: can't be decoded: .*; mend or remove it, or set on_broken to skip"
+            UserError, match=r"c\.jpg: can't be decoded: .*; fix or remove it, or set on_broken to skip"
         ):
             run(request, host)
         return

@@ -131,7 +131,7 @@ def test_every_density_is_drawn_and_told(name, shift):
     assert draw_density(name, shift).size == (1280, 520)
     lines = density_text(name, shift).splitlines()
     assert len(lines) == 8 and all(len(line) <= 50 for line in lines)
-    assert lines[-1].startswith("0 picture") and lines[-1].endswith("noise 1")
+    assert lines[-1].startswith("0 image") and lines[-1].endswith("noise 1")
 
 
 def test_the_text_shows_the_hole_and_the_peak():

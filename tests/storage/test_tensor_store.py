@@ -73,7 +73,7 @@ def test_a_flipped_byte_is_noticed_and_the_content_made_again(tmp_path, place):
     assert made == ["a", "b"] and torch.equal(store.get("a"), tensors("a")["a"])
     if place == -1:  # a header that can't be read names no key, so that there is nothing to tell
         assert told == [
-            f"cache file {path.name} is damaged; it was set aside as {path.stem}.damaged and its content is made again"
+            f"cache file {path.name} is damaged; it was renamed to {path.stem}.damaged and its content will be recomputed"
         ]
     assert Store(tmp_path).missing(["a", "b"]) == []
 

@@ -63,7 +63,7 @@ def test_calls_arrive_in_order_in_another_thread():
 def test_a_fault_is_told_once(call):
     pen = Pen(fails=call)
     told = driven(pen)
-    assert told[-1] == (f"pen: no {call}; the run goes on without it", "warning")
+    assert told[-1] == (f"pen: no {call}; the run continues without it", "warning")
     assert [level for _, level in told].count("warning") == 1 and not any(name == call for name, *_ in pen.calls)
 
 
@@ -71,10 +71,10 @@ def test_one_that_hangs_holds_nobody_up(monkeypatch):
     monkeypatch.setattr(lane_module, "LONGEST_QUEUE", 5)
     release = threading.Event()
     assert driven(Pen(waits=release), steps=20, seconds=0.05) == [
-        ("pen: it is 5 reports behind; the run goes on without it", "warning")
+        ("pen: it is 5 calls behind; the run continues without it", "warning")
     ]
     pen = Pen(waits=release)
-    assert driven(pen, seconds=0.05) == [("pen: it has not finished in 0 s; the run goes on without it", "warning")]
+    assert driven(pen, seconds=0.05) == [("pen: it has not finished in 0 s; the run continues without it", "warning")]
     release.set()
 
 

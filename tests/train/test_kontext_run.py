@@ -143,7 +143,7 @@ def test_what_is_no_pair_is_named(workshop, request_of, pairs, tmp_path):
     cases = {
         (
             str(folder),
-        ): "references: every picture needs one of its name to start from; not so 1.png (none of that name), 2.jpg (",
+        ): "references: every image needs a reference image with the same name; missing or broken: 1.png (no file with that name), 2.jpg (",
         (): "references: is empty, and kontext makes pictures out of others; name their folder",
     }
     for roots, words in cases.items():

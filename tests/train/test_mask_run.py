@@ -116,14 +116,14 @@ def test_a_black_mask_is_told_before_anything_is_loaded(workshop, own, tmp_path)
     Image.new("L", (32, 32), 0).save(folder / "2.png")
     host = workshop.host()
     with pytest.raises(
-        UserError, match=r"2\.png: its mask 2\.png: it is black all over, so that nothing .* set on_broken to skip"
+        UserError, match=r"2\.png: its mask 2\.png: it is entirely black, so nothing .* set on_broken to skip"
     ):
         run(request(root=folder, on_broken="stop", seed=6), host)
     assert {event.phase for event in host.all(PhaseStarted)} == {"start", "latents"}
     assert {event.unit for event in host.all(PhaseStarted)} == {"", "masks"}
     host = workshop.host()
     result = run(request(root=folder, steps=1), host)
-    assert result.report["dataset"]["used"] == 7 and any("2.png: it is black all over" in text for text in host.told())
+    assert result.report["dataset"]["used"] == 7 and any("2.png: it is entirely black" in text for text in host.told())
     again = run(request(root=folder, steps=1), host)  # where all masks are cached
     assert again.lora.sha256 == result.lora.sha256 and again.report["resumed_from"] == 1
 

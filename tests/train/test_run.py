@@ -61,7 +61,7 @@ def test_the_report_and_the_files(uninterrupted):
     ]
     (saved,) = host.all(LoraSaved)
     assert saved.applied == saved.num_keys == len(load_file(host.lora)) and host.all(RunReported)[0].report == report
-    assert "4 images; batch 2 -> 3 batches an epoch; 6 steps = 2.0 epochs" in host.told()
+    assert "4 images; batch 2 -> 3 batches per epoch; 6 steps = 2.0 epochs" in host.told()
 
 
 def test_equal_requests_write_equal_bytes(workshop, uninterrupted):
@@ -184,7 +184,7 @@ def test_accumulation_sees_the_same_batches_as_more_steps_would(workshop):
     host = workshop.host()
     result = run(workshop.request(accumulation=2, steps=3, caption_dropout=0.0), host)
     assert len(result.losses) == 3 and all(0 < loss < 100 for loss in result.losses)
-    assert "4 images; batch 2 x accumulation 2 -> 3 batches an epoch; 3 steps = 2.0 epochs" in host.told()
+    assert "4 images; batch 2 x accumulation 2 -> 3 batches per epoch; 3 steps = 2.0 epochs" in host.told()
 
 
 def test_epochs_become_steps(workshop):
@@ -337,7 +337,7 @@ def test_damage_in_a_cache_is_told(workshop, tmp_path, uninterrupted):
     again = workshop.host()
     object.__setattr__(again, "paths", replace(again.paths, cache=tmp_path))
     assert run(workshop.request(), again).lora.sha256 == uninterrupted[1].lora.sha256
-    assert sum("is damaged; it was set aside" in text for text in again.told()) == 2
+    assert sum("is damaged; it was renamed to" in text for text in again.told()) == 2
 
 
 def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(workshop):

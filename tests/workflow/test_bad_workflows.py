@@ -20,9 +20,9 @@ from chroma_trainer.trainer_core.workflow.overrides import override
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, read_workflow
 
 PNG = b"\x89PNG\r\n\x1a\n"
-NO_WORKFLOW = "is JSON, but no ComfyUI workflow; export one from ComfyUI's menu: Workflow > Export or Export (API)"
-NO_PICTURE = "the picture carries no workflow; use one that ComfyUI saved with its metadata, or an exported .json"
-NO_FILE = "the file carries no workflow; use a LoRA that ChromaTrainer wrote from a workflow, or an exported .json"
+NO_WORKFLOW = "is JSON, but not a ComfyUI workflow; export one from ComfyUI's menu: Workflow > Export or Export (API)"
+NO_PICTURE = "the image contains no workflow; use one that ComfyUI saved with metadata, or an exported .json"
+NO_FILE = "the file contains no workflow; use a LoRA that ChromaTrainer saved from a workflow, or an exported .json"
 
 
 def safetensors(header: bytes) -> bytes:
@@ -55,15 +55,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "latin.json": (
         '{"a": "größer"}'.encode("latin-1"),
-        "FILE: is not text in UTF-8 (byte 9); save it as UTF-8, or name a .json, .png or .safetensors file",
+        "FILE: is not UTF-8 text (byte 9); save it as UTF-8, or use a .json, .png or .safetensors file",
     ),
     "utf16.json": (
         '{"a": 1}'.encode("utf-16"),
-        "FILE: is not text in UTF-8 (byte 0); save it as UTF-8, or name a .json, .png or .safetensors file",
+        "FILE: is not UTF-8 text (byte 0); save it as UTF-8, or use a .json, .png or .safetensors file",
     ),
     "picture.jpg": (
         b"\xff\xd8\xff\xe0" + bytes(30),
-        "FILE: is not text in UTF-8 (byte 0); save it as UTF-8, or name a .json, .png or .safetensors file",
+        "FILE: is not UTF-8 text (byte 0); save it as UTF-8, or use a .json, .png or .safetensors file",
     ),
     "bare.png": (PNG, f"FILE: {NO_PICTURE}"),
     "other-text.png": (png_text(b"parameters\0a cat"), f"FILE: {NO_PICTURE}"),
@@ -77,12 +77,12 @@ FILES: dict[str, tuple[bytes, str]] = {
     "bare.safetensors": (safetensors(b"{}"), f"FILE: {NO_FILE}"),
     "other.safetensors": (safetensors(b'{"__metadata__": {"format": "pt"}}'), f"FILE: {NO_FILE}"),
     "without.safetensors": (safetensors(b'{"__metadata__": {"prompt": "{}"}}'), f"FILE: {NO_FILE}"),
-    "list.safetensors": (safetensors(b"[]"), "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
-    "short.safetensors": (b"123", "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
-    "junk.safetensors": (b"x" * 100, "FILE: is no safetensors file; name a LoRA that ends in .safetensors"),
+    "list.safetensors": (safetensors(b"[]"), "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
+    "short.safetensors": (b"123", "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
+    "junk.safetensors": (b"x" * 100, "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
     "deep.safetensors": (
         safetensors(b"[" * 200_000),
-        "FILE: is no safetensors file; name a LoRA that ends in .safetensors",
+        "FILE: is not a safetensors file; use a LoRA that ends in .safetensors",
     ),
 }
 
@@ -101,14 +101,14 @@ def test_a_file_that_is_not_there(tmp_path: Path):
     path = tmp_path / "nowhere.json"
     with pytest.raises(UserError) as caught:
         read_workflow(path, schemas())
-    message = "can't be read: No such file or directory; name a .json, .png or .safetensors file"
+    message = "can't be read: No such file or directory; use a .json, .png or .safetensors file"
     assert str(caught.value) == f"{path}: {message}"
 
 
 def test_a_folder(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         read_workflow(tmp_path, schemas())
-    assert str(caught.value) == f"{tmp_path}: is a folder; name a workflow file in it"
+    assert str(caught.value) == f"{tmp_path}: is a folder; choose a workflow file in it"
 
 
 def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -118,7 +118,7 @@ def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
     with pytest.raises(UserError) as caught:
         read_workflow(path, schemas())
-    assert str(caught.value) == f"{path}: is 65 MiB large; a workflow has at most {embedded.MAX_BYTES >> 20} MiB"
+    assert str(caught.value) == f"{path}: is 65 MiB in size; a workflow has at most {embedded.MAX_BYTES >> 20} MiB"
 
 
 def fed(node_id: int, kind: str, link: int, name: str = "x") -> dict[str, Any]:
@@ -138,7 +138,7 @@ def nested(*layers: list[str]) -> dict[str, Any]:
 DOCUMENTS: dict[str, tuple[Any, list[str]]] = {
     "entries that are no nodes": (
         {"1": {"class_type": "A"}, "2": {"inputs": {}}, "3": 5, "4": {"class_type": 5}},
-        [f'workflow: entry "{key}" is no node: it has no "class_type"; export the workflow again' for key in "234"],
+        [f'workflow: entry "{key}" is not a node: it has no "class_type"; export the workflow again' for key in "234"],
     ),
     "inputs that are a list": (
         {"1": {"class_type": "A", "inputs": []}},
@@ -147,17 +147,17 @@ DOCUMENTS: dict[str, tuple[Any, list[str]]] = {
     "links to nodes that are not there": (
         {"1": {"class_type": "A", "inputs": {"x": ["9", 0], "y": ["1", 0], "z": [8, 1]}}},
         [
-            "node 1 (A).x: comes from node 9, which the workflow does not have; connect it again",
-            "node 1 (A).z: comes from node 8, which the workflow does not have; connect it again",
+            "node 1 (A).x: is connected to node 9, which is not in the workflow; connect it again",
+            "node 1 (A).z: is connected to node 8, which is not in the workflow; connect it again",
         ],
     ),
     "nodes without id or type": (
         {"nodes": [{"id": 1}, 5, {"type": "A"}, {"id": True, "type": "A"}]},
         [
-            "workflow: has a node without id or type: {'id': 1}; export the workflow again",
-            "workflow: has a node without id or type: 5; export the workflow again",
-            "workflow: has a node without id or type: {'type': 'A'}; export the workflow again",
-            "workflow: has a node without id or type: {'id': True, 'type': 'A'}; export the workflow again",
+            "workflow: has a node without an id or type: {'id': 1}; export the workflow again",
+            "workflow: has a node without an id or type: 5; export the workflow again",
+            "workflow: has a node without an id or type: {'type': 'A'}; export the workflow again",
+            "workflow: has a node without an id or type: {'id': True, 'type': 'A'}; export the workflow again",
         ],
     ),
     "an id twice": (
@@ -175,30 +175,30 @@ DOCUMENTS: dict[str, tuple[Any, list[str]]] = {
     ),
     "a link that is not there": (
         {"nodes": [fed(1, "LoRATrainer", 7, "model")], "links": []},
-        ["node 1 (LoRATrainer).model: is fed by link 7, which the workflow does not have; connect it again"],
+        ["node 1 (LoRATrainer).model: is fed by link 7, which is not in the workflow; connect it again"],
     ),
     "a node that is not there": (
         {"nodes": [fed(1, "LoRATrainer", 7, "model")], "links": [[7, 9, 0, 1, 0, "T"]]},
-        ["node 1 (LoRATrainer).model: comes from node 9, which the workflow does not have; connect it again"],
+        ["node 1 (LoRATrainer).model: is connected to node 9, which is not in the workflow; connect it again"],
     ),
     "a circle of reroutes": (
         {
             "nodes": [fed(1, "A", 1), fed(2, "Reroute", 2), fed(3, "Reroute", 3)],
             "links": [[1, 2, 0, 1, 0, "T"], [2, 3, 0, 2, 0, "T"], [3, 2, 0, 3, 0, "T"]],
         },
-        ["node 1 (A).x: is fed by a circle of reroutes, bypassed nodes or subgraphs; take one of its links away"],
+        ["node 1 (A).x: is fed by a cycle of reroutes, bypassed nodes or subgraphs; remove one of its links"],
     ),
     "a subgraph within itself": (
         nested(["A", "D1"], ["D2"], ["D1"]),
-        ["workflow: has a subgraph that contains itself: Part 1 > Part 2 > Part 1; take the innermost away"],
+        ["workflow: has a subgraph that contains itself: Part 1 > Part 2 > Part 1; remove the innermost one"],
     ),
     "subgraphs too deep": (
         nested(*([f"D{k + 1}"] for k in range(3000))),
-        ["workflow: has subgraphs nested more than 32 deep; export a simpler one"],
+        ["workflow: has subgraphs nested more than 32 levels deep; export a simpler workflow"],
     ),
     "subgraphs that multiply": (
         nested(*([f"D{k + 1}"] * 20 for k in range(8)), []),
-        ["workflow: has more than 20000 nodes once its subgraphs are unfolded; export a smaller one"],
+        ["workflow: has more than 20000 nodes after its subgraphs are expanded; export a smaller one"],
     ),
     "a subgraph that is not defined": (
         {"nodes": [{"id": 4, "type": "6b6f2e2c-0f5e-4c3a-9c55-2a1d7f0c1a11", "title": "The model"}]},
@@ -207,14 +207,14 @@ DOCUMENTS: dict[str, tuple[Any, list[str]]] = {
     "subgraphs that are none": (
         {"nodes": [], "definitions": {"subgraphs": [{"id": "D"}, 3]}},
         [
-            "workflow: has a subgraph without id or nodes: {'id': 'D'}; export the workflow again",
-            "workflow: has a subgraph without id or nodes: 3; export the workflow again",
+            "workflow: has a subgraph without an id or nodes: {'id': 'D'}; export the workflow again",
+            "workflow: has a subgraph without an id or nodes: 3; export the workflow again",
         ],
     ),
     "a group node": (
         {"nodes": [{"id": 4, "type": "workflow>Mine"}]},
         [
-            "node 4 (workflow>Mine): is a group node of an old ComfyUI; turn it into a subgraph in the editor, "
+            "node 4 (workflow>Mine): is a group node of an old ComfyUI version; convert it to a subgraph in the editor, "
             "then export again"
         ],
     ),
@@ -226,19 +226,19 @@ DOCUMENTS: dict[str, tuple[Any, list[str]]] = {
             ]
         },
         [
-            "node 4 (SaveImage).filename_prefix: '%date:yyyy-MM-dd%/x' is filled in by ComfyUI's page; "
-            "write a plain name, or use Export (API)",
-            "node 5 (SaveImage).filename_prefix: 'a %KSampler.seed%' is filled in by ComfyUI's page; "
-            "write a plain name, or use Export (API)",
+            "node 4 (SaveImage).filename_prefix: '%date:yyyy-MM-dd%/x' is filled in by ComfyUI's web page; "
+            "use a plain name, or Export (API)",
+            "node 5 (SaveImage).filename_prefix: 'a %KSampler.seed%' is filled in by ComfyUI's web page; "
+            "use a plain name, or Export (API)",
         ],
     ),
     "several faults": (
         {"nodes": [5, fed(1, "A", 7), {"id": 2, "type": "workflow/B"}], "links": [3]},
         [
-            "workflow: has a node without id or type: 5; export the workflow again",
+            "workflow: has a node without an id or type: 5; export the workflow again",
             "workflow: has a link that can't be read: 3; export the workflow again",
-            "node 1 (A).x: is fed by link 7, which the workflow does not have; connect it again",
-            "node 2 (workflow/B): is a group node of an old ComfyUI; turn it into a subgraph in the editor, "
+            "node 1 (A).x: is fed by link 7, which is not in the workflow; connect it again",
+            "node 2 (workflow/B): is a group node of an old ComfyUI version; convert it to a subgraph in the editor, "
             "then export again",
         ],
     ),
@@ -353,38 +353,40 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "a value where a connection is wanted": (
         sets("5", model="hd"),
-        ["node 5 (LoRATrainer).model: wants a connection of type TRAIN_MODEL, not a value"],
+        ["node 5 (LoRATrainer).model: needs a connection of type TRAIN_MODEL, not a value"],
     ),
     "the wrong connection": (
         sets("5", dataset=["4", 1]),
         [
-            "node 5 (LoRATrainer).dataset: gets VALIDATION from node 4 (ValidateSampler), wants TRAIN_DATASET; "
+            "node 5 (LoRATrainer).dataset: receives VALIDATION from node 4 (ValidateSampler), but needs TRAIN_DATASET; "
             "connect DatasetBackend.dataset"
         ],
     ),
     "a connection where a value is wanted": (
         sets("5", rank=["3", 0]),
         [
-            "node 5 (LoRATrainer).rank: gets TRAIN_DATASET from node 3 (DatasetBackend), "
-            "which is no value for a widget; disconnect it"
+            "node 5 (LoRATrainer).rank: receives TRAIN_DATASET from node 3 (DatasetBackend), "
+            "which is not a value for a widget; disconnect it"
         ],
     ),
     "an output that is not there": (
         sets("5", model=["2", 4]),
-        ["node 5 (LoRATrainer).model: comes from output 4 of node 2 (QuantizeModel), which has 1; connect it again"],
+        [
+            "node 5 (LoRATrainer).model: is connected to output 4 of node 2 (QuantizeModel), which has only 1; connect it again"
+        ],
     ),
     "a model of ComfyUI's": (
         adds("9", "UNETLoader", sets("5", model=["9", 0])),
         [
-            "node 5 (LoRATrainer).model: comes from node 9 (UNETLoader), which only ComfyUI can run; "
+            "node 5 (LoRATrainer).model: is connected to node 9 (UNETLoader), which can only run in ComfyUI; "
             "connect an output of type TRAIN_MODEL"
         ],
     ),
     "a value that ComfyUI computes": (
         adds("9", "MathExpression", sets("5", steps=["9", 0])),
         [
-            "node 5 (LoRATrainer).steps: comes from node 9 (MathExpression), which only ComfyUI can run; "
-            "give the value itself"
+            "node 5 (LoRATrainer).steps: is connected to node 9 (MathExpression), which can only run in ComfyUI; "
+            "enter the value directly"
         ],
     ),
     "a misspelt type": (
@@ -397,7 +399,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "a node that waits for itself": (
         sets("3", dataset=["3", 0]),
-        ["workflow: nodes wait for each other: 3 (DatasetBackend) <- 3 (DatasetBackend); take one of these links away"],
+        ["workflow: nodes form a cycle: 3 (DatasetBackend) <- 3 (DatasetBackend); remove one of these links"],
     ),
     "nodes that wait for each other, and more": (
         lambda data: (
@@ -406,8 +408,8 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
             sets("3", dataset=["8", 0])(data),
         ),
         [
-            "workflow: nodes wait for each other: 3 (DatasetBackend) <- 8 (DatasetBackend) <- 3 (DatasetBackend); "
-            "take one of these links away",
+            "workflow: nodes form a cycle: 3 (DatasetBackend) <- 8 (DatasetBackend) <- 3 (DatasetBackend); "
+            "remove one of these links",
             "node 1 (LoadChroma).flavour: 'ultra' is not one of nano, hd, base, flash",
         ],
     ),
@@ -479,13 +481,13 @@ def _without_roots(message: str) -> str:
 
 KNOWN = "LoadChroma, QuantizeModel, DatasetBackend, ValidateSampler, LoRATrainer"
 SETTINGS: dict[str, str] = {
-    "rank=3": "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200",
-    "LoRATrainer.rank": "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200",
-    "Lora.steps=3": f"no node is called 'Lora'; there are {KNOWN}",
-    "99.steps=3": f"no node is called '99'; there are {KNOWN}",
-    "My traner.steps=3": "no node is called 'My traner'; did you mean 'My trainer'?",
-    "loratrainer.steps=3": "no node is called 'loratrainer'; did you mean 'LoRATrainer'?",
-    "ValidateSampler.steps=3": "'ValidateSampler' names 2 nodes; use one of the ids 4, 6",
+    "rank=3": "is not NODE.FIELD=VALUE; for example: LoRATrainer.steps=200",
+    "LoRATrainer.rank": "is not NODE.FIELD=VALUE; for example: LoRATrainer.steps=200",
+    "Lora.steps=3": f"there is no node 'Lora'; the node types are {KNOWN}",
+    "99.steps=3": f"there is no node '99'; the node types are {KNOWN}",
+    "My traner.steps=3": "there is no node 'My traner'; did you mean 'My trainer'?",
+    "loratrainer.steps=3": "there is no node 'loratrainer'; did you mean 'LoRATrainer'?",
+    "ValidateSampler.steps=3": "'ValidateSampler' matches 2 nodes; use one of the ids 4, 6",
     "5.stepz=3": "LoRATrainer has no field 'stepz'; did you mean 'steps'?",
     "My trainer.model=hd": "LoRATrainer.model is a connection, not a value",
 }

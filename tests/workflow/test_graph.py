@@ -50,4 +50,4 @@ def test_a_chain_longer_than_pythons_stack():
 def test_a_circle_is_named(takes: dict[str, str], circle: str):
     with pytest.raises(UserError) as caught:
         graph(**takes).order()
-    assert str(caught.value) == f"workflow: nodes wait for each other: {circle}; take one of these links away"
+    assert str(caught.value) == f"workflow: nodes form a cycle: {circle}; remove one of these links"

@@ -1,4 +1,4 @@
-"""Which size each picture is trained at, and which part of it is seen."""
+"""Choose the size each image is trained at, and the part of it that is used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_ASPECT = 4.0  # buckets from 1:4 to 4:1
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture becomes its bucket: resize, then crop.
+    """How an image becomes its bucket: resize, then crop.
 
-    Args:
-        bucket: (width, height) that is trained, in pixels.
-        resize: (width, height) of the whole picture before the crop.
-        crop: (left, top) of the bucket in the resized picture.
+    Attributes:
+        bucket: (width, height) of the image that is trained on, in pixels.
+        resize: (width, height) of the whole image before the crop.
+        crop: (left, top) of the bucket in the resized image.
     """
 
     bucket: tuple[int, int]
@@ -35,23 +35,27 @@ class Placement:
 
 
 def bucket_step(config: FolderConfig) -> int:
-    """Bucket edges are multiples of this: as set, or 64, and 16 where pictures are smaller than 256 px."""
+    """Return the number of pixels that bucket edges are multiples of.
+
+    With "auto" this is 64, or 16 where images are smaller than 256 px.
+    """
     if config.bucket_step != "auto":
         return int(config.bucket_step)
     return FINE_STEP if target_edge(config) < SMALL_EDGE else USUAL_STEP
 
 
 def target_edge(config: FolderConfig) -> float:
-    """Edge of the square whose area pictures are trained at (pixel: of the shorter edge), in pixels."""
+    """Return the edge, in pixels, of a square with the area that images are trained at ("pixel": the shorter edge)."""
     return 1024 * math.sqrt(config.resolution) if config.resolution_type == "area" else config.resolution
 
 
 @lru_cache(maxsize=4096)
 def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
-    """The bucket nearest to the picture's shape.
+    """Return the bucket nearest to the image's aspect ratio.
 
-    pixel_area, area: of all (w, h) in steps whose area is at most about the target's, the one of the nearest aspect ratio.
-    pixel: the shorter edge is the resolution, the longer follows the aspect ratio.
+    - pixel_area, area: of all (w, h) in steps whose area is at most about the target's, the one with the nearest
+      aspect ratio.
+    - pixel: the shorter edge is the resolution; the longer edge follows the aspect ratio.
     """
     step, edge = bucket_step(config), target_edge(config)
     square = max(step, round(edge / step) * step)
@@ -66,18 +70,24 @@ def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _buckets(edge: float, step: int) -> tuple[tuple[int, int], ...]:
-    """Every width, with the height that brings the area nearest to edge^2, and each turned by 90 degrees; of aspects up to 1:4."""
-    found = set()
+    """Return every bucket with an aspect ratio of up to 1:4.
+
+    For each width this is the height that brings the area nearest to edge^2, and the same turned by 90 degrees.
+    """
+    sizes = set()
     for width in range(step, int(edge * math.sqrt(MAX_ASPECT)) + step, step):
         height = max(step, round(edge * edge / width / step) * step)
         if 1 / MAX_ASPECT <= width / height <= MAX_ASPECT:
-            found |= {(width, height), (height, width)}
+            sizes |= {(width, height), (height, width)}
     square = max(step, round(edge / step) * step)
-    return tuple(sorted(found)) or ((square, square),)
+    return tuple(sorted(sizes)) or ((square, square),)
 
 
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:
-    """How a (width, height) picture is trained. A random crop is drawn once for each picture, by (seed, key): its latent is cached."""
+    """Return how an image of (width, height) is resized and cropped.
+
+    A random crop is chosen once per image, by (seed, key), because its latent is cached.
+    """
     bucket = bucket_of(width, height, config)
     if not config.crop:
         return Placement(bucket, bucket, (0, 0))

@@ -1,4 +1,4 @@
-"""The dataset as it will be trained: every image is used, or left out for a reason that is told."""
+"""Index the dataset: every image is either trained on, or skipped for a reason that is reported."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from .source.folder import SUFFIXES
 from .source.scan import Scan, scans
 
 BACKEND = "folder"
-SHOWN = 5  # names in a notice; the report has all
-MOST_PROBLEMS = 20  # in an error
-NO_CAPTION = "its caption file"  # how the reasons begin that are about captions
-LISTED = 10_000  # names in each list of the report; more are counted
+NUM_SHOWN = 5  # names in a log message; the report lists them all
+MAX_PROBLEMS = 20  # shown in one error
+NO_CAPTION = "its caption file"  # prefix of every reason that is about captions
+MAX_LISTED = 10_000  # names in each list of the report; the rest is only counted
 
 
 @dataclass(frozen=True)
 class Index:
-    """The samples, and what became of every image.
+    """The samples, and what happened to every image.
 
-    Args:
-        digest: of all that is trained: bytes, captions, placements, repeats.
-        report: JSON values: counts, buckets, and for each image that was not simply used the reason.
-        masks: None where no part has any.
+    Attributes:
+        samples: The images that are trained on.
+        digest: SHA-256 of everything that affects training: image bytes, captions, placements and repeats.
+        report: JSON values: counts, buckets, and the reason for every image that was skipped or changed.
+        backends: One image source per part of the dataset.
+        masks: None if no part has masks.
     """
 
     samples: Sequence[Sample]
@@ -46,11 +48,16 @@ class Index:
     masks: Masks | None = None
 
     def read(self, sample: Sample) -> bytes:
+        """Return the bytes of a sample's image file."""
         return self.backends[sample.part].read(sample.name)
 
 
 class Unreadable(Exception):
-    """Images that looked whole and can't be decoded: {key of the sample: reason}. Build the index again without them."""
+    """Raised for images that passed the integrity check but can't be decoded. Build the index again without them.
+
+    Attributes:
+        faults: Reason by key of the sample.
+    """
 
     def __init__(self, faults: Mapping[str, str]):
         super().__init__(", ".join(faults))
@@ -58,12 +65,15 @@ class Unreadable(Exception):
 
 
 def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mapping[str, str] | None = None) -> Index:
-    """Read every image once (those that are as they were at the last run are not read again), and place it.
+    """Scan and place every image. Images that have not changed since the last run are not read again.
 
     Args:
-        unreadable: what Unreadable told of images that are known not to decode.
+        config: The dataset's folders and their settings.
+        host: Receives log messages and progress; its cache folder holds the results of earlier scans.
+        seed: Seed of random crops and tag orders.
+        unreadable: `Unreadable.faults` of an earlier attempt; these images are skipped.
     Raises:
-        UserError: no image can be used; or, where on_broken is "stop", every image that can't.
+        UserError: No image can be used, or, with on_broken "stop", any image can't be used (all of them are listed).
     """
     writer, mask_writer = TableWriter(), MaskWriter()
     skipped: list[dict[str, str]] = []
@@ -79,15 +89,16 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
             problems.append(
                 Problem(
                     "dataset",
-                    f"no images in {settings.folder!r} or its subfolders; put files there that end in {' '.join(sorted(SUFFIXES))}",
+                    f"no images in {settings.folder!r} or its subfolders; put files there that end in "
+                    f"{' '.join(sorted(SUFFIXES))}",
                 )
             )
-        found = collect(problems, open_masks, config, part, entries, host)
-        mask_folder = found if isinstance(found, MaskFolder) else None
+        opened_masks = collect(problems, open_masks, config, part, entries, host)
+        mask_folder = opened_masks if isinstance(opened_masks, MaskFolder) else None
         mask_writer.begin(mask_folder)
         for number, (entry, scan) in enumerate(zip(entries, scans(backend, entries, root, host), strict=True)):
             reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
-            sample, reason = (None, reason) if reason else _sample(part, settings, backend, entry, scan, seed)
+            sample, reason = (None, reason) if reason else _make_sample(part, settings, backend, entry, scan, seed)
             mask, reason = mask_folder.mask_of(sample, number) if sample and mask_folder else (None, reason)
             if sample and not reason:
                 writer.append(sample)
@@ -95,50 +106,56 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
                     mask_writer.append(mask)
                 continue
             num_skipped += 1
-            if num_skipped <= LISTED:
+            if num_skipped <= MAX_LISTED:
                 skipped.append({"image": backend.path(entry.name), "reason": reason})
             is_error = settings.on_broken == "stop" and not reason.startswith("its shorter edge")
-            if is_error and len(problems) >= LISTED:
+            if is_error and len(problems) >= MAX_LISTED:
                 num_unlisted += 1
             elif is_error:
                 problems.append(
-                    Problem(settings.folder, f"{entry.name}: {reason}; mend or remove it, or set on_broken to skip")
+                    Problem(settings.folder, f"{entry.name}: {reason}; fix or remove it, or set on_broken to skip")
                 )
     samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
-        reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:SHOWN])
-        more = f"; and {num_skipped - SHOWN} more" if num_skipped > SHOWN else ""
+        reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:NUM_SHOWN])
+        more = f"; and {num_skipped - NUM_SHOWN} more" if num_skipped > NUM_SHOWN else ""
         problems.append(
-            Problem("dataset", f"none of {num_found} images can be used: {reasons}{more}{_remedy(skipped)}")
+            Problem(
+                "dataset", f"none of {num_found} images can be used: {reasons}{more}{_suggest_caption_fix(skipped)}"
+            )
         )
     if problems:
-        raise UserError(_first(problems, num_unlisted))
-    report = _report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}
+        raise UserError(_truncate_problems(problems, num_unlisted))
+    report = _make_report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}
     masks = mask_writer.finish()
     if masks:
         report["masks"] = len(masks.samples)
-    _tell(report, skipped, host)
+    _log_report(report, skipped, host)
     digest = _digest(samples, config)
     return Index(samples, masks.digest(digest) if masks else digest, report, tuple(backends), masks)
 
 
-def _first(problems: list[Problem], num_unlisted: int) -> list[Problem]:
-    """So many as fit on a screen: a folder whose captions lie elsewhere has as many faults as images."""
-    if len(problems) <= MOST_PROBLEMS:
+def _truncate_problems(problems: list[Problem], num_unlisted: int) -> list[Problem]:
+    """Return as many problems as fit on a screen.
+
+    If the captions are in another folder, every image has the same problem.
+    """
+    if len(problems) <= MAX_PROBLEMS:
         return problems
-    more = f"{len(problems) + num_unlisted - MOST_PROBLEMS} more images can't be used, for reasons of the same kind"
-    return [*problems[:MOST_PROBLEMS], Problem("dataset", more)]
+    more = f"{len(problems) + num_unlisted - MAX_PROBLEMS} more images can't be used, for similar reasons"
+    return [*problems[:MAX_PROBLEMS], Problem("dataset", more)]
 
 
-def _remedy(skipped: list[dict[str, str]]) -> str:
+def _suggest_caption_fix(skipped: list[dict[str, str]]) -> str:
     if not any(entry["reason"].startswith(NO_CAPTION) for entry in skipped):
         return ""
-    return f". Write a .txt beside each, or set captions to {' or '.join(map(repr, CAPTIONS[1:]))}"
+    return f". Add a .txt file next to each image, or set captions to {' or '.join(map(repr, CAPTIONS[1:]))}"
 
 
-def _sample(
+def _make_sample(
     part: int, settings: FolderConfig, backend: Backend, entry: Entry, scan: Scan, seed: int
 ) -> tuple[Sample | None, str]:
+    """Return the sample of an image, or None and the reason why it is skipped."""
     if scan.fault:
         return None, scan.fault
     if min(scan.width, scan.height) < settings.min_size:
@@ -164,13 +181,13 @@ def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
     )
 
 
-def _report(
+def _make_report(
     samples: Sequence[Sample], skipped: list[dict[str, str]], num_found: int, config: DatasetConfig
 ) -> dict[str, Any]:
     rows = columns(samples)
     resized = (rows["resize"] != rows["size"]).any(axis=1)
     enlarged: Any = (rows["resize"] > rows["size"]).any(axis=1)
-    twins: Any = _has_twin(rows["sha256"])
+    duplicates: Any = _has_duplicate(rows["sha256"])
     sizes, counts = np.unique(rows["bucket"], axis=0, return_counts=True)
     buckets = {f"{width}x{height}": int(count) for (width, height), count in zip(sizes.tolist(), counts, strict=True)}
     return {
@@ -181,47 +198,52 @@ def _report(
         "enlarged": _paths(samples, enlarged),
         "num_enlarged": int(enlarged.sum()),
         "cropped": int((rows["bucket"] != rows["resize"]).any(axis=1).sum()),
-        "duplicates": _paths(samples, twins),
-        "num_duplicates": int(twins.sum()),
+        "duplicates": _paths(samples, duplicates),
+        "num_duplicates": int(duplicates.sum()),
         "buckets": dict(sorted(buckets.items())),
         "triggers": sorted({part.trigger for part in config.parts if part.trigger}),
     }
 
 
 def _paths(samples: Sequence[Sample], which: np.ndarray) -> list[str]:
-    return [samples[int(i)].path for i in np.flatnonzero(which)[:LISTED]]
+    return [samples[int(i)].path for i in np.flatnonzero(which)[:MAX_LISTED]]
 
 
-def _has_twin(digests: np.ndarray) -> np.ndarray:
-    """Which of the digests, (rows, 32) bytes, are there more than once."""
+def _has_duplicate(digests: np.ndarray) -> np.ndarray:
+    """Return a mask of the digests, (rows, 32) bytes, that occur more than once."""
     whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
     _, number, counts = np.unique(whole, return_inverse=True, return_counts=True)
     return counts[number.reshape(-1)] > 1
 
 
-def _tell(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> None:
+def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> None:
     buckets = ", ".join(f"{name}: {count}" for name, count in report["buckets"].items())
-    host.emit(Notice(
-        f"{report['used']} of {report['found']} images used ({report['resized']} resized, {report['cropped']} cropped); buckets {buckets}"
-    ))  # fmt: skip
+    host.emit(
+        Notice(
+            f"{report['used']} of {report['found']} images used ({report['resized']} resized, {report['cropped']} "
+            f"cropped); buckets {buckets}"
+        )
+    )
     if "masks" in report:
-        host.emit(Notice(f"{report['masks']} of them are weighed by masks"))
-    for entry in skipped[:SHOWN]:
+        host.emit(Notice(f"{report['masks']} of them have a mask that weights the loss"))
+    for entry in skipped[:NUM_SHOWN]:
         host.emit(Notice(f"skipped {entry['image']}: {entry['reason']}", "warning"))
-    if report["num_skipped"] > SHOWN:
-        where = "all" if report["num_skipped"] <= LISTED else f"the first {LISTED}"
-        host.emit(Notice(f"and {report['num_skipped'] - SHOWN} more skipped; {where} are in the report", "warning"))
+    if report["num_skipped"] > NUM_SHOWN:
+        where = "all" if report["num_skipped"] <= MAX_LISTED else f"the first {MAX_LISTED}"
+        host.emit(Notice(f"and {report['num_skipped'] - NUM_SHOWN} more skipped; {where} are in the report", "warning"))
     if report["enlarged"]:
         host.emit(
             Notice(
-                f"{report['num_enlarged']} images are smaller than their bucket and are enlarged; min_size leaves them out",
+                f"{report['num_enlarged']} images are smaller than their bucket and are upscaled; "
+                "set min_size to skip them",
                 "warning",
             )
         )
     if report["duplicates"]:
         host.emit(
             Notice(
-                f"{report['num_duplicates']} images have a twin of the same bytes, such as {report['duplicates'][0]}",
+                f"{report['num_duplicates']} images are duplicates (identical bytes), "
+                f"for example {report['duplicates'][0]}",
                 "warning",
             )
         )

@@ -1,4 +1,4 @@
-"""Pictures made worse, so that a model may learn to mend them."""
+"""Degrade images, to train a model that restores them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from PIL import Image, ImageFilter
 from ..config.degradation import Step
 from ..seeds import generator
 
-SEED = 0  # pairs belong to the dataset: another seed of the run finds the same ones, and their latents in the cache
+SEED = 0  # pairs belong to the dataset: a run with another seed gets the same ones, with their cached latents
 
 
 def degrade(image: Image.Image, steps: Sequence[Step], *source: int | str) -> Image.Image:
-    """The picture after every step, each with a strength drawn evenly from its range.
+    """Return the image after every step, each with a strength chosen uniformly from its range.
 
     Args:
-        image: RGB, at the size at which it is trained: a strength then means the same whatever size its file has.
-        source: what the strengths are drawn by.
+        image: RGB, at its training size, so that a strength means the same for every file size.
+        steps: Degradations, applied in this order.
+        source: Values that seed the strengths.
     """
     for number, step in enumerate(steps):
         draw = generator(SEED, "degrade", *source, number)
@@ -32,8 +33,8 @@ def degrade(image: Image.Image, steps: Sequence[Step], *source: int | str) -> Im
 def _jpeg(image: Image.Image, quality: float, draw: torch.Generator) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=round(quality))
-    with Image.open(file) as worse:
-        return worse.convert("RGB")
+    with Image.open(file) as reloaded:
+        return reloaded.convert("RGB")
 
 
 def _blur(image: Image.Image, radius: float, draw: torch.Generator) -> Image.Image:
@@ -41,7 +42,7 @@ def _blur(image: Image.Image, radius: float, draw: torch.Generator) -> Image.Ima
 
 
 def _noise(image: Image.Image, spread: float, draw: torch.Generator) -> Image.Image:
-    """x + 255 spread n, with n standard normal for each colour of each pixel."""
+    """x + 255 spread n, with n standard normal for each color channel of each pixel."""
     normal = torch.randn(image.height, image.width, 3, generator=draw).numpy()
     values = np.asarray(image, dtype=np.float32) + np.float32(255 * spread) * normal
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Which images are kept out of training, so that there is something to judge a checkpoint by."""
+"""Choose the images that are held out from training for the validation loss."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .sample_table import Chosen, Sample
 
 
 def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """(trained, held out), each in the order of samples.
+    """Split samples into (trained, held out), each in the original order.
 
-    Chosen by the hash of their keys, so that an image stays on its side when others come or go. With a share above 0
-    at least one is held out, and at least one is trained on.
+    Samples are chosen by the hash of their keys, so that an image stays on its side when others are added or removed.
+    With a share above 0 at least one is held out, and at least one is trained on.
 
     Args:
-        share: in [0, 0.5].
+        samples: All samples.
+        share: Share that is held out, in [0, 0.5].
     """
     if share == 0 or len(samples) < 2:
         return samples, ()

@@ -1,4 +1,4 @@
-"""Masks: for each picture of a part that has them, the one of the same name in a folder of its own, which weighs its places."""
+"""Masks that weight the loss: each image may have one of the same name in a separate folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from .source.folder import FolderBackend
 from .source.scan import scans
 
 FIELD = "masks"
-ROW = np.dtype([("sha256", "u1", 32), ("size", "<i4", 2)])  # what a scan tells of a mask
+ROW = np.dtype([("sha256", "u1", 32), ("size", "<i4", 2)])  # result of a mask's scan
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of those samples that have one.
+    """The masks of the samples that have one.
 
-    Args:
-        samples: key, part and placement of the picture; bytes and size of the mask, and its name as the one caption.
-        numbers: for the key of a sample, the number of its mask.
-        backends: one a part; None where it has no masks.
+    Attributes:
+        samples: One per mask: key, part and placement of the image, bytes and size of the mask, and the mask's name as
+            its only caption.
+        numbers: Index of the mask by key of the image.
+        backends: One per part; None if it has no masks.
     """
 
     samples: Sequence[Sample]
@@ -37,25 +38,30 @@ class Masks:
     backends: tuple[FolderBackend | None, ...]
 
     def of(self, sample: Sample) -> Sample | None:
-        """The mask of a sample; None where its part has none."""
+        """Return the mask of a sample; None if its part has no masks."""
         number = self.numbers.of(sample.key)
         return None if number is None else self.samples[number]
 
     def read(self, mask: Sample) -> bytes:
+        """Return the bytes of a mask's file."""
         backend = self.backends[mask.part]
         assert backend, mask.key
         return backend.read(mask.captions[0])
 
-    def digest(self, pictures: str) -> str:
-        """Of the pictures and of the bytes that weigh them."""
-        return sha256_text(pictures, sha256_texts(f"{mask.key} {mask.sha256}" for mask in self.samples))
+    def digest(self, images: str) -> str:
+        """Return the digest of the images, given as their own digest, and of the masks."""
+        return sha256_text(images, sha256_texts(f"{mask.key} {mask.sha256}" for mask in self.samples))
 
 
 class MaskFolder:
-    """A part's masks, each read once.
+    """The masks of one part, each scanned once.
 
     Args:
-        numbers: for each picture of the part, as its folder lists them, the number of its mask among the entries; -1: none.
+        name: The folder as the user wrote it, for messages.
+        backend: Source of the masks.
+        entries: The masks.
+        numbers: For each image of the part, in the order of its folder, the index of its mask in `entries`, or -1.
+        host: Receives progress.
     """
 
     def __init__(self, name: str, backend: FolderBackend, entries: Sequence[Entry], numbers: np.ndarray, host: Host):
@@ -68,18 +74,24 @@ class MaskFolder:
             else:
                 self._rows[i] = tuple(bytes.fromhex(scan.sha256)), (scan.width, scan.height)
 
-    def mask_of(self, sample: Sample, picture: int) -> tuple[Sample | None, str]:
-        """The mask of a sample, which is so many-th of the part's pictures, or why it has none."""
-        number = int(self._numbers[picture])
+    def mask_of(self, sample: Sample, image_index: int) -> tuple[Sample | None, str]:
+        """Return the mask of a sample, or None and the reason why it has none.
+
+        Args:
+            sample: The sample.
+            image_index: Index of its image in the part's folder.
+        """
+        number = int(self._numbers[image_index])
         if number < 0:
-            return None, f"it has no mask of its name in {self.name!r}"
+            return None, f"it has no mask with the same name in {self.name!r}"
         name = self._entries[number].name
         if number in self._faults:
             return None, f"its mask {name}: {self._faults[number]}"
         digest, size = self._rows[number]["sha256"].tobytes().hex(), tuple(self._rows[number]["size"].tolist())
         if not is_same_shape(size, sample.size):
             shapes = (
-                f"{size[0]} x {size[1]} pixels, another shape than the picture's {sample.size[0]} x {sample.size[1]}"
+                f"{size[0]} x {size[1]} pixels, which is not the aspect ratio of its image, "
+                f"{sample.size[0]} x {sample.size[1]}"
             )
             return None, f"its mask {name} has {shapes}"
         path = self.backend.path(name)
@@ -87,31 +99,32 @@ class MaskFolder:
 
 
 class MaskWriter:
-    """Takes masks one by one; `finish` gives them all, None where there is none."""
+    """Collect masks one by one; `finish` returns them all, or None if there are none."""
 
     def __init__(self) -> None:
-        self._writer, self._backends, self._found = TableWriter(), list[FolderBackend | None](), False
+        self._writer, self._backends, self._has_masks = TableWriter(), list[FolderBackend | None](), False
 
     def begin(self, folder: MaskFolder | None) -> None:
-        """The next part, with its masks."""
+        """Start the next part, with its masks."""
         self._backends.append(folder.backend if folder else None)
 
     def append(self, mask: Sample) -> None:
         self._writer.append(mask)
-        self._found = True
+        self._has_masks = True
 
     def finish(self) -> Masks | None:
-        if not self._found:
+        if not self._has_masks:
             return None
         samples = self._writer.finish(lambda part, name: name)
         return Masks(samples, Numbers(mask.key for mask in samples), tuple(self._backends))
 
 
-def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host: Host) -> MaskFolder | None:
-    """Read a part's masks; None where it has none.
+def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: Host) -> MaskFolder | None:
+    """Read a part's masks; None if it has none.
 
     Raises:
-        UserError: they would be trained on as pictures, there are none, two have one name, or none has a picture's.
+        UserError: The masks would be trained on as images, there are none, two have the same name, or none of them has
+            the name of an image.
     """
     root = config.mask_roots[part] if config.mask_roots else ""
     if not root:
@@ -119,8 +132,11 @@ def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host
     name, folder = config.parts[part].masks, config.parts[part].folder
     for settings, other in zip(config.parts, config.roots, strict=True):
         if Path(root).resolve().is_relative_to(Path(other).resolve()):
-            told = f"{name!r} lies in the folder of pictures {settings.folder!r}, so that masks would be trained on; move it out of there"
-            raise UserError([Problem(FIELD, told)])
+            message = (
+                f"{name!r} is inside the image folder {settings.folder!r}, so masks would be trained on as images; "
+                "move it somewhere else"
+            )
+            raise UserError([Problem(FIELD, message)])
     backend = FolderBackend(Path(root))
     entries = backend.entries()
     if not len(entries):
@@ -128,30 +144,33 @@ def open_masks(config: DatasetConfig, part: int, pictures: Sequence[Entry], host
             [
                 Problem(
                     FIELD,
-                    f"no images in {name!r} or its subfolders; put masks there, each with the name of its picture",
+                    f"no images in {name!r} or its subfolders; put masks there, each with the name of its image",
                 )
             ]
         )
     stems = _stems(entries)
     firsts = first_of_each(stems)
     if len(firsts) < len(entries):
-        twin = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
+        duplicate = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
         raise UserError(
-            [Problem(FIELD, f"{name!r} has two masks of the name {stem(twin)}, one of them {twin}; keep one")]
+            [Problem(FIELD, f"{name!r} has two masks named {stem(duplicate)}, one of them {duplicate}; remove one")]
         )
-    own = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
-    places = own.find(_stems(pictures))
-    numbers = np.where(places >= 0, own.values[places], np.int32(-1))
-    if len(pictures) and numbers.max() < 0:
-        picture = pictures[0].name
-        told = f"none of the {len(entries)} images in {name!r} has the name of a picture in {folder!r}; the mask of {picture} is {stem(picture)}.png, say"
-        raise UserError([Problem(FIELD, told)])
+    table = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
+    rows = table.find(_stems(images))
+    numbers = np.where(rows >= 0, table.values[rows], np.int32(-1))
+    if len(images) and numbers.max() < 0:
+        image = images[0].name
+        message = (
+            f"none of the {len(entries)} masks in {name!r} has the name of an image in {folder!r}; name the mask of "
+            f"{image}, for example, {stem(image)}.png"
+        )
+        raise UserError([Problem(FIELD, message)])
     return MaskFolder(name, backend, entries, numbers, host)
 
 
-def is_same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
-    """Whether both are one (width, height) at two scales, each edge rounded up or down."""
-    (width, height), (across, down) = mask, picture
+def is_same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Return whether both (width, height) are the same image at two scales, with each edge rounded up or down."""
+    (width, height), (across, down) = mask, image
     return (width - 1) * down < (height + 1) * across and (height - 1) * across < (width + 1) * down
 
 

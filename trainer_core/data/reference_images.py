@@ -1,4 +1,4 @@
-"""Pictures to start from: for each picture that is trained, the one of the same name in another folder, or itself made worse."""
+"""Reference images: for each image that is trained on, one of the same name in another folder, or a degraded copy."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from .source.folder import FolderBackend
 from .source.integrity import upright_size
 
 FIELD = "references"
-SHOWN = 5  # names in a message
+NUM_SHOWN = 5  # names in an error message
 
 
 @dataclass(frozen=True)
 class References:
-    """An index of the pictures to start from, each at the bucket of the one that is to become of it.
+    """An index of the reference images, each in the bucket of its target image.
 
-    numbers: for the key of that one, the number of the sample of this.
-    steps: for each part, how its pictures are made out of those that are to become of them; () where they have files of their own.
+    Attributes:
+        index: The reference images.
+        numbers: Index of the reference by key of the target.
+        steps: For each part, how references are made from their targets; () if they are files of their own.
     """
 
     index: Index
@@ -42,22 +44,27 @@ class References:
     steps: tuple[tuple[Step, ...], ...]
 
     def of(self, sample: Sample) -> Sample:
-        """What the sample starts from."""
+        """Return the reference of a sample."""
         number = self.numbers.of(sample.key)
         assert number is not None, sample.key
         return self.index.samples[number]
 
     def change(self, image: Image.Image, start: Sample) -> Image.Image:
-        """What a sample of the index looks like, made of its picture at the size of training."""
+        """Return the reference image, made from its file (or its target's) at the training size.
+
+        Args:
+            image: Image at its training size.
+            start: The reference's sample in `index`.
+        """
         return degrade(image, self.steps[start.part], start.sha256)
 
 
 class Targeted(SampleTable):
-    """Samples with the keys of their targets: where one can't be decoded, the pair is left out."""
+    """Samples that carry the keys of their targets, so that the pair is skipped if a reference can't be decoded."""
 
     def __init__(self, table: SampleTable, targets: Sequence[Sample]):
         super().__init__(table.rows, table.texts, table.path_of)
-        self._table, self._targets = table, targets  # the table keeps its files open
+        self._table, self._targets = table, targets  # keep the table: it owns the open files
 
     def _between(self, begin: int, end: int) -> Iterator[Sample]:
         keys = (self._targets[i].key for i in range(begin, end))
@@ -65,21 +72,21 @@ class Targeted(SampleTable):
 
 
 class ReferenceLatents:
-    """The latent of what a sample starts from."""
+    """Latents of the reference images."""
 
     def __init__(self, references: References, latents: LatentCache):
         self._references, self._latents = references, latents
 
     def get(self, sample: Sample) -> Tensor:
-        """(channels, height / factor, width / factor) of the sample's own bucket, fp32, normalised."""
+        """Return the latent, (channels, height / factor, width / factor) of the sample's bucket, fp32, normalized."""
         return self._latents.get(self._references.of(sample))
 
 
 def find_references(index: Index, config: DatasetConfig) -> References:
-    """Read and place the pictures to start from. Each start reads all that have files of their own.
+    """Read and place the reference images. Those that are files are read on every start.
 
     Raises:
-        UserError: a folder is not named, or pictures are missing or broken.
+        UserError: A folder is missing, or images are missing or broken.
     """
     problems: list[Problem] = []
     roots = config.reference_roots or ("",) * len(config.parts)
@@ -87,47 +94,56 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     backends = tuple(
         FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True)
     )
-    names = [_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
-    for part, root, way in zip(config.parts, roots, steps, strict=True):
-        if not root and not way:
-            told = f"is empty for {part.folder!r}; name the folder of pictures to start from, or say in degrade how they are made"
-            problems.append(Problem(FIELD, told))
-    makings = _makings(config, steps)
-    found = TableWriter()
+    names = [_index_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
+    for part, root, degradations in zip(config.parts, roots, steps, strict=True):
+        if not root and not degradations:
+            message = (
+                f"is empty for {part.folder!r}; set it to the folder of reference images, or set degrade to make them "
+                "from the images"
+            )
+            problems.append(Problem(FIELD, message))
+    descriptions = _describe_steps(config, steps)
+    table = TableWriter()
     faults: list[str] = []
     for sample in index.samples if not problems else ():
         if steps[sample.part]:
-            found.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, makings[sample.part])))
+            table.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, descriptions[sample.part])))
             continue
         name = names[sample.part].get(stem(sample.name))
         if name is None:
-            faults.append(f"{sample.name} (none of that name)")
+            faults.append(f"{sample.name} (no file with that name)")
             continue
         try:
-            found.append(_sample(sample, name, backends[sample.part]))
+            table.append(_place_reference(sample, name, backends[sample.part]))
         except (OSError, BrokenImage) as error:
             faults.append(f"{name} ({error})")
     if faults:
-        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        told = f"every picture needs one of its name to start from; not so {', '.join(faults[:SHOWN])}{more}"
-        problems.append(Problem(FIELD, told))
+        more = f" and {len(faults) - NUM_SHOWN} more" if len(faults) > NUM_SHOWN else ""
+        message = (
+            f"every image needs a reference image with the same name; missing or broken: "
+            f"{', '.join(faults[:NUM_SHOWN])}{more}"
+        )
+        problems.append(Problem(FIELD, message))
     if problems:
         raise UserError(problems)
-    samples = Targeted(found.finish(lambda part, name: backends[part].path(name)), index.samples)
+    samples = Targeted(table.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
     return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples), steps)
 
 
-def _makings(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:
-    """For each part, what names how its pictures are made: a folder that is chained again is made anew."""
+def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:
+    """Return, for each part, a text that identifies how its references are made.
+
+    If the same folder is used in several parts, the counter gives each of them its own references.
+    """
     whole = [(root, way) for root, way in zip(config.roots, steps, strict=True)]
     return [
         " + ".join(map(str, way)) + f" #{whole[:part].count((root, way))}" for part, (root, way) in enumerate(whole)
     ]
 
 
-def _sample(sample: Sample, name: str, backend: Backend) -> Sample:
-    """Placed in the target's bucket."""
+def _place_reference(sample: Sample, name: str, backend: Backend) -> Sample:
+    """Return the sample of a reference file, placed in its target's bucket."""
     raw = backend.read(name)
     width, height = upright_size(raw) or decode(raw).size
     bucket = sample.placement.bucket
@@ -139,5 +155,6 @@ def _sample(sample: Sample, name: str, backend: Backend) -> Sample:
     return replace(sample, name=name, path=backend.path(name), sha256=digest, size=(width, height), placement=placed)
 
 
-def _by_stem(entries: Iterable[Entry]) -> dict[str, str]:
+def _index_by_stem(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return {name without extension: name}."""
     return {stem(entry.name): entry.name for entry in entries}

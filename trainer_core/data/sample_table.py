@@ -1,6 +1,7 @@
-"""Samples by the million: rows in files that the system maps, and a Sample only while one is looked at.
+"""A table of millions of samples: rows in memory-mapped files, and a `Sample` object only while one is accessed.
 
-A row takes 76 bytes and its texts; no Python object stays for it. The files have no name and go with the table.
+A row takes 76 bytes plus its text, and no Python object exists for it. The files are unnamed temporary files, which
+disappear with the table.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from .buckets import Placement
 class Sample:
     """One image that is trained on.
 
-    Args:
-        key: part number and name; the same on every machine, so that seeds are as well.
-        path: where it lies, for messages.
-        sha256: of its bytes.
-        captions: at least one; which is used is drawn for every step.
-        size: (width, height) as it is.
-        part: number of the dataset's part.
+    Attributes:
+        key: Number of the part and name. It is the same on every machine, so that seeds are too.
+        name: Path relative to the part's folder, with forward slashes.
+        path: Location of the file, for messages.
+        sha256: SHA-256 of the file.
+        captions: At least one; each step chooses one of them at random.
+        size: (width, height) of the original image.
+        placement: How it is resized and cropped.
+        part: Index of the dataset's part.
     """
 
     key: str
@@ -47,18 +50,19 @@ ROW = np.dtype([
     ("sha256", "u1", 32), ("size", "<i4", 2), ("bucket", "<i4", 2), ("resize", "<i4", 2), ("crop", "<i4", 2),
     ("part", "<i4"), ("text_end", "<i8"),
 ])  # fmt: skip
-PACKED = struct.Struct("<32s9iq")  # the same, as bytes: twenty times as fast for one row
-PLAIN = json.JSONDecoder()  # json.loads looks for an encoding first, which takes as long again
-BLOCK = 4096  # rows that are unpacked together
+PACKED = struct.Struct("<32s9iq")  # the same layout as a struct: 20 times as fast for a single row
+PLAIN = json.JSONDecoder()  # json.loads also detects the encoding, which doubles the time
+BLOCK = 4096  # rows that are unpacked at once
 
 
 class SampleTable(LazySequence[Sample]):
-    """Reads like a tuple of Samples.
+    """A sequence of samples that behaves like a tuple.
 
     Args:
-        rows: of dtype ROW; text_end is where a row's texts end, the row's before where they begin.
-        texts: JSON lists [name, caption, ...] in UTF-8, one after the other.
-        path_of: (part, name) -> where the image lies.
+        rows: Array of dtype ROW. text_end is where the text of a row ends; it begins where that of the previous row
+            ends.
+        texts: JSON lists [name, caption, ...] in UTF-8, concatenated.
+        path_of: Function (part, name) -> location of the image.
     """
 
     def __init__(self, rows: np.ndarray, texts: mmap.mmap | bytes, path_of: Callable[[int, str], str]):
@@ -67,30 +71,30 @@ class SampleTable(LazySequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _item(self, place: int) -> Sample:
-        return next(self._between(place, place + 1))
+    def _item(self, index: int) -> Sample:
+        return next(self._between(index, index + 1))
 
-    def _part(self, places: range) -> Sequence[Sample]:
-        return Chosen(self, np.arange(places.start, places.stop, places.step))
+    def _part(self, indices: range) -> Sequence[Sample]:
+        return Chosen(self, np.arange(indices.start, indices.stop, indices.step))
 
     def __iter__(self) -> Iterator[Sample]:
         for begin in range(0, len(self), BLOCK):
             yield from self._between(begin, min(begin + BLOCK, len(self)))
 
     def _between(self, begin: int, end: int) -> Iterator[Sample]:
-        """Samples of rows that are unpacked together: four times as fast as one by one."""
+        """Yield the samples of rows begin to end. Unpacking them together is four times as fast as one at a time."""
         text_begin = int(self.rows["text_end"][begin - 1]) if begin else 0
         for raw, *numbers, part, text_end in PACKED.iter_unpack(self.rows[begin:end].tobytes()):
             name, *captions = PLAIN.decode(str(self.texts[text_begin:text_end], "utf-8", "surrogatepass"))
             text_begin = text_end
-            width, height, across, down, *frame = numbers
-            placement = Placement(bucket(across, down), (frame[0], frame[1]), (frame[2], frame[3]))
+            width, height, across, down, *rest = numbers
+            placement = Placement(bucket(across, down), (rest[0], rest[1]), (rest[2], rest[3]))
             path = self.path_of(part, name)
             yield Sample(f"{part}/{name}", name, path, raw.hex(), tuple(captions), (width, height), placement, part)
 
 
 class Chosen(Sequence[Sample]):
-    """Some of the samples of another sequence, by their numbers."""
+    """A subset of another sequence of samples, by index."""
 
     def __init__(self, samples: Sequence[Sample], numbers: np.ndarray):
         self.samples, self.numbers = samples, numbers
@@ -109,7 +113,10 @@ class Chosen(Sequence[Sample]):
 
 
 def columns(samples: Sequence[Sample]) -> np.ndarray:
-    """The rows of dtype ROW behind samples, without making a Sample for each; text_end is meaningless in a choice."""
+    """Return the rows of dtype ROW behind samples, without creating `Sample` objects.
+
+    text_end is meaningless for a subset.
+    """
     if isinstance(samples, SampleTable):
         return samples.rows
     if isinstance(samples, Chosen):
@@ -118,7 +125,7 @@ def columns(samples: Sequence[Sample]) -> np.ndarray:
 
 
 class TableWriter:
-    """Takes samples one by one; `finish` gives the table."""
+    """Collect samples one by one; `finish` returns the table."""
 
     def __init__(self) -> None:
         self._rows, self._texts = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
@@ -139,20 +146,20 @@ class TableWriter:
         rows = np.frombuffer(mmap.mmap(self._rows.fileno(), 0, access=mmap.ACCESS_READ), dtype=ROW)
         texts = mmap.mmap(self._texts.fileno(), 0, access=mmap.ACCESS_READ)
         table = SampleTable(rows, texts, path_of)
-        table.files = (self._rows, self._texts)  # pyright: ignore[reportAttributeAccessIssue]  # open as long as it lives
+        table.files = (self._rows, self._texts)  # pyright: ignore[reportAttributeAccessIssue]  # stay open as long as the table
         return table
 
 
 def _pack_row(sample: Sample, text_end: int) -> bytes:
-    """A row of dtype ROW."""
-    place = sample.placement
-    pairs = *sample.size, *place.bucket, *place.resize, *place.crop
+    """Return a row of dtype ROW as bytes."""
+    placement = sample.placement
+    pairs = *sample.size, *placement.bucket, *placement.resize, *placement.crop
     return PACKED.pack(bytes.fromhex(sample.sha256), *pairs, sample.part, text_end)
 
 
 @lru_cache(maxsize=4096)
 def bucket(width: int, height: int) -> tuple[int, int]:
-    """One object for each of the few sizes that there are."""
+    """Return the pair, as one shared object for each of the few sizes that occur."""
     return width, height
 
 

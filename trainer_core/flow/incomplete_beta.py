@@ -1,4 +1,4 @@
-"""The Beta distribution's CDF and quantile, for one number at a time, without scipy."""
+"""The CDF and quantile of the Beta distribution, for scalars, without scipy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 MAX_TERMS = 500
 TINY = 1e-300
-MAX_STEPS = 1100  # halvings that reach the smallest fp64 from 1
+MAX_STEPS = 1100  # enough halvings to get from 1 to the smallest fp64
 PRECISION = 2e-16
 
 
 def cdf(x: float, a: float, b: float) -> float:
-    """I_x(a, b), the share of Beta(a, b) at or below x.
+    """Return I_x(a, b), the share of Beta(a, b) at or below x.
 
     I_x(a, b) = x^a (1 - x)^b / (a B(a, b)) * 1 / (1 + d1 / (1 + d2 / (1 + ...)))
 
@@ -25,14 +25,16 @@ def cdf(x: float, a: float, b: float) -> float:
 
 
 def pdf(x: float, a: float, b: float) -> float:
-    """x^(a - 1) (1 - x)^(b - 1) / B(a, b), for x in (0, 1)."""
+    """Return x^(a - 1) (1 - x)^(b - 1) / B(a, b), for x in (0, 1)."""
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     return math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - log_beta)
 
 
 def _fraction(x: float, a: float, b: float) -> float:
-    """1 / (1 + d1 / (1 + d2 / ...)),   d_2m = m (b - m) x / ((a + 2m - 1)(a + 2m)),
-    d_2m+1 = -(a + m)(a + b + m) x / ((a + 2m)(a + 2m + 1))"""
+    """Return the continued fraction 1 / (1 + d1 / (1 + d2 / ...)).
+
+    d_2m = m (b - m) x / ((a + 2m - 1)(a + 2m)),   d_2m+1 = -(a + m)(a + b + m) x / ((a + 2m)(a + 2m + 1))
+    """
     c, d, value = 1.0, 0.0, 1.0
     for k in range(1, MAX_TERMS):
         m = k // 2
@@ -47,10 +49,13 @@ def _fraction(x: float, a: float, b: float) -> float:
 
 
 def quantile(p: float, a: float, b: float) -> float:
-    """x with I_x(a, b) = p, for p in [0, 1], to the last bits: Newton's method, kept between bounds by bisection."""
+    """Return x with I_x(a, b) = p, for p in [0, 1], to the last bits.
+
+    Newton's method, with bisection to stay within bounds.
+    """
     if p <= 0 or p >= 1:
         return float(p >= 1)
-    if a == b and p >= 0.5:  # the symmetric half, where x is small and its spacing fine
+    if a == b and p >= 0.5:  # use the other half, where x is small and floats are dense
         return 0.5 if p == 0.5 else 1 - quantile(1 - p, a, b)
     low, high, x = 0.0, 1.0, 0.5
     for _ in range(MAX_STEPS):

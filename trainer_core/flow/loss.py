@@ -1,4 +1,4 @@
-"""What is minimised: the squared distance between two velocities."""
+"""The training loss: the squared distance between two velocities."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def velocity_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, in fp32.
+    """Return the mean squared error of each sample, in fp32.
 
     loss_b = mean((v_hat - v)^2),   with weights: mean(w (v_hat - v)^2) / mean(w)
 
-    Dividing by the mean weight keeps the loss of a small mask on the scale of a full picture's.
+    Dividing by the mean weight keeps the loss of a small mask on the same scale as that of a whole image.
 
     Args:
-        prediction: velocity the model gives, (B, C, H, W), any float dtype.
-        target: velocity of the path, same shape.
-        weight: not negative, any shape that broadcasts to (B, C, H, W), such as a mask (B, 1, H, W). A sample whose
+        prediction: Velocity predicted by the model, (B, C, H, W), any float dtype.
+        target: Velocity of the path, same shape.
+        weight: Non-negative, of any shape that broadcasts to (B, C, H, W), such as a mask (B, 1, H, W). A sample whose
             weights are all 0 has loss 0.
     Returns:
         (B,), fp32.

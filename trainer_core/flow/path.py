@@ -1,4 +1,4 @@
-"""The straight path from a picture to noise."""
+"""The straight path from an image to noise."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Point on the straight path, and its velocity.
+    """Return the point on the straight path, and its velocity.
 
     x_sigma = (1 - sigma) x0 + sigma noise,   v = noise - x0
 
     Args:
-        x0: clean latents, (B, C, H, W).
-        noise: standard normal, same shape.
-        sigma: in [0, 1], (B,), fp32; 1 is pure noise.
+        x0: Clean latents, (B, C, H, W).
+        noise: Standard normal, same shape.
+        sigma: In [0, 1], (B,), fp32; 1 is pure noise.
     Returns:
         x_sigma and v, (B, C, H, W), in the dtype of x0 and noise (fp32 with fp32 sigma unless both are fp64).
     Source: Liu et al. 2022, arXiv:2209.03003.

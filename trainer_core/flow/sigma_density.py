@@ -1,8 +1,9 @@
-"""How often each noise level is trained.
+"""Densities of sigma: how often each noise level is trained.
 
-A density p(sigma) on [0, 1]; 1 is pure noise. Samples are drawn by the inverse of the CDF, in fp64, so that one uniform
-number gives one sigma, on every machine the same; they are returned in fp32 and stay there until they enter the model
-(bf16 moves sigma * 1000 by up to 3.95).
+A density p(sigma) is defined on [0, 1], where 1 is pure noise. Samples are computed with the inverse of the CDF in
+fp64,
+so that one uniform number gives the same sigma on every machine. They are returned in fp32 and stay fp32 until they
+enter the model (bf16 changes sigma * 1000 by up to 3.95).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import Generator, Tensor
 
 AUTO_SHIFT_TOKENS = (256, 4096)  # diffusers' FlowMatchEulerDiscreteScheduler: base and max image sequence length
-AUTO_SHIFT_MU = (0.5, 1.15)  # and base and max shift
-SCHNELL_SIGMAS = (1.0,) * 7 + (0.75, 0.5, 0.25)  # schnell's fast schedule: each of the ten equally often
+AUTO_SHIFT_MU = (0.5, 1.15)  # its base and max shift
+SCHNELL_SIGMAS = (1.0,) * 7 + (0.75, 0.5, 0.25)  # the schedule of fast schnell training: each of the ten equally often
 BISECTIONS = 60  # halves [0, 1] below the spacing of fp64
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """s' = a s / (1 + (a - 1) s): keeps 0 and 1, moves what lies between towards noise for a > 1.
+    """s' = a s / (1 + (a - 1) s): keeps 0 and 1, and moves values in between towards noise for a > 1.
 
     Its inverse is the shift by 1 / a.
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 23.
@@ -30,7 +31,7 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 
 
 def auto_shift(num_tokens: int) -> float:
-    """a = e^mu, mu linear in the image's tokens: 0.5 at 256 (256 px), 1.15 at 4096 (1024 px).
+    """a = e^mu, with mu linear in the number of image tokens: 0.5 at 256 (256 px), 1.15 at 4096 (1024 px).
 
     Source: Flux's own sampling code, and diffusers' `calculate_shift`.
     """
@@ -39,28 +40,34 @@ def auto_shift(num_tokens: int) -> float:
 
 
 class Density(ABC):
-    """p(sigma) on [0, 1]. `warning` is what a person should know before training on it, mostly nothing."""
+    """p(sigma) on [0, 1].
+
+    Attributes:
+        warning: What the user should know before training with it; usually "".
+    """
 
     warning = ""
 
     @abstractmethod
     def pdf(self, sigma: Tensor) -> Tensor:
-        """p(sigma), for sigma in [0, 1]; may be infinite at 0 and 1."""
+        """Return p(sigma), for sigma in [0, 1]; may be infinite at 0 and 1."""
 
     @abstractmethod
     def cdf(self, sigma: Tensor) -> Tensor:
-        """Share of samples at or below sigma, for sigma in [0, 1]."""
+        """Return the share of samples at or below sigma, for sigma in [0, 1]."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """Inverse of the CDF, for u in [0, 1]."""
+        """Return the inverse of the CDF, for u in [0, 1]."""
 
     def at(self, area: int) -> Density:
-        """The density for latents of H * W = area; mostly the same for all."""
+        """Return the density for latents with H * W = area. It is the same for all sizes unless a subclass says
+        otherwise.
+        """
         return self
 
     def sample(self, n: int, generator: Generator) -> Tensor:
-        """n independent draws in [0, 1], fp32, (n,), on the generator's device."""
+        """Return n independent samples in [0, 1], fp32, (n,), on the generator's device."""
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return self.quantile(u).float()
 
@@ -85,7 +92,7 @@ class Chroma(Density):
     y = s - 1/2, y^3 - 3 r^2 y + q = 0, r^2 = 2 / 7.7, q = 3 Z (u - 1/2) / 7.7, and y = 2 r sin(t) turns it into
     sin(3 t) = q / (2 r^3).
 
-    Source: the run that trained Chroma (lodestone-rock/flow).
+    Source: the training code of Chroma (lodestone-rock/flow).
     """
 
     PEAK, CURVE = 2.0, 7.7
@@ -129,7 +136,7 @@ class LogitNormal(Density):
 
 
 class Beta22(Density):
-    """p(s) = 6 s (1 - s): Beta(2, 2), the parameters trainers use;   0 at both ends.
+    """p(s) = 6 s (1 - s): Beta(2, 2), the parameters that trainers use;   0 at both ends.
 
     CDF(s) = 3 s^2 - 2 s^3,   inverse: 1/2 - sin(asin(1 - 2 u) / 3).
     Source: SimpleTuner's flow_use_beta_schedule, whose alpha and beta are 2.
@@ -146,12 +153,13 @@ class Beta22(Density):
 
 
 class Mode(Density):
-    """Heavy in the middle without giving up the ends: defined by its quantile,   Q(u) = u + m (u - sin^2(pi u / 2)).
+    """Concentrated in the middle, but positive at both ends; defined by its quantile,   Q(u) = u + m (u - sin^2(pi u /
+    2)).
 
     CDF = Q^-1 (by bisection: Q rises for -1 <= m <= 2 / (pi - 2)),
     p(s) = 1 / Q'(CDF(s)),   Q'(u) = 1 + m (1 - pi/2 sin(pi u)).
     m = 1.29: p is 0.437 at both ends and 3.80 in the middle.
-    Source: Esser et al. 2024, arXiv:2403.03206, eq. 20 with u for their 1 - u; m as they chose it.
+    Source: Esser et al. 2024, arXiv:2403.03206, eq. 20 with u for their 1 - u; m is their choice.
     """
 
     def __init__(self, scale: float = 1.29):
@@ -193,10 +201,11 @@ class CosMap(Density):
 
 
 class QuadraticTail(Density):
-    """Visits both tails more often, on all of [0, 1]:   s = 2 u^2 for u < 1/2, else 1 - 2 (1 - u)^2, u uniform.
+    """Samples both tails more often, on all of [0, 1]:   s = 2 u^2 for u < 1/2, else 1 - 2 (1 - u)^2, u uniform.
 
-    p(s) = 1 / (2 sqrt(2 s)) for s <= 1/2, else 1 / (2 sqrt(2 (1 - s)));   0.5 in the middle, rising without bound (yet
-    with a finite integral) towards 0 and 1.
+    p(s) = 1 / (2 sqrt(2 s)) for s <= 1/2, else 1 / (2 sqrt(2 (1 - s)));   0.5 in the middle, rising without bound (but
+    with
+    a finite integral) towards 0 and 1.
     CDF(s) = sqrt(s / 2) for s <= 1/2, else 1 - sqrt((1 - s) / 2).
 
     It is the remap of `quadratic_tail_legacy` with its two halves scaled so that they meet at 1/2.
@@ -213,7 +222,7 @@ class QuadraticTail(Density):
 
 
 class QuadraticTailLegacy(Density):
-    """Literally s = u^2 for u < 1/2, else 1 - (1 - u)^2, u uniform. It jumps from 1/4 to 3/4.
+    """s = u^2 for u < 1/2, else 1 - (1 - u)^2, u uniform, exactly as described. It jumps from 1/4 to 3/4.
 
     p(s) = 1 / (2 sqrt(s)) on [0, 1/4), 0 on [1/4, 3/4), 1 / (2 sqrt(1 - s)) on [3/4, 1].
     CDF(s) = sqrt(s), then 1/2, then 1 - sqrt(1 - s).
@@ -221,8 +230,8 @@ class QuadraticTailLegacy(Density):
     """
 
     warning = (
-        "quadratic_tail_legacy never trains sigma in [0.25, 0.75), the levels at which a picture's shapes are decided; "
-        "quadratic_tail visits the tails as eagerly without that hole."
+        "quadratic_tail_legacy never trains sigma in [0.25, 0.75), where the shapes of an image are decided; "
+        "quadratic_tail samples the tails as often without that gap."
     )
 
     def pdf(self, sigma: Tensor) -> Tensor:
@@ -258,11 +267,14 @@ class Shifted(Density):
         return shift_sigma(self.inner.quantile(u), self.shift).clamp(0, 1)
 
     def _unshift(self, sigma: Tensor) -> Tensor:
-        return shift_sigma(sigma, 1 / self.shift).clamp(0, 1)  # rounding may pass 1
+        return shift_sigma(sigma, 1 / self.shift).clamp(0, 1)  # rounding may exceed 1
 
 
 class ShiftedBySize(Shifted):
-    """Shifted by auto_shift of the picture's tokens (2 x 2 of its latents), as Flux was trained; itself it is that of 1024 px."""
+    """A density shifted by auto_shift of the image's tokens (2 x 2 latent pixels each), as Flux was trained.
+
+    The object itself is the density for 1024 px; `at` returns that of another size.
+    """
 
     def __init__(self, inner: Density):
         super().__init__(inner, auto_shift(AUTO_SHIFT_TOKENS[1]))
@@ -272,14 +284,14 @@ class ShiftedBySize(Shifted):
 
 
 class Listed(Density):
-    """Only these levels, each as often as it is listed. Has no pdf: all of the mass lies on points."""
+    """Only these sigmas, each as often as it is listed. It has no pdf, because all of the mass is at single points."""
 
     def __init__(self, sigmas: Sequence[float]):
         assert sigmas and all(0 <= sigma <= 1 for sigma in sigmas)
         self.sigmas = tuple(sorted(sigmas))
 
     def pdf(self, sigma: Tensor) -> Tensor:
-        raise NotImplementedError("a list of levels has no density; use cdf")
+        raise NotImplementedError("a list of sigmas has no pdf; use cdf")
 
     def cdf(self, sigma: Tensor) -> Tensor:
         levels = torch.tensor(self.sigmas, dtype=sigma.dtype, device=sigma.device)
@@ -303,14 +315,19 @@ DENSITIES: dict[str, Density] = {
 }
 
 
-# Not offered by name: the model they belong to asks for them.
+# Not among the user's choices: a model selects them itself.
 LISTED: dict[str, Density] = {"schnell": Listed(SCHNELL_SIGMAS)}
 
 
 def density(name: str, shift: float = 1.0) -> Density:
-    """The density of this name (config.training.SIGMA_DENSITIES, or one of LISTED), shifted where shift is not 1; 0: by each picture's size."""
-    known = {**DENSITIES, **LISTED}
-    assert name in known, f"no density is called {name!r}"
+    """Return the density of this name, shifted if shift is not 1.
+
+    Args:
+        name: One of config.training.SIGMA_DENSITIES or LISTED.
+        shift: Factor of `shift_sigma`; 0 shifts by the size of each image.
+    """
+    densities = {**DENSITIES, **LISTED}
+    assert name in densities, f"there is no density named {name!r}"
     if shift == 0:
-        return ShiftedBySize(known[name])
-    return known[name] if shift == 1 else Shifted(known[name], shift)
+        return ShiftedBySize(densities[name])
+    return densities[name] if shift == 1 else Shifted(densities[name], shift)

@@ -1,7 +1,8 @@
-"""Noise levels of a sampling run, equal to ComfyUI's behind ModelSamplingAuraFlow, bit for bit.
+"""Sigmas of a sampling run, bit-identical to ComfyUI's with ModelSamplingAuraFlow.
 
-That model sampling holds a table of 1000 levels, s_i = shift_sigma(i / 1000), and its schedulers read it in three ways.
-They are restated here from their behaviour; tests hold ComfyUI's own figures.
+That model sampling has a table of 1000 sigmas, s_i = shift_sigma(i / 1000), which its schedulers use in three ways.
+They
+are reimplemented here from their behavior; tests compare with numbers from ComfyUI.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ NEARLY_ZERO = 1e-5
 
 
 def sampling_sigmas(scheduler: str, steps: int, shift: float = 1.0) -> Tensor:
-    """Levels from (nearly) 1 down to 0; sampling goes from each to the next.
+    """Return sigmas from (nearly) 1 down to 0. Each sampling step goes from one to the next.
 
     Args:
         scheduler: "beta", "simple" or "normal".
         steps: 1 or more.
-        shift: as in ModelSamplingAuraFlow; 1 leaves the levels.
+        shift: As in ModelSamplingAuraFlow; 1 for no shift.
     Returns:
-        (steps + 1,), fp32. `beta` may give fewer: of many steps some share a level, which is then visited once.
+        (steps + 1,), fp32. `beta` may return fewer: with many steps some share a sigma, which is then used once.
     """
     assert steps >= 1
     table = shift_sigma(torch.arange(1, NUM_LEVELS + 1) / NUM_LEVELS, shift)
@@ -35,7 +36,7 @@ def sampling_sigmas(scheduler: str, steps: int, shift: float = 1.0) -> Tensor:
 
 
 def _beta(table: Tensor, steps: int, shift: float) -> Tensor:
-    """Levels at quantiles of Beta(0.6, 0.6): dense at both ends."""
+    """Return sigmas at quantiles of Beta(0.6, 0.6): dense at both ends."""
     width = 1 / steps
     indices = [round(quantile(1 - i * width, BETA_SHAPE, BETA_SHAPE) * (NUM_LEVELS - 1)) for i in range(steps)]
     distinct = [k for i, k in enumerate(indices) if i == 0 or k != indices[i - 1]]
@@ -43,13 +44,15 @@ def _beta(table: Tensor, steps: int, shift: float) -> Tensor:
 
 
 def _simple(table: Tensor, steps: int, shift: float) -> Tensor:
-    """Every (1000 / steps)-th level, from the top."""
+    """Return every (1000 / steps)-th sigma, from the top."""
     stride = NUM_LEVELS / steps
     return torch.cat([table[[NUM_LEVELS - 1 - int(i * stride) for i in range(steps)]], table.new_zeros(1)])
 
 
 def _normal(table: Tensor, steps: int, shift: float) -> Tensor:
-    """Equal distances between the highest and the lowest level. ComfyUI shifts here a second time, and so do we."""
+    """Return equally spaced sigmas between the highest and the lowest. Like ComfyUI, this applies the shift a second
+    time.
+    """
     high, low = float(table[-1]), float(table[0])
     ends_at_zero = math.isclose(float(shift_sigma(table[0], shift)), 0, abs_tol=NEARLY_ZERO)
     levels = shift_sigma(torch.linspace(high, low, steps + ends_at_zero), shift)

@@ -1,4 +1,4 @@
-"""What every picture we draw shares: colours, fonts, wrapped text, smooth shapes. Pillow only."""
+"""Shared drawing tools of all charts and sheets: colors, fonts, wrapped text, smooth shapes. Needs only Pillow."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-PAPER: Colour = (255, 255, 255)
-PANEL: Colour = (246, 247, 250)
-INK: Colour = (24, 28, 38)
-SOFT_INK: Colour = (96, 104, 120)
-RULE: Colour = (226, 229, 236)
-BLUE: Colour = (58, 96, 222)
-AMBER: Colour = (232, 146, 40)
-TEAL: Colour = (18, 150, 130)
-ROSE: Colour = (212, 70, 110)
+PAPER: Color = (255, 255, 255)
+PANEL: Color = (246, 247, 250)
+INK: Color = (24, 28, 38)
+SOFT_INK: Color = (96, 104, 120)
+RULE: Color = (226, 229, 236)
+BLUE: Color = (58, 96, 222)
+AMBER: Color = (232, 146, 40)
+TEAL: Color = (18, 150, 130)
+ROSE: Color = (212, 70, 110)
 
-OVERSAMPLING = 3  # shapes are drawn this much larger and scaled down: Pillow's own edges are jagged
+OVERSAMPLING = 3  # shapes are drawn this many times larger and scaled down, because Pillow does not antialias
 LARGEST_TEXT = 28
 ELLIPSIS = "…"
-NO_GLYPH = "\uffff"  # never a character, so every font shows its sign for a missing one
-WIDER_FONTS = (  # tried in turn for what Pillow's own font lacks; most systems have one of them
+NO_GLYPH = "\uffff"  # never a character, so that every font renders its missing-glyph symbol
+WIDER_FONTS = (  # tried in order for characters that Pillow's built-in font lacks; most systems have one of them
     "NotoSansCJK-Regular.ttc",
     "YuGothM.ttc",
     "msyh.ttc",
@@ -39,7 +39,11 @@ WIDER_FONTS = (  # tried in turn for what Pillow's own font lacks; most systems 
 
 @lru_cache(maxsize=64)
 def wide_font(size: float) -> Font | None:
-    """The first of the system's fonts for many scripts, or None. size in pixels."""
+    """Return the first available system font with many scripts, or None.
+
+    Args:
+        size: In pixels.
+    """
     for name in WIDER_FONTS:
         try:
             return ImageFont.truetype(name, round(size))
@@ -50,13 +54,13 @@ def wide_font(size: float) -> Font | None:
 
 @lru_cache(maxsize=64)
 def own_font(size: float) -> Font:
-    """Pillow's own font: there on every system, but for little more than English."""
+    """Return Pillow's built-in font, which is available on every system but supports little more than English."""
     return ImageFont.load_default(size)
 
 
 @lru_cache(maxsize=4096)
 def has_glyph(character: str) -> bool:
-    """Whether Pillow's own font can show it."""
+    """Return whether Pillow's built-in font can render the character."""
     if character < "\x7f":
         return True
     return _draw_glyph(character) != _draw_glyph(NO_GLYPH)
@@ -69,12 +73,12 @@ def _draw_glyph(character: str) -> bytes:
 
 
 def font_for(text: str, size: float) -> Font:
-    """The font that can show this text, as far as there is one."""
+    """Return a font that can render this text, if there is one."""
     return own_font(size) if all(map(has_glyph, text)) else wide_font(size) or own_font(size)
 
 
 def readable(text: str) -> str:
-    """The text, without its accents where no font of this system could show them."""
+    """Return the text, with accents removed if no font of this system can render them."""
     if all(map(has_glyph, text)) or wide_font(LARGEST_TEXT) is not None:
         return text
     plain = (unicodedata.normalize("NFKD", c) for c in text)
@@ -82,21 +86,34 @@ def readable(text: str) -> str:
 
 
 def write(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, colour: Colour = INK, anchor: str = "la"
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, color: Color = INK, anchor: str = "la"
 ) -> None:
-    """One line of text. anchor: Pillow's two letters, such as "la" (left, ascender) or "mm" (middle, middle)."""
+    """Draw one line of text.
+
+    Args:
+        draw: The target.
+        at: Position of the anchor.
+        text: The text.
+        size: In pixels.
+        color: RGB.
+        anchor: Pillow's text anchor, such as "la" (left, ascender) or "mm" (middle, middle).
+    """
     text = readable(text)
-    draw.text(at, text, fill=colour, font=font_for(text, size), anchor=anchor)
+    draw.text(at, text, fill=color, font=font_for(text, size), anchor=anchor)
 
 
 def text_width(text: str, size: float) -> float:
-    """Pixels that one line takes."""
+    """Return the width of one line in pixels."""
     return font_for(text, size).getlength(readable(text))
 
 
 def wrap(text: str, size: float, width: float, max_lines: int) -> list[str]:
-    """Lines of at most `width` pixels. Breaks at spaces, within a word only where it alone is too long; ends with an
-    ellipsis where max_lines are not enough."""
+    """Return lines of at most `width` pixels.
+
+    Lines break at spaces, and within a word only if it is too long for a line. If max_lines are not enough, the last
+    one
+    ends with an ellipsis.
+    """
     lines, line = [], ""
     for word in " ".join(text.split()).split(" "):
         candidate = f"{line} {word}".strip()
@@ -117,21 +134,22 @@ def wrap(text: str, size: float, width: float, max_lines: int) -> list[str]:
 
 
 def shorten(text: str, size: float, width: float) -> str:
-    """One line of at most `width` pixels, with an ellipsis where something had to go."""
+    """Return one line of at most `width` pixels, with an ellipsis if the text was truncated."""
     if text_width(text, size) <= width:
         return text
-    kept = text.removesuffix(ELLIPSIS)
-    while kept and text_width(f"{kept.rstrip()}{ELLIPSIS}", size) > width:
-        kept = kept[:-1]
-    return f"{kept.rstrip()}{ELLIPSIS}"
+    prefix = text.removesuffix(ELLIPSIS)
+    while prefix and text_width(f"{prefix.rstrip()}{ELLIPSIS}", size) > width:
+        prefix = prefix[:-1]
+    return f"{prefix.rstrip()}{ELLIPSIS}"
 
 
 def shapes(
     image: Image.Image, box: tuple[int, int, int, int], paint: Callable[[ImageDraw.ImageDraw, int], None]
 ) -> None:
-    """Draw with smooth edges over `box` (left, top, right, bottom) of an RGB image.
+    """Draw with antialiasing in `box` (left, top, right, bottom) of an RGB image.
 
-    paint(draw, k) gets a canvas k times as large, its origin at the box's corner; RGBA colours are blended over.
+    paint(draw, k) gets a canvas that is k times as large, with its origin at the corner of the box. RGBA colors are
+    blended.
     """
     left, top, right, bottom = box
     size = (right - left, bottom - top)
@@ -142,7 +160,7 @@ def shapes(
 
 
 def round_corners(size: tuple[int, int], radius: int) -> Image.Image:
-    """Grey mask of a rectangle with smooth round corners."""
+    """Return a grayscale mask of a rectangle with antialiased round corners."""
     large = Image.new("L", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), 0)
     box = (0, 0, large.size[0] - 1, large.size[1] - 1)
     ImageDraw.Draw(large).rounded_rectangle(box, radius * OVERSAMPLING, fill=255)

@@ -1,4 +1,4 @@
-"""A picture of what is trained: each image whole, and on it the frame that is seen."""
+"""Draw an overview of the training images: each one whole, with a frame around the part that is trained on."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ..storage.atomic import replace_atomic
 MAX_IMAGES, CELL, GAP, COLUMNS = 64, 192, 10, 8
 PAPER, SHADE, FRAME = (250, 250, 252), (20, 22, 30, 150), (16, 150, 140)
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def draw_crop_sheet(index: Index, path: Path) -> None:
-    """Up to 64 images, evenly spread over the dataset; what a crop or a mask leaves out is darkened.
+    """Draw up to 64 images, evenly distributed over the dataset. What a crop or a mask leaves out is darkened.
 
     Raises:
-        Unreadable: images that can't be decoded, of those that are shown.
+        Unreadable: Those of these images that can't be decoded.
     """
-    cells = of_some(index, MAX_IMAGES, lambda sample: _cell(index, sample))
+    cells = map_samples(index, MAX_IMAGES, lambda sample: _draw_cell(index, sample))
     save_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], CELL, path)
 
 
-def of_some(index: Index, most: int, make: Callable[[Sample], Made]) -> list[Made]:
-    """What is made of up to so many samples, evenly spread over the dataset.
+def map_samples(index: Index, most: int, make: Callable[[Sample], Result]) -> list[Result]:
+    """Return the results of `make` for up to `most` samples, evenly distributed over the dataset.
 
     Raises:
-        Unreadable: images that can't be decoded, of those that are shown.
+        Unreadable: Those of these images that can't be decoded.
     """
-    found: list[Made] = []
+    results: list[Result] = []
     faults: dict[str, str] = {}
     for sample in index.samples[:: -(-len(index.samples) // most)]:
         try:
-            found.append(make(sample))
+            results.append(make(sample))
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"
     if faults:
         raise Unreadable(faults)
-    return found
+    return results
 
 
 def save_sheet(rows: Sequence[Sequence[Image.Image]], edge: int, path: Path) -> None:
-    """Write pictures in rows, each in the middle of a square cell of that edge."""
+    """Save images in rows, each centered in a square cell with this edge."""
     step = edge + GAP
     page = Image.new("RGB", (max(map(len, rows)) * step + GAP, len(rows) * step + GAP), PAPER)
     for down, row in enumerate(rows):
@@ -55,10 +55,10 @@ def save_sheet(rows: Sequence[Sequence[Image.Image]], edge: int, path: Path) -> 
             page.paste(
                 cell, (GAP + across * step + (edge - cell.width) // 2, GAP + down * step + (edge - cell.height) // 2)
             )
-    replace_atomic(path, lambda temporary: page.save(temporary, "PNG", compress_level=1))  # a quarter of the time
+    replace_atomic(path, lambda temporary: page.save(temporary, "PNG", compress_level=1))  # takes a quarter of the time
 
 
-def _cell(index: Index, sample: Sample) -> Image.Image:
+def _draw_cell(index: Index, sample: Sample) -> Image.Image:
     image = decode(index.read(sample), at_least=CELL)
     scale = min(CELL / image.width, CELL / image.height)
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -71,12 +71,15 @@ def _cell(index: Index, sample: Sample) -> Image.Image:
     ImageDraw.Draw(shade).rectangle(box, fill=(0, 0, 0, 0), outline=(*FRAME, 255), width=2)
     mask = index.masks.of(sample) if index.masks else None
     if mask:
-        shade.putalpha(ImageChops.lighter(shade.getchannel("A"), _darkness(index, mask, small.size)))
+        shade.putalpha(ImageChops.lighter(shade.getchannel("A"), _mask_to_alpha(index, mask, small.size)))
     return Image.alpha_composite(small.convert("RGBA"), shade).convert("RGB")
 
 
-def _darkness(index: Index, mask: Sample, size: tuple[int, int]) -> Image.Image:
-    """Alpha of the shade: most where the mask is black. None of it for a mask at fault, which is told when weights are made of it."""
+def _mask_to_alpha(index: Index, mask: Sample, size: tuple[int, int]) -> Image.Image:
+    """Return the alpha of the shade, which is highest where the mask is black.
+
+    It is 0 for a broken mask, which is reported when its weights are computed.
+    """
     assert index.masks
     try:
         grey = decode_mask(index.masks.read(mask)).resize(size)

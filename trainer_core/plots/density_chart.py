@@ -1,4 +1,4 @@
-"""The density of sigma that a run trains on, as a chart and as text."""
+"""The sigma density of a run, as a chart and as text."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from PIL import Image, ImageDraw
 
 from ..flow.sigma_density import density as density_of
 from .canvas import BLUE, PAPER, ROSE, SOFT_INK, shapes, shorten, write
-from .loss_chart import BOTTOM, LABEL, LEFT, SMALL, TITLE, TOP, _Axis, _frame, nice_ticks
+from .loss_chart import BOTTOM, LABEL, LEFT, SMALL, TITLE, TOP, _Axis, _draw_frame, nice_ticks
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " ..::-=+#"
 
 
 def bin_shares(name: str, shift: float, num_bins: int) -> list[float]:
-    """Share of the samples in each of num_bins equal parts of [0, 1], exactly, from the CDF."""
+    """Return the exact share of samples in each of num_bins equal parts of [0, 1], from the CDF."""
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
     return density_of(name, shift).cdf(edges).diff().tolist()
 
 
 def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 520)) -> Image.Image:
-    """Which noise levels are trained how often: the histogram of the density, with its quartiles.
+    """Draw the histogram of the density, with its quartiles.
 
     Args:
-        name: of the density, from config.training.SIGMA_DENSITIES.
-        shift: as in training.
+        name: Name of the density, from config.training.SIGMA_DENSITIES.
+        shift: As in the training settings.
+        size: Width and height in pixels.
     """
     num_bins = 50
     heights = [share * num_bins for share in bin_shares(name, shift, num_bins)]
@@ -33,22 +34,22 @@ def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 5
     draw = ImageDraw.Draw(page)
     box = (LEFT, TOP, size[0] - LEFT // 2, size[1] - BOTTOM)
     shifted = "" if shift == 1 else f", shift {shift:g}"
-    write(draw, (LEFT, 26), f"Noise levels of the training: {name}{shifted}", TITLE)
-    told = "a quarter below {:.3f}   ·   half below {:.3f}   ·   a quarter above {:.3f}".format(*quartiles)
+    write(draw, (LEFT, 26), f"Noise levels (sigma) in training: {name}{shifted}", TITLE)
+    subtitle = "a quarter below {:.3f}   ·   half below {:.3f}   ·   a quarter above {:.3f}".format(*quartiles)
     warning = density_of(name, shift).warning
-    told = shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or told
-    write(draw, (LEFT, 66), told, LABEL, ROSE if warning else SOFT_INK)
+    subtitle = shorten(warning.split(";")[0], LABEL, size[0] - 2 * LEFT) or subtitle
+    write(draw, (LEFT, 66), subtitle, LABEL, ROSE if warning else SOFT_INK)
     ticks = nice_ticks(0, max(heights), 5)
     x, y = _Axis(0, 1, 0, box[2] - box[0]), _Axis(0, ticks[-1], box[3] - box[1], 0)
-    _frame(draw, box, ticks, y, [i / 10 for i in range(11)], x)
-    write(draw, (box[0], box[3] + 40), "sigma 0: the picture", SMALL, SOFT_INK, "la")
+    _draw_frame(draw, box, ticks, y, [i / 10 for i in range(11)], x)
+    write(draw, (box[0], box[3] + 40), "sigma 0: the image", SMALL, SOFT_INK, "la")
     write(draw, (box[2], box[3] + 40), "sigma 1: pure noise", SMALL, SOFT_INK, "ra")
 
     radius = 3
 
     def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
         for i, value in enumerate(heights):
-            below = y(0) + 2 * radius  # the lower corners lie outside of the canvas
+            below = y(0) + 2 * radius  # puts the lower corners outside the canvas
             bar = (x(i / num_bins) * k + k, y(value) * k, x((i + 1) / num_bins) * k - k, below * k)
             if value > 0:
                 brush.rounded_rectangle(bar, radius * k, fill=(*BLUE, 150))
@@ -61,14 +62,18 @@ def draw_density(name: str, shift: float = 1.0, size: tuple[int, int] = (1280, 5
 
 
 def density_text(name: str, shift: float = 1.0, width: int = 50, height: int = 6, ascii_only: bool = False) -> str:
-    """The same histogram for a console, `height` lines high and `width` columns wide, over an axis.
+    """Return the same histogram as text, `height` lines high and `width` columns wide, above an axis.
 
     Args:
-        ascii_only: for consoles that can't show block characters.
+        name: Name of the density.
+        shift: As in the training settings.
+        width: In characters.
+        height: In lines.
+        ascii_only: For consoles that can't show block characters.
     """
     shares = bin_shares(name, shift, width)
     blocks, top = ASCII_BLOCKS if ascii_only else BLOCKS, max(shares)
     levels = [max(int(share > 0), round(share / top * height * 8)) for share in shares]
     lines = ["".join(blocks[min(8, max(0, level - 8 * row))] for level in levels) for row in range(height - 1, -1, -1)]
-    axis = "0 picture" + "noise 1".rjust(width - len("0 picture"))
+    axis = "0 image" + "noise 1".rjust(width - len("0 image"))
     return "\n".join([*(line.rstrip() for line in lines), ("-" if ascii_only else "─") * width, axis])

@@ -1,4 +1,4 @@
-"""Validation pictures side by side, with labels that can be read."""
+"""Validation images side by side, with readable labels."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ SMALLEST_EDGE, LARGEST_EDGE = 160, 512
 LARGEST_GRID = 8192  # pixels along an edge
 MARGIN, GAP, RADIUS = 28, 14, 8
 TITLE, LABEL = 26, 17  # text sizes
-LINE = 1.35  # of the text's size
+LINE = 1.35  # line height relative to the text size
 LABEL_WIDTH = 230
-TITLED_WIDTH = 480  # a page with a title is at least so wide
+TITLED_WIDTH = 480  # minimum width of a page with a title
 CHUNK = "chroma_trainer"
 
 
 def draw_grid(
     rows: Sequence[Sequence[Any]], row_labels: Sequence[str], column_labels: Sequence[str], title: str = ""
 ) -> Image.Image:
-    """A grid of pictures, each in its own proportions.
+    """Return a grid of images, each with its own aspect ratio.
 
-    Pictures are shown in 160 to 512 pixels along their longer edge: small ones are enlarged by a whole factor, large
-    ones scaled down. Long labels wrap.
+    The longer edge of an image has 160 to 512 pixels: small images are enlarged by an integer factor, large ones are
+    scaled
+    down. Long labels wrap.
 
     Args:
-        rows: pictures (H, W, 3), uint8; None leaves a cell empty. Rows may differ in length.
-        row_labels: one a row, such as prompts; [] for none.
-        column_labels: one a column, such as "base" and "LoRA 1.0"; [] for none.
-        title: a heading; lines after the first are smaller.
+        rows: Images (H, W, 3), uint8; None leaves a cell empty. Rows may have different lengths.
+        row_labels: One per row, such as prompts; [] for none.
+        column_labels: One per column, such as "base" and "LoRA 1.0"; [] for none.
+        title: Heading; lines after the first are smaller.
     """
     assert rows and any(rows), "nothing to draw"
-    assert len(row_labels) in (0, len(rows)), "one label a row"
+    assert len(row_labels) in (0, len(rows)), "one label per row"
     columns = max(len(row) for row in rows)
-    assert len(column_labels) in (0, columns), "one label a column"
+    assert len(column_labels) in (0, columns), "one label per column"
     limit = min(LARGEST_EDGE, LARGEST_GRID // max(columns, len(rows)) - GAP)
-    cells = [[None if picture is None else fit(picture, limit) for picture in row] for row in rows]
+    cells = [[None if image is None else fit(image, limit) for image in row] for row in rows]
     widths = [max([cell.width for row in cells for cell in row[c : c + 1] if cell] or [limit]) for c in range(columns)]
     heights = [max([cell.height for cell in row if cell] or [SMALLEST_EDGE]) for row in cells]
 
@@ -62,26 +63,26 @@ def draw_grid(
     draw = ImageDraw.Draw(page)
 
     y = MARGIN
-    for line, size, colour in titles:
-        write(draw, (MARGIN, y), line, size, colour)
+    for line, size, color in titles:
+        write(draw, (MARGIN, y), line, size, color)
         y += round(size * LINE)
     lefts = [left + sum(widths[:c]) + GAP * c for c in range(columns)]
     for lines, x, cell_width in zip(head_lines, lefts, widths, strict=False):
-        for i, line in enumerate(lines):  # the last lines of all heads stand on one line
+        for i, line in enumerate(lines):  # column labels are aligned at the bottom
             y = top - GAP // 2 - round(LABEL * LINE) * (len(lines) - i)
             write(draw, (x + cell_width / 2, y), line, LABEL, INK, "ma")
     y = top
     for r, (row, row_height) in enumerate(zip(cells, heights, strict=True)):
         if any(row_labels):
-            _label(draw, row_labels[r], y, row_height)
+            _draw_label(draw, row_labels[r], y, row_height)
         for x, cell_width, cell in zip(lefts, widths, row, strict=False):
-            _place(page, cell, (x, y, cell_width, row_height))
+            _paste_cell(page, cell, (x, y, cell_width, row_height))
         y += row_height + GAP
     return page
 
 
 def fit(picture: Any, limit: int = LARGEST_EDGE) -> Image.Image:
-    """The picture in 160 to `limit` pixels along its longer edge."""
+    """Return the image with 160 to `limit` pixels along its longer edge."""
     image = Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8)).convert("RGB")
     edge = max(image.size)
     if edge < SMALLEST_EDGE:
@@ -94,8 +95,8 @@ def fit(picture: Any, limit: int = LARGEST_EDGE) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str, top: int, height: int) -> None:
-    """A row's label, in the middle of its height, left of the pictures."""
+def _draw_label(draw: ImageDraw.ImageDraw, text: str, top: int, height: int) -> None:
+    """Draw a row's label to the left of its images, vertically centered."""
     line_height = round(LABEL * LINE)
     lines = wrap(text, LABEL, LABEL_WIDTH - GAP, max(1, height // line_height))
     y = top + (height - line_height * len(lines)) / 2 + (line_height - LABEL) / 2
@@ -103,8 +104,8 @@ def _label(draw: ImageDraw.ImageDraw, text: str, top: int, height: int) -> None:
         write(draw, (MARGIN, y + i * line_height), line, LABEL, INK)
 
 
-def _place(page: Image.Image, cell: Image.Image | None, box: tuple[int, int, int, int]) -> None:
-    """The picture in the middle of its cell, with round corners; an empty cell is a pale panel."""
+def _paste_cell(page: Image.Image, cell: Image.Image | None, box: tuple[int, int, int, int]) -> None:
+    """Paste the image into the center of its cell, with round corners. An empty cell is a pale panel."""
     x, y, width, height = box
     cell = cell or Image.new("RGB", (width, height), PANEL)
     at = (x + (width - cell.width) // 2, y + (height - cell.height) // 2)
@@ -118,17 +119,19 @@ def save_png(
     workflow: Mapping[str, Any] | None = None,
     prompt: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a PNG, atomically, with what made it as JSON in its tEXt chunks. What is None or empty gets no chunk.
+    """Write a PNG atomically, with its metadata as JSON in tEXt chunks. Values that are None or empty get no chunk.
 
     Args:
-        request: in the chunk `chroma_trainer`.
-        workflow: the graph as the editor saves it, in the chunk `workflow`, which ComfyUI opens.
-        prompt: the graph as it was run (API format), in the chunk `prompt`, which ComfyUI opens as well.
+        image: The image.
+        path: The file.
+        request: Stored in the chunk `chroma_trainer`.
+        workflow: The graph in the editor's format, stored in the chunk `workflow`, which ComfyUI can open.
+        prompt: The graph that was executed (API format), stored in the chunk `prompt`, which ComfyUI can open too.
     Raises:
-        OSError: the file can't be written; the old one is intact.
+        OSError: The file can't be written; the old one is unchanged.
     """
     chunks = PngImagePlugin.PngInfo()
     for name, value in ((CHUNK, request), ("workflow", workflow), ("prompt", prompt)):
         if value:
-            chunks.add_text(name, json.dumps(value, allow_nan=False))  # ASCII, as tEXt wants
+            chunks.add_text(name, json.dumps(value, allow_nan=False))  # ASCII, as tEXt requires
     replace_atomic(Path(path), lambda temporary: image.save(temporary, "PNG", pnginfo=chunks))

@@ -1,4 +1,4 @@
-"""A picture of some pairs: what a picture starts from, and what is to become of it."""
+"""Draw an overview of training pairs: reference images and their targets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from ..data.cache.latents import place_image
 from ..data.dataset import Index, Sample
 from ..data.reference_images import References
 from ..data.source.decode import decode
-from .crop_sheet import of_some, save_sheet
+from .crop_sheet import map_samples, save_sheet
 
 MAX_PAIRS, CELL = 8, 288
-WIDE = CELL // 2  # half of a detail
+WIDE = CELL // 2  # half the edge of a detail
 
 
 def draw_pair_sheet(index: Index, references: References, path: Path) -> None:
-    """Up to 8 pairs, evenly spread over the dataset, one below the other: the start and its target whole, and then the middle of both,
-    pixel for pixel, where they are larger than a cell.
+    """Draw up to 8 pairs, one per row, evenly distributed over the dataset.
+
+    A row shows the reference and its target as a whole. If they are larger than a cell, it also shows the center of
+    both at
+    full resolution.
 
     Raises:
-        Unreadable: images that can't be decoded, of those that are shown.
+        Unreadable: Those of these images that can't be decoded.
     """
 
     def row(sample: Sample) -> list[Image.Image]:
@@ -29,13 +32,13 @@ def draw_pair_sheet(index: Index, references: References, path: Path) -> None:
         before = references.change(place_image(decode(references.index.read(start)), start), start)
         after = place_image(decode(index.read(sample)), sample)
         is_large = max(after.size) > CELL
-        return [_whole(before), _whole(after), *([_middle(before), _middle(after)] if is_large else [])]
+        return [_fit_cell(before), _fit_cell(after), *([_crop_center(before), _crop_center(after)] if is_large else [])]
 
-    save_sheet(of_some(index, MAX_PAIRS, row), CELL, path)
+    save_sheet(map_samples(index, MAX_PAIRS, row), CELL, path)
 
 
-def _whole(image: Image.Image) -> Image.Image:
-    """Small ones are enlarged by whole pixels."""
+def _fit_cell(image: Image.Image) -> Image.Image:
+    """Fit the image into a cell. Small images are enlarged by an integer factor."""
     if max(image.size) <= CELL:
         times = CELL // max(image.size)
         return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
@@ -43,6 +46,6 @@ def _whole(image: Image.Image) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _crop_center(image: Image.Image) -> Image.Image:
     x, y = image.width // 2, image.height // 2
     return image.crop((max(0, x - WIDE), max(0, y - WIDE), min(image.width, x + WIDE), min(image.height, y + WIDE)))

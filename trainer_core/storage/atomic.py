@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Write files atomically, so that a reader never sees a partial file."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from pathlib import Path
 from typing import Any
 
 HASH_CHUNK_BYTES = 1 << 20
-TEMPORARY = ".tmp-"  # how names of temporary files begin
+TEMPORARY = ".tmp-"  # prefix of temporary files
 RENAME_TRIES, RENAME_WAIT_SECONDS = 6, 0.2
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write to a temporary file beside the target, fsync, rename. The target is the old file or the new one, never between.
+    """Write to a temporary file next to the target, fsync, and rename.
+
+    A reader sees either the old file or the new one.
 
     Raises:
-        OSError: disk full, read-only, name too long; the old file is intact and no temporary file is left.
+        OSError: The disk is full or read-only, or the name is too long. The old file is unchanged and no temporary file
+            is left behind.
     """
     raw = data.encode("utf-8") if isinstance(data, str) else data
     replace_atomic(path, lambda temporary: temporary.write_bytes(raw))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with two spaces of indent and a final newline, written atomically. NaN is refused: it is not JSON."""
+    """Write JSON atomically, indented by two spaces and with a final newline.
+
+    NaN raises ValueError, because it is not valid JSON.
+    """
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def fault_of(folder: Path) -> str:
-    """Why nothing can be written into a folder, "" where it can. Makes the folder where it is not there."""
+    """Return why a folder is not writable, or "" if it is. The folder is created if it does not exist."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -45,8 +51,11 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
     """Let `write` fill a temporary file, then fsync it and rename it over the target.
 
     Args:
-        staging: existing folder for the temporary file, where a process that is killed may leave it; used if it lies on the
-            target's file system. Else the target's own folder.
+        path: The target.
+        write: Writes the file at the path it is given.
+        staging: Existing folder for the temporary file, where a killed process may leave it behind. It is used if it is
+            on
+            the same file system as the target; otherwise the target's folder is used.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +67,7 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp makes 0600; a LoRA is read by other users of the machine as well
+        temporary.chmod(0o644)  # mkstemp creates 0600, but other users of the machine read LoRAs too
         rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,22 +75,27 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
 
 
 def remove_temporaries(folder: Path, older_than: float = 0.0) -> None:
-    """Delete what killed processes left of replace_atomic in a folder and in those below it. older_than: seconds, where others may be writing there now."""
+    """Delete the temporary files that killed processes left in a folder and its subfolders.
+
+    Args:
+        folder: Searched recursively.
+        older_than: Minimum age in seconds, for folders that other processes may be writing to.
+    """
     for path in folder.rglob(f"{TEMPORARY}*"):
         try:
             if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
-        except OSError:  # another process was faster, or holds it
+        except OSError:  # another process deleted it first, or has it open
             continue
 
 
 def rename(source: Path, target: Path) -> None:
-    """os.replace, tried again for a second where another program has the target or the source open.
+    """Call os.replace, and retry for a second if another program has the source or target open.
 
-    Windows refuses to rename what a virus scanner, an indexer or a LoRA loader looks at; they let go of it soon.
+    Windows refuses to rename a file that a virus scanner, an indexer or a LoRA loader has open. They close it soon.
 
     Raises:
-        OSError: as os.replace; PermissionError where it stays locked.
+        OSError: As for os.replace; PermissionError if the file stays locked.
     """
     for _ in range(RENAME_TRIES - 1):
         try:
@@ -92,7 +106,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Windows has no fsync of folders and needs none."""
+    """Make a rename durable. Windows does not support fsync of folders, and does not need it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -103,7 +117,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while chunk := stream.read(HASH_CHUNK_BYTES):
@@ -112,14 +126,14 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_text(*parts: str) -> str:
-    """Hex digest of strings, each delimited, so that ("ab", "c") and ("a", "bc") differ."""
+    """Return the hex digest of strings. Each is delimited, so that ("ab", "c") and ("a", "bc") differ."""
     return sha256_texts(parts)
 
 
 def sha256_texts(parts: Iterable[str]) -> str:
-    """sha256_text of strings that come one by one."""
+    """Return the same as sha256_text, for an iterable of strings."""
     digest = hashlib.sha256()
     for part in parts:
-        raw = part.encode("utf-8", "surrogatepass")  # a name on disk may be no Unicode
+        raw = part.encode("utf-8", "surrogatepass")  # a file name may not be valid Unicode
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Tables by content key, for millions of keys: sorted arrays in files that the system maps, where a dict of strings takes 300 bytes a key."""
+"""Tables for millions of content keys: sorted, memory-mapped arrays. A dict of strings takes 300 bytes per key."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-DIGEST_BYTES = 16  # 128 bits: among a million keys two are the same with a chance of 1e-27
+DIGEST_BYTES = 16  # 128 bits: the chance that two of a million keys collide is 1e-27
 SMALL_BYTES = 1 << 16  # an array up to this size stays in memory
 
 
 def digests(keys: Iterable[str]) -> np.ndarray:
-    """(keys, 2) uint64: the first 128 bits of each key that is a SHA-256 in hex, of its SHA-256 otherwise.
+    """Return (keys, 2) uint64: the first 128 bits of each key.
 
-    Rows in ascending order are hex keys in ascending order.
+    A key that is a SHA-256 in hex is used directly; any other key is hashed with SHA-256. Ascending rows are ascending
+    hex keys.
     """
     raw = bytearray()
     for key in keys:
@@ -28,7 +29,7 @@ def _digest(key: str) -> bytes:
     if len(key) == 64:
         try:
             raw = bytes.fromhex(key)
-            if len(raw) == 32:  # it passes over blanks
+            if len(raw) == 32:  # fromhex ignores whitespace
                 return raw[:DIGEST_BYTES]
         except ValueError:
             pass
@@ -36,12 +37,12 @@ def _digest(key: str) -> bytes:
 
 
 def argsort_rows(keys: np.ndarray) -> np.ndarray:
-    """Numbers of the rows of `digests` in ascending order; equal ones stay in theirs."""
+    """Return the indices that sort the rows of `digests` in ascending order. The sort is stable."""
     return np.lexsort((keys[:, 1], keys[:, 0]))
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Numbers of the rows that have no equal one before them, ascending."""
+    """Return the ascending indices of the first occurrence of each row."""
     order = argsort_rows(keys)
     ordered = keys[order]
     is_new = np.ones(len(keys), dtype=bool)
@@ -50,7 +51,7 @@ def first_of_each(keys: np.ndarray) -> np.ndarray:
 
 
 class Mapped:
-    """A copy of an array, in a file without a name that the system maps; read only, and open as long as this lives."""
+    """A read-only copy of an array in an unnamed, memory-mapped file, which stays open as long as this object."""
 
     def __init__(self, array: np.ndarray):
         self.file = None
@@ -64,10 +65,10 @@ class Mapped:
 
 
 class DigestTable:
-    """A value for each key.
+    """A table of one value per key.
 
     Args:
-        keys: (rows, 2), see digests; a key may be there more than once.
+        keys: (rows, 2), see `digests`; duplicates are allowed.
         values: (rows,), of any dtype without objects.
     """
 
@@ -80,37 +81,37 @@ class DigestTable:
 
     @property
     def keys(self) -> np.ndarray:
-        """(rows, 2), ascending."""
+        """The keys, (rows, 2), ascending."""
         return np.stack((self._high.array, self._low.array), axis=1)
 
     @property
     def values(self) -> np.ndarray:
-        """In the order of the keys."""
+        """The values, in the order of the keys."""
         return self._values.array
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """(keys,): the first place of each key in `values`; -1 where it is not there."""
+        """Return (keys,): the index in `values` of each key's first value, or -1 if the key is not in the table."""
         high, low, last = self._high.array, self._low.array, len(self) - 1
         if last < 0:
             return np.full(len(keys), -1)
-        place = np.searchsorted(high, keys[:, 0])
+        index = np.searchsorted(high, keys[:, 0])
         while True:
-            at = np.minimum(place, last)
-            is_near = (place <= last) & (high[at] == keys[:, 0])
-            is_other = is_near & (low[at] != keys[:, 1])  # the same 64 bits, not the same 128
-            if not is_other.any():
-                return np.where(is_near, at, -1)
-            place[is_other] += 1
+            clamped = np.minimum(index, last)
+            matches_high = (index <= last) & (high[clamped] == keys[:, 0])
+            is_collision = matches_high & (low[clamped] != keys[:, 1])  # the first 64 bits are equal, the others differ
+            if not is_collision.any():
+                return np.where(matches_high, clamped, -1)
+            index[is_collision] += 1
 
 
 class Numbers(DigestTable):
-    """The number of each of some keys, in their order."""
+    """A table of the indices of some keys, in their order."""
 
     def __init__(self, keys: Iterable[str]):
-        found = digests(keys)
-        super().__init__(found, np.arange(len(found), dtype=np.uint32))
+        rows = digests(keys)
+        super().__init__(rows, np.arange(len(rows), dtype=np.uint32))
 
     def of(self, key: str) -> int | None:
-        """None for a key that is not among them."""
-        (place,) = self.find(digests([key])).tolist()
-        return int(self.values[place]) if place >= 0 else None
+        """Return the index of a key, or None if it is not in the table."""
+        (index,) = self.find(digests([key])).tolist()
+        return int(self.values[index]) if index >= 0 else None

@@ -1,4 +1,4 @@
-"""Sequences that hold no items: each is made when it is asked for."""
+"""A base class for sequences that create each item on access."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Item = TypeVar("Item")
 
 
 class LazySequence(Sequence[Item]):
-    """Reads like a tuple."""
+    """A sequence that behaves like a tuple."""
 
     @abstractmethod
-    def _item(self, place: int) -> Item:
-        """place: from 0 to len - 1."""
+    def _item(self, index: int) -> Item:
+        """Return the item at an index from 0 to len - 1."""
 
-    def _part(self, places: range) -> Sequence[Item]:
-        """What a slice gives."""
-        return [self._item(place) for place in places]
+    def _part(self, indices: range) -> Sequence[Item]:
+        """Return the result of a slice."""
+        return [self._item(index) for index in indices]
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -27,7 +27,7 @@ class LazySequence(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         if isinstance(index, slice):
             return self._part(range(*index.indices(len(self))))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
+        positive = index + len(self) if index < 0 else index
+        if not 0 <= positive < len(self):
             raise IndexError(index)
-        return self._item(place)
+        return self._item(positive)

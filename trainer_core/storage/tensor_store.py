@@ -1,11 +1,11 @@
-"""A store of tensors by content key: safetensors shards that appear complete, or not at all, and are verified before they are read.
+"""A store of tensors by content key, in safetensors shards that are written atomically and verified before use.
 
     <folder>/<sha256 of the shard's bytes>.safetensors
 
-The name is the checksum, so that there is no manifest to lose. Two processes may write at once: each adds shards of its own, and equal
-keys hold equal tensors. Deleting the folder loses nothing but time.
+The file name is the checksum, so there is no manifest to lose. Two processes may write at once: each adds its own
+shards, and equal keys hold equal tensors. Deleting the folder only costs time.
 
-Where each tensor lies is in a mapped table of 32 bytes a key, so that a million of them take no memory.
+The location of each tensor is in a memory-mapped table of 32 bytes per key, so that a million of them take no memory.
 """
 
 from __future__ import annotations
@@ -28,61 +28,68 @@ from .safetensors_header import header_of
 
 DAY = 86_400  # seconds
 SHARD_BYTES = 64 << 20
-PLACE = np.dtype([("begin", "<u8"), ("shard", "<u4"), ("kind", "<u4")])  # kind: number of a dtype and shape
+PLACE = np.dtype([("begin", "<u8"), ("shard", "<u4"), ("kind", "<u4")])  # kind: index of a dtype and shape
 DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
-    "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-}  # fmt: skip  # safetensors' names -> torch's
+}  # fmt: skip  # name in safetensors -> name in torch
 
 
 class Store:
-    """Tensors by key, kept on disk and memory-mapped when read.
+    """Tensors by key, stored on disk and memory-mapped for reading.
 
     Args:
-        folder: of the shards; made when the first is written.
-        on_damage: told one line for each shard that had to be set aside.
+        folder: Folder of the shards, created with the first of them.
+        on_damage: Called with a line of text for each damaged shard that is set aside.
     """
 
     def __init__(self, folder: Path, on_damage: Callable[[str], None] = lambda text: None):
         self.folder, self.on_damage = Path(folder), on_damage
-        self._shards: list[str] = []  # names of files, by number
+        self._shards: list[str] = []  # file names
         self._kinds: list[tuple[torch.dtype, tuple[int, ...]]] = []
         self._number_of_kind: dict[tuple[torch.dtype, tuple[int, ...]], int] = {}
-        self._tables: list[DigestTable] = []  # each at most half as long as the one before it
+        self._tables: list[DigestTable] = []  # each at most half as long as the previous one
         self._verified: set[int] = set()
         self._mapped: dict[int, Tensor] = {}
         remove_temporaries(self.folder, older_than=DAY)
-        found = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
-        # Another process is writing those with a point in front, or was ended while it did.
-        self._learn([path for path in found if not path.name.startswith(".")])
+        paths = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
+        # Files that start with a dot are being written by another process, or by one that was killed.
+        self._add_shards([path for path in paths if not path.name.startswith(".")])
 
     def absent(self, keys: np.ndarray) -> np.ndarray:
-        """Numbers of the keys that are not here, once each, ascending. Shards of the others are verified: each file once in a Store's life.
+        """Return the ascending indices of the keys that are not in the store, without duplicates.
+
+        The shards of the other keys are verified, each file once in the lifetime of a Store.
 
         Args:
-            keys: (keys, 2), see digests.
+            keys: (keys, 2), see `digests`.
         """
         while True:
-            places, is_here = self._find(keys)
-            unknown = set(np.unique(places["shard"][is_here]).tolist()) - self._verified
-            for shard in sorted(unknown):
+            locations, is_here = self._find(keys)
+            unverified = set(np.unique(locations["shard"][is_here]).tolist()) - self._verified
+            for shard in sorted(unverified):
                 self._verify(shard)
-            if not unknown:
-                lacking = np.flatnonzero(~is_here)
-                return lacking[first_of_each(keys[lacking])]
+            if not unverified:
+                missing = np.flatnonzero(~is_here)
+                return missing[first_of_each(keys[missing])]
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """`absent`, of a few keys by name."""
+        """Return those of a few keys that are not in the store."""
         names = list(keys)
         return [names[i] for i in self.absent(digests(names))]
 
     def get(self, key: str) -> Tensor:
-        """The tensor of a key that is not missing. Memory-mapped: pages are read when touched; don't write to it."""
-        places, is_here = self._find(digests([key]))
+        """Return the tensor of a key. It is memory-mapped: pages are read on access. Do not write to it.
+
+        Raises:
+            KeyError: The key is not in the store.
+        """
+        locations, is_here = self._find(digests([key]))
         if not is_here[0]:
             raise KeyError(key)
-        begin, shard, kind = places[0].item()
+        begin, shard, kind = locations[0].item()
         dtype, shape = self._kinds[kind]
         if shard not in self._mapped:
             path = self.folder / self._shards[shard]
@@ -91,7 +98,7 @@ class Store:
         return self._mapped[shard][begin : begin + num_bytes].view(dtype).view(shape)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write one shard with these tensors; keys that are here already are skipped."""
+        """Write these tensors as one shard. Keys that are already stored are skipped."""
         names = list(tensors)
         _, is_here = self._find(digests(names))
         fresh = {
@@ -105,24 +112,27 @@ class Store:
         path = self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
         write_atomic(path, data)
         self._verified.add(len(self._shards))
-        self._learn([path])
+        self._add_shards([path])
 
     def close(self) -> None:
-        """Let go of the files (Windows can't delete a mapped one)."""
+        """Release the memory-mapped files. Windows can't delete a file while it is mapped."""
         self._mapped.clear()
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(PLACE of each key, whether it is here)."""
-        places, is_here = np.zeros(len(keys), PLACE), np.zeros(len(keys), dtype=bool)
+        """Return the PLACE of each key, and whether it is in the store."""
+        locations, is_here = np.zeros(len(keys), PLACE), np.zeros(len(keys), dtype=bool)
         for table in self._tables:
             rows = table.find(keys)
-            found = (rows >= 0) & ~is_here
-            places[found] = table.values[rows[found]]
-            is_here |= found
-        return places, is_here
+            is_new = (rows >= 0) & ~is_here
+            locations[is_new] = table.values[rows[is_new]]
+            is_here |= is_new
+        return locations, is_here
 
-    def _learn(self, paths: Sequence[Path]) -> None:
-        """Take up shards: their keys become a table, and tables of like length become one."""
+    def _add_shards(self, paths: Sequence[Path]) -> None:
+        """Add shards to the index.
+
+        Their keys become a table, which is merged with the previous tables that are not at least twice as long.
+        """
         values = bytearray()
         keys = digests(self._keys_of(paths, values))
         if not len(keys):
@@ -134,7 +144,7 @@ class Store:
             self._tables.append(DigestTable(np.concatenate((one.keys, other.keys)), both))
 
     def _keys_of(self, paths: Sequence[Path], values: bytearray) -> Iterator[str]:
-        """The shards' keys, one by one; a PLACE for each is added to the values."""
+        """Yield the keys of the shards, and append a PLACE for each of them to `values`."""
         for path in paths:
             for name, dtype, shape, begin in _tensors(path):
                 kind = self._number_of_kind.setdefault((dtype, shape), len(self._kinds))
@@ -157,12 +167,15 @@ class Store:
             for table in self._tables
         ]
         self.on_damage(
-            f"cache file {path.name} is damaged; it was set aside as {aside.name} and its content is made again"
+            f"cache file {path.name} is damaged; it was renamed to {aside.name} and its content will be recomputed"
         )
 
 
 def _tensors(path: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
-    """(name, dtype, shape, first byte) by a shard's header; [] where it can't be read, so that its content is made again."""
+    """Return (name, dtype, shape, offset) of each tensor in a shard.
+
+    The result is [] if the header can't be read, so that the content is recomputed.
+    """
     try:
         header, start = header_of(path)
         return [
@@ -185,11 +198,15 @@ def fill(
     make: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Make what is missing and write it, a shard whenever one is full: after a kill all full shards are there.
+    """Compute the tensors that are missing and write them, one shard at a time. If the process is killed, full shards
+    remain.
 
     Args:
-        keys: (keys, 2), see digests.
-        make: from the numbers of the missing keys, batches of tensors in any order. Not called where nothing is missing.
+        store: The store.
+        keys: (keys, 2), see `digests`.
+        make: From the indices of the missing keys, yields batches of tensors in any order. Not called if none is
+            missing.
+        shard_bytes: Size at which a shard is written.
     """
     absent = store.absent(keys)
     if not len(absent):
@@ -203,5 +220,5 @@ def fill(
             if size >= shard_bytes:
                 store.put(waiting)
                 waiting, size = {}, 0
-    finally:  # a cancel keeps what is made already
+    finally:  # after a cancel too, to keep what has been computed
         store.put(waiting)

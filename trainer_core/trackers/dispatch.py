@@ -1,4 +1,4 @@
-"""A run's events for its trackers: which curves, pictures and results they are told of."""
+"""Pass a run's events on to its trackers: which scalars, images and results they receive."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..registry import load
 from .tracker import NONE, Opening
 from .worker import Call, TrackerThread
 
-LAST_SECONDS = 60.0  # that a run waits at its end for what is still to be written or sent
-MEMORY_SECONDS = 5.0  # between two measurements of the memory
+LAST_SECONDS = 60.0  # how long a run waits at its end for pending writes and uploads
+MEMORY_SECONDS = 5.0  # between two measurements of memory use
 SUMMARY = ("lora", "sha256", "steps", "resumed_from", "seconds_per_step", "peak_ram_bytes", "peak_vram_bytes", "device")
 
 
 class Smoothed:
-    """The running mean of the losses that the live page draws (js/run_state.js), without the bias of its beginning.
+    """The bias-corrected running mean of the losses that the live page shows (js/run_state.js).
 
     m_t = sum_s k^(t - s) x_s / sum_s k^(t - s),   k = 1 - min(0.1, max(0.005, 20 / steps))
     """
@@ -30,7 +30,12 @@ class Smoothed:
         self.last = 0
 
     def __call__(self, step: int, loss: float) -> float:
-        """step: counted from 1, rising; losses of steps that were skipped are not told."""
+        """Return the mean after this loss.
+
+        Args:
+            step: Counted from 1, increasing; skipped steps are left out.
+            loss: Loss of the step.
+        """
         decay = self.keep ** (step - self.last)
         self.total, self.weight = self.total * decay + loss * (1 - decay), self.weight * decay + 1 - decay
         self.last = step
@@ -38,11 +43,13 @@ class Smoothed:
 
 
 class TrackerSink:
-    """A sink. What comes before begin() waits until it is known whether the run goes on from a step.
+    """An event sink. Events before begin() are queued until it is known whether the run resumes from a checkpoint.
 
     Args:
-        names: of trackers, in the registry.
-        memory_use: (kind, bytes in use), such as ("VRAM", 1 << 30).
+        names: Names of trackers in the registry.
+        opening: The run.
+        memory_use: Returns (kind, bytes in use), such as ("VRAM", 1 << 30).
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -53,31 +60,36 @@ class TrackerSink:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._opening, self._memory_use, self._clock = opening, memory_use, clock
-        self._told: SimpleQueue[Notice] = SimpleQueue()
-        self._lanes = [
-            TrackerThread(name, load("tracker", name), lambda text, level: self._told.put(Notice(text, level)))
+        self._notices: SimpleQueue[Notice] = SimpleQueue()
+        self._threads = [
+            TrackerThread(name, load("tracker", name), lambda text, level: self._notices.put(Notice(text, level)))
             for name in names
         ]
         self._waiting: list[Event] | None = []
         self._smoothed, self._memory_due, self._step = Smoothed(0), 0.0, 0
 
     def told(self) -> list[Notice]:
-        """What trackers had to say since the last call."""
-        return [self._told.get() for _ in range(self._told.qsize())]
+        """Return the messages of the trackers since the last call."""
+        return [self._notices.get() for _ in range(self._notices.qsize())]
 
     def begin(self, step: int, num_steps: int, losses: Sequence[float]) -> None:
-        """The run trains from here on. step: that it goes on from; losses: of the steps before, NaN where one was skipped."""
+        """Start training.
+
+        Args:
+            step: Step that the run resumes from; 0 for a new run.
+            num_steps: Steps of the whole run.
+            losses: Losses of the earlier steps, NaN for skipped ones.
+        """
         self._smoothed, self._step = Smoothed(num_steps), step
         for number, loss in enumerate(losses, 1):
             if loss == loss:
                 self._smoothed(number, loss)
-        for lane in self._lanes:
-            lane.begin(replace(self._opening, step=step))
+        for thread in self._threads:
+            thread.begin(replace(self._opening, step=step))
         waiting, self._waiting = self._waiting or [], None
         for event in waiting:
-            if (
-                getattr(event, "step", step) >= step
-            ):  # the base's pictures and loss are there since the run's first start
+            # Images and loss of the base model were already logged when the run first started.
+            if getattr(event, "step", step) >= step:
                 self(event)
 
     def __call__(self, event: Event) -> None:
@@ -85,13 +97,18 @@ class TrackerSink:
             if isinstance(event, (EvalReport, PreviewReady)):
                 self._waiting.append(event)
         elif call := self._call_of(event):
-            for lane in self._lanes:
-                lane.put(call)
+            for thread in self._threads:
+                thread.put(call)
 
     def close(self, failed: bool, seconds: float = LAST_SECONDS) -> None:
-        """seconds: that each is waited for, at most."""
-        for lane in self._lanes:
-            lane.close(failed, seconds)
+        """Close all trackers.
+
+        Args:
+            failed: Whether the run ended with an error.
+            seconds: Maximum time to wait for each tracker.
+        """
+        for thread in self._threads:
+            thread.close(failed, seconds)
 
     def _call_of(self, event: Event) -> Call | None:
         if isinstance(event, StepReport):
@@ -104,8 +121,8 @@ class TrackerSink:
             label, caption = event.path.stem.rpartition("-")[2], " | ".join(self._opening.prompts)
             return lambda tracker: tracker.picture(event.step, f"validation/{label}", event.path, caption)
         if isinstance(event, LoraSaved):
-            saved, step = {"lora": str(event.path), "sha256": event.sha256}, self._step
-            return lambda tracker: tracker.summary(step, saved)
+            result, step = {"lora": str(event.path), "sha256": event.sha256}, self._step
+            return lambda tracker: tracker.summary(step, result)
         if isinstance(event, RunReported):
             summary, step = summary_of(event.report), self._step
             return lambda tracker: tracker.summary(step, summary)
@@ -128,15 +145,15 @@ class TrackerSink:
 
 
 def summary_of(report: dict[str, Any]) -> dict[str, Any]:
-    """A run's report (docs/report.md) in few flat values."""
-    found = {name: report[name] for name in SUMMARY if report.get(name) is not None}
-    found |= {f"eval_loss_{when}": report["eval_loss"][when] for when in ("before", "after")}
-    found |= {f"seconds_{name}": value for name, value in report["seconds"].items()}
+    """Return a run's report (docs/report.md) as a few flat values."""
+    summary = {name: report[name] for name in SUMMARY if report.get(name) is not None}
+    summary |= {f"eval_loss_{when}": report["eval_loss"][when] for when in ("before", "after")}
+    summary |= {f"seconds_{name}": value for name, value in report["seconds"].items()}
     if report.get("best"):
-        found |= {f"best_{name}": value for name, value in report["best"].items()}
-    return found
+        summary |= {f"best_{name}": value for name, value in report["best"].items()}
+    return summary
 
 
 def parse_trackers(trackers: str) -> tuple[str, ...]:
-    """Names in the registry, of a choice such as "tensorboard+wandb"."""
+    """Return the registry names of a choice such as "tensorboard+wandb"."""
     return () if trackers == NONE else tuple(trackers.split("+"))

@@ -1,6 +1,8 @@
-"""TensorBoard's event files, written without TensorBoard: records of protobuf messages, each with its checksums.
+"""Write TensorBoard event files without TensorBoard: records of protobuf messages, each with checksums.
 
-record = length (uint64) | masked crc of it | message | masked crc of it,   mask(c) = rotr(c, 15) + 0xa282ead8   (little endian)
+record = length (uint64) | masked crc of it | message | masked crc of it,   mask(c) = rotr(c, 15) + 0xa282ead8
+
+All numbers are little-endian.
 
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/util/event.proto; field numbers as there and in
 tensorboard/plugins/hparams/plugin_data.proto.
@@ -16,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, reflected
-NUM_LANES = 1024  # pieces of a long message whose checksums are taken side by side
-SHORT = 8192  # bytes; below that the plain loop is as fast
+CASTAGNOLI = 0x82F63B78  # polynomial of CRC-32C, reflected
+NUM_LANES = 1024  # pieces of a long message whose checksums are computed in parallel
+SHORT = 8192  # bytes; for shorter messages the plain loop is as fast
 STRING = 7  # tensorflow.DataType.DT_STRING
 TENSOR, PICTURES = 2, 3  # tensorboard.DataClass
 SUCCESS, FAILURE = 1, 2  # tensorboard.hparams.Status
@@ -28,7 +30,7 @@ Value = bool | int | float | str | bytes
 
 @cache
 def _table() -> np.ndarray:
-    """(256,) uint32: what each byte adds."""
+    """Return (256,) uint32: the CRC of each byte."""
     values = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         values = (values >> 1) ^ np.where(values & 1, np.uint32(CASTAGNOLI), np.uint32(0))
@@ -41,7 +43,9 @@ def _listed() -> list[int]:
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C. Long data is cut into lanes of one length, whose states run side by side and are then joined:
+    """Return the CRC-32C.
+
+    Long data is split into lanes of equal length, which are computed in parallel and then joined:
 
     after(A | B) = zeros(after(A), |B|) ^ after(B),   zeros(c, n): c after n bytes of zeros, linear in c.
     """
@@ -51,14 +55,13 @@ def crc32c(data: bytes) -> int:
             state = table[(state ^ byte) & 255] ^ (state >> 8)
         return state ^ 0xFFFFFFFF
     width = -(-len(data) // NUM_LANES)
-    padded = np.zeros(NUM_LANES * width, np.uint8)  # zeros in front change nothing, as the first state is 0
+    padded = np.zeros(NUM_LANES * width, np.uint8)  # leading zeros change nothing, because the initial state is 0
     padded[-len(data) :] = np.frombuffer(data, np.uint8)
-    padded[-len(data) : len(padded) - len(data) + 4] ^= 255  # the same as a first state of 0xffffffff
+    padded[-len(data) : len(padded) - len(data) + 4] ^= 255  # equivalent to an initial state of 0xffffffff
     columns = np.zeros((width, NUM_LANES + 32), np.uint8)
     columns[:, :NUM_LANES] = padded.reshape(NUM_LANES, width).T
-    states = np.concatenate(
-        [np.zeros(NUM_LANES, np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)]
-    )  # 32 more: zeros()
+    # The 32 additional states compute zeros().
+    states = np.concatenate([np.zeros(NUM_LANES, np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)])
     table = _table()
     for column in columns:
         states = table[(states ^ column) & 255] ^ (states >> 8)
@@ -84,16 +87,16 @@ def record(message: bytes) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """value: not negative."""
-    found = bytearray()
+    """Return a non-negative integer as a protobuf varint."""
+    encoded = bytearray()
     while value > 127:
-        found.append(value & 127 | 128)
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])
 
 
 def field(number: int, value: Value) -> bytes:
-    """One field of a message: a number as varint, a float as double, text and messages with their length."""
+    """Return one field of a message: integers as varint, floats as double, strings and messages with their length."""
     if isinstance(value, float):
         return varint(number << 3 | 1) + struct.pack("<d", value)
     if isinstance(value, int):
@@ -103,13 +106,20 @@ def field(number: int, value: Value) -> bytes:
 
 
 def single(number: int, value: float) -> bytes:
-    """A field of 32 bits. A value beyond them is infinite there."""
+    """Return a 32-bit float field. Values beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return varint(number << 3 | 5) + np.float32(value).astype("<f4").tobytes()
 
 
 def metadata(plugin: str, content: bytes = b"", description: str = "", data_class: int = 0) -> bytes:
-    """SummaryMetadata: which of TensorBoard's pages shows a value. data_class: TENSOR or PICTURES, 0 for none."""
+    """Return SummaryMetadata, which selects the page of TensorBoard that shows a value.
+
+    Args:
+        plugin: Name of the page's plugin.
+        content: Data of the plugin.
+        description: Text shown beside the value.
+        data_class: TENSOR or PICTURES, 0 for none.
+    """
     data = field(1, plugin) + (field(2, content) if content else b"")
     return (
         field(1, data) + (field(3, description) if description else b"") + (field(4, data_class) if data_class else b"")
@@ -117,59 +127,60 @@ def metadata(plugin: str, content: bytes = b"", description: str = "", data_clas
 
 
 def strings(*values: bytes) -> bytes:
-    """TensorProto: a vector of strings."""
+    """Return a TensorProto: a vector of strings."""
     return field(1, STRING) + field(2, field(2, field(1, len(values)))) + b"".join(field(8, value) for value in values)
 
 
 def scalar(tag: str, value: float) -> bytes:
-    """A Summary.Value: one point of a curve."""
+    """Return a Summary.Value: one point of a curve."""
     return field(1, tag) + single(2, value)
 
 
 def text(tag: str, markdown: str) -> bytes:
-    """A Summary.Value."""
+    """Return a Summary.Value: Markdown text."""
     return field(1, tag) + field(9, metadata("text", data_class=TENSOR)) + field(8, strings(markdown.encode("utf-8")))
 
 
 def image(tag: str, png: bytes, description: str = "") -> bytes:
-    """A Summary.Value: a PNG as it is; its size stands in its header."""
+    """Return a Summary.Value: an encoded PNG, whose size is read from its header."""
     width, height = struct.unpack(">II", png[16:24])
     tensor = strings(str(width).encode(), str(height).encode(), png)
     return field(1, tag) + field(9, metadata("images", field(1, 1), description, PICTURES)) + field(8, tensor)
 
 
 def session_start(name: str, values: Iterable[tuple[str, str | float | bool]]) -> bytes:
-    """A Summary.Value: what the page "HParams" compares runs by."""
+    """Return a Summary.Value: the hyperparameters that the page "HParams" compares runs by."""
     body = b"".join(field(1, field(1, key) + field(2, _struct_value(value))) for key, value in values)
     session = body + field(4, name) + field(5, time.time())
     return field(1, "_hparams_/session_start_info") + field(9, metadata("hparams", field(3, session)))
 
 
 def session_end(failed: bool) -> bytes:
-    """A Summary.Value: how the session ended."""
+    """Return a Summary.Value: how the session ended."""
     session = field(1, FAILURE if failed else SUCCESS) + field(2, time.time())
     return field(1, "_hparams_/session_end_info") + field(9, metadata("hparams", field(4, session)))
 
 
 def _struct_value(value: str | float | bool) -> bytes:
-    """google.protobuf.Value."""
+    """Return a google.protobuf.Value."""
     if isinstance(value, bool):
         return field(4, value)
     return field(2, float(value)) if isinstance(value, (int, float)) else field(3, value)
 
 
 class EventFile:
-    """A new event file in a folder, named after those that are there. Every event is written at once: a killed process loses none.
+    """A new event file in a folder. Every event is written immediately, so that a killed process loses none.
 
     Args:
-        first_step: events of this step and later ones that earlier files of the folder have are void.
+        folder: Folder of the event files; the new one sorts after the existing ones.
+        first_step: Events of this and later steps in earlier files of the folder are void.
     Raises:
-        OSError: the disk is full, or can't be written.
+        OSError: The disk is full or not writable.
     """
 
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = _new_file(folder)
+        self._file = _create_file(folder)
         self.write(0, field(3, "brain.Event:2"))
         self.write(first_step, field(7, field(1, 1)))  # SessionLog: START
 
@@ -178,19 +189,21 @@ class EventFile:
         self._file.write(record(event))
 
     def add(self, step: int, *values: bytes) -> None:
-        """One Summary of Summary.Values."""
+        """Write one Summary of several Summary.Values."""
         self.write(step, field(5, b"".join(field(1, value) for value in values)))
 
     def close(self) -> None:
         self._file.close()
 
 
-def _new_file(folder: Path):
-    """TensorBoard reads a folder's files in the order of their names."""
+def _create_file(folder: Path):
+    """Create the file under a name that sorts last, because TensorBoard reads a folder's files in the order of their
+    names.
+    """
     stem = f"events.out.tfevents.{int(time.time()):010d}"
     for number in range(1000):
         try:
             return (folder / f"{stem}.{number:03d}").open("xb", buffering=0)
         except FileExistsError:
             continue
-    raise FileExistsError(f"{folder} has a thousand event files of this second")
+    raise FileExistsError(f"{folder} already has 1000 event files with the current timestamp")

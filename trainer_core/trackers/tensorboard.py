@@ -1,4 +1,4 @@
-"""Curves, pictures and settings for TensorBoard, in the run's folder. Needs nothing to write; `tensorboard` shows them."""
+"""Log scalars, images and settings for TensorBoard, in the run's folder. Only viewing them needs `tensorboard`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    def __init__(self, opening: Opening, tell: Callable[[str], None]):
+    def __init__(self, opening: Opening, log: Callable[[str], None]):
         folder = opening.folder / FOLDER
         self._file = EventFile(folder, opening.step + 1 if opening.step else 0)
         settings = json.dumps(opening.settings, indent=2, ensure_ascii=False)
@@ -23,7 +23,7 @@ class TensorBoard:
             session_start(opening.folder.name, flat(opening.settings)),
             text("settings", _code(settings)),
         )
-        tell(f'TensorBoard: tensorboard --logdir "{opening.folder.parent}"')
+        log(f'TensorBoard: tensorboard --logdir "{opening.folder.parent}"')
 
     @staticmethod
     def missing() -> str:
@@ -44,5 +44,5 @@ class TensorBoard:
 
 
 def _code(lines: str) -> str:
-    """Markdown that is shown as it is."""
+    """Return the text as a Markdown code block."""
     return "\n".join("    " + line for line in lines.splitlines())

@@ -1,7 +1,9 @@
-"""What a tracker brings: one file with a class, and one registry line.
+"""The interface of a tracker, which shows a run in another program.
 
-A tracker shows a run somewhere else. It is made and called in a thread of its own (lane.py), so that it may wait for a disk or a
-network; what it raises is told once, and the run goes on without it.
+A new tracker is one file with a class, and one registry line.
+
+A tracker is created and called in its own thread (worker.py), so that it may wait for a disk or a network. If it raises
+an exception, the exception is reported once and the run continues without the tracker.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ NONE = "none"
 class Opening:
     """A run that is about to train.
 
-    Args:
-        folder: of the run; a tracker writes into a folder of its own in it.
-        name: of the LoRA.
-        settings: of the request, nested, as JSON values.
-        step: that it goes on from; 0: it begins. Later steps may have been told before, and were lost.
-        prompts: of the validation pictures, in their order.
+    Attributes:
+        folder: Folder of the run; a tracker writes to its own subfolder.
+        name: Name of the LoRA.
+        settings: Settings of the request, nested, as JSON values.
+        step: The step that the run resumes from; 0 for a new run. Later steps may have been reported before and were
+            lost.
+        prompts: Prompts of the validation images, in order.
     """
 
     folder: Path
@@ -34,34 +37,40 @@ class Opening:
 
 
 class Tracker(Protocol):
-    """Made with an Opening, and with a way to tell the user something."""
+    """A tracker, created with an Opening and a function that shows a line of text to the user."""
 
-    def __init__(self, opening: Opening, tell: Callable[[str], None]): ...
+    def __init__(self, opening: Opening, log: Callable[[str], None]): ...
 
     @staticmethod
     def missing() -> str:
-        """ "" where it can work here, else what is missing and what to do. Loads nothing heavy."""
+        """Return "" if the tracker can be used, else what is missing and how to fix it. Does not import anything
+        heavy.
+        """
         ...
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of curves, by name, such as "train/loss". Steps never fall."""
+        """Log scalars by name, such as "train/loss". Steps never decrease."""
         ...
 
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
-        """A PNG."""
+        """Log a PNG image."""
         ...
 
     def summary(self, step: int, values: Mapping[str, Any]) -> None:
-        """What the run came to: JSON values, flat. May be told more than once; the last one holds."""
+        """Log the results of the run: JSON values, flat. May be called more than once; the last call counts."""
         ...
 
     def close(self, failed: bool) -> None:
-        """The run is over. failed: by a fault; not where the user ended it."""
+        """End the run.
+
+        Args:
+            failed: Whether the run ended with an error. False if the user stopped it.
+        """
         ...
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool]]:
-    """Nested settings as ("training.rank", 16); items of lists by their number, what is None left out."""
+    """Yield nested settings as ("training.rank", 16). List items are named by their index; None is skipped."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):

@@ -1,6 +1,7 @@
-"""Curves, pictures and settings for Weights & Biases. Needs the optional extra `wandb`; the LoRA itself is not sent.
+"""Log scalars, images and settings to Weights & Biases, but not the LoRA itself. Needs the optional extra `wandb`.
 
-The key, project, entity and mode come from the environment, by wandb's own names: WANDB_API_KEY, WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE.
+The key, project, entity and mode are read from wandb's own environment variables: WANDB_API_KEY, WANDB_PROJECT,
+WANDB_ENTITY, WANDB_MODE.
 """
 
 from __future__ import annotations
@@ -21,44 +22,47 @@ from .tracker import Opening
 
 FOLDER, ID_FILE = "wandb", "run-id.txt"
 PROJECT = "chroma-trainer"
-WITHOUT_KEY = ("offline", "dryrun", "disabled")  # modes that send nothing
+WITHOUT_KEY = ("offline", "dryrun", "disabled")  # modes that upload nothing
 
 
 class WeightsAndBiases:
-    def __init__(self, opening: Opening, tell: Callable[[str], None]):
+    def __init__(self, opening: Opening, log: Callable[[str], None]):
         self._wandb = wandb = importlib.import_module("wandb")
         (opening.folder / FOLDER).mkdir(exist_ok=True)
-        identity, known = run_id(opening)
+        identity, is_known = run_id(opening)
         self._run = wandb.init(
             id=identity,
-            resume="allow" if known and not offline() else None,
+            resume="allow" if is_known and not offline() else None,
             dir=str(opening.folder),
             project=None if os.environ.get("WANDB_PROJECT") else PROJECT,
             name=None if os.environ.get("WANDB_NAME") else opening.folder.name,
             config=dict(opening.settings),
-            reinit="create_new",  # another extension of this process may have a run of its own
-            # Neither code, nor git's state, nor what is printed is sent; its own lines would tear the console's.
+            reinit="create_new",  # another extension in this process may have its own run
+            # Upload no code, git state or console output. wandb's own lines would break up ours on the console.
             settings=wandb.Settings(console="off", save_code=False, disable_code=True, disable_git=True, silent=True),
         )
-        sent_later = f'W&B, offline: to send it later, wandb sync "{Path(self._run.dir).parent}"'
-        tell(sent_later if offline() else f"W&B: {self._run.url}")
+        hint = f'W&B (offline): to upload it later, run wandb sync "{Path(self._run.dir).parent}"'
+        log(hint if offline() else f"W&B: {self._run.url}")
 
     @staticmethod
     def missing() -> str:
         try:
             metadata.version("wandb")
         except metadata.PackageNotFoundError:
-            return 'wandb is not installed; pip install wandb, or the extra: pip install "chroma-trainer[wandb]"'
+            return 'wandb is not installed; run pip install wandb, or pip install "chroma-trainer[wandb]"'
         if offline() or _has_key():
             return ""
-        return "wandb has no key here; set WANDB_API_KEY, or WANDB_MODE=offline to keep the run on this machine and send it later"
+        return (
+            "wandb has no API key; set WANDB_API_KEY, or set WANDB_MODE=offline to store the run on this machine and "
+            "upload it later"
+        )
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         self._log(step, values)
 
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
-        with Image.open(path) as picture:  # its pixels alone: the file carries the workflow
-            self._log(step, {name: self._wandb.Image(picture.convert("RGB"), caption=caption)})
+        with Image.open(path) as image:  # upload only the pixels, because the file contains the workflow
+            self._log(step, {name: self._wandb.Image(image.convert("RGB"), caption=caption)})
 
     def summary(self, step: int, values: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(values))
@@ -67,13 +71,19 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        """A resumed run repeats the steps since its checkpoint, to the same numbers; wandb refuses steps that it has."""
+        """Log values, except for steps that wandb already has.
+
+        A resumed run repeats the steps since its checkpoint with the same numbers, and wandb rejects known steps.
+        """
         if step >= self._run.step:
             self._run.log(dict(values), step=step)
 
 
 def run_id(opening: Opening) -> tuple[str, bool]:
-    """The run's name at W&B, and whether it is there. One that begins is another one: ids of runs that were deleted can't be used again."""
+    """Return the run's id at W&B, and whether it exists there.
+
+    A new run gets a new id, because ids of deleted runs can't be reused.
+    """
     path = opening.folder / FOLDER / ID_FILE
     if opening.step:
         try:
@@ -90,7 +100,10 @@ def offline() -> bool:
 
 
 def _has_key() -> bool:
-    """In the environment, or where `wandb login` writes it: otherwise wandb would ask at the console, in the middle of a run."""
+    """Return whether there is a key in the environment or where `wandb login` stores it.
+
+    Without one, wandb would ask for it at the console in the middle of a run.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc

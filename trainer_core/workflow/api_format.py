@@ -1,4 +1,4 @@
-"""ComfyUI's API format: {id: {"class_type", "inputs", "_meta"}}, a link is ["id", slot]."""
+"""Read and write ComfyUI's API format: {id: {"class_type", "inputs", "_meta"}}, in which a link is ["id", slot]."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from .graph import Graph, Link, Node, Schema
 
 
 def looks_like_api(data: Any) -> bool:
-    """An object with at least one node in it."""
+    """Return whether this is an object with at least one node in it."""
     return isinstance(data, dict) and any(isinstance(node, dict) and "class_type" in node for node in data.values())
 
 
 def graph_from_api(data: Mapping[str, Any], schemas: Mapping[str, Schema], where: str) -> Graph:
-    """The graph as it stands.
+    """Return the graph.
 
     Raises:
-        UserError: every entry that is no node, and every link that leads nowhere.
+        UserError: Every entry that is not a node, and every link to a node that does not exist.
     """
     problems: list[Problem] = []
     nodes: dict[str, Node] = {}
     for node_id, entry in data.items():
-        node = _node(node_id, entry, schemas, problems, where)
+        node = _parse_node(node_id, entry, schemas, problems, where)
         if node:
             nodes[node_id] = node
             problems += [
-                Problem(name, f"comes from node {value.node}, which the workflow does not have; connect it again").at(
+                Problem(name, f"is connected to node {value.node}, which is not in the workflow; connect it again").at(
                     node_id, node.type
                 )
                 for name, value in node.inputs.items()
@@ -38,11 +38,13 @@ def graph_from_api(data: Mapping[str, Any], schemas: Mapping[str, Schema], where
     return Graph(nodes, "api")
 
 
-def _node(node_id: str, entry: Any, schemas: Mapping[str, Schema], problems: list[Problem], where: str) -> Node | None:
+def _parse_node(
+    node_id: str, entry: Any, schemas: Mapping[str, Schema], problems: list[Problem], where: str
+) -> Node | None:
     node_type = entry.get("class_type") if isinstance(entry, dict) else None
     if not isinstance(node_type, str):
         problems.append(
-            Problem(where, f'entry "{node_id}" is no node: it has no "class_type"; export the workflow again')
+            Problem(where, f'entry "{node_id}" is not a node: it has no "class_type"; export the workflow again')
         )
         return None
     inputs = entry.get("inputs", {})
@@ -54,11 +56,11 @@ def _node(node_id: str, entry: Any, schemas: Mapping[str, Schema], problems: lis
     title = meta.get("title") if isinstance(meta, dict) else None
     if not title or not isinstance(title, str):
         title = schemas[node_type].title if node_type in schemas else node_type
-    return Node(node_id, node_type, title, {name: _value(value) for name, value in inputs.items()})
+    return Node(node_id, node_type, title, {name: _parse_value(value) for name, value in inputs.items()})
 
 
-def _value(value: Any) -> Any:
-    """Links as Link. The page wraps a list that is a value, so that it is not taken for a link."""
+def _parse_value(value: Any) -> Any:
+    """Convert links to Link. The web page wraps values that are lists, so that they are not mistaken for links."""
     if isinstance(value, list) and len(value) == 2 and _is_id(value[0]) and _is_slot(value[1]):
         return Link(str(value[0]), int(value[1]))
     if isinstance(value, dict) and "__value__" in value:
@@ -75,10 +77,10 @@ def _is_slot(value: Any) -> bool:
 
 
 def api_from_graph(graph: Graph) -> dict[str, dict[str, Any]]:
-    """The graph as ComfyUI's server takes it."""
+    """Return the graph as ComfyUI's server accepts it."""
     return {
         node.id: {
-            "inputs": {name: _plain(value) for name, value in node.inputs.items()},
+            "inputs": {name: _dump_value(value) for name, value in node.inputs.items()},
             "class_type": node.type,
             "_meta": {"title": node.title},
         }
@@ -86,7 +88,7 @@ def api_from_graph(graph: Graph) -> dict[str, dict[str, Any]]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _dump_value(value: Any) -> Any:
     if isinstance(value, Link):
         return [value.node, value.slot]
     return {"__value__": value} if isinstance(value, list) else value

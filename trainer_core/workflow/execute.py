@@ -1,4 +1,4 @@
-"""Runs a checked graph, node after node, as ComfyUI's executor would."""
+"""Run a checked graph node by node, as ComfyUI's executor would."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .resolve import resolve
 
 
 def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> dict[str, tuple[Any, ...]]:
-    """Outputs of every node of the catalogue, by node id.
+    """Return the outputs of every node in the catalogue, by node id.
 
     Raises:
-        UserError: every problem of the graph, before the first node runs; or a node's own, placed on it.
-        Cancelled: the user ended it.
+        UserError: Every problem of the graph, before the first node runs; or a problem of a node while it runs.
+        Cancelled: The user canceled the run.
     """
     problems = check(graph, catalogue, host)
     if problems:
         raise UserError(problems)
-    left_out = list_skipped(graph, catalogue)
-    if left_out:
-        host.emit(Notice(f"left to ComfyUI, not run here: {', '.join(left_out)}"))
+    skipped = list_skipped(graph, catalogue)
+    if skipped:
+        host.emit(Notice(f"skipped, these nodes only run in ComfyUI: {', '.join(skipped)}"))
     outputs: dict[str, tuple[Any, ...]] = {}
     prompt = to_api(graph)
     for node_id in graph.order():

@@ -1,4 +1,4 @@
-"""A workflow as data: nodes with named values, and links between them. Both of ComfyUI's formats become this."""
+"""A workflow as nodes with named values, and links between them. Both of ComfyUI's formats are converted to this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from ..errors import Problem, UserError
 
 @dataclass(frozen=True)
 class Link:
-    """An output of another node."""
+    """A connection to an output of another node.
+
+    Attributes:
+        node: Id of that node.
+        slot: Index of its output.
+    """
 
     node: str
     slot: int
@@ -19,13 +24,13 @@ class Link:
 
 @dataclass(frozen=True)
 class Node:
-    """A node that ComfyUI would be sent.
+    """A node as ComfyUI's server would receive it.
 
-    Args:
-        id: as in the API format; inside subgraphs "instance:inner".
-        type: the class, such as "LoRATrainer".
-        title: what the person called it; the type's own title where nobody did.
-        inputs: name, as in the API format (dots included) -> JSON value or Link.
+    Attributes:
+        id: As in the API format; inside subgraphs "instance:inner".
+        type: The node class, such as "LoRATrainer".
+        title: The title that the user gave it, or else the display name of its type.
+        inputs: Name as in the API format (including dots) -> JSON value or Link.
     """
 
     id: str
@@ -38,9 +43,10 @@ class Node:
 class Graph:
     """The nodes by id, in the order of the file.
 
-    Args:
-        source: "api" or "ui", the format it came in.
-        workflow: the editor's own JSON where there was one.
+    Attributes:
+        nodes: Nodes by id.
+        source: "api" or "ui", the format of the file.
+        workflow: The editor's own JSON, if the file has it.
     """
 
     nodes: Mapping[str, Node]
@@ -48,14 +54,14 @@ class Graph:
     workflow: dict[str, Any] | None = None
 
     def order(self) -> tuple[str, ...]:
-        """Ids so that each node stands after all that it takes from; otherwise as in the file.
+        """Return the ids so that every node comes after its inputs, and otherwise in the order of the file.
 
         Raises:
-            UserError: nodes that wait for each other, named in the order of their links.
+            UserError: Nodes form a cycle; they are listed in the order of their links.
         """
         done: dict[str, None] = {}
         for start in self.nodes:
-            path: dict[str, list[str]] = {}  # from start to the node at hand: node -> all that it takes from
+            path: dict[str, list[str]] = {}  # from the start to the current node: node -> its sources
             waiting = [start] if start not in done else []
             while waiting:
                 node_id = waiting[-1]
@@ -65,7 +71,7 @@ class Graph:
                     del path[node_id]
                     done[waiting.pop()] = None
                 elif pending in path:
-                    raise UserError([self._circle(list(path), pending)])
+                    raise UserError([self._describe_cycle(list(path), pending)])
                 else:
                     waiting.append(pending)
         return tuple(done)
@@ -74,21 +80,22 @@ class Graph:
         inputs = self.nodes[node_id].inputs.values()
         return [value.node for value in inputs if isinstance(value, Link) and value.node in self.nodes]
 
-    def _circle(self, path: list[str], again: str) -> Problem:
-        circle = [*path[path.index(again) :], again]
-        shown = " <- ".join(f"{node_id} ({self.nodes[node_id].type})" for node_id in circle)
-        return Problem("workflow", f"nodes wait for each other: {shown}; take one of these links away")
+    def _describe_cycle(self, path: list[str], again: str) -> Problem:
+        cycle = [*path[path.index(again) :], again]
+        chain = " <- ".join(f"{node_id} ({self.nodes[node_id].type})" for node_id in cycle)
+        return Problem("workflow", f"nodes form a cycle: {chain}; remove one of these links")
 
 
 @dataclass(frozen=True)
 class Widget:
     """One widget of a node, in the order of `widgets_values`.
 
-    Args:
-        name: as in the API format; a DynamicCombo's own widgets carry its name and a dot in front.
-        type: of its socket when it is turned into one ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO").
-        control: the editor saves one value more after it (control_after_generate).
-        options: of a DynamicCombo: choice -> the widgets it brings.
+    Attributes:
+        name: As in the API format; the widgets of a DynamicCombo are prefixed with its name and a dot.
+        type: Type of its socket when it is converted to an input ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO").
+        default: Default value.
+        control: Whether the editor saves one more value after it (control_after_generate).
+        options: Of a DynamicCombo: choice -> the widgets that it adds.
     """
 
     name: str
@@ -100,7 +107,12 @@ class Widget:
 
 @dataclass(frozen=True)
 class Schema:
-    """The widget order of one node type. title: what the editor calls a node of this type that nobody renamed."""
+    """The widget order of one node type.
+
+    Attributes:
+        widgets: The widgets, in order.
+        title: Display name of the type.
+    """
 
     widgets: tuple[Widget, ...]
     title: str = ""

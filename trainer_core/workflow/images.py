@@ -1,4 +1,4 @@
-"""ComfyUI's image outputs, where a headless run meets them: SaveImage writes files, PreviewImage needs no file."""
+"""ComfyUI's image outputs in a headless run: SaveImage writes files, PreviewImage does nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ SAVERS = ("SaveImage", "PreviewImage")
 
 
 def save_images(images: Any, node: Node, host: SinkHost) -> None:
-    """PNG files under the output folder, numbered as ComfyUI numbers them. images: list of (B, H, W, 3) in [0, 1]."""
+    """Save PNG files to the output folder, numbered like ComfyUI's.
+
+    Args:
+        images: List of (B, H, W, 3) in [0, 1].
+        node: The SaveImage or PreviewImage node.
+        host: Provides the output folder, and the prompt that is embedded in the files.
+    """
     if node.type != "SaveImage" or not images:
         return
     from PIL import Image
@@ -25,14 +31,12 @@ def save_images(images: Any, node: Node, host: SinkHost) -> None:
     target = (host.paths.output / prefix).resolve()
     if not target.is_relative_to(host.paths.output.resolve()):
         host.emit(
-            Notice(
-                f"node {node.id} (SaveImage): {prefix!r} lies outside the output folder; nothing is saved", "warning"
-            )
+            Notice(f"node {node.id} (SaveImage): {prefix!r} is outside the output folder; nothing is saved", "warning")
         )
         return
     counter = 1
-    for picture in (picture for batch in images for picture in batch):
-        pixels = (picture.clamp(0, 1) * 255).round().byte().numpy()
+    for image in (image for batch in images for image in batch):
+        pixels = (image.clamp(0, 1) * 255).round().byte().numpy()
         while (path := target.with_name(f"{target.name}_{counter:05}_.png")).exists():
             counter += 1
         replace_atomic(

@@ -1,4 +1,4 @@
-"""How a LoRA came to be, read from its header alone."""
+"""Describe how a LoRA was trained, from the header of its file alone."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ..storage.safetensors_header import header_of
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file.
+    """Return the JSON header of a safetensors file.
 
     Raises:
-        UserError: no such file, or no safetensors file.
+        UserError: The file does not exist, or is not a safetensors file.
     """
     try:
         return header_of(path)[0]
     except OSError as error:
-        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; name a .safetensors file") from error
+        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; use a .safetensors file") from error
     except ValueError as error:
-        raise UserError.at(str(path), "is no safetensors file; name a LoRA that ends in .safetensors") from error
+        raise UserError.at(str(path), "is not a safetensors file; use a LoRA that ends in .safetensors") from error
 
 
 class Description(dict[str, Any]):
-    """What a LoRA's header says, as JSON values."""
+    """The contents of a LoRA's header, as JSON values."""
 
     def text(self) -> str:
+        """Return the description as lines of text."""
         request = self.get("request", {})
         training, model = request.get("training", {}), request.get("model", {})
         lines = [
@@ -45,10 +46,13 @@ class Description(dict[str, Any]):
                 ]
             )
         lines += [
-            f"  kind      {self['metadata'].get('modelspec.architecture', '(unknown)')}, rank {self['metadata'].get('ss_network_dim', '?')}",
-            f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, {_quantization(model)}",
+            f"  kind      {self['metadata'].get('modelspec.architecture', '(unknown)')}, "
+            f"rank {self['metadata'].get('ss_network_dim', '?')}",
+            f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, "
+            f"{_quantization(model)}",
             f"  trigger   {self['trigger'] or '(none)'}",
-            f"  trained   {self['step']} steps on {self['dataset']['images']} images (digest {self['dataset']['digest'][:16]})",
+            f"  trained   {self['step']} steps on {self['dataset']['images']} images "
+            f"(digest {self['dataset']['digest'][:16]})",
             "  settings  " + ", ".join(f"{key} {value}" for key, value in training.items() if key != "name"),
             "  versions  " + ", ".join(f"{key} {value}" for key, value in self["versions"].items()),
             "  workflow  "
@@ -58,7 +62,9 @@ class Description(dict[str, Any]):
 
 
 def describe(path: Path) -> Description:
-    """Everything a LoRA's header tells: tensors, metadata, and our own record where there is one."""
+    """Return everything in a LoRA's header: tensors, metadata, and the training record if ChromaTrainer saved the
+    file.
+    """
     header = read_header(path)
     metadata = header.pop("__metadata__", {})
     record = json.loads(metadata.get("chroma_trainer", "{}"))
@@ -73,6 +79,6 @@ def describe(path: Path) -> Description:
 
 
 def _quantization(model: Mapping[str, Any]) -> str:
-    """The level, and its products where they were not exact."""
+    """Return the level, and the products if they were not exact."""
     stored = model["quantization"]
     return stored["level"] + (f" with {stored['products']} products" if "products" in stored else "")

@@ -1,4 +1,4 @@
-"""--set LoRATrainer.learning_rate=1e-4: values replaced by node title, id or type."""
+"""Override values by node title, id or type: --set LoRATrainer.learning_rate=1e-4."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from .graph import Graph, Node
 
 
 def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, NodeSpec]) -> Graph:
-    """The graph with the named values replaced. A setting is NODE.FIELD=VALUE; NODE is an id, a title or a type.
+    """Return the graph with these values replaced.
 
+    Args:
+        graph: The workflow.
+        settings: NODE.FIELD=VALUE, in which NODE is an id, a title or a type.
+        catalogue: Node specs by type.
     Raises:
-        UserError: every setting that names no node, several, or no field.
+        UserError: Every setting that matches no node, several nodes, or no field.
     """
     problems: list[Problem] = []
     nodes = dict(graph.nodes)
@@ -24,15 +28,13 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
         target, equals, text = setting.partition("=")
         name, dot, field = target.rpartition(".")
         if not equals or not dot:
-            problems.append(
-                Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; write for example LoRATrainer.steps=200")
-            )
+            problems.append(Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; for example: LoRATrainer.steps=200"))
             continue
-        found = _find_nodes(nodes, name)
-        if len(found) != 1:
-            problems.append(Problem(f"--set {setting}", _miss(nodes, name, found)))
+        matches = _find_nodes(nodes, name)
+        if len(matches) != 1:
+            problems.append(Problem(f"--set {setting}", _explain_mismatch(nodes, name, matches)))
             continue
-        node = found[0]
+        node = matches[0]
         fields = (
             {item.name: item for item in catalogue[node.type].fields() if item.is_widget}
             if node.type in catalogue
@@ -41,11 +43,11 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
         if node.type in catalogue and field not in fields:
             is_socket = any(item.name == field for item in catalogue[node.type].fields())
             unknown = f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}"
-            fault = f"{node.type}.{field} is a connection, not a value" if is_socket else unknown
-            problems.append(Problem(f"--set {setting}", fault))
+            message = f"{node.type}.{field} is a connection, not a value" if is_socket else unknown
+            problems.append(Problem(f"--set {setting}", message))
             continue
         kind = fields[field].kind if field in fields else None
-        nodes[node.id] = replace(node, inputs={**node.inputs, field: text if kind is str else _value(text)})
+        nodes[node.id] = replace(node, inputs={**node.inputs, field: text if kind is str else _parse_value(text)})
     if problems:
         raise UserError(problems)
     return replace(graph, nodes=nodes)
@@ -53,22 +55,24 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
 
 def _find_nodes(nodes: Mapping[str, Node], name: str) -> list[Node]:
     for key in ("id", "title", "type"):
-        found = [node for node in nodes.values() if getattr(node, key) == name]
-        if found:
-            return found
+        matches = [node for node in nodes.values() if getattr(node, key) == name]
+        if matches:
+            return matches
     return []
 
 
-def _miss(nodes: Mapping[str, Node], name: str, found: list[Node]) -> str:
-    if found:
-        return f"{name!r} names {len(found)} nodes; use one of the ids {', '.join(node.id for node in found)}"
-    known = [*{node.type for node in nodes.values()}, *{node.title for node in nodes.values()}]
-    hint = nearest(name, known) or f"; there are {', '.join(dict.fromkeys(node.type for node in nodes.values()))}"
-    return f"no node is called {name!r}{hint}"
+def _explain_mismatch(nodes: Mapping[str, Node], name: str, matches: list[Node]) -> str:
+    if matches:
+        return f"{name!r} matches {len(matches)} nodes; use one of the ids {', '.join(node.id for node in matches)}"
+    names = [*{node.type for node in nodes.values()}, *{node.title for node in nodes.values()}]
+    hint = (
+        nearest(name, names) or f"; the node types are {', '.join(dict.fromkeys(node.type for node in nodes.values()))}"
+    )
+    return f"there is no node {name!r}{hint}"
 
 
-def _value(text: str) -> Any:
-    """JSON where it is JSON, True/False as Python users write them, else the text itself."""
+def _parse_value(text: str) -> Any:
+    """Parse JSON, or True/False as in Python; any other text is returned as it is."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

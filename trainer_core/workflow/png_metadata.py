@@ -1,4 +1,4 @@
-"""A PNG's text chunks, read without decoding the picture."""
+"""Read the text chunks of a PNG without decoding the image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def read_texts(path: Path, max_bytes: int) -> dict[str, str]:
-    """Keyword -> text; the first of a keyword counts. Broken chunks, and all after a break, are passed over.
+    """Return {keyword: text}.
+
+    The first chunk of a keyword counts. Broken chunks, and everything after a truncation, are ignored.
 
     Args:
-        max_bytes: of one text, unpacked.
+        path: The file.
+        max_bytes: Maximum size of one text, uncompressed.
     Source: PNG specification 1.2, chapter 4.2.3.
     """
     texts: dict[str, str] = {}
@@ -24,14 +27,14 @@ def read_texts(path: Path, max_bytes: int) -> dict[str, str]:
             length, kind = struct.unpack(">I4s", head)
             if kind == b"IEND":
                 break
-            pair = _text(kind, stream, length, max_bytes)
+            pair = _read_text(kind, stream, length, max_bytes)
             if pair:
                 texts.setdefault(*pair)
     return texts
 
 
-def _text(kind: bytes, stream: BinaryIO, length: int, max_bytes: int) -> tuple[str, str] | None:
-    """Keyword and text of a chunk, None of any other. Leaves the stream behind the chunk's checksum."""
+def _read_text(kind: bytes, stream: BinaryIO, length: int, max_bytes: int) -> tuple[str, str] | None:
+    """Return the keyword and text of a chunk, None for any other chunk. Moves the stream past the chunk's checksum."""
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or length > max_bytes:
         stream.seek(length + 4, 1)
         return None
@@ -41,7 +44,7 @@ def _text(kind: bytes, stream: BinaryIO, length: int, max_bytes: int) -> tuple[s
     try:
         if kind == b"zTXt":  # compression method, text
             rest = _inflate(rest[1:], max_bytes)
-        elif kind == b"iTXt":  # compressed or not, compression method, language NUL, translated keyword NUL, text
+        elif kind == b"iTXt":  # compression flag, compression method, language NUL, translated keyword NUL, text
             text = rest[2:].split(b"\0", 2)[2]
             rest = _inflate(text, max_bytes) if rest[:1] == b"\1" else text
     except (zlib.error, IndexError):
@@ -54,7 +57,10 @@ def _inflate(raw: bytes, max_bytes: int) -> bytes:
 
 
 def _decode(raw: bytes) -> str:
-    """tEXt is Latin-1 by the standard; some programs write UTF-8 there. ComfyUI's JSON is plain ASCII."""
+    """Decode UTF-8, or else Latin-1.
+
+    tEXt is Latin-1 by the standard, but some programs write UTF-8. ComfyUI's JSON is plain ASCII.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

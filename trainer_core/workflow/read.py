@@ -1,4 +1,4 @@
-"""Any workflow that ComfyUI writes -> Graph: the editor's own format or the API's, from JSON, a picture or a LoRA."""
+"""Read any workflow that ComfyUI writes: the editor's format or the API format, from JSON, an image or a LoRA."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ HOW_TO_EXPORT = "export one from ComfyUI's menu: Workflow > Export or Export (AP
 
 
 def read_workflow(path: Path, schemas: Mapping[str, Schema]) -> Graph:
-    """The workflow in a file: .json in either format, a .png that ComfyUI saved, or a .safetensors that carries one.
+    """Return the workflow in a file.
+
+    The file is a .json in either format, a .png saved by ComfyUI, or a .safetensors that contains a workflow.
 
     Args:
-        schemas: widget orders by node type; the editor saves values by position.
+        path: The file.
+        schemas: Widget orders by node type, because the editor saves values by position.
 
     Raises:
-        UserError: no such file, no workflow in it, or one that is broken; every fault that can be told apart.
+        UserError: The file does not exist, or its workflow is missing or broken; all problems are listed.
     """
     return graph_from_json(read_carrier(Path(path)), schemas, str(path))
 
 
 def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "workflow") -> Graph:
-    """The workflow in a JSON value. where: what messages call it.
+    """Return the workflow in a JSON value.
+
+    Args:
+        data: The JSON value.
+        schemas: Widget orders by node type.
+        where: Name of the workflow in error messages.
 
     Raises:
-        UserError: it is no workflow, or a broken one.
+        UserError: It is not a workflow, or a broken one.
     """
     if isinstance(data, dict) and looks_like_api(data.get("prompt")):
         data = data["prompt"]  # the body of a request to ComfyUI's /prompt
@@ -41,9 +49,9 @@ def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "work
         return graph_from_editor(data, schemas, where)
     if looks_like_api(data):
         return graph_from_api(data, schemas, where)
-    raise UserError.at(where, f"is JSON, but no ComfyUI workflow; {HOW_TO_EXPORT}")
+    raise UserError.at(where, f"is JSON, but not a ComfyUI workflow; {HOW_TO_EXPORT}")
 
 
 def to_api(graph: Graph) -> dict[str, dict[str, Any]]:
-    """ComfyUI's API format: {id: {"class_type", "inputs", "_meta": {"title"}}}, a link as [id, slot]."""
+    """Return ComfyUI's API format: {id: {"class_type", "inputs", "_meta": {"title"}}}, with a link as [id, slot]."""
     return api_from_graph(graph)

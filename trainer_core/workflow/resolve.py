@@ -1,4 +1,4 @@
-"""A node's named values from the graph: links followed, types compared, every fault placed on its node."""
+"""Resolve a node's named values: follow links, check types, and assign every problem to its node."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from ..spec import NodeSpec
 from .graph import Graph, Link, Node
 
 LITERALS = {"PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean"}
-MISSPELT = (
-    0.85  # of 1,156 types of ComfyUI's own nodes and templates none is as near to one of ours; at 0.6 KSampler is
-)
+# None of 1,156 node types of ComfyUI and its templates is this similar to one of ours; at 0.6 KSampler is.
+MISSPELT = 0.85
 SOCKET_KINDS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
 
 
 class _Pending:
-    """The value of an output that does not exist yet: its node has not run, or can't."""
+    """The value of an output that does not exist yet, because its node has not run or can't run."""
 
     def __repr__(self) -> str:
         return "(not known yet)"
@@ -29,7 +28,13 @@ PENDING = _Pending()
 
 @dataclass
 class Resolved:
-    """Values of one node. complete: no value is pending, so the node can run."""
+    """Values of one node.
+
+    Attributes:
+        values: Value by field name.
+        problems: Problems of the node's connections.
+        complete: Whether no value is pending, so that the node can run.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -39,90 +44,103 @@ class Resolved:
 def resolve(
     node: Node, graph: Graph, catalogue: Mapping[str, NodeSpec], outputs: Mapping[str, tuple[Any, ...]]
 ) -> Resolved:
-    """Named values of a node of the catalogue. outputs: of the nodes that ran; what is missing there is PENDING.
+    """Return the named values of a node in the catalogue.
 
-    A pending value on a socket is passed on as PENDING; one on a widget is left out, so that the other fields can be checked.
+    A pending value on a socket is returned as PENDING. On a widget it is left out, so that other fields can be checked.
+
+    Args:
+        node: The node.
+        graph: The workflow.
+        catalogue: Node specs by type.
+        outputs: Outputs of the nodes that ran, by node id. Missing ones are PENDING.
     """
     sockets = {item.name: item.socket.type for item in catalogue[node.type].fields() if item.socket}
-    found = Resolved()
+    resolved = Resolved()
     for name, raw in node.inputs.items():
-        wanted = sockets.get(name, "")
+        socket_type = sockets.get(name, "")
         if isinstance(raw, Link):
-            value, problem = _follow(raw, name, wanted, graph, catalogue, outputs)
-            found.problems.extend([problem] if problem else [])
-            found.complete = found.complete and value is not PENDING
-            if value is not PENDING or wanted:
-                found.values[name] = value
-        elif wanted:
-            found.problems.append(Problem(name, f"wants a connection of type {wanted}, not a value"))
+            value, problem = _follow(raw, name, socket_type, graph, catalogue, outputs)
+            resolved.problems.extend([problem] if problem else [])
+            resolved.complete = resolved.complete and value is not PENDING
+            if value is not PENDING or socket_type:
+                resolved.values[name] = value
+        elif socket_type:
+            resolved.problems.append(Problem(name, f"needs a connection of type {socket_type}, not a value"))
         else:
-            found.values[name] = raw
-    return found
+            resolved.values[name] = raw
+    return resolved
 
 
 def _follow(
     link: Link,
     name: str,
-    wanted: str,
+    socket_type: str,
     graph: Graph,
     catalogue: Mapping[str, NodeSpec],
     outputs: Mapping[str, tuple[Any, ...]],
 ) -> tuple[Any, Problem | None]:
-    link = _behind_literals(link, graph)
+    link = _skip_literals(link, graph)
     source = graph.nodes[link.node]
-    if source.type in LITERALS and not wanted:
+    if source.type in LITERALS and not socket_type:
         return source.inputs.get("value"), None
     if is_misspelt(source.type, catalogue):
-        return PENDING, None  # named already
+        return PENDING, None  # already reported
     if source.type not in catalogue:
-        wants = f"connect an output of type {wanted}" if wanted else "give the value itself"
+        fix = f"connect an output of type {socket_type}" if socket_type else "enter the value directly"
         return PENDING, Problem(
-            name, f"comes from node {source.id} ({source.type}), which only ComfyUI can run; {wants}"
+            name, f"is connected to node {source.id} ({source.type}), which can only run in ComfyUI; {fix}"
         )
     offered = catalogue[source.type].outputs
     if not 0 <= link.slot < len(offered):
         return PENDING, Problem(
             name,
-            f"comes from output {link.slot} of node {source.id} ({source.type}), which has {len(offered)}; connect it again",
+            f"is connected to output {link.slot} of node {source.id} ({source.type}), "
+            f"which has only {len(offered)}; connect it again",
         )
-    given = offered[link.slot].type
-    if wanted and given != wanted:
-        fits = [
+    output_type = offered[link.slot].type
+    if socket_type and output_type != socket_type:
+        candidates = [
             f"{spec.id}.{output.name}"
             for spec in catalogue.values()
             for output in spec.outputs
-            if output.type == wanted
+            if output.type == socket_type
         ]
         return PENDING, Problem(
-            name, f"gets {given} from node {source.id} ({source.type}), wants {wanted}; connect {' or '.join(fits)}"
+            name,
+            f"receives {output_type} from node {source.id} ({source.type}), but needs {socket_type}; "
+            f"connect {' or '.join(candidates)}",
         )
-    if not wanted and given not in SOCKET_KINDS:
+    if not socket_type and output_type not in SOCKET_KINDS:
         return PENDING, Problem(
-            name, f"gets {given} from node {source.id} ({source.type}), which is no value for a widget; disconnect it"
+            name,
+            f"receives {output_type} from node {source.id} ({source.type}), which is not a value for a widget; "
+            "disconnect it",
         )
     values = outputs.get(source.id)
     return (values[link.slot] if values else PENDING), None
 
 
-def _behind_literals(link: Link, graph: Graph) -> Link:
-    """A literal's own value may be linked in turn."""
-    seen: set[str] = set()
+def _skip_literals(link: Link, graph: Graph) -> Link:
+    """Follow a link through literal nodes, whose own value may be linked."""
+    visited: set[str] = set()
     source = graph.nodes[link.node]
-    while source.type in LITERALS and source.id not in seen and isinstance(source.inputs.get("value"), Link):
-        seen.add(source.id)
+    while source.type in LITERALS and source.id not in visited and isinstance(source.inputs.get("value"), Link):
+        visited.add(source.id)
         link = source.inputs["value"]
         source = graph.nodes[link.node]
     return link
 
 
 def unknown_types(graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[Problem]:
-    """Node types that look like one of ours misspelt. Other foreign types are ComfyUI's own business."""
-    found = []
+    """Return a problem for each node type that looks like a misspelling of one of ours. Other types are left to
+    ComfyUI.
+    """
+    problems = []
     for node in graph.nodes.values():
         if is_misspelt(node.type, catalogue):
             hint = nearest(node.type, tuple(catalogue), MISSPELT)
-            found.append(Problem("", f"there is no node of type {node.type!r}{hint}", node.id, node.type))
-    return found
+            problems.append(Problem("", f"there is no node of type {node.type!r}{hint}", node.id, node.type))
+    return problems
 
 
 def is_misspelt(node_type: str, catalogue: Mapping[str, NodeSpec]) -> bool:

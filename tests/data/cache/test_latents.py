@@ -113,7 +113,7 @@ def test_images_that_went_bad_after_the_scan_are_named_and_the_others_encoded(in
     codec, store = Codec(), Store(tmp_path / "store")
     with pytest.raises(Unreadable) as caught:
         cache_latents(index, "id", lambda: codec, store, host)
-    reason = "can't be decoded: it is no image, whatever its name says"
+    reason = "can't be decoded: it is not an image file, despite its name"
     assert caught.value.faults == {"0/wide-0.png": reason, "0/wide-1.png": reason}
     kept = LatentCache(store, "id")
     assert all(kept.get(sample).isfinite().all() for sample in index.samples if sample.key not in caught.value.faults)

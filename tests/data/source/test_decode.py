@@ -112,7 +112,7 @@ def test_an_empty_file_is_named_as_such():
 
 
 def test_something_else_under_an_images_name():
-    with pytest.raises(BrokenImage, match=r"^it is no image, whatever its name says$"):
+    with pytest.raises(BrokenImage, match=r"^it is not an image file, despite its name$"):
         decode(b"<html>404 not found</html>")
 
 

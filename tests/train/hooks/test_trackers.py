@@ -154,7 +154,7 @@ def test_trackers_that_fail_end_no_run(workshop, wandb, monkeypatch):
     assert run(workshop.request(trackers="tensorboard+wandb", steps=2), host).report["steps"] == 2
     warnings = [event.text for event in host.all(Notice) if event.level == "warning"]
     for name in ("tensorboard", "wandb"):
-        assert warnings.count(f"{name}: [Errno 28] No space left on device; the run goes on without it") == 1
+        assert warnings.count(f"{name}: [Errno 28] No space left on device; the run continues without it") == 1
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(workshop, wandb, monkeypatch, tmp_path):
@@ -162,7 +162,9 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(workshop, wandb, monke
     assert problems_of(request, host) == []
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(UserError, match=r"trackers: wandb has no key here; set WANDB_API_KEY, or WANDB_MODE=offline"):
+    with pytest.raises(
+        UserError, match=r"trackers: wandb has no API key; set WANDB_API_KEY, or set WANDB_MODE=offline"
+    ):
         run(request, host)
     assert not (host.paths.output / "loras").exists()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x", "utf-8")  # as `wandb login` writes it
@@ -282,6 +284,6 @@ def test_the_real_wandb_keeps_a_run_offline(workshop, monkeypatch):
     assert [rows[step]["train/loss"] for step in (1, 2)] == list(result.losses) and codes == [0]
     assert {name for name in rows[2] if name.startswith("validation/32x32")} and summary["sha256"] == result.lora.sha256
     assert any(
-        text.startswith("W&B, offline: to send it later, wandb sync") and str(path.parent) in text
+        text.startswith("W&B (offline): to upload it later, run wandb sync") and str(path.parent) in text
         for text in host.told()
     )

@@ -1,4 +1,4 @@
-"""Images -> latents, once: content-keyed by the image's bytes, its placement and the codec."""
+"""Cache the latents of images, keyed by the image's bytes, its placement and the codec."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ..dataset import Index, Unreadable
 from ..sample_table import Sample, columns
 from ..source.decode import BrokenImage, decode
 
-BATCH_PIXELS = 1 << 20  # pixels encoded at once: one picture of 1024 px, 256 of 64 px
+BATCH_PIXELS = 1 << 20  # pixels encoded at once: one image of 1024 px, or 256 of 64 px
 LARGEST_BATCH = 8
-LARGEST_RESIZE = 8  # a picture is resized whole up to so many times its bucket's pixels
-LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads to each side, at its output's scale where that is smaller
-WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode pictures while the codec works; a GPU outruns one or two
+LARGEST_RESIZE = 8  # an image is resized as a whole if the result has at most 8 times its bucket's pixels
+LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads on each side, at the output's scale if that is smaller
+WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode images while the codec runs; a GPU is faster than 1 or 2
 
 
 Change = Callable[[Image.Image, Sample], Image.Image]
@@ -46,11 +46,12 @@ class LatentCache:
         self._store, self._identity = store, identity
 
     def get(self, sample: Sample) -> Tensor:
-        """(channels, height / factor, width / factor), fp32, normalised."""
+        """Return the latent, (channels, height / factor, width / factor), fp32, normalized."""
         return self._store.get(latent_key(sample, self._identity))
 
 
 def latent_key(sample: Sample, identity: str) -> str:
+    """Return the key of a sample's latent in the store."""
     return sha256_text("latent", sample.sha256, repr(sample.placement), identity)
 
 
@@ -63,15 +64,19 @@ def cache_latents(
     largest_batch: int = LARGEST_BATCH,
     change: Change | None = None,
 ) -> LatentCache:
-    """Encode what is missing. The codec is loaded only if something is.
+    """Encode the images whose latents are missing. The codec is loaded only if there are any.
 
     Args:
-        identity: of the codec: Family.identity(model, "codec").
-        largest_batch: pictures encoded at once. 1 is best on a CPU, where 8 at a time take 1.3 times as long.
-        change: what becomes of a picture that is resized and cropped. The sample's sha256 names it.
+        index: The dataset.
+        identity: Identity of the codec: Family.identity(model, "codec").
+        load: Loads the codec.
+        store: Where latents are stored.
+        host: Receives progress.
+        largest_batch: Images encoded at once. 1 is best on a CPU, where a batch of 8 takes 1.3 times as long.
+        change: Applied to each image after it is resized and cropped. The sample's sha256 must identify it.
     Raises:
-        Cancelled: between two batches; what was encoded is kept.
-        Unreadable: images that can't be decoded, all of them; the others are encoded and kept.
+        Cancelled: Between two batches; latents encoded so far are stored.
+        Unreadable: All images that can't be decoded; the others are encoded and stored.
     """
 
     def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
@@ -93,7 +98,7 @@ def cache_latents(
                         latents = codec.encode(_pad_batch(torch.stack(pixels), size)).float()
                     yield {
                         latent_key(sample, identity): latent.clone()
-                        for sample, latent in zip(batch, latents, strict=False)  # what fills up the batch is left out
+                        for sample, latent in zip(batch, latents, strict=False)  # without the padding
                     }
                 host.emit(PhaseProgress("latents", done, len(absent)))
         if faults:
@@ -104,9 +109,9 @@ def cache_latents(
 
 
 def _batches(samples: Sequence[Sample], numbers: np.ndarray, largest: int) -> Iterator[list[Sample]]:
-    """Samples of these numbers, those of one bucket together, as many as BATCH_PIXELS allow; made when their turn comes."""
+    """Yield batches of the samples with these indices, each from one bucket and of at most BATCH_PIXELS pixels."""
     buckets = columns(samples)["bucket"][numbers]
-    kinds, kind_of = np.unique(buckets, axis=0, return_inverse=True)  # sorted, as Python sorts pairs
+    kinds, kind_of = np.unique(buckets, axis=0, return_inverse=True)  # sorted in the order of Python tuples
     for kind, (width, height) in enumerate(kinds.tolist()):
         same = numbers[kind_of.reshape(-1) == kind]
         size = _batch_size((width, height), largest)
@@ -119,33 +124,39 @@ def _batch_size(bucket: tuple[int, int], largest: int) -> int:
 
 
 def _pad_batch(pixels: Tensor, size: int) -> Tensor:
-    """A batch of always the same size: the last bits of a latent depend on it (2e-6 at 64 px), and so would the LoRA's bytes on
-    what else had to be encoded that day."""
+    """Pad the batch to a fixed size by repeating the last image.
+
+    The last bits of a latent depend on the batch size (2e-6 at 64 px). Without padding the LoRA's bytes would depend on
+    which other latents happened to be missing from the cache.
+    """
     return torch.cat([pixels, pixels[-1:].expand(size - len(pixels), -1, -1, -1)])
 
 
 def _pixels(
     index: Index, batch: Sequence[Sample], change: Change | None
 ) -> tuple[list[Sample], list[Tensor], dict[str, str]]:
-    """(the samples that decode, (3, H, W) in [-1, 1] of each, why the others don't)."""
-    whole: list[Sample] = []
+    """Return the samples that can be decoded, (3, H, W) in [-1, 1] of each, and why the others can't."""
+    decoded: list[Sample] = []
     pixels: list[Tensor] = []
     faults: dict[str, str] = {}
     for sample in batch:
         try:
             image = place_image(decode(index.read(sample)), sample)
             pixels.append(to_tensor(change(image, sample) if change else image))
-            whole.append(sample)
+            decoded.append(sample)
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"
-    return whole, pixels, faults
+    return decoded, pixels, faults
 
 
 def place_image(
     image: Image.Image, sample: Sample, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """The picture as it is trained: resized and cropped to its bucket. Of one many times longer than its bucket only what is
-    kept is computed: whole, 10000 x 10 pixels at 1024 would take 790 MB."""
+    """Return the image resized and cropped to its bucket.
+
+    If the image is many times longer than its bucket, only the part that is used is computed: resized as a whole,
+    10000 x 10 pixels at 1024 would take 790 MB.
+    """
     placement = sample.placement
     (left, top), (width, height) = placement.crop, placement.bucket
     if placement.resize[0] * placement.resize[1] > LARGEST_RESIZE * width * height:
@@ -155,7 +166,10 @@ def place_image(
 
 
 def _resize_part(image: Image.Image, placement: Placement, resample: Image.Resampling) -> Image.Image:
-    """The bucket's part of the resized picture, within one of 255 levels: cropped first, with what the filter reads around it."""
+    """Resize only the bucket's part of the image, accurate to 1 of 255 levels.
+
+    The image is first cropped to that part plus the margin that the filter reads.
+    """
     spans = []
     for edge, resize, start, length in zip(image.size, placement.resize, placement.crop, placement.bucket, strict=True):
         scale = edge / resize
@@ -169,5 +183,5 @@ def _resize_part(image: Image.Image, placement: Placement, resample: Image.Resam
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) in [-1, 1], fp32."""
+    """Return the image as (3, H, W) in [-1, 1], fp32."""
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

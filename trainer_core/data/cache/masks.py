@@ -1,4 +1,4 @@
-"""Masks -> the weight of every place of a latent, once: content-keyed by the mask's bytes, its placement and the weight of black."""
+"""Cache the loss weights of latent positions, keyed by mask bytes, placement and the weight of black."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from ..sample_table import Sample
 from ..source.decode import BrokenImage, decode_mask
 from .latents import WORKERS, place_image
 
-SLICE = 64  # masks that are made together; then progress is told
+SLICE = 64  # masks that are computed between two progress reports
 
 
 class MaskWeights:
-    """The weight of every place of a sample, read from the store.
+    """The loss weight of every latent position of a sample, read from the store.
 
     Args:
-        factor: pixels of an edge of a latent's place.
+        masks: The masks.
+        config: The dataset's settings, with unmasked_weight for each part.
+        factor: Pixels along the edge of a latent position.
+        store: Where weights are stored.
     """
 
     def __init__(self, masks: Masks, config: DatasetConfig, factor: int, store: Store):
@@ -36,7 +39,9 @@ class MaskWeights:
         self._black = [part.unmasked_weight for part in config.parts]
 
     def get(self, sample: Sample) -> Tensor:
-        """(1, height / factor, width / factor), fp32, in [0, 1]; 1 all over for a sample without a mask."""
+        """Return the weights, (1, height / factor, width / factor), fp32, in [0, 1]; all 1 for a sample without a
+        mask.
+        """
         mask = self.masks.of(sample)
         if mask is None:
             width, height = sample.placement.bucket
@@ -44,39 +49,41 @@ class MaskWeights:
         return self._store.get(self.key(mask))
 
     def key(self, mask: Sample) -> str:
+        """Return the key of a mask's weights in the store."""
         return sha256_text(
             "mask", mask.sha256, repr(mask.placement), str(self._factor), str(float(self._black[mask.part]))
         )
 
     def make(self, mask: Sample) -> Tensor:
-        """weight = black + (1 - black) mask, with the mask in [0, 1] averaged over each place.
+        """Compute weight = black + (1 - black) mask, with the mask in [0, 1] averaged over each latent position.
 
         Raises:
-            OSError, BrokenImage: it can't be read, or gives every place the weight 0.
+            OSError: The mask can't be read.
+            BrokenImage: It can't be decoded, or all of its weights are 0.
         """
-        # Linear: the filter that pictures are resized by rings, and would give weight to places beside an edge.
+        # Bilinear: Lanczos, which resizes images, rings and would give weight to pixels next to an edge.
         image = decode_mask(self.masks.read(mask))
-        places = np.asarray(place_image(image, mask, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        height, width = (edge // self._factor for edge in places.shape)
-        white = places.reshape(height, self._factor, width, self._factor).mean(axis=(1, 3))
+        values = np.asarray(place_image(image, mask, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        height, width = (edge // self._factor for edge in values.shape)
+        white = values.reshape(height, self._factor, width, self._factor).mean(axis=(1, 3))
         black = self._black[mask.part]
         weight = torch.from_numpy(black + (1 - black) * white).float()[None]
         if not weight.any():
-            kept = " where the picture is kept" if image.getextrema() != (0, 0) else ""
-            raise BrokenImage(f"it is black all over{kept}, so that nothing of the picture would be learnt")
+            where = " in the part of the image that is used" if image.getextrema() != (0, 0) else ""
+            raise BrokenImage(f"it is entirely black{where}, so nothing of the image would be trained on")
         return weight
 
 
 def cache_masks(masks: Masks, config: DatasetConfig, factor: int, store: Store, host: Host) -> MaskWeights:
-    """Make what is missing.
+    """Compute the weights that are missing.
 
     Raises:
-        Cancelled: what was made is kept.
-        Unreadable: pictures whose masks can't be used, all of them; the other masks are made and kept.
+        Cancelled: Weights computed so far are stored.
+        Unreadable: All images whose masks can't be used; the weights of the others are computed and stored.
     """
     weights = MaskWeights(masks, config, factor, store)
 
-    def made(number: int) -> tuple[str, Tensor | str]:
+    def compute(number: int) -> tuple[str, Tensor | str]:
         mask = masks.samples[number]
         try:
             return weights.key(mask), weights.make(mask)
@@ -89,13 +96,13 @@ def cache_masks(masks: Masks, config: DatasetConfig, factor: int, store: Store, 
         with ThreadPoolExecutor(WORKERS) as pool:
             for start in range(0, len(absent), SLICE):
                 host.check_cancelled()
-                found = dict(pool.map(made, absent[start : start + SLICE].tolist()))
-                faults |= {key: value for key, value in found.items() if isinstance(value, str)}
-                yield {key: value for key, value in found.items() if isinstance(value, Tensor)}
+                results = dict(pool.map(compute, absent[start : start + SLICE].tolist()))
+                faults |= {key: value for key, value in results.items() if isinstance(value, str)}
+                yield {key: value for key, value in results.items() if isinstance(value, Tensor)}
                 host.emit(PhaseProgress("latents", min(start + SLICE, len(absent)), len(absent)))
-        if faults:  # of each picture: many may have masks of the same bytes
-            told = ((mask, faults.get(weights.key(mask))) for mask in masks.samples)
-            raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in told if fault})
+        if faults:  # report each image: several may have masks of the same bytes
+            by_mask = ((mask, faults.get(weights.key(mask))) for mask in masks.samples)
+            raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in by_mask if fault})
 
     fill(store, digests(weights.key(mask) for mask in masks.samples), make)
     return weights

@@ -1,4 +1,4 @@
-"""Prompts -> embeddings, once: content-keyed by the prompt and the encoder (with its rule of length)."""
+"""Cache the embeddings of prompts, keyed by the prompt and the text encoder (with its maximum length)."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ class TextCache:
         self._store, self._identity = store, identity
 
     def get(self, prompt: str) -> Tensor:
-        """(tokens, width), in the encoder's dtype."""
+        """Return the embedding, (tokens, width), in the encoder's dtype."""
         return self._store.get(prompt_key(prompt, self._identity))
 
 
 def prompt_key(prompt: str, identity: str) -> str:
+    """Return the key of a prompt's embedding in the store."""
     return sha256_text("prompt", prompt, identity)
 
 
 class Prompts(LazySequence[str]):
-    """The captions of all samples, and some more, without keeping them.
+    """The captions of all samples plus some other prompts, without holding them in memory.
 
     Args:
-        captions: of each sample, read anew whenever it is asked for.
+        captions: Captions of each sample, read again on every access.
+        others: Other prompts.
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], others: Sequence[str]):
@@ -58,15 +60,15 @@ class Prompts(LazySequence[str]):
     def __iter__(self) -> Iterator[str]:
         return chain(chain.from_iterable(self._captions), self._others)
 
-    def _item(self, place: int) -> str:
-        if place >= self._num_captions:
-            return self._others[place - self._num_captions]
-        row = int(np.searchsorted(self._ends, np.uint32(place), side="right"))
-        return self._captions[row][place - (int(self._ends[row - 1]) if row else 0)]
+    def _item(self, index: int) -> str:
+        if index >= self._num_captions:
+            return self._others[index - self._num_captions]
+        row = int(np.searchsorted(self._ends, np.uint32(index), side="right"))
+        return self._captions[row][index - (int(self._ends[row - 1]) if row else 0)]
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """Number of captions up to each sample's last, (samples,)."""
+        """Cumulative number of captions up to and including each sample, (samples,)."""
         return np.cumsum(np.fromiter(map(len, self._captions), np.uint32, len(self._captions)), dtype=np.uint32)
 
     @property
@@ -77,12 +79,16 @@ class Prompts(LazySequence[str]):
 def cache_prompts(
     prompts: Sequence[str], identity: str, load: Callable[[], Encoder], store: Store, host: Host
 ) -> TextCache:
-    """Encode what is missing. The encoder is loaded only if something is.
+    """Encode the prompts whose embeddings are missing. The encoder is loaded only if there are any.
 
     Args:
-        identity: of the encoder: Family.identity(model, "text_encoder").
+        prompts: The prompts.
+        identity: Identity of the encoder: Family.identity(model, "text_encoder").
+        load: Loads the encoder.
+        store: Where embeddings are stored.
+        host: Receives progress.
     Raises:
-        Cancelled: between two batches; what was encoded is kept.
+        Cancelled: Between two batches; embeddings encoded so far are stored.
     """
     lengths = array("I")
     keys = digests(_keys(prompts, identity, lengths))
@@ -91,11 +97,13 @@ def cache_prompts(
         host.emit(PhaseStarted("text", len(absent), "prompts"))
         encoder = load()
         high, low = keys[absent].T
-        ordered = absent[np.lexsort((low, high, np.array(lengths)[absent]))]  # equal lengths together waste no padding
+        ordered = absent[
+            np.lexsort((low, high, np.array(lengths)[absent]))
+        ]  # prompts of similar length need the least padding
         for start in range(0, len(ordered), BATCH):
             host.check_cancelled()
-            numbers: list[int] = ordered[start : start + BATCH].tolist()
-            batch = [prompts[i] for i in numbers]
+            indices: list[int] = ordered[start : start + BATCH].tolist()
+            batch = [prompts[i] for i in indices]
             with torch.no_grad():
                 embeddings = encoder.encode(batch)
             yield dict(zip((prompt_key(prompt, identity) for prompt in batch), embeddings, strict=True))
@@ -106,7 +114,7 @@ def cache_prompts(
 
 
 def _keys(prompts: Iterable[str], identity: str, lengths: array) -> Iterator[str]:
-    """Each prompt's key; its length is added to the lengths."""
+    """Yield each prompt's key, and append its length to `lengths`."""
     for prompt in prompts:
         lengths.append(len(prompt))
         yield prompt_key(prompt, identity)

@@ -1,4 +1,4 @@
-"""What a dataset backend brings: where images and their captions come from."""
+"""The interface of a dataset backend: where images and captions come from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Entry:
-    """One image as the backend lists it.
+    """One image as listed by the backend.
 
-    Args:
-        name: relative to the part's root, with forward slashes; stands for the image in reports and seeds.
-        stamp: changes when the bytes change (size and time for a file); lets an unchanged image be recognised without reading it.
+    Attributes:
+        name: Path relative to the part's root, with forward slashes. It identifies the image in reports and seeds.
+        stamp: Changes when the bytes change (for a file: size and modification time), so that an unchanged image is
+            recognized without reading it.
     """
 
     name: str
@@ -22,25 +23,29 @@ class Entry:
 
 
 def stem(name: str) -> str:
-    """The name without its ending: what a picture shares with what belongs to it."""
+    """Return the name without its extension, which an image shares with its caption, mask and reference."""
     return os.path.splitext(name)[0]
 
 
 class Backend(Protocol):
-    """A source of images. Reads only."""
+    """A read-only source of images."""
 
     def entries(self) -> Sequence[Entry]:
-        """Every image, in an order that is the same on every system."""
+        """Return every image, in an order that is the same on every system."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The image's bytes. Raises OSError."""
+        """Return the image's bytes.
+
+        Raises:
+            OSError: The image can't be read.
+        """
         ...
 
     def caption_text(self, name: str) -> tuple[str | None, str]:
-        """The text of the caption file beside the image (None: there is none), and a stamp of it."""
+        """Return the text of the image's caption file (None if there is none), and a stamp of that file."""
         ...
 
     def path(self, name: str) -> str:
-        """Where a person finds the image."""
+        """Return the location of the image, for messages."""
         ...

@@ -1,4 +1,4 @@
-"""Any picture a person may have -> RGB, 8 bits, upright, as it looks on a screen."""
+"""Decode any image to RGB, 8 bits, upright, as it looks on a screen."""
 
 from __future__ import annotations
 
@@ -17,46 +17,51 @@ T = TypeVar("T")
 
 
 class BrokenImage(Exception):
-    """The bytes are no picture that can be read. str() says why, for a person."""
+    """The bytes can't be decoded as an image. str() is the reason, for the user."""
 
 
 def decode(raw: bytes, at_least: int = 0) -> Image.Image:
-    """RGB, upright. Alpha is laid on white, 16 bits are scaled to 8, CMYK and palettes converted, of an animation the first frame is taken.
+    """Return the image as RGB, upright.
+
+    Transparent images are composited on white, 16 bits are scaled to 8, CMYK and palettes are converted, and of an
+    animation the first frame is used.
 
     Args:
-        at_least: pixels that both edges need, 0 for all of them. A JPEG of more may come at a half, a quarter or an eighth,
-            near to what a box filter gives: for a look at it, not for training.
+        raw: Bytes of the file.
+        at_least: Pixels needed along both edges; 0 for full size. A larger JPEG may be decoded at 1/2, 1/4 or 1/8 of
+            its
+            size, close to the result of a box filter. Use it for previews, not for training.
     Raises:
-        BrokenImage
+        BrokenImage: The bytes are no image, or are damaged.
     """
     return _read(raw, _flatten, at_least)
 
 
 def decode_mask(raw: bytes) -> Image.Image:
-    """Grey, 8 bits, upright, as decode.
+    """Return the image as 8-bit grayscale, upright. See `decode`.
 
     Raises:
-        BrokenImage: as decode, or places of it are transparent.
+        BrokenImage: As for `decode`, or the image has transparent pixels.
     """
     grey = _read(raw, lambda image: _flatten(image).convert("L") if _is_opaque(image) else None)
     if grey is None:
         raise BrokenImage(
-            "places of it are transparent, which says neither white nor black; save it without transparency"
+            "it has transparent pixels, which are neither white nor black; save it without an alpha channel"
         )
     return grey
 
 
-def _read(raw: bytes, change: Callable[[Image.Image], T], at_least: int = 0) -> T:
-    """change: of the upright first frame."""
+def _read(raw: bytes, convert: Callable[[Image.Image], T], at_least: int = 0) -> T:
+    """Return `convert` of the upright first frame."""
     with _open(raw) as image:
         try:
             image.seek(0)
             if at_least:
-                image.draft(None, (at_least, at_least))  # pyright: ignore[reportArgumentType]  None: the mode it has
+                image.draft(None, (at_least, at_least))  # pyright: ignore[reportArgumentType]  None: keep its mode
             image.load()
-            return change(ImageOps.exif_transpose(image))
-        except Exception as error:  # each of Pillow's formats raises errors of its own, AVIF even RuntimeError
-            raise BrokenImage(f"its data is broken or cut short ({error})") from error
+            return convert(ImageOps.exif_transpose(image))
+        except Exception as error:  # every Pillow plugin raises its own errors, AVIF even RuntimeError
+            raise BrokenImage(f"its data is damaged or truncated ({error})") from error
 
 
 def _is_opaque(image: Image.Image) -> bool:
@@ -72,11 +77,11 @@ def _open(raw: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(raw))
     except UnidentifiedImageError as error:
-        raise BrokenImage("it is no image, whatever its name says") from error
+        raise BrokenImage("it is not an image file, despite its name") from error
     except Image.DecompressionBombError as error:
         raise BrokenImage(f"it has more than {MAX_PIXELS // 1_000_000} megapixels") from error
     except Exception as error:  # see decode
-        raise BrokenImage(f"its header is broken ({error})") from error
+        raise BrokenImage(f"its header is damaged ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise BrokenImage(
             f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} megapixels"
@@ -88,17 +93,17 @@ def _open(raw: bytes) -> Image.Image:
 
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode in WIDE_MODES:
-        image = _eight_bits(image)
+        image = _to_eight_bits(image)
     if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
     if image.mode == "RGBA":
-        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(paper, image)
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits. Pillow's own convert clips at 255 instead of scaling."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert grayscale of 16 or 32 bits to 8. Pillow's own `convert` clips at 255 instead of scaling."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         top = 1.0 if values.max(initial=0) <= 1 else 255.0

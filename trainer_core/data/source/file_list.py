@@ -1,4 +1,4 @@
-"""A million names of images and their stamps, in a file that the system maps."""
+"""A list of millions of image names and stamps, in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .backend import Entry
 
 
 class Entries(LazySequence[Entry]):
-    """Reads like a list of them; an Entry is made when it is looked at. Eight bytes of memory for each.
+    """A sequence of entries that behaves like a list. Each `Entry` is created on access; one takes 8 bytes of memory.
 
     Args:
-        found: (name, stamp) of each; neither holds a NUL.
+        images: (name, stamp) of each image; neither contains a NUL.
     """
 
-    def __init__(self, found: Iterable[tuple[str, str]]):
+    def __init__(self, images: Iterable[tuple[str, str]]):
         self._ends = array("Q", [0])
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as this lives
-        for name, stamp in found:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # stays open as long as this object
+        for name, stamp in images:
             text = f"{name}\0{stamp}".encode("utf-8", "surrogatepass")
             self._file.write(text)
             self._ends.append(self._ends[-1] + len(text))
@@ -31,6 +31,6 @@ class Entries(LazySequence[Entry]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def _item(self, place: int) -> Entry:
-        text = self._text[self._ends[place] : self._ends[place + 1]]
+    def _item(self, index: int) -> Entry:
+        text = self._text[self._ends[index] : self._ends[index + 1]]
         return Entry(*text.decode("utf-8", "surrogatepass").split("\0"))

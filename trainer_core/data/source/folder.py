@@ -1,4 +1,4 @@
-"""A local folder, with its subfolders."""
+"""A dataset backend for a local folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .backend import Entry
 from .file_list import Entries
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-ENCODINGS = ("utf-8-sig", "cp1252")  # editors on Windows still save the second
+ENCODINGS = ("utf-8-sig", "cp1252")  # editors on Windows still write cp1252
 
 
 class FolderBackend:
-    """Images below a root; a caption is the .txt of the same name."""
+    """The images below a folder. A caption is the .txt file of the same name."""
 
     def __init__(self, root: Path):
-        self.root = str(root)  # strings: a Path for each of ten thousand names is a quarter of a second
+        self.root = str(root)  # strings: creating a Path for each of 10,000 names takes 0.25 s
 
     def entries(self) -> Sequence[Entry]:
         return Entries(_images(self.root, ""))
@@ -43,19 +43,20 @@ class FolderBackend:
 
 
 def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
-    """Names of images below a folder and their stamps, in the order of their names; hidden ones are left out.
+    """Yield the name and stamp of every image below a folder, sorted by name, without hidden files.
 
-    Folders are sorted as `name/`, which puts whole names in order without having them all at once. What is sorted is one
-    string for each, `name NUL stamp`: a NUL comes before all that a name can go on with.
+    Folders are sorted as `name/`, so that whole names come out in order without being in memory all at once. The sort
+    key
+    is one string per entry, `name NUL stamp`, because a NUL sorts before every character that can follow in a name.
     """
     try:
         listing = os.scandir(folder)
-    except OSError:  # a folder without the right to read it
+    except OSError:  # no permission to read the folder
         return
     with listing:
-        found = [text for entry in listing if not entry.name.startswith(".") and (text := _list_entry(entry))]
-    found.sort()
-    for text in found:
+        entries = [text for item in listing if not item.name.startswith(".") and (text := _list_entry(item))]
+    entries.sort()
+    for text in entries:
         name, _, stamp = text.partition("\0")
         if stamp:
             yield prefix + name, stamp
@@ -64,7 +65,7 @@ def _images(folder: Path | str, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _list_entry(entry: os.DirEntry[str]) -> str:
-    """`name/` of a folder, `name NUL stamp` of an image, nothing of all else."""
+    """Return `name/` for a folder, `name NUL stamp` for an image, and "" for anything else."""
     if entry.is_dir():
         return "" if entry.is_symlink() else f"{entry.name}/"
     is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
@@ -76,7 +77,7 @@ def _stamp(stat: os.stat_result) -> str:
 
 
 def decode_text(raw: bytes) -> str:
-    """Text in UTF-8 or UTF-16 with a mark, UTF-8 without, or else Windows' Latin."""
+    """Decode a text file: UTF-8 or UTF-16 with a byte order mark, UTF-8 without one, or Windows-1252."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return raw.decode("utf-16", errors="replace")
     for encoding in ENCODINGS:

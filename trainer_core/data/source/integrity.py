@@ -1,7 +1,7 @@
-"""Whether a file is a whole picture, told from its structure: a hundred times as fast as decoding it.
+"""Check from its structure whether an image file is complete, 100 times as fast as decoding it.
 
-A file that was cut short is the usual fault. PNG has a checksum for each of its chunks, JPEG an end mark, WebP its length.
-What can't be told like this is decoded.
+The usual defect is a truncated file. PNG has a checksum per chunk, JPEG an end marker, and WebP its length. Files that
+can't be checked this way are decoded.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import zlib
 from PIL import Image
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-TAIL_BYTES = 4096  # some cameras write something behind the end mark
+TAIL_BYTES = 4096  # some cameras append data after the end marker
 ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
-PNG_MAY_TURN = (b"eXIf", b"iTXt", b"zTXt", b"tEXt", b"acTL")  # may hold an orientation, or several frames
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+PNG_MAY_TURN = (b"eXIf", b"iTXt", b"zTXt", b"tEXt", b"acTL")  # may contain an orientation, or several frames
 
 
 def upright_size(raw: bytes) -> tuple[int, int] | None:
-    """(width, height) as the picture looks on a screen, where the file is surely whole; None: decode it to know."""
+    """Return the upright (width, height) if the file is certainly complete; None if it must be decoded to find out."""
     if not _is_whole(raw):
         return None
     try:
@@ -29,7 +29,7 @@ def upright_size(raw: bytes) -> tuple[int, int] | None:
                 return None
             turned = image.format != "PNG" and image.getexif().get(ORIENTATION) in TURNED
             return (image.height, image.width) if turned else image.size
-    except Exception:  # each of Pillow's formats raises errors of its own
+    except Exception:  # every Pillow plugin raises its own errors
         return None
 
 
@@ -44,17 +44,17 @@ def _is_whole(raw: bytes) -> bool:
 
 
 def _is_whole_png(raw: bytes) -> bool:
-    """Every chunk is there with its checksum, and none may turn the picture."""
-    view, place = memoryview(raw), len(PNG)
-    while place + 12 <= len(raw):
-        (length,) = struct.unpack(">I", view[place : place + 4])
-        kind = bytes(view[place + 4 : place + 8])
-        end = place + 8 + length
+    """Return whether every chunk is complete and has the right checksum, and none can rotate the image."""
+    view, offset = memoryview(raw), len(PNG)
+    while offset + 12 <= len(raw):
+        (length,) = struct.unpack(">I", view[offset : offset + 4])
+        kind = bytes(view[offset + 4 : offset + 8])
+        end = offset + 8 + length
         if kind in PNG_MAY_TURN or end + 4 > len(raw):
             return False
-        if zlib.crc32(view[place + 4 : end]) != struct.unpack(">I", view[end : end + 4])[0]:
+        if zlib.crc32(view[offset + 4 : end]) != struct.unpack(">I", view[end : end + 4])[0]:
             return False
         if kind == b"IEND":
             return True
-        place = end + 4
+        offset = end + 4
     return False

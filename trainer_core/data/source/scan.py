@@ -1,4 +1,6 @@
-"""Each image read once: its hash and size, or why it can't be used. Those that are as they were at the last run are not read again."""
+"""Read each image once to get its hash and size, or the reason why it can't be used. Unchanged images are not read
+again.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,19 @@ from .decode import BrokenImage, decode
 from .integrity import upright_size
 from .scan_cache import Known, ScanMemory
 
-SLICE = 400  # images that are scanned together; then progress is told
+SLICE = 400  # images that are scanned between two progress reports
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What reading an image once told: its hash and size, or why it can't be used."""
+    """The result of reading an image once.
+
+    Attributes:
+        sha256: SHA-256 of the file.
+        width: In pixels, after rotation to upright.
+        height: In pixels, after rotation to upright.
+        fault: Why it can't be used; "" if it can.
+    """
 
     sha256: str = ""
     width: int = 0
@@ -29,23 +38,32 @@ class Scan:
 
 
 def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> Iterator[Scan]:
-    """A Scan for each entry, in order; read in threads, which Pillow and hashlib let run side by side."""
+    """Yield a Scan for each entry, in order.
+
+    Files are read in threads, because Pillow and hashlib release the GIL.
+
+    Args:
+        backend: Source of the images.
+        entries: The images.
+        root: Identifies the dataset folder in the cache.
+        host: Its cache folder holds the results of earlier scans; receives progress.
+    """
     memory = ScanMemory(host.paths.cache / "index", str(root))
     total = len(entries)
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, total, SLICE):  # in slices: a million images are never in the queue at once
+            for start in range(0, total, SLICE):  # in slices, so that a million images are never queued at once
                 host.check_cancelled()
                 part = entries[start : start + SLICE]
                 known = memory.known([entry.name for entry in part])
-                found = list(pool.map(partial(_scan, backend, known), part))
+                results = list(pool.map(partial(_scan, backend, known), part))
                 memory.learn({
                     entry.name: (entry.stamp, scan.sha256, scan.width, scan.height)
-                    for entry, scan in zip(part, found, strict=True)
-                    # A fault may be gone though the file is as it was: rights, a network share.
+                    for entry, scan in zip(part, results, strict=True)
+                    # Faults are not cached: permissions or a network share may be fixed without changing the file.
                     if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
                 })  # fmt: skip
-                yield from found
+                yield from results
                 if total > SLICE:
                     host.emit(PhaseProgress("start", min(start + SLICE, total), total))
     finally:
@@ -57,7 +75,7 @@ def _scan(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Scan:
         return Scan(*known[entry.name][1:])
     try:
         raw = backend.read(entry.name)
-        # A file that is cut short is found now, not at step 399.
+        # A truncated file is detected now, not at step 399.
         width, height = upright_size(raw) or decode(raw).size
     except OSError as error:
         return Scan(fault=f"it can't be read ({error.strerror or error})")

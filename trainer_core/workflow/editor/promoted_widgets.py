@@ -1,8 +1,8 @@
-"""Values set on a subgraph's instance: which input or inner widget each of its `widgets_values` is for.
+"""Values set on a subgraph's instance: find the input or inner widget that each of its `widgets_values` belongs to.
 
-Front ends from 1.49 on save one value for each input that stands for a widget; earlier ones list
-(inner node, widget) in `proxyWidgets`, with "-1" for an own input and null where the inner widget has the value;
-some saved the seed's control as well.
+Frontends from 1.49 on save one value for each input that stands for a widget. Earlier ones list (inner node, widget) in
+`proxyWidgets`, with "-1" for an input of the subgraph and null where the inner widget has the value. Some versions
+saved the seed's control value as well.
 """
 
 from __future__ import annotations
@@ -17,29 +17,37 @@ from .graph_json import INPUT_NODE, Canvas, CanvasNode, Slot
 from .widget_values import is_controlled
 
 OWN_INPUT = "-1"
-NESTED_NAME = re.compile(r"\s*(\d+)\s*:\s*(.+)")  # "7: text" is a widget of node 7, one subgraph further in
-Place = tuple[str, str]  # (inner node or OWN_INPUT, widget or input)
+NESTED_NAME = re.compile(r"\s*(\d+)\s*:\s*(.+)")  # "7: text" is a widget of node 7 in a nested subgraph
+Target = tuple[str, str]  # (inner node or OWN_INPUT, widget or input)
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """Looks behind the inputs of definitions. known: what was found there, by definition and position."""
+    """Resolves the inputs of subgraph definitions to widgets.
+
+    Attributes:
+        definitions: Subgraph definitions by id.
+        schemas: Widget orders by node type.
+        known: Cache of results, by definition and position.
+    """
 
     definitions: Mapping[str, Canvas]
     schemas: Mapping[str, Schema]
     known: dict[tuple[str, int], tuple[bool, bool]] = field(default_factory=dict)
 
-    def values(self, from_outside: Mapping[Place, Any], node: CanvasNode) -> tuple[dict[str, Any], dict[Place, Any]]:
-        """(input -> value, inner widget -> value) of an instance.
+    def values(self, from_outside: Mapping[Target, Any], node: CanvasNode) -> tuple[dict[str, Any], dict[Target, Any]]:
+        """Return (input -> value, inner widget -> value) of an instance.
 
         Args:
-            from_outside: what the surrounding subgraph's instance sets on widgets within, this instance's among them.
+            from_outside: Values that the surrounding subgraph's instance sets on inner widgets, including this
+                instance's.
+            node: The instance.
         """
         definition = self.definitions[node.type]
         settings = self._saved_values(node)
         settings += [((OWN_INPUT, name), value) for (owner, name), value in from_outside.items() if owner == node.id]
         promoted: dict[str, Any] = {}
-        inner: dict[Place, Any] = {}
+        inner: dict[Target, Any] = {}
         for (owner, name), value in settings:
             nested = NESTED_NAME.fullmatch(name)
             name_of_input = _input_for(definition, owner, name)
@@ -51,43 +59,48 @@ class Promotion:
                 inner[nested[1], nested[2]] = value
         return promoted, inner
 
-    def _saved_values(self, node: CanvasNode) -> list[tuple[Place, Any]]:
+    def _saved_values(self, node: CanvasNode) -> list[tuple[Target, Any]]:
         values = node.values if isinstance(node.values, list) else []
-        places = list(node.proxies) or self._places(node, len(values))
-        return [(place, value) for place, value in zip(places, values, strict=False) if value is not None]
+        targets = list(node.proxies) or self._list_targets(node, len(values))
+        return [(target, value) for target, value in zip(targets, values, strict=False) if value is not None]
 
-    def _places(self, node: CanvasNode, num_values: int) -> list[Place]:
-        """Inputs that stand for widgets, in the instance's own order where it lists them all."""
+    def _list_targets(self, node: CanvasNode, num_values: int) -> list[Target]:
+        """Return the inputs that stand for widgets, in the instance's own order if it lists them all."""
         controlled: dict[str, bool] = {}
         for position, slot in enumerate(self.definitions[node.type].inputs):
-            is_widget, has_control = self._behind(node.type, position)
+            is_widget, has_control = self._resolve_input(node.type, position)
             if is_widget:
                 controlled[slot.name] = has_control
         own = [slot.name for slot in node.inputs if slot.name in controlled]
-        places: list[Place] = []
+        targets: list[Target] = []
         for name in own if len(own) == len(controlled) else controlled:
-            places.append((OWN_INPUT, name))
+            targets.append((OWN_INPUT, name))
             if controlled[name] and num_values > len(controlled):
-                places.append((OWN_INPUT, ""))
-        return places
+                targets.append((OWN_INPUT, ""))
+        return targets
 
-    def _behind(self, kind: str, position: int) -> tuple[bool, bool]:
-        """(an input of a definition stands for a widget, for one with a control); the first link to a widget counts."""
+    def _resolve_input(self, kind: str, position: int) -> tuple[bool, bool]:
+        """Return whether an input of a definition stands for a widget, and for one with a control.
+
+        The first link to a widget counts.
+        """
         key = (kind, position)
         if key not in self.known:
-            found = (self._widget(slot, target) for target, slot in _targets(self.definitions[kind], position))
-            self.known[key] = next((pair for pair in found if pair[0]), (False, False))
+            results = (
+                self._resolve_slot(slot, target) for target, slot in _fed_slots(self.definitions[kind], position)
+            )
+            self.known[key] = next((pair for pair in results if pair[0]), (False, False))
         return self.known[key]
 
-    def _widget(self, slot: Slot, target: CanvasNode) -> tuple[bool, bool]:
+    def _resolve_slot(self, slot: Slot, target: CanvasNode) -> tuple[bool, bool]:
         if target.type not in self.definitions:
             return bool(slot.widget), is_controlled(slot.widget, self.schemas.get(target.type))
         names = [item.name for item in self.definitions[target.type].inputs]
-        return self._behind(target.type, names.index(slot.name)) if slot.name in names else (False, False)
+        return self._resolve_input(target.type, names.index(slot.name)) if slot.name in names else (False, False)
 
 
-def _targets(definition: Canvas, position: int) -> list[tuple[CanvasNode, Slot]]:
-    """Nodes that an input of a definition feeds, with the slot."""
+def _fed_slots(definition: Canvas, position: int) -> list[tuple[CanvasNode, Slot]]:
+    """Return the nodes and slots that an input of a definition feeds."""
     fed = {
         link_id: definition.nodes[link.target]
         for link_id, link in definition.links.items()
@@ -97,7 +110,10 @@ def _targets(definition: Canvas, position: int) -> list[tuple[CanvasNode, Slot]]
 
 
 def _input_for(definition: Canvas, owner: str, name: str) -> str:
-    """The definition's input that a setting is for: its own, or the one that feeds that inner widget; "" for none."""
+    """Return the definition's input that a setting is for, or "".
+
+    It is the input of that name, or the one that feeds that inner widget.
+    """
     if owner == OWN_INPUT:
         return name if any(slot.name == name for slot in definition.inputs) else ""
     node = definition.nodes.get(owner)

@@ -1,0 +1,9 @@
+// What the tested modules use of ComfyUI's front end (scripts/app.js).
+
+export const app = {
+  extensions: [],
+  registerExtension(extension) {
+    this.extensions.push(extension);
+  },
+  ui: { settings: new EventTarget() },
+};

@@ -1,0 +1,87 @@
+"""Names that files, caches and run folders hold. A change here would orphan them: rename the class, and keep the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import pytest
+import torch
+from chroma_trainer.trainer_core import host
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.data.buckets import Placement
+from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.runs import layout
+from torch import nn
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        # keys of latents and masks, and the digest of a dataset
+        (Placement((64, 32), (70, 32), (3, 0)), "Placement(bucket=(64, 32), resize=(70, 32), crop=(3, 0))"),
+        # the key of the base's files on disk
+        (
+            QuantizationConfig(),
+            "QuantizationConfig(level='none', quantize_via='accelerator', text_encoder='none', cached_bases=2, products='exact')",
+        ),
+        # keys of what the planner counted
+        (Shape(512, 512, 1, 80), "Shape(width=512, height=512, batch=1, text_tokens=80, is_drawn=False)"),
+        (
+            AdapterConfig(),
+            "AdapterConfig(kind='lora', format='universal', init_lora='none', dropout=0.0, block_lr='', ema_decay=0.0, "
+            "lokr_factor=-1, lokr_decompose_both=False, svd_iterations=8, eva_batches=8, precision='fp32')",
+        ),
+        (
+            OptimizerConfig(),
+            "OptimizerConfig(optimizer='adamw', beta1=0.0, beta2=0.0, beta3=0.0, eps=0.0, kahan=False, prodigy_d0=1e-06, "
+            "prodigy_d_coef=1.0, prodigy_growth=0.0, ademamix_alpha=5.0, adafactor_scale_parameter=False, lr_num_cycles=3, "
+            "lr_power=2.0, lr_decay_share=0.2, lr_min_ratio=0.0)",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_texts_that_are_hashed(value, text):
+    assert repr(value) == text
+
+
+def test_names_of_optimizers_in_checkpoints():
+    expected = {
+        "adamw": "AdamW", "adamw_bf16": "AdamWBf16", "optimi-lion": "Lion", "optimi-stableadamw": "StableAdamW",
+        "prodigy": "Prodigy", "schedulefree-adamw": "ScheduleFreeAdamW", "adafactor": "Adafactor", "came": "Came",
+    }  # fmt: skip
+    for name, kind in expected.items():
+        config = OptimizerConfig(optimizer=name)
+        optimizer = load("optimizer", name).build([nn.Parameter(torch.zeros(2, 2))], config, 1e-3, 0.0, 0)
+        assert type(optimizer).__name__ == kind
+
+
+def test_events_of_runs_and_the_live_page():
+    fields = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in typing.get_args(host.Event)}
+    assert fields == {
+        "Notice": ["text", "level", "ascii"],
+        "PhaseStarted": ["phase", "total", "unit"],
+        "PhaseProgress": ["phase", "done", "total"],
+        "StepReport": ["step", "total", "loss", "learning_rate", "grad_norm", "seconds"],
+        "PreviewReady": ["step", "path"],
+        "CheckpointSaved": ["step", "path"],
+        "LoraSaved": ["path", "sha256", "applied", "num_keys"],
+        "RunOpened": ["folder"],
+        "MemoryPlanned": ["device_bytes", "ram_bytes"],
+        "EvalReport": ["step", "loss", "standard_error", "held_out"],
+        "RunReported": ["report"],
+    }
+
+
+def test_names_in_a_runs_folder():
+    names = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
+    assert names == {
+        "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
+        "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
+        "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
+        "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "RUNS": "chroma_trainer",
+    }  # fmt: skip
+    assert layout.step_name(250) == "step-000250"
