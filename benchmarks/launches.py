@@ -28,7 +28,39 @@ NARROW = {
 RANK, TEXT_TOKENS, CELLS = 16, 9, 8
 # Operators that compute nothing on the device.
 FREE = frozenset(
-    ["view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "slice", "select", "split", "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "unbind", "as_strided", "empty", "empty_like", "empty_strided", "new_empty", "view_as_real", "view_as_complex", "_reshape_alias", "unflatten", "chunk", "narrow", "_local_scalar_dense", "lift_fresh", "is_same_size", "resolve_conj"]
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "unbind",
+        "as_strided",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "view_as_real",
+        "view_as_complex",
+        "_reshape_alias",
+        "unflatten",
+        "chunk",
+        "narrow",
+        "_local_scalar_dense",
+        "lift_fresh",
+        "is_same_size",
+        "resolve_conj",
+    ]
 )
 
 

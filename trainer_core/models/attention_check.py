@@ -2,8 +2,8 @@
 
 A kernel that runs can be wrong: cuDNN's gave NaN in every gradient, and then illegal memory accesses, for the strides that a single
 block's backward pass hands it, where it was right alone on contiguous tensors (H200, torch 2.11, bf16). So a kernel is shown to be
-right before it trains: on random numbers in the model's dtype, with the run's own numbers of tokens, through the rotation before it
-and the join or the split behind it, outputs and gradients against the slow kernel in fp32.
+right before it trains: on random numbers in the model's dtype, with the run's own numbers of tokens, with the views that blocks hand it and
+the join or the split behind it, outputs and gradients against the slow kernel in fp32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import reason_of
 from ..seeds import generator
 from .attention_backends import attention
-from .mmdit_layers import Attend, attend_positions, join
+from .mmdit_layers import Attend, attend_heads, join
 
 # Relative to the size of what is right. Half precision rounds by 2^-9 (bf16): kernels that are right were off by 0.004 (H200). fp32:
 # products may run in TF32.
@@ -78,7 +78,6 @@ class _Inputs:
     key: Tensor
     value: Tensor
     gradient: Tensor
-    positions: tuple[Tensor, Tensor]
     mask: Tensor | None
     heads: int
 
@@ -89,12 +88,11 @@ class _Inputs:
         size = batch, tokens, shape.heads * shape.head_width
         # Norms make queries and keys of size 1 a feature; values and gradients are of any size.
         query, key, value, gradient = (torch.randn(size, generator=source, device=device).to(dtype) for _ in range(4))
-        angles = torch.randn(tokens, shape.head_width // 2, generator=source, device=device).repeat_interleave(2, dim=1)
         mask = None
         if masked:
             mask = torch.ones(batch, tokens, dtype=torch.bool, device=device)
             mask[0, shape.text // 2 : shape.text] = False
-        return cls(query, key, value, gradient, (angles.cos(), angles.sin()), mask, shape.heads)
+        return cls(query, key, value, gradient, mask, shape.heads)
 
     def of_heads(self, x: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, heads, head width)."""
@@ -117,7 +115,7 @@ def _double_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
         for x in (inputs.query, inputs.key, inputs.value)
     ]
     query, key, value = (inputs.of_heads(torch.cat(parts, dim=1)) for parts in leaves)
-    result = attend_positions(kernel, query, key, value, inputs.positions, inputs.mask)
+    result = attend_heads(kernel, query, key, value, inputs.mask)
     flat = [leaf for parts in leaves for leaf in parts]
     gradients = torch.autograd.grad(result.split(sizes, dim=1), flat, inputs.gradient.split(sizes, dim=1))
     together = [torch.cat(gradients[i : i + 2], dim=1) for i in (0, 2, 4)]
@@ -128,8 +126,9 @@ def _single_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
     """The result is joined with the feed-forward's, four times as wide, for one projection: its gradient comes back as a part."""
     inputs = _Inputs.draw(shape, device, dtype, masked)
     leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
-    query, key, value = map(inputs.of_heads, leaves)
-    result = attend_positions(kernel, query, key, value, inputs.positions, inputs.mask)
+    query, key = torch.stack([inputs.of_heads(leaf) for leaf in leaves[:2]]).unbind(0)
+    value = inputs.of_heads(leaves[2])
+    result = attend_heads(kernel, query, key, value, inputs.mask)
     widened = result.new_zeros(*result.shape[:2], 4 * result.shape[2])
     both = join(result, widened)
     gradient = torch.cat([inputs.gradient, widened], dim=2)
@@ -156,6 +155,6 @@ def _difference(inputs: _Inputs, result: Tensor, gradients: Sequence[Tensor]) ->
 def _reference(inputs: _Inputs, head: int) -> list[Tensor]:
     """Output and gradients of one head by the slow kernel in fp32, (B, tokens, 1, head width) each."""
     query, key, value = (inputs.one_head(x, head).requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
-    result = attend_positions(attention("math", masked="math"), query, key, value, inputs.positions, inputs.mask)
+    result = attend_heads(attention("math", masked="math"), query, key, value, inputs.mask)
     gradients = torch.autograd.grad(result, [query, key, value], inputs.one_head(inputs.gradient, head).flatten(2))
     return [result.detach().unsqueeze(2), *gradients]

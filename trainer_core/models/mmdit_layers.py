@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .norm_rotate import turn_heads
+
 # (query, key, value, mask) -> as query; (B, heads, tokens, width) each, mask None or boolean, broadcast to (B, heads, T, T).
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (planner/meta_counter.py)
 
 ON_CUDA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -77,40 +78,27 @@ class RotaryPositions(nn.Module):
         return torch.outer(places, speeds)
 
 
-def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (a, b) of a head's features: (a + ib) (cos + i sin), in fp32.
-
-    One complex product where the device has them, 2.5 times as fast as four real ones on a CPU; compilers can't fuse those,
-    so real ones for them.
-
-    Args:
-        x: (B, tokens, heads, width).
-        positions: cosines and sines, (tokens, width) or (B, tokens, width) each, see RotaryPositions.
-    """
-    cosines, sines = (part[..., None, ::2] for part in positions)
-    pairs = x.float().unflatten(-1, (-1, 2))
-    if x.device.type in COMPLEX_DEVICES and not torch.compiler.is_compiling():
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
-    else:
-        a, b = pairs.unbind(-1)
-        turned = torch.stack([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+def split_positions(
+    positions: tuple[Tensor, Tensor], num_text: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Cosines and sines of the text's tokens, which come first, and of the image's."""
+    cosines, sines = positions
+    text = cosines[..., :num_text, :], sines[..., :num_text, :]
+    return text, (cosines[..., num_text:, :], sines[..., num_text:, :])
 
 
-def attend_positions(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
-) -> Tensor:
-    """Rotary positions, then attention: (B, tokens, heads, head width) each -> (B, tokens, width).
+def attend_heads(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of heads: (B, tokens, heads, head width) each -> (B, tokens, width).
 
-    The kernel gets views of what the projections gave, (B, heads, tokens, width) with the strides of (B, tokens, heads, width):
-    nothing is copied. attention_check.py hands kernels the same.
+    The kernel gets views, (B, heads, tokens, width) with the strides of (B, tokens, heads, width): nothing is copied.
+    attention_check.py hands kernels the same.
 
     Args:
         mask: boolean (B, tokens), False is not attended; what the queries of such tokens take matters to nobody.
     """
-    query, key = rotate(query, positions).transpose(1, 2), rotate(key, positions).transpose(1, 2)
     allowed = None if mask is None else mask[:, None, None, :]
-    return attend(query, key, value.transpose(1, 2), allowed).transpose(1, 2).flatten(2)
+    parts = (part.transpose(1, 2) for part in (query, key, value))
+    return attend(*parts, allowed).transpose(1, 2).flatten(2)
 
 
 class Join(torch.autograd.Function):
@@ -152,8 +140,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """(B, tokens, width) -> the same."""
-        query, key, value = (self.heads(part) for part in (self.to_q(x), self.to_k(x), self.to_v(x)))
-        return attend_positions(self.attend, self.norm_q(query), self.norm_k(key), value, positions, mask)
+        query, key = self.heads(self.to_q(x)), self.heads(self.to_k(x))
+        query, key = turn_heads(query, key, self.norm_q, self.norm_k, positions)
+        return attend_heads(self.attend, query, key, self.heads(self.to_v(x)), mask)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, heads, head width)."""
@@ -174,14 +163,18 @@ class JointAttention(SelfAttention):
         self, image: Tensor, text: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Image (B, I, width) and text (B, T, width) -> what each took. Text comes first in positions and mask."""
-        heads = self.heads
-        query = torch.cat(
-            [self.norm_added_q(heads(self.add_q_proj(text))), self.norm_q(heads(self.to_q(image)))], dim=1
+        heads, num_text = self.heads, text.shape[1]
+        of_text, of_image = split_positions(positions, num_text)
+        text_query, text_key = turn_heads(
+            heads(self.add_q_proj(text)), heads(self.add_k_proj(text)), self.norm_added_q, self.norm_added_k, of_text
         )
-        key = torch.cat([self.norm_added_k(heads(self.add_k_proj(text))), self.norm_k(heads(self.to_k(image)))], dim=1)
+        image_query, image_key = turn_heads(
+            heads(self.to_q(image)), heads(self.to_k(image)), self.norm_q, self.norm_k, of_image
+        )
+        query, key = torch.cat([text_query, image_query], dim=1), torch.cat([text_key, image_key], dim=1)
         value = heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1))
-        joint = attend_positions(self.attend, query, key, value, positions, mask)
-        from_text, from_image = joint.split([text.shape[1], image.shape[1]], dim=1)
+        joint = attend_heads(self.attend, query, key, value, mask)
+        from_text, from_image = joint.split([num_text, image.shape[1]], dim=1)
         return self.to_out[0](from_image), self.to_add_out(from_text)
 
 

@@ -15,9 +15,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (planner/meta_counter.py)
+
+
+FUSED_NORMS = frozenset({"cuda"})  # torch has RMSNorm and its gradient as one kernel each there
+
+
+def turn_heads(
+    query: Tensor, key: Tensor, norm_q: nn.RMSNorm, norm_k: nn.RMSNorm, positions: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys, (B, tokens, heads, head width) each, normalized and turned by their positions: the same shapes.
+
+    On CUDA by torch's fused norm: in plain operators norm_rotate reads and writes fp32 a dozen times there.
+    """
+    if query.device.type in FUSED_NORMS or torch.compiler.is_compiling():
+        return rotate(norm_q(query), positions), rotate(norm_k(key), positions)
+    weight = torch.stack([norm_q.weight, norm_k.weight])
+    assert norm_q.eps is not None and norm_q.eps == norm_k.eps
+    query, key = norm_rotate(torch.stack([query, key]), weight, positions, norm_q.eps).unbind(0)
+    return query, key
+
+
+def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of a head's features by its position's angle, in fp32. x: (B, tokens, heads, width). positions: see norm_rotate."""
+    cosines, sines = (part[..., None, ::2] for part in positions)
+    return _turn(_wide(x), cosines, sines).to(x.dtype)
 
 
 def norm_rotate(x: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor], eps: float) -> Tensor:
@@ -33,7 +57,7 @@ def norm_rotate(x: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor], eps
     """
     cosines, sines = (part[..., None, ::2] for part in positions)
     weight = weight[:, None, None, None]
-    if torch.compiler.is_compiling() or weight.requires_grad:
+    if weight.requires_grad:
         wide = _wide(x)
         size = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return _turn(wide * size * weight, cosines, sines).to(x.dtype)
@@ -60,7 +84,7 @@ class _NormRotate(torch.autograd.Function):
 
 def _wide(x: Tensor) -> Tensor:
     """At least fp32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
