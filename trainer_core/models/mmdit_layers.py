@@ -97,8 +97,8 @@ def attend_heads(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask
         mask: boolean (B, tokens), False is not attended; what the queries of such tokens take matters to nobody.
     """
     allowed = None if mask is None else mask[:, None, None, :]
-    parts = (part.transpose(1, 2) for part in (query, key, value))
-    return attend(*parts, allowed).transpose(1, 2).flatten(2)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return attend(query, key, value, allowed).transpose(1, 2).flatten(2)
 
 
 class Join(torch.autograd.Function):
