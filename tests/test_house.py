@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FOLDER, USUAL_FOLDER = 14, 12
-LONGEST_FUNCTION = 64  # lines
+LONGEST_FUNCTION = 64  # lines without the docstring
 # The folder says the rest: one for each family or part of a model, settings beside what carries them out, two packages of bitsandbytes.
 SHARED_NAMES = {
     "adaptive_guider.py", "bnb.py", "checkpoint_keys.py", "dataset.py", "degradation.py", "family.py", "masks.py", "modules.py",
@@ -71,8 +71,12 @@ def test_a_false_room_is_seen(architecture, tmp_path):
 def test_the_state_of_a_step_knows_nothing_of_the_loop_and_the_step_nothing_of_the_planner(architecture):
     graph = architecture.file_graph()
     step = Path("trainer_core/train/step")
-    assert {path for path in graph[step / "state.py"] if step in path.parents} <= {step / "oom_recovery.py"}
-    assert not {path for path in graph[step / "oom_recovery.py"] if step in path.parents}
+    assert {path for path in graph[step / "state.py"] if step in path.parents} <= {
+        step / "oom_recovery.py",
+        step / "working_copies.py",
+    }
+    for name in ("oom_recovery.py", "working_copies.py"):
+        assert not {path for path in graph[step / name] if step in path.parents}
     for path in graph:
         if step in path.parents:
             assert not {target for target in graph[path] if "planner" in target.parts or "hooks" in target.parts}, path
@@ -102,10 +106,18 @@ def functions(architecture: ModuleType) -> Iterator[tuple[Path, ast.FunctionDef]
                 yield path, node
 
 
+def num_lines(node: ast.FunctionDef) -> int:
+    """Without the docstring, which is as long as its arguments are many."""
+    first = node.body[0]
+    has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring
+
+
 def test_functions_fit_on_a_screen(architecture):
-    sizes = [(node.end_lineno - node.lineno + 1, str(path), node.name) for path, node in functions(architecture)]
+    sizes = [(num_lines(node), str(path), node.name) for path, node in functions(architecture)]
     lengths = sorted(size for size, *_ in sizes)
-    assert lengths[len(lengths) // 2] <= 6 and lengths[int(0.9 * len(lengths))] <= 19
+    assert lengths[len(lengths) // 2] <= 5 and lengths[int(0.9 * len(lengths))] <= 17
     assert max(sizes)[0] <= LONGEST_FUNCTION, max(sizes)
 
 

@@ -57,11 +57,11 @@ def register(folder: Path) -> ctypes.CDLL:
 
 def as_cuda() -> None:
     """Let the trainer take its way for CUDA wherever it asks for a name, and not measure the speed of what stands for a GPU."""
-    from chroma_trainer.trainer_core.models import mmdit_layers
+    from chroma_trainer.trainer_core.models import norm_rotate
     from chroma_trainer.trainer_core.optim import adamw
     from chroma_trainer.trainer_core.planner import memory_plan
 
-    mmdit_layers.COMPLEX_DEVICES |= {NAME}  # pyright: ignore
+    norm_rotate.COMPLEX_DEVICES |= {NAME}  # pyright: ignore
     adamw.FUSED_DEVICES |= {NAME}  # pyright: ignore
     memory_plan.product_flops = lambda device, dtype: 1e12
 

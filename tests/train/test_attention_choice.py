@@ -139,9 +139,9 @@ def test_a_run_tries_its_own_shapes_and_trains_with_what_is_right(workshop, monk
 def test_a_first_step_that_is_not_finite_names_kernel_and_dtype_first(workshop, monkeypatch):
     from chroma_trainer.trainer_core.models import mmdit_layers
 
-    real = mmdit_layers.attend_positions
+    real = mmdit_layers.attend_heads
     monkeypatch.setattr(
-        mmdit_layers, "attend_positions", lambda *args: real(*args) * (torch.nan if torch.is_grad_enabled() else 1)
+        mmdit_layers, "attend_heads", lambda *args: real(*args) * (torch.nan if torch.is_grad_enabled() else 1)
     )
     with pytest.raises(UserError) as found:
         run(workshop.request(), workshop.host())

@@ -133,6 +133,7 @@ class AdapterLayer(nn.Module, ABC):
         self.base = base
         self.rank, self.alpha, self.strength = rank, float(alpha), 1.0
         self.name, self.dropout = "", None
+        self.working: tuple[Tensor, Tensor] | None = None
 
     name: str
     dropout: Dropout | None
@@ -141,6 +142,13 @@ class AdapterLayer(nn.Module, ABC):
     def new(cls, base: nn.Linear, rank: int, alpha: float, config: AdapterConfig) -> AdapterLayer:
         """Create a layer whose update is zero or not initialized yet."""
         return cls(base, rank, alpha)
+
+    def working_factors(self) -> tuple[torch.dtype, Sequence[tuple[Tensor, float]]] | None:
+        """What working_copies.py may cast once a step: the products' precision, and A and B with what each is multiplied by.
+
+        None: this layer computes with its masters.
+        """
+        return None
 
     @abstractmethod
     def start_(self, start: Start) -> None:

@@ -19,7 +19,7 @@ from ..config.adapter import KIND_RULES
 from ..registry import load
 from .dense_weight import dense_weight, to_double
 from .initializers import gaussian, olora, orthogonal, pissa, uniform
-from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of
+from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of, product_dtype
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,22 @@ class LoraLinear(AdapterLayer):
 
     def add_update(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
         """Return y + strength * s B A x. y: (..., out), x: (..., in)."""
-        down, up = self.factors(moved_from_start=not self.base_keeps_start)
-        inner = F.linear(x, down.to(x.dtype))
+        if self.working is not None and strength == 1.0:
+            down, up = self.working
+        else:
+            down, up = self.factors(moved_from_start=not self.base_keeps_start)
+            factor = self.scale * strength
+            down, up = down.to(x.dtype), (up if factor == 1.0 else up * factor).to(x.dtype)
+        inner = F.linear(x, down)
         # addmm reads y once instead of twice for a product and a sum.
-        up = (up * (self.scale * strength)).to(x.dtype)
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
+
+    def working_factors(self) -> tuple[torch.dtype, Sequence[tuple[Tensor, float]]] | None:
+        dtype = product_dtype(self.base)
+        has_own_start = self.lora_A0 is not None and not self.base_keeps_start
+        if has_own_start or self.lora_A.dtype == dtype:
+            return None
+        return dtype, ((self.lora_A, 1.0), (self.lora_B, self.scale))
 
     def factors(self, moved_from_start: bool = True) -> tuple[Tensor, Tensor]:
         """Return A and B or, if there are initial factors A0 and B0, two factors of B A - B0 A0."""

@@ -3,7 +3,7 @@
 A kernel that runs can still be wrong: cuDNN's returned NaN in every gradient, then illegal memory accesses, for the
 strides that a single block's backward pass hands it, although it was correct on contiguous tensors (H200, torch 2.11,
 bf16). A kernel is therefore checked before it is used for training. The check uses random inputs in the model's dtype,
-the run's own token counts, the rotary positions before the kernel and the join or split after it. It compares outputs
+the run's own token counts, the strides that blocks pass, and the join or split after the kernel. It compares outputs
 and gradients with the math kernel in fp32.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import reason_of
 from ..seeds import generator
 from .attention_backends import attention
-from .mmdit_layers import Attend, attend_positions, join
+from .mmdit_layers import Attend, attend_heads, join
 
 # Limits of the error relative to the reference. bf16 rounds by 2^-9: correct kernels had an error of 0.004 (H200). In
 # fp32, products may run in TF32.
@@ -98,7 +98,6 @@ class _Inputs:
     key: Tensor
     value: Tensor
     gradient: Tensor
-    positions: tuple[Tensor, Tensor]
     mask: Tensor | None
     heads: int
 
@@ -109,12 +108,11 @@ class _Inputs:
         size = batch, tokens, shape.heads * shape.head_width
         # Queries and keys are normalized to size 1 per feature; values and gradients may have any size.
         query, key, value, gradient = (torch.randn(size, generator=source, device=device).to(dtype) for _ in range(4))
-        angles = torch.randn(tokens, shape.head_width // 2, generator=source, device=device).repeat_interleave(2, dim=1)
         mask = None
         if masked:
             mask = torch.ones(batch, tokens, dtype=torch.bool, device=device)
             mask[0, shape.text // 2 : shape.text] = False
-        return cls(query, key, value, gradient, (angles.cos(), angles.sin()), mask, shape.heads)
+        return cls(query, key, value, gradient, mask, shape.heads)
 
     def of_heads(self, x: Tensor) -> Tensor:
         """Split (B, tokens, width) into heads: (B, tokens, heads, head width)."""
@@ -137,7 +135,7 @@ def _double_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
         for x in (inputs.query, inputs.key, inputs.value)
     ]
     query, key, value = (inputs.of_heads(torch.cat(parts, dim=1)) for parts in leaves)
-    result = attend_positions(kernel, query, key, value, inputs.positions, inputs.mask)
+    result = attend_heads(kernel, query, key, value, inputs.mask)
     flat = [leaf for parts in leaves for leaf in parts]
     gradients = torch.autograd.grad(result.split(sizes, dim=1), flat, inputs.gradient.split(sizes, dim=1))
     merged = [torch.cat(gradients[i : i + 2], dim=1) for i in (0, 2, 4)]
@@ -148,8 +146,9 @@ def _single_block(kernel: Attend, shape: AttentionShape, device: torch.device, d
     """Check a single block: the output is joined with the 4x wider feed-forward output, so its gradient is a slice."""
     inputs = _Inputs.draw(shape, device, dtype, masked)
     leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
-    query, key, value = map(inputs.of_heads, leaves)
-    result = attend_positions(kernel, query, key, value, inputs.positions, inputs.mask)
+    query, key = torch.stack([inputs.of_heads(leaf) for leaf in leaves[:2]]).unbind(0)
+    value = inputs.of_heads(leaves[2])
+    result = attend_heads(kernel, query, key, value, inputs.mask)
     widened = result.new_zeros(*result.shape[:2], 4 * result.shape[2])
     both = join(result, widened)
     gradient = torch.cat([inputs.gradient, widened], dim=2)
@@ -179,6 +178,6 @@ def _difference(inputs: _Inputs, result: Tensor, gradients: Sequence[Tensor]) ->
 def _reference(inputs: _Inputs, head: int) -> list[Tensor]:
     """Return one head's output and gradients from the math kernel in fp32, (B, tokens, 1, head width) each."""
     query, key, value = (inputs.one_head(x, head).requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
-    result = attend_positions(attention("math", masked="math"), query, key, value, inputs.positions, inputs.mask)
+    result = attend_heads(attention("math", masked="math"), query, key, value, inputs.mask)
     gradients = torch.autograd.grad(result, [query, key, value], inputs.one_head(inputs.gradient, head).flatten(2))
     return [result.detach().unsqueeze(2), *gradients]

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .norm_rotate import turn_heads, turn_streams
+
 # (query, key, value, mask) -> a tensor like query. Each is (B, heads, tokens, width). The mask is None or boolean and
 # broadcasts to (B, heads, T, T).
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: planner/meta_counter.py must count the ops that run
 
 ON_CUDA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -80,33 +81,11 @@ class RotaryPositions(nn.Module):
         return torch.outer(coordinates, speeds)
 
 
-def rotate(x: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (a, b) of a head's features: (a + ib) (cos + i sin), in fp32.
+def attend_heads(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply attention to heads: (B, tokens, heads, head width) each -> (B, tokens, width).
 
-    Eager mode uses one complex product where the device supports it, which is 2.5 times as fast as four real products
-    on a CPU. Compilers can't fuse complex products, so compiled code uses real ones.
-
-    Args:
-        x: (B, tokens, heads, width).
-        positions: Cosines and sines, (tokens, width) or (B, tokens, width) each, see RotaryPositions.
-    """
-    cosines, sines = (part[..., None, ::2] for part in positions)
-    pairs = x.float().unflatten(-1, (-1, 2))
-    if x.device.type in COMPLEX_DEVICES and not torch.compiler.is_compiling():
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
-    else:
-        a, b = pairs.unbind(-1)
-        rotated = torch.stack([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
-
-
-def attend_positions(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
-) -> Tensor:
-    """Apply rotary positions, then attention: (B, tokens, heads, head width) each -> (B, tokens, width).
-
-    The kernel receives views of the projections' outputs, (B, heads, tokens, width) with the strides of
-    (B, tokens, heads, width); nothing is copied. attention_check.py passes the same strides to the kernels.
+    The kernel receives views, (B, heads, tokens, width) with the strides of (B, tokens, heads, width); nothing is copied.
+    attention_check.py passes the same strides to the kernels.
 
     Args:
         attend: The attention function.
@@ -116,9 +95,9 @@ def attend_positions(
         positions: Cosines and sines, see RotaryPositions.
         mask: Boolean (B, tokens); False tokens are not attended to. The outputs at those tokens are not used.
     """
-    query, key = rotate(query, positions).transpose(1, 2), rotate(key, positions).transpose(1, 2)
     allowed = None if mask is None else mask[:, None, None, :]
-    return attend(query, key, value.transpose(1, 2), allowed).transpose(1, 2).flatten(2)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return attend(query, key, value, allowed).transpose(1, 2).flatten(2)
 
 
 class Join(torch.autograd.Function):
@@ -162,8 +141,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """Map (B, tokens, width) to the same shape."""
-        query, key, value = (self.heads(part) for part in (self.to_q(x), self.to_k(x), self.to_v(x)))
-        return attend_positions(self.attend, self.norm_q(query), self.norm_k(key), value, positions, mask)
+        query, key = self.heads(self.to_q(x)), self.heads(self.to_k(x))
+        query, key = turn_heads(query, key, self.norm_q, self.norm_k, positions)
+        return attend_heads(self.attend, query, key, self.heads(self.to_v(x)), mask)
 
     def heads(self, x: Tensor) -> Tensor:
         """Split (B, tokens, width) into heads: (B, tokens, heads, head width)."""
@@ -184,14 +164,15 @@ class JointAttention(SelfAttention):
         self, image: Tensor, text: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Map image (B, I, width) and text (B, T, width) to (image, text). Text comes first in positions and mask."""
-        heads = self.heads
-        query = torch.cat(
-            [self.norm_added_q(heads(self.add_q_proj(text))), self.norm_q(heads(self.to_q(image)))], dim=1
+        heads, num_text = self.heads, text.shape[1]
+        query, key = turn_streams(
+            (heads(self.add_q_proj(text)), heads(self.add_k_proj(text)), self.norm_added_q, self.norm_added_k),
+            (heads(self.to_q(image)), heads(self.to_k(image)), self.norm_q, self.norm_k),
+            positions,
         )
-        key = torch.cat([self.norm_added_k(heads(self.add_k_proj(text))), self.norm_k(heads(self.to_k(image)))], dim=1)
         value = heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1))
-        joint = attend_positions(self.attend, query, key, value, positions, mask)
-        from_text, from_image = joint.split([text.shape[1], image.shape[1]], dim=1)
+        joint = attend_heads(self.attend, query, key, value, mask)
+        from_text, from_image = joint.split([num_text, image.shape[1]], dim=1)
         return self.to_out[0](from_image), self.to_add_out(from_text)
 
 

@@ -21,11 +21,11 @@ from ..data.sample_table import Captions, columns
 from ..devices import empty_cache
 from ..flow.sigma_density import density
 from ..host import Host, Notice
-from ..optim.optimizer import OptimizerPart, parameter_groups
+from ..optim.optimizer import parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
-from ..setup.attach_adapter import inject_adapter_, new_ema
+from ..setup.attach_adapter import Injected, inject_adapter_, new_ema
 from ..setup.identities import base_identity, latent_identity
 from ..setup.placement import compile_, load_codec, load_text_encoder, place_
 from ..storage.tensor_store import Store
@@ -35,6 +35,7 @@ from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
 from .step.state import TrainState
+from .step.working_copies import WorkingCopies
 
 
 def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
@@ -56,26 +57,9 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     gc.collect()
     empty_cache(device)
     with phases("load"):
-        transformer = load_base(family, plan.request.model, host, device)
-        if warning := choose_products_(transformer, plan.request.model.quantization.products):
-            host.emit(Notice(warning, "warning"))
-        if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
-            transformer.to(device)
-        injected = inject_adapter_(transformer, family, plan.request, device, host)
+        transformer, injected = _load_model(plan, host)
         layers = injected.layers
-        if warning := compile_(transformer, family, memory, device):
-            host.emit(Notice(warning, "warning"))
-        disk = host.paths.cache / "offload" / base_identity(plan.request, family)
-        place_(transformer, family, memory, device, checkpointing=config.gradient_checkpointing, disk=disk)
-        parameters = [parameter for _, parameter in trainable_parameters(layers)]
-        part: OptimizerPart = load("optimizer", plan.request.optimizer.optimizer)
-        optimizer = part.build(
-            parameter_groups(layers, injected.rates),
-            plan.request.optimizer,
-            config.learning_rate,
-            config.weight_decay,
-            config.seed,
-        )
+        optimizer = _build_optimizer(plan, injected)
     samples, held = split(plan.index.samples, config.holdout)
     batches = BatchPlan(
         columns(samples)["bucket"],
@@ -88,7 +72,8 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     state = TrainState(
-        config=config, family=family, transformer=transformer, layers=layers, parameters=parameters,
+        config=config, family=family, transformer=transformer, layers=layers,
+        parameters=[parameter for _, parameter in trainable_parameters(layers)],
         optimizer=optimizer, optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
         latents=latents, text=text, device=device, num_steps=num_steps,
@@ -97,6 +82,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
+        working=WorkingCopies(layers),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(
@@ -105,6 +91,29 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     )  # fmt: skip
     choose_attention_(state, memory.attention, host)
     return state
+
+
+def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
+    """Load and quantize the base model, inject the adapter, and put everything where it trains."""
+    family, device, memory = plan.family, plan.device, plan.resolved_request.memory
+    transformer = load_base(family, plan.request.model, host, device)
+    if warning := choose_products_(transformer, plan.request.model.quantization.products):
+        host.emit(Notice(warning, "warning"))
+    if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
+        transformer.to(device)
+    injected = inject_adapter_(transformer, family, plan.request, device, host)
+    if warning := compile_(transformer, family, memory, device):
+        host.emit(Notice(warning, "warning"))
+    disk = host.paths.cache / "offload" / base_identity(plan.request, family)
+    checkpointing = plan.request.training.gradient_checkpointing
+    place_(transformer, family, memory, device, checkpointing=checkpointing, disk=disk)
+    return transformer, injected
+
+
+def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer:
+    config, part = plan.request.training, load("optimizer", plan.request.optimizer.optimizer)
+    groups = parameter_groups(injected.layers, injected.rates)
+    return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
 
 
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:

@@ -9,11 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_
-from chroma_trainer.trainer_core.models import mmdit_layers as joint_attention
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.flux_lineage import MAX_ROPE_GRIDS
 from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
-from chroma_trainer.trainer_core.models.mmdit_layers import COMPLEX_DEVICES, RotaryPositions, rotate
 from diffusers import ChromaTransformer2DModel
 from torch import nn
 
@@ -92,19 +90,6 @@ def test_the_same_with_a_mask(tiny_model, reference):
         for model in (FAMILY.load_transformer(tiny_model), reference)
     ]  # fmt: skip
     torch.testing.assert_close(*both, rtol=1e-5, atol=1e-6)
-
-
-def test_positions_without_complex_numbers_are_the_same(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 3, 8, generator=generator, requires_grad=True)
-    positions = RotaryPositions((2, 2, 4))(torch.randint(9, (5, 3), generator=generator))
-    found = []
-    for devices in (COMPLEX_DEVICES, frozenset()):
-        monkeypatch.setattr(joint_attention, "COMPLEX_DEVICES", devices)
-        turned = rotate(x, positions)
-        found.append((turned, *torch.autograd.grad(turned.square().cumsum(-1).sum(), x)))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_bf16_is_nearer_to_fp32_than_diffusers(tiny_model, reference):

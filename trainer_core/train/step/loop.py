@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +89,14 @@ def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) ->
     while True:
         try:
             total, loss = torch.zeros((), device=state.device), None
-            for micro in range(first, first + state.config.accumulation):
-                set_micro_(state.layers, micro)
-                loss = micro_loss(state, micro, fetch) / state.config.accumulation
-                loss.backward()
-                total += loss.detach()
+            with state.working.active() if state.working else nullcontext():
+                for micro in range(first, first + state.config.accumulation):
+                    set_micro_(state.layers, micro)
+                    loss = micro_loss(state, micro, fetch) / state.config.accumulation
+                    loss.backward()
+                    if state.working:
+                        state.working.collect_()
+                    total += loss.detach()
             return total
         except Exception as error:
             if state.oom_recovery is None or not state.oom_recovery.helps(error):

@@ -22,6 +22,7 @@ from ...flow.sigma_density import Density
 from ...models.family import Family
 from ...models.token_routing import Route
 from .oom_recovery import OomRecovery
+from .working_copies import WorkingCopies
 
 
 @dataclass
@@ -53,6 +54,7 @@ class TrainState:
     masks: MaskWeights | None = None
     prior_parts: frozenset[int] = frozenset()  # indices of the dataset parts with prior preservation
     oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
+    working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error

@@ -1,0 +1,144 @@
+"""How many kernels a training step launches, counted without a GPU: `python benchmarks/launches.py`
+
+A model with the true number of blocks (19 double, 38 single) and narrow layers takes one step of a LoRA on a CPU, and every operator
+that computes or copies is counted once as it is dispatched. Views and empty tensors launch nothing and are left out. A GPU launches a few
+more (one operator can be two kernels) and fewer where torch has a fused one there (RMSNorm); so read ratios, not milliseconds.
+
+Cases: every block recomputed and none; bf16 with fp32 masters of the LoRA. Result: benchmarks/results/launches.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RESULT = Path(__file__).resolve().parent / "results" / "launches.json"
+NARROW = {
+    "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (8, 12, 12),
+    "approximator_hidden_dim": 64, "approximator_layers": 2,
+}  # fmt: skip
+RANK, TEXT_TOKENS, CELLS = 16, 9, 8
+# Operators that compute nothing on the device.
+FREE = frozenset(
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "unbind",
+        "as_strided",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "view_as_real",
+        "view_as_complex",
+        "_reshape_alias",
+        "unflatten",
+        "chunk",
+        "narrow",
+        "_local_scalar_dense",
+        "lift_fresh",
+        "is_same_size",
+        "resolve_conj",
+    ]
+)
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts operators by name; those of FREE, and copies that change nothing, are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if name not in FREE:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def build(num_double: int, num_single: int, recompute: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A narrow Chroma in bf16 with a LoRA on every linear layer of its blocks."""
+    from chroma_trainer.trainer_core.adapters.inject import inject_
+    from chroma_trainer.trainer_core.adapters.targets import resolve_targets
+    from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+    from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+    from chroma_trainer.trainer_core.registry import load
+
+    family = load("family", "chroma")()
+    transformer = ChromaTransformer(num_layers=num_double, num_single_layers=num_single, **NARROW)
+    transformer = transformer.to(torch.bfloat16).requires_grad_(False).eval()
+    names = resolve_targets(transformer, family, "all+ffs")
+    layers = inject_(transformer, names, RANK, RANK, generator=torch.Generator().manual_seed(0))
+    if recompute:
+        checkpoint_blocks_(family.blocks(transformer), spare_last=False)
+    return transformer, layers
+
+
+def count_step(num_double: int, num_single: int, recompute: bool) -> Counter[str]:
+    """Operators of a forward and a backward pass of one sample, with what the training step does around them."""
+    from chroma_trainer.trainer_core.registry import load
+    from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
+
+    transformer, layers = build(num_double, num_single, recompute)
+    family = load("family", "chroma")()
+    text, x = [torch.randn(TEXT_TOKENS, 64)], torch.randn(1, 16, CELLS, CELLS)
+    counter = LaunchCounter()
+    copies = WorkingCopies(layers)
+    with counter, copies.active():
+        loss = family.predict(transformer, x, torch.tensor([0.4]), text).float().square().mean()
+        loss.backward()
+        copies.collect_()
+    return counter.counts
+
+
+def per_block(recompute: bool) -> dict[str, float]:
+    """What one more double and one more single block cost."""
+    one = count_step(1, 1, recompute).total()
+    return {
+        "double": count_step(2, 1, recompute).total() - one,
+        "single": count_step(1, 2, recompute).total() - one,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    out: Path = parser.parse_args().out
+    result: dict[str, Any] = {"torch": torch.__version__, "rank": RANK, "targets": "all+ffs", "dtype": "bf16"}
+    cases: dict[str, Callable[[], Counter[str]]] = {
+        "every block recomputed": lambda: count_step(19, 38, True),
+        "nothing recomputed": lambda: count_step(19, 38, False),
+    }
+    for name, count in cases.items():
+        counts = count()
+        blocks = per_block(name == "every block recomputed")
+        result[name] = {"step": counts.total(), "a_block": blocks, "by_operator": dict(counts.most_common(20))}
+        print(f"{name}: {counts.total()} a step, {counts.total() / 57:.0f} a block; {blocks}")
+        print("   ", ", ".join(f"{operator} {number}" for operator, number in counts.most_common(14)))
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
