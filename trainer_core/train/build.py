@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 
 import numpy as np
+import torch
+from torch import nn
 
 from ..adapters.inject import trainable_parameters
 from ..data.batch_sampler import BatchPlan
