@@ -70,6 +70,7 @@ class OptimizerCost:
         average: exponential moving average of the weights, 0 without it.
         step_peak: gradients and temporary tensors of the optimizer step and of the average, above all of these.
         aside: copy of the trained weights while averaged weights are sampled with or saved.
+        copies: trainable parameters in the precision of the products, see train/step/working_copies.py.
     """
 
     adapter: int
@@ -79,11 +80,17 @@ class OptimizerCost:
     average: int
     step_peak: int
     aside: int
+    copies: int = 0
+
+    @property
+    def saved(self) -> int:
+        """Bytes in a checkpoint."""
+        return self.adapter + self.states + self.average
 
     @property
     def resident(self) -> int:
         """Bytes on the device from the first step on."""
-        return self.adapter + self.states + self.average
+        return self.saved + self.copies
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,14 @@ def count_optimizer_cost(
         counter.mark()
         with evaluating(optimizer), ema.applied(layers) if ema else nullcontext():
             aside = counter.peak - resident
+    copies = sum(
+        master.numel() * factors[0].itemsize
+        for layer in layers.values()
+        if (factors := layer.working_factors())
+        for master, _ in factors[1]
+    )
+    step_peak = max(step_peak, gradients + copies)  # gradients of the copies become those of the parameters
     return OptimizerCost(
-        adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
+        copies=copies, adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
         states=resident - average, average=average, step_peak=step_peak, aside=aside,
     )  # fmt: skip

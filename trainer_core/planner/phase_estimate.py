@@ -112,7 +112,7 @@ def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, 
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
         "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
-        "checkpoints": request.training.keep_checkpoints * (optimizer_cost.resident + optimizer_cost.start),
+        "checkpoints": request.training.keep_checkpoints * (optimizer_cost.saved + optimizer_cost.start),
         # fp32; stored initial values double the rank of the file.
         "lora": optimizer_cost.parameters * 4 + optimizer_cost.start,
         "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
