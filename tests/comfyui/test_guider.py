@@ -161,6 +161,6 @@ def test_compare_tells_the_distance_to_full_cfg(each_comfyui, chroma):
     full = ours(chroma, AdaptiveGuidance(cfg=CFG, threshold=1.0))
     latents, shown = latents_of(each_comfyui, graph(chroma, threshold=threshold, compare=True, seed=SEED))
     torch.testing.assert_close(latents, adaptive, **TOLERANCE)
-    told = float(re.search(r"latents ([\d.]+)% from CFG", shown)[1]) / 100
+    told = float(re.search(r"latents differ by ([\d.]+)% from CFG", shown)[1]) / 100
     unscaled = [x / SCALE + SHIFT for x in (adaptive, full)]
     assert told == pytest.approx(float((unscaled[0] - unscaled[1]).norm() / unscaled[1].norm()), rel=0.02, abs=1e-4)

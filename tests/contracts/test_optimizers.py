@@ -130,6 +130,7 @@ def new_run(case, groups=False, seed=3) -> SimpleNamespace:
         else parameters
     )
     return SimpleNamespace(
+        is_consistent=True,
         transformer=model, layers=layers, parameters=parameters, optimizer=build(case, params, 0.01, seed), ema=None, step=0,
         num_steps=100, losses=[], learning_rates=[], eval_losses={},
     )  # fmt: skip

@@ -37,6 +37,7 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNa
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     optimizer = load("optimizer", "adamw").build(parameters, OptimizerConfig(), 0.01, 0.01, 0)
     return SimpleNamespace(
+        is_consistent=True,
         transformer=model, layers=layers, optimizer=optimizer, step=0, num_steps=100, losses=[], learning_rates=[],
         eval_losses={}, held=(), ema=None,
         config=SimpleNamespace(keep_checkpoints=keep_last, keep_every=keep_every, checkpoint_every=every),
