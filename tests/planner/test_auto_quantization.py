@@ -61,7 +61,7 @@ def test_a_run_left_to_the_plan_is_the_run_of_the_level_it_chose(workshop, monke
 
 def test_products_need_a_level_that_is_named():
     (problem,) = QuantizationConfig(AUTO, products="int8").problems()
-    assert problem.field == "products" and "name the level" in problem.message
+    assert problem.field == "products" and "choose a level" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.token_drop import draw_route
+from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 
 FAMILY = ChromaFamily()
 MACHINE = Machine("test", 0, 8 * GB)
@@ -95,12 +96,16 @@ def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
     text = [torch.zeros(shape.text_tokens, text_width(transformer)) for _ in range(shape.batch)]
     x = torch.zeros(shape.batch, 16, shape.height // 8, shape.width // 8)
 
+    copies = WorkingCopies(layers)
+
     def step() -> None:
         for micro in range(training.accumulation):
             set_micro_(layers, micro)
             route = draw_route(training, len(family.blocks(transformer)), x, None, micro)
             sigma = torch.full((shape.batch,), 0.5)
-            family.predict(transformer, x, sigma, text, route=route).square().mean().backward()
+            with copies.active():
+                family.predict(transformer, x, sigma, text, route=route).square().mean().backward()
+                copies.collect_()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema:
@@ -108,7 +113,7 @@ def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
 
     step()
     states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    kept = [*states, *(ema.averages.values() if ema else ())]
+    kept = [*states, *(ema.averages.values() if ema else ()), *copies._copies]
     return bytes_of(*transformer.parameters(), *transformer.buffers(), *kept) + measured_peak(step)
 
 
