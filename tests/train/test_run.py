@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_weights(worksho
     assert message.startswith(
         "learning_rate: step 4 gave loss nan and gradient norm nan, which are not finite; the batch was "
     )
-    assert message.endswith("The LoRA of step 3 is saved. Try a lower learning rate, or dtype bf16 instead of fp16")
+    assert message.endswith("The LoRA of step 3 is saved. Try a lower learning rate")
     assert any(str(folder / f"{i}.png") in message for i in range(4))
     assert all(tensor.isfinite().all() for tensor in load_file(host.lora).values()) and describe(host.lora)["step"] == 3
     monkeypatch.undo()
