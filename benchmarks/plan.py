@@ -1,6 +1,6 @@
 """Predicted beside measured peaks of real steps on a CPU, over shapes, settings and levels. `python benchmarks/plan.py`
 
-Predicted: planner/meta_model.py, upkeep.py and peaks.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
+Predicted: planner/meta_model.py, optimizer_cost.py and step_peak.py, from shapes. Measured: torch's profiler, in the run's second step, kernels' own
 allocations among them, weights, adapter and optimiser's states included. Goal: within a tenth.
 """
 

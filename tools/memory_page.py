@@ -86,7 +86,7 @@ def ways(base: TrainRequest) -> list[tuple[str, TrainRequest]]:
 
 
 def counted(family: Any, asked: Callable[[str], TrainRequest], text_tokens: int) -> dict[tuple[str, int], ModelCost]:
-    """Of every level and edge. What learns is the same in all, so that its upkeep is counted once."""
+    """Of every level and edge. What learns is the same in all, so that its optimizer cost is counted once."""
     once: list[OptimizerCost] = []
 
     def kept(count: Callable[[], OptimizerCost]) -> OptimizerCost:

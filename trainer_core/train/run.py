@@ -128,7 +128,7 @@ def _train(
         set_strength_(state.transformer, 0.0)
         eval_before = eval_loss(state)
         host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
-        live.draw_base(state)
+        live.sample_base(state)
         set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
@@ -156,7 +156,7 @@ def _train(
     with phases("validate"):
         eval_after = eval_loss(state)
         host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
-        live.draw_last(state)
+        live.sample_last(state)
     report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))

@@ -65,7 +65,7 @@ def test_the_step_is_begun_anew_and_the_bytes_are_the_same(workshop, gelu_fails,
     relieved = run(request(workshop), host)
     assert relieved.lora.sha256 == plain.lora.sha256
     assert relieved.losses == plain.losses
-    told = [event.text for event in host.all(Notice) if "ran out" in event.text]
+    told = [event.text for event in host.all(Notice) if "out of memory" in event.text]
     assert len(told) == 1 and "2 of 4 blocks" in told[0]
 
 
@@ -74,7 +74,7 @@ def test_when_nothing_more_can_be_given_it_is_an_error_that_names_a_remedy(works
     host = workshop.host()
     with pytest.raises(UserError, match="out of memory in the phase 'train'"):
         run(request(workshop), host)
-    assert len([1 for event in host.all(Notice) if "ran out" in event.text]) == 2  # every second block, then all
+    assert len([1 for event in host.all(Notice) if "out of memory" in event.text]) == 2  # every second block, then all
 
 
 def test_settings_made_by_hand_are_kept(workshop, gelu_fails):

@@ -45,7 +45,7 @@ class LiveValidation:
             codec = SoloCodec(codec, state.transformer, state.device)
         return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
 
-    def draw_base(self, state: TrainState) -> None:
+    def sample_base(self, state: TrainState) -> None:
         """Sample the base model's images. Call it with the LoRA's strength at 0."""
         if self.settings:
             self.base = self._sample_images(state)
@@ -68,7 +68,7 @@ class LiveValidation:
         every = state.config.validate_every
         return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
 
-    def draw_last(self, state: TrainState) -> None:
+    def sample_last(self, state: TrainState) -> None:
         """Sample the images of the last step."""
         if self.settings:
             self._validate(state)
