@@ -65,7 +65,7 @@ def begun(request, host):
         ({"init": "pissa"}, "none", {"precision": "bf16"}, "precision: bf16 is too coarse for what init 'pissa' learns"),
         ({}, "none", {"kind": "dora", "precision": "fp16"}, "precision: fp16 is too coarse for a dora's magnitudes; use fp32"),
         ({}, "none", {"block_lr": "blocks.0=0"}, "block_lr: 'blocks.0=0' matches none of the"),
-        ({}, "none", {"block_lr": "*=0"}, "block_lr: gives every layer a rate of 0"),
+        ({}, "none", {"block_lr": "*=0"}, "block_lr: sets the learning rate of every layer to 0"),
         ({"targets": "x_embeder"}, "none", {}, "targets: 'x_embeder' matches no layer"),
     ],
 )  # fmt: skip

@@ -63,9 +63,8 @@ class GroupOffload:
 
     Device copies are allocated in the compute stream, and the copy stream waits for the work before the allocation. The
     memory of a released group is therefore free for the next one at once. Memory of the copy stream (with
-    record_stream)
-    would only be free when the device gets there: the host is a whole step ahead, so all groups would be allocated
-    together.
+    record_stream) would only be free when the device gets there: the host is a whole step ahead, so all groups would be
+    allocated together.
 
     Args:
         groups: Modules whose frozen parameters and buffers are moved together, in the order of the forward pass.
