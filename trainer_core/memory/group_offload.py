@@ -219,9 +219,8 @@ def _save_refs(offload: GroupOffload | None, host: SavedOnHost | None, forward: 
 class _FrozenLinear(torch.autograd.Function):
     """y = W x + b and dx = W^T dy. W is loaded to the device for each product. Saves nothing for the backward pass.
 
-    is_training: Whether a gradient of y is needed, which a layer may check (quant/quantized_linear.py). Inside an
-        autograd
-    function torch.is_grad_enabled() is always False.
+    is_training is whether a gradient of y is needed, which a layer may check (quant/quantized_linear.py). Inside an
+    autograd function torch.is_grad_enabled() is always False.
     """
 
     @staticmethod
@@ -237,13 +236,8 @@ class _FrozenLinear(torch.autograd.Function):
         layer: Any = ctx.offload.groups[ctx.group][0].module
         # Defined by layers that do more than multiply by their weight.
         custom_gradient = getattr(layer, "input_gradient", None)
-        return (
-            custom_gradient(grads[0]) if custom_gradient else torch.matmul(grads[0], layer.weight.detach()),
-            None,
-            None,
-            None,
-            None,
-        )
+        gradient = custom_gradient(grads[0]) if custom_gradient else torch.matmul(grads[0], layer.weight.detach())
+        return gradient, None, None, None, None
 
 
 def _run_leaf(offload: GroupOffload, group: int, forward: Any, x: Tensor) -> Tensor:
