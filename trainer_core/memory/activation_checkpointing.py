@@ -5,8 +5,7 @@ diffusers' own implementation drops Chroma's mask in single blocks (the LoRA gra
 
 Only what gradients read is recomputed. The matrix products at the end of a block are gated and added to its input, and
 no gradient reads them. The recomputation skips them: five twelfths of a single block's products, a third of a double
-block's.
-The last block is not recomputed at all: the backward pass starts with it, so recomputing would hold the same
+block's. The last block is not recomputed at all: the backward pass starts with it, so recomputing would hold the same
 activations at the same time (docs/decisions/0020).
 """
 

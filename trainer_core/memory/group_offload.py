@@ -63,9 +63,8 @@ class GroupOffload:
 
     Device copies are allocated in the compute stream, and the copy stream waits for the work before the allocation. The
     memory of a released group is therefore free for the next one at once. Memory of the copy stream (with
-    record_stream)
-    would only be free when the device gets there: the host is a whole step ahead, so all groups would be allocated
-    together.
+    record_stream) would only be free when the device gets there: the host is a whole step ahead, so all groups would be
+    allocated together.
 
     Args:
         groups: Modules whose frozen parameters and buffers are moved together, in the order of the forward pass.
@@ -220,9 +219,8 @@ def _save_refs(offload: GroupOffload | None, host: SavedOnHost | None, forward: 
 class _FrozenLinear(torch.autograd.Function):
     """y = W x + b and dx = W^T dy. W is loaded to the device for each product. Saves nothing for the backward pass.
 
-    is_training: Whether a gradient of y is needed, which a layer may check (quant/quantized_linear.py). Inside an
-        autograd
-    function torch.is_grad_enabled() is always False.
+    is_training is whether a gradient of y is needed, which a layer may check (quant/quantized_linear.py). Inside an
+    autograd function torch.is_grad_enabled() is always False.
     """
 
     @staticmethod
@@ -238,13 +236,8 @@ class _FrozenLinear(torch.autograd.Function):
         layer: Any = ctx.offload.groups[ctx.group][0].module
         # Defined by layers that do more than multiply by their weight.
         custom_gradient = getattr(layer, "input_gradient", None)
-        return (
-            custom_gradient(grads[0]) if custom_gradient else torch.matmul(grads[0], layer.weight.detach()),
-            None,
-            None,
-            None,
-            None,
-        )
+        gradient = custom_gradient(grads[0]) if custom_gradient else torch.matmul(grads[0], layer.weight.detach())
+        return gradient, None, None, None, None
 
 
 def _run_leaf(offload: GroupOffload, group: int, forward: Any, x: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Token routing: in a training step some image tokens skip the middle blocks and rejoin the others, unchanged, after
-them.
+"""Token routing: in a training step some image tokens skip the middle blocks and rejoin the others after them.
 
-The remaining tokens go through with the text tokens, each at its own position in the image. Attention is only computed
-between them, so these blocks cost as much as for a smaller image.
+Skipping tokens are unchanged. The remaining tokens go through with the text tokens, each at its own position in the
+image. Attention is only computed between them, so these blocks cost as much as for a smaller image.
 
 Source: Krause et al. 2025 (TREAD), arXiv:2501.04765.
 """
@@ -82,9 +81,7 @@ class Detour:
         whole, self._skipping = self._skipping, None
         assert whole is not None
         num_text = tokens.shape[1] - kept.shape[1]
-        if (
-            whole.shape[1] < num_text + self._num_image
-        ):  # the route began in a double block: there is no text in `whole`
+        if whole.shape[1] < num_text + self._num_image:  # the route began in a double block: `whole` has no text
             whole = torch.cat([tokens[:, :num_text], whole], dim=1)
         rows = self._rows(kept, num_text)
         return whole.flatten(0, 1).index_copy(0, rows, tokens.flatten(0, 1)).unflatten(0, (len(kept), -1))

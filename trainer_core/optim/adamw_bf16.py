@@ -42,9 +42,8 @@ class AdamWBf16(ExactOptimizer):
 
     With rounding to the nearest bf16, a step of less than 1/512 of a weight would be lost, and v with b2 = 0.999 could
     never shrink. So w, m and v are rounded stochastically (round_stochastically). With kahan the weight is w + c
-    instead,
-    where w is rounded to the nearest bf16 and c is a second bf16 for the remainder, rounded stochastically: 16 of the
-    24 significant bits of fp32.
+    instead, where w is rounded to the nearest bf16 and c is a second bf16 for the remainder, rounded stochastically: 16
+    of the 24 significant bits of fp32.
 
     The random numbers are a function of (seed, step, index of the parameter) and are generated on the parameter's
     device: generating 60 M of them on the CPU would take longer than the step.

@@ -4,9 +4,7 @@ Parameters have the names and order of diffusers' ChromaTransformer2DModel, so t
 tests/models/chroma/test_transformer.py compares the two. There are two differences to diffusers 0.42.1:
 
 - Sigma stays in fp32. diffusers rounds it to the model's dtype before multiplying by 1000, which in bf16 is off by up
-to
-  3.95 of 1000. ComfyUI, where the LoRA will be used, computes the sines of sigma in fp32 and rounds those, and so do
-  we.
+  to 3.95 of 1000. ComfyUI, where the LoRA will be used, computes the sines of sigma in fp32 and rounds those. So do we.
 - Nothing is imported from diffusers (docs/decisions/0008).
 """
 

@@ -1,8 +1,7 @@
 """T5's encoder: blocks of attention with learned relative position biases, and gated feed-forward layers.
 
 Parameters have transformers' names, so that its files load; tests/models/t5/test_text_encoder.py compares the two.
-Nothing is
-imported from transformers: that takes longer than encoding a small dataset's captions.
+Nothing is imported from transformers: that takes longer than encoding a small dataset's captions.
 
 Source: Raffel et al. 2020, arXiv:1910.10683; version 1.1 (gated GELU, no shared output).
 """

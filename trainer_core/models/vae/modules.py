@@ -1,8 +1,7 @@
 """The autoencoder of Flux and Chroma: a convolutional network with attention in the middle.
 
 Parameters have diffusers' names (AutoencoderKL), so that its files load; tests/models/vae/test_codec.py compares the
-two.
-Nothing is imported from diffusers: that takes longer than encoding a small dataset.
+two. Nothing is imported from diffusers: that takes longer than encoding a small dataset.
 
 Source: Rombach et al. 2022, arXiv:2112.10752.
 """
