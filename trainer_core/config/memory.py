@@ -118,7 +118,7 @@ class MemoryConfig:
             problems.append(
                 Problem(
                     "offload_to_disk",
-                    "and offload_stream exclude each other: offload_stream needs the weights pinned in RAM; turn one off",
+                    "and offload_stream exclude each other: offload_stream needs weights pinned in RAM; turn one off",
                 )
             )
         if self.group_offload == "leaf" and self.blocks_per_group > 1:
