@@ -66,7 +66,7 @@ class ReleasedFlux(FluxFamily):
 
     def empty_transformer(self, model: ModelConfig) -> Any:
         with torch.device("meta"):
-            return self._told(FluxTransformer.from_config(load_shipped_config("flux_transformer")), model)
+            return self._set_guidance(FluxTransformer.from_config(load_shipped_config("flux_transformer")), model)
 
 
 def request(level: str, family: str = "chroma", flavour: str = "hd") -> TrainRequest:
