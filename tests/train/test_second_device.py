@@ -24,8 +24,7 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import Notice, StepReport
 from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
-from chroma_trainer.trainer_core.models import attention_check
-from chroma_trainer.trainer_core.models.chroma import transformer
+from chroma_trainer.trainer_core.models import attention_check, mmdit_layers
 from chroma_trainer.trainer_core.train.run import run
 from torch import nn
 
@@ -184,7 +183,7 @@ def test_memory_that_runs_out_is_freed_and_the_step_begun_anew(workshop, library
 @as_cuda
 def test_a_kernel_that_is_wrong_for_what_blocks_hand_it_is_left_out(workshop, library, monkeypatch, tmp_path):
     """With torch's own gradient of a concatenation, as before: the slice that cuDNN's kernel did not take."""
-    for module in (attention_check, transformer):
+    for module in (attention_check, mmdit_layers):
         monkeypatch.setattr(module, "join", lambda first, second: torch.cat([first, second], dim=2))
     host, before = workshop.host(), library.second_strange_gradients()
     object.__setattr__(host, "paths", replace(host.paths, cache=tmp_path))
