@@ -50,7 +50,8 @@ class Interrupts:
         self._closing = _on_console_close(self._close)  # a reference, because Windows calls the handler
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            is_ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+            if number is not None and not is_ignored:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
