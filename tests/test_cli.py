@@ -334,12 +334,12 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process that sends itself SIGTERM")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_it_at_once(number, capsys):
+def test_the_second_signal_ends_it_at_once(number, capfd):
     with signals_kept():
         interrupts = Interrupts()
         assert not interrupts()
         os.kill(os.getpid(), number)
-        assert interrupts() and "press again to stop immediately" in capsys.readouterr().err
+        assert interrupts() and "press again to stop immediately" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
 

@@ -271,7 +271,7 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_the_last_whole_state(worksh
 
     with pytest.raises(KeyboardInterrupt):
         run(workshop.request(), workshop.host(host.paths.output, interrupt))
-    assert host.checkpoints == ["step-000002"]
+    assert host.checkpoints == ["step-000002", "step-000003"]  # whole: the interrupt came after the step
     assert run(workshop.request(), host).lora.sha256 == uninterrupted[1].lora.sha256
 
 
@@ -418,8 +418,14 @@ def test_a_bad_gradient_or_weight_is_met_before_it_spreads(workshop, monkeypatch
         if calls == 4 and place == "gradient":
             run_.parameters[1].register_hook(lambda gradient: gradient * float("nan"))
         if calls == 4 and place == "weight":
-            with torch.no_grad():
-                run_.parameters[1].fill_(float("inf"))
+            step = run_.optimizer.step
+
+            def step_and_spoil():
+                step()
+                run_.parameters[1].data.fill_(float("inf"))
+                run_.optimizer.step = step
+
+            run_.optimizer.step = step_and_spoil
         return loss
 
     monkeypatch.setattr(loop_module, "micro_loss", spoil)
