@@ -251,8 +251,9 @@ def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home
     """torch's compiler takes 1.5 to 2 s to load and diffusers 4: nothing of a run whose caches are there needs them."""
     code = (
         "import sys; from chroma_trainer.cli import main; "
+        "LIBRARIES = ('diffusers', 'transformers', 'accelerate', 'peft', 'optimum'); "
         f"status = main(['run', 'workflow.json', *{FOLDERS!r}, '--set', 'LoRATrainer.name=second']); "
-        "print(status, [name for name in ('torch._dynamo', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
+        "print(status, [name for name in ('torch._dynamo', *LIBRARIES) if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stdout + done.stderr

@@ -180,7 +180,7 @@ def test_tiles_and_slices_have_latents_of_their_own(tiny_model, monkeypatch):
     assert plain == FAMILY.identity(tiny_model, "codec")
     Request.memory = MemoryConfig(vae_tiling=True)
     tiled = identities.latent_identity(FAMILY, Request)  # type: ignore[arg-type]
-    assert tiled != plain and placement.load_codec(FAMILY, Request, CPU).tile_edge  # type: ignore[arg-type]
+    assert tiled != plain and placement.load_codec(FAMILY, Request, CPU).vae.use_tiling  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,10 @@ class Family(Protocol):
         """
         ...
 
+    def text_encoder_config(self, model: ModelConfig) -> dict[str, Any]:
+        """What decides the shapes of the text encoder, as JSON values: from headers and config.json, no library is imported."""
+        ...
+
     def load_text_encoder(
         self, model: ModelConfig, device: torch.device, convert: Convert | None = None
     ) -> TextEncoder:
@@ -104,9 +108,9 @@ class Family(Protocol):
         ...
 
     def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        """The encoder's modules as they would be loaded, on the meta device: (1, tokens) ids and booleans -> (1, tokens, width).
+        """The encoder's modules as they would be loaded, on the meta device: of (1, tokens) ids, a result whose first is (1, tokens, width).
 
-        Reads headers, no weights.
+        Reads headers, no weights. Imports the encoder's library, which takes seconds.
         """
         ...
 

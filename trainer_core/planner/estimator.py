@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.dataset import Index
+from ..models.codec import vae_config
 from ..models.family import Family
 from ..storage.atomic import sha256_text
 from .cost_cache import CostCache
@@ -20,13 +23,13 @@ from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
 from .meta_model import MetaModel
 from .phase_estimate import forecast
-from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
+from .workload import CaptionFacts, CodecCost, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 
 
 @dataclass
 class MemoryEstimator:
     """Args:
-    counts: of earlier runs. resolution: that the index's pictures were placed at. codec: see codec_cost.
+    counts: of earlier runs. resolution: that the index's pictures were placed at.
     """
 
     family: Family
@@ -34,7 +37,7 @@ class MemoryEstimator:
     machine: Machine
     counts: CostCache
     encoder: EncoderCost
-    codec: tuple[int, float]
+    codec: CodecCost
     captions: CaptionFacts
     resolution: float
     _digest: str = ""
@@ -96,10 +99,20 @@ def layers_of(family: Family, model: ModelConfig) -> str:
 
 
 def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
-    """encoder_cost, counted once for encoders of these shapes."""
-    model = request.model
-    of = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
+    """encoder_cost, counted once for encoders of these shapes: a second start does without their library."""
+    model, config = request.model, family.text_encoder_config(request.model)
+    of = (model.family, _words(config), version("transformers"), model.dtype, repr(model.quantization))
     return counts.kept(of, lambda kept: EncoderCost(**kept), lambda: encoder_cost(request, family), asdict)
+
+
+def cached_codec_cost(request: TrainRequest, counts: CostCache) -> CodecCost:
+    """codec_cost, counted once for VAEs of these shapes."""
+    of = ("codec", _words(vae_config(request.model)), version("diffusers"))
+    return counts.kept(of, lambda kept: CodecCost(**kept), lambda: codec_cost(request), asdict)
+
+
+def _words(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def shapes_of(module: nn.Module) -> str:
@@ -122,6 +135,6 @@ def forecaster(request: TrainRequest, family: Family, index: Index, machine: Mac
     """Reads headers of the model's files; loads no weights. cache: the host's; counts are kept there."""
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
-        family, index, machine, counts, cached_encoder_cost(request, family, counts), codec_cost(request), caption_facts(index.samples),
-        request.dataset.parts[0].resolution,
+        family, index, machine, counts, cached_encoder_cost(request, family, counts), cached_codec_cost(request, counts),
+        caption_facts(index.samples), request.dataset.parts[0].resolution,
     )  # fmt: skip

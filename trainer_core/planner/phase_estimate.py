@@ -58,7 +58,8 @@ def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int
     if memory.text_encoder == "cpu":
         return 0, encoder.weights + encoder.work
     if memory.text_encoder == "blocks":
-        return encoder.weights - encoder.blocks + encoder.largest_block + encoder.work, encoder.blocks
+        # Beside its blocks the largest layer is the table of embeddings; either is there alone.
+        return max(encoder.weights - encoder.blocks, encoder.largest_block) + encoder.work, encoder.weights
     # What is quantised is made in RAM; what is not comes straight from the mapped file.
     return encoder.weights + encoder.work, encoder.weights if encoder.is_quantized and not on_cpu else 0
 
@@ -67,7 +68,7 @@ def _encoding(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> int:
     """As data/cache/latents.py: one picture of 1024 px at a time, or more small ones; on a CPU always one."""
     size = facts.largest.width * facts.largest.height
     count = 1 if memory.vae_slicing or on_cpu else min(8, max(1, (1 << 20) // size))
-    return facts.codec_bytes + int(min(size * count, _tile(memory)) * VAE_ENCODE_PIXEL * facts.codec_width)
+    return facts.codec.weights + int(min(size * count, _tile(memory)) * VAE_ENCODE_PIXEL * facts.codec.width)
 
 
 def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, int]:
@@ -81,14 +82,14 @@ def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, in
 def _train(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_drawn: bool) -> tuple[int, int]:
     """The VAE that draws is there all the time, on the device or, with model_offload, in RAM."""
     peak, activations = training_peak(cost, request)
-    codec = facts.codec_bytes if is_drawn else 0
+    codec = facts.codec.weights if is_drawn else 0
     aside = request.memory.model_offload
     return peak + (0 if aside else codec), _home(cost, request.memory) + activations + (codec if aside else 0)
 
 
 def _validate(memory: MemoryConfig, facts: RunFacts, drawn: ModelCost) -> tuple[int, int]:
-    work = int(min(facts.validation_pixels, _tile(memory)) * VAE_DECODE_PIXEL * facts.codec_width)
-    upkeep, codec = drawn.upkeep, facts.codec_bytes
+    work = int(min(facts.validation_pixels, _tile(memory)) * VAE_DECODE_PIXEL * facts.codec.width)
+    upkeep, codec = drawn.upkeep, facts.codec.weights
     if memory.model_offload:  # the adapter leaves with the transformer
         decoding = upkeep.resident - upkeep.adapter + upkeep.aside + codec + work
         return max(sampling_peak(drawn, memory), decoding), drawn.weights + upkeep.adapter

@@ -16,8 +16,8 @@ from ..config.training import TrainingConfig
 from ..data.dataset import Index
 from ..data.sample_table import Sample, columns
 from ..devices import DTYPES
+from ..models.codec import empty_vae
 from ..models.family import Family
-from ..models.vae.codec import empty_vae
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
 from .cost_model import Shape
@@ -45,11 +45,19 @@ class EncoderCost:
 
 
 @dataclass(frozen=True)
+class CodecCost:
+    """weights: bytes of the VAE, which computes in fp32. width: its features at full size as a share of the released one's."""
+
+    weights: int
+    width: float
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What is known of the data and the files. largest: the bucket of most pixels.
 
     latent_pixels: pixels of all pictures, and of those they start from. prompts: number of distinct prompts. element_bytes: of an embedding's number.
-    validation_pixels: of the largest picture that is drawn. codec_width: the VAE's, as a share of the released one's.
+    validation_pixels: of the largest picture that is drawn.
     prior: micro-batches with pictures that keep the model as it is.
     """
 
@@ -60,8 +68,7 @@ class RunFacts:
     element_bytes: int
     validation_pixels: int
     num_steps: int
-    codec_bytes: int
-    codec_width: float
+    codec: CodecCost
     prior: PriorShares
 
 
@@ -93,7 +100,7 @@ def facts_of(
     index: Index,
     resolution: float,
     encoder: EncoderCost,
-    codec: tuple[int, float],
+    codec: CodecCost,
     captions: CaptionFacts,
 ) -> RunFacts:
     """What the dataset and the settings say.
@@ -118,8 +125,7 @@ def facts_of(
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
-        codec_bytes=codec[0], codec_width=codec[1],
-        prior=prior_shares(rows["bucket"], keeps[rows["part"]], repeats[rows["part"]], training.batch_size),
+        codec=codec, prior=prior_shares(rows["bucket"], keeps[rows["part"]], repeats[rows["part"]], training.batch_size),
     )  # fmt: skip
 
 
@@ -130,16 +136,16 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
     blocks = max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len)
     ids = torch.zeros(1, MAX_TOKENS, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlashShapes(), MemoryTracker() as counter:
-        width = encoder(ids, ids > 0).shape[-1]
+        width = encoder(ids)[0].shape[-1]  # a prompt that long has no pads to mask
     sizes = [bytes_of(*block.parameters(), *block.buffers()) for block in blocks]
     whole = bytes_of(*encoder.parameters(), *encoder.buffers())
     return EncoderCost(whole, sum(sizes), max(sizes), counter.peak, width, is_quantized=convert is not None)
 
 
-def codec_cost(request: TrainRequest) -> tuple[int, float]:
-    """Bytes of the VAE, which computes in fp32, and its width at full size as a share of the released one's."""
+def codec_cost(request: TrainRequest) -> CodecCost:
+    """Counted on the meta device."""
     vae: Any = empty_vae(request.model)
-    return bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128
+    return CodecCost(bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128)
 
 
 @dataclass(frozen=True)

@@ -105,19 +105,18 @@ def load_codec(family: Family, request: TrainRequest, device: torch.device) -> I
 
 
 def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
-    """A text encoder that was loaded on the CPU: its blocks come to the device one by one, the rest stays there.
+    """A text encoder that was loaded on the CPU: by accelerate's hooks its blocks, and the rest layer by layer, come to the device for
+    as long as they compute.
 
-    Works on whatever holds modules as attributes: the longest ModuleList of each is its blocks.
+    Works on whatever holds transformers' models as attributes, which name their blocks.
     """
-    for module in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
-        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-        blocks = list(max(lists, key=len, default=nn.ModuleList()))
-        swap = swap_blocks_(blocks, device)
-        swap.take_out()
-        module.to(device)
-        swap.send_home()
+    from accelerate import cpu_offload
+
+    for model in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
+        blocks: Any = model._no_split_modules
+        cpu_offload(model, device, preload_module_classes=list(blocks))
     for value in vars(encoder).values():
-        if hasattr(value, "encode") and not isinstance(value, nn.Module):
+        if hasattr(value, "encode") and hasattr(value, "device"):
             place_text_encoder_(value, device)
     if hasattr(encoder, "device"):
         encoder.device = device

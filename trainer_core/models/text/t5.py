@@ -1,24 +1,21 @@
-"""The T5 encoder: prompts -> embeddings."""
+"""T5: prompts -> embeddings, by transformers' encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...config.model import ModelConfig
 from ...devices import DTYPES
+from ...errors import UserError
 from ..family import Convert
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, load_shipped_config
 from ..loading.weights import T5, Weights, convert_, load_weights_
-from .modules import T5Encoder
-from .tokenizer import find_tokenizer, read_tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from .tokenizer import find_t5_tokenizer, read_t5_tokenizer
 
 # The table of embeddings has two names; files hold one of them or both.
 TABLES = ("shared.weight", "encoder.embed_tokens.weight")
@@ -33,6 +30,7 @@ class T5TextEncoder:
     on what else was encoded that day.
 
     Args:
+        model: transformers' T5EncoderModel. tokenizer: transformers' too.
         max_tokens: real tokens, the end token among them, and pads together.
         num_pads: pad tokens that are kept behind the real ones, for the transformer attends them.
         is_filled: the encoder sees max_tokens tokens and no mask: its pads attend and are attended (Flux). They decide the real
@@ -42,7 +40,7 @@ class T5TextEncoder:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Tokenizer,
+        tokenizer: Any,
         device: torch.device,
         max_tokens: int = MAX_TOKENS,
         num_pads: int = 1,
@@ -53,9 +51,7 @@ class T5TextEncoder:
 
     def token_ids(self, prompt: str) -> tuple[list[int], int]:
         """Ids with pads, and the number of real ones. A prompt that is too long is cut and keeps its end token."""
-        ids = self.tokenizer.encode(prompt).ids
-        if len(ids) > self.max_tokens:
-            ids = [*ids[: self.max_tokens - 1], ids[-1]]
+        ids: list[int] = self.tokenizer(prompt, truncation=True, max_length=self.max_tokens).input_ids
         num_pads = min(self.num_pads, self.max_tokens - len(ids))
         return ids + [PAD_ID] * num_pads, len(ids)
 
@@ -66,12 +62,12 @@ class T5TextEncoder:
 
     def _encode(self, prompt: str) -> Tensor:
         ids, num_real = self.token_ids(prompt)
-        kept = len(ids)
+        kept, attended = len(ids), None
         if self.is_filled:
             ids = ids + [PAD_ID] * (self.max_tokens - kept)
-            num_real = len(ids)
-        attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
-        return self.model(torch.tensor([ids], device=self.device), attended)[0, :kept].cpu()
+        else:
+            attended = (torch.arange(kept) < num_real).long()[None].to(self.device)
+        return self.model(torch.tensor([ids], device=self.device), attended).last_hidden_state[0, :kept].cpu()
 
 
 def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any) -> T5TextEncoder:
@@ -83,11 +79,10 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
     Raises:
         UserError: files are missing or do not fit.
     """
-    tokenizer_file = find_tokenizer(model)
+    tokenizer_file = find_t5_tokenizer(model)
     part = find_part(model, "text_encoder")
     weights = Weights(part.files, T5, mapped=convert is None)
-    with torch.device("meta"):
-        encoder = T5Encoder(_config(part, weights))
+    encoder = build_t5(_config(part, weights))
     load_weights_(
         encoder,
         weights,
@@ -96,35 +91,62 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
         ignored=_is_unused,
         convert=convert,
     )
-    return T5TextEncoder(encoder, read_tokenizer(tokenizer_file), device, **rules)
+    return T5TextEncoder(encoder, read_t5_tokenizer(tokenizer_file), device, **rules)
 
 
-def empty_t5(model: ModelConfig, convert: Convert | None = None) -> T5Encoder:
+def empty_t5(model: ModelConfig, convert: Convert | None = None) -> nn.Module:
     """The encoder as load_t5 would fill it, on the meta device."""
-    part = describe(model, "text_encoder", load_shipped_config("t5_xxl"))
-    return without_numbers(_config(part, Weights(part.files, T5)), model, convert)
+    return without_numbers(t5_config(model), model, convert)
 
 
-def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> T5Encoder:
+def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> nn.Module:
     """An encoder of these dimensions on the meta device, in the model's precision and with its layers converted."""
-    with torch.device("meta"):
-        encoder = T5Encoder(config)
+    encoder = build_t5(config)
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.data.to(_precision(model, name))
     convert_(encoder, convert)
     return encoder
 
 
+def build_t5(config: dict[str, Any]) -> Any:
+    """transformers' T5EncoderModel without memory: its parameters are on the meta device.
+
+    Args:
+        config: transformers' config.json of a T5.
+    Raises:
+        UserError: it is another kind of T5 than Chroma's and Flux's.
+    """
+    if (found := config.get("feed_forward_proj", "relu")) != "gated-gelu":
+        raise UserError.at("text_encoder", f"is a T5 with {found!r} feed-forward parts; Chroma's is 'gated-gelu'")
+    from accelerate import init_empty_weights
+    from transformers import T5Config, T5EncoderModel
+
+    with init_empty_weights():
+        encoder = T5EncoderModel(T5Config.from_dict(config))
+    encoder.set_input_embeddings(encoder.shared)  # one table under both names
+    return encoder
+
+
+def t5_config(model: ModelConfig) -> dict[str, Any]:
+    """transformers' config of a model's T5, which decides all shapes; reads headers, and imports no library.
+
+    Raises:
+        UserError: as of find_part.
+    """
+    part = describe(model, "text_encoder", load_shipped_config("t5_xxl"))
+    return _config(part, Weights(part.files, T5))
+
+
+def text_identity(model: ModelConfig) -> str:
+    """Digest of what decides an embedding: weights, tokenizer, precision, the rule of length and who computes."""
+    files = [*find_part(model, "text_encoder").files, find_t5_tokenizer(model)]
+    return identity_of(files, f"transformers' t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
+
+
 def _precision(model: ModelConfig, name: str) -> torch.dtype:
     """In fp16 the second feed-forward projection overflows."""
     dtype = DTYPES[model.dtype]
     return torch.float32 if dtype is torch.float16 and name.endswith(".wo.weight") else dtype
-
-
-def text_identity(model: ModelConfig) -> str:
-    """Digest of what decides an embedding: weights, tokenizer, precision and the rule of length."""
-    files = [*find_part(model, "text_encoder").files, find_tokenizer(model)]
-    return identity_of(files, f"t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
 
 
 def _same_table(name: str) -> Sequence[str]:
