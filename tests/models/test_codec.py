@@ -74,7 +74,7 @@ def test_the_shipped_config_is_the_released_vae():
 
 def test_other_blocks_are_refused():
     config = {**load_shipped_config("flux_vae"), "down_block_types": ["WoodenDownBlock2D"]}
-    with pytest.raises(UserError, match="has parts that diffusers can't build: WoodenDownBlock2D .*; use Flux's VAE"):
+    with pytest.raises(UserError, match=r"has parts that diffusers can't build: WoodenDownBlock2D .*; use Flux's VAE"):
         build_vae(config)
 
 

@@ -92,7 +92,7 @@ def build_vae(config: Mapping[str, Any]) -> Any:
         UserError: diffusers knows no such parts.
     """
     from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         with init_empty_weights():

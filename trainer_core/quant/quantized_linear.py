@@ -70,8 +70,8 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Its shape and precision alone, on the meta device: code of others asks for these at each product. See dequantize."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+        """As dequantize(): decoded anew each time."""
+        return self.dequantize()
 
     def dequantize(self) -> Tensor:
         """W~, (out, in), in the precision it was loaded in. See adapters/dense_weight.py."""

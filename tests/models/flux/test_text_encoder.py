@@ -100,7 +100,7 @@ def test_a_single_clip_file_and_comfyuis_tokenizer(tiny_flux_model, tiny_flux, p
 
 
 def test_a_clip_that_transformers_does_not_know_is_refused():
-    with pytest.raises(UserError, match="is a CLIP that transformers can't build: .*'sine'"):
+    with pytest.raises(UserError, match=r"is a CLIP that transformers can't build: .*'sine'"):
         build_clip({**load_shipped_config("clip_l"), "hidden_act": "sine"})
 
 

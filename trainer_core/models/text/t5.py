@@ -89,7 +89,7 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
         dtype=lambda name: _precision(model, name),
         layout=lambda name: (_same_table(name), slice(None)),
         ignored=_is_unused,
-        convert=convert,
+        convert=_with_told_precision(convert),
     )
     return T5TextEncoder(encoder, read_t5_tokenizer(tokenizer_file), device, **rules)
 
@@ -104,7 +104,7 @@ def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert
     encoder = build_t5(config)
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.data.to(_precision(model, name))
-    convert_(encoder, convert)
+    convert_(encoder, _with_told_precision(convert))
     return encoder
 
 
@@ -141,6 +141,30 @@ def text_identity(model: ModelConfig) -> str:
     """Digest of what decides an embedding: weights, tokenizer, precision, the rule of length and who computes."""
     files = [*find_part(model, "text_encoder").files, find_t5_tokenizer(model)]
     return identity_of(files, f"transformers' t5 {model.dtype}, k + 1 tokens of {MAX_TOKENS}")
+
+
+class _ToldPrecision(nn.Module):
+    """A converted layer whose `weight` has a precision and no numbers: transformers' T5 asks for that of `wo` several times a pass, and a
+    quantised layer would decode its weight for each."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.layer, self.weight = layer, torch.empty(0, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def _with_told_precision(convert: Convert | None) -> Convert | None:
+    if convert is None:
+        return None
+
+    def told(name: str, linear: nn.Linear) -> nn.Module:
+        dtype = linear.weight.dtype
+        layer = convert(name, linear)
+        return _ToldPrecision(layer, dtype) if name.endswith(".wo") and layer is not linear else layer
+
+    return told
 
 
 def _precision(model: ModelConfig, name: str) -> torch.dtype:

@@ -89,7 +89,7 @@ def read_t5_tokenizer(path: Path) -> Any:
         UserError: the file is damaged, or a package is missing.
     """
     check_packages(path)
-    from transformers import PreTrainedTokenizerFast, T5TokenizerFast
+    from transformers import PreTrainedTokenizerFast, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
         if path.suffix != ".model":
@@ -108,7 +108,7 @@ def read_clip_tokenizer(files: Sequence[Path]) -> Any:
     Raises:
         UserError: a file is damaged.
     """
-    from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast
+    from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
         if len(files) == 1:
