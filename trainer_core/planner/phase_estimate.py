@@ -9,8 +9,9 @@ from .memory_plan import Machine, MemoryPlan, PhasePlan
 from .step_peak import away, blocks_to_recompute, resident_weights, sampling_peak, training_peak
 from .workload import RunFacts, rollout_passes
 
-# The interpreter with torch and this package, resident: 310 to 420 MB seen on Linux, without CUDA.
-PROCESS_BYTES = 400_000_000
+# The interpreter with torch, this package, and the libraries of the text encoder and the VAE, resident: 470 to 515 MB seen on Linux, without
+# CUDA; 300 where everything is cached and no pictures are drawn.
+PROCESS_BYTES = 500_000_000
 # The released VAE (128 channels at full size), a pixel: counted on the meta device at 256, 512 and 1024 px, in fp32.
 VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512

@@ -3,7 +3,7 @@
 Parameters have the names and the order of diffusers' ChromaTransformer2DModel, so that its files load; tests/families
 compare the two. Two things differ from diffusers 0.42.1. Sigma stays in fp32: diffusers rounds it to the model's dtype
 before it multiplies by 1000, in bf16 off by up to 3.95 of 1000, while ComfyUI, where the LoRA will be used, takes the
-sines of sigma in fp32 and rounds those; so do we. And nothing of diffusers is imported (docs/decisions/0008).
+sines of sigma in fp32 and rounds those; so do we (docs/decisions/0008).
 """
 
 from __future__ import annotations
