@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from operator_counter import OperatorCounter
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULT = Path(__file__).resolve().parent / "results" / "launches.json"
 NARROW = {
@@ -26,56 +26,6 @@ NARROW = {
     "approximator_hidden_dim": 64, "approximator_layers": 2,
 }  # fmt: skip
 RANK, TEXT_TOKENS, CELLS = 16, 9, 8
-# Operators that compute nothing on the device.
-FREE = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unsqueeze",
-        "squeeze",
-        "detach",
-        "alias",
-        "unbind",
-        "as_strided",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "view_as_real",
-        "view_as_complex",
-        "_reshape_alias",
-        "unflatten",
-        "chunk",
-        "narrow",
-        "_local_scalar_dense",
-        "lift_fresh",
-        "is_same_size",
-        "resolve_conj",
-    ]
-)
-
-
-class LaunchCounter(TorchDispatchMode):
-    """Counts operators by name; those of FREE, and copies that change nothing, are left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[1]
-        if name not in FREE:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def build(num_double: int, num_single: int, recompute: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -104,7 +54,7 @@ def count_step(num_double: int, num_single: int, recompute: bool) -> Counter[str
     transformer, layers = build(num_double, num_single, recompute)
     family = load("family", "chroma")()
     text, x = [torch.randn(TEXT_TOKENS, 64)], torch.randn(1, 16, CELLS, CELLS)
-    counter = LaunchCounter()
+    counter = OperatorCounter()
     copies = WorkingCopies(layers)
     with counter, copies.active():
         loss = family.predict(transformer, x, torch.tensor([0.4]), text).float().square().mean()

@@ -322,7 +322,7 @@ class SinkHost:
 
     def emit(self, event: Event) -> None:
         """Pass an event to the sinks. One that can't write (a closed pipe, a full disk) is left out from then on."""
-        for sink in self.sinks[:]:
+        for sink in self.sinks:
             if sink in self._failed:
                 continue
             try:

@@ -10,17 +10,13 @@ from typing import Any
 
 from context import Context
 from machine import wait
+from operator_counter import OperatorCounter
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Event = tuple[str, int, int]  # name, start and length in nanoseconds
 COPIES = ("Memcpy", "Memset")
 SHOWN = 12
-# Operations that launch nothing.
-IDLE = frozenset(
-    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
-)
 
 
 def launches_of(step: Callable[[], Any], context: Context) -> dict[str, Any]:
@@ -85,22 +81,8 @@ def _longest(kernels: list[Event]) -> list[dict[str, Any]]:
     ]
 
 
-class _Dispatched(TorchDispatchMode):
-    """Counts operations that compute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and name not in IDLE:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def _dispatched(step: Callable[[], Any]) -> dict[str, Any]:
-    with _Dispatched() as counter:
+    with OperatorCounter() as counter:
         step()
     return {
         "count": sum(counter.counts.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ def launches() -> ModuleType:
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "launches.py"
     spec = importlib.util.spec_from_file_location("launches", path)
     assert spec and spec.loader
+    sys.path.append(str(path.parent))  # operator_counter.py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -89,7 +89,6 @@ class _Inputs:
         key: Keys.
         value: Values.
         gradient: Gradient of the output.
-        positions: Cosines and sines, (tokens, head width) each.
         mask: None, or boolean (B, tokens).
         heads: Number of heads.
     """

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 COMPLEX_DEVICES = frozenset({"cpu", "cuda", "meta"})  # meta: what is counted is what runs (planner/meta_counter.py)
-
-
 FUSED_NORMS = frozenset({"cuda"})  # torch has RMSNorm and its gradient as one kernel each there
 
 
@@ -81,8 +79,7 @@ def norm_rotate(x: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor], eps
     cosines, sines = (part[..., None, ::2] for part in positions)
     weight = weight[:, None, None, None]
     if weight.requires_grad:
-        wide = _wide(x)
-        size = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        wide, size = _measure(x, eps)
         return _turn(wide * size * weight, cosines, sines).to(x.dtype)
     return _NormRotate.apply(x, weight, cosines, sines, eps)  # pyright: ignore[reportReturnType]
 
@@ -90,8 +87,7 @@ def norm_rotate(x: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor], eps
 class _NormRotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        wide = _wide(x)
-        size = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        wide, size = _measure(x, eps)
         ctx.save_for_backward(x, size, weight, cosines, sines)
         return _turn((wide * size).mul_(weight), cosines, sines).to(x.dtype)
 
@@ -103,6 +99,12 @@ class _NormRotate(torch.autograd.Function):
         along = (norm * of_norm).mean(-1, keepdim=True)
         of_x = torch.addcmul(of_norm, norm, along, value=-1.0).mul_(size)
         return of_x.to(x.dtype), None, None, None, None
+
+
+def _measure(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x in at least fp32, and 1 / sqrt(mean(x^2) + eps) of each row."""
+    wide = _wide(x)
+    return wide, torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
 
 
 def _wide(x: Tensor) -> Tensor:
