@@ -159,7 +159,7 @@ def test_others_take_none(workshop, request_of, mended):
         plan_run(request_of(flavour="dev", dataset=mended), workshop.host())
     assert len(caught.value.problems) == 1
     drawn = ValidationConfig(prompts="a cat", reference="/x.png")
-    with pytest.raises(UserError, match="reference: is given, and chroma tiny starts from no picture"):
+    with pytest.raises(UserError, match="reference: is set, but chroma tiny takes no reference images"):
         plan_run(workshop.request(drawn), workshop.host())
 
 
