@@ -4,13 +4,15 @@ A model with the true number of blocks (19 double, 38 single) and narrow layers 
 that computes or copies is counted once as it is dispatched. Views and empty tensors launch nothing and are left out. A GPU launches a few
 more (one operator can be two kernels) and fewer where torch has a fused one there (RMSNorm); so read ratios, not milliseconds.
 
-Cases: every block recomputed and none; bf16 with fp32 masters of the LoRA. Result: benchmarks/results/launches.json.
+Cases: every block recomputed and none; bf16 with fp32 masters of the LoRA; eager, and with --compiled compiled blocks: the kernels
+that the generated code of one block calls (takes 3 minutes). Result: benchmarks/results/launches.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,7 @@ def build(num_double: int, num_single: int, recompute: bool) -> tuple[nn.Module,
 
 def count_step(num_double: int, num_single: int, recompute: bool) -> Counter[str]:
     """Operators of a forward and a backward pass of one sample, with what the training step does around them."""
+    from chroma_trainer.trainer_core.models.projections import projection_groups
     from chroma_trainer.trainer_core.registry import load
     from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 
@@ -55,7 +58,7 @@ def count_step(num_double: int, num_single: int, recompute: bool) -> Counter[str
     family = load("family", "chroma")()
     text, x = [torch.randn(TEXT_TOKENS, 64)], torch.randn(1, 16, CELLS, CELLS)
     counter = OperatorCounter()
-    copies = WorkingCopies(layers)
+    copies = WorkingCopies(layers, projection_groups(family.blocks(transformer)), joins_bases=True)
     with counter, copies.active():
         loss = family.predict(transformer, x, torch.tensor([0.4]), text).float().square().mean()
         loss.backward()
@@ -72,10 +75,50 @@ def per_block(recompute: bool) -> dict[str, float]:
     }
 
 
+CALL = re.compile(r"(extern_kernels\.\w+|(?:cpp|triton)_\w*fused\w*|torch\.ops\.aten\.\w+)(?:\.default|\.run)?[(,]")
+
+
+def kernels_in(code: str) -> Counter[str]:
+    """Kernels that a graph compiled by inductor launches, from its generated code."""
+    body = code[code.index("def call(") :]
+    names = [match.group(1) for match in CALL.finditer(body)]
+    counts = Counter("fused" if "fused" in name else name.rpartition(".")[2] for name in names)
+    return counts
+
+
+def compiled_per_block(recompute: bool) -> dict[str, float]:
+    """What a double and a single block launch forward and backward with compiled blocks, the checkpoint inside."""
+    from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_
+    from chroma_trainer.trainer_core.models.projections import projection_groups
+    from chroma_trainer.trainer_core.registry import load
+    from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    transformer, layers = build(2, 2, recompute)
+    family = load("family", "chroma")()
+    blocks = family.blocks(transformer)
+    compile_blocks_(blocks)
+    copies = WorkingCopies(layers, projection_groups(blocks), joins_bases=True)
+    text, x = [torch.randn(TEXT_TOKENS, 64)], torch.randn(1, 16, CELLS, CELLS)
+
+    def step() -> None:
+        with copies.active():
+            family.predict(transformer, x, torch.tensor([0.4]), text).float().square().mean().backward()
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, codes = run_and_get_code(step)
+    # Graphs in pairs of forward and backward: the first double block (its text needs no gradient), double, single.
+    double, single = (sum(kernels_in(code).total() for code in pair) for pair in (codes[2:4], codes[4:6]))
+    return {"double": double, "single": single, "mean of 19 and 38": round((19 * double + 38 * single) / 57, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULT)
-    out: Path = parser.parse_args().out
+    parser.add_argument("--compiled", action="store_true", help="count compiled blocks as well")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     result: dict[str, Any] = {"torch": torch.__version__, "rank": RANK, "targets": "all+ffs", "dtype": "bf16"}
     cases: dict[str, Callable[[], Counter[str]]] = {
         "every block recomputed": lambda: count_step(19, 38, True),
@@ -87,6 +130,9 @@ def main() -> None:
         result[name] = {"step": counts.total(), "a_block": blocks, "by_operator": dict(counts.most_common(20))}
         print(f"{name}: {counts.total()} a step, {counts.total() / 57:.0f} a block; {blocks}")
         print("   ", ", ".join(f"{operator} {number}" for operator, number in counts.most_common(14)))
+        if arguments.compiled:
+            result[name]["a_compiled_block"] = compiled_per_block(name == "every block recomputed")
+            print("    compiled:", result[name]["a_compiled_block"])
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from chroma_trainer.trainer_core.models.attention_backends import compiler_fault
 
-# What was counted; before, 300 and 217 a block on average over 19 double and 38 single ones. The goal is 70.
-MOST = {True: {"double": 293, "single": 122}, False: {"double": 212, "single": 89}}
+CPU = torch.device("cpu")
+# What was counted. At first 300 and 217 a block, on average over 19 double and 38 single ones.
+MOST = {True: {"double": 255, "single": 94}, False: {"double": 184, "single": 68}}
+MOST_COMPILED = 70  # a block with everything recomputed; the goal of docs/decisions/0035
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +32,10 @@ def launches() -> ModuleType:
 def test_launches_of_a_block(launches, recompute):
     counts = launches.per_block(recompute)
     assert all(0 < counts[kind] <= most for kind, most in MOST[recompute].items()), counts
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiler_fault(CPU)), reason=compiler_fault(CPU))
+def test_launches_of_a_compiled_block(launches):
+    counts = launches.compiled_per_block(recompute=True)
+    assert 0 < counts["mean of 19 and 38"] <= MOST_COMPILED, counts

@@ -134,6 +134,7 @@ class AdapterLayer(nn.Module, ABC):
         self.rank, self.alpha, self.strength = rank, float(alpha), 1.0
         self.name, self.dropout = "", None
         self.working: tuple[Tensor, Tensor] | None = None
+        self.together: Callable[[Tensor], list[Tensor] | None] | None = None  # see models/projections.py
 
     name: str
     dropout: Dropout | None
@@ -149,6 +150,17 @@ class AdapterLayer(nn.Module, ABC):
         None: this layer computes with its masters.
         """
         return None
+
+    @property
+    def working_dtype(self) -> torch.dtype | None:
+        """The products' precision where working_copies.py casts the factors, else None."""
+        factors = self.working_factors()
+        return factors[0] if factors else None
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether the output is W x + b + B A x with the factors of working_copies.py, see joined_lora.py."""
+        return False
 
     @abstractmethod
     def start_(self, start: Start) -> None:

@@ -204,6 +204,11 @@ class LoraLinear(AdapterLayer):
             return None
         return dtype, ((self.lora_A, 1.0), (self.lora_B, self.scale))
 
+    @property
+    def is_joinable(self) -> bool:
+        has_dropout = self.dropout is not None and self.dropout.rate > 0
+        return type(self).forward is LoraLinear.forward and self.working_factors() is not None and not has_dropout
+
     def factors(self, moved_from_start: bool = True) -> tuple[Tensor, Tensor]:
         """Return A and B or, if there are initial factors A0 and B0, two factors of B A - B0 A0."""
         if self.lora_A0 is None or self.lora_B0 is None or not moved_from_start:

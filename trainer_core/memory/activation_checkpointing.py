@@ -89,11 +89,8 @@ class Unread(AbstractContextManager[None]):
 
 
 def unread_layers(block: nn.Module, *args: Any, **kwargs: Any) -> Sequence[nn.Module]:
-    """Return the layers of a block that need not be recomputed when it is called with these arguments.
-
-    Returns none for compiled blocks: their compiler decides what is saved.
-    """
-    if not hasattr(block, "unread_layers") or getattr(block, "is_compiled", False):
+    """Return the layers of a block that need not be recomputed when it is called with these arguments."""
+    if not hasattr(block, "unread_layers"):
         return ()
     return block.unread_layers(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -115,6 +112,8 @@ def _recompute(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), Unread(unread_layers(block, *args, **kwargs))
 
+    if torch.compiler.is_compiling():  # the compiler leaves out what nothing reads
+        return checkpoint(call, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False)
     # Pass keyword arguments by position: torch hides tensors in keyword arguments from the hooks on saved tensors
     # (memory/activation_offload.py). Blocks draw no random numbers, so saving and restoring the random state (a device
     # synchronization) is not needed.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .norm_rotate import turn_heads, turn_streams
+from .projections import project
 
 # (query, key, value, mask) -> a tensor like query. Each is (B, heads, tokens, width). The mask is None or boolean and
 # broadcasts to (B, heads, T, T).
@@ -139,11 +140,12 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = _norm(head_width), _norm(head_width)
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
 
-    def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Map (B, tokens, width) to the same shape."""
-        query, key = self.heads(self.to_q(x)), self.heads(self.to_k(x))
-        query, key = turn_heads(query, key, self.norm_q, self.norm_k, positions)
-        return attend_heads(self.attend, query, key, self.heads(self.to_v(x)), mask)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """Map the outputs of to_q, to_k and to_v, (B, tokens, width) each, to the same shape."""
+        query, key = turn_heads(self.heads(query), self.heads(key), self.norm_q, self.norm_k, positions)
+        return attend_heads(self.attend, query, key, self.heads(value), mask)
 
     def heads(self, x: Tensor) -> Tensor:
         """Split (B, tokens, width) into heads: (B, tokens, heads, head width)."""
@@ -165,15 +167,22 @@ class JointAttention(SelfAttention):
     ) -> tuple[Tensor, Tensor]:
         """Map image (B, I, width) and text (B, T, width) to (image, text). Text comes first in positions and mask."""
         heads, num_text = self.heads, text.shape[1]
+        of_image, of_text = self.projections()
+        text_query, text_key, text_value = project(of_text, text)
+        image_query, image_key, image_value = project(of_image, image)
         query, key = turn_streams(
-            (heads(self.add_q_proj(text)), heads(self.add_k_proj(text)), self.norm_added_q, self.norm_added_k),
-            (heads(self.to_q(image)), heads(self.to_k(image)), self.norm_q, self.norm_k),
+            (heads(text_query), heads(text_key), self.norm_added_q, self.norm_added_k),
+            (heads(image_query), heads(image_key), self.norm_q, self.norm_k),
             positions,
         )
-        value = heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1))
+        value = heads(torch.cat([text_value, image_value], dim=1))
         joint = attend_heads(self.attend, query, key, value, mask)
         from_text, from_image = joint.split([num_text, image.shape[1]], dim=1)
         return self.to_out[0](from_image), self.to_add_out(from_text)
+
+    def projections(self) -> list[list[nn.Module]]:
+        """Return the layers that read the same input: the image's, and the text's."""
+        return [[self.to_q, self.to_k, self.to_v], [self.add_q_proj, self.add_k_proj, self.add_v_proj]]
 
 
 class FeedForward(nn.Module):
@@ -251,6 +260,10 @@ class DoubleBlock(nn.Module):
         text = torch.addcmul(text, c[5], self.ff_context(modulate(text, c[3], c[4])))
         return finite(text), image
 
+    def projections(self) -> list[list[nn.Module]]:
+        """Return the layers that read the same input."""
+        return self.attn.projections()
+
     def unread_layers(
         self, image: Tensor, text: Tensor, image_rows: Tensor, text_rows: Tensor, *_: Any
     ) -> list[nn.Module]:
@@ -276,8 +289,14 @@ class SingleBlock(nn.Module):
         """Map (B, tokens, width) to the same shape. rows: (B, 3, 1, width): shift, scale, gate."""
         shift, scale, gate = rows.unbind(1)
         x = modulate(joint, shift, scale)
-        both = join(self.attn(x, positions, mask), gelu(self.proj_mlp(x)))
+        (of_joint,) = self.projections()
+        query, key, value, widened = project(of_joint, x)
+        both = join(self.attn(query, key, value, positions, mask), gelu(widened))
         return finite(torch.addcmul(joint, gate, self.proj_out(both)))
+
+    def projections(self) -> list[list[nn.Module]]:
+        """Return the layers that read the same input."""
+        return [[self.attn.to_q, self.attn.to_k, self.attn.to_v, self.proj_mlp]]
 
     def unread_layers(self, joint: Tensor, rows: Tensor, *_: Any) -> list[nn.Module]:
         """See DoubleBlock.unread_layers."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..adapters.inject import trainable_parameters
+from ..config.memory import MemoryConfig
 from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.cache.masks import MaskWeights, cache_masks
@@ -23,6 +24,7 @@ from ..data.sample_table import Captions, columns
 from ..devices import empty_cache
 from ..flow.sigma_density import density
 from ..host import Host, Notice
+from ..models.projections import projection_groups
 from ..optim.optimizer import parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
@@ -73,6 +75,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
+    blocks = family.blocks(transformer)
     state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers,
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
@@ -84,15 +87,20 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
-        working=WorkingCopies(layers),
+        working=WorkingCopies(layers, projection_groups(blocks), joins_bases=_weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(
-            plan.request.memory, memory, config, family.blocks(transformer), device, host
+            plan.request.memory, memory, config, blocks, device, host
         ),
     )  # fmt: skip
     choose_attention_(state, memory.attention, host)
     return state
+
+
+def _weights_stay(memory: MemoryConfig, device: torch.device) -> bool:
+    """Return whether the base's weights stay on the device. On a CPU they are mapped from files, and stay there."""
+    return device.type != "cpu" and memory.group_offload == "none" and not memory.model_offload
 
 
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
@@ -104,11 +112,11 @@ def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
     if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
         transformer.to(device)
     injected = inject_adapter_(transformer, family, plan.request, device, host)
-    if warning := compile_(transformer, family, memory, device):
-        host.emit(Notice(warning, "warning"))
     disk = host.paths.cache / "offload" / base_identity(plan.request, family)
     checkpointing = plan.request.training.gradient_checkpointing
     place_(transformer, family, memory, device, checkpointing=checkpointing, disk=disk)
+    if warning := compile_(transformer, family, memory, device):
+        host.emit(Notice(warning, "warning"))
     return transformer, injected
 
 

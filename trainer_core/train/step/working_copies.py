@@ -4,6 +4,8 @@ Masters are fp32, and products run in bf16 or fp16. Cast where they are used, A 
 of the 17,276 that a step of Chroma launches, while the GPU waits for the host (docs/decisions/0035). Here a few kernels cast them all at
 the beginning of a step, and a few add the gradients to the masters' after each backward pass. Every element is rounded as before and
 added in the same order, so the bytes of a run stay the same.
+
+Layers that read the same input share their copies, and are computed together (adapters/joined_lora.py).
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...adapters.joined_lora import JoinedLora, can_join
 from ...adapters.layer import AdapterLayer
 
 
@@ -21,30 +24,49 @@ class WorkingCopies:
     """Copies of trainable factors, which are leaves of their own, and the way of their gradients back to the masters.
 
     Args:
-        layers: adapter layers by name. Those whose `working_factors` gives something take part.
+        layers: Adapter layers by name. Those with `working_factors` take part.
+        groups: Layers that read the same input, see models/projections.py.
+        joins_bases: See JoinedLora.
     """
 
-    def __init__(self, layers: Mapping[str, AdapterLayer]):
-        parts = [(layer, layer.working_factors()) for layer in layers.values()]
-        self._layers = [layer for layer, factors in parts if factors]
-        pairs = [(master, scale, factors[0]) for _, factors in parts if factors for master, scale in factors[1]]
-        self._masters = [master for master, _, _ in pairs]
-        self._scales = [scale for _, scale, _ in pairs]
-        self._copies = [torch.empty_like(master, dtype=dtype).requires_grad_() for master, _, dtype in pairs]
+    def __init__(
+        self,
+        layers: Mapping[str, AdapterLayer],
+        groups: Sequence[Sequence[nn.Module]] = (),
+        joins_bases: bool = False,
+    ):
+        self._joined = [JoinedLora(group, joins_bases) for group in groups if can_join(group)]  # pyright: ignore
+        together = {id(layer) for joined in self._joined for layer in joined.layers}
+        self._single = [layer for layer in layers.values() if layer.working_dtype and id(layer) not in together]
+        members = [*self._single, *(layer for joined in self._joined for layer in joined.layers)]
+        factors = [pair for layer in members for pair in (layer.working_factors() or (None, ()))[1]]
+        self._masters = [master for master, _ in factors]
+        self._scales = [scale for _, scale in factors]
+        # Parameters, although they are copies: compiled code takes the shapes of parameters as constants.
+        self._leaves = [
+            nn.Parameter(torch.empty_like(master, dtype=layer.working_dtype))
+            for layer in self._single
+            for master, _ in (layer.working_factors() or (None, ()))[1]
+        ]
+        self._copies = [leaf.detach() for leaf in self._leaves]
+        self._copies += [factor for joined in self._joined for factor in joined.factors()]
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """While it is open the layers compute with the copies, made from the masters as they are now."""
         self._refresh_()
-        for i, layer in enumerate(self._layers):
-            layer.working = self._copies[2 * i], self._copies[2 * i + 1]
+        for i, layer in enumerate(self._single):
+            layer.working = self._leaves[2 * i], self._leaves[2 * i + 1]
+        for joined in self._joined:
+            joined.layers[0].together = joined
         try:
             yield
         finally:
-            for layer in self._layers:
+            for layer in self._single:
                 layer.working = None
-            for copy in self._copies:
-                copy.grad = None
+            for joined in self._joined:
+                joined.layers[0].together = None
+            self._clear_gradients()
 
     @torch.no_grad()
     def _refresh_(self) -> None:
@@ -55,22 +77,30 @@ class WorkingCopies:
     @torch.no_grad()
     def collect_(self) -> None:
         """Add the gradients of the copies to those of the masters. Call it after each backward pass."""
-        found = [(i, copy.grad) for i, copy in enumerate(self._copies) if copy.grad is not None]
-        if not found:
+        gradients = [leaf.grad for leaf in self._leaves]
+        gradients += [gradient for joined in self._joined for gradient in joined.gradients()]
+        ready = [(i, gradient) for i, gradient in enumerate(gradients) if gradient is not None]
+        if not ready:
             return
-        used = [i for i, _ in found]
-        gradients = [torch.empty_like(self._masters[i]) for i in used]
-        torch._foreach_copy_(gradients, [gradient for _, gradient in found])  # pyright: ignore[reportPrivateImportUsage]
-        gradients = _scale(gradients, [self._scales[i] for i in used])
-        sums = [(self._masters[i].grad, gradient) for i, gradient in zip(used, gradients, strict=True)]
+        used = [i for i, _ in ready]
+        wide = [torch.empty_like(self._masters[i]) for i in used]
+        torch._foreach_copy_(wide, [gradient for _, gradient in ready])  # pyright: ignore[reportPrivateImportUsage]
+        wide = _scale(wide, [self._scales[i] for i in used])
+        sums = [(self._masters[i].grad, gradient) for i, gradient in zip(used, wide, strict=True)]
         known = [(total, gradient) for total, gradient in sums if total is not None]
         if known:
             totals, more = [total for total, _ in known], [gradient for _, gradient in known]
             torch._foreach_add_(totals, more)  # pyright: ignore[reportPrivateImportUsage]
-        for i, gradient in zip(used, gradients, strict=True):
+        for i, gradient in zip(used, wide, strict=True):
             if self._masters[i].grad is None:
                 self._masters[i].grad = gradient
-            self._copies[i].grad = None
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        for leaf in self._leaves:
+            leaf.grad = None
+        for joined in self._joined:
+            joined.clear_gradients()
 
 
 def _scale(tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:

@@ -1,0 +1,89 @@
+"""Layers that read the same input, computed together: what they give and learn is what each gives and learns alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, set_strength_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.joined_lora import JoinedLora, can_join
+from chroma_trainer.trainer_core.adapters.layer import Dropout
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.models.projections import project
+from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
+from torch import Tensor, nn
+
+NAMES = ["q", "k", "v", "mlp"]
+WIDTHS = (32, 32, 32, 128)
+
+
+def model(dtype: torch.dtype = torch.bfloat16, kind: str = "lora", alpha: float = 2.5, bias: bool = True):
+    """Four layers of one input with adapters that are not zero."""
+    parts = [nn.Linear(24, width, bias=bias) for width in WIDTHS]
+    base = nn.ModuleDict(dict(zip(NAMES, parts, strict=True)))
+    for i, parameter in enumerate(base.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(i))
+    base = base.to(dtype).requires_grad_(False)
+    layers = inject_(base, NAMES, 4, alpha, "default", torch.Generator().manual_seed(7), AdapterConfig(kind=kind))
+    for _, parameter in trainable_parameters(layers):
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8))
+    return base, layers
+
+
+def outputs_and_gradients(base: nn.ModuleDict, layers, copies: WorkingCopies) -> list[Tensor]:
+    """Outputs, gradient of the input, and gradients of the masters after two micro-batches."""
+    x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(20)).bfloat16().requires_grad_()
+    with copies.active():
+        for factor in (1.0, 0.5):
+            outputs = project([base[name] for name in NAMES], x)
+            sum((output * factor).float().square().mean() for output in outputs).backward()
+            copies.collect_()
+    assert x.grad is not None
+    return [
+        *(output.detach() for output in outputs),
+        x.grad,
+        *(parameter.grad for _, parameter in trainable_parameters(layers)),
+    ]
+
+
+@pytest.mark.parametrize("joins_bases", [False, True], ids=["bases apart", "bases joined"])
+@pytest.mark.parametrize(("kind", "bias"), [("lora", True), ("rslora", False)])
+def test_together_is_as_alone(kind, bias, joins_bases):
+    base, layers = model(kind=kind, bias=bias)
+    alone = outputs_and_gradients(base, layers, WorkingCopies(layers))
+    base, layers = model(kind=kind, bias=bias)
+    before = {name: base[name].base.weight.clone() for name in NAMES}
+    group = [base[name] for name in NAMES]
+    copies = WorkingCopies(layers, [group], joins_bases)
+    with copies.active():
+        assert isinstance(group[0].together, JoinedLora)
+    together = outputs_and_gradients(base, layers, copies)
+    assert len(together) == len(alone) == 4 + 1 + 8
+    for one, other in zip(together, alone, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert float((one.float() - other.float()).norm()) <= 0.01 * float(other.float().norm())  # bf16 rounds by 0.004
+    assert all(torch.equal(base[name].base.weight, weight) for name, weight in before.items())
+    storages = {base[name].base.weight.untyped_storage().data_ptr() for name in NAMES}
+    assert len(storages) == (1 if joins_bases else len(NAMES))
+
+
+def test_another_strength_is_computed_one_by_one():
+    base, layers = model()
+    group = [base[name] for name in NAMES]
+    x = torch.ones(1, 24, dtype=torch.bfloat16)
+    with WorkingCopies(layers, [group]).active():
+        set_strength_(base, 0.0)
+        assert all(torch.equal(y, layer.base(x)) for y, layer in zip(project(group, x), group, strict=True))
+
+
+def test_what_is_joined():
+    def group(**options):
+        base, _ = model(**options)
+        return [base[name] for name in NAMES]
+
+    assert can_join(group()) and can_join(group(kind="rslora"))
+    assert not can_join(group(kind="dora")) and not can_join(group(kind="loha"))
+    assert not can_join(group(dtype=torch.float32))  # computes with its masters
+    assert not can_join(group()[:1]) and not can_join([*group(), nn.Linear(24, 8)])
+    dropping = group()
+    dropping[1].dropout = Dropout(0.1, 0)
+    assert not can_join(dropping)
