@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,13 @@ class Family(Protocol):
         """
         ...
 
+    def text_encoder_config(self, model: ModelConfig) -> dict[str, Any]:
+        """Return what determines the text encoder's shapes, as JSON values.
+
+        Reads file headers and config.json. The encoder's library is not imported.
+        """
+        ...
+
     def load_text_encoder(
         self, model: ModelConfig, device: torch.device, convert: Convert | None = None
     ) -> TextEncoder:
@@ -121,7 +128,8 @@ class Family(Protocol):
     def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
         """Return the text encoder's modules on the meta device. Reads file headers, no weights.
 
-        The module takes ids and a boolean mask, (1, tokens) each, and returns (1, tokens, width).
+        The module takes ids, (1, tokens), and returns a result whose first item is (1, tokens, width). Building it
+        imports the encoder's library, which takes seconds.
         """
         ...
 

@@ -57,7 +57,7 @@ class FluxLikeFamily:
         return transformer, weights
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
-        from .vae.codec import load_vae
+        from .codec import load_vae
 
         return load_vae(model, device)
 
