@@ -64,7 +64,9 @@ class Family(Protocol):
     """Everything the trainer needs from a model family."""
 
     name: str
-    pixel_step: int  # image edges are multiples of this (VAE factor x patch size)
+    pixel_step: int  # image edges are multiples of this (latent_factor x patch size)
+    latent_channels: int
+    latent_factor: int  # pixels per latent cell along each edge
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
     frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py

@@ -16,7 +16,6 @@ PROCESS_BYTES = 500_000_000
 # in fp32.
 VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512
-LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
 
 
 def estimate_run(
@@ -113,7 +112,7 @@ def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, 
     optimizer_cost = cost.optimizer_cost
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
-        "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
+        "latents": facts.latent_bytes,
         "checkpoints": request.training.keep_checkpoints * (optimizer_cost.saved + optimizer_cost.start),
         # fp32; stored initial values double the rank of the file.
         "lora": optimizer_cost.parameters * 4 + optimizer_cost.start,

@@ -52,7 +52,7 @@ class RunFacts:
     """Facts about the data and the models of a run."""
 
     largest: Shape  # the bucket with the most pixels
-    latent_pixels: int  # pixels of all images, and of their reference images
+    latent_bytes: int  # fp32 latents of all images, and of their reference images
     prompts: int  # number of distinct prompts
     encoder: EncoderCost
     element_bytes: int  # bytes of an element of a text embedding
@@ -112,7 +112,8 @@ def facts_of(
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        latent_pixels=int(int(areas.sum()) * ratio * ratio) * (2 if family.takes_references(request.model) else 1),
+        latent_bytes=int(int(areas.sum()) * ratio * ratio / family.latent_factor**2) * family.latent_channels * 4
+        * (2 if family.takes_references(request.model) else 1),
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
