@@ -17,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"PIL": "pillow", "google": "protobuf", "optimum": "optimum-quanto", "yaml": "pyyaml"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths"}
 WITH_TORCH = {"triton"}  # installed with torch where there is one
-# tensorboard: reads the files that we write. peft: diffusers' LoRA loaders need it for the files that we write.
-NOT_IMPORTED = {"peft", "tensorboard"}
+NOT_IMPORTED = {"tensorboard"}  # it reads the files that we write
 
 
 def product() -> list[Path]:
