@@ -20,11 +20,17 @@ from pathlib import Path
 
 WANTED = (  # the dependencies in pyproject.toml, except torch, which this script must never replace
     "diffusers>=0.36",
-    "transformers>=4.50",
+    "transformers>=4.50.3",
     "accelerate>=1.0",
     "peft>=0.17",
     "optimum-quanto>=0.2.7",
+    "sentencepiece>=0.2",
+    "protobuf>=4.25",
     "safetensors>=0.5",
+    "huggingface_hub>=0.34",
+    "filelock>=3.13",
+    "psutil>=5.9",
+    "pyyaml>=6.0",
     "aiohttp>=3.9",
     "numpy>=1.26",
     "pillow>=10.3",

@@ -2,7 +2,7 @@
 
 Each run is a process of its own, on the tiny model at 128 px with 16 pictures. cold: text and latents must be encoded
 first; warm: they are there. CPU seconds are told beside those of the clock, for the machine may be busy. Medians of three.
-Goals: 12 s cold, 6 s warm, 600 MiB.
+Goals: 15 s and 700 MiB cold, 6 s and 300 MiB warm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from models import RESULTS, host, model_folder, picture_folder, request, surroundings
 
-GOALS = {"cold_seconds": 12.0, "warm_seconds": 6.0, "peak_mib": 600}
+GOALS = {"cold": {"seconds": 15.0, "peak_mib": 700}, "warm": {"seconds": 6.0, "peak_mib": 300}}
 NAMES = ("seconds", "cpu_seconds", "first_step_cpu_seconds", "peak_mib")
 
 
@@ -90,9 +90,7 @@ def main() -> int:
     if not arguments.dry:
         text = json.dumps({"goals": GOALS, **surroundings(), **result}, indent=2)
         (RESULTS / "start.json").write_text(text + "\n", encoding="utf-8")
-    worst = max(found["peak_mib"] for found in result.values())
-    missed = result["cold"]["seconds"] > 12 or result["warm"]["seconds"] > 6 or worst > GOALS["peak_mib"]
-    return int(missed)
+    return int(any(result[kind][name] > limit for kind, goals in GOALS.items() for name, limit in goals.items()))
 
 
 if __name__ == "__main__":

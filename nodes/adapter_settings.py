@@ -31,5 +31,5 @@ SPEC = NodeSpec(
     outputs=(Output("adapter", "TRAIN_ADAPTER", "Adapter settings, for LoRATrainer."),),
     run=run,
     light=True,
-    search_aliases=("dora", "lokr", "loha", "rslora", "ema", "block"),
+    search_aliases=("dora", "lokr", "loha", "oft", "rslora", "ema", "block"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -245,6 +246,16 @@ def tiny_clip_tokenizer():
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocabulary, merges).backend_tokenizer
+
+
+def write_clip_pair(folder: Path) -> Path:
+    """The tiny tokenizer as CLIP's older files have it: vocab.json and merges.txt."""
+    whole = json.loads(tiny_clip_tokenizer().to_str())["model"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(whole["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(m) if isinstance(m, list) else m for m in whole["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    return folder
 
 
 def tiny_tokenizer():

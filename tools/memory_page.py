@@ -25,7 +25,7 @@ from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransfor
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
-from chroma_trainer.trainer_core.models.t5.text_encoder import without_numbers
+from chroma_trainer.trainer_core.models.text.t5 import without_numbers
 from chroma_trainer.trainer_core.planner.auto_tune import with_memory
 from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
 from chroma_trainer.trainer_core.planner.memory_plan import GB, bytes_to_reserve

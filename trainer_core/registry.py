@@ -39,6 +39,7 @@ PARTS: dict[str, dict[str, str]] = {
         "dora": ".adapters.dora:DoraLinear",
         "lokr": ".adapters.lokr:LokrLinear",
         "loha": ".adapters.loha:LohaLinear",
+        "oft": ".adapters.oft:OftLinear",
     },
     "optimizer": {
         "adamw": ".optim.adamw:PART",

@@ -19,12 +19,11 @@ from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
 from chroma_trainer.trainer_core.config.flux import FluxOptions
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
 from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
+from chroma_trainer.trainer_core.models.codec import build_vae, original_vae_parameter
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.loading.weights import STORED
-from chroma_trainer.trainer_core.models.t5.modules import T5Encoder
-from chroma_trainer.trainer_core.models.vae.codec import original_vae_parameter
-from chroma_trainer.trainer_core.models.vae.modules import Autoencoder
+from chroma_trainer.trainer_core.models.text.t5 import build_t5
 from chroma_trainer.trainer_core.storage.safetensors_header import header_bytes, header_of
 from models import TOKENIZER
 from torch import nn
@@ -69,8 +68,7 @@ def transformer_shapes(family: str, size: str) -> Shapes:
 
 def encoder_shapes(size: str) -> Shapes:
     """With the table of embeddings under both of its names, as in ComfyUI's file."""
-    with torch.device("meta"):
-        encoder = T5Encoder({**load_shipped_config("t5_xxl"), **ENCODERS[size]})
+    encoder = build_t5({**load_shipped_config("t5_xxl"), **ENCODERS[size]})
     shapes = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
     return {**shapes, "encoder.embed_tokens.weight": shapes["shared.weight"]}
 
@@ -79,10 +77,8 @@ def codec_shapes(size: str) -> Shapes:
     """Its attention's projections are convolutions of one pixel there."""
     config = {**load_shipped_config("flux_vae"), **CODECS[size]}
     config["down_block_types"], config["up_block_types"] = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
-    with torch.device("meta"):
-        codec = Autoencoder(config)
     shapes: Shapes = {}
-    for name, parameter in codec.named_parameters():
+    for name, parameter in build_vae(config).named_parameters():
         ones = (1, 1) if ".attentions." in name and parameter.ndim == 2 else ()
         shapes[original_vae_parameter(name, len(config["block_out_channels"]))] = (*parameter.shape, *ones)
     return shapes

@@ -20,6 +20,7 @@ from chroma_trainer.trainer_core.adapters.inject import (
 )
 from chroma_trainer.trainer_core.adapters.layer import AdapterLayer, IncompatibleUpdate
 from chroma_trainer.trainer_core.adapters.lokr import LokrLinear, factors_of, kron_linear
+from chroma_trainer.trainer_core.adapters.oft import OftUpdate, block_size
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
@@ -139,7 +140,7 @@ def test_merged_into_the_weights_it_is_the_trained_model(train, tiny_model, kind
 @pytest.mark.parametrize("strength", [0.5, -0.75, 2.0])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_file_at_any_strength_is_the_adapter_at_that_strength(train, tiny_model, tmp_path, kind, strength):
-    """W + strength (W' - W), as ComfyUI's loaders have it, for DoRA too."""
+    """W + strength (W' - W), as ComfyUI's loaders have it, for DoRA too. They multiply an OFT by it twice."""
     transformer, layers = train(kind, "default")
     export_lora(layers, transformer, tmp_path / "a.safetensors", {})
     set_strength_(transformer, strength)
@@ -149,11 +150,13 @@ def test_a_file_at_any_strength_is_the_adapter_at_that_strength(train, tiny_mode
     assert_same(ours(fresh), ours(transformer))
     for name, layer in layers.items():
         weight = merged.get_submodule(name).weight
-        weight.data.copy_(weight.double() + strength * layer.delta())
+        weight.data.copy_(weight.double() + (strength**2 if kind == "oft" else strength) * layer.delta())
     assert_same(ours(merged), ours(transformer))
 
 
-@pytest.mark.parametrize(("kind", "init"), [(kind, init) for kind, init in STARTS if kind not in ("lokr", "loha")])
+@pytest.mark.parametrize(
+    ("kind", "init"), [(kind, init) for kind, init in STARTS if kind not in ("lokr", "loha", "oft")]
+)
 def test_exact_in_diffusers(train, tiny_chroma, tmp_path, kind, init):
     """What ChromaPipeline.load_lora_weights does; DoRA by lora_magnitude_vector."""
     from diffusers import ChromaTransformer2DModel
@@ -241,6 +244,46 @@ def test_a_kronecker_product_has_no_fused_form(train, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("limit", [None, 0.0, 0.1])
+def test_a_rotation_is_what_comfyui_makes_of_its_blocks(limit):
+    """LyCORIS' formula, with its constraint: R = (I + Q)(I - Q)^-1, and out = sum over n of R[n, m] W[n]."""
+    blocks, weight = torch.randn(3, 4, 4, generator=seeded(1)), torch.randn(12, 5, generator=seeded(2))
+    parts = {"blocks": blocks} if limit is None else {"blocks": blocks, "alpha": torch.tensor(limit)}
+    q = (blocks - blocks.transpose(1, 2)).double()
+    q = q * limit / q.norm() if limit else q
+    eye = torch.eye(4, dtype=torch.float64)
+    rotation = (eye + q) @ (eye - q).inverse()
+    wanted = torch.einsum("knm,kni->kmi", rotation, weight.double().view(3, 4, 5)).reshape(12, 5)
+    update = OftUpdate.from_parts(parts)
+    torch.testing.assert_close(weight + update.delta(weight), wanted)
+    layer = update.layer(nn.Linear(5, 12).requires_grad_(False))
+    x = torch.randn(2, 5, generator=seeded(3))
+    layer.base.weight.data.copy_(weight)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, wanted.float(), layer.base.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rotation_changes_no_lengths():
+    _, layer = one_layer("oft")
+    train_({"0": layer}, 0.3)
+    turned = layer.base.weight.double() + layer.delta()
+    torch.testing.assert_close(turned.norm(dim=0), layer.base.weight.double().norm(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("height", "rank", "size"), [(3072, 16, 16), (3072, 20, 16), (36, 5, 4), (64, 1, 2), (15, 2, 3)]
+)
+def test_sizes_of_blocks_divide_the_height(height, rank, size):
+    assert block_size(height, rank) == size
+
+
+def test_a_rotation_of_other_blocks_is_refused():
+    _, layer = one_layer("oft")
+    with pytest.raises(IncompatibleUpdate, match="blocks have 2 rows and the run's 4; set rank to 2"):
+        layer.load_update_(OftUpdate(torch.zeros(18, 2, 2)), torch.empty)
+    with pytest.raises(IncompatibleUpdate, match="not an OFT"):
+        layer.load_update_(one_layer("lora")[1].update(), torch.empty)
+
+
 def test_simpletuners_and_onetrainers_names_are_read(train, tiny_model, tmp_path):
     from safetensors.torch import save_file
 
@@ -276,7 +319,7 @@ def test_a_new_adapter_changes_nothing_and_starts_the_same_each_time(kind, init)
     )
     for (name, one), (_, two) in zip(layer.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, two), name
-    assert any(p.any() for _, p in layer.trainable())
+    assert kind == "oft" or any(p.any() for _, p in layer.trainable())  # no rotation is all zeros
 
 
 @pytest.mark.parametrize(("kind", "init"), STARTS)

@@ -25,7 +25,7 @@ from .conftest import original_weights
 
 pytestmark = pytest.mark.comfyui
 WIDTH = 64
-ENDS = re.compile(r"\.(lora_|lokr_|hada_|alpha|dora_scale).*")
+ENDS = re.compile(r"\.(lora_|lokr_|hada_|oft_|alpha|dora_scale).*")
 RELATIVE, ABSOLUTE = 1e-5, 1e-6  # fp32 products, in another order
 KINDS: dict[str, type[AdapterLayer]] = {name: load("adapter", name) for name in names("adapter")}
 CASES = [(kind, "default", form) for kind, layer in KINDS.items() for form in layer.formats]
@@ -102,7 +102,8 @@ def test_the_loaded_weights_are_the_trained_ones(each_comfyui, bases, family, ki
         place = original_place(module)
         delta = layer.delta()
         delta = delta.roll(len(delta) // 2, 0) if place.is_swapped else delta
-        wanted[f"{place.module}.weight"][place.rows(WIDTH)] += strength * delta
+        factor = strength**2 if kind == "oft" else strength  # ComfyUI multiplies a rotation's change twice
+        wanted[f"{place.module}.weight"][place.rows(WIDTH)] += factor * delta
     for key, weight in found.items():
         assert (weight - base.weights[key]).abs().max() > 1e-3
         torch.testing.assert_close(weight.double(), wanted[key], rtol=RELATIVE, atol=ABSOLUTE)

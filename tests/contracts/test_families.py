@@ -98,6 +98,7 @@ def test_codec(family, model):
     latents = codec.encode(pixels)
     assert latents.shape == (2, codec.channels, pixels.shape[2] // codec.factor, pixels.shape[3] // codec.factor)
     assert latents.dtype == torch.float32 and latents.device == CPU and not latents.requires_grad
+    assert (codec.channels, codec.factor) == (family.latent_channels, family.latent_factor)
     decoded = codec.decode(latents)
     assert decoded.shape == pixels.shape and decoded.abs().max() <= 1 and decoded.dtype == torch.float32
 

@@ -27,13 +27,14 @@ from chroma_trainer.trainer_core.models.loading import locate
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import estimator as forecaster_module
 from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory, suggestion
+from chroma_trainer.trainer_core.planner.cost_cache import CostCache
 from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
-from chroma_trainer.trainer_core.planner.estimator import make_estimator
+from chroma_trainer.trainer_core.planner.estimator import cached_codec_cost, cached_encoder_cost, make_estimator
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
 from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
-from chroma_trainer.trainer_core.planner.workload import MAX_TOKENS, EncoderCost, encoder_cost
+from chroma_trainer.trainer_core.planner.workload import MAX_TOKENS, CodecCost, EncoderCost, codec_cost, encoder_cost
 from chroma_trainer.trainer_core.quant.loading import text_converter
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning, new_ema
@@ -248,7 +249,7 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
         and roomy.first_line().startswith("plan: fits")
     )
     # So that the training is what does not fit.
-    forecasts.encoder, forecasts.codec = EncoderCost(4000, 400, 400, 1000, 32, False), (4000, 0.01)
+    forecasts.encoder, forecasts.codec = EncoderCost(4000, 400, 400, 1000, 32, False), CodecCost(4000, 0.01)
     forecasts.machine = Machine("card", bytes_to_reserve(10**9), GB)
     train = {p.name: p for p in forecasts.plan(request).phases}["train"].device
     forecasts.machine = Machine("card", bytes_to_reserve(train - 1), GB)
@@ -337,6 +338,22 @@ def test_counts_are_kept(made, monkeypatch):
     again = replace(forecasts, _costs={}, _skeletons={})
     monkeypatch.setattr(forecaster_module, "MetaModel", None)
     assert again.plan(request).as_json() == first.as_json()
+
+
+def test_a_second_start_builds_neither_encoder_nor_codec(workshop, monkeypatch, tmp_path):
+    """Their libraries take seconds to import."""
+    request, counts = workshop.request(), CostCache(tmp_path)
+
+    def both():
+        return cached_encoder_cost(request, FAMILY, counts), cached_codec_cost(request, counts)
+
+    first = both()
+    assert first == (encoder_cost(request, FAMILY), codec_cost(request))
+    monkeypatch.setattr(ChromaFamily, "empty_text_encoder", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr(
+        "chroma_trainer.trainer_core.planner.workload.empty_vae", lambda _: pytest.fail("counted again")
+    )
+    assert both() == first
 
 
 def test_recomputed_blocks(workshop):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.quant.quanto import Fp8Quanto, Int2Quanto, Int4Quanto, Int8Quanto, group_size
 from torch import nn
 
@@ -21,7 +23,6 @@ def linear(out: int, width: int, dtype: torch.dtype = torch.float32) -> nn.Linea
     return layer
 
 
-@pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="optimum-quanto is not installed")
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("quantizer", QTYPES)
 def test_every_weight_is_the_packages_own(quantizer, width):
@@ -38,6 +39,82 @@ def test_every_weight_is_the_packages_own(quantizer, width):
         assert torch.equal(ours.codes.view(torch.int8), weight._data.view(torch.int8))
     spread = layer.weight.detach().abs().amax(dim=1, keepdim=True)
     assert ((ours.weight - weight.dequantize()).abs() <= 1e-6 * spread).all()  # they round the product before the sum
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantizer", [Int8Quanto, Fp8Quanto])
+def test_codes_and_scales_of_rows_are_rounded_once(quantizer, dtype):
+    """In fp32, from the weight in its own precision. The package alone rounds the scales of a bf16 weight to bf16."""
+    layer = linear(48, 384, dtype)
+    weight = layer.weight.detach().float()
+    largest = {Int8Quanto: 127, Fp8Quanto: 448}[quantizer]
+    scale = weight.abs().amax(dim=1, keepdim=True) / largest
+    codes = weight / scale
+    codes = codes.round().to(torch.int8) if quantizer is Int8Quanto else codes.to(torch.float8_e4m3fn)
+    stored = quantizer().layer(layer).stored
+    assert torch.equal(stored["scale"], scale)
+    assert torch.equal(stored["codes"].view(torch.int8), codes.view(torch.int8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantizer", [Int4Quanto, Int2Quanto])
+def test_codes_of_groups_fit_the_rounded_scales(quantizer, dtype):
+    layer = linear(48, 384, dtype)
+    groups = layer.weight.detach().float().reshape(-1, 128)
+    low, high = groups.aminmax(dim=1, keepdim=True)
+    highest = 2**quantizer.bits - 1
+    scale = ((high - low) / highest).clamp(min=torch.finfo(dtype).tiny).to(dtype)
+    offset = low.to(dtype)
+    codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
+    stored = quantizer().layer(layer).stored
+    assert torch.equal(stored["scale"], scale) and torch.equal(stored["offset"], offset)
+    packed = stored["packed"]
+    unpacked = torch.cat([(packed >> shift) & highest for shift in range(0, 8, quantizer.bits)])
+    assert torch.equal(unpacked[: len(codes)], codes)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 48])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("quantizer", QTYPES)
+def test_the_meta_device_gives_the_same_shapes(quantizer, width, rows):
+    weight = linear(rows, width, torch.bfloat16).weight.detach()
+    described = [
+        {name: (t.shape, t.dtype) for name, t in quantizer().encode(weight.to(device)).items()}
+        for device in ("cpu", "meta")
+    ]
+    assert described[0] == described[1]
+
+
+def test_only_encoding_imports_the_package():
+    """A start with a cached base checks the level, and counts and loads its layers."""
+    code = (
+        "import sys, torch; from torch import nn; from chroma_trainer.trainer_core.registry import load\n"
+        "for level in ('int8-quanto', 'int4-quanto', 'int2-quanto', 'fp8-quanto'):\n"
+        "    quantizer = load('quantization', level)()\n"
+        "    assert not quantizer.missing() and not quantizer.unfit(torch.device('cpu'))\n"
+        "    quantizer.layer(nn.Linear(64, 64, device='meta'))\n"
+        "print([name for name in ('optimum', 'transformers', 'diffusers', 'accelerate') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("quantizer", QTYPES)
+def test_a_device_that_decodes_wrongly_is_refused(quantizer, monkeypatch):
+    class Wrong(quantizer):
+        calls = 0
+
+        def decode(self, *args):
+            self.calls += 1
+            return super().decode(*args) * (-1 if self.calls > 1 else 1)
+
+    assert "wrong results on cpu" in Wrong().unfit(torch.device("cpu"))
+
+
+def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimum", None)
+    with pytest.raises(UserError, match=r"quantization: optimum-quanto can't be imported: .*; install it, or choose"):
+        Int8Quanto().layer(linear(4, 64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

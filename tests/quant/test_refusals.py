@@ -27,8 +27,14 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, level):
 
 def test_levels_that_need_no_package_never_miss_one(monkeypatch):
     monkeypatch.setattr(packages, "version_of", lambda package: "")
-    own = [level for level in names("quantization") if not level.endswith(("bnb", "torchao"))]
-    assert len(own) == 6 and not [level for level in own if quantization_problems(QuantizationConfig(level), CPU)]
+    own = [level for level in names("quantization") if not level.endswith(("bnb", "torchao", "quanto"))]
+    assert len(own) == 2 and not [level for level in own if quantization_problems(QuantizationConfig(level), CPU)]
+
+
+def test_a_missing_dependency_is_named_without_an_extra(monkeypatch):
+    monkeypatch.setattr(packages, "version_of", lambda package: "")
+    (problem,) = quantization_problems(QuantizationConfig("int8-quanto"), CPU)
+    assert problem.message == "int8-quanto: optimum-quanto is not installed; run pip install optimum-quanto"
 
 
 def test_a_device_without_the_kernel_is_named(monkeypatch):

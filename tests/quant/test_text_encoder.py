@@ -36,6 +36,17 @@ def test_nearly_the_same_text(tiny_model, level, dtype):
         assert (ours.float() - plain.float()).norm() < 0.06 * plain.float().norm()
 
 
+def test_every_weight_is_decoded_once_for_a_prompt(tiny_model, monkeypatch):
+    """transformers' T5 asks for the precision of one of them several times."""
+    quantised = encoder(tiny_model, "int8-quanto")
+    layers = [m for m in quantised.model.modules() if isinstance(m, QuantizedLinear)]
+    kind, seen = type(layers[0].format), []
+    decode = kind.decode
+    monkeypatch.setattr(kind, "decode", lambda self, *rest: seen.append(1) or decode(self, *rest))
+    quantised.encode(PROMPTS[:1])
+    assert len(seen) == len(layers)
+
+
 def test_every_level_has_a_key_of_its_own(tiny_model):
     keys = {
         level: text_identity(FAMILY, replace(tiny_model, quantization=QuantizationConfig(text_encoder=level)))

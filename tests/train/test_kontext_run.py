@@ -176,5 +176,5 @@ def test_the_plan_counts_latents_of_both(workshop, request_of, mended):
         request = request_of(flavour=flavour, dataset=dataset)
         index = build_index(dataset, workshop.host(), 5)
         facts = facts_of(request, FluxFamily(), index, 32, None, (0, 1.0), CaptionFacts(20, 4))
-        found[flavour] = facts.latent_pixels
+        found[flavour] = facts.latent_bytes
     assert found["kontext"] == 2 * found["dev"] > 0

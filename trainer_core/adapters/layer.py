@@ -45,6 +45,10 @@ class Update(ABC):
     def shape(self) -> tuple[int, int]:
         """Shape of the weight that the update changes: (out, in)."""
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Return whether the update can change a weight of this shape."""
+        return shape == self.shape
+
     @abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
         """Return the change of the weight, (out, in), fp64."""

@@ -35,6 +35,8 @@ KIND_RULES = {
     # A Kronecker product has no rows to stack into the fused weights of the other formats.
     "lokr": KindRule(("default", "gaussian"), ("universal",)),
     "loha": KindRule(("default",)),
+    # Rotations of several layers do not make one of the fused weight.
+    "oft": KindRule(("default",), ("universal",)),
 }
 
 
@@ -93,7 +95,8 @@ class AdapterConfig:
         Doc(
             "Adapter type. lora: W + alpha / rank B A. rslora: scaled by alpha / sqrt(rank), for high ranks. dora: "
             "trains direction and magnitude of each row separately. lokr: Kronecker product, high rank in a small "
-            "file. loha: elementwise product of two LoRAs. docs/lora-files.md lists which programs load which type."
+            "file. loha: elementwise product of two LoRAs. oft: rotation of the output in blocks of rank rows; alpha "
+            "has no effect. docs/lora-files.md lists which programs load which type."
         ),
     ] = "lora"
     format: Annotated[
@@ -101,8 +104,8 @@ class AdapterConfig:
         Choice(*FORMATS),
         Doc(
             "Key names in the LoRA file. universal: diffusers names, for ComfyUI, diffusers and peft. comfyui: "
-            "original fused names, diffusion_model.*. kohya: lora_unet_* with an alpha. lokr supports only "
-            "universal. Running a finished run again with another format only rewrites the file."
+            "original fused names, diffusion_model.*. kohya: lora_unet_* with an alpha. lokr and oft support "
+            "only universal. Running a finished run again with another format only rewrites the file."
         ),
     ] = "universal"
     init_lora: Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ class Family(Protocol):
     """Everything the trainer needs from a model family."""
 
     name: str
-    pixel_step: int  # image edges are multiples of this (VAE factor x patch size)
+    pixel_step: int  # image edges are multiples of this (latent_factor x patch size)
+    latent_channels: int
+    latent_factor: int  # pixels per latent cell along each edge
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
     frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py
@@ -112,6 +114,13 @@ class Family(Protocol):
         """
         ...
 
+    def text_encoder_config(self, model: ModelConfig) -> dict[str, Any]:
+        """Return what determines the text encoder's shapes, as JSON values.
+
+        Reads file headers and config.json. The encoder's library is not imported.
+        """
+        ...
+
     def load_text_encoder(
         self, model: ModelConfig, device: torch.device, convert: Convert | None = None
     ) -> TextEncoder:
@@ -121,7 +130,8 @@ class Family(Protocol):
     def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
         """Return the text encoder's modules on the meta device. Reads file headers, no weights.
 
-        The module takes ids and a boolean mask, (1, tokens) each, and returns (1, tokens, width).
+        The module takes ids, (1, tokens), and returns a result whose first item is (1, tokens, width). Building it
+        imports the encoder's library, which takes seconds.
         """
         ...
 

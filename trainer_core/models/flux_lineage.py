@@ -28,7 +28,7 @@ class FluxLikeFamily:
         transformer_kind: Identifies the family's transformer in files.
     """
 
-    pixel_step = 16
+    pixel_step, latent_channels, latent_factor = 16, 16, 8
     transformer_kind: ClassVar[Kind]
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
@@ -57,7 +57,7 @@ class FluxLikeFamily:
         return transformer, weights
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
-        from .vae.codec import load_vae
+        from .codec import load_vae
 
         return load_vae(model, device)
 

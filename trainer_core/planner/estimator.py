@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.dataset import Index
+from ..models.codec import vae_config
 from ..models.family import Family
 from ..storage.atomic import sha256_text
 from .cost_cache import CostCache
@@ -20,7 +23,7 @@ from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
 from .meta_model import MetaModel
 from .phase_estimate import estimate_run
-from .workload import CaptionFacts, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
+from .workload import CaptionFacts, CodecCost, EncoderCost, RunFacts, caption_facts, codec_cost, encoder_cost, facts_of
 
 
 @dataclass
@@ -30,7 +33,7 @@ class MemoryEstimator:
     Args:
         counts: cached counts of earlier runs.
         encoder: cost of the text encoder.
-        codec: as codec_cost returns it.
+        codec: cost of the VAE.
         resolution: resolution at which the index assigned the images to buckets.
     """
 
@@ -39,7 +42,7 @@ class MemoryEstimator:
     machine: Machine
     counts: CostCache
     encoder: EncoderCost
-    codec: tuple[int, float]
+    codec: CodecCost
     captions: CaptionFacts
     resolution: float
     _digest: str = ""
@@ -102,10 +105,23 @@ def layers_of(family: Family, model: ModelConfig) -> str:
 
 
 def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
-    """Return the cost of the text encoder, counted once for all encoders of these shapes."""
-    model = request.model
-    key = (model.family, shapes_of(family.empty_text_encoder(model)), model.dtype, repr(model.quantization))
+    """Return the cost of the text encoder, counted once for all encoders of this config.
+
+    A second start needs neither the encoder's modules nor transformers.
+    """
+    model, config = request.model, family.text_encoder_config(request.model)
+    key = (model.family, _sorted_json(config), version("transformers"), model.dtype, repr(model.quantization))
     return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
+
+
+def cached_codec_cost(request: TrainRequest, counts: CostCache) -> CodecCost:
+    """Return the cost of the VAE, counted once for all VAEs of this config."""
+    key = ("codec", _sorted_json(vae_config(request.model)), version("diffusers"))
+    return counts.get_or_count(key, lambda value: CodecCost(**value), lambda: codec_cost(request), asdict)
+
+
+def _sorted_json(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def shapes_of(module: nn.Module) -> str:
@@ -134,7 +150,7 @@ def make_estimator(
     """
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
-        family, index, machine, counts, cached_encoder_cost(request, family, counts), codec_cost(request),
-        caption_facts(index.samples),
+        family, index, machine, counts, cached_encoder_cost(request, family, counts),
+        cached_codec_cost(request, counts), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

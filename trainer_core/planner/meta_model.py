@@ -211,8 +211,7 @@ class _Paused:
 
 def _loss(model: MetaModel, shape: Shape, counter: MemoryTracker) -> Tensor:
     """Compute the loss as micro_loss in train/step/loop.py does."""
-    factor = model.family.pixel_step // 2
-    channels = 16
+    channels, factor = model.family.latent_channels, model.family.latent_factor
     latents = [
         torch.empty(shape.batch, channels, shape.height // factor, shape.width // factor, device=META) for _ in "xv"
     ]

@@ -9,13 +9,13 @@ from .memory_plan import Machine, MemoryPlan, PhasePlan
 from .step_peak import away, blocks_to_recompute, resident_weights, sampling_peak, training_peak
 from .workload import RunFacts, rollout_passes
 
-# Resident memory of the interpreter with torch and this package: 310 to 420 MB measured on Linux, without CUDA.
-PROCESS_BYTES = 400_000_000
+# Resident memory of the interpreter with torch, this package, transformers and diffusers: 470 to 515 MB measured on
+# Linux, without CUDA; 300 if everything is cached and no images are sampled.
+PROCESS_BYTES = 500_000_000
 # Bytes per pixel of the released VAE (128 channels at full size): counted on the meta device at 256, 512 and 1024 px,
 # in fp32.
 VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512
-LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
 
 
 def estimate_run(
@@ -60,7 +60,8 @@ def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int
     if memory.text_encoder == "cpu":
         return 0, encoder.weights + encoder.work
     if memory.text_encoder == "blocks":
-        return encoder.weights - encoder.blocks + encoder.largest_block + encoder.work, encoder.blocks
+        # Next to its blocks the largest layer is the embedding table. Each is alone on the device.
+        return max(encoder.weights - encoder.blocks, encoder.largest_block) + encoder.work, encoder.weights
     # A quantized encoder is built in RAM; any other is loaded directly from the memory-mapped file.
     return encoder.weights + encoder.work, encoder.weights if encoder.is_quantized and not on_cpu else 0
 
@@ -69,7 +70,7 @@ def _encoding(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> int:
     """Encode images as data/cache/latents.py does: one of 1024 px at a time, or several small ones; on a CPU one."""
     size = facts.largest.width * facts.largest.height
     count = 1 if memory.vae_slicing or on_cpu else min(8, max(1, (1 << 20) // size))
-    return facts.codec_bytes + int(min(size * count, _max_tile_pixels(memory)) * VAE_ENCODE_PIXEL * facts.codec_width)
+    return facts.codec.weights + int(min(size * count, _max_tile_pixels(memory)) * VAE_ENCODE_PIXEL * facts.codec.width)
 
 
 def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, int]:
@@ -83,14 +84,14 @@ def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, in
 def _train(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
     """The VAE of the validation stays loaded, on the device or, with model_offload, in RAM."""
     peak, activations = training_peak(cost, request)
-    codec = facts.codec_bytes if is_sampled else 0
+    codec = facts.codec.weights if is_sampled else 0
     aside = request.memory.model_offload
     return peak + (0 if aside else codec), _offloaded_ram(cost, request.memory) + activations + (codec if aside else 0)
 
 
 def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tuple[int, int]:
-    work = int(min(facts.validation_pixels, _max_tile_pixels(memory)) * VAE_DECODE_PIXEL * facts.codec_width)
-    optimizer_cost, codec = sampled.optimizer_cost, facts.codec_bytes
+    work = int(min(facts.validation_pixels, _max_tile_pixels(memory)) * VAE_DECODE_PIXEL * facts.codec.width)
+    optimizer_cost, codec = sampled.optimizer_cost, facts.codec.weights
     if memory.model_offload:  # the adapter is offloaded with the transformer
         decoding = optimizer_cost.resident - optimizer_cost.adapter + optimizer_cost.aside + codec + work
         return max(sampling_peak(sampled, memory), decoding), sampled.weights + optimizer_cost.adapter
@@ -111,7 +112,7 @@ def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, 
     optimizer_cost = cost.optimizer_cost
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
-        "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
+        "latents": facts.latent_bytes,
         "checkpoints": request.training.keep_checkpoints * (optimizer_cost.saved + optimizer_cost.start),
         # fp32; stored initial values double the rank of the file.
         "lora": optimizer_cost.parameters * 4 + optimizer_cost.start,

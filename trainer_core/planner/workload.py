@@ -16,8 +16,8 @@ from ..config.training import TrainingConfig
 from ..data.dataset import Index
 from ..data.sample_table import Sample, columns
 from ..devices import DTYPES
+from ..models.codec import empty_vae
 from ..models.family import Family
-from ..models.vae.codec import empty_vae
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
 from .cost_model import Shape
@@ -40,18 +40,25 @@ class EncoderCost:
 
 
 @dataclass(frozen=True)
+class CodecCost:
+    """Cost of the VAE."""
+
+    weights: int  # bytes, in fp32
+    width: float  # width at full size as a share of the released one's
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """Facts about the data and the models of a run."""
 
     largest: Shape  # the bucket with the most pixels
-    latent_pixels: int  # pixels of all images, and of their reference images
+    latent_bytes: int  # fp32 latents of all images, and of their reference images
     prompts: int  # number of distinct prompts
     encoder: EncoderCost
     element_bytes: int  # bytes of an element of a text embedding
     validation_pixels: int  # pixels of the largest validation image
     num_steps: int
-    codec_bytes: int
-    codec_width: float  # width of the VAE as a share of the released one's
+    codec: CodecCost
     prior: PriorShares  # micro-batches with prior preservation
 
 
@@ -83,7 +90,7 @@ def facts_of(
     index: Index,
     resolution: float,
     encoder: EncoderCost,
-    codec: tuple[int, float],
+    codec: CodecCost,
     captions: CaptionFacts,
 ) -> RunFacts:
     """Return the facts about the dataset and the settings.
@@ -105,11 +112,12 @@ def facts_of(
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        latent_pixels=int(int(areas.sum()) * ratio * ratio) * (2 if family.takes_references(request.model) else 1),
+        latent_bytes=int(int(areas.sum()) * ratio * ratio / family.latent_factor**2) * family.latent_channels * 4
+        * (2 if family.takes_references(request.model) else 1),
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
         num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
-        codec_bytes=codec[0], codec_width=codec[1],
+        codec=codec,
         prior=prior_shares(
             rows["bucket"], preserves_prior[rows["part"]], repeats[rows["part"]], training.batch_size
         ),
@@ -123,16 +131,16 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
     blocks = max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len)
     ids = torch.zeros(1, MAX_TOKENS, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlashShapes(), MemoryTracker() as counter:
-        width = encoder(ids, ids > 0).shape[-1]
+        width = encoder(ids)[0].shape[-1]  # a prompt that long has no pads to mask
     sizes = [bytes_of(*block.parameters(), *block.buffers()) for block in blocks]
     whole = bytes_of(*encoder.parameters(), *encoder.buffers())
     return EncoderCost(whole, sum(sizes), max(sizes), counter.peak, width, is_quantized=convert is not None)
 
 
-def codec_cost(request: TrainRequest) -> tuple[int, float]:
-    """Return the bytes of the VAE in fp32, and its width at full size as a share of the released one's."""
+def codec_cost(request: TrainRequest) -> CodecCost:
+    """Count the VAE on the meta device."""
     vae: Any = empty_vae(request.model)
-    return bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128
+    return CodecCost(bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from ..config.model import QuantizationConfig
 from ..config.validation import ValidationConfig
 from ..errors import Problem
 
-# Last word of a level, which is the name of the extra -> package.
+# Last word of a level, which is the name of the extra (except for quanto, a dependency) -> package.
 EXTRAS = {
+    "quanto": "optimum-quanto",
     "bnb": "bitsandbytes",
     "torchao": "torchao",
     "sage": "sageattention",
@@ -22,7 +23,8 @@ def missing_for(level: str) -> str:
     if extra not in EXTRAS or version_of(EXTRAS[extra]):
         return ""
     package = EXTRAS[extra]
-    return f'{package} is not installed; run pip install {package}, or pip install "chroma-trainer[{extra}]"'
+    by_extra = "" if extra == "quanto" else f', or pip install "chroma-trainer[{extra}]"'
+    return f"{package} is not installed; run pip install {package}{by_extra}"
 
 
 def missing_packages(config: QuantizationConfig) -> list[Problem]:

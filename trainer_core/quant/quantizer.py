@@ -25,7 +25,7 @@ class Quantizer(ABC):
     """Stores the weights of the frozen base model in fewer bits.
 
     Attributes:
-        extra: Name of the optional extra with its package (see packages.EXTRAS); "" if torch is enough.
+        extra: Name of its package in packages.EXTRAS; "" if torch is enough.
         is_plain: Whether it leaves every weight as it is.
     """
 
@@ -54,16 +54,14 @@ class Quantizer(ABC):
         return missing_for(self.extra)
 
     def unfit(self, device: torch.device, encoder: torch.device | None = None) -> str:
-        """Return "" if a small test weight can be encoded and decoded, else the reason.
+        """Return "" if a small test weight is decoded correctly, else the reason. Most levels also encode it.
 
         Args:
             device: Where the weight is decoded.
             encoder: Where the weight is encoded; None for the CPU.
         """
-        weight = torch.linspace(-1, 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE)
-        weight = weight[:, torch.arange(PROBE_SHAPE[1]) * 37 % PROBE_SHAPE[1]]  # unsorted rows
         try:
-            encoded = self.encode(weight.to(encoder or weight.device))
+            encoded, weight = self.probe(encoder)
             stored = {name: tensor.to(device) for name, tensor in encoded.items()}
             decoded = self.decode(stored, PROBE_SHAPE, torch.float32).cpu()
         except Exception as error:  # packages raise all kinds of errors if a kernel is missing
@@ -72,6 +70,12 @@ class Quantizer(ABC):
         if error_share <= PROBE_ERROR:
             return ""
         return f"gives wrong results on {device} (relative error {error_share:.0%}); choose another level"
+
+    def probe(self, encoder: torch.device | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return a small encoded weight, and the weight on the CPU."""
+        weight = torch.linspace(-1, 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE)
+        weight = weight[:, torch.arange(PROBE_SHAPE[1]) * 37 % PROBE_SHAPE[1]]  # unsorted rows
+        return self.encode(weight.to(encoder or weight.device)), weight
 
     @property
     def version(self) -> str:

@@ -1,40 +1,77 @@
-"""optimum-quanto's formats, bit for bit.
+"""optimum-quanto's formats: the package encodes, this module decodes.
 
 8 bits with a scale per row; 4 and 2 bits with a scale and an offset per 128 weights.
 
-They are implemented here because importing optimum-quanto takes seconds and 70 MiB (it imports diffusers), and its
-kernels are for inference. tests/quant/test_quanto.py compares every value with the package.
+The package is imported only to encode, once per base model, because its import takes 2.7 CPU seconds and 150 MiB. Weights
+are encoded in fp32: in bf16 the package rounds the scales to bf16, which changes 2 to 7 % of the codes
+(docs/decisions/0038).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .native import Fp8Native
-from .quantizer import Quantizer
+from ..errors import UserError, reason_of
+from .quantizer import PROBE_SHAPE, Quantizer
 from .rowwise import TINY, RowScaled
 
 GROUP = 128
-INT8_MAX = 127
 
 
-class Int8Quanto(RowScaled):
-    """codes = round(W / scale) in -127 ... 127, scale = max |row| / 127."""
+class _EncodedByQuanto(Quantizer):
+    extra = "quanto"
+    qtype = ""  # name of the package's format
+
+    def probe(self, encoder: torch.device | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return stored tensors with made-up codes. Encoding a weight would import the package at every start."""
+        empty = self.encode(torch.empty(PROBE_SHAPE, device="meta"))
+        stored = {name: (torch.arange(t.numel()) % 100 + 1).reshape(t.shape).to(t.dtype) for name, t in empty.items()}
+        return stored, self.decode(stored, PROBE_SHAPE, torch.float32)
+
+    def package(self) -> tuple[Any, Any]:
+        """Import optimum.quanto. Return it and the format."""
+        try:
+            from optimum import quanto
+        except Exception as error:  # it imports large parts of transformers and diffusers
+            raise UserError.at(
+                "quantization",
+                f"optimum-quanto can't be imported: {reason_of(error)}; install it, or choose fp8-native or none",
+            ) from error
+        return quanto, getattr(quanto, self.qtype)
+
+
+class _RowScaledByQuanto(_EncodedByQuanto, RowScaled):
+    dtype = torch.int8
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        if weight.is_meta:
+            scale = torch.empty(weight.shape[0], 1, device=weight.device)
+            return {"codes": torch.empty_like(weight, dtype=self.dtype), "scale": scale}
+        quanto, qtype = self.package()
         exact = weight.float()
-        scale = (exact.abs().amax(dim=1, keepdim=True) / INT8_MAX).clamp(min=TINY)
-        return {"codes": (exact / scale).round().clamp(-INT8_MAX - 1, INT8_MAX).to(torch.int8), "scale": scale}
+        scale = quanto.AbsmaxOptimizer().optimize(exact, qtype, 0).clamp(min=TINY)
+        rows = scale if len(weight) > 1 else scale.squeeze()
+        return {"codes": quanto.quantize_weight(exact, qtype, 0, rows, optimized=False)._data, "scale": scale}
 
 
-class Fp8Quanto(Fp8Native):
-    """float8_e4m3fn with a scale per row. The package uses the same rule as Fp8Native."""
+class Int8Quanto(_RowScaledByQuanto):
+    """codes = round(W / scale) in -127 ... 127, scale = max |row| / 127."""
+
+    qtype = "qint8"
 
 
-class _Grouped(Quantizer):
+class Fp8Quanto(_RowScaledByQuanto):
+    """float8_e4m3fn with a scale per row, max |row| / 448: the rule of Fp8Native."""
+
+    qtype = "qfloat8_e4m3fn"
+    dtype = torch.float8_e4m3fn
+
+
+class _Grouped(_EncodedByQuanto):
     """W ~ scale * codes + offset: the lowest weight of a group has code 0, the highest the last one.
 
     Stored tensors:
@@ -46,14 +83,19 @@ class _Grouped(Quantizer):
     bits = 0
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        highest = 2**self.bits - 1
-        groups = weight.float().reshape(-1, group_size(weight.shape[1]))
-        low, high = groups.aminmax(dim=1, keepdim=True)
+        size = group_size(weight.shape[1])
+        if weight.is_meta:
+            num_groups = weight.numel() // size
+            packed = weight.new_empty(-(-num_groups * self.bits // 8), size, dtype=torch.uint8)
+            return {"packed": packed, **{name: weight.new_empty(num_groups, 1) for name in ("scale", "offset")}}
+        quanto, qtype = self.package()
+        exact = weight.float()
+        scale, shift = quanto.MaxOptimizer().optimize(exact.reshape(-1, size), qtype, 0)
         # Round before choosing the codes, so that they compensate for it. A group of equal weights has a range of 0.
-        scale = ((high - low) / highest).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
-        offset = low.to(weight.dtype)
-        codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
-        return {"packed": self._pack(codes), "scale": scale, "offset": offset}
+        scale = scale.clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
+        shift = shift.to(weight.dtype)
+        encoded = quanto.quantize_weight(exact, qtype, 0, scale.float(), shift.float(), size, optimized=False)
+        return {"packed": encoded._data._data, "scale": scale, "offset": -shift}
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         packed, mask = stored["packed"], 2**self.bits - 1
@@ -62,25 +104,17 @@ class _Grouped(Quantizer):
         decoded = torch.addcmul(stored["offset"].to(dtype), codes.to(dtype), stored["scale"].to(dtype))
         return decoded.reshape(shape)
 
-    def _pack(self, codes: Tensor) -> Tensor:
-        per_byte = 8 // self.bits
-        num_rows = -(-len(codes) // per_byte)
-        packed = codes.new_zeros(num_rows, codes.shape[1])
-        for i, part in enumerate(codes.split(num_rows)):
-            packed[: len(part)] |= part << (self.bits * i)
-        return packed
-
 
 class Int4Quanto(_Grouped):
     """Codes 0 ... 15."""
 
-    bits = 4
+    qtype, bits = "qint4", 4
 
 
 class Int2Quanto(_Grouped):
     """Codes 0 ... 3."""
 
-    bits = 2
+    qtype, bits = "qint2", 2
 
 
 def group_size(width: int) -> int:

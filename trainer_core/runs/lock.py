@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 FILE = "run.lock"
-TRIES, WAIT_SECONDS = 10, 0.03  # is_held takes the lock for an instant
-HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
+WAIT_SECONDS, POLL_SECONDS = 0.3, 0.03  # is_held takes the lock for an instant
 
 
 class Locked(Exception):
@@ -19,10 +15,10 @@ class Locked(Exception):
 
 
 class RunLock:
-    """Context manager that holds the lock on folder/run.lock.
+    """Context manager that holds the lock on folder/run.lock, with the package filelock.
 
-    The file is empty and is never deleted. The lock is the operating system's (flock; msvcrt on Windows), which a
-    killed process can't leave behind. On a network share without locks nothing is locked, and no process is refused.
+    The lock is the operating system's (flock; msvcrt on Windows), which a killed process can't leave behind. On a
+    network share without locks nothing is locked, and no process is refused.
 
     Raises:
         Locked: on entry, when another process, or another thread of this one, holds the lock.
@@ -30,52 +26,47 @@ class RunLock:
 
     def __init__(self, folder: Path):
         self.path = Path(folder) / FILE
-        self._handle: int | None = None
+        self._lock: Any = None
 
     def __enter__(self) -> RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for last in [False] * (TRIES - 1) + [True]:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            if _lock(handle):
-                self._handle = handle
-                return self
-            os.close(handle)
-            if last:
-                raise Locked(str(self.path.parent))
-            time.sleep(WAIT_SECONDS)
-        raise AssertionError
+        self.path.touch()  # raises where the folder is read-only; _take would ignore that
+        self._lock = _take(self.path, WAIT_SECONDS)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            os.close(self._handle)  # closing unlocks
-            self._handle = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 def is_held(folder: Path) -> bool:
     """Return whether a running process holds the folder's lock at this moment."""
-    try:
-        handle = os.open(Path(folder) / FILE, os.O_RDWR)
-    except OSError:
+    path = Path(folder) / FILE
+    if not path.is_file():
         return False
     try:
-        return not _lock(handle)
-    finally:
-        os.close(handle)
+        _take(path, 0).release()
+    except Locked:
+        return True
+    return False
 
 
-def _lock(handle: int) -> bool:
-    """Take the lock. Return False when another process holds it; True also where the file system has no locks."""
+def _take(path: Path, wait: float) -> Any:
+    """Return the lock, which is not locked where the file system has no locks.
+
+    Raises:
+        Locked: after `wait` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in HELD
-    return True
+        lock.acquire(timeout=wait, poll_interval=POLL_SECONDS)
+    except Timeout as error:
+        raise Locked(str(path.parent)) from error
+    except (OSError, NotImplementedError):
+        pass
+    return lock

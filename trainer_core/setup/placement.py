@@ -114,19 +114,18 @@ def load_codec(family: Family, request: TrainRequest, device: torch.device) -> I
 
 
 def place_text_encoder_(encoder: Any, device: torch.device) -> Any:
-    """Place a text encoder that was loaded on the CPU: one block at a time is on the device, all else stays there.
+    """Place a text encoder that was loaded on the CPU: its blocks and other layers are on the device while they compute.
 
-    Works on any object that has modules as attributes. The longest ModuleList of each module holds its blocks.
+    accelerate's hooks move them. Works on any object that has transformers' models as attributes, which name their
+    blocks.
     """
-    for module in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
-        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-        blocks = list(max(lists, key=len, default=nn.ModuleList()))
-        swap = swap_blocks_(blocks, device)
-        swap.take_out()
-        module.to(device)
-        swap.send_home()
+    from accelerate import cpu_offload
+
+    for model in [value for value in vars(encoder).values() if isinstance(value, nn.Module)]:
+        blocks: Any = model._no_split_modules
+        cpu_offload(model, device, preload_module_classes=list(blocks))
     for value in vars(encoder).values():
-        if hasattr(value, "encode") and not isinstance(value, nn.Module):
+        if hasattr(value, "encode") and hasattr(value, "device"):
             place_text_encoder_(value, device)
     if hasattr(encoder, "device"):
         encoder.device = device

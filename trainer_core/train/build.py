@@ -143,7 +143,7 @@ def _cache_latents(plan: RunPlan, index: Index, host: Host, change: Change | Non
 
 
 def _cache_masks(plan: RunPlan, host: Host) -> MaskWeights | None:
-    masks, factor = plan.index.masks, plan.family.pixel_step // 2
+    masks, factor = plan.index.masks, plan.family.latent_factor
     return cache_masks(masks, plan.request.dataset, factor, _store(host, "masks"), host) if masks else None
 
 

@@ -142,12 +142,12 @@ def test_its_weights_load_in_diffusers(tiny_model, reference):
     assert torch.equal(diffusers_velocity(again, *inputs()), diffusers_velocity(reference, *inputs()))
 
 
-def test_nothing_of_diffusers_is_imported():
+def test_no_library_of_models_is_imported_with_the_modules():
     """Its import takes longer than all else before the first step."""
     code = (
         "import sys, chroma_trainer.trainer_core.train.run as run; from chroma_trainer.trainer_core import models; "
-        "from chroma_trainer.trainer_core.models.chroma import transformer; from chroma_trainer.trainer_core.models.vae import codec; from chroma_trainer.trainer_core.models.t5 import text_encoder; "
-        "print([name for name in ('diffusers', 'transformers', 'peft', 'accelerate') if name in sys.modules])"
+        "from chroma_trainer.trainer_core.models.chroma import transformer; from chroma_trainer.trainer_core.models import codec; from chroma_trainer.trainer_core.models.text import clip, t5, tokenizer; "
+        "print([name for name in ('diffusers', 'transformers', 'peft', 'accelerate', 'optimum') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
-from chroma_trainer.trainer_core.models.t5.tokenizer import find_tokenizer
+from chroma_trainer.trainer_core.models.text.tokenizer import find_t5_tokenizer
 from safetensors.torch import save_file
 
 FAMILY = FluxFamily()
@@ -89,7 +89,7 @@ def test_the_hubs_cache_offline(tiny_flux_model, tiny_flux, tmp_path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     model = replace(tiny_flux_model, repo="black-forest-labs/FLUX.1-dev")
     assert FAMILY.problems(model) == []
-    assert find_tokenizer(model).parent.name == "tokenizer_2"
+    assert find_t5_tokenizer(model).parent.name == "tokenizer_2"
     for part in ("transformer", "text_encoder", "codec"):
         assert FAMILY.identity(model, part) == FAMILY.identity(tiny_flux_model, part)
 

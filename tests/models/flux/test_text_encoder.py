@@ -1,8 +1,7 @@
-"""Flux's text: both encoders against transformers', the rule of length, and their files."""
+"""Flux's text: both encoders as the pipeline calls them, the rule of length, and their files."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from chroma_trainer.trainer_core.errors import UserError
-from chroma_trainer.trainer_core.models.clip.text_encoder import (
-    COMFYUI_FOLDER,
-    find_clip_tokenizer,
-    load_clip,
-    read_clip_tokenizer,
-)
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.text_encoder import join, part
+from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
+from chroma_trainer.trainer_core.models.text.clip import build_clip, load_clip
+from chroma_trainer.trainer_core.models.text.tokenizer import CLIP_IN_COMFYUI, find_clip_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5EncoderModel
 
-from tests.conftest import tiny_clip_tokenizer
+from tests.conftest import write_clip_pair
 
 FAMILY = FluxFamily()
 CPU = torch.device("cpu")
@@ -29,7 +25,7 @@ PROMPTS = ["", "a red cat", "The CAT of the blue photo's 7 dogs, and many more w
 
 
 def padded(tokenizer, prompt: str, length: int, pad: int) -> torch.Tensor:
-    ids = tokenizer.encode(prompt).ids
+    ids = tokenizer(prompt).input_ids
     ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return torch.tensor([ids + [pad] * (length - len(ids))])
 
@@ -40,7 +36,7 @@ def test_pooled_text_is_transformers(tiny_flux_model):
     theirs = CLIPTextModel.from_pretrained(tiny_flux_model.repo, subfolder="text_encoder").eval()
     ours = load_clip(tiny_flux_model, CPU)
     assert ours.max_tokens == 20
-    end = ours.tokenizer.token_to_id("<|endoftext|>")
+    end = ours.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     for prompt, pooled in zip(PROMPTS, ours.encode(PROMPTS), strict=True):
         wanted = theirs(padded(ours.tokenizer, prompt, 20, end)).pooler_output[0]
         torch.testing.assert_close(pooled, wanted, rtol=1e-5, atol=1e-6)
@@ -64,7 +60,7 @@ def test_a_masked_flavour_keeps_the_real_tokens_alone(tiny_flux_model):
     masked = replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, is_masked=True))
     whole, cut = (FAMILY.load_text_encoder(m, CPU).encode(PROMPTS) for m in (tiny_flux_model, masked))
     for prompt, all_rows, rows in zip(PROMPTS, whole, cut, strict=True):
-        real = min(24, len(FAMILY.load_text_encoder(masked, CPU).t5.tokenizer.encode(prompt).ids))
+        real = min(24, len(FAMILY.load_text_encoder(masked, CPU).t5.tokenizer(prompt).input_ids))
         assert len(rows) == real + 1
         assert torch.equal(rows[:-1], all_rows[:real]) and torch.equal(rows[-1], all_rows[-1])
     assert FAMILY.identity(masked, "text_encoder") != FAMILY.identity(tiny_flux_model, "text_encoder")
@@ -78,22 +74,7 @@ def test_join_and_part_are_inverse():
 
 @pytest.fixture
 def pair(tmp_path) -> Path:
-    """The tiny tokenizer as CLIP's older files have it."""
-    whole = json.loads(tiny_clip_tokenizer().to_str())["model"]
-    folder = tmp_path / "pair"
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps(whole["vocab"]), encoding="utf-8")
-    merges = "\n".join(" ".join(m) if isinstance(m, list) else m for m in whole["merges"])
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    return folder
-
-
-def test_both_formats_of_the_tokenizer_agree(tiny_flux_model, pair):
-    whole = read_clip_tokenizer(find_clip_tokenizer(tiny_flux_model))
-    older = read_clip_tokenizer((pair / "vocab.json", pair / "merges.txt"))
-    for prompt in (*PROMPTS, "naïve  café\n<|endoftext|> it's 42!"):
-        assert older.encode(prompt).ids == whole.encode(prompt).ids
-    assert whole.encode("cat").ids[0] == whole.token_to_id("<|startoftext|>")
+    return write_clip_pair(tmp_path / "pair")
 
 
 def test_a_single_clip_file_and_comfyuis_tokenizer(tiny_flux_model, tiny_flux, pair, tmp_path):
@@ -105,17 +86,22 @@ def test_a_single_clip_file_and_comfyuis_tokenizer(tiny_flux_model, tiny_flux, p
     state = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
     save_file({**state, "text_projection.weight": torch.zeros(16, 16), "logit_scale": torch.zeros(())}, file)
     shutil.copy(tiny_flux / "text_encoder" / "config.json", file.parent / "config.json")  # of the tiny one's 2 heads
-    shutil.copytree(pair, root / COMFYUI_FOLDER)
+    shutil.copytree(pair, root / CLIP_IN_COMFYUI)
     model = replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, clip_file=str(file)))
     assert find_clip_tokenizer(replace(model, repo="")) == (
-        root / COMFYUI_FOLDER / "vocab.json",
-        root / COMFYUI_FOLDER / "merges.txt",
+        root / CLIP_IN_COMFYUI / "vocab.json",
+        root / CLIP_IN_COMFYUI / "merges.txt",
     )
     for one, other in zip(
         load_clip(model, CPU).encode(PROMPTS), load_clip(tiny_flux_model, CPU).encode(PROMPTS), strict=True
     ):
         assert torch.equal(one, other)
     assert FAMILY.problems(model) == []
+
+
+def test_a_clip_that_transformers_does_not_know_is_refused():
+    with pytest.raises(UserError, match=r"is a CLIP that transformers can't build: .*'sine'"):
+        build_clip({**load_shipped_config("clip_l"), "hidden_act": "sine"})
 
 
 def test_what_is_missing_is_named(tiny_flux_model, tiny_flux, tmp_path):

@@ -79,7 +79,7 @@ def hub(tiny_chroma):
     thread.join()
 
 
-def run(home: Path, **variables: str) -> list[str]:
+def run(home: Path, **variables: str) -> tuple[list[str], str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     result = subprocess.run(
@@ -91,7 +91,7 @@ def run(home: Path, **variables: str) -> list[str]:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout.split()
+    return result.stdout.split(), result.stderr
 
 
 def test_endpoint(hub, tiny_model, tmp_path):
@@ -99,8 +99,8 @@ def test_endpoint(hub, tiny_model, tmp_path):
     from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 
     address, asked = hub
-    assert run(tmp_path, HF_ENDPOINT=address) == [
-        ChromaFamily().identity(tiny_model, part) for part in ("transformer", "text_encoder")
-    ]
+    identities, messages = run(tmp_path, HF_ENDPOINT=address)
+    assert identities == [ChromaFamily().identity(tiny_model, part) for part in ("transformer", "text_encoder")]
+    assert "Fetching 2 files: 100%" in messages  # huggingface_hub's own progress bars
     assert any(path.endswith("/text_encoder/model.safetensors") for path in asked)
     assert not any("resolve" in path and "/vae/" in path for path in asked)  # only the parts that are needed

@@ -11,7 +11,7 @@ from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.loading import locate as sources
 from chroma_trainer.trainer_core.models.loading.locate import find_part, weight_files
-from chroma_trainer.trainer_core.models.t5.tokenizer import find_tokenizer
+from chroma_trainer.trainer_core.models.text.tokenizer import find_t5_tokenizer
 
 FAMILY = ChromaFamily()
 HUB_ID = "someone/Chroma"
@@ -47,7 +47,7 @@ def test_the_hubs_cache_offline(tiny_model, hub_cache):
     model = replace(tiny_model, repo=HUB_ID)
     assert FAMILY.problems(model) == []
     assert find_part(model, "vae").files[0].parent == hub_cache / "vae"
-    assert find_tokenizer(model) == hub_cache / "tokenizer" / "tokenizer.json"
+    assert find_t5_tokenizer(model) == hub_cache / "tokenizer" / "tokenizer.json"
     assert FAMILY.identity(model, "transformer") == FAMILY.identity(tiny_model, "transformer")
 
 

@@ -7,8 +7,8 @@ import re
 
 import torch
 from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
+from chroma_trainer.trainer_core.models.codec import original_vae_parameter
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
-from chroma_trainer.trainer_core.models.vae.codec import original_vae_parameter
 from safetensors.torch import load_file
 
 HIDDEN = 3072  # diffusers' converter knows no other width

@@ -32,7 +32,7 @@ def read_lora(path: Path | str) -> dict[str, Update]:
     """Read a file's updates by module name as in the file (diffusers' or original names), without the model prefix.
 
     Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
-    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*` and `hada_*`.
+    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`.
 
     Raises:
         UserError: The file is not a safetensors file, or contains other keys.
@@ -51,7 +51,9 @@ def read_lora(path: Path | str) -> dict[str, Update]:
     unknown += [module for module, update in updates.items() if update is None]
     if unknown or not parts:
         examples = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or "nothing"
-        raise UserError.at(Path(path).name, f"is not a LoRA, DoRA, LoKr or LoHa file: it contains {examples} ({path})")
+        raise UserError.at(
+            Path(path).name, f"is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains {examples} ({path})"
+        )
     return {module: update for module, update in updates.items() if update is not None}
 
 
@@ -116,7 +118,7 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
             except IncompatibleUpdate as fault:
                 misfits[name] = f"{name} ({fault})"
                 continue
-            if part.shape == _shape(transformer.get_submodule(module)):
+            if part.fits(_shape(transformer.get_submodule(module))):
                 matches[module] = part
             else:
                 misfits[name] = name

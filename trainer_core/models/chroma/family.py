@@ -22,7 +22,7 @@ from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import CHROMA
-from ..t5.tokenizer import find_tokenizer
+from ..text.tokenizer import check_t5_tokenizer
 from ..token_routing import Route
 from .checkpoint_keys import TRANSFORMER, transformer_config
 
@@ -65,22 +65,27 @@ class ChromaFamily(FluxLikeFamily):
 
     def identity(self, model: ModelConfig, part: str) -> str:
         if part == "text_encoder":
-            from ..t5.text_encoder import text_identity
+            from ..text.t5 import text_identity
 
             return text_identity(model)
         if part == "codec":
-            from ..vae.codec import codec_identity
+            from ..codec import codec_identity
 
             return codec_identity(model)
         return identity_of(find_part(model, part).files)
 
+    def text_encoder_config(self, model: ModelConfig) -> dict[str, Any]:
+        from ..text.t5 import t5_config
+
+        return t5_config(model)
+
     def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
-        from ..t5.text_encoder import load_t5
+        from ..text.t5 import load_t5
 
         return load_t5(model, device, convert)
 
     def empty_text_encoder(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
-        from ..t5.text_encoder import empty_t5
+        from ..text.t5 import empty_t5
 
         return empty_t5(model, convert)
 
@@ -131,4 +136,4 @@ class ChromaFamily(FluxLikeFamily):
 
     def _check_tokenizer(self, model: ModelConfig) -> None:
         if is_local(model.repo) or not model.repo or is_offline():
-            find_tokenizer(model)
+            check_t5_tokenizer(model)

@@ -18,7 +18,6 @@ from ...config.validation import ValidationConfig
 from ...devices import DTYPES
 from ...errors import Problem, UserError
 from ...host import collect
-from ..clip.text_encoder import CLIP, find_clip, find_clip_tokenizer
 from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
@@ -26,7 +25,8 @@ from ..loading.fingerprint import content_digest, identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import FLUX
-from ..t5.tokenizer import find_tokenizer
+from ..text.clip import CLIP, find_clip
+from ..text.tokenizer import check_t5_tokenizer, find_clip_tokenizer
 from ..token_routing import Route
 from .checkpoint_keys import TRANSFORMER, flux_config
 from .text_encoder import part as part_text
@@ -50,7 +50,7 @@ class FluxFamily(FluxLikeFamily):
         if not problems and _assistant(model) and (is_local(model.repo) or model.transformer_file):
             collect(problems, self._check_assistant, model)
         if is_local(model.repo) or not model.repo or is_offline():
-            collect(problems, find_tokenizer, model)
+            collect(problems, check_t5_tokenizer, model)
             collect(problems, find_clip_tokenizer, model)
         return problems
 
@@ -89,12 +89,18 @@ class FluxFamily(FluxLikeFamily):
 
             return flux_text_identity(model)
         if part == "codec":
-            from ..vae.codec import codec_identity
+            from ..codec import codec_identity
 
             return codec_identity(model)
         files = find_part(model, part).files
         # The trained model includes its assistant.
         return identity_of(files, f"with {content_digest(file)}") if (file := _assistant(model)) else identity_of(files)
+
+    def text_encoder_config(self, model: ModelConfig) -> dict[str, Any]:
+        from ..text.clip import clip_config
+        from ..text.t5 import t5_config
+
+        return {"t5": t5_config(model), "clip": clip_config(model)}
 
     def load_text_encoder(self, model: ModelConfig, device: torch.device, convert: Convert | None = None) -> Any:
         from .text_encoder import load_flux_text

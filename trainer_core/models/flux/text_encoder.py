@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...config.model import ModelConfig
-from ..clip.text_encoder import ClipPooler, empty_clip, find_clip, find_clip_tokenizer, load_clip
 from ..family import Convert
 from ..loading.fingerprint import identity_of
 from ..loading.locate import find_part
-from ..t5.text_encoder import T5TextEncoder, empty_t5, load_t5
-from ..t5.tokenizer import find_tokenizer
+from ..text.clip import ClipPooler, clip_config, empty_clip, find_clip, load_clip
+from ..text.t5 import T5TextEncoder, empty_t5, load_t5
+from ..text.tokenizer import find_clip_tokenizer, find_t5_tokenizer
 
 
 class FluxTextEncoder:
@@ -38,11 +38,12 @@ class EmptyFluxText(nn.Module):
     def __init__(self, model: ModelConfig, convert: Convert | None = None):
         super().__init__()
         self.t5, self.clip = empty_t5(model, convert), empty_clip(model)
+        self.clip_tokens: int = clip_config(model)["max_position_embeddings"]
 
-    def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
-        """Map ids and booleans, (1, tokens) each, to T5's output, (1, tokens, width)."""
-        tokens = self.t5(ids, attended)
-        self.clip(ids[:, : self.clip.embeddings.position_embedding.num_embeddings])
+    def forward(self, ids: Tensor) -> Any:
+        """Map ids, (1, tokens), to T5's output, whose first item is (1, tokens, width)."""
+        tokens = self.t5(ids)
+        self.clip(ids[:, : self.clip_tokens])
         return tokens
 
 
@@ -71,12 +72,12 @@ def load_flux_text(model: ModelConfig, device: torch.device, convert: Convert | 
 def flux_text_identity(model: ModelConfig) -> str:
     """Return a digest of what determines an embedding: both encoders, their tokenizers, dtype and the length rule."""
     files = [
-        *find_part(model, "text_encoder").files, find_tokenizer(model),
+        *find_part(model, "text_encoder").files, find_t5_tokenizer(model),
         *find_clip(model).files, *find_clip_tokenizer(model),
     ]  # fmt: skip
     rules = _length_rules(model)
     length = f"{'k' if rules['num_pads'] == 0 else 'all'} of {rules['max_tokens']} tokens, unmasked"
-    return identity_of(files, f"t5 and clip {model.dtype}, {length}")
+    return identity_of(files, f"transformers' t5 and clip {model.dtype}, {length}")
 
 
 def _length_rules(model: ModelConfig) -> dict[str, Any]:

@@ -1,19 +1,15 @@
-"""Text: the rule of length, the tokenizer's two formats and where it is found, single files, and fp16's exception."""
+"""T5's text: the rule of length, the mask, single files, quantised layers, and fp16's exception."""
 
 from __future__ import annotations
 
 import shutil
-import struct
 from dataclasses import replace
 
 import pytest
 import torch
 from chroma_trainer.trainer_core.errors import UserError
-from chroma_trainer.trainer_core.host import ASSETS
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
-from chroma_trainer.trainer_core.models.t5.modules import T5Encoder, distance_buckets
-from chroma_trainer.trainer_core.models.t5.text_encoder import T5TextEncoder, load_t5
-from chroma_trainer.trainer_core.models.t5.tokenizer import COMFYUI_FOLDER, find_tokenizer, read_tokenizer
+from chroma_trainer.trainer_core.models.text.t5 import T5TextEncoder, build_t5, empty_t5, load_t5, t5_config
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
@@ -68,17 +64,9 @@ def test_dtypes(tiny_model):
     assert load_t5(replace(tiny_model, dtype="bf16"), CPU).encode(["a cat"])[0].dtype == torch.bfloat16
 
 
-def test_buckets_of_distances_are_transformers():
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    distances = torch.arange(-600, 601)
-    theirs = T5Attention._relative_position_bucket(distances, num_buckets=32, max_distance=128)
-    assert torch.equal(distance_buckets(distances, 32, 128), theirs)
-
-
 def test_other_kinds_of_t5_are_refused():
     with pytest.raises(UserError, match="is a T5 with 'relu' feed-forward layers"):
-        T5Encoder({**load_shipped_config("t5_xxl"), "feed_forward_proj": "relu"})
+        build_t5({**load_shipped_config("t5_xxl"), "feed_forward_proj": "relu"})
 
 
 # --- single files ---
@@ -139,88 +127,23 @@ def test_missing_weights_are_named(tiny_model, tiny_chroma, tmp_path):
 
 
 def test_the_shipped_config_is_t5_xxl():
-    with torch.device("meta"):
-        model = T5Encoder(load_shipped_config("t5_xxl"))
+    model = build_t5(load_shipped_config("t5_xxl"))
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_762_310_656
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
-# --- the tokenizer ---
+def test_both_names_of_the_table_are_one_tensor(encoder):
+    assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
 
 
-def test_where_the_tokenizer_is_found(tiny_model, tiny_chroma, tmp_path):
-    """In the order in which it is looked for: beside the file, in the repo, in a ComfyUI above the file."""
-    models = tmp_path / "ComfyUI" / "models" / "text_encoders"
-    models.mkdir(parents=True)
-    model = replace(tiny_model, repo="", text_encoder_file=str(models / "t5.safetensors"))
-    with pytest.raises(
-        UserError, match=r"tokenizer was not found; put tokenizer\.json or spiece\.model .* into .*text_enc"
-    ):
-        find_tokenizer(model)
-    places = [tmp_path / "ComfyUI" / COMFYUI_FOLDER, models, models / "t5_tokenizer", models / "tokenizer"]
-    for folder in places:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tiny_chroma / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
-        assert find_tokenizer(model) == folder / "tokenizer.json"
-    assert find_tokenizer(tiny_model) == tiny_chroma / "tokenizer" / "tokenizer.json"
+def test_the_config_alone_gives_the_shapes(tiny_model, encoder):
+    empty = empty_t5(tiny_model)
+    assert empty.state_dict().keys() == encoder.model.state_dict().keys()
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert t5_config(tiny_model)["d_model"] == 32
 
 
-def test_same_ids_as_transformers(tiny_chroma):
-    from transformers import PreTrainedTokenizerFast
-
-    ours = read_tokenizer(tiny_chroma / "tokenizer" / "tokenizer.json")
-    theirs = PreTrainedTokenizerFast.from_pretrained(tiny_chroma / "tokenizer")
-    for prompt in PROMPTS:
-        assert ours.encode(prompt).ids == theirs(prompt)["input_ids"]
-
-
-@pytest.mark.parametrize("prompt", ["Red Apple", "NEONGLOW style, Cat Face", "NeonGlow ﬁsh, Ⅳ"])
-def test_the_normaliser_in_tokenizer_json_is_followed(prompt):
-    """chroma-nano's vocabulary has no capitals; transformers' T5 classes drop the normaliser and would give unknowns."""
-    from transformers import AutoTokenizer
-
-    folder = ASSETS / "chroma-nano" / "tokenizer"
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
-    ids = tokenizer.encode(prompt).ids
-    assert ids == tokenizer.encode(prompt.lower()).ids == AutoTokenizer.from_pretrained(folder)(prompt).input_ids
-    assert tokenizer.token_to_id("<unk>") not in ids
-
-
-def protobuf_field(number: int, value: bytes) -> bytes:
-    return bytes([number << 3 | 2, len(value)]) + value
-
-
-def sentencepiece_model(pieces: list[tuple[str, float]]) -> bytes:
-    """A ModelProto by hand: pieces (text, score, type), a trainer's field to skip, a normaliser without a table."""
-    data = b""
-    for text, score in pieces:
-        piece = protobuf_field(1, text.encode()) + bytes([2 << 3 | 5]) + struct.pack("<f", score) + bytes([3 << 3, 1])
-        data += protobuf_field(1, piece)
-    return data + protobuf_field(2, bytes([3 << 3, 1])) + protobuf_field(3, protobuf_field(1, b"nmt_nfkc"))
-
-
-def test_spiece_model_gives_the_same_ids(tiny_chroma, tmp_path):
-    reference = read_tokenizer(tiny_chroma / "tokenizer" / "tokenizer.json")
-    vocabulary = sorted(reference.get_vocab().items(), key=lambda item: item[1])
-    import json
-
-    scores = json.loads((tiny_chroma / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    file = tmp_path / "spiece.model"
-    file.write_bytes(sentencepiece_model([(piece, score) for piece, score in scores]))
-    tokenizer = read_tokenizer(file)
-    assert tokenizer.get_vocab_size() == len(vocabulary) + 100
-    assert tokenizer.token_to_id("<extra_id_0>") == len(vocabulary) + 99
-    for prompt in ["", "a cat", "the  red   dog of the blue photo, sleeping"]:
-        assert tokenizer.encode(prompt).ids == reference.encode(" ".join(prompt.split())).ids
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xff\xff", b"\x0a\x7f short", b"\x0b"])
-def test_damaged_spiece_model(tmp_path, data):
-    (tmp_path / "spiece.model").write_bytes(data)
-    with pytest.raises(UserError, match=r"spiece\.model: is not a readable tokenizer: "):
-        read_tokenizer(tmp_path / "spiece.model")
-
-
-def test_damaged_tokenizer_json(tmp_path):
-    (tmp_path / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"tokenizer\.json: is not a readable tokenizer: "):
-        read_tokenizer(tmp_path / "tokenizer.json")
+def test_building_and_loading_draw_no_random_numbers(tiny_model):
+    before = torch.get_rng_state()
+    load_t5(tiny_model, CPU)
+    assert torch.equal(torch.get_rng_state(), before)

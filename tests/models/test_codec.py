@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.models.codec import build_vae, empty_vae, load_vae, original_vae_parameter
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
-from chroma_trainer.trainer_core.models.vae.codec import load_vae, original_vae_parameter
-from chroma_trainer.trainer_core.models.vae.modules import Autoencoder
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")
@@ -68,32 +68,65 @@ def test_dimensions_are_read_off_the_tensors(tiny_model, tmp_path):
 
 
 def test_the_shipped_config_is_the_released_vae():
-    with torch.device("meta"):
-        vae = Autoencoder(load_shipped_config("flux_vae"))
+    vae = build_vae(load_shipped_config("flux_vae"))
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_819_683
 
 
-def test_the_same_as_diffusers_with_attention_and_uneven_widths(tmp_path):
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    config = {**load_shipped_config("flux_vae"), "block_out_channels": [8, 16, 16, 32], "norm_num_groups": 4}
-    config.update(use_quant_conv=True, use_post_quant_conv=True)
-    torch.manual_seed(0)
-    theirs = AutoencoderKL.from_config(config).eval().requires_grad_(False)
-    ours = Autoencoder(config)
-    ours.load_state_dict(theirs.state_dict())
-    mean = theirs.encode(pixels()).latent_dist.mode()
-    torch.testing.assert_close(ours.mean(pixels()), mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.decode(mean), theirs.decode(mean).sample, rtol=1e-5, atol=1e-5)
-
-
 def test_other_blocks_are_refused():
-    config = {**load_shipped_config("flux_vae"), "down_block_types": ["AttnDownBlock2D"]}
-    with pytest.raises(UserError, match="has unsupported layers: AttnDownBlock2D"):
-        Autoencoder(config)
+    config = {**load_shipped_config("flux_vae"), "down_block_types": ["WoodenDownBlock2D"]}
+    with pytest.raises(UserError, match=r"has layers that diffusers can't build: WoodenDownBlock2D .*; use Flux's VAE"):
+        build_vae(config)
+
+
+def test_the_config_alone_gives_the_shapes(tiny_model):
+    empty, codec = empty_vae(tiny_model), load_vae(tiny_model, CPU)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert {name: t.shape for name, t in empty.state_dict().items()} == {
+        name: t.shape for name, t in codec.vae.state_dict().items()
+    }
+
+
+def test_building_and_loading_draw_no_random_numbers(tiny_model):
+    before = torch.get_rng_state()
+    load_vae(tiny_model, CPU).encode(pixels())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_file_is_named(tiny_model, tiny_chroma):
     file = str(tiny_chroma / "transformer" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match=r"_model\.safetensors: is not a VAE: none of its keys is decoder\.conv_in"):
         load_vae(replace(tiny_model, vae_file=file), CPU)
+
+
+# --- tiles and slices ---
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_in_tiles_and_slices(tiny_model):
+    whole, tiled, sliced = (load_vae(tiny_model, CPU) for _ in range(3))
+    tiled.economise_(tiling=True, slicing=False)
+    sliced.economise_(tiling=False, slicing=True)
+    small, large = torch.cat([picture(64, 32)] * 2), picture(64, 1024)
+    assert torch.equal(tiled.encode(small), whole.encode(small))
+    latents = whole.encode(large)
+    # A random VAE's norms see the whole picture: tiles differ, yet mean the same picture.
+    assert F.cosine_similarity(tiled.encode(large).flatten(), latents.flatten(), dim=0) > 0.99
+    assert tiled.decode(latents).shape == large.shape
+    torch.testing.assert_close(sliced.encode(small), whole.encode(small), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sliced.decode(latents), whole.decode(latents), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(512, 528), (784, 64), (16, 1040)])
+def test_tiles_cover_every_shape_that_a_bucket_has(tiny_model, shape):
+    """Edges are multiples of 16: the last tile may be 16 px."""
+    codec = load_vae(tiny_model, CPU)
+    codec.economise_(tiling=True, slicing=False)
+    seen = []
+    codec.vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2:]))
+    latents = codec.encode(picture(*shape))
+    assert latents.shape[2:] == (shape[0] // 8, shape[1] // 8) and latents.isfinite().all()
+    assert len(seen) > 1 and max(max(edges) for edges in seen) <= 512
+    assert codec.decode(latents).shape[2:] == shape

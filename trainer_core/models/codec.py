@@ -1,21 +1,19 @@
-"""The 16-channel VAE of Flux and Chroma: converts between images and normalized latents."""
+"""The 16-channel VAE of Flux and Chroma: converts between images and latents, with diffusers' AutoencoderKL."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...config.model import ModelConfig
-from ..loading.fingerprint import identity_of
-from ..loading.locate import Part, describe, find_part, load_shipped_config
-from ..loading.weights import VAE, Weights, load_weights_
-from .modules import Autoencoder
-from .tiling import in_tiles
+from ..config.model import ModelConfig
+from ..errors import UserError
+from .loading.fingerprint import identity_of
+from .loading.locate import Part, describe, find_part, load_shipped_config
+from .loading.weights import VAE, Weights, load_weights_
 
 TILE_EDGE = 512  # pixels
 
@@ -24,15 +22,19 @@ class VaeCodec:
     """Latents are z' = (z - shift) * scale, where z is the mean of the encoder's distribution.
 
     The VAE computes in fp32 regardless of the model's dtype: its weights are small, and it overflows in fp16.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        config: Its config.json.
+        device: Device on which it runs.
     """
 
-    def __init__(self, vae: Autoencoder, config: Mapping[str, Any], device: torch.device):
+    def __init__(self, vae: Any, config: Mapping[str, Any], device: torch.device):
         # Channels last: a quarter faster on a CPU, and the preferred format of convolutions on GPUs.
-        self.vae: Autoencoder = vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.vae = vae.to(device, memory_format=torch.channels_last)
         self.device = device
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels = int(config["latent_channels"])
-        self.tile_edge, self.slicing = 0, False
         self.shift, self.scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     def move_(self, device: torch.device) -> None:
@@ -40,25 +42,21 @@ class VaeCodec:
         self.vae, self.device = self.vae.to(device), device
 
     def economise_(self, tiling: bool, slicing: bool) -> None:
-        """Enable tiles of 512 px (64 latent cells), or processing one image at a time, to save memory."""
-        self.tile_edge, self.slicing = (TILE_EDGE if tiling else 0), slicing
+        """Enable tiles of 512 px that overlap by a quarter, or processing one image at a time, to save memory."""
+        self.vae.use_tiling, self.vae.use_slicing = tiling, slicing
+        self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = TILE_EDGE, TILE_EDGE // self.factor
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode (B, 3, H, W) in [-1, 1] to (B, channels, H / factor, W / factor), fp32, on the CPU."""
-        mean = self._run(self.vae.mean, pixels, self.tile_edge, Fraction(1, self.factor))
+        mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode()
         return ((mean - self.shift) * self.scale).cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode (B, channels, h, w) to (B, 3, h * factor, w * factor) in [-1, 1], fp32, on the CPU."""
         z = latents.to(self.device, torch.float32) / self.scale + self.shift
-        return self._run(self.vae.decode, z, self.tile_edge // self.factor, Fraction(self.factor)).clamp(-1, 1).cpu()
-
-    def _run(self, compute: Callable[[Tensor], Tensor], x: Tensor, edge: int, scale: Fraction) -> Tensor:
-        x = x.to(self.device, torch.float32)
-        parts = x.split(1) if self.slicing else (x,)
-        return torch.cat([in_tiles(compute, part, edge, scale) if edge else compute(part) for part in parts])
+        return self.vae.decode(z).sample.clamp(-1, 1).cpu()
 
 
 def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
@@ -71,8 +69,7 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
     weights = Weights(part.files, VAE)
     is_original = "decoder.mid.block_1.conv1.weight" in weights.entries
     config = _config(part, weights)
-    with torch.device("meta"):
-        vae = Autoencoder(config)
+    vae = build_vae(config)
     num_levels = len(config["block_out_channels"])
     load_weights_(
         vae,
@@ -83,18 +80,46 @@ def load_vae(model: ModelConfig, device: torch.device) -> VaeCodec:
     return VaeCodec(vae, config, device)
 
 
-def empty_vae(model: ModelConfig) -> Autoencoder:
+def empty_vae(model: ModelConfig) -> nn.Module:
     """Return the VAE on the meta device, as load_vae would load it."""
+    return build_vae(vae_config(model))
+
+
+def build_vae(config: Mapping[str, Any]) -> Any:
+    """Return diffusers' AutoencoderKL with its parameters on the meta device.
+
+    Args:
+        config: diffusers' config.json of an AutoencoderKL.
+    Raises:
+        UserError: diffusers does not support its layers.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        with init_empty_weights():
+            return AutoencoderKL.from_config(dict(config))
+    except ValueError as error:
+        raise UserError.at("vae", f"has layers that diffusers can't build: {error}; use Flux's VAE") from error
+
+
+def vae_config(model: ModelConfig) -> dict[str, Any]:
+    """Return diffusers' config of a model's VAE, which determines all shapes.
+
+    Reads file headers, and imports neither diffusers nor accelerate.
+
+    Raises:
+        UserError: See find_part.
+    """
     part = describe(model, "vae", load_shipped_config("flux_vae"))
-    with torch.device("meta"):
-        return Autoencoder(_config(part, Weights(part.files, VAE)))
+    return _config(part, Weights(part.files, VAE))
 
 
 def codec_identity(model: ModelConfig) -> str:
-    """Return a digest of what determines a latent: weights, normalization, and that it is the mean."""
+    """Return a digest of what determines a latent: weights, normalization, the mean, and the implementation."""
     part = find_part(model, "vae")
     config = part.config or load_shipped_config("flux_vae")
-    return identity_of(part.files, f"mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
+    return identity_of(part.files, f"diffusers' mean, ({config.get('shift_factor')}, {config.get('scaling_factor')})")
 
 
 def original_vae_parameter(name: str, num_levels: int) -> str:

@@ -1,1 +1,0 @@
-"""T5: text encoder and tokenizer."""

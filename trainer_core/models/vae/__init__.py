@@ -1,1 +1,0 @@
-"""The VAE: images to latents and back."""
