@@ -8,6 +8,7 @@ export const PHASES = {
   text: "Encoding text",
   latents: "Caching latents",
   load: "Loading the model",
+  eval: "Measuring the loss",
   train: "Training",
   validate: "Sampling validation images",
   save: "Saving",

@@ -17,6 +17,7 @@ PHASES = {
     "text": "encoding captions",
     "latents": "encoding images",
     "load": "loading the model",
+    "eval": "measuring the loss on fixed noise",
     "train": "training",
     "validate": "sampling validation images",
     "save": "saving",

@@ -27,7 +27,7 @@ from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
 # Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
-    "trackers",
+    "trackers", "eval_images",
 )  # fmt: skip
 
 

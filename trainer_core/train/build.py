@@ -98,10 +98,12 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
     """Load and quantize the base model, inject the adapter, and put everything where it trains."""
     family, device, memory = plan.family, plan.device, plan.resolved_request.memory
-    transformer = load_base(family, plan.request.model, host, device)
+    # With group offload the whole model may not fit on the device.
+    resident = memory.group_offload == "none"
+    transformer = load_base(family, plan.request.model, host, device, resident)
     if warning := choose_products_(transformer, plan.request.model.quantization.products):
         host.emit(Notice(warning, "warning"))
-    if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
+    if resident:
         transformer.to(device)
     injected = inject_adapter_(transformer, family, plan.request, device, host)
     if warning := compile_(transformer, family, memory, device):
@@ -122,7 +124,7 @@ def _cache_text(plan: RunPlan, host: Host) -> TextCache:
     other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
         Prompts(Captions(plan.index.samples), other_prompts), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device), _store(host, "text"), host,
+        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,
     )  # fmt: skip
 
 
