@@ -5,6 +5,7 @@ const RECENT = 50; // number of steps that the pace is computed from
 
 export const PHASES = {
   start: "Reading the dataset",
+  identify: "Identifying the model files",
   text: "Encoding text",
   latents: "Caching latents",
   load: "Loading the model",

@@ -14,6 +14,7 @@ from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, Phas
 
 PHASES = {
     "start": "checking the request and scanning the dataset",
+    "identify": "reading the model files once to identify them",
     "text": "encoding captions",
     "latents": "encoding images",
     "load": "loading the model",
