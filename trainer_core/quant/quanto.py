@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .native import Fp8Native
 from .quantizer import Quantizer
-from .rowwise import TINY, RowScaled
+from .rowwise import RowScaled, encode_rows, parts_of
 
 GROUP = 128
 INT8_MAX = 127
@@ -25,9 +25,7 @@ class Int8Quanto(RowScaled):
     """codes = round(W / scale) in -127 ... 127, scale = max |row| / 127."""
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        exact = weight.float()
-        scale = (exact.abs().amax(dim=1, keepdim=True) / INT8_MAX).clamp(min=TINY)
-        return {"codes": (exact / scale).round().clamp(-INT8_MAX - 1, INT8_MAX).to(torch.int8), "scale": scale}
+        return encode_rows(weight, INT8_MAX, torch.int8)
 
 
 class Fp8Quanto(Fp8Native):
@@ -47,12 +45,17 @@ class _Grouped(Quantizer):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         highest = 2**self.bits - 1
-        groups = weight.float().reshape(-1, group_size(weight.shape[1]))
-        low, high = groups.aminmax(dim=1, keepdim=True)
-        # Round before choosing the codes, so that they compensate for it. A group of equal weights has a range of 0.
-        scale = ((high - low) / highest).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
-        offset = low.to(weight.dtype)
-        codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
+        groups = weight.reshape(-1, group_size(weight.shape[1]))
+        scale, offset = groups.new_empty(len(groups), 1), groups.new_empty(len(groups), 1)
+        codes = torch.empty(groups.shape, dtype=torch.uint8, device=weight.device)
+        for rows in parts_of(groups):
+            exact = groups[rows].to(torch.float32, copy=True)
+            low, high = exact.aminmax(dim=1, keepdim=True)
+            # Round before choosing the codes, so that they compensate for it. A group of equal weights has a range of 0.
+            scale[rows] = ((high - low) / highest).clamp_(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
+            offset[rows] = low.to(weight.dtype)
+            exact.sub_(offset[rows].float()).div_(scale[rows].float())
+            codes[rows] = exact.round_().clamp_(0, highest).to(torch.uint8)
         return {"packed": self._pack(codes), "scale": scale, "offset": offset}
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from ..data.dataset import Index
 from ..data.holdout import split
 from ..data.reference_images import ReferenceLatents
 from ..data.sample_table import Captions, columns
-from ..devices import empty_cache
+from ..devices import empty_cache, trim_heap
 from ..flow.sigma_density import density
 from ..host import Host, Notice
 from ..optim.optimizer import parameter_groups
@@ -58,6 +58,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         )
     gc.collect()
     empty_cache(device)
+    trim_heap()
     with phases("load"):
         transformer, injected = _load_model(plan, host)
         layers = injected.layers

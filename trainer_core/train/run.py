@@ -20,6 +20,7 @@ from ..devices import (
     empty_pinned,
     pick_device,
     reset_peak,
+    trim_heap,
 )
 from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
@@ -174,6 +175,7 @@ def _free_memory(device: torch.device) -> None:
     gc.collect()
     empty_cache(device)
     empty_pinned(device)
+    trim_heap()
 
 
 def _save_unfinished(
