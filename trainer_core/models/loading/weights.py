@@ -252,6 +252,8 @@ def load_weights_(
     uses = Counter(sources.values())
     shared: dict[tuple[str, int | None, int | None], Tensor] = {}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    unloaded = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in sources]
+    assert not unloaded, f"no file holds these buffers: {unloaded}"
     for module_name in [name for name, _ in model.named_modules()]:
         module = model.get_submodule(module_name)
         groups: Any = (module._parameters, module._buffers)
@@ -270,8 +272,6 @@ def load_weights_(
             parent = model.get_submodule(module_name.rpartition(".")[0])
             setattr(parent, module_name.rpartition(".")[2], convert(module_name, module))
     model.requires_grad_(False).eval()
-    unloaded = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-    assert not unloaded, f"still on the meta device: {unloaded}"
 
 
 def _match_keys(
