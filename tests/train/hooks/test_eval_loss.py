@@ -9,9 +9,9 @@ from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import EvalReport, Notice, PhaseProgress, PhaseStarted
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.runs.manifest import settings_of
+from chroma_trainer.trainer_core.trackers.dispatch import summary_of
 from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.run import run
-from chroma_trainer.trainer_core.trackers.dispatch import summary_of
 
 
 def passes(monkeypatch) -> list:
