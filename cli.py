@@ -280,7 +280,8 @@ def demo(arguments: argparse.Namespace) -> int:
     for path in report["files"]["validation"]:
         print(f"before / after  {path}")
     print(f"report          {arguments.report}")
-    print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f} in {report['steps']} steps")
+    if losses["after"] is not None:
+        print(f"eval loss       {losses['before']:.4f} -> {losses['after']:.4f} in {report['steps']} steps")
     print(
         f"learning score  base {score['base']:.0%}, LoRA {score['lora']:.0%}, LoRA without its trigger "
         f"{score['without_trigger']:.0%} of {score['pictures']} images in the style"
@@ -349,7 +350,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("workflow", help="as for run")
     _add_workflow_arguments(sub)
     sub.add_argument(
-        "--vram", type=_gigabytes, default=0.0, metavar="GB", help="plan for an accelerator with this memory"
+        "--vram",
+        type=_gigabytes,
+        default=0.0,
+        metavar="GB",
+        help="plan for an accelerator with this memory, as it is sold: 12 for a 12 GB card",
     )
     sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for this much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")

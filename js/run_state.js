@@ -5,9 +5,11 @@ const RECENT = 50; // number of steps that the pace is computed from
 
 export const PHASES = {
   start: "Reading the dataset",
+  identify: "Identifying the model files",
   text: "Encoding text",
   latents: "Caching latents",
   load: "Loading the model",
+  eval: "Measuring the loss",
   train: "Training",
   validate: "Sampling validation images",
   save: "Saving",

@@ -70,8 +70,10 @@ def request_of(inputs: Inputs) -> TrainRequest:
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     """Return the problems that can be found before a model is loaded."""
     from ..trainer_core.setup.preflight import problems_of
+    from ..trainer_core.setup.tokenizer_files import tokenizer_problems
 
-    return problems_of(request_of(inputs), host)
+    request = request_of(inputs)
+    return [*problems_of(request, host), *tokenizer_problems(request.model)]
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:

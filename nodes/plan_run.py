@@ -16,10 +16,14 @@ class Inputs(lora_trainer.Inputs):
     vram_gb: Annotated[
         float,
         Range(0, 1024, 0.1),
-        Doc("Accelerator memory to plan for, in GB (10^9 bytes). 0: the free memory of this machine."),
+        Doc(
+            "Accelerator memory to plan for, in GB as cards are sold (2^30 bytes). 0: the free memory of this machine."
+        ),
     ] = 0.0
     ram_gb: Annotated[
-        float, Range(0, 65536, 0.1), Doc("RAM to plan for, in GB (10^9 bytes). 0: the free RAM of this machine.")
+        float,
+        Range(0, 65536, 0.1),
+        Doc("RAM to plan for, in GB as it is sold (2^30 bytes). 0: the free RAM of this machine."),
     ] = 0.0
 
 

@@ -88,7 +88,7 @@ def test_the_report(home, first):
         "lora", "sha256", "steps", "loss", "eval_loss", "seconds", "seconds_per_step", "peak_ram_bytes", "total_seconds",
         "dataset", "files",
     } <= first.keys()  # fmt: skip
-    assert set(first["seconds"]) == {"start", "text", "latents", "load", "train", "validate", "save"}
+    assert set(first["seconds"]) == {"start", "text", "latents", "load", "eval", "train", "validate", "save"}
     assert {"before", "after"} <= set(first["eval_loss"]) and first["steps"] == len(first["loss"]) == 3
     lora = Path(first["lora"])
     assert lora == home / "out" / "loras" / "tiny.safetensors" and sha256_of(lora) == first["sha256"]

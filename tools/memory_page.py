@@ -28,7 +28,7 @@ from chroma_trainer.trainer_core.models.loading.locate import load_shipped_confi
 from chroma_trainer.trainer_core.models.text.t5 import without_numbers
 from chroma_trainer.trainer_core.planner.auto_tune import with_memory
 from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
-from chroma_trainer.trainer_core.planner.memory_plan import GB, bytes_to_reserve
+from chroma_trainer.trainer_core.planner.memory_plan import GB, SOLD_GB, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
 from chroma_trainer.trainer_core.planner.workload import encoder_cost
@@ -45,6 +45,14 @@ GUIDES = {"none": 28, "int8-quanto": 16, "int4-quanto": 11}  # rank 16, 512 px, 
 INTERVALS = (64, 8, 4, 3, 2, 1)
 OFFLOADS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("activation_offload", {"activation_offload": True}),
+    (
+        "group_offload block, offload_share 0.25",
+        {"activation_offload": True, "group_offload": "block", "offload_share": 0.25},
+    ),
+    (
+        "group_offload block, offload_share 0.5",
+        {"activation_offload": True, "group_offload": "block", "offload_share": 0.5},
+    ),
     ("group_offload block", {"activation_offload": True, "group_offload": "block"}),
     ("group_offload leaf", {"activation_offload": True, "group_offload": "leaf"}),
 )
@@ -134,7 +142,7 @@ def _card(card: int, edge: int, costs: dict[tuple[str, int], ModelCost]) -> str:
                 if (asked.memory.group_offload == "none") != in_memory:
                     continue
                 need = bytes_to_reserve(training_peak(cost, asked)[0])
-                if need <= card * GB:
+                if need <= card * SOLD_GB:
                     flops = step_flops(cost, blocks_to_recompute(asked, len(cost.blocks))) / 1e12
                     return f"| {card} GB | {edge} px | {level} | {words} | {need / GB:.1f} GB | {flops:.0f} |"
     return f"| {card} GB | {edge} px | - | nothing fits | | |"

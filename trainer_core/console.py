@@ -14,9 +14,11 @@ from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, Phas
 
 PHASES = {
     "start": "checking the request and scanning the dataset",
+    "identify": "reading the model files once to identify them",
     "text": "encoding captions",
     "latents": "encoding images",
     "load": "loading the model",
+    "eval": "measuring the loss on fixed noise",
     "train": "training",
     "validate": "sampling validation images",
     "save": "saving",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -87,6 +88,18 @@ def empty_pinned(device: torch.device) -> None:
     )
     if empty:
         empty()
+
+
+def trim_heap() -> None:
+    """Return freed RAM to the system.
+
+    glibc keeps freed memory in the arenas of its threads: of Chroma at true size, 4.4 GB stayed after a run. Other C
+    libraries return it themselves.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # musl has none
+        trim(0)
 
 
 def as_current(device: torch.device) -> AbstractContextManager[Any]:
@@ -201,7 +214,6 @@ def _driver_version() -> str:
 
 
 def _peak_windows_bytes() -> int:
-    import ctypes
     from ctypes import wintypes
 
     class Counters(ctypes.Structure):

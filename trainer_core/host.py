@@ -48,7 +48,7 @@ class PhaseStarted:
     """A phase of the run has started.
 
     Args:
-        phase: "start", "text", "latents", "load", "train", "validate" or "save".
+        phase: "start", "identify", "text", "latents", "load", "eval", "train", "validate" or "save".
         total: units of work in the phase, 0 if unknown.
         unit: name of the unit, in the plural.
     """

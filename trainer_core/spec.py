@@ -85,6 +85,15 @@ class Advanced:
 
 
 @dataclass(frozen=True)
+class Last:
+    """A field that comes after all others, also after those of a subclass of the inputs.
+
+    For new fields of settings that several nodes have: saved workflows store values by position, so that a field must
+    not come before older ones.
+    """
+
+
+@dataclass(frozen=True)
 class Field:
     """A field of a node's inputs, with its annotations resolved."""
 
@@ -100,6 +109,7 @@ class Field:
     socket: Socket | None = None
     seed: bool = False
     advanced: bool = False
+    last: bool = False
 
     @property
     def is_widget(self) -> bool:
@@ -159,9 +169,10 @@ class NodeSpec:
 
 @cache
 def fields_of(inputs: type) -> tuple[Field, ...]:
-    """Return the fields of an inputs dataclass, in order, inherited fields first."""
+    """Return the fields of an inputs dataclass, in order, inherited fields first and those marked Last at the end."""
     hints = typing.get_type_hints(inputs, include_extras=True)
-    return tuple(_resolve_field(item, hints[item.name]) for item in dataclasses.fields(inputs))
+    fields = (_resolve_field(item, hints[item.name]) for item in dataclasses.fields(inputs))
+    return tuple(sorted(fields, key=lambda field: field.last))
 
 
 def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
@@ -182,6 +193,7 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
         socket=by_type.get(Socket),
         seed=Seed in by_type,
         advanced=Advanced in by_type,
+        last=Last in by_type,
     )
 
 

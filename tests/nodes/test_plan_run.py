@@ -27,7 +27,7 @@ def test_plan_says_what_a_workflow_takes_and_trains_nothing(tmp_path, capsys):
     assert main(["plan", WORKFLOW, "--output", str(tmp_path), "--json", "--device", "cpu"]) == 0
     here = json.loads(capsys.readouterr().out)
     assert here["fits"] and here["advice"] == ""
-    assert list(here["phases"]) == ["text", "latents", "load", "train", "validate"]
+    assert list(here["phases"]) == ["text", "latents", "load", "train", "save", "eval", "validate"]
     assert not list(tmp_path.rglob("*.safetensors"))
     assert main(["plan", WORKFLOW, "--output", str(tmp_path), "--vram", "0.71", "--device", "cpu"]) == 0
     told = capsys.readouterr().out

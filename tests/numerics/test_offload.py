@@ -11,7 +11,7 @@ from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_param
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.memory import pinned_memory
+from chroma_trainer.trainer_core.memory import group_offload, pinned_memory
 from chroma_trainer.trainer_core.memory.activation_offload import HostCopy, SavedOnHost
 from chroma_trainer.trainer_core.memory.group_offload import GroupOffload, inner_tensors, rebuilt, swap_blocks_
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
@@ -34,6 +34,8 @@ SETTINGS = {
     "disk": {"group_offload": "block", "offload_to_disk": True},
     "leaves-disk": {"group_offload": "leaf", "offload_to_disk": True},
     "mixed": {"group_offload": "block", "activation_offload": True, "checkpointing_interval": 3},
+    "half": {"group_offload": "block", "offload_share": 0.5, "blocks_per_group": 2, "activation_offload": True},
+    "one-disk": {"group_offload": "leaf", "offload_share": 0.25, "offload_to_disk": True},
 }
 
 
@@ -229,6 +231,8 @@ def test_tiles_and_slices_have_latents_of_their_own(tiny_model, monkeypatch):
         ),
         ({"group_offload": "block", "model_offload": True}, "model_offload", "exclude each other"),
         ({"group_offload": "leaf", "blocks_per_group": 2}, "blocks_per_group", "single layers"),
+        ({"offload_share": 0.5}, "offload_share", "group_offload is none"),
+        ({"group_offload": "leaf", "offload_share": 0.0}, "offload_share", "no block is offloaded"),
         ({"mode": "auto", "activation_offload": True}, "mode", "auto chooses activation_offload itself"),
     ],
 )
@@ -241,6 +245,52 @@ def test_groups_cover_all_blocks(tiny_model):
     transformer = FAMILY.load_transformer(tiny_model)
     swap = swap_blocks_(FAMILY.blocks(transformer), CPU, per_group=3)
     assert [len({place.module for place in group}) > 0 for group in swap.groups] == [True, True]
+
+
+@pytest.mark.parametrize(("share", "indices"), [(1.0, range(57)), (0.07, [0, 14, 28, 42]), (0.01, [0]), (0.0, [])])
+def test_a_share_is_spread_over_the_blocks(share, indices):
+    assert MemoryConfig(group_offload="block", offload_share=share).offloaded_blocks(57) == [*indices]
+    assert MemoryConfig(offload_share=share).offloaded_blocks(57) == []
+
+
+def test_every_number_of_blocks_can_be_set():
+    for num_blocks in (4, 57, 99):
+        counts = {
+            len(MemoryConfig(group_offload="leaf", offload_share=n / 100).offloaded_blocks(num_blocks))
+            for n in range(101)
+        }
+        assert counts == {*range(num_blocks + 1)}
+
+
+def test_a_share_stays_on_the_device(tiny_model, tmp_path):
+    memory = MemoryConfig(group_offload="block", offload_share=0.5)
+    transformer, _ = prepared(tiny_model, "none", memory, True, tmp_path)
+    is_offloaded = ["_run_with_group" in repr(block.forward) for block in FAMILY.blocks(transformer)]
+    assert is_offloaded == [True, False, True, False]
+
+
+@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+def test_weights_are_pinned_one_by_one(tiny_model, monkeypatch, level):
+    """Each original is freed before the next is copied: beside one copy of the base there is a tensor and a chunk."""
+    empty = torch.empty
+    monkeypatch.setattr(pinned_memory.torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
+    monkeypatch.setattr(group_offload, "works_beside", lambda device: True)
+    transformer = FAMILY.load_transformer(tiny_model)
+    load("quantization", level)().quantize_(transformer, FAMILY.full_precision)
+    for part in transformer.modules():  # of their own: mapped tensors of a file share their memory
+        for parameter in part.parameters(recurse=False):
+            parameter.data = parameter.data.clone()
+    blocks = FAMILY.blocks(transformer)
+    originals = [weakref.ref(i.untyped_storage()) for b in blocks for p in b.parameters() for i in inner_tensors(p)]
+    alive, copy_in = [], pinned_memory.PinnedMemory.copy_in
+
+    def spy(self, tensor):
+        alive.append(sum(storage() is not None for storage in originals))
+        return copy_in(self, tensor)
+
+    monkeypatch.setattr(pinned_memory.PinnedMemory, "copy_in", spy)
+    swap_blocks_(blocks, CPU, ahead=True)
+    assert alive == [*range(len(originals), 0, -1)]
 
 
 def test_pinned_tensors_lie_close(monkeypatch):

@@ -301,7 +301,7 @@ def test_a_run_tells_its_plan_and_compares(workshop):
     assert (planned.device_bytes, planned.ram_bytes) == (0, report["predicted"]["ram_peak_bytes"])
     assert any(text.startswith("peak memory: RAM predicted ") for text in told)
     assert report["predicted"]["fits"] and report["measured"]["ram_peak_bytes"] > 0
-    assert report["predicted"]["phases"].keys() == {"text", "latents", "load", "train"}
+    assert report["predicted"]["phases"].keys() == {"text", "latents", "load", "train", "save", "eval"}
 
 
 def test_out_of_memory_names_phase_plan_and_remedy(workshop, monkeypatch):

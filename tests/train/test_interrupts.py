@@ -148,13 +148,13 @@ def test_an_interrupt_while_averages_are_put_in_place_is_marked(workshop):
     take_step(state)
     whole = snapshot(state)
     with Interrupter() as counter:
-        eval_loss(state)
+        eval_loss(state, workshop.host())
     assert equal(snapshot(state), whole)
     marked = 0
     for place in range(1, counter.count, counter.count // 60):
         try:
             with Interrupter(place):
-                eval_loss(state)
+                eval_loss(state, workshop.host())
         except Interrupt:
             pass
         if state.is_consistent:

@@ -77,12 +77,12 @@ def test_no_gradient_from_under_black(workshop, own, monkeypatch):
 
 def test_evaluation_weighs_alike(workshop, own):
     _, request = own
-    made = built(workshop, request(plain=False))
+    host, made = workshop.host(), built(workshop, request(plain=False))
     plain = replace(made, masks=None)
-    masked = eval_loss(made)
-    assert masked != eval_loss(plain)
+    masked = eval_loss(made, host)
+    assert masked != eval_loss(plain, host)
     made.masks.get = lambda sample: torch.ones(1, *made.latents.get(sample).shape[1:])
-    assert eval_loss(made) == pytest.approx(eval_loss(plain), rel=1e-5)
+    assert eval_loss(made, host) == pytest.approx(eval_loss(plain, host), rel=1e-5)
 
 
 def test_masked_and_plain_parts_resume_to_the_same_bytes(workshop, own):

@@ -66,7 +66,7 @@ def test_they_are_not_what_a_checkpoint_is_judged_by(workshop):
     losses = []
     for asked in (one, both):
         host = workshop.host()
-        losses.append(eval_loss(build_run(plan_run(asked, host), host, PhaseTimer())))
+        losses.append(eval_loss(build_run(plan_run(asked, host), host, PhaseTimer()), host))
     assert losses[0] == losses[1]
 
 

@@ -49,7 +49,7 @@ def test_the_report_and_the_files(uninterrupted):
     report = result.report
     assert report["steps"] == 6 and report["resumed_from"] == 0 and len(report["loss"]) == 6 == len(result.losses)
     assert report["lora"] == str(host.lora) and report["sha256"] == sha256_of(host.lora) == result.lora.sha256
-    assert list(report["seconds"]) == ["start", "text", "latents", "load", "train", "validate", "save"]
+    assert list(report["seconds"]) == ["start", "text", "latents", "load", "eval", "train", "validate", "save"]
     assert report["seconds_per_step"] > 0 and report["peak_ram_bytes"] > 1 << 20
     assert json.loads((host.run_folder / "report.json").read_text("utf-8")) == json.loads(json.dumps(report))
     names = {path.name for path in host.run_folder.iterdir()}

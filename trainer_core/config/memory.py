@@ -6,8 +6,9 @@ tiling or slicing, and of everything with compiled blocks or another attention k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..errors import Problem
 from ..spec import Advanced, Choice, Doc, Range
@@ -21,6 +22,8 @@ class MemoryConfig:
 
     problems() checks them against each other; setup/preflight.py checks them against the rest of the request.
     """
+
+    LATER: ClassVar = (("offload_share",),)
 
     checkpointing_interval: Annotated[
         int,
@@ -96,6 +99,15 @@ class MemoryConfig:
             "gradients on this device. Any other choice is an error if the kernel is not correct on this device."
         ),
     ] = "native"
+    offload_share: Annotated[
+        float,
+        Range(0, 1, 0.01),
+        Advanced(),
+        Doc(
+            "With group_offload: share of the blocks whose weights are offloaded, spread evenly over the model. The "
+            "other blocks stay on the device, which is faster. 1: all blocks."
+        ),
+    ] = 1.0
 
     def problems(self) -> list[Problem]:
         """Return the contradictions between these settings."""
@@ -103,8 +115,8 @@ class MemoryConfig:
         if self.group_offload == "none":
             problems += [
                 Problem(name, "has no effect while group_offload is none; choose block or leaf, or turn it off")
-                for name in ("offload_stream", "offload_to_disk")
-                if getattr(self, name)
+                for name in ("offload_stream", "offload_to_disk", "offload_share")
+                if getattr(self, name) != getattr(MemoryConfig, name)
             ]
         elif self.model_offload:
             problems.append(
@@ -114,6 +126,9 @@ class MemoryConfig:
                     "device already; turn one off",
                 )
             )
+        if self.group_offload != "none" and not self.offload_share:
+            text = "is 0, so no block is offloaded; use a share above 0, or group_offload none"
+            problems.append(Problem("offload_share", text))
         if self.offload_stream and self.offload_to_disk:
             problems.append(
                 Problem(
@@ -143,6 +158,19 @@ class MemoryConfig:
     def moves(self) -> bool:
         """Whether weights or activations are moved off the device during a step."""
         return self.group_offload != "none" or self.activation_offload
+
+    def offloaded_blocks(self, num_blocks: int) -> list[int]:
+        """Return the indices of the blocks whose weights are offloaded.
+
+        They are spread evenly, so that a group is copied while the blocks before it compute.
+
+        Args:
+            num_blocks: number of blocks of the model.
+        """
+        if self.group_offload == "none":
+            return []
+        count = math.ceil(num_blocks * self.offload_share - 1e-9)  # 0.07 * 100 is 7.000000000000001
+        return [i * num_blocks // count for i in range(count)]
 
     def numeric_rules(self) -> dict[str, object]:
         """Return the non-default settings that change the last bits of a run: they are part of the run's identity."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
-from ..spec import Advanced, Choice, Doc, Range, Seed, Text
+from ..spec import Advanced, Choice, Doc, Last, Range, Seed, Text
 
 SIGMA_DENSITIES = (
     "chroma",
@@ -51,6 +51,7 @@ NAME_PATTERN = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]+")
 RESERVED_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 )
+EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class TrainingConfig:
         ("rollout_probability", "rollout_steps"),
         ("routed_share", "route_first", "route_last"),
         ("trackers",),
+        ("eval_images",),
     )
 
     name: Annotated[
@@ -267,6 +269,16 @@ class TrainingConfig:
         Advanced(),
         Doc("Experiment trackers to log to: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
     ] = "none"
+    eval_images: Annotated[
+        int,
+        Range(0, 1000),
+        Advanced(),
+        Last(),
+        Doc(
+            "Images whose loss is measured on fixed noise before and after training, with 4 forward passes each. The "
+            "difference shows what the LoRA has learned. 0: off."
+        ),
+    ] = 16
 
     def routed_blocks(self, num_blocks: int) -> range:
         """Return the indices of the blocks that routed tokens skip.
@@ -313,6 +325,9 @@ class TrainingConfig:
             problems.append(Problem("steps", "steps and epochs are both 0; set one of them"))
         if not self.targets.strip():
             problems.append(Problem("targets", "is empty; use 'all', or a comma-separated list of module patterns"))
+        if self.holdout and not self.eval_images:
+            text = "is 0, but holdout is above 0, and the loss on the held-out images chooses the best checkpoint; "
+            problems.append(Problem("eval_images", text + "use 16, or set holdout to 0"))
         if self.learning_rate == 0:
             problems.append(Problem("learning_rate", "is 0, so nothing would be trained; 1e-4 is usual"))
         return problems

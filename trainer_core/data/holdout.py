@@ -21,12 +21,17 @@ def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Se
         samples: All samples.
         share: Share that is held out, in [0, 0.5].
     """
-    if share == 0 or len(samples) < 2:
+    if not num_held(len(samples), share):
         return samples, ()
-    count = min(len(samples) - 1, max(1, round(share * len(samples))))
+    count = num_held(len(samples), share)
     is_held = np.zeros(len(samples), dtype=bool)
     is_held[argsort_rows(digests(sha256_text("holdout", sample.key) for sample in samples))[:count]] = True
     return _choose(samples, ~is_held), _choose(samples, is_held)
+
+
+def num_held(num_samples: int, share: float) -> int:
+    """Return how many samples are held out."""
+    return min(num_samples - 1, max(1, round(share * num_samples))) if share else 0
 
 
 def _choose(samples: Sequence[Sample], which: np.ndarray) -> Chosen:

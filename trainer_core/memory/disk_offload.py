@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -15,11 +15,11 @@ from ..storage.atomic import as_os_errors
 from .group_offload import find_frozen, inner_tensors, like, rebuilt
 
 
-def wait_on_disk_(blocks: Sequence[nn.Module], folder: Path) -> int:
+def wait_on_disk_(blocks: Mapping[int, nn.Module], folder: Path) -> int:
     """Write each block's frozen tensors to a folder once, and replace them by tensors mapped from the files.
 
     Args:
-        blocks: The blocks.
+        blocks: The blocks, by their index in the model.
         folder: Must be named after everything that decides the weights (model, precision, quantization): existing files
             are reused.
     Returns:
@@ -28,7 +28,7 @@ def wait_on_disk_(blocks: Sequence[nn.Module], folder: Path) -> int:
         UserError: The disk is full or not writable.
     """
     total = 0
-    for i, block in enumerate(blocks):
+    for i, block in blocks.items():
         path = folder / f"block-{i:03}.safetensors"
         slots = find_frozen(block)
         plains = [inner_tensors(slot.home.detach()) for slot in slots]

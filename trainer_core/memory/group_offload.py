@@ -79,7 +79,9 @@ class GroupOffload:
             memory = PinnedMemory(
                 sum(bytes_of(i) for group in self.groups for slot in group for i in inner_tensors(slot.home))
             )
-            self.groups = [[_pin(slot, memory) for slot in group] for group in self.groups]
+            for group in self.groups:
+                for i, slot in enumerate(group):  # in the list: a group that holds its old slots holds their tensors
+                    group[i] = _pin(slot, memory)
         self._stream = module_of(device).Stream(device) if self.ahead else None
         self._resident: dict[int, list[Tensor]] = {}
         self._prefetched: dict[int, tuple[list[Tensor], Any]] = {}
@@ -258,7 +260,7 @@ def find_frozen(module: nn.Module) -> list[WeightSlot]:
 
 
 def _pin(slot: WeightSlot, memory: PinnedMemory) -> WeightSlot:
-    """Pin a slot's host tensor. Replaces it in its module at once, so that the base is never in RAM twice."""
+    """Return a slot with a pinned copy of its host tensor, which also replaces the tensor in the module."""
     tensor = slot.home.detach()
     home = rebuilt(tensor, [memory.copy_in(inner) for inner in inner_tensors(tensor)])
     pinned = WeightSlot(slot.module, slot.name, slot.is_buffer, like(slot.home, home))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 1 << 30
+CHUNK_BYTES = 1 << 28  # while weights are copied, they take this much more RAM
 ALIGNMENT = 64  # bytes
 
 
@@ -21,19 +21,26 @@ class PinnedMemory:
     """
 
     def __init__(self, total_bytes: int):
-        self._remaining, self._chunk, self._used = total_bytes, torch.empty(0, dtype=torch.uint8), 0
+        self._remaining = total_bytes
+        self._free: list[Tensor] = []  # unused part of each chunk
         self.reserved_bytes = 0
 
     def copy_in(self, tensor: Tensor) -> Tensor:
         """Return a contiguous pinned copy of a host tensor."""
         size = bytes_of(tensor)
-        if self._used + size > len(self._chunk):
-            chunk_bytes = max(min(self._remaining, CHUNK_BYTES), size)
-            self._chunk, self._used = torch.empty(_power_of_two(chunk_bytes), dtype=torch.uint8, pin_memory=True), 0
-            self.reserved_bytes += len(self._chunk)
-        raw = self._chunk[self._used : self._used + tensor.numel() * tensor.element_size()]
-        self._used, self._remaining = self._used + size, self._remaining - size
+        index = next((i for i, free in enumerate(self._free) if len(free) >= size), None)
+        if index is None:
+            index = len(self._free)
+            self._free.append(self._new_chunk(max(min(self._remaining, CHUNK_BYTES), size)))
+        chunk, self._free[index] = self._free[index], self._free[index][size:]
+        self._remaining -= size
+        raw = chunk[: tensor.numel() * tensor.element_size()]
         return raw.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    def _new_chunk(self, num_bytes: int) -> Tensor:
+        chunk = torch.empty(_power_of_two(num_bytes), dtype=torch.uint8, pin_memory=True)
+        self.reserved_bytes += len(chunk)
+        return chunk
 
 
 def bytes_of(tensor: Tensor) -> int:

@@ -105,7 +105,7 @@ class Family(Protocol):
     def identity(self, model: ModelConfig, part: str) -> str:
         """Return a hex digest of a part's weights and rules, for use as a cache key.
 
-        The digest is computed from samples of the files' contents, not from their paths.
+        The digest is computed from the files' contents, not from their paths (models/loading/fingerprint.py).
 
         Args:
             model: The model.

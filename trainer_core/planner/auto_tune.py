@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,12 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..memory.activation_checkpointing import INTERVALS
 from .estimator import MemoryEstimator
-from .memory_plan import MemoryPlan, gb
+from .memory_plan import MemoryPlan, bytes_to_reserve, gb
 
 LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)
 SHARE = 0.95  # share of the memory that auto uses
+OFFLOAD_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the blocks: what is suggested
 
 
 def with_memory(request: TrainRequest, **values: Any) -> TrainRequest:
@@ -54,13 +55,12 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
             yield f"quantization {level}", with_level(least, level)
     if memory.group_offload == "none":
         moved = with_memory(least, model_offload=False, activation_offload=True, compile=False, blocks_per_group=1)
-        for kind in ("block", "leaf"):
-            yield f"{off}group_offload {kind} and activation_offload", with_memory(moved, group_offload=kind)
-            for level in levels:
-                yield (
-                    f"{off}group_offload {kind}, activation_offload and quantization {level}",
-                    with_level(with_memory(moved, group_offload=kind), level),
-                )
+        for kind, share in (*(("block", share) for share in OFFLOAD_SHARES), ("leaf", 1.0)):
+            offloaded = with_memory(moved, group_offload=kind, offload_share=share)
+            words = f"{off}group_offload {kind}{f' with offload_share {share:g}' if share < 1 else ''}"
+            yield f"{words} and activation_offload", offloaded
+            for level in levels if share == 1 else ():
+                yield f"{words}, activation_offload and quantization {level}", with_level(offloaded, level)
         least = with_memory(with_level(moved, levels[-1]) if levels else moved, group_offload="leaf")
     if training.batch_size > 1:
         least = replace(
@@ -146,30 +146,12 @@ def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryCo
 
     Settings of the VAE stay as they are, because they change the images.
     """
-    manual = with_memory(request, mode="manual")
-    tight = replace(
-        estimator,
-        machine=replace(
-            estimator.machine,
-            device_bytes=int(estimator.machine.device_bytes * SHARE),
-            ram_bytes=int(estimator.machine.ram_bytes * SHARE),
-        ),
-    )
-    stream = bool(estimator.machine.device_bytes) and torch.cuda.is_available()
-    ways: list[dict[str, Any]] = [{}]
-    if request.training.gradient_checkpointing:
-        ways = [{"checkpointing_interval": interval} for interval in INTERVALS]
-    # On a CPU there is nothing to offload to, and compiled blocks do not support offloading inside them.
-    if estimator.machine.device_bytes and not request.memory.compile:
-        last = ways[-1] | {"activation_offload": True}
-        home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
-        ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]
-    chosen = with_memory(manual, **ways[-1])
-    for way in ways:
-        plan = tight.plan(with_memory(manual, **way))
-        if not {phase.name for phase in plan.unfit()} & {"load", "train"}:
-            chosen = with_memory(manual, **way)
-            break
+    manual, tight = with_memory(request, mode="manual"), _with_reserve(estimator)
+    ways = _ways(request, on_device=bool(estimator.machine.device_bytes))
+    index = next((i for i, way in enumerate(ways) if _trains(tight, with_memory(manual, **way))), len(ways) - 1)
+    chosen = with_memory(manual, **ways[index])
+    if chosen.memory.group_offload == "block":
+        chosen = with_memory(chosen, offload_share=_least_share(tight, chosen))
     for name, values in (
         ("text", {"text_encoder": "blocks"}),
         ("validate", {"model_offload": chosen.memory.group_offload == "none"}),
@@ -177,3 +159,75 @@ def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryCo
         if name in {phase.name for phase in tight.plan(chosen).unfit()}:
             chosen = with_memory(chosen, **values)
     return chosen.memory
+
+
+def explain_choice(estimator: MemoryEstimator, request: TrainRequest, chosen: MemoryConfig) -> str:
+    """Return in one line why mode auto did not choose the next faster settings; '' where it chose the fastest.
+
+    Args:
+        request: in mode auto.
+        chosen: what choose_memory has returned for it.
+    """
+    manual, tight = with_memory(request, mode="manual"), _with_reserve(estimator)
+    ways = _ways(request, on_device=bool(estimator.machine.device_bytes))
+    settings = [{name: way.get(name, getattr(MemoryConfig, name)) for name in ways[-1]} for way in ways]
+    index = settings.index({name: getattr(chosen, name) for name in ways[-1]})
+    if index == 0:
+        return ""
+    faster, room = with_memory(manual, **ways[index - 1]), tight.machine
+    phases = [phase for phase in tight.plan(faster).phases if phase.name in ("load", "train")]
+    needs = (
+        ("VRAM", max(bytes_to_reserve(phase.device) for phase in phases), room.device_bytes),
+        ("RAM", max(phase.ram for phase in phases), room.ram_bytes),
+    )
+    where, needed, available = next((need for need in needs if 0 < need[2] < need[1]), needs[-1])
+    return f"memory auto: {_words(faster.memory)} needs {gb(needed)} of {where}, and {gb(available)} may be used"
+
+
+def _words(memory: MemoryConfig) -> str:
+    """Return the way in words."""
+    if memory.group_offload != "none":
+        return f"group_offload {memory.group_offload}"
+    interval = memory.checkpointing_interval
+    recomputed = "recomputing all blocks" if interval == 1 else f"recomputing one block in {interval}"
+    return recomputed + (" with activation_offload" if memory.activation_offload else "")
+
+
+def _with_reserve(estimator: MemoryEstimator) -> MemoryEstimator:
+    """Return the estimator for the share of the memory that auto uses."""
+    room = estimator.machine
+    return replace(
+        estimator,
+        machine=replace(room, device_bytes=int(room.device_bytes * SHARE), ram_bytes=int(room.ram_bytes * SHARE)),
+    )
+
+
+def _ways(request: TrainRequest, on_device: bool) -> Sequence[dict[str, Any]]:
+    """Return the memory settings that auto chooses from, the fastest first."""
+    ways: list[dict[str, Any]] = [{}]
+    if request.training.gradient_checkpointing:
+        ways = [{"checkpointing_interval": interval} for interval in INTERVALS]
+    # On a CPU there is nothing to offload to, and compiled blocks do not support offloading inside them.
+    if on_device and not request.memory.compile:
+        stream = torch.cuda.is_available()
+        last = ways[-1] | {"activation_offload": True}
+        home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
+        ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]
+    return ways
+
+
+def _trains(estimator: MemoryEstimator, request: TrainRequest) -> bool:
+    """Return whether loading and training fit."""
+    return not {phase.name for phase in estimator.plan(request).unfit()} & {"load", "train"}
+
+
+def _least_share(estimator: MemoryEstimator, request: TrainRequest) -> float:
+    """Return the smallest share of the blocks, in hundredths, whose offload fits. All blocks fit."""
+    low, high = 0, 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _trains(estimator, with_memory(request, offload_share=middle / 100)):
+            high = middle
+        else:
+            low = middle
+    return high / 100

@@ -105,6 +105,8 @@ class ModelCost:
         head_peak: peak of final layers, loss and their backward pass, above the bytes allocated after the last block.
         head_flops: operations outside of the blocks, forward and backward.
         head_forward_flops: operations outside of the blocks, forward only.
+        positions: cosines and sines of this image size, which stay on the device (models.flux_lineage.rope). They are
+            part of `before`.
     """
 
     weights: int
@@ -114,6 +116,7 @@ class ModelCost:
     head_peak: int
     head_flops: int
     head_forward_flops: int
+    positions: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the cost as JSON values. Equal blocks are written once."""

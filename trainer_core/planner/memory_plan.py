@@ -15,6 +15,7 @@ import torch
 from ..devices import DTYPES, device_name, free_bytes, product_flops, total_bytes
 
 GB = 1_000_000_000
+SOLD_GB = 1 << 30
 # Device memory besides tensors: the driver's context, library workspaces, and fragmentation in the allocator. Assumed,
 # not measured here.
 DEVICE_OVERHEAD, DEVICE_GAPS = 700_000_000, 0.04
@@ -62,6 +63,7 @@ class MemoryPlan:
     flops_per_step: int
     seconds_per_step: float | None
     suggestion: Callable[[], str] = lambda: ""  # what would fit, computed on demand
+    choice: str = ""  # why mode auto did not choose faster settings, in one line
 
     @property
     def device_peak(self) -> int:
@@ -92,18 +94,22 @@ class MemoryPlan:
             worst = max(self.phases, key=lambda phase: phase.device)
             needs = f"VRAM {gb(bytes_to_reserve(worst.device))} of {gb(room.device_bytes)} free ({worst.name}), {needs}"
         # Seconds come from the speed of one matrix product, so they are a lower bound.
-        speed = f", at least {self.seconds_per_step:.2g} s a step" if self.seconds_per_step else ""
+        speed = f", at least {duration(self.seconds_per_step)} a step" if self.seconds_per_step else ""
         return f"plan: {fits}; {needs}, disk {gb(sum(self.disk.values()))}{speed}"
 
     def text(self) -> str:
         """Return the estimate as a table."""
         where = "on the device" if self.machine.device_bytes else "tensors in RAM"
-        lines = [self.first_line(), f"  {self.settings}", f"  {'phase':<10}{where:>15}{'RAM':>10}{'seconds':>10}"]
+        is_timed = any(phase.seconds for phase in self.phases)  # the speed of another machine is unknown
+        lines = [self.first_line(), f"  {self.settings}"]
+        lines += [f"  {self.choice}"] if self.choice else []
+        lines.append(f"  {'phase':<10}{where:>15}{'RAM':>10}{'time' if is_timed else '':>10}".rstrip())
         for phase in self.phases:
-            seconds = "" if phase.seconds is None else f"{phase.seconds:.3g}"
-            lines.append(f"  {phase.name:<10}{gb(phase.device):>15}{gb(phase.ram):>10}{seconds:>10}")
+            time = "" if not is_timed else duration(phase.seconds) if phase.seconds else "-"
+            lines.append(f"  {phase.name:<10}{gb(phase.device):>15}{gb(phase.ram):>10}{time:>10}".rstrip())
         note = "on the device: tensors; VRAM above includes the driver. " if self.machine.device_bytes else ""
-        lines.append(f"  {note}RAM: of the whole process. seconds: at least")
+        timing = ". time: at least, with empty caches; -: unknown" if is_timed else ""
+        lines.append(f"  {note}RAM: of the whole process{timing}")
         lines.append("  disk: " + ", ".join(f"{name} {gb(size)}" for name, size in self.disk.items() if size))
         lines.append(f"  {self.flops_per_step / 1e12:.3g} TFLOP a step")
         return "\n".join(lines)
@@ -120,12 +126,20 @@ class MemoryPlan:
             },
             "device_peak_bytes": self.device_peak, "ram_peak_bytes": self.ram_peak, "disk_bytes": self.disk,
             "flops_per_step": self.flops_per_step, "seconds_per_step": self.seconds_per_step, "settings": self.settings,
+            "choice": self.choice,
         }  # fmt: skip
 
 
 def bytes_to_reserve(tensors: int) -> int:
     """Return the free memory that an accelerator needs for this many bytes of tensors."""
     return int(tensors * (1 + DEVICE_GAPS)) + DEVICE_OVERHEAD
+
+
+def duration(seconds: float) -> str:
+    """Format a duration with two digits or more, such as 0.082 s, 36 s, 33 min, 6.2 h, 12 days."""
+    units = (("days", 86400, 172800), ("h", 3600, 7200), ("min", 60, 120), ("s", 1, 0))
+    unit, value = next((unit, seconds / length) for unit, length, least in units if seconds >= least)
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
 
 
 def gb(size: int) -> str:
@@ -148,9 +162,11 @@ def with_memory(here: Machine, vram_gb: float, ram_gb: float) -> Machine:
 
     Args:
         vram_gb: memory of another accelerator, whose speed is unknown; 0: the accelerator here.
-        ram_gb: RAM; 0: the free RAM here.
+        ram_gb: RAM; 0: the free RAM here. Both are in the GB that cards and modules are sold in, 2^30 bytes: a "12 GB"
+            card has 12.9e9 bytes.
     """
     if vram_gb:
-        size = int(vram_gb * GB)
+        size = int(vram_gb * SOLD_GB)
         here = Machine(f"{vram_gb:g} GB", size, here.ram_bytes, device_total=size, ram_total=here.ram_total)
-    return replace(here, ram_bytes=int(ram_gb * GB), ram_total=int(ram_gb * GB)) if ram_gb else here
+    ram = int(ram_gb * SOLD_GB)
+    return replace(here, ram_bytes=ram, ram_total=ram) if ram else here

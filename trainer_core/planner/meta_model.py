@@ -86,18 +86,22 @@ class MetaModel:
 
     def cost(self, shape: Shape) -> ModelCost:
         """Count the cost for a shape, in less than a second."""
+        self.transformer.__dict__.pop("_rope_by_shape", None)  # so that they are counted for each shape
         by_kernel = FlashShapes() if self.request.memory.attention != "math" else nullcontext()
         set_micro_(self.layers, 0)
         with by_kernel, torch.enable_grad():
             calls, kinds, before, head_peak, *head_flops = _count_outside_blocks(self, shape)
             costs = {kind: _block_cost(self.first[kind[0]], *call) for kind, call in calls.items()}
+        positions = bytes_of(
+            *(t for pair in self.transformer.__dict__.get("_rope_by_shape", {}).values() for t in pair)
+        )
         window, waits = self.routed(shape), self._stream(shape)
         blocks = tuple(replace(costs[kind], waits=waits if i in window else 0) for i, kind in enumerate(kinds))
         inside = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
         everything = (*self.transformer.parameters(), *self.transformer.buffers())
         rest = bytes_of(*(t for t in everything if id(t) not in inside and not t.requires_grad))
         weights = rest + sum(block.weights for block in blocks)
-        return ModelCost(weights, self.optimizer_cost, blocks, before, head_peak, *head_flops)
+        return ModelCost(weights, self.optimizer_cost, blocks, before, head_peak, *head_flops, positions=positions)
 
     def routed(self, shape: Shape) -> range:
         """Return the indices of the blocks that some of the tokens skip."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from .cost_model import ModelCost, forward_flops, step_flops
+from ..data.cache.latents import images_per_batch
+from ..memory.pinned_memory import CHUNK_BYTES
+from ..models.flux_lineage import MAX_ROPE_GRIDS
+from ..quant.weight_cache import SHARD_BYTES
+from .cost_model import ModelCost
+from .disk_estimate import disk_of
 from .memory_plan import Machine, MemoryPlan, PhasePlan
-from .step_peak import away, blocks_to_recompute, resident_weights, sampling_peak, training_peak
-from .workload import RunFacts, rollout_passes
+from .step_peak import away, resident_weights, sampling_peak, training_peak
+from .work_estimate import phase_flops
+from .workload import RunFacts
 
 # Resident memory of the interpreter with torch, this package, transformers and diffusers: 470 to 515 MB measured on
 # Linux, without CUDA; 300 if everything is cached and no images are sampled.
@@ -16,6 +22,10 @@ PROCESS_BYTES = 500_000_000
 # in fp32.
 VAE_ENCODE_PIXEL, VAE_DECODE_PIXEL = 2572, 3073
 VAE_TILE_PIXELS = 512 * 512
+PINNED_SHARE = (
+    1.03  # of the weights: the unused ends of the chunks of memory/pinned_memory.py; 2.8 % for Chroma in int8
+)
+SAVE_COPIES = 3  # of the weights in RAM: the export's products, the file's bytes, and the file that is read back
 
 
 def estimate_run(
@@ -34,25 +44,28 @@ def estimate_run(
         whole: cost of the largest batch without token routing; None where no token is routed.
     """
     on_cpu = not machine.device_bytes
-    training = step_flops(cost, blocks_to_recompute(request, len(cost.blocks)))
-    rollouts = rollout_passes(request.training, facts.prior)
-    extra_passes = round(facts.prior.some * forward_flops(cost) + rollouts * forward_flops(whole or cost))
-    flops = (training + extra_passes) * request.training.accumulation
-    seconds = flops / machine.flops if machine.flops else None
-    durations = {"train": seconds * facts.num_steps if seconds else None}
+    flops = phase_flops(request, facts, cost, sampled, whole)
     phases = {
         "text": _text(request.memory, facts, on_cpu),
         "latents": (_encoding(request.memory, facts, on_cpu), 0),
         "load": _load(request, cost, on_cpu),
         "train": _train(request, facts, cost, sampled is not None),
+        "save": _save(request, facts, cost, sampled is not None),
     }
+    if facts.eval_images:
+        phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
     if sampled is not None:
         phases["validate"] = _validate(request.memory, facts, sampled)
     planned = tuple(
-        PhasePlan(name, device, PROCESS_BYTES + ram + (device if on_cpu else 0), durations.get(name))
+        PhasePlan(
+            name, device, PROCESS_BYTES + ram + (device if on_cpu else 0),
+            flops[name] / machine.flops if machine.flops and flops.get(name) else None,
+        )
         for name, (device, ram) in phases.items()
-    )
-    return MemoryPlan(planned, _disk(request, facts, cost), machine, settings_of(request), flops, seconds)
+    )  # fmt: skip
+    a_step = flops["train"] // max(1, facts.num_steps)
+    seconds = a_step / machine.flops if machine.flops else None
+    return MemoryPlan(planned, disk_of(request, facts, cost), machine, settings_of(request), a_step, seconds)
 
 
 def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int]:
@@ -62,14 +75,14 @@ def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int
     if memory.text_encoder == "blocks":
         # Next to its blocks the largest layer is the embedding table. Each is alone on the device.
         return max(encoder.weights - encoder.blocks, encoder.largest_block) + encoder.work, encoder.weights
-    # A quantized encoder is built in RAM; any other is loaded directly from the memory-mapped file.
-    return encoder.weights + encoder.work, encoder.weights if encoder.is_quantized and not on_cpu else 0
+    # Each layer is read, converted and moved alone; the tables outside of the blocks are moved at the end.
+    return encoder.weights + encoder.work, 0 if on_cpu else 2 * (encoder.weights - encoder.blocks)
 
 
 def _encoding(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> int:
     """Encode images as data/cache/latents.py does: one of 1024 px at a time, or several small ones; on a CPU one."""
-    size = facts.largest.width * facts.largest.height
-    count = 1 if memory.vae_slicing or on_cpu else min(8, max(1, (1 << 20) // size))
+    width, height = facts.largest.width, facts.largest.height
+    size, count = width * height, 1 if memory.vae_slicing or on_cpu else images_per_batch((width, height))
     return facts.codec.weights + int(min(size * count, _max_tile_pixels(memory)) * VAE_ENCODE_PIXEL * facts.codec.width)
 
 
@@ -77,16 +90,40 @@ def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, in
     adapter = cost.optimizer_cost.adapter + cost.optimizer_cost.average
     if on_cpu:
         return cost.weights + adapter, 0
-    starts_in_ram = request.model.quantization.level != "none" or request.memory.group_offload != "none"
-    return resident_weights(cost, request.memory) + adapter, cost.weights if starts_in_ram else 0
+    device = resident_weights(cost, request.memory) + adapter
+    if request.memory.group_offload == "none":  # each layer is read, converted and moved alone
+        cached = SHARD_BYTES if request.model.quantization.level != "none" else 0  # waits to be written to the cache
+        return device, 2 * max(block.largest_leaf for block in cost.blocks) + cached
+    return device, cost.weights + (CHUNK_BYTES if request.memory.offload_stream else 0)
 
 
 def _train(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
     """The VAE of the validation stays loaded, on the device or, with model_offload, in RAM."""
     peak, activations = training_peak(cost, request)
+    beside, in_ram = _beside(request, facts, cost, is_sampled)
+    return peak + beside, in_ram + activations
+
+
+def _beside(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
+    """Return the bytes on the device beside the model, and those of RAM: VAE, positions, offloaded weights."""
     codec = facts.codec.weights if is_sampled else 0
-    aside = request.memory.model_offload
-    return peak + (0 if aside else codec), _offloaded_ram(cost, request.memory) + activations + (codec if aside else 0)
+    is_aside = request.memory.model_offload
+    positions = cost.positions * (min(MAX_ROPE_GRIDS, facts.image_sizes) - 1)  # of the other sizes
+    return positions + (0 if is_aside else codec), _offloaded_ram(cost, request.memory) + (codec if is_aside else 0)
+
+
+def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
+    """A checkpoint is copied to RAM, then its LoRA is written."""
+    optimizer_cost, (beside, in_ram) = cost.optimizer_cost, _beside(request, facts, cost, is_sampled)
+    device = resident_weights(cost, request.memory) + optimizer_cost.resident + optimizer_cost.aside + beside
+    weights = optimizer_cost.parameters * 4 + optimizer_cost.start
+    return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * weights)
+
+
+def _evaluate(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
+    """Forward passes of one image each; those of the largest batch are counted."""
+    beside, in_ram = _beside(request, facts, cost, is_sampled)
+    return sampling_peak(cost, request.memory) + beside, in_ram
 
 
 def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tuple[int, int]:
@@ -101,23 +138,13 @@ def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tupl
 
 def _offloaded_ram(cost: ModelCost, memory: MemoryConfig) -> int:
     """Return the RAM of offloaded weights. On a CPU they are copied as well."""
-    return 0 if memory.offload_to_disk else away(cost, memory)
+    if memory.offload_to_disk:
+        return 0
+    return int(away(cost, memory) * (PINNED_SHARE if memory.offload_stream else 1))
 
 
 def _max_tile_pixels(memory: MemoryConfig) -> int:
     return VAE_TILE_PIXELS if memory.vae_tiling else 1 << 62
-
-
-def _disk(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
-    optimizer_cost = cost.optimizer_cost
-    return {
-        "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
-        "latents": facts.latent_bytes,
-        "checkpoints": request.training.keep_checkpoints * (optimizer_cost.saved + optimizer_cost.start),
-        # fp32; stored initial values double the rank of the file.
-        "lora": optimizer_cost.parameters * 4 + optimizer_cost.start,
-        "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
-    }
 
 
 def settings_of(request: TrainRequest) -> str:
@@ -146,7 +173,8 @@ def settings_of(request: TrainRequest) -> str:
     if memory.text_encoder != "device":
         words.append(f"text encoder {'block by block' if memory.text_encoder == 'blocks' else 'on the CPU'}")
     if memory.group_offload != "none":
-        words.append(f"group offload by {memory.group_offload}")
+        share = f" of {memory.offload_share:.0%} of the blocks" if memory.offload_share < 1 else ""
+        words.append(f"group offload by {memory.group_offload}{share}")
     words += [
         name.replace("_", " ")
         for name in ("activation_offload", "model_offload", "vae_tiling", "vae_slicing", "compile")

@@ -57,21 +57,22 @@ def resident_weights(cost: ModelCost, memory: MemoryConfig) -> int:
 
     With group offload these are the weights that stay on the device, and the groups that are loaded at one time.
     """
-    groups = 2 if memory.offload_stream else 1
+    offloaded = [cost.blocks[i] for i in memory.offloaded_blocks(len(cost.blocks))]
+    if not offloaded:
+        return cost.weights
     if memory.group_offload == "block":
-        sizes = [block.weights for block in cost.blocks]
+        sizes = [block.weights for block in offloaded]
         n = memory.blocks_per_group
-        return cost.weights - away(cost, memory) + groups * max(sum(sizes[i : i + n]) for i in range(0, len(sizes), n))
-    if memory.group_offload == "leaf":
-        return cost.weights - away(cost, memory) + groups * max(block.largest_leaf for block in cost.blocks)
-    return cost.weights
+        groups = sorted((sum(sizes[i : i + n]) for i in range(0, len(sizes), n)), reverse=True)
+    else:
+        groups = [max(block.largest_leaf for block in offloaded)] * 2
+    return cost.weights - away(cost, memory) + sum(groups[: 2 if memory.offload_stream else 1])
 
 
 def away(cost: ModelCost, memory: MemoryConfig) -> int:
     """Return the bytes of offloaded weights. With group_offload leaf, frozen tensors of adapters stay on the device."""
-    if memory.group_offload == "none":
-        return 0
-    return sum(block.weights if memory.group_offload == "block" else block.leaves for block in cost.blocks)
+    offloaded = (cost.blocks[i] for i in memory.offloaded_blocks(len(cost.blocks)))
+    return sum(block.weights if memory.group_offload == "block" else block.leaves for block in offloaded)
 
 
 def sampling_peak(cost: ModelCost, memory: MemoryConfig) -> int:

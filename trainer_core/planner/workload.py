@@ -14,6 +14,7 @@ from torch import nn
 from ..config.request import TrainRequest
 from ..config.training import TrainingConfig
 from ..data.dataset import Index
+from ..data.holdout import num_held
 from ..data.sample_table import Sample, columns
 from ..devices import DTYPES
 from ..models.codec import empty_vae
@@ -24,6 +25,7 @@ from .cost_model import Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 
 CHARACTERS_A_TOKEN = 3  # of T5 on captions; English has four or more, so this overestimates the tokens
+CHARACTERS_A_WORD = 5  # with a space: a lower bound of the tokens
 MAX_TOKENS = 512
 
 
@@ -37,6 +39,7 @@ class EncoderCost:
     work: int  # temporary memory for the longest prompt
     width: int  # features of a token
     is_quantized: bool
+    flops: int = 0  # of the longest prompt
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class RunFacts:
     num_steps: int
     codec: CodecCost
     prior: PriorShares  # micro-batches with prior preservation
+    image_sizes: int = 1  # distinct sizes of the buckets and of the validation images
+    eval_images: int = 0  # images whose loss is measured before and after training, or at a checkpoint
+    text_tokens: int = 0  # of all distinct prompts together, estimated
+    validation_passes: int = 0  # forward passes of all validation images of the run
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,22 @@ class CaptionFacts:
 
     longest: int  # characters of the longest caption
     distinct: int  # number of distinct captions
+    mean: float = 0.0  # characters of a caption
 
 
 def caption_facts(samples: Sequence[Sample]) -> CaptionFacts:
     """Read every caption once. None stays in memory."""
-    longest = 0
+    longest = count = total = 0
 
     def keys() -> Iterator[str]:
-        nonlocal longest
+        nonlocal longest, count, total
         for sample in samples:
-            longest = max(longest, *map(len, sample.captions))
+            lengths = [*map(len, sample.captions)]
+            longest, count, total = max(longest, *lengths), count + len(lengths), total + sum(lengths)
             yield from sample.captions
 
     distinct = len(first_of_each(digests(keys())))
-    return CaptionFacts(longest, distinct)
+    return CaptionFacts(longest, distinct, total / max(1, count))
 
 
 def facts_of(
@@ -110,18 +119,35 @@ def facts_of(
     repeats = np.array([part.repeats for part in request.dataset.parts])
     preserves_prior = np.array([part.prior_preservation for part in request.dataset.parts])
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
+    num_steps = training.steps or math.ceil(training.epochs * passes / training.accumulation)
+    validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
         latent_bytes=int(int(areas.sum()) * ratio * ratio / family.latent_factor**2) * family.latent_channels * 4
         * (2 if family.takes_references(request.model) else 1),
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
-        validation_pixels=max(map(math.prod, request.validation.sizes())) if request.validation else 0,
-        num_steps=training.steps or math.ceil(training.epochs * passes / training.accumulation),
+        validation_pixels=max(map(math.prod, validation_sizes), default=0),
+        num_steps=num_steps,
         codec=codec,
         prior=prior_shares(
             rows["bucket"], preserves_prior[rows["part"]], repeats[rows["part"]], training.batch_size
         ),
+        image_sizes=len({*map(tuple, rows["bucket"].tolist()), *validation_sizes}),
+        eval_images=min(training.eval_images, num_held(len(samples), training.holdout) or len(samples)),
+        text_tokens=(captions.distinct + 1) * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
+        validation_passes=validation_passes(request, num_steps),
     )  # fmt: skip
+
+
+def validation_passes(request: TrainRequest, num_steps: int) -> int:
+    """Return the forward passes of all validation images: before, during and after the training."""
+    settings, every = request.validation, request.training.validate_every
+    if settings is None:
+        return 0
+    times = (num_steps - 1) // every if every else 0
+    grids = 1 + (times + 1) * len(settings.strengths())
+    images = len(settings.library()) * len(settings.sizes())
+    return grids * images * settings.steps * (2 if settings.cfg > 1 else 1)
 
 
 def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
@@ -134,7 +160,7 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
         width = encoder(ids)[0].shape[-1]  # a prompt that long has no pads to mask
     sizes = [bytes_of(*block.parameters(), *block.buffers()) for block in blocks]
     whole = bytes_of(*encoder.parameters(), *encoder.buffers())
-    return EncoderCost(whole, sum(sizes), max(sizes), counter.peak, width, is_quantized=convert is not None)
+    return EncoderCost(whole, sum(sizes), max(sizes), counter.peak, width, convert is not None, counter.flops)
 
 
 def codec_cost(request: TrainRequest) -> CodecCost:

@@ -54,21 +54,27 @@ def quantization_problems(config: QuantizationConfig, device: torch.device) -> l
     return problems
 
 
-def load_base(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
+def load_base(
+    family: Source, model: ModelConfig, host: Host, device: torch.device, resident: bool = False
+) -> nn.Module:
     """Return the frozen transformer for training and sampling. See load_quantized and Family.prepare_."""
-    base = load_quantized(family, model, host, device)
+    base = load_quantized(family, model, host, device, resident)
     family.prepare_(base, model)
     return base
 
 
-def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch.device) -> nn.Module:
-    """Return the frozen transformer on the CPU, quantized as configured, from the cache if possible.
+def load_quantized(
+    family: Source, model: ModelConfig, host: Host, device: torch.device, resident: bool = False
+) -> nn.Module:
+    """Return the frozen transformer, quantized as configured, from the cache if possible.
 
     Args:
         family: Family of the model.
         model: The model and its quantization.
         host: Receives progress; provides the cache folder.
         device: The run's device. With quantize_via "accelerator" layers are moved there one by one to be encoded.
+        resident: The model goes to the device next: move each layer there when it is read, so that RAM never holds the
+            whole model. False: the result is on the CPU. Small tensors, and a cached model, are on the CPU in any case.
     Raises:
         UserError: Files are missing or do not fit.
         Cancelled: Between two layers. The cache then contains shards without an index, which are written again.
@@ -77,7 +83,7 @@ def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch
     quantizer = _load_quantizer(config.level)
     if quantizer.is_plain:
         host.emit(PhaseStarted("load"))
-        return family.load_transformer(model)
+        return family.load_transformer(model, _mover(host, device) if resident else None)
     encoder = _encoder_device(config, device)
     keep = family.full_precision
     identity = sha256_text(family.name, family.identity(model, "transformer"))
@@ -102,7 +108,7 @@ def load_quantized(family: Source, model: ModelConfig, host: Host, device: torch
             writer.add(name, layer)
         done += 1
         host.emit(PhaseProgress("load", done, len(names)))
-        return layer
+        return layer.to(device) if resident else layer
 
     base = family.load_transformer(model, convert)
     if writer:
@@ -120,6 +126,39 @@ def text_converter(config: QuantizationConfig, device: torch.device) -> Convert 
     if quantizer.is_plain:
         return None
     return lambda name, linear: quantizer.layer(linear, _encoder_device(config, device))
+
+
+def interruptible(convert: Convert | None, host: Host, device: torch.device, resident: bool) -> Convert | None:
+    """Return a converter that checks between two layers whether the user has canceled.
+
+    Args:
+        convert: Quantizes a layer; None: it keeps its precision.
+        host: Raises Cancelled.
+        device: The run's device.
+        resident: See load_quantized.
+    """
+    move = _mover(host, device) if resident else None
+    if convert is None:
+        return move
+
+    def convert_and_move(name: str, linear: nn.Linear) -> nn.Module:
+        host.check_cancelled()
+        layer = convert(name, linear)
+        return layer.to(device) if resident else layer
+
+    return convert_and_move
+
+
+def _mover(host: Host, device: torch.device) -> Convert | None:
+    """Return the function that moves each layer to the device when it is read. None on a CPU: nothing has to move."""
+    if device.type == "cpu":
+        return None
+
+    def move(name: str, linear: nn.Linear) -> nn.Module:
+        host.check_cancelled()
+        return linear.to(device)
+
+    return move
 
 
 def text_identity(family: Source, model: ModelConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rowwise import TINY, RowScaled
+from .rowwise import RowScaled, encode_rows
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
@@ -19,6 +19,4 @@ class Fp8Native(RowScaled):
     """
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        exact = weight.float()
-        scale = (exact.abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp(min=TINY)
-        return {"codes": (exact / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), "scale": scale}
+        return encode_rows(weight, FP8_MAX, FP8)

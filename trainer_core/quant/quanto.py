@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError, reason_of
 from .quantizer import PROBE_SHAPE, Quantizer
-from .rowwise import TINY, RowScaled
+from .rowwise import TINY, RowScaled, parts_of
 
 GROUP = 128
 
@@ -48,14 +48,17 @@ class _RowScaledByQuanto(_EncodedByQuanto, RowScaled):
     dtype = torch.int8
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        codes = torch.empty(weight.shape, dtype=self.dtype, device=weight.device)
+        scale = torch.empty(len(weight), 1, device=weight.device)
         if weight.is_meta:
-            scale = torch.empty(weight.shape[0], 1, device=weight.device)
-            return {"codes": torch.empty_like(weight, dtype=self.dtype), "scale": scale}
+            return {"codes": codes, "scale": scale}
         quanto, qtype = self.package()
-        exact = weight.float()
-        scale = quanto.AbsmaxOptimizer().optimize(exact, qtype, 0).clamp(min=TINY)
-        rows = scale if len(weight) > 1 else scale.squeeze()
-        return {"codes": quanto.quantize_weight(exact, qtype, 0, rows, optimized=False)._data, "scale": scale}
+        for rows in parts_of(weight):
+            exact = weight[rows].float()
+            scale[rows] = quanto.AbsmaxOptimizer().optimize(exact, qtype, 0).clamp(min=TINY)
+            of_rows = scale[rows] if len(exact) > 1 else scale[rows].squeeze()
+            codes[rows] = quanto.quantize_weight(exact, qtype, 0, of_rows, optimized=False)._data
+        return {"codes": codes, "scale": scale}
 
 
 class Int8Quanto(_RowScaledByQuanto):
@@ -84,18 +87,24 @@ class _Grouped(_EncodedByQuanto):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         size = group_size(weight.shape[1])
-        if weight.is_meta:
-            num_groups = weight.numel() // size
-            packed = weight.new_empty(-(-num_groups * self.bits // 8), size, dtype=torch.uint8)
-            return {"packed": packed, **{name: weight.new_empty(num_groups, 1) for name in ("scale", "offset")}}
+        groups = weight.reshape(-1, size)
+        scale, offset = groups.new_empty(len(groups), 1), groups.new_empty(len(groups), 1)
+        codes = torch.empty(groups.shape, dtype=torch.uint8, device=weight.device)
+        for rows in () if weight.is_meta else parts_of(groups):
+            self._encode_part(groups[rows].float(), scale[rows], offset[rows], codes[rows])
+        return {"packed": self._pack(codes), "scale": scale, "offset": offset}
+
+    def _encode_part(self, exact: Tensor, scale: Tensor, offset: Tensor, codes: Tensor) -> None:
+        """Encode some groups, (groups, size) fp32, into the last three arguments."""
         quanto, qtype = self.package()
-        exact = weight.float()
-        scale, shift = quanto.MaxOptimizer().optimize(exact.reshape(-1, size), qtype, 0)
+        ranges, shift = quanto.MaxOptimizer().optimize(exact, qtype, 0)
         # Round before choosing the codes, so that they compensate for it. A group of equal weights has a range of 0.
-        scale = scale.clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
-        shift = shift.to(weight.dtype)
-        encoded = quanto.quantize_weight(exact, qtype, 0, scale.float(), shift.float(), size, optimized=False)
-        return {"packed": encoded._data._data, "scale": scale, "offset": -shift}
+        scale.copy_(ranges.clamp(min=torch.finfo(scale.dtype).tiny))
+        offset.copy_(-shift)
+        encoded = quanto.quantize_weight(
+            exact, qtype, 0, scale.float(), -offset.float(), exact.shape[1], optimized=False
+        )
+        codes.copy_(encoded._data.unpack())
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         packed, mask = stored["packed"], 2**self.bits - 1
@@ -103,6 +112,14 @@ class _Grouped(_EncodedByQuanto):
         # Rounded once: addcmul computes the sum in fp32.
         decoded = torch.addcmul(stored["offset"].to(dtype), codes.to(dtype), stored["scale"].to(dtype))
         return decoded.reshape(shape)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        per_byte = 8 // self.bits
+        num_rows = -(-len(codes) // per_byte)
+        packed = codes.new_zeros(num_rows, codes.shape[1])
+        for i, part in enumerate(codes.split(num_rows)):
+            packed[: len(part)] |= part << (self.bits * i)
+        return packed
 
 
 class Int4Quanto(_Grouped):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
 # Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
-    "trackers",
+    "trackers", "eval_images",
 )  # fmt: skip
 
 
@@ -59,12 +59,14 @@ class RunManifest:
         weights: identity of each part of the model.
         samples: the images. They are read only where they are compared or written.
         masks: the masks of images that have one.
+        sampled_weights: identities of the same parts by samples of their bytes, which older runs have.
     """
 
     settings: Mapping[str, Any]
     weights: Mapping[str, str]
     samples: Sequence[Sample]
     masks: Sequence[Sample] = ()
+    sampled_weights: Mapping[str, str] = field(default_factory=dict)
 
     def images(self) -> ImageManifest:
         """Return the images and the masks."""
@@ -85,7 +87,7 @@ def changes(folder: Path, new: RunManifest) -> list[str]:
     lines += [
         f"the weights of the {part} have changed"
         for part, identity in new.weights.items()
-        if old["weights"].get(part) != identity
+        if old["weights"].get(part) not in (identity, new.sampled_weights.get(part, identity))
     ]
     before = _images_of(folder, old)
     if before is None:

@@ -13,6 +13,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache, works_beside
 from ..errors import Problem
+from ..host import Host
 from ..memory.activation_checkpointing import checkpoint_blocks_, places_to_recompute
 from ..memory.activation_offload import SavedOnHost
 from ..memory.disk_offload import wait_on_disk_
@@ -20,7 +21,7 @@ from ..memory.group_offload import GroupOffload, inner_tensors, save_as_notes_, 
 from ..models.attention_backends import compile_blocks_, compiler_fault
 from ..models.attention_check import AttentionShape, kernel_fault
 from ..models.family import Family, ImageCodec, TextEncoder
-from ..quant.loading import text_converter
+from ..quant.loading import interruptible, text_converter
 
 # Used before the run's own shapes are known.
 FEW_TOKENS = AttentionShape(batch=1, text=9, image=64, heads=2, head_width=128)
@@ -72,10 +73,11 @@ def place_(
     """
     blocks = family.blocks(transformer)
     swap = None
-    if memory.group_offload != "none":
+    offloaded = {i: blocks[i] for i in memory.offloaded_blocks(len(blocks))}
+    if offloaded:
         if memory.offload_to_disk:
-            wait_on_disk_(blocks, disk)
-        swap = _offload_groups(blocks, memory, device)
+            wait_on_disk_(offloaded, disk)
+        swap = _offload_groups([*offloaded.values()], memory, device)
         swap.take_out()
     transformer.to(device)
     if swap:
@@ -96,10 +98,15 @@ def place_(
         save_as_notes_([block for i, block in enumerate(blocks) if i in recomputed], None, host)
 
 
-def load_text_encoder(family: Family, request: TrainRequest, device: torch.device) -> TextEncoder:
-    """Load the text encoder where the request wants it: on the device, on the device block by block, or on the CPU."""
+def load_text_encoder(family: Family, request: TrainRequest, device: torch.device, host: Host) -> TextEncoder:
+    """Load the text encoder where the request wants it: on the device, on the device block by block, or on the CPU.
+
+    Raises:
+        Cancelled: between two layers, where they are quantized or moved.
+    """
     where = request.memory.text_encoder
-    convert = text_converter(request.model.quantization, device)
+    quantize = text_converter(request.model.quantization, device)
+    convert = interruptible(quantize, host, device, resident=where == "device")
     if where == "device":
         return family.load_text_encoder(request.model, device, convert)
     encoder = family.load_text_encoder(request.model, torch.device("cpu"), convert)

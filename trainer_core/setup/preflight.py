@@ -19,6 +19,7 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
+from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
 if TYPE_CHECKING:  # so that checks of settings do not import torch
     import torch
@@ -54,6 +55,8 @@ def all_problems(request: TrainRequest, host: Host, family: Family, device: torc
         *quantization_problems(quantization, device),
         *products_problems(quantization, device),
     ]
+    if not is_checked_by_family(request.model):
+        problems += tokenizer_problems(request.model)
     if not problems:  # the check of the adapter reads the files of the model
         collect(problems, check_fit, request, family)
     return problems

@@ -147,7 +147,9 @@ class TrackerSink:
 def summary_of(report: dict[str, Any]) -> dict[str, Any]:
     """Return a run's report (docs/report.md) as a few flat values."""
     summary = {name: report[name] for name in SUMMARY if report.get(name) is not None}
-    summary |= {f"eval_loss_{when}": report["eval_loss"][when] for when in ("before", "after")}
+    summary |= {
+        f"eval_loss_{when}": report["eval_loss"][when] for when in ("before", "after") if report["eval_loss"]["after"]
+    }
     summary |= {f"seconds_{name}": value for name, value in report["seconds"].items()}
     if report.get("best"):
         summary |= {f"best_{name}": value for name, value in report["best"].items()}

@@ -21,7 +21,7 @@ from ..data.dataset import Index
 from ..data.holdout import split
 from ..data.reference_images import ReferenceLatents
 from ..data.sample_table import Captions, columns
-from ..devices import empty_cache
+from ..devices import empty_cache, trim_heap
 from ..flow.sigma_density import density
 from ..host import Host, Notice
 from ..models.projections import projection_groups
@@ -60,6 +60,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         )
     gc.collect()
     empty_cache(device)
+    trim_heap()
     with phases("load"):
         transformer, injected = _load_model(plan, host)
         layers = injected.layers
@@ -106,10 +107,12 @@ def _weights_stay(memory: MemoryConfig, device: torch.device) -> bool:
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
     """Load and quantize the base model, inject the adapter, and put everything where it trains."""
     family, device, memory = plan.family, plan.device, plan.resolved_request.memory
-    transformer = load_base(family, plan.request.model, host, device)
+    # With group offload the whole model may not fit on the device.
+    resident = memory.group_offload == "none"
+    transformer = load_base(family, plan.request.model, host, device, resident)
     if warning := choose_products_(transformer, plan.request.model.quantization.products):
         host.emit(Notice(warning, "warning"))
-    if memory.group_offload == "none":  # otherwise the whole model may not fit on the device
+    if resident:
         transformer.to(device)
     injected = inject_adapter_(transformer, family, plan.request, device, host)
     disk = host.paths.cache / "offload" / base_identity(plan.request, family)
@@ -130,7 +133,7 @@ def _cache_text(plan: RunPlan, host: Host) -> TextCache:
     other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
         Prompts(Captions(plan.index.samples), other_prompts), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device), _store(host, "text"), host,
+        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,
     )  # fmt: skip
 
 

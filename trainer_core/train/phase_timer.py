@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NAMES = ("start", "text", "latents", "load", "train", "validate", "save")
+NAMES = ("start", "text", "latents", "load", "eval", "train", "validate", "save")
 
 
 class PhaseTimer:

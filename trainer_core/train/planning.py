@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config.request import TrainRequest
 from ..errors import UserError
 from ..host import Host, Notice
-from ..planner.auto_tune import choose_memory, describe, suggestion
+from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
 from ..planner.estimator import make_estimator
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from .prepare import RunPlan, check_run
@@ -35,9 +35,12 @@ def plan_request(
         machine or this_machine(checked.device, request.model.dtype),
         host.paths.cache,
     )
+    choice = ""
     if request.memory.mode == "auto":
-        request = replace(request, memory=choose_memory(estimator, request))
-    plan = estimator.plan(request)
+        memory = choose_memory(estimator, request)
+        choice = explain_choice(estimator, request, memory)
+        request = replace(request, memory=memory)
+    plan = replace(estimator.plan(request), choice=choice)
     return plan, describe(suggestion(estimator, request, plan)) if plan.unfit() else "", request
 
 
@@ -70,6 +73,9 @@ def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
     host.emit(Notice(estimate.first_line()))
     if plan.memory:
         host.emit(Notice(f"memory auto: {estimate.settings}"))
+        estimate = replace(estimate, choice=explain_choice(estimator, plan.request, plan.memory))
+        if estimate.choice:
+            host.emit(Notice(estimate.choice))
     if estimate.unfit():
         host.emit(Notice(f"the plan does not fit; {describe(suggestion(estimator, request, estimate))}", "warning"))
     return plan, replace(estimate, suggestion=lambda: describe(suggestion(estimator, request, _shrink(estimate))))

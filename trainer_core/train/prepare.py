@@ -18,6 +18,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..host import Host, Notice, collect
 from ..models.family import Family
+from ..models.loading.fingerprint import remembering, sampling
 from ..optim.optimizer import OptimizerPart
 from ..planner.auto_quantization import with_precision
 from ..planner.memory_plan import Machine, this_machine
@@ -116,10 +117,17 @@ def check_run(
 def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family, index = checked.request, checked.family, checked.index
-    identities = weight_identities(request, family)
-    digest = run_digest(request, index, identities)
-    folder = layout.run_folder(host.paths.output, request.training.name, digest)
-    manifest = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
+    with sampling():
+        sampled = weight_identities(request, family)
+    masks = index.masks.samples if index.masks else ()
+    with remembering(host):
+        manifest = RunManifest(
+            settings_of(request), weight_identities(request, family), index.samples, masks, sampled
+        )  # fmt: skip
+    folder = _folder_of(checked, manifest.weights, host)
+    older = _folder_of(checked, sampled, host)
+    if layout.has_checkpoints(older) and not layout.has_checkpoints(folder):  # it continues where it began
+        folder, manifest = older, replace(manifest, weights=sampled)
     resume_from = check_for_changes(folder, manifest, request)
     if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / layout.CROP_SHEET)
@@ -130,6 +138,12 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     for text in [*hints, *([warning] if warning else [])]:
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
+
+
+def _folder_of(checked: CheckedRequest, identities: Mapping[str, str], host: Host) -> Path:
+    request = checked.request
+    digest = run_digest(request, checked.index, identities)
+    return layout.run_folder(host.paths.output, request.training.name, digest)
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:

@@ -79,14 +79,14 @@ def build_report(
     state: TrainState,
     lora: TrainedLora,
     phases: PhaseTimer,
-    evals: tuple[tuple[float, float], tuple[float, float]],
+    evals: tuple[tuple[float, float] | None, tuple[float, float] | None],
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
     """Return the values of report.json (docs/report.md).
 
     Args:
-        evals: the eval loss and its standard error, before and after training.
+        evals: the eval loss and its standard error, before and after training; None where it was not measured.
         first: step that the run was resumed from, 0 for none.
     """
     seconds = phases.read()
@@ -98,9 +98,9 @@ def build_report(
         "loss": [loss if math.isfinite(loss) else None for loss in state.losses],
         "skipped_steps": sum(not math.isfinite(loss) for loss in state.losses),
         "eval_loss": {
-            "before": evals[0][0],
-            "after": evals[1][0],
-            "standard_error": [evals[0][1], evals[1][1]],
+            "before": evals[0] and evals[0][0],
+            "after": evals[1] and evals[1][0],
+            "standard_error": [each and each[1] for each in evals],
             "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,

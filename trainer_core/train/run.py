@@ -20,9 +20,10 @@ from ..devices import (
     empty_pinned,
     pick_device,
     reset_peak,
+    trim_heap,
 )
 from ..errors import UserError
-from ..host import EvalReport, Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
+from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
 from ..runs.manifest import write_manifest
@@ -32,7 +33,7 @@ from .build import build_run
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import checkpoint_hook, save_and_prune
-from .hooks.eval_loss import eval_loss
+from .hooks.eval_loss import evaluate
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
@@ -124,12 +125,12 @@ def _train(
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
+    set_strength_(state.transformer, 0.0)
+    with phases("eval"):
+        eval_before = evaluate(state, host)
     with phases("validate"):
-        set_strength_(state.transformer, 0.0)
-        eval_before = eval_loss(state)
-        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
         live.sample_base(state)
-        set_strength_(state.transformer, 1.0)
+    set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
@@ -153,9 +154,9 @@ def _train(
         save_and_prune(checkpoints, state, host)
         lora = save_lora(plan, state, record, host)
         best = save_best_lora(plan, state, checkpoints, record, host)
+    with phases("eval"):
+        eval_after = evaluate(state, host)
     with phases("validate"):
-        eval_after = eval_loss(state)
-        host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
         live.sample_last(state)
     report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
     report["memory"] = memory_report(estimate, plan.device)
@@ -174,6 +175,7 @@ def _free_memory(device: torch.device) -> None:
     gc.collect()
     empty_cache(device)
     empty_pinned(device)
+    trim_heap()
 
 
 def _save_unfinished(

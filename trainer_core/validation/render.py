@@ -22,9 +22,10 @@ from ..devices import DTYPES, pick_device
 from ..errors import UserError
 from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..models.family import Family
+from ..models.loading.fingerprint import remembering
 from ..plots.image_grid import save_png
 from ..quant.levels import with_level_to_draw
-from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
+from ..quant.loading import interruptible, load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
 from ..runs.layout import VALIDATION, runs_folder
 from ..storage.atomic import sha256_text
@@ -63,13 +64,18 @@ class Renderer:
             raise UserError(problems)
         self.host = host
         host.free_memory()
+        quantize = text_converter(model.quantization, device)
+        convert = interruptible(quantize, host, device, resident=True)
+        with remembering(host):
+            identity = text_identity(self.family, model)
         self.text = cache_prompts(
-            prompts, text_identity(self.family, model),
-            lambda: self.family.load_text_encoder(model, device, text_converter(model.quantization, device)),
+            prompts, identity,
+            lambda: self.family.load_text_encoder(model, device, convert),
             Store(host.paths.cache / "text"), host,
         )  # fmt: skip
         gc.collect()
-        self.transformer = load_base(self.family, model, host, device).to(device)
+        with remembering(host):
+            self.transformer = load_base(self.family, model, host, device, resident=True).to(device)
         if lora:
             self.put(Path(lora.path))
         self.codec = self.family.load_codec(model, device)

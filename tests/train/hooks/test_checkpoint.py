@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.train.hooks import checkpoint
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, prune, restore_, save_checkpoint
 from chroma_trainer.trainer_core.train.hooks.checkpointer import checkpoint_hook, save_and_prune
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
@@ -70,6 +72,25 @@ def events() -> list:
 @pytest.fixture
 def host(tmp_path, events) -> SinkHost:
     return SinkHost(paths=Paths(output=tmp_path, cache=tmp_path), sinks=(events.append,))
+
+
+def test_each_part_is_freed_when_it_is_written(tmp_path, host, monkeypatch):
+    """The copies of weights and optimizer were held while the LoRA was exported: 5.5 times the weights, now 2.6."""
+    copies: list[weakref.ref] = []
+    save, export = checkpoint.save_file, checkpoint.export_lora
+
+    def save_file(tensors, path):
+        copies.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors.values())
+        save(tensors, path)
+
+    def export_lora(*args):
+        assert len(copies) == 4 + 3 * 4 and not any(copy() for copy in copies)
+        return export(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(checkpoint, "export_lora", export_lora)
+    save_checkpoint(tmp_path / "checkpoints", train(new_run(), 1), host)
+    assert copies
 
 
 @pytest.mark.parametrize("step", [1, 5])

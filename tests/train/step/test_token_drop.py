@@ -112,7 +112,7 @@ def test_without_a_share_all_is_as_it_was(workshop):
 
 def test_only_training_is_routed(workshop):
     plain, routed = (built(workshop, workshop.request(**values)) for values in ({}, ROUTED))
-    assert eval_loss(plain) == eval_loss(routed)
+    assert eval_loss(plain, workshop.host()) == eval_loss(routed, workshop.host())
     assert micro_loss(plain, 0).item() != micro_loss(routed, 0).item()
 
 

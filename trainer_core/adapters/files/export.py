@@ -95,7 +95,9 @@ def export_lora(
     header = header_bytes(tensors, {**metadata, "sshs_model_hash": data_sha256(data)})
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(header + data)
+        with temporary.open("wb") as stream:
+            stream.write(header)
+            stream.write(data)
         _check(
             temporary,
             {name: len(part) for name, part in tensors_by_module.items()},
@@ -105,10 +107,11 @@ def export_lora(
         )
 
     replace_atomic(path, write, staging)
-    digest = hashlib.sha256(header + data).hexdigest()
-    if sha256_of(path) != digest:
+    digest = hashlib.sha256(header)
+    digest.update(data)
+    if sha256_of(path) != digest.hexdigest():
         raise RuntimeError(f"the content of {path} differs from what was written")
-    return ExportedLora(digest, applied=len(tensors), num_keys=len(tensors))
+    return ExportedLora(digest.hexdigest(), applied=len(tensors), num_keys=len(tensors))
 
 
 def fuse_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[str, Update]:

@@ -13,9 +13,12 @@ from ...storage import safetensors_header as tensor_header
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytearray:
     """Return the data section: the bytes of each tensor in row-major order, sorted by name."""
-    return b"".join(_raw(tensors[name]) for name in sorted(tensors))
+    data = bytearray()
+    for name in sorted(tensors):  # not joined: that would hold all parts beside the whole
+        data += _raw(tensors[name])
+    return data
 
 
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -30,11 +33,11 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     return tensor_header.header_bytes(header)
 
 
-def data_sha256(data: bytes) -> str:
+def data_sha256(data: bytes | bytearray) -> str:
     """Return kohya's `sshs_model_hash`. It covers only the data section, so metadata can change."""
     return hashlib.sha256(data).hexdigest()
 
 
-def _raw(tensor: Tensor) -> bytes:
+def _raw(tensor: Tensor) -> memoryview | bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""

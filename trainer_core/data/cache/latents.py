@@ -93,7 +93,7 @@ def cache_latents(
                 waiting += [pool.submit(_pixels, index, batch, change) for batch in islice(batches, 1)]
                 done += len(batch) + len(broken)
                 if batch:
-                    size = _batch_size(batch[0].placement.bucket, largest_batch)
+                    size = images_per_batch(batch[0].placement.bucket, largest_batch)
                     with torch.no_grad():
                         latents = codec.encode(_pad_batch(torch.stack(pixels), size)).float()
                     yield {
@@ -114,12 +114,13 @@ def _batches(samples: Sequence[Sample], numbers: np.ndarray, largest: int) -> It
     kinds, kind_of = np.unique(buckets, axis=0, return_inverse=True)  # sorted in the order of Python tuples
     for kind, (width, height) in enumerate(kinds.tolist()):
         same = numbers[kind_of.reshape(-1) == kind]
-        size = _batch_size((width, height), largest)
+        size = images_per_batch((width, height), largest)
         for start in range(0, len(same), size):
             yield [samples[i] for i in same[start : start + size].tolist()]
 
 
-def _batch_size(bucket: tuple[int, int], largest: int) -> int:
+def images_per_batch(bucket: tuple[int, int], largest: int = LARGEST_BATCH) -> int:
+    """Return how many images of a bucket are encoded at once."""
     return min(largest, max(1, BATCH_PIXELS // (bucket[0] * bucket[1])))
 
 

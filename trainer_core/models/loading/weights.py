@@ -100,7 +100,7 @@ class Weights:
     Args:
         files: The part's shards, or one single file, which may also hold other parts. Empty: only a config is known.
         kind: The part.
-        mapped: Return memory-mapped tensors. False: read each tensor into its own memory, for tensors that are freed
+        mapped: Return memory-mapped tensors where their dtype does not change. False: read each tensor into its own memory, for tensors that are freed
             soon. Mapped pages stay in the process until the last tensor of the file is freed.
     Raises:
         UserError: A file is damaged, or no file holds this part.
@@ -133,10 +133,21 @@ class Weights:
         start = len(prefix) + 1
         return len({key[start:].split(".")[0] for key in self.entries if key.startswith(prefix + ".")})
 
-    def read(self, key: str, rows: slice = slice(None)) -> Tensor:
-        """Read rows of a tensor, in its stored dtype or, for fp8 with a scale, in fp32."""
-        tensor = self._raw(key, rows)
+    def read(self, key: str, rows: slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:
+        """Read rows of a tensor.
+
+        Args:
+            key: The tensor's key.
+            rows: Its rows.
+            dtype: Dtype of the result, if the tensor is floating-point; None for its stored dtype or, for fp8 with a
+                scale, fp32. A tensor in another dtype is read into its own memory, which is freed after the conversion.
+        """
+        tensor = self._decoded(key, rows, self.mapped and dtype in (None, STORED.get(self.entries[key].dtype)))
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    def _decoded(self, key: str, rows: slice, mapped: bool) -> Tensor:
         scale = self._scale(key)
+        tensor = self._raw(key, rows, mapped and scale is None)
         if scale is None:
             return tensor
         if tensor.dtype not in FP8:
@@ -156,9 +167,9 @@ class Weights:
         scales = [name for name in SCALES if f"{module}.{name}" in self.entries]
         return self._raw(f"{module}.{scales[0]}") if scales else None
 
-    def _raw(self, key: str, rows: slice = slice(None)) -> Tensor:
+    def _raw(self, key: str, rows: slice = slice(None), mapped: bool = False) -> Tensor:
         entry = self.entries[key]
-        if not self.mapped and entry.dtype in STORED:
+        if not mapped and entry.dtype in STORED:
             return _read(entry, rows)
         if entry.file not in self._open:
             self._open[entry.file] = safe_open(entry.file, framework="pt", device="cpu").__enter__()
@@ -241,6 +252,8 @@ def load_weights_(
     uses = Counter(sources.values())
     shared: dict[tuple[str, int | None, int | None], Tensor] = {}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    unloaded = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in sources]
+    assert not unloaded, f"no file holds these buffers: {unloaded}"
     for module_name in [name for name, _ in model.named_modules()]:
         module = model.get_submodule(module_name)
         groups: Any = (module._parameters, module._buffers)
@@ -251,8 +264,7 @@ def load_weights_(
                     continue
                 source = sources[name]
                 if (tensor := shared.get(source)) is None:
-                    tensor = weights.read(source[0], slice(*source[1:])).reshape(shapes[name])
-                    tensor = tensor.to(dtype(name)) if tensor.is_floating_point() else tensor
+                    tensor = weights.read(source[0], slice(*source[1:]), dtype(name)).reshape(shapes[name])
                     if uses[source] > 1:
                         shared[source] = tensor
                 tensors[leaf] = nn.Parameter(tensor, requires_grad=False) if tensors is groups[0] else tensor
@@ -260,8 +272,6 @@ def load_weights_(
             parent = model.get_submodule(module_name.rpartition(".")[0])
             setattr(parent, module_name.rpartition(".")[2], convert(module_name, module))
     model.requires_grad_(False).eval()
-    unloaded = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-    assert not unloaded, f"still on the meta device: {unloaded}"
 
 
 def _match_keys(

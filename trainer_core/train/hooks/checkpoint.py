@@ -59,14 +59,14 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
     target = folder / step_name(state.step)
     if target.exists() and not _find_fault(target):
         return target
-    tensors = _tensors(state)
+    tensors, others = _tensors(state)
     _refuse_not_finite(tensors["adapter.safetensors"], folder, state.step)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         _refuse_full_disk(folder, tensors)
-        _write(staging, state, tensors)
+        _write(staging, state, tensors, others)
         shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
         rename(staging, target)
         sync_folder(folder)
@@ -98,12 +98,13 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    adapter = adapter_state(state.layers)
-    files = {"adapter.safetensors": adapter, "optimizer.safetensors": _optimizer_state(state)[0]}
+def _tensors(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Any]]]:
+    """Return the tensors of each file, and the optimizer state that is not in tensors."""
+    optimizer, others = _optimizer_state(state)
+    files = {"adapter.safetensors": adapter_state(state.layers), "optimizer.safetensors": optimizer}
     if state.ema is not None:
         files[EMA_FILE] = state.ema.ema_state()
-    return files
+    return files, others
 
 
 def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
@@ -128,10 +129,13 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]])
         )
 
 
-def _write(staging: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for name, part in tensors.items():
+def _write(
+    staging: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]], others: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the files. `tensors` is emptied, so that each part is freed as soon as it is written."""
+    for name in [*tensors]:
         with as_os_errors(staging / name):
-            save_file(dict(part), staging / name)
+            save_file(tensors.pop(name), staging / name)
     with final_weights(state):
         export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
     saved = {
@@ -139,7 +143,7 @@ def _write(staging: Path, state: TrainState, tensors: Mapping[str, Mapping[str, 
         "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
         "learning_rates": state.learning_rates,
         "eval_losses": {str(step): value for step, value in state.eval_losses.items()},
-        "optimizer": _optimizer_state(state)[1],
+        "optimizer": others,
         "optimizer_kind": type(state.optimizer).__name__,
     }
     write_json(staging / "state.json", saved)

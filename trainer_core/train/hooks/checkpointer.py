@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...host import EvalReport, Host, Notice
+from ...host import EvalReport, Host, Notice, PhaseStarted
 from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
@@ -21,7 +21,7 @@ def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool =
             run was interrupted: its history must not differ from that of an uninterrupted run.
     """
     if evaluate and state.held and state.step not in state.eval_losses:
-        mean, error = state.eval_losses[state.step] = eval_loss(state)
+        mean, error = state.eval_losses[state.step] = eval_loss(state, host)
         host.emit(EvalReport(state.step, mean, error, held_out=True))
         host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
     newest = save_checkpoint(folder, state, host)
@@ -36,5 +36,7 @@ def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[T
         if every and state.step % every == 0 and state.step < state.num_steps:
             with phases("save"):
                 save_and_prune(folder, state, host)
+            if state.held:
+                host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
     return save

@@ -10,35 +10,52 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...config.training import EVAL_SIGMAS
 from ...data.sample_table import Chosen, Sample, columns
 from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
+from ...host import EvalReport, Host, PhaseProgress, PhaseStarted
 from ...seeds import generator
 from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
-SIGMAS = (0.125, 0.375, 0.625, 0.875)
-MAX_SAMPLES = 16
 EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
 
-def eval_loss(state: TrainState) -> tuple[float, float]:
+def eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
     """Return the mean velocity loss and its standard error over the samples (0 for one sample).
 
-    It is measured on at most 16 samples at 4 sigmas each, with their first caption. They are spread evenly over the
-    held-out samples, or over all samples where none are held out. The weights are those for export, see final_weights.
+    It is measured on at most `eval_images` samples at 4 sigmas each, with their first caption. They are spread evenly
+    over the held-out samples, or over all samples where none are held out. The weights are those for export, see
+    final_weights.
+
+    Args:
+        host: receives progress.
+    Raises:
+        Cancelled: between two samples.
     """
     with final_weights(state):
-        return _eval_loss(state)
+        return _eval_loss(state, host)
+
+
+def evaluate(state: TrainState, host: Host) -> tuple[float, float] | None:
+    """Measure the loss and report it. None where `eval_images` is 0."""
+    if not state.config.eval_images:
+        return None
+    mean, error = state.eval_losses.get(state.step) or eval_loss(state, host)  # a checkpoint may have measured it
+    host.emit(EvalReport(state.step, mean, error, held_out=bool(state.held)))
+    return mean, error
 
 
 @torch.no_grad()
-def _eval_loss(state: TrainState) -> tuple[float, float]:
+def _eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
     samples = _eval_samples(state)
-    count = min(MAX_SAMPLES, len(samples))
+    count = min(state.config.eval_images, len(samples))
+    host.emit(PhaseStarted("eval", count, "images"))
     losses = []
     for sample in (samples[i * len(samples) // count] for i in range(count)):
+        host.check_cancelled()
         x0 = state.latents.get(sample)[None].float()
         noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
         text = state.text.get(sample.captions[0]).to(state.device)
@@ -48,14 +65,15 @@ def _eval_loss(state: TrainState) -> tuple[float, float]:
         weight = stack_masks(state, [sample])
         weight = None if weight is None else weight.to(state.device)
         values = []
-        for value in SIGMAS:
+        for value in EVAL_SIGMAS:
             sigma = torch.tensor([value])
             x_sigma, velocity = interpolate(x0, noise, sigma)
             prediction = state.family.predict(
                 state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
             )
-            values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean().item())
-        losses.append(fmean(values))
+            values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean())
+        losses.append(fmean(torch.stack(values).tolist()))  # one synchronization for all sigmas
+        host.emit(PhaseProgress("eval", len(losses), count))
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
 
 

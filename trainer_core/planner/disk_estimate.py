@@ -1,0 +1,38 @@
+"""Estimate the disk space of a run's files and of what it adds to the caches."""
+
+from __future__ import annotations
+
+from ..config.request import TrainRequest
+from ..devices import DTYPES
+from .cost_model import ModelCost
+from .step_peak import away
+from .workload import RunFacts
+
+LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
+
+
+def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
+    """Return bytes by kind of file, as if the caches were empty."""
+    optimizer_cost, quantization = cost.optimizer_cost, request.model.quantization
+    lora = optimizer_cost.parameters * 4 + optimizer_cost.start  # fp32; stored initial values double the rank
+    checkpoint = optimizer_cost.saved + optimizer_cost.start + lora
+    share = DTYPES[request.adapter.precision].itemsize / 4
+    return {
+        "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
+        "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
+        "quantized base": cost.weights if quantization.level != "none" and quantization.cached_bases else 0,
+        "checkpoints": num_checkpoints(request, facts.num_steps) * checkpoint,
+        "lora": int(lora * share) * (2 if request.training.holdout else 1),
+        "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
+    }
+
+
+def num_checkpoints(request: TrainRequest, num_steps: int) -> int:
+    """Return how many checkpoints stay: the last ones, those of `keep_every`, and the best of held-out images."""
+    training = request.training
+    every = training.checkpoint_every or num_steps
+    steps = sorted({*range(every, num_steps, every), num_steps})
+    last = steps[-training.keep_checkpoints :]
+    others = steps[: -training.keep_checkpoints]
+    forever = sum(step % training.keep_every == 0 for step in others) if training.keep_every else 0
+    return len(last) + forever + (1 if training.holdout and len(others) > forever else 0)

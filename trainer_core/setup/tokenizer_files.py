@@ -1,0 +1,90 @@
+"""Check that the tokenizers of single text encoder files are on this machine or can be downloaded.
+
+A single file holds weights only. ComfyUI brings the tokenizers; outside of it they lie beside the file, in the model's
+repository, or nowhere. Needs no torch and reads no tokenizer, so that `check` can call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.model import ModelConfig
+from ..errors import Problem, UserError
+from ..models.loading.locate import download, find_cached, is_local, is_offline
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The tokenizer of one text encoder: one of several sets of files, in a folder of the repository."""
+
+    name: str
+    field: str
+    encoder: Path
+    folder: str
+    files: tuple[tuple[str, ...], ...]
+    in_comfyui: str
+
+    def is_in(self, folder: Path) -> bool:
+        return any(all((folder / name).is_file() for name in names) for names in self.files)
+
+    def folders(self) -> Iterator[Path]:
+        """Yield the folders on this machine that may hold it, without those of the repository."""
+        around = self.encoder.parent
+        yield from (around / self.folder, around / f"{self.encoder.stem}_tokenizer", around)
+        yield around.parent / self.folder
+        yield from (parent / "comfy" / self.in_comfyui for parent in self.encoder.resolve().parents)
+
+
+def tokenizer_problems(model: ModelConfig) -> list[Problem]:
+    """Return a problem for each single text encoder file without a tokenizer. Downloads the tokenizer where it can."""
+    faults = ((wanted, _fault_of(wanted, model.repo)) for wanted in _wanted(model))
+    return [
+        Problem(
+            wanted.field,
+            f"{wanted.name}'s tokenizer is missing: it is not beside {wanted.encoder.name} and {fault}; put "
+            f"{' or '.join(' and '.join(names) for names in wanted.files)}{_source(wanted, model.repo)} into "
+            f"{wanted.encoder.parent / wanted.folder}",
+        )
+        for wanted, fault in faults
+        if fault
+    ]
+
+
+def is_checked_by_family(model: ModelConfig) -> bool:
+    """Return whether Family.problems looks for the tokenizers: it does not where they would be downloaded."""
+    return not model.repo or is_local(model.repo) or is_offline()
+
+
+def _wanted(model: ModelConfig) -> Iterator[_Wanted]:
+    if file := model.text_encoder_file:
+        folder = model.folders.get("tokenizer", "tokenizer")
+        files = (("tokenizer.json",), ("spiece.model",))
+        yield _Wanted("T5", "text_encoder_file", Path(file), folder, files, "text_encoders/t5_tokenizer")
+    if model.flux and (file := model.flux.clip_file):
+        folder = model.folders["clip_tokenizer"]
+        files = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+        yield _Wanted("CLIP", "clip_file", Path(file), folder, files, "sd1_tokenizer")
+
+
+def _fault_of(wanted: _Wanted, repo: str) -> str:
+    """Return '' if the tokenizer is there now, else why it is not in the repository either."""
+    if any(map(wanted.is_in, wanted.folders())):
+        return ""
+    if not repo:
+        return "no repository is set"
+    if is_local(repo):
+        return "" if wanted.is_in(Path(repo) / wanted.folder) else f"not in {Path(repo) / wanted.folder}"
+    if (cached := find_cached(repo, wanted.folder)) and wanted.is_in(cached):
+        return ""
+    if is_offline():
+        return f"not in the Hub's cache of {repo}, and HF_HUB_OFFLINE prevents the download"
+    try:
+        return "" if wanted.is_in(download(repo, wanted.folder)) else f"not in {repo}/{wanted.folder}"
+    except UserError:
+        return f"{repo}/{wanted.folder} could not be downloaded"
+
+
+def _source(wanted: _Wanted, repo: str) -> str:
+    return f" (from the folder `{wanted.folder}` of {repo})" if repo and not is_local(repo) else ""
