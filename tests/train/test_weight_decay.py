@@ -31,7 +31,9 @@ def test_with_nothing_to_learn_the_model_stays_the_base(workshop, kind, init):
     assert losses["after"] == losses["before"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "optimi-lion", "optimi-stableadamw", "prodigy", "schedulefree-adamw", "adafactor", "came"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "optimi-lion", "optimi-stableadamw", "prodigy", "schedulefree-adamw", "adafactor", "came"]
+)
 def test_every_optimizer_decays_only_what_starts_without_the_base(workshop, optimizer):
     """One step of a gradient of zero: only the decay changes a weight."""
     request = request_of(workshop, "dora", "default")
