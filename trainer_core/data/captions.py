@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-import torch
-
 from ..config.dataset import FolderConfig
-from ..seeds import generator
 
 # A counter at the end of a name, set apart by _, - or parentheses: "red_fox_012", "fox-7", "red fox (3)". A number after
 # a space or a letter is part of the name: "Porsche 911", "R2D2", "street in 1999".
@@ -52,6 +49,10 @@ def orders_of(caption: str, config: FolderConfig, seed: int) -> list[str]:
     free = tags[num_fixed:]
     if not config.tag_orders or len(free) < 2:
         return [caption]
+    import torch  # here, because checks of captions do without it
+
+    from ..seeds import generator
+
     draws = (generator(seed, "tags", caption, number) for number in range(config.tag_orders - 1))
     orders = ([free[i] for i in torch.randperm(len(free), generator=draw)] for draw in draws)
     return list(dict.fromkeys([caption, *(", ".join([*tags[:num_fixed], *order]) for order in orders)]))
