@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.train.prepare import plan_run
+from chroma_trainer.trainer_core.train.run import run
 
 
 def with_captions(workshop, folder: Path, **captions: str):
@@ -34,3 +35,13 @@ def test_prompts_are_counted_as_well(workshop):
         any("prompts with characters that T5's vocabulary lacks: 1." in text for text in host.told())
         and "unknown_captions" not in report
     )
+
+
+def test_images_of_a_prompt_library_are_saved_by_name(workshop):
+    host = workshop.host()
+    prompts = '{"cat face": "a red cat", "dog": "the dog"}'
+    settings = ValidationConfig(prompts=prompts, cfg=1.0, steps=1, resolutions="32x32")
+    run(workshop.request(settings, steps=1, checkpoint_every=0), host)
+    named = sorted(path.name for path in (host.run_folder / "validation" / "by-name").iterdir())
+    assert named == [f"{name}-step-{step}-32x32.png" for name in ("cat face", "dog") for step in ("000000", "000001")]
+    assert len(list((host.run_folder / "validation").glob("*.png"))) == 2
