@@ -93,7 +93,7 @@ class EvalReport:
     """Loss with fixed noise, which is comparable between steps and runs (train/hooks/eval_loss.py).
 
     Args:
-        step: step of the evaluation, 0 for the base model.
+        step: step of the evaluation, 0 for what the run starts from (the base model, or the LoRA file of init_lora).
         loss: mean loss.
         standard_error: standard error of the mean loss.
         held_out: whether the loss is on images held out of training.

@@ -31,6 +31,7 @@ from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings
 from ..setup.caption_check import unknown_texts
 from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
+from ..setup.placement import without_streams
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
 from ..validation.sample_images import prompts_of
@@ -112,6 +113,8 @@ def check_run(
     assert references is None or isinstance(references, References)
     if references:
         index = replace(index, digest=sha256_text(index.digest, references.index.digest))
+    if machine is None or not machine.device_bytes:  # else the plan is for a machine with an accelerator
+        request = replace(request, memory=without_streams(request.memory, device, host))
     if request.model.quantization.level == AUTO:
         request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
     return CheckedRequest(request, family, index, device, optimizer, references)

@@ -27,6 +27,7 @@ from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
 from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
+from ..setup.attach_adapter import starts_beside_base
 from ..storage.atomic import write_json
 from .build import build_run
 from .eva_init import init_from_data_
@@ -126,10 +127,12 @@ def _train(
         live = LiveValidation.build(plan, state, host, record, phases)
     with phases("validate"):
         set_strength_(state.transformer, 0.0)
-        eval_before = eval_loss(state)
-        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
+        eval_base = eval_before = eval_loss(state)
         live.sample_base(state)
         set_strength_(state.transformer, 1.0)
+        if starts_beside_base(request):
+            eval_before = eval_loss(state)
+        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
@@ -154,10 +157,14 @@ def _train(
         lora = save_lora(plan, state, record, host)
         best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("validate"):
-        eval_after = eval_loss(state)
-        host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
+        measured = state.eval_losses.get(state.step)  # with held-out images, by the last checkpoint
+        eval_after = measured or eval_loss(state)
+        if not measured:
+            host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
         live.sample_last(state)
     report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    if starts_beside_base(request):
+        report["eval_loss"]["base"] = eval_base[0]
     report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)
