@@ -75,10 +75,11 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about the captions, which are all read."""
+    """Return warnings about the model and the captions, which are all read."""
     from ..trainer_core.setup.caption_check import describe_captions
 
-    return describe_captions(request_of(inputs))
+    request = request_of(inputs)
+    return [*filter(None, [request.model.training_hint]), *describe_captions(request)]
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:

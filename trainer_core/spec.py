@@ -46,10 +46,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file from ComfyUI's model folders of this kind, or `none_label` for no file."""
+    """A file from ComfyUI's model folders of this kind, or `none_label` for no file, or one of `others`."""
 
     kind: str
     none_label: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,16 @@ class Socket:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """The value of a widget in new nodes of the editor, where it is not the default.
+
+    Workflows store every value, and one that lacks the field keeps the default: it trains as before.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Advanced:
     """An advanced widget, which the editor hides by default."""
 
@@ -100,6 +111,7 @@ class Field:
     socket: Socket | None = None
     seed: bool = False
     advanced: bool = False
+    initial: Any = None
 
     @property
     def is_widget(self) -> bool:
@@ -172,11 +184,12 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
     base, *marks = typing.get_args(hint)
     by_type = {type(mark): mark for mark in marks}
     required = item.default is dataclasses.MISSING
+    default = None if required else item.default
     return Field(
         name=item.name,
         kind=base,
         doc=by_type[Doc].text,
-        default=None if required else item.default,
+        default=default,
         required=required,
         range=by_type.get(Range),
         choice=by_type.get(Choice),
@@ -185,6 +198,7 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
         socket=by_type.get(Socket),
         seed=Seed in by_type,
         advanced=Advanced in by_type,
+        initial=by_type[Initial].value if Initial in by_type else default,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.model import AUTO
 from ..config.request import TrainRequest
+from ..config.training import TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
 from ..data.sample_table import Captions
@@ -88,20 +89,27 @@ class CheckedRequest:
 
 
 def check_run(
-    request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
+    request: TrainRequest,
+    host: Host,
+    unreadable: Mapping[str, str],
+    machine: Machine | None = None,
+    needs_weights: bool = True,
 ) -> CheckedRequest:
     """Check everything that can be checked before the model is downloaded.
 
     Args:
         unreadable: images that are known not to decode.
         machine: where QuantizeModel's level auto is chosen for; None: this machine.
+        needs_weights: False for a plan: a released model need not be on this machine, nor on the network.
     Raises:
         UserError: all problems.
     """
     family: Family = load("family", request.model.family)()
-    request = resolve_for_model(request, family)
+    unresolved, request = request, resolve_for_model(request, family)
+    for line in _describe_choices(unresolved.training, request.training, family):
+        host.emit(Notice(line))
     device = pick_device(host.device)
-    problems = all_problems(request, host, family, device)
+    problems = all_problems(request, host, family, device, needs_weights)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
@@ -135,7 +143,7 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     warning = request.validation and family.warning(request.model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer)
-    for text in [*hints, *([warning] if warning else [])]:
+    for text in filter(None, [*hints, warning, request.model.training_hint]):
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
 
@@ -153,7 +161,19 @@ def _count_unknown(index: Index, request: TrainRequest, host: Host) -> Index:
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
     """Return the request with the settings that are left to the model. The run records this request."""
     validation = family.resolve_sampling(request.model, request.validation) if request.validation else None
-    return replace(request, training=family.resolve_training(request.model, request.training), validation=validation)
+    training = family.resolve_training(request.model, request.training.with_alpha())
+    return replace(request, training=training, validation=validation)
+
+
+def _describe_choices(before: TrainingConfig, after: TrainingConfig, family: Family) -> list[str]:
+    """Return a line for each training setting that was left to the trainer, and what it is."""
+    lines = []
+    if before.sigma_density != after.sigma_density:
+        asked = before.sigma_density
+        lines.append(f"sigma_density {asked}: {after.sigma_density}, which suits this {family.name.title()} model")
+    if before.alpha != after.alpha:
+        lines.append(f"alpha 0: {after.alpha:g}, as the rank")
+    return lines
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config.flux import ZERO
 from ...config.model import ModelConfig
 from ..clip.text_encoder import ClipPooler, empty_clip, find_clip, find_clip_tokenizer, load_clip
 from ..family import Convert
@@ -76,6 +77,7 @@ def flux_text_identity(model: ModelConfig) -> str:
     ]  # fmt: skip
     rules = _length_rules(model)
     length = f"{'k' if rules['num_pads'] == 0 else 'all'} of {rules['max_tokens']} tokens, unmasked"
+    length += ", zeroed" if "is_zeroed" in rules else ""
     return identity_of(files, f"t5 and clip {model.dtype}, {length}")
 
 
@@ -87,4 +89,5 @@ def _length_rules(model: ModelConfig) -> dict[str, Any]:
     """
     assert model.flux is not None
     num_pads = 0 if model.flux.is_masked else model.flux.max_tokens
-    return {"max_tokens": model.flux.max_tokens, "num_pads": num_pads, "is_filled": True}
+    rules = {"max_tokens": model.flux.max_tokens, "num_pads": num_pads, "is_filled": True}
+    return {**rules, "is_zeroed": True} if model.flux.t5_padding == ZERO and num_pads else rules

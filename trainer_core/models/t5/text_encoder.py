@@ -40,6 +40,7 @@ class T5TextEncoder:
         num_pads: Number of pad tokens that are returned after the real ones, because the transformer attends to them.
         is_filled: Encode max_tokens tokens without a mask: pads attend and are attended to (Flux), and also affect the
             real tokens' embeddings.
+        is_zeroed: Return zeros in place of the pads' embeddings.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class T5TextEncoder:
         max_tokens: int = MAX_TOKENS,
         num_pads: int = 1,
         is_filled: bool = False,
+        is_zeroed: bool = False,
     ):
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
-        self.max_tokens, self.num_pads, self.is_filled = max_tokens, num_pads, is_filled
+        self.max_tokens, self.num_pads, self.is_filled, self.is_zeroed = max_tokens, num_pads, is_filled, is_zeroed
 
     def token_ids(self, prompt: str) -> tuple[list[int], int]:
         """Return ids with pads, and the number of real tokens. A prompt that is too long keeps its end token."""
@@ -69,12 +71,15 @@ class T5TextEncoder:
 
     def _encode(self, prompt: str) -> Tensor:
         ids, num_real = self.token_ids(prompt)
-        num_rows = len(ids)
+        num_rows, num_text = len(ids), num_real
         if self.is_filled:
             ids = ids + [PAD_ID] * (self.max_tokens - num_rows)
             num_real = len(ids)
         attended = (torch.arange(len(ids)) < num_real)[None].to(self.device)
-        return self.model(torch.tensor([ids], device=self.device), attended)[0, :num_rows].cpu()
+        rows = self.model(torch.tensor([ids], device=self.device), attended)[0, :num_rows].cpu()
+        if self.is_zeroed:
+            rows[num_text:] = 0
+        return rows
 
 
 def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any) -> T5TextEncoder:
