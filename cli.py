@@ -21,7 +21,7 @@ from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError
-from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
+from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
 from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import find_run, read_status, request, runs_in
@@ -36,6 +36,7 @@ STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
 EXIT_USER, EXIT_CANCELLED = 2, 130
+PATH_ARGUMENTS = {"workflow", "run", "file", "output", "report", "model_config", "models", "datasets"}
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    arguments = _parser().parse_args(argv)
+    arguments = _expand_homes(_parser().parse_args(argv))
     try:
         return arguments.call(arguments)
     except UserError as error:
@@ -109,6 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Cancelled, KeyboardInterrupt):
         _print_last("canceled")
         return EXIT_CANCELLED
+
+
+def _expand_homes(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Replace a leading ~ in paths: a shell leaves it where it follows a =, as in --output=~/out."""
+    for name in PATH_ARGUMENTS & vars(arguments).keys():
+        value = getattr(arguments, name)
+        if value:
+            setattr(arguments, name, expand_home(value) if isinstance(value, str) else [expand_home(p) for p in value])
+    return arguments
 
 
 def _print_last(*lines: str) -> None:
@@ -175,7 +185,10 @@ def _join_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
 def check_workflow(arguments: argparse.Namespace) -> int:
     """List all problems of a workflow without running it."""
     graph = _read_graph(arguments)
-    problems = check(graph, CATALOGUE, _host(arguments))
+    warnings: list[str] = []
+    problems = check(graph, CATALOGUE, _host(arguments), warnings)
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
     if problems:
         raise UserError(problems)
     print(f"{arguments.workflow}: no problems")

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..trainer_core.config.flux import FLAVOURS, FluxOptions
+from ..trainer_core.config.flux import (
+    ASSISTANT_FILE,
+    ASSISTANT_REPO,
+    ASSISTED,
+    FLAVOURS,
+    UNMODIFIED,
+    ZERO,
+    FluxOptions,
+    is_assistant,
+)
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host
-from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Range, Text
+from ..trainer_core.spec import Advanced, Choice, Doc, Initial, ModelFile, NodeSpec, Range, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 
 BY_FLAVOUR = "by flavour"
@@ -96,13 +105,24 @@ class Inputs:
     ] = BY_FLAVOUR
     assistant: Annotated[
         str,
-        ModelFile("loras", NO_ASSISTANT),
+        ModelFile("loras", NO_ASSISTANT, (BY_FLAVOUR,)),
+        Initial(BY_FLAVOUR),
         Advanced(),
         Doc(
             "LoRA that is active in training but not in sampling, such as the training adapter for schnell, which "
-            "preserves its distillation."
+            "preserves its distillation. by flavour: for schnell, the adapter in models/loras (schnell and training or "
+            "assistant in its name) or in the Hugging Face cache; none for the others."
         ),
     ] = NO_ASSISTANT
+    t5_padding: Annotated[
+        str,
+        Choice(UNMODIFIED, ZERO),
+        Advanced(),
+        Doc(
+            "Embeddings of the T5 text beyond the caption. unmodified: T5's embeddings of padding tokens, as in ComfyUI. "
+            "zero: zeros, in training and in validation images. Has no effect where padding is masked."
+        ),
+    ] = UNMODIFIED
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
@@ -129,12 +149,28 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
             drawn_guidance=inputs.drawn_guidance or rules.drawn_guidance,
             is_masked=rules.is_masked if inputs.attention_mask == BY_FLAVOUR else inputs.attention_mask == "on",
             is_fast=rules.is_fast and inputs.noise_levels == BY_FLAVOUR,
-            assistant_file=find("loras", inputs.assistant, "assistant", NO_ASSISTANT),
+            assistant_file=_find_assistant(inputs, host)
+            if inputs.assistant == BY_FLAVOUR
+            else find("loras", inputs.assistant, "assistant", NO_ASSISTANT),
+            t5_padding=inputs.t5_padding,
         ),
     )
     if problems:
         raise UserError(problems)
     return (model,)
+
+
+def _find_assistant(inputs: Inputs, host: Host) -> str:
+    """Return the path of schnell's training adapter in models/loras or in the Hub's cache, "" if there is none."""
+    if inputs.flavour != ASSISTED:
+        return ""
+    name = next(filter(is_assistant, host.paths.list_models("loras")), "")
+    if name:
+        return str(host.paths.find_model("loras", name, "assistant"))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(ASSISTANT_REPO, ASSISTANT_FILE)
+    return cached if isinstance(cached, str) else ""
 
 
 SPEC = NodeSpec(

@@ -76,6 +76,14 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     return [*problems_of(request, host), *tokenizer_problems(request.model)]
 
 
+def review(inputs: Inputs, host: Host) -> list[str]:
+    """Return warnings about the model and the captions, which are all read."""
+    from ..trainer_core.setup.caption_check import describe_captions
+
+    request = request_of(inputs)
+    return [*filter(None, [request.model.training_hint]), *describe_captions(request)]
+
+
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Train, and return the LoRA, its weights, the finite losses and its name."""
     from ..trainer_core.adapters.files.load import read_tensors
@@ -105,6 +113,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    review=review,
     is_output=True,
     search_aliases=("train", "lora", "finetune", "fine-tune"),
 )

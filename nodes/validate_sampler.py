@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem, UserError
-from ..trainer_core.host import Host
+from ..trainer_core.host import Host, Paths, collect
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+
+MAX_LIBRARY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +38,73 @@ class Inputs(ValidationConfig):
 
 
 def settings_of(inputs: Inputs, host: Host) -> ValidationConfig:
-    """Return the validation settings, with the reference image as an absolute path."""
+    """Return the validation settings, with the reference image as an absolute path and the prompts of a library's file.
+
+    Raises:
+        UserError: The reference image or the prompt library does not exist, or the library is invalid.
+    """
     settings = ValidationConfig(**{field.name: getattr(inputs, field.name) for field in fields(ValidationConfig)})
-    return (
-        replace(settings, reference=_find_image(settings.reference, host)) if settings.reference.strip() else settings
-    )
+    problems: list[Problem] = []
+    if settings.reference.strip():
+        path = collect(problems, _find_file, settings.reference, "reference", "an image file", host.paths)
+        settings = replace(settings, reference=str(path))
+    if settings.library_file:
+        settings = replace(settings, prompts=collect(problems, _read_library, settings.library_file, host.paths) or "")
+    if problems:
+        raise UserError(problems)
+    return settings
 
 
-def _find_image(name: str, host: Host) -> str:
-    """Return the absolute path of an image in an allowed folder."""
-    folder, _, file = name.strip().replace("\\", "/").rpartition("/")
-    path = host.paths.find_dataset(folder or ".", "reference") / file
+def _find_file(name: str, field: str, what: str, paths: Paths) -> Path:
+    """Return the absolute path of a file in an allowed folder."""
+    folder, _, file = name.strip().strip('"').replace("\\", "/").rpartition("/")
+    path = paths.find_dataset(folder or ("/" if name.startswith("/") else "."), field) / file
     if not path.is_file():
-        raise UserError.at("reference", f"{name!r} is not an image file; there is no {file!r} in {path.parent}")
-    return str(path)
+        raise UserError.at(field, f"{name!r} is not {what}; there is no {file!r} in {path.parent}")
+    return path
+
+
+def _read_library(name: str, paths: Paths) -> str:
+    """Return the text of a prompt library, which has been checked."""
+    path = _find_file(name, "prompts", "a prompt library", paths)
+    try:
+        if path.stat().st_size > MAX_LIBRARY_BYTES:
+            raise UserError.at(
+                "prompts", f"{name!r} has more than {MAX_LIBRARY_BYTES >> 20} MiB; it is no prompt library"
+            )
+        text = path.read_text("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UserError.at(
+            "prompts", f"{name!r} is not valid UTF-8 (at byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError.at("prompts", f"{name!r} can't be read: {error.strerror or error}") from error
+    if not text.startswith("{"):
+        message = f"{name!r} is not a prompt library; it must be a JSON object of names and prompts"
+        raise UserError.at("prompts", message)
+    try:
+        ValidationConfig(prompts=text).library()
+    except UserError as error:
+        raise UserError(Problem(p.field, f"{name!r} {p.message}") for p in error.problems) from error
+    return text
+
+
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Return a text that changes when the file of a prompt library is edited, "" without one."""
+    settings = ValidationConfig(prompts=str(values.get("prompts") or ""))
+    try:
+        return _read_library(settings.library_file, paths) if settings.library_file else ""
+    except UserError as error:
+        return str(error)
 
 
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
-    """Return a problem for each package that sampling needs and that is not installed."""
+    """Return problems of the files that the settings name, and one for each missing package that sampling needs."""
     from ..trainer_core.quant.packages import missing_for_drawing
 
-    return missing_for_drawing(inputs)
+    problems = missing_for_drawing(inputs)
+    collect(problems, settings_of, inputs, host)
+    return problems
 
 
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
@@ -89,6 +139,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    fingerprint=fingerprint,
     is_output=True,
     search_aliases=("validation", "preview", "sample", "grid"),
 )

@@ -105,10 +105,10 @@ VALUES = [
     ("LoRATrainer", {"name": "cats."}, "name: 'cats.' is not a valid file name on every system; use letters, digits, spaces, - and _"),
     ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\\\cats' is not a valid file name on every system; use letters, digits, spaces, - and _"),
     ("LoRATrainer", {"name": "猫" * 41}, "name: is 123 bytes long; use at most 120"),
-    ("LoRATrainer", {"sigma_density": "logit_normal"}, "sigma_density: 'logit_normal' is not one of chroma, uniform, logit-normal, sigmoid, beta, mode, cosmap, quadratic_tail, quadratic_tail_legacy; did you mean 'logit-normal'?"),
+    ("LoRATrainer", {"sigma_density": "logit_normal"}, "sigma_density: 'logit_normal' is not one of auto, chroma, uniform, logit-normal, sigmoid, beta, mode, cosmap, quadratic_tail, quadratic_tail_legacy; did you mean 'logit-normal'?"),
     ("LoRATrainer", {"lr_schedule": "cosin"}, "lr_schedule: 'cosin' is not one of constant, cosine, linear, constant_with_warmup, cosine_with_restarts, polynomial, wsd; did you mean 'cosine'?"),
     ("LoRATrainer", {"init": "corda"}, "init: 'corda' is not one of default, gaussian, orthogonal, pissa, olora, eva, loftq; did you mean 'olora'?"),
-    ("LoRATrainer", {"alpha": 0}, "alpha: 0 is out of range; use 0.01 to 1024, nearest is 0.01"),
+    ("LoRATrainer", {"alpha": -1}, "alpha: -1 is out of range; use 0 to 1024, nearest is 0"),
     ("LoRATrainer", {"keep_checkpoints": 0}, "keep_checkpoints: 0 is out of range; use 1 to 1000, nearest is 1"),
     ("LoRATrainer", {"seed": -1}, "seed: -1 is out of range; use 0 to 9007199254740991, nearest is 0"),
     # ValidateSampler

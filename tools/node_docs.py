@@ -43,7 +43,7 @@ def page(spec: NodeSpec) -> str:
         rows = (f"| `{f.name}` | {f.socket.type}{'' if f.required else ', optional'} | {f.doc} |" for f in sockets)  # type: ignore[union-attr]
         parts.append("## Connections\n\n| input | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     if widgets:
-        rows = (f"| `{f.name}` | {_shown(f.default)} | {_range(f)} | {f.doc} |" for f in widgets)
+        rows = (f"| `{f.name}` | {_shown(f.initial)} | {_range(f)} | {f.doc} |" for f in widgets)
         parts.append("## Settings\n\n| setting | default | range | |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
     rows = (f"| `{output.name}` | {output.type} | {output.doc} |" for output in spec.outputs)
     parts.append("## Outputs\n\n| output | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
@@ -66,7 +66,8 @@ def _range(field: Field) -> str:
             else f"{field.range.low} to {field.range.high}"
         )
     if field.model_file:
-        return f"`{field.model_file.none_label}`, or a file of `models/{field.model_file.kind}`"
+        labels = ", ".join(f"`{label}`" for label in (field.model_file.none_label, *field.model_file.others))
+        return f"{labels}, or a file of `models/{field.model_file.kind}`"
     return "true, false" if field.kind is bool else "text"
 
 

@@ -93,7 +93,7 @@ class EvalReport:
     """Loss with fixed noise, which is comparable between steps and runs (train/hooks/eval_loss.py).
 
     Args:
-        step: step of the evaluation, 0 for the base model.
+        step: step of the evaluation, 0 for what the run starts from (the base model, or the LoRA file of init_lora).
         loss: mean loss.
         standard_error: standard error of the mean loss.
         held_out: whether the loss is on images held out of training.
@@ -237,7 +237,7 @@ class Paths:
         Raises:
             UserError: the folder does not exist, is not a folder, or is outside the allowed roots.
         """
-        text = folder.strip().strip('"')
+        text = expand_home(folder.strip().strip('"'))
         if not text:
             raise UserError.at(field_name, "is empty; enter the name of a folder of images")
         roots = [*self.datasets, ASSETS, *extra_roots()]
@@ -258,7 +258,12 @@ class Paths:
 
 def extra_roots() -> list[Path]:
     """Return the additional allowed folders in the environment variable CHROMA_TRAINER_ROOTS (separated like PATH)."""
-    return [Path(part) for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
+    return [Path(expand_home(part)) for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
+
+
+def expand_home(text: str) -> str:
+    """Return a path with a leading ~ replaced by the home folder: a shell does not replace it in VALUE of --set."""
+    return os.path.expanduser(text) if text.startswith(("~/", "~\\")) or text == "~" else text
 
 
 class Host(Protocol):

@@ -46,10 +46,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file from ComfyUI's model folders of this kind, or `none_label` for no file."""
+    """A file from ComfyUI's model folders of this kind, or `none_label` for no file, or one of `others`."""
 
     kind: str
     none_label: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class Socket:
     """An input socket of this type instead of a widget."""
 
     type: str
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The value of a widget in new nodes of the editor, where it is not the default.
+
+    Workflows store every value, and one that lacks the field keeps the default: it trains as before.
+    """
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class Field:
     seed: bool = False
     advanced: bool = False
     last: bool = False
+    initial: Any = None
 
     @property
     def is_widget(self) -> bool:
@@ -143,6 +155,8 @@ class NodeSpec:
         light: run is fast, needs no torch and writes nothing, so the workflow check calls it too.
         preflight: preflight(inputs, host) returns problems that can be found before a model is loaded. For nodes that
             are not light.
+        review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It may
+            take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
             that the node runs again.
         is_output: ComfyUI executes the graph for this node (an output node).
@@ -161,6 +175,7 @@ class NodeSpec:
     fingerprint: Callable[[Mapping[str, Any], Any], str] | None = None
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
+    review: Callable[[Any, Any], list[str]] | None = None
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of the inputs, in order."""
@@ -180,11 +195,12 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
     base, *marks = typing.get_args(hint)
     by_type = {type(mark): mark for mark in marks}
     required = item.default is dataclasses.MISSING
+    default = None if required else item.default
     return Field(
         name=item.name,
         kind=base,
         doc=by_type[Doc].text,
-        default=None if required else item.default,
+        default=default,
         required=required,
         range=by_type.get(Range),
         choice=by_type.get(Choice),
@@ -194,6 +210,7 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
         seed=Seed in by_type,
         advanced=Advanced in by_type,
         last=Last in by_type,
+        initial=by_type[Initial].value if Initial in by_type else default,
     )
 
 

@@ -114,7 +114,7 @@ def _convert_input(field: Field) -> io.Input:
     common: dict[str, Any] = {"tooltip": field.doc, "optional": not field.required}
     if field.socket:
         return io.Custom(field.socket.type).Input(field.name, **common)
-    common["default"] = field.default
+    common["default"] = field.initial
     if field.advanced:
         common["extra_dict"] = {"advanced": True}
     if field.kind is bool:
@@ -136,7 +136,11 @@ def _convert_input(field: Field) -> io.Input:
     if field.choice:
         return io.Combo.Input(field.name, options=list(field.choice.options), **common)
     if field.model_file:
-        options = [field.model_file.none_label, *folder_paths.get_filename_list(field.model_file.kind)]
+        options = [
+            field.model_file.none_label,
+            *field.model_file.others,
+            *folder_paths.get_filename_list(field.model_file.kind),
+        ]
         return io.Combo.Input(field.name, options=options, **common)
     text = field.text
     return io.String.Input(

@@ -25,7 +25,7 @@ def test_node_is_listed_with_its_fields(each_comfyui, node_id):
     for field in spec.fields():
         kind, options = offered[field.name]
         assert options["tooltip"] == field.doc
-        assert not field.is_widget or options["default"] == field.default
+        assert not field.is_widget or options["default"] == field.initial
         if field.range:
             found = options["min"], options["max"], options["step"]
             assert found == (field.range.low, field.range.high, field.range.step)

@@ -60,3 +60,21 @@ def test_all_that_is_missing_is_told_at_once(host):
     with pytest.raises(UserError) as caught:
         run(Inputs(t5="t5xx.safetensors", assistant="none-such.safetensors"), host)
     assert [problem.where for problem in caught.value.problems] == ["t5", "assistant"]
+
+
+def test_schnells_assistant_is_found_by_flavour(host, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    cached = {}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: cached.get((repo, file)))
+    assert run(Inputs(flavour="schnell"), host)[0].flux.assistant_file == ""  # as in workflows saved so far
+    (lacking,) = run(Inputs(flavour="schnell", assistant="by flavour"), host)
+    assert "huggingface.co/ostris/FLUX.1-schnell-training-adapter" in lacking.training_hint
+    cached["ostris/FLUX.1-schnell-training-adapter", "pytorch_lora_weights.safetensors"] = "/hub/adapter.safetensors"
+    (from_hub,) = run(Inputs(flavour="schnell", assistant="by flavour"), host)
+    assert from_hub.flux.assistant_file == "/hub/adapter.safetensors" and from_hub.training_hint == ""
+    (tmp_path / "loras" / "FLUX.1-Schnell-Training-Adapter.safetensors").touch()
+    (from_folder,) = run(Inputs(flavour="schnell", assistant="by flavour"), host)
+    assert Path(from_folder.flux.assistant_file).parent == tmp_path / "loras"
+    (dev,) = run(Inputs(flavour="dev", assistant="by flavour"), host)
+    assert dev.flux.assistant_file == "" == dev.training_hint

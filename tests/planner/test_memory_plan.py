@@ -265,10 +265,11 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     assert tried
 
 
-def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch):
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_released_model_is_planned_before_it_is_fetched(workshop, monkeypatch, is_offline):
     """18 GB are fetched for a run, not to learn whether it would fit."""
     for module in (chroma, flux_lineage):
-        monkeypatch.setattr(module, "is_offline", lambda: False)
+        monkeypatch.setattr(module, "is_offline", lambda: is_offline)
     monkeypatch.setattr(locate, "download", lambda *part: pytest.fail(f"fetched {part}"))
     monkeypatch.setattr(locate, "find_cached", lambda *part: None)
     model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")

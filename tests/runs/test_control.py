@@ -59,6 +59,7 @@ def test_a_status_without_its_process_is_a_death(tmp_path):
     control.write_status(tmp_path, control.Status("running", 3, 9, "train", 1))
     found = read_status(tmp_path)
     assert found and found.state == "died" and found.text() == "died at step 3 of 9"
+    assert found.clause() == "ended unexpectedly at step 3 of 9"
     assert read_status(tmp_path / "nowhere") is None
 
 

@@ -67,7 +67,7 @@ def test_a_changed_dataset_is_named_and_asked_about(workshop, own, change, told)
     with pytest.raises(UserError) as caught:
         run(request(), host)
     assert str(caught.value).startswith(
-        f"on_change: the run {host.run_folder.name} is stopped at step 3 of 6, and since then: {told}."
+        f"on_change: the run {host.run_folder.name} was stopped at step 3 of 6, and since then: {told}."
     )
     assert "set on_change to anew; to resume from its newest checkpoint with the new settings, set it to adopt" in str(
         caught.value

@@ -34,15 +34,22 @@ def test_the_same_bytes_wherever_weights_wait(workshop, level):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(
-    ("memory", "checkpointing", "field"),
-    [
-        (MemoryConfig(group_offload="block", offload_stream=True), True, "offload_stream"),
-        (MemoryConfig(checkpointing_interval=2), False, "checkpointing_interval"),
-    ],
-)
-def test_what_can_not_be_done_here_is_refused(workshop, memory, checkpointing, field):
-    request = replace(workshop.request(gradient_checkpointing=checkpointing), memory=memory)
+def test_what_can_not_be_done_here_is_refused(workshop):
+    memory = MemoryConfig(checkpointing_interval=2)
+    request = replace(workshop.request(gradient_checkpointing=False), memory=memory)
     with pytest.raises(UserError) as caught:
         run(request, workshop.host())
-    assert [problem.field for problem in caught.value.problems] == [field]
+    assert [problem.field for problem in caught.value.problems] == ["checkpointing_interval"]
+
+
+def test_streams_are_switched_off_where_there_are_none(workshop, device):
+    if device != "cpu":
+        pytest.skip("the second device has streams")
+    host, plain = workshop.host(), workshop.host()
+    streamed = MemoryConfig(group_offload="block", offload_stream=True)
+    run(replace(workshop.request(steps=2), memory=streamed), host)
+    run(replace(workshop.request(steps=2), memory=MemoryConfig(group_offload="block")), plain)
+    bodies = [data_sha256(h.lora.read_bytes()[header_size(h.lora) :]) for h in (host, plain)]
+    assert bodies[0] == bodies[1]
+    assert any(text.startswith("offload_stream is switched off: it needs a CUDA") for text in host.told())
+    assert host.run_folder.name == plain.run_folder.name

@@ -23,6 +23,8 @@ from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.conftest import write_tiny_flux
+
 DRAWN = ValidationConfig(prompts="a cat", resolutions="32x32", steps=2, cfg=1.0)
 QUANTISED = QuantizationConfig("int8-quanto", "cpu")
 
@@ -141,14 +143,16 @@ def test_the_plan_counts_all_rows_of_text(workshop, request_of):
     assert long.flops_per_step > 2 * short.flops_per_step and long.disk["text"] > 8 * short.disk["text"]
 
 
-def test_schnell_trains_at_its_own_levels(workshop, request_of):
+def test_schnell_trains_at_its_own_levels(workshop, request_of, tmp_path):
+    write_tiny_flux(tmp_path / "schnell", guidance_embeds=False)
     model = request_of().model
-    fast = replace(model, flavour="schnell", flux=replace(model.flux, is_fast=True))
+    fast = replace(model, repo=str(tmp_path / "schnell"), flavour="schnell", flux=replace(model.flux, is_fast=True))
     host = workshop.host()
     result = run(request_of(model=fast, steps=2, checkpoint_every=0), host)
     assert result.lora.model == fast
     assert describe(host.lora)["request"]["training"]["sigma_density"] == "schnell"
     assert any("noise levels (sigma) in training (schnell)" in text for text in host.told())
+    assert any(text.startswith("schnell is trained without its assistant") for text in host.told())
     assert set(SCHNELL_SIGMAS) == {1.0, 0.75, 0.5, 0.25} and FLAVOURS["schnell"].is_fast
 
 

@@ -60,6 +60,18 @@ FLAVOURS = {
 }  # fmt: skip
 
 
+UNMODIFIED, ZERO = "unmodified", "zero"  # t5_padding
+ASSISTED = "schnell"  # the flavour that is trained with an assistant
+ASSISTANT_REPO = "ostris/FLUX.1-schnell-training-adapter"
+ASSISTANT_FILE = "pytorch_lora_weights.safetensors"  # in that repository
+
+
+def is_assistant(name: str) -> bool:
+    """Return whether a LoRA's file name is one of schnell's training adapter."""
+    text = name.lower()
+    return ASSISTED in text and any(word in text for word in ("training", "assistant"))
+
+
 # Part -> its folder in a diffusers repository, for parts whose folder has another name.
 FOLDERS = {
     "text_encoder": "text_encoder_2",
@@ -81,9 +93,11 @@ class FluxOptions:
         is_masked: see FluxFlavour.
         is_fast: see FluxFlavour.
         assistant_file: LoRA that is active in training but not in sampling; "" for none.
+        t5_padding: "unmodified": T5's embeddings of padding; "zero": zeros in their place.
     """
 
     PATHS: ClassVar = ("clip_file", "assistant_file")
+    LATER: ClassVar = (("t5_padding",),)
 
     clip_file: str = ""
     max_tokens: int = 512
@@ -92,3 +106,4 @@ class FluxOptions:
     is_masked: bool = False
     is_fast: bool = False
     assistant_file: str = ""
+    t5_padding: str = UNMODIFIED

@@ -53,7 +53,7 @@ class MemoryConfig:
         bool,
         Doc(
             "With group_offload on CUDA: copy the next group while the current one computes. Takes device memory for "
-            "two groups, and pins the weights in RAM."
+            "two groups, and pins the weights in RAM. Switched off on other devices."
         ),
     ] = False
     offload_to_disk: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
-from .flux import FLAVOURS, FOLDERS, FluxOptions
+from .flux import ASSISTANT_FILE, ASSISTANT_REPO, ASSISTED, FLAVOURS, FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
 AUTO = "auto"  # only for the base model: the planner chooses the level
@@ -131,6 +131,17 @@ class ModelConfig:
     def folders(self) -> Mapping[str, str]:
         """Map of part to its folder in a diffusers repository, for parts whose folder has another name."""
         return FOLDERS if self.flux else {}
+
+    @property
+    def training_hint(self) -> str:
+        """What should be known before the model is trained, "" for nothing."""
+        if not self.flux or self.flavour != ASSISTED or self.flux.assistant_file:
+            return ""
+        return (
+            f"{ASSISTED} is trained without its assistant, so it unlearns to sample in four steps; download "
+            f"{ASSISTANT_FILE} of huggingface.co/{ASSISTANT_REPO}, put it into models/loras as "
+            "flux-schnell-training-adapter.safetensors, and set assistant of LoadFlux to by flavour"
+        )
 
     @property
     def takes_references(self) -> bool:

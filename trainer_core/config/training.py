@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
-from ..spec import Advanced, Choice, Doc, Last, Range, Seed, Text
+from ..spec import Advanced, Choice, Doc, Initial, Last, Range, Seed, Text
 
+AUTO = "auto"  # sigma_density: the model family's usual density
 SIGMA_DENSITIES = (
     "chroma",
     "uniform",
@@ -80,8 +81,9 @@ class TrainingConfig:
     ] = 16
     alpha: Annotated[
         float,
-        Range(0.01, 1024, 0.01),
-        Doc("The update is scaled by alpha / rank. Set it equal to rank for a scale of 1."),
+        Range(0, 1024, 0.01),
+        Initial(0.0),
+        Doc("The update is scaled by alpha / rank. 0: equal to rank, for a scale of 1."),
     ] = 16.0
     targets: Annotated[
         str,
@@ -135,7 +137,10 @@ class TrainingConfig:
         float,
         Range(0.0, 10.0, 0.0001),
         Advanced(),
-        Doc("Decoupled weight decay: every step shrinks each weight by learning rate x this value."),
+        Doc(
+            "Decoupled weight decay: every step shrinks each weight by learning rate x this value. Weights that hold "
+            "parts of the base model are not decayed: magnitudes of dora, and matrices of init pissa, olora and loftq."
+        ),
     ] = 0.01
     max_grad_norm: Annotated[
         float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("Clip the gradient to this norm. 0: no clipping.")
@@ -150,10 +155,12 @@ class TrainingConfig:
     ] = True
     sigma_density: Annotated[
         str,
-        Choice(*SIGMA_DENSITIES),
+        Choice(AUTO, *SIGMA_DENSITIES),
+        Initial(AUTO),
         Doc(
-            "Distribution of the noise levels (sigmas) that are trained. chroma: the distribution that Chroma itself "
-            "was trained with."
+            "Distribution of the noise levels (sigmas) that are trained. auto: chroma for Chroma, logit-normal for "
+            "Flux. chroma: the distribution that Chroma itself was trained with. logit-normal: a bell around the middle. "
+            "quadratic_tail: trains the lowest and highest sigmas more often; guides to Chroma call it automatic."
         ),
     ] = "chroma"
     shift: Annotated[
@@ -279,6 +286,14 @@ class TrainingConfig:
             "difference shows what the LoRA has learned. 0: off."
         ),
     ] = 16
+
+    def with_alpha(self) -> TrainingConfig:
+        """Return the settings with the alpha that is applied: 0 stands for the rank."""
+        return self if self.alpha else replace(self, alpha=float(self.rank))
+
+    def with_density(self, name: str) -> TrainingConfig:
+        """Return the settings with this density where sigma_density is auto."""
+        return replace(self, sigma_density=name) if self.sigma_density == AUTO else self
 
     def routed_blocks(self, num_blocks: int) -> range:
         """Return the indices of the blocks that routed tokens skip.

@@ -66,7 +66,10 @@ class ValidationConfig:
     prompts: Annotated[
         str,
         Text(multiline=True, placeholder="one prompt per line, or a JSON object of names and prompts"),
-        Doc("Prompts: one per line, or a prompt library (a JSON object of names and prompts)."),
+        Doc(
+            "Prompts: one per line, or a prompt library: a JSON object of names and prompts, or the path of a .json file "
+            "with one, looked up like a dataset folder. Images of a library are also saved by name."
+        ),
     ] = ""
     negative_prompt: Annotated[
         str, Text(multiline=True), Doc("Negative prompt: what CFG steers away from. Has no effect at cfg 1.")
@@ -158,6 +161,17 @@ class ValidationConfig:
             except UserError as error:
                 problems.extend(error.problems)
         return problems
+
+    @property
+    def library_file(self) -> str:
+        """The path of a prompt library's file, as it was entered; "" if the prompts are written out."""
+        text = self.prompts.strip().strip('"')
+        return text if text.lower().endswith(".json") and not text.startswith("{") and "\n" not in text else ""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the prompts have names of their own: a prompt library."""
+        return self.prompts.strip().startswith("{")
 
     def library(self) -> dict[str, str]:
         """Return a map of name to prompt, in order. Prompts given as lines are their own names.

@@ -71,8 +71,13 @@ class Family(Protocol):
     frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py
 
-    def problems(self, model: ModelConfig) -> list[Problem]:
-        """Return the problems with the model's files (missing parts, wrong files, no network). Loads no weights."""
+    def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
+        """Return the problems with the model's files (missing parts, wrong files, no network). Loads no weights.
+
+        Args:
+            model: The model.
+            needs_weights: False for a plan: the files of a released model need not be on this machine.
+        """
         ...
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
@@ -83,7 +88,10 @@ class Family(Protocol):
         ...
 
     def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
-        """Return the training settings for this model. A flavor may replace the sigma distribution."""
+        """Return the training settings for this model.
+
+        sigma_density auto becomes the family's usual density. A flavor may replace the density.
+        """
         ...
 
     def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:

@@ -15,7 +15,7 @@ from ..errors import Problem, UserError
 from ..host import collect
 from .family import Convert
 from .latent_packing import image_ids
-from .loading.locate import SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
+from .loading.locate import RELEASED, SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
 MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an ordinary dataset
@@ -38,13 +38,13 @@ class FluxLikeFamily:
     def check_files(self, part: Part, weights: Weights) -> None:
         """Do further checks of a part's files. Raises UserError if they fail."""
 
-    def part_problems(self, model: ModelConfig) -> list[Problem]:
+    def part_problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
         """Return the problems with the dtype and with each part's files."""
         problems: list[Problem] = []
         if model.dtype not in DTYPES:
             problems.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
         for part in SINGLE_FILES:
-            collect(problems, self._check_part, model, part)
+            collect(problems, self._check_part, model, part, needs_weights)
         return problems
 
     def read_transformer(self, model: ModelConfig, convert: Convert | None) -> tuple[Any, Weights]:
@@ -64,9 +64,9 @@ class FluxLikeFamily:
     def blocks(self, transformer: Any) -> list[nn.Module]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
-    def _check_part(self, model: ModelConfig, part: str) -> None:
+    def _check_part(self, model: ModelConfig, part: str, needs_weights: bool) -> None:
         if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
-            check_hub(model.repo, model.folders.get(part, part))
+            check_hub(model.repo, model.folders.get(part, part), needs_weights)
             return
         located = find_part(model, part)
         kinds = {"transformer": self.transformer_kind, "text_encoder": T5, "vae": VAE}
@@ -108,12 +108,19 @@ def rope(
     return torch.cat([cosines.new_ones(shape), cosines]), torch.cat([sines.new_zeros(shape), sines])
 
 
-def check_hub(repo: str, part: str) -> None:
-    """Check that a part of a Hub repository is cached or can be downloaded.
+def can_be_planned(repo: str) -> bool:
+    """Return whether the configs of a repository's parts come with this package, so that a plan needs none of its files."""
+    return repo in RELEASED
+
+
+def check_hub(repo: str, part: str, needs_weights: bool = True) -> None:
+    """Check that a part of a Hub repository is cached or can be downloaded, or is not needed for a plan.
 
     Raises:
         UserError: It is not in the cache, and HF_HUB_OFFLINE is set.
     """
+    if not needs_weights and can_be_planned(repo):
+        return
     if find_cached(repo, part) is None and is_offline():
         raise UserError.at(
             "repo",

@@ -8,8 +8,6 @@ from .cost_model import ModelCost
 from .step_peak import away
 from .workload import RunFacts
 
-LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
-
 
 def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
     """Return bytes by kind of file, as if the caches were empty."""
@@ -19,7 +17,7 @@ def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str
     share = DTYPES[request.adapter.precision].itemsize / 4
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
-        "latents": int(facts.latent_pixels * LATENT_BYTES_PIXEL),
+        "latents": facts.latent_bytes,
         "quantized base": cost.weights if quantization.level != "none" and quantization.cached_bases else 0,
         "checkpoints": num_checkpoints(request, facts.num_steps) * checkpoint,
         "lora": int(lora * share) * (2 if request.training.holdout else 1),

@@ -24,7 +24,7 @@ def phase_flops(
     vae = facts.codec.width**2
     flops = {
         "text": facts.encoder.flops * facts.text_tokens // MAX_TOKENS,
-        "latents": int(facts.latent_pixels * VAE_ENCODE_FLOPS * vae),
+        "latents": int(facts.encoded_pixels * VAE_ENCODE_FLOPS * vae),
         "eval": evaluations(request, facts) * _eval_flops(facts, whole or cost),
         "train": (step + extra_passes) * training.accumulation * facts.num_steps,
     }

@@ -55,7 +55,8 @@ class RunFacts:
     """Facts about the data and the models of a run."""
 
     largest: Shape  # the bucket with the most pixels
-    latent_bytes: int  # fp32 latents of all images, and of their reference images
+    encoded_pixels: int  # of all images at training size, and of their reference images
+    latent_bytes: int  # of their fp32 latents
     prompts: int  # number of distinct prompts
     encoder: EncoderCost
     element_bytes: int  # bytes of an element of a text embedding
@@ -119,12 +120,12 @@ def facts_of(
     repeats = np.array([part.repeats for part in request.dataset.parts])
     preserves_prior = np.array([part.prior_preservation for part in request.dataset.parts])
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
+    pixels = int(int(areas.sum()) * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
     num_steps = training.steps or math.ceil(training.epochs * passes / training.accumulation)
     validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        latent_bytes=int(int(areas.sum()) * ratio * ratio / family.latent_factor**2) * family.latent_channels * 4
-        * (2 if family.takes_references(request.model) else 1),
+        encoded_pixels=pixels, latent_bytes=pixels // family.latent_factor**2 * family.latent_channels * 4,
         prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, validation_sizes), default=0),
         num_steps=num_steps,

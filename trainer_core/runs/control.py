@@ -22,6 +22,14 @@ from .lock import is_held
 
 COMMANDS = ("pause", "stop", "resume")
 ENDED = ("finished", "stopped", "failed", "died")  # states without a process
+CLAUSES = {  # states as a clause after the name of a run
+    "running": "is running",
+    "paused": "is paused",
+    "stopped": "was stopped",
+    "finished": "is finished",
+    "failed": "failed",
+    "died": "ended unexpectedly",
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,16 @@ class Status:
 
     def text(self) -> str:
         """Return the status in words, such as "running at step 3 of 6 (train)"."""
+        return f"{self.state}{self._details()}"
+
+    def clause(self) -> str:
+        """Return the status as a clause after the name of the run, such as "ended unexpectedly at step 3 of 6"."""
+        return f"{CLAUSES.get(self.state, f'is {self.state}')}{self._details()}"
+
+    def _details(self) -> str:
         where = f" at step {self.step} of {self.total}" if self.total else ""
         doing = f" ({self.phase})" if self.state == "running" else ""
-        return f"{self.state}{where}{doing}" + (f": {self.message}" if self.message else "")
+        return f"{where}{doing}" + (f": {self.message}" if self.message else "")
 
 
 def read_status(folder: Path) -> Status | None:
@@ -95,12 +110,12 @@ def request(folder: Path, command: str) -> Status:
     if status.state in ENDED or not status.pid:
         way = f"chroma-trainer run {Path(folder) / 'request.json'}"
         raise UserError.at(
-            str(folder), f"is {status.text()}: no process is running that could {command}; to resume the run: {way}"
+            str(folder), f"{status.clause()}: no process is running that could {command}; to resume the run: {way}"
         )
     if command == "resume" and status.state == "running" and take_command(folder) == "pause":
         return status  # the run had not read the pause yet
     if command == "resume" and status.state != "paused":
-        raise UserError.at(str(folder), f"is {status.text()}; only a paused run can be resumed")
+        raise UserError.at(str(folder), f"{status.clause()}; only a paused run can be resumed")
     write_json(Path(folder) / COMMAND, {"command": command, "time": time.time()})
     return status
 

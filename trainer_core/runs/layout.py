@@ -6,6 +6,7 @@
         status.json, command.json, events.jsonl, run.lock    state, commands, event log and lock
         checkpoints/step-000250/                             see train/hooks/checkpoint.py
         validation/step-000250-512x512.png                   validation images
+        validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
 
@@ -21,7 +22,7 @@ from ..paths import RUNS
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
-CHECKPOINTS, VALIDATION = "checkpoints", "validation"
+CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"
 LORAS = "loras"

@@ -175,7 +175,9 @@ def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> 
         return None
     lines = changes(before, new)
     status = read_status(before)
-    text = f"the run {before.name} is {status.text() if status else 'unfinished'}, and since then: " + "; ".join(lines)
+    text = f"the run {before.name} {status.clause() if status else 'is unfinished'}, and since then: " + "; ".join(
+        lines
+    )
     if choice == "ask":
         ways = (
             "To start a new run set on_change to anew; to resume from its newest checkpoint with the new settings, "

@@ -73,6 +73,11 @@ def inject_adapter_(
     return Injected(layers, rates)
 
 
+def starts_beside_base(request: TrainRequest) -> bool:
+    """Return whether a new run starts from other outputs than the base model's: from a LoRA file, or corrected by loftq."""
+    return request.adapter.init_lora != NO_LORA or request.training.init == "loftq"
+
+
 def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | None:
     """Return the exponential moving average of the weights; None where the settings turn it off."""
     return Ema(layers, request.adapter.ema_decay) if request.adapter.ema_decay else None

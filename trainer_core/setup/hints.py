@@ -1,4 +1,4 @@
-"""Hints about optimizer settings that are likely to be mistakes. None of them is an error."""
+"""Hints about settings of the training and the optimizer that are likely to be mistakes. None of them is an error."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
         f"OptimizerSettings.{name} is {getattr(config, name)}, but {who} does not use it: it has no effect"
         for name, who in _find_unused(training, config, part)
     ]
+    if training.alpha > training.rank:
+        lines.append(
+            f"alpha is {training.alpha:g} and rank {training.rank}: the update is scaled by alpha / rank, "
+            f"{training.alpha / training.rank:g} times, like a learning rate that is as much higher; set alpha to 0 for "
+            "a scale of 1"
+        )
     low, high = part.usual_rates
     if not low / FAR <= training.learning_rate <= high * FAR:
         lines.append(

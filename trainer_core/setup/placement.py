@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache, works_beside
 from ..errors import Problem
-from ..host import Host
+from ..host import Host, Notice
 from ..memory.activation_checkpointing import checkpoint_blocks_, places_to_recompute
 from ..memory.activation_offload import SavedOnHost
 from ..memory.disk_offload import wait_on_disk_
@@ -34,12 +35,20 @@ def device_problems(memory: MemoryConfig, device: torch.device, dtype: torch.dty
         dtype: of the model.
     """
     problems = []
-    if memory.offload_stream and not works_beside(device):
-        problems.append(Problem("offload_stream", f"needs a CUDA device; this run's is {device}; turn it off"))
     if memory.attention != "native" and (fault := kernel_fault(memory.attention, FEW_TOKENS, device, dtype)):
         where = f"on {device} in {str(dtype).removeprefix('torch.')}"
         problems.append(Problem("attention", f"{memory.attention} {fault} {where}; use native"))
     return problems
+
+
+def without_streams(memory: MemoryConfig, device: torch.device, host: Host) -> MemoryConfig:
+    """Return the settings with offload_stream switched off, and say so, where the device can't copy while it computes."""
+    if not memory.offload_stream or works_beside(device):
+        return memory
+    host.emit(
+        Notice(f"offload_stream is switched off: it needs a CUDA or XPU device, and this run's is {device}", "warning")
+    )
+    return replace(memory, offload_stream=False)
 
 
 def compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, device: torch.device) -> str:

@@ -19,6 +19,7 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
+from .model_check import contradictions
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
 if TYPE_CHECKING:  # so that checks of settings do not import torch
@@ -31,12 +32,15 @@ PLAIN_INITS = ("default", "gaussian")
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors changes the initial update
 
 
-def all_problems(request: TrainRequest, host: Host, family: Family, device: torch.device) -> list[Problem]:
+def all_problems(
+    request: TrainRequest, host: Host, family: Family, device: torch.device, needs_weights: bool = True
+) -> list[Problem]:
     """Return the problems of the settings, the model's files, the device and the adapter. No weights are loaded.
 
     Args:
         request: as resolved by the family, see resolve_for_model in train/prepare.py.
         device: the device of the run.
+        needs_weights: False for a plan, see Family.problems.
     """
     from ..devices import DTYPES
     from ..quant.loading import quantization_problems
@@ -48,7 +52,7 @@ def all_problems(request: TrainRequest, host: Host, family: Family, device: torc
     dtype, quantization = DTYPES.get(request.model.dtype, DTYPES["fp32"]), request.model.quantization
     problems = [
         *problems_of(request, host),
-        *family.problems(request.model),
+        *family.problems(request.model, needs_weights),
         *device_problems(request.memory, device, dtype),
         *drawing_problems(request.validation, device, dtype),
         *optimizer_problems(request, device),
@@ -110,7 +114,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             )
         )
     own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
-    return [*problems, *reference_problems(request), *own]
+    return [*problems, *contradictions(request), *reference_problems(request), *own]
 
 
 def reference_problems(request: TrainRequest) -> list[Problem]:

@@ -26,7 +26,7 @@ def plan_request(
     Raises:
         UserError: all problems of the request.
     """
-    checked = check_run(request, host, {}, machine)
+    checked = check_run(request, host, {}, machine, needs_weights=False)
     request = checked.request
     estimator = make_estimator(
         request,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.model import AUTO
 from ..config.request import TrainRequest
+from ..config.training import TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
+from ..data.sample_table import Captions
 from ..devices import pick_device
 from ..errors import UserError
 from ..host import Host, Notice, collect
@@ -27,10 +30,13 @@ from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
+from ..setup.caption_check import unknown_texts
 from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
+from ..setup.placement import without_streams
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
+from ..validation.sample_images import prompts_of
 
 
 @dataclass(frozen=True)
@@ -84,20 +90,27 @@ class CheckedRequest:
 
 
 def check_run(
-    request: TrainRequest, host: Host, unreadable: Mapping[str, str], machine: Machine | None = None
+    request: TrainRequest,
+    host: Host,
+    unreadable: Mapping[str, str],
+    machine: Machine | None = None,
+    needs_weights: bool = True,
 ) -> CheckedRequest:
     """Check everything that can be checked before the model is downloaded.
 
     Args:
         unreadable: images that are known not to decode.
         machine: where QuantizeModel's level auto is chosen for; None: this machine.
+        needs_weights: False for a plan: a released model need not be on this machine, nor on the network.
     Raises:
         UserError: all problems.
     """
     family: Family = load("family", request.model.family)()
-    request = resolve_for_model(request, family)
+    unresolved, request = request, resolve_for_model(request, family)
+    for line in _describe_choices(unresolved.training, request.training, family):
+        host.emit(Notice(line))
     device = pick_device(host.device)
-    problems = all_problems(request, host, family, device)
+    problems = all_problems(request, host, family, device, needs_weights)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
@@ -109,6 +122,8 @@ def check_run(
     assert references is None or isinstance(references, References)
     if references:
         index = replace(index, digest=sha256_text(index.digest, references.index.digest))
+    if machine is None or not machine.device_bytes:  # else the plan is for a machine with an accelerator
+        request = replace(request, memory=without_streams(request.memory, device, host))
     if request.model.quantization.level == AUTO:
         request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
     return CheckedRequest(request, family, index, device, optimizer, references)
@@ -116,7 +131,8 @@ def check_run(
 
 def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
-    request, family, index = checked.request, checked.family, checked.index
+    request, family = checked.request, checked.family
+    index = _count_unknown(checked.index, request, host)
     with sampling():
         sampled = weight_identities(request, family)
     masks = index.masks.samples if index.masks else ()
@@ -135,7 +151,7 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     warning = request.validation and family.warning(request.model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer)
-    for text in [*hints, *([warning] if warning else [])]:
+    for text in filter(None, [*hints, warning, request.model.training_hint]):
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
 
@@ -146,10 +162,32 @@ def _folder_of(checked: CheckedRequest, identities: Mapping[str, str], host: Hos
     return layout.run_folder(host.paths.output, request.training.name, digest)
 
 
+def _count_unknown(index: Index, request: TrainRequest, host: Host) -> Index:
+    """Report captions and prompts with characters that the text encoder can't read."""
+    captions = unknown_texts(chain.from_iterable(Captions(index.samples)), request.model)
+    prompts = unknown_texts(prompts_of(request.validation), request.model) if request.validation else None
+    for unknown, what in ((captions, "captions"), (prompts, "prompts")):
+        if unknown:
+            host.emit(Notice(unknown.describe(what), "warning"))
+    return replace(index, report={**index.report, "unknown_captions": captions.as_json()}) if captions else index
+
+
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
     """Return the request with the settings that are left to the model. The run records this request."""
     validation = family.resolve_sampling(request.model, request.validation) if request.validation else None
-    return replace(request, training=family.resolve_training(request.model, request.training), validation=validation)
+    training = family.resolve_training(request.model, request.training.with_alpha())
+    return replace(request, training=training, validation=validation)
+
+
+def _describe_choices(before: TrainingConfig, after: TrainingConfig, family: Family) -> list[str]:
+    """Return a line for each training setting that was left to the trainer, and what it is."""
+    lines = []
+    if before.sigma_density != after.sigma_density:
+        asked = before.sigma_density
+        lines.append(f"sigma_density {asked}: {after.sigma_density}, which suits this {family.name.title()} model")
+    if before.alpha != after.alpha:
+        lines.append(f"alpha 0: {after.alpha:g}, as the rank")
+    return lines
 
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:

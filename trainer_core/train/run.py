@@ -28,12 +28,13 @@ from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
 from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
+from ..setup.attach_adapter import starts_beside_base
 from ..storage.atomic import write_json
 from .build import build_run
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import checkpoint_hook, save_and_prune
-from .hooks.eval_loss import evaluate
+from .hooks.eval_loss import evaluate, evaluate_start
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
@@ -125,12 +126,12 @@ def _train(
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
-    set_strength_(state.transformer, 0.0)
     with phases("eval"):
-        eval_before = evaluate(state, host)
+        eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
     with phases("validate"):
+        set_strength_(state.transformer, 0.0)
         live.sample_base(state)
-    set_strength_(state.transformer, 1.0)
+        set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
@@ -158,7 +159,10 @@ def _train(
         eval_after = evaluate(state, host)
     with phases("validate"):
         live.sample_last(state)
-    report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
+    report: dict[str, Any] = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live)
+    report |= {"best": best}
+    if eval_base:
+        report["eval_loss"]["base"] = eval_base[0]
     report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)

@@ -65,8 +65,8 @@ def save_best_lora(
         return None
     mean, error = state.eval_losses[step]
     best = {"step": step, "eval_loss": mean, "standard_error": error}
-    host.emit(Notice(f"best on held-out images: step {step}, loss {mean:.4f} +- {error:.4f}"))
     path = layout.lora_path(host.paths.output, state.config.name, best=True)
+    host.emit(Notice(f"step {step} has the lowest loss on held-out images; it is saved as {path.name}"))
     with weights_of(state, checkpoints / layout.step_name(step)):
         metadata = {**lora_metadata(plan, state, record), "ss_steps": str(step)}
         saved = _export(plan, state, path, metadata, host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,9 @@ from ..models.family import Family, ImageCodec
 from ..plots.image_grid import draw_grid
 from .attention import use_attention
 from .euler import sample
+
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # in file names of some system
+MAX_NAME = 60  # characters of a prompt's name in a file name
 
 Size = tuple[int, int]
 Pictures = dict[Size, list[np.ndarray]]  # (width, height) -> a (H, W, 3) uint8 image per prompt, in the library's order
@@ -123,3 +127,29 @@ def draw_grids(
         )
         for size in columns[0][1]
     }
+
+
+def draw_named(
+    columns: Sequence[tuple[str, Pictures]], settings: ValidationConfig, title: str
+) -> dict[tuple[str, Size], Image.Image]:
+    """Draw one row per prompt and size, as a PIL image, by the prompt's name in the library."""
+    names = [name for name, _ in columns]
+    return {
+        (label, size): draw_grid([[pictures[size][row] for _, pictures in columns]], [label], names, title)
+        for size in columns[0][1]
+        for row, label in enumerate(settings.library())
+    }
+
+
+def file_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return a file name for each label, without extension: valid on every system, and different for each label."""
+    names: dict[str, str] = {}
+    used: set[str] = set()
+    for label in labels:
+        stem = FORBIDDEN.sub("_", label).strip(" .")[:MAX_NAME] or "prompt"
+        name, number = stem, 2
+        while name.lower() in used:  # Windows and macOS do not distinguish case
+            name, number = f"{stem}-{number}", number + 1
+        used.add(name.lower())
+        names[label] = name
+    return names

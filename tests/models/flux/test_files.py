@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
+from chroma_trainer.trainer_core.config.flux import FLAVOURS, FluxOptions
+from chroma_trainer.trainer_core.config.model import ModelConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
@@ -92,6 +94,19 @@ def test_the_hubs_cache_offline(tiny_flux_model, tiny_flux, tmp_path, monkeypatc
     assert find_t5_tokenizer(model).parent.name == "tokenizer_2"
     for part in ("transformer", "text_encoder", "codec"):
         assert FAMILY.identity(model, part) == FAMILY.identity(tiny_flux_model, part)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_released_model_without_network_is_no_problem_for_a_plan(flavour, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = ModelConfig(family="flux", flavour=flavour, repo=FLAVOURS[flavour].repo, flux=FluxOptions())
+    assert FAMILY.problems(model, needs_weights=False) == []
+    assert {problem.field for problem in FAMILY.problems(model)} == {"repo"}
+    assert FAMILY.problems(replace(model, repo="some/one"), needs_weights=False)
+    assert FAMILY.empty_transformer(model) is not None
 
 
 def test_a_chroma_is_no_flux(tiny_flux_model, tiny_chroma):

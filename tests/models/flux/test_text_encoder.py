@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.serialize import to_record
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
-from chroma_trainer.trainer_core.models.flux.text_encoder import join, part
+from chroma_trainer.trainer_core.models.flux.text_encoder import flux_text_identity, join, load_flux_text, part
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.text.clip import build_clip, load_clip
 from chroma_trainer.trainer_core.models.text.tokenizer import CLIP_IN_COMFYUI, find_clip_tokenizer
@@ -114,3 +115,23 @@ def test_what_is_missing_is_named(tiny_flux_model, tiny_flux, tmp_path):
     with pytest.raises(UserError, match="is not a CLIP-L text encoder"):
         wrong = str(tiny_flux / "vae" / "diffusion_pytorch_model.safetensors")
         load_clip(replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, clip_file=wrong)), CPU)
+
+
+def test_padding_of_zeros(tiny_flux_model):
+    zeroed = replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, t5_padding="zero"))
+    plain, zeros = (load_flux_text(model, CPU).encode(PROMPTS) for model in (tiny_flux_model, zeroed))
+    for prompt, one, other in zip(PROMPTS, plain, zeros, strict=True):
+        count = len(load_flux_text(tiny_flux_model, CPU).t5.tokenizer(prompt).input_ids)
+        assert torch.equal(one[:count], other[:count]) and torch.equal(
+            one[-1], other[-1]
+        )  # the caption, and CLIP's row
+        assert count >= len(one) - 1 or (one[count:-1].any() and not other[count:-1].any())
+    assert any(len(rows) - 1 > 20 and not rows[20:-1].any() for rows in zeros)
+    assert flux_text_identity(zeroed) != flux_text_identity(tiny_flux_model)
+    assert "t5_padding" not in to_record(tiny_flux_model.flux) and to_record(zeroed.flux)["t5_padding"] == "zero"
+
+
+def test_padding_that_is_masked_is_neither(tiny_flux_model):
+    options = replace(tiny_flux_model.flux, is_masked=True)
+    masked, zeroed = (replace(tiny_flux_model, flux=replace(options, t5_padding=p)) for p in ("unmodified", "zero"))
+    assert flux_text_identity(masked) == flux_text_identity(zeroed)

@@ -16,7 +16,7 @@ from ...config.validation import ValidationConfig
 from ...errors import Problem
 from ...host import collect
 from ..family import Convert
-from ..flux_lineage import FluxLikeFamily, rope
+from ..flux_lineage import FluxLikeFamily, can_be_planned, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
@@ -36,16 +36,17 @@ class ChromaFamily(FluxLikeFamily):
     frozen = CHROMA.frozen
     targets = CHROMA.targets
 
-    def problems(self, model: ModelConfig) -> list[Problem]:
-        problems = self.part_problems(model)
-        collect(problems, self._check_tokenizer, model)
+    def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
+        problems = self.part_problems(model, needs_weights)
+        if needs_weights or not can_be_planned(model.repo):
+            collect(problems, self._check_tokenizer, model)
         return problems
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:
         return {"ss_base_model_version": "chroma", "modelspec.architecture": "chroma/lora"}
 
     def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
-        return settings
+        return settings.with_density("chroma")
 
     def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         if settings.sampling == "as set":

@@ -19,7 +19,7 @@ from ...devices import DTYPES
 from ...errors import Problem, UserError
 from ...host import collect
 from ..family import Convert
-from ..flux_lineage import FluxLikeFamily, check_hub, is_original, rope
+from ..flux_lineage import FluxLikeFamily, can_be_planned, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
@@ -44,12 +44,13 @@ class FluxFamily(FluxLikeFamily):
     frozen = FLUX.frozen
     targets = FLUX.targets
 
-    def problems(self, model: ModelConfig) -> list[Problem]:
-        problems = self.part_problems(model)
-        collect(problems, self._check_clip, model)
+    def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
+        problems = self.part_problems(model, needs_weights)
+        collect(problems, self._check_clip, model, needs_weights)
         if not problems and _assistant(model) and (is_local(model.repo) or model.transformer_file):
             collect(problems, self._check_assistant, model)
-        if is_local(model.repo) or not model.repo or is_offline():
+        needs_tokenizers = needs_weights or not can_be_planned(model.repo)
+        if needs_tokenizers and (is_local(model.repo) or not model.repo or is_offline()):
             collect(problems, check_t5_tokenizer, model)
             collect(problems, find_clip_tokenizer, model)
         return problems
@@ -60,7 +61,9 @@ class FluxFamily(FluxLikeFamily):
 
     def resolve_training(self, model: ModelConfig, settings: TrainingConfig) -> TrainingConfig:
         assert model.flux is not None
-        return replace(settings, sigma_density="schnell", shift=1.0) if model.flux.is_fast else settings
+        if model.flux.is_fast:
+            return replace(settings, sigma_density="schnell", shift=1.0)
+        return settings.with_density("logit-normal")
 
     def resolve_sampling(self, model: ModelConfig, settings: ValidationConfig) -> ValidationConfig:
         if settings.sampling == "as set":
@@ -203,10 +206,10 @@ class FluxFamily(FluxLikeFamily):
         assert file is not None
         check_assistant(self.empty_transformer(model), file)
 
-    def _check_clip(self, model: ModelConfig) -> None:
+    def _check_clip(self, model: ModelConfig, needs_weights: bool) -> None:
         assert model.flux is not None
         if not model.flux.clip_file and model.repo and not is_local(model.repo):
-            check_hub(model.repo, model.folders["clip"])
+            check_hub(model.repo, model.folders["clip"], needs_weights)
             return
         Weights(find_clip(model).files, CLIP)
 

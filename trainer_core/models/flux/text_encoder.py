@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config.flux import ZERO
 from ...config.model import ModelConfig
 from ..family import Convert
 from ..loading.fingerprint import identity_of
@@ -77,6 +78,7 @@ def flux_text_identity(model: ModelConfig) -> str:
     ]  # fmt: skip
     rules = _length_rules(model)
     length = f"{'k' if rules['num_pads'] == 0 else 'all'} of {rules['max_tokens']} tokens, unmasked"
+    length += ", zeroed" if "is_zeroed" in rules else ""
     return identity_of(files, f"transformers' t5 and clip {model.dtype}, {length}")
 
 
@@ -88,4 +90,5 @@ def _length_rules(model: ModelConfig) -> dict[str, Any]:
     """
     assert model.flux is not None
     num_pads = 0 if model.flux.is_masked else model.flux.max_tokens
-    return {"max_tokens": model.flux.max_tokens, "num_pads": num_pads, "is_filled": True}
+    rules = {"max_tokens": model.flux.max_tokens, "num_pads": num_pads, "is_filled": True}
+    return {**rules, "is_zeroed": True} if model.flux.t5_padding == ZERO and num_pads else rules

@@ -37,6 +37,7 @@ class T5TextEncoder:
         num_pads: Number of pad tokens that are returned after the real ones, because the transformer attends to them.
         is_filled: Encode max_tokens tokens without a mask: pads attend and are attended to (Flux), and also affect the
             real tokens' embeddings.
+        is_zeroed: Return zeros in place of the pads' embeddings.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class T5TextEncoder:
         max_tokens: int = MAX_TOKENS,
         num_pads: int = 1,
         is_filled: bool = False,
+        is_zeroed: bool = False,
     ):
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
-        self.max_tokens, self.num_pads, self.is_filled = max_tokens, num_pads, is_filled
+        self.max_tokens, self.num_pads, self.is_filled, self.is_zeroed = max_tokens, num_pads, is_filled, is_zeroed
 
     def token_ids(self, prompt: str) -> tuple[list[int], int]:
         """Return ids with pads, and the number of real tokens. A prompt that is too long keeps its end token."""
@@ -69,7 +71,10 @@ class T5TextEncoder:
             ids = ids + [PAD_ID] * (self.max_tokens - num_rows)
         else:
             attended = (torch.arange(num_rows) < num_real).long()[None].to(self.device)
-        return self.model(torch.tensor([ids], device=self.device), attended).last_hidden_state[0, :num_rows].cpu()
+        rows = self.model(torch.tensor([ids], device=self.device), attended).last_hidden_state[0, :num_rows].cpu()
+        if self.is_zeroed:
+            rows[num_real:] = 0
+        return rows
 
 
 def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = None, **rules: Any) -> T5TextEncoder:

@@ -39,6 +39,14 @@ def find_t5_tokenizer(model: ModelConfig) -> Path:
     )
 
 
+def find_local_t5_tokenizer(model: ModelConfig) -> Path | None:
+    """Return T5's tokenizer if it is on this machine. Never uses the network."""
+    name = model.folders.get("tokenizer", "tokenizer")
+    folders = _folders(model, model.text_encoder_file, name, T5_IN_COMFYUI, downloads=False)
+    files = (folder / file for folder in folders for file in T5_FILES)
+    return next((file for file in files if file.is_file()), None)
+
+
 def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
     """Find tokenizer.json, or vocab.json and merges.txt: next to the encoder's file, in the repo, or in ComfyUI.
 
@@ -108,6 +116,22 @@ def read_t5_tokenizer(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
+def read_t5_pieces(path: Path) -> Any:
+    """Read T5's tokenizer as one of the tokenizers package, whose encodings have offsets. Imports no transformers for a tokenizer.json.
+
+    Raises:
+        UserError: The file is damaged, or a package is missing.
+    """
+    if path.suffix == ".model":
+        return read_t5_tokenizer(path).backend_tokenizer
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain Exception
+        raise _unreadable(path, error) from error
+
+
 def read_clip_tokenizer(files: Sequence[Path]) -> Any:
     """Read a tokenizer.json, or a vocab.json and a merges.txt, as a tokenizer of transformers.
 
@@ -127,7 +151,9 @@ def read_clip_tokenizer(files: Sequence[Path]) -> Any:
         raise _unreadable(files[0], error) from error
 
 
-def _folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path) -> Iterator[Path]:
+def _folders(
+    model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path, downloads: bool = True
+) -> Iterator[Path]:
     """Yield the folders in which a text encoder's tokenizer may be, most likely first. The hub is last.
 
     Args:
@@ -135,6 +161,7 @@ def _folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path)
         encoder_file: The encoder's single file; "" for the repo's own.
         name: The tokenizer's folder in a diffusers repository.
         in_comfyui: The tokenizer's folder in ComfyUI.
+        downloads: Download the folder from the hub.
     """
     if encoder_file:
         file = Path(encoder_file)
@@ -149,7 +176,7 @@ def _folders(model: ModelConfig, encoder_file: str, name: str, in_comfyui: Path)
     if encoder_file:
         for parent in Path(encoder_file).resolve().parents:
             yield parent / in_comfyui
-    if model.repo and not is_local(model.repo) and not is_offline():
+    if downloads and model.repo and not is_local(model.repo) and not is_offline():
         yield download(model.repo, name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...adapters.inject import set_strength_
 from ...config.training import EVAL_SIGMAS
 from ...data.sample_table import Chosen, Sample, columns
 from ...flow.loss import velocity_loss
@@ -46,6 +47,27 @@ def evaluate(state: TrainState, host: Host) -> tuple[float, float] | None:
     mean, error = state.eval_losses.get(state.step) or eval_loss(state, host)  # a checkpoint may have measured it
     host.emit(EvalReport(state.step, mean, error, held_out=bool(state.held)))
     return mean, error
+
+
+def evaluate_start(
+    state: TrainState, host: Host, is_beside_base: bool
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Measure and report the loss of what the run starts from.
+
+    Args:
+        is_beside_base: whether that is another model than the base: a LoRA file, say. Then the base is measured too.
+    Returns:
+        The start's loss and standard error, and the base's; None where they are not measured.
+    """
+    base = None
+    set_strength_(state.transformer, 0.0)
+    try:
+        if not is_beside_base:
+            return evaluate(state, host), None
+        base = eval_loss(state, host) if state.config.eval_images else None
+    finally:
+        set_strength_(state.transformer, 1.0)
+    return evaluate(state, host), base
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ...models.family import ImageCodec
 from ...plots.image_grid import save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
-from ...validation.sample_images import Pictures, draw_grids, draw_pictures
+from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState
@@ -98,3 +98,13 @@ class LiveValidation:
             save_png(grid, path, self.record, prompt=self.record["workflow"])
             self.last_grids.append(path)
             self.host.emit(PreviewReady(step, path))
+        if self.settings.is_named:
+            self._save_by_name(step, columns)
+
+    def _save_by_name(self, step: int, columns: list[tuple[str, Pictures]]) -> None:
+        """Save the images of each prompt of a library in a file with the prompt's name."""
+        assert self.settings
+        names = file_names(list(self.settings.library()))
+        for (label, (width, height)), row in draw_named(columns, self.settings, f"step {step}").items():
+            path = self.folder / layout.BY_NAME / f"{names[label]}-{layout.step_name(step)}-{width}x{height}.png"
+            save_png(row, path, self.record, prompt=self.record["workflow"])
