@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+# Control characters, line separators and lone surrogates: they break a terminal, a log or its encoding.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+MAX_LISTED = 10_000  # names in each list of the report; the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,58 @@ def stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
 
+def printable(name: str) -> str:
+    """Return a name as it can be printed and encoded.
+
+    Control characters and bytes that are not UTF-8 are escaped, such as `\\xea` for a byte of another code page.
+    """
+    return UNPRINTABLE.sub(_escape, name)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python names it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+@dataclass
+class LeftOut:
+    """What a backend found beside its images.
+
+    Attributes:
+        unreadable: (location, reason) of files that hold an image, or should, and can't be read.
+        num_unreadable: Number of these files; at most MAX_LISTED are listed.
+        by_rule: Reason why files are no part of the dataset -> location of the first, and number of files.
+    """
+
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    num_unreadable: int = 0
+    by_rule: dict[str, str] = field(default_factory=dict)
+    num_by_rule: Counter[str] = field(default_factory=Counter)
+
+    def add_unreadable(self, location: str, reason: str) -> None:
+        """Add a file that can't be read."""
+        self.num_unreadable += 1
+        if len(self.unreadable) < MAX_LISTED:
+            self.unreadable.append((location, reason))
+
+    def add_by_rule(self, location: str, reason: str, count: int = 1) -> None:
+        """Add files that are no part of the dataset."""
+        self.by_rule.setdefault(reason, location)
+        self.num_by_rule[reason] += count
+
+
 class Backend(Protocol):
-    """A read-only source of images."""
+    """A read-only source of images.
+
+    Attributes:
+        left_out: What `entries` found beside the images.
+        encodings: Number of captions that are not Unicode, by the encoding in which they were read.
+    """
+
+    left_out: LeftOut
+    encodings: Counter[str]
 
     def entries(self) -> Sequence[Entry]:
         """Return every image, in an order that is the same on every system."""
@@ -43,9 +99,14 @@ class Backend(Protocol):
         ...
 
     def caption_text(self, name: str) -> tuple[str | None, str]:
-        """Return the text of the image's caption file (None if there is none), and a stamp of that file."""
+        """Return the text of the image's caption file (None if there is none), and a stamp of that file.
+
+        Raises:
+            OSError: The file can't be read.
+            UnreadableText: It can't be decoded.
+        """
         ...
 
     def path(self, name: str) -> str:
-        """Return the location of the image, for messages."""
+        """Return the location of the image in printable form, for messages."""
         ...
