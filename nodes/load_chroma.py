@@ -8,6 +8,7 @@ from typing import Annotated
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import ASSETS, Host
+from ..trainer_core.setup.part_check import file_problems
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 
@@ -49,7 +50,7 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     """Return the chosen model, with absolute paths of its files.
 
     Raises:
-        UserError: a file or folder does not exist.
+        UserError: a file or folder does not exist, or is not the part that it should be.
     """
     problems: list[Problem] = []
     find = finder(host, problems)
@@ -62,7 +63,12 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
         vae_file=find("vae", inputs.vae, "vae"),
         dtype=inputs.dtype,
     )
-    if problems:
+    files = {
+        "transformer": (model.transformer_file, "diffusion_model"),
+        "text_encoder": (model.text_encoder_file, "text_encoder"),
+        "vae": (model.vae_file, "vae"),
+    }
+    if problems or (problems := file_problems(model, files, "folder")):
         raise UserError(problems)
     return (model,)
 

@@ -9,6 +9,7 @@ from ..trainer_core.config.flux import FLAVOURS, FluxOptions
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host
+from ..trainer_core.setup.part_check import file_problems
 from ..trainer_core.spec import Advanced, Choice, Doc, ModelFile, NodeSpec, Range, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
 
@@ -109,7 +110,7 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     """Return the chosen model, with absolute paths of its files.
 
     Raises:
-        UserError: a file or folder does not exist.
+        UserError: a file or folder does not exist, or is not the part that it should be.
     """
     problems: list[Problem] = []
     find = finder(host, problems)
@@ -132,7 +133,14 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
             assistant_file=find("loras", inputs.assistant, "assistant", NO_ASSISTANT),
         ),
     )
-    if problems:
+    assert model.flux is not None
+    files = {
+        "transformer": (model.transformer_file, "diffusion_model"),
+        "text_encoder": (model.text_encoder_file, "t5"),
+        "clip": (model.flux.clip_file, "clip"),
+        "vae": (model.vae_file, "vae"),
+    }
+    if problems or (problems := file_problems(model, files, "folder")):
         raise UserError(problems)
     return (model,)
 

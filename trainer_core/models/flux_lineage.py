@@ -15,6 +15,7 @@ from ..errors import Problem, UserError
 from ..host import collect
 from .family import Convert
 from .latent_packing import image_ids
+from .loading.header_check import part_fault
 from .loading.locate import SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
@@ -69,6 +70,8 @@ class FluxLikeFamily:
             check_hub(model.repo, model.folders.get(part, part))
             return
         located = find_part(model, part)
+        if fault := part_fault(located.files, part, model.family, located.config):
+            raise UserError.at(located.files[0].name, f"{fault} ({located.files[0]})")
         kinds = {"transformer": self.transformer_kind, "text_encoder": T5, "vae": VAE}
         self.check_files(located, Weights(located.files, kinds[part]))
 

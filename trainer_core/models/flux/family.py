@@ -23,6 +23,7 @@ from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
+from ..loading.header_check import part_fault
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import FLUX
@@ -202,7 +203,10 @@ class FluxFamily(FluxLikeFamily):
         if not model.flux.clip_file and model.repo and not is_local(model.repo):
             check_hub(model.repo, model.folders["clip"])
             return
-        Weights(find_clip(model).files, CLIP)
+        files = find_clip(model).files
+        if fault := part_fault(files, "clip", model.family):
+            raise UserError.at(files[0].name, f"{fault} ({files[0]})")
+        Weights(files, CLIP)
 
 
 def _assistant(model: ModelConfig) -> Path | None:

@@ -170,12 +170,34 @@ def weight_files(folder: Path, dtype: str = "") -> tuple[Path, ...]:
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
-            return tuple(folder / name for name in sorted(set(read_json(index)["weight_map"].values())))
+            return _shards(index)
         for name in (f"{stem}.safetensors", f"{stem}.{dtype}.safetensors", f"{stem}.fp16.safetensors"):
             if (folder / name).is_file():
                 return (folder / name,)
     lone = sorted(folder.glob("*.safetensors"))
     return tuple(lone) if len(lone) == 1 else ()
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names.
+
+    Raises:
+        UserError: The index is damaged, or a file is missing.
+    """
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError.at(
+            index.name, f"has no weight_map, which names the files of the weights; download it again ({index})"
+        )
+    if foreign := sorted(name for name in names if Path(name).name != name):
+        raise UserError.at(index.name, f"names a file outside of its folder: {foreign[0]!r} ({index})")
+    missing = sorted(name for name in names if not (index.parent / name).is_file())
+    if missing:
+        raise UserError.at(
+            index.name, f"names {len(missing)} files that do not exist, such as {missing[0]}; download them ({index})"
+        )
+    return tuple(index.parent / name for name in sorted(names))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError.at(path.name, f"is not readable JSON: {error} ({path})") from error
     if not isinstance(value, dict):
         raise UserError.at(path.name, f"is not a JSON object ({path})")
