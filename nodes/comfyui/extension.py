@@ -137,6 +137,8 @@ def _convert_input(field: Field) -> io.Input:
         return io.Combo.Input(field.name, options=list(field.choice.options), **common)
     if field.model_file:
         options = [field.model_file.none_label, *folder_paths.get_filename_list(field.model_file.kind)]
+        if field.model_file.kind == "diffusion_models":
+            options += _paths().list_transformers()
         return io.Combo.Input(field.name, options=options, **common)
     text = field.text
     return io.String.Input(

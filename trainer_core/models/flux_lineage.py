@@ -16,7 +16,7 @@ from ..host import collect
 from .family import Convert
 from .latent_packing import image_ids
 from .loading.header_check import part_fault
-from .loading.locate import SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
+from .loading.locate import SINGLE_FILES, Part, cached_alone, find_cached, find_part, is_hub_id, is_local, is_offline
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
 MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an ordinary dataset
@@ -66,7 +66,12 @@ class FluxLikeFamily:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
     def _check_part(self, model: ModelConfig, part: str) -> None:
-        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
+        single = getattr(model, SINGLE_FILES[part])
+        if is_hub_id(single):
+            if cached_alone(single, part) is None:
+                check_hub(single, part)
+            return
+        if not single and model.repo and not is_local(model.repo):
             check_hub(model.repo, model.folders.get(part, part))
             return
         located = find_part(model, part)
