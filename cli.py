@@ -175,7 +175,10 @@ def _join_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
 def check_workflow(arguments: argparse.Namespace) -> int:
     """List all problems of a workflow without running it."""
     graph = _read_graph(arguments)
-    problems = check(graph, CATALOGUE, _host(arguments))
+    warnings: list[str] = []
+    problems = check(graph, CATALOGUE, _host(arguments), warnings)
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
     if problems:
         raise UserError(problems)
     print(f"{arguments.workflow}: no problems")

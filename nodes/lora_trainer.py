@@ -74,6 +74,13 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     return problems_of(request_of(inputs), host)
 
 
+def review(inputs: Inputs, host: Host) -> list[str]:
+    """Return warnings about the captions, which are all read."""
+    from ..trainer_core.setup.caption_check import describe_captions
+
+    return describe_captions(request_of(inputs))
+
+
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Train, and return the LoRA, its weights, the finite losses and its name."""
     from ..trainer_core.adapters.files.load import read_tensors
@@ -103,6 +110,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    review=review,
     is_output=True,
     search_aliases=("train", "lora", "finetune", "fine-tune"),
 )

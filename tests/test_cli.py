@@ -279,6 +279,16 @@ def test_what_the_run_would_refuse_is_told_by_check_without_torch(home, settings
     assert done.stdout.split() == ["2", "False"] and message in done.stderr, done.stdout + done.stderr
 
 
+def test_check_counts_captions_that_the_text_encoder_cannot_read(cli, capsys):
+    assert cli("check", "workflow.json", *FOLDERS) == 0
+    told = capsys.readouterr()
+    assert "warning: node 5 (LoRATrainer): captions with characters that T5's vocabulary lacks: 2." in told.err
+    assert "'sks, a größe', where 'öß' can't be read" in told.err and "no problems" in told.out
+    assert cli("check", "workflow.json", *FOLDERS, "--set", "DatasetBackend.captions=instance prompt", "--set",
+               "DatasetBackend.instance_prompt=a cat") == 0  # fmt: skip
+    assert not capsys.readouterr().err
+
+
 def test_inspect(cli, first, capsys):
     assert cli("inspect", first["lora"], "--json") == 0
     said = json.loads(capsys.readouterr().out)

@@ -133,6 +133,8 @@ class NodeSpec:
         light: run is fast, needs no torch and writes nothing, so the workflow check calls it too.
         preflight: preflight(inputs, host) returns problems that can be found before a model is loaded. For nodes that
             are not light.
+        review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It may
+            take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
             that the node runs again.
         is_output: ComfyUI executes the graph for this node (an output node).
@@ -151,6 +153,7 @@ class NodeSpec:
     fingerprint: Callable[[Mapping[str, Any], Any], str] | None = None
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
+    review: Callable[[Any, Any], list[str]] | None = None
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of the inputs, in order."""

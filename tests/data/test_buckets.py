@@ -7,7 +7,15 @@ import random
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
-from chroma_trainer.trainer_core.data.buckets import MAX_ASPECT, Placement, bucket_of, bucket_step, place, target_edge
+from chroma_trainer.trainer_core.data.buckets import (
+    MAX_ASPECT,
+    Placement,
+    bucket_of,
+    bucket_step,
+    is_distorted,
+    place,
+    target_edge,
+)
 
 DRAW = random.Random(1)
 SIZES = [(DRAW.randint(1, 6000), DRAW.randint(1, 6000)) for _ in range(150)]
@@ -33,7 +41,7 @@ def test_every_placement_is_sound(config):
         assert 0 <= left <= resize[0] - bucket[0] and 0 <= top <= resize[1] - bucket[1]
         if config.crop:  # only one edge is cut; the other fits
             assert bucket[0] == resize[0] or bucket[1] == resize[1]
-        else:
+        elif not is_distorted(width, height, bucket):
             assert resize == bucket and not placement.is_cropped
 
 
@@ -102,3 +110,20 @@ def test_a_random_crop_depends_on_seed_and_key_alone():
     assert len(set(crops)) > 12
     lefts = [place(640, 64, config, 0, str(i)).crop[0] for i in range(400)]
     assert min(lefts) < 20 and max(lefts) > 556 and abs(sum(lefts) / 400 - 288) < 30  # uniform in 0 .. 576
+
+
+@pytest.mark.parametrize("resolution", [64, 256, 1024])
+def test_without_crop_the_aspect_ratio_stays_within_a_quarter(resolution):
+    config = FolderConfig(resolution=resolution, crop=False)
+    for width, height in (*SIZES, (3000, 300), (300, 3000)):
+        if min(width, height) < 16:
+            continue  # the resized edge has at least the bucket's pixels
+        placement = place(width, height, config, 0, "0/a.png")
+        change = placement.resize[0] / placement.resize[1] / (width / height)
+        assert 1 / 1.26 < change < 1.26, (width, height, placement)
+
+
+def test_a_panorama_is_cropped_in_proportion():
+    assert place(3000, 300, FolderConfig(resolution=1024, crop=False), 0, "0/a.png") == Placement(
+        (2048, 512), (5120, 512), (1536, 0)
+    )

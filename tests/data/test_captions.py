@@ -24,7 +24,9 @@ def test_no_text_gives_no_caption(text):
     [
         ("red_fox.png", "red fox"), ("red_fox_012.jpg", "red fox"), ("red fox (3).png", "red fox"),
         ("animals/red_fox-7.png", "red fox"), ("2024.png", "2024"), ("grün_ß.png", "grün ß"), ("赤い狐.png", "赤い狐"),
-        ("v1.5 cat.png", "v1.5 cat"),
+        ("v1.5 cat.png", "v1.5 cat"), ("Porsche 911.jpg", "Porsche 911"), ("R2D2.png", "R2D2"), ("A4.png", "A4"),
+        ("street in 1999.png", "street in 1999"), ("red_fox_001 (2).png", "red fox"), ("fox(2).png", "fox"),
+        ("_001.png", "_001"), ("Boeing_747_at_night.png", "Boeing 747 at night"),
     ],
 )  # fmt: skip
 def test_a_name_becomes_a_caption_without_its_counter(name, caption):
@@ -48,6 +50,9 @@ def test_several_instance_prompts():
         ("a cat", "", "a cat"), ("a cat", "sks", "sks, a cat"), ("SKS cat", "sks", "SKS cat"), ("a sks", "sks", "a sks"),
         ("asks a cat", "sks", "sks, asks a cat"), ("sks, a cat", "sks", "sks, a cat"), ("a cat", "c++ (x)", "c++ (x), a cat"),
         ("in c++ (x) style", "c++ (x)", "in c++ (x) style"), ("绘画, 猫", "绘画", "绘画, 猫"), ("Ein Äffchen", "äffchen", "Ein Äffchen"),
+        ("一张nekox风格的猫", "nekox", "一张nekox风格的猫"), ("油绘画猫", "绘画", "油绘画猫"), ("绘画cat", "绘画", "绘画cat"),
+        ("nekoxes 猫", "nekox", "nekox, nekoxes 猫"), ("nekoxの猫", "nekox", "nekoxの猫"), ("nekox는 고양이", "nekox", "nekox는 고양이"),
+        ("пёсsks", "sks", "sks, пёсsks"), ("ภาพsksแมว", "sks", "ภาพsksแมว"),
     ],
 )  # fmt: skip
 def test_the_trigger_is_put_in_front_where_it_is_lacking(caption, trigger, told):
@@ -64,7 +69,9 @@ def test_tags_in_other_orders():
     assert len(orders) == len(set(orders)) and orders == captions_of(
         "b.png", "fox, snow, sun, red\na cat", config, seed=3
     )
-    few = FolderConfig(tag_orders=1)
+    few = FolderConfig(tag_orders=2)
     assert len({captions_of("a.png", "a, b, c, d, e, f", few, seed) for seed in range(8)}) > 4
+    assert len(captions_of("a.png", "a, b, c, d, e, f", FolderConfig(tag_orders=3))) == 3
+    assert captions_of("a.png", "a, b, c", FolderConfig(tag_orders=1)) == ("a, b, c",)
     assert captions_of("a.png", "a, b", FolderConfig(), seed=1) == ("a, b",)
     assert [p.field for p in FolderConfig(kept_tags=1).problems()] == ["kept_tags"]

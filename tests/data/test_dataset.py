@@ -104,6 +104,15 @@ def test_counts_of_what_was_done(pictures, host, events):
     )
 
 
+def test_images_that_are_cropped_although_crop_is_off_are_counted(pictures, host, events):
+    pictures("fits.png", (64, 60))
+    pictures("panorama.png", (640, 64))
+    report = build_index(pictures.config(crop=False), host, 0).report
+    assert report["num_cropped_despite_off"] == 1 == report["cropped"]
+    assert report["cropped_despite_off"][0].endswith("panorama.png")
+    assert any("1 images are cropped although crop is off" in text for text in events.warnings())
+
+
 def test_captions_and_trigger(mixed, host):
     index = build_index(mixed.config(min_size=32, trigger="sks"), host, 0)
     assert index.samples[0].captions == ("sks, a cat", "sks, a kitten") and index.report["triggers"] == ["sks"]

@@ -54,6 +54,9 @@ class DoraLinear(LoraLinear):
         gain = (self.magnitude / self.norms()).to(x.dtype)
         return y + self.strength * (self.add_update(product, inputs, 1.0) * gain - product)
 
+    def parts_of_base(self) -> frozenset[str]:
+        return super().parts_of_base() | {"magnitude"}
+
     @property
     def summed_base(self) -> None:
         """None: the magnitude's gradient reads the base's output."""

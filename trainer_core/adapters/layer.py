@@ -196,6 +196,13 @@ class AdapterLayer(nn.Module, ABC):
         """Yield the trainable parameters with their names."""
         return self.named_parameters(recurse=False)
 
+    def parts_of_base(self) -> frozenset[str]:
+        """Return the names of the trainable parameters that hold parts of the base's weight.
+
+        Weight decay would pull the base itself towards zero, so these parameters are not decayed.
+        """
+        return frozenset()
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what a checkpoint stores: the trainable parameters, and initial values where they are needed later."""
         yield from self.trainable()

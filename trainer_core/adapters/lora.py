@@ -211,6 +211,9 @@ class LoraLinear(AdapterLayer):
         down = torch.cat([self.lora_A - self.lora_A0, self.lora_A0])
         return down, torch.cat([self.lora_B, self.lora_B - self.lora_B0], dim=1)
 
+    def parts_of_base(self) -> frozenset[str]:
+        return frozenset() if self.lora_A0 is None else frozenset({"lora_A", "lora_B"})
+
     @torch.no_grad()
     def start_(self, start: Start) -> None:
         if start.init in ("pissa", "olora", "loftq"):

@@ -39,7 +39,9 @@ class FolderConfig:
         Choice(*CAPTIONS),
         Doc(
             "Where captions come from. textfile: a .txt file next to each image; of several lines, one is picked at "
-            "random each time. filename: the name of the image file. instance prompt: the text of instance_prompt."
+            "random each time. filename: the name of the image file, with spaces for underscores and without a counter "
+            "at its end: _001, -3 or (2) is cut, the number in Porsche 911 is not. instance prompt: the text of "
+            "instance_prompt."
         ),
     ] = "textfile"
     instance_prompt: Annotated[
@@ -75,7 +77,8 @@ class FolderConfig:
         bool,
         Doc(
             "Crop images to the aspect ratio of their bucket. Off: resize the whole image to the bucket, which "
-            "slightly distorts it."
+            "slightly distorts it. Images that it would distort by more than 25 %, such as panoramas, are cropped "
+            "nevertheless, and counted."
         ),
     ] = True
     crop_style: Annotated[
@@ -124,8 +127,9 @@ class FolderConfig:
         Range(0, 64),
         Advanced(),
         Doc(
-            "Tag shuffling: add this many shuffled versions of the comma-separated tags to each caption; one version "
-            "is picked at random each time. The trigger stays in front. Every version is encoded and cached. 0: off."
+            "Tag shuffling: number of orders of the comma-separated tags of each caption, the written order included; "
+            "one of them is picked at random each time. The trigger stays in front. Every order is encoded and "
+            "cached. 0 or 1: as written."
         ),
     ] = 0
     kept_tags: Annotated[
@@ -177,11 +181,12 @@ class FolderConfig:
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
         problems = []
-        if self.kept_tags and not self.tag_orders:
+        if self.kept_tags and self.tag_orders < 2:
             problems.append(
                 Problem(
                     "kept_tags",
-                    f"is {self.kept_tags}, but tag_orders is 0, so no tags are shuffled; set tag_orders, or use 0",
+                    f"is {self.kept_tags}, but tag_orders is {self.tag_orders}, so no tags are shuffled; set tag_orders to 2 or "
+                    "more, or use 0",
                 )
             )
         if self.unmasked_weight and not self.masks.strip():

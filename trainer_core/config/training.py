@@ -133,7 +133,10 @@ class TrainingConfig:
         float,
         Range(0.0, 10.0, 0.0001),
         Advanced(),
-        Doc("Decoupled weight decay: every step shrinks each weight by learning rate x this value."),
+        Doc(
+            "Decoupled weight decay: every step shrinks each weight by learning rate x this value. Weights that hold "
+            "parts of the base model are not decayed: magnitudes of dora, and matrices of init pissa, olora and loftq."
+        ),
     ] = 0.01
     max_grad_norm: Annotated[
         float, Range(0.0, 1000.0, 0.01), Advanced(), Doc("Clip the gradient to this norm. 0: no clipping.")

@@ -13,6 +13,7 @@ from ..seeds import generator
 
 FINE_STEP, USUAL_STEP, SMALL_EDGE = 16, 64, 256
 MAX_ASPECT = 4.0  # buckets from 1:4 to 4:1
+MAX_DISTORTION = 1.25  # factor by which an image's aspect ratio may change without a crop
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ def _buckets(edge: float, step: int) -> tuple[tuple[int, int], ...]:
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:
     """Return how an image of (width, height) is resized and cropped.
 
-    A random crop is chosen once per image, by (seed, key), because its latent is cached.
+    A random crop is chosen once per image, by (seed, key), because its latent is cached. Without a crop, the whole image
+    is resized to its bucket, unless that would distort it too much.
     """
     bucket = bucket_of(width, height, config)
-    if not config.crop:
+    if not config.crop and not is_distorted(width, height, bucket):
         return Placement(bucket, bucket, (0, 0))
     scale = max(bucket[0] / width, bucket[1] / height)
     resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
@@ -101,3 +103,9 @@ def place(width: int, height: int, config: FolderConfig, seed: int, key: str) ->
     draw = generator(seed, "crop", key)
     left, top = (int(torch.randint(room + 1, (), generator=draw).item()) for room in spare)
     return Placement(bucket, resize, (left, top))
+
+
+def is_distorted(width: int, height: int, bucket: tuple[int, int]) -> bool:
+    """Return whether resizing a whole image to the bucket would change its aspect ratio by more than the bound."""
+    factor = width * bucket[1] / (height * bucket[0])
+    return max(factor, 1 / factor) > MAX_DISTORTION

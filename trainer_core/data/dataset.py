@@ -15,7 +15,7 @@ from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
 from ..registry import load
 from ..storage.atomic import sha256_texts
-from .buckets import place
+from .buckets import MAX_DISTORTION, place
 from .captions import captions_of
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
@@ -239,6 +239,8 @@ def _make_report(
     rows = columns(samples)
     resized = (rows["resize"] != rows["size"]).any(axis=1)
     enlarged: Any = (rows["resize"] > rows["size"]).any(axis=1)
+    cropped: Any = (rows["bucket"] != rows["resize"]).any(axis=1)
+    whole = np.array([not part.crop for part in config.parts])[rows["part"]]
     duplicates: Any = _has_duplicate(rows["sha256"])
     sizes, counts = np.unique(rows["bucket"], axis=0, return_counts=True)
     buckets = {f"{width}x{height}": int(count) for (width, height), count in zip(sizes.tolist(), counts, strict=True)}
@@ -249,7 +251,9 @@ def _make_report(
         "resized": int(resized.sum()),
         "enlarged": _paths(samples, enlarged),
         "num_enlarged": int(enlarged.sum()),
-        "cropped": int((rows["bucket"] != rows["resize"]).any(axis=1).sum()),
+        "cropped": int(cropped.sum()),
+        "cropped_despite_off": _paths(samples, cropped & whole),
+        "num_cropped_despite_off": int((cropped & whole).sum()),
         "duplicates": _paths(samples, duplicates),
         "num_duplicates": int(duplicates.sum()),
         "buckets": dict(sorted(buckets.items())),
@@ -295,6 +299,15 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
             Notice(
                 f"{report['num_enlarged']} images are smaller than their bucket and are upscaled; "
                 "set min_size to skip them",
+                "warning",
+            )
+        )
+    if report["cropped_despite_off"]:
+        host.emit(
+            Notice(
+                f"{report['num_cropped_despite_off']} images are cropped although crop is off, because resizing them to "
+                f"their bucket would distort them by more than {MAX_DISTORTION - 1:.0%}, for example "
+                f"{report['cropped_despite_off'][0]}",
                 "warning",
             )
         )

@@ -110,10 +110,20 @@ def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
 def parameter_groups(
     layers: Mapping[str, AdapterLayer], rates: Mapping[str, float]
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """Return the optimizer's input: the parameters or, if some factors are not 1, groups with an `lr_scale` each."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """Return the optimizer's input: the parameters, or groups where the learning rate or the weight decay differs.
+
+    A group has an `lr_scale`. Groups of parameters that hold parts of the base have a `weight_decay` of 0.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, layer in layers.items():
-        groups.setdefault(rates.get(name, 1.0), []).extend(parameter for _, parameter in layer.trainable())
-    if groups.keys() == {1.0}:
-        return groups[1.0]
-    return [{"params": params, "lr_scale": factor, "name": f"x {factor:g}"} for factor, params in groups.items()]
+        undecayed, rate = layer.parts_of_base(), rates.get(name, 1.0)
+        for part, parameter in layer.trainable():
+            groups.setdefault((rate, part not in undecayed), []).append(parameter)
+    if groups.keys() == {(1.0, True)}:
+        return groups[1.0, True]
+    return [_group(params, *key) for key, params in groups.items()]
+
+
+def _group(params: list[nn.Parameter], factor: float, is_decayed: bool) -> dict[str, Any]:
+    group = {"params": params, "lr_scale": factor, "name": f"x {factor:g}"}
+    return group if is_decayed else {**group, "name": f"x {factor:g}, no decay", "weight_decay": 0.0}

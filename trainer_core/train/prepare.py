@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..config.model import AUTO
 from ..config.request import TrainRequest
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
+from ..data.sample_table import Captions
 from ..devices import pick_device
 from ..errors import UserError
 from ..host import Host, Notice, collect
@@ -26,10 +28,12 @@ from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
+from ..setup.caption_check import unknown_texts
 from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
+from ..validation.sample_images import prompts_of
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ def check_run(
 
 def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
-    request, family, index = checked.request, checked.family, checked.index
-    identities = weight_identities(request, family)
+    request, family = checked.request, checked.family
+    identities = weight_identities(request, family)  # downloads the tokenizer, if it is on the Hub
+    index = _count_unknown(checked.index, request, host)
     digest = run_digest(request, index, identities)
     folder = layout.run_folder(host.paths.output, request.training.name, digest)
     manifest = RunManifest(settings_of(request), identities, index.samples, index.masks.samples if index.masks else ())
@@ -130,6 +135,16 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     for text in [*hints, *([warning] if warning else [])]:
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
+
+
+def _count_unknown(index: Index, request: TrainRequest, host: Host) -> Index:
+    """Report captions and prompts with characters that the text encoder can't read."""
+    captions = unknown_texts(chain.from_iterable(Captions(index.samples)), request.model)
+    prompts = unknown_texts(prompts_of(request.validation), request.model) if request.validation else None
+    for unknown, what in ((captions, "captions"), (prompts, "prompts")):
+        if unknown:
+            host.emit(Notice(unknown.describe(what), "warning"))
+    return replace(index, report={**index.report, "unknown_captions": captions.as_json()}) if captions else index
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:

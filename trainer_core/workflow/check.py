@@ -16,10 +16,15 @@ from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
 NUM_SHOWN = 5  # names in an error message
 
 
-def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
+def check(
+    graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host, warnings: list[str] | None = None
+) -> list[Problem]:
     """Return all problems, in the order in which the nodes would run; an empty list means that the run can start.
 
     Light nodes are executed, so that a missing folder, for example, is found here. Heavy nodes run their preflight.
+
+    Args:
+        warnings: receives what the nodes' review finds, which is no problem. None: the nodes are not reviewed.
     """
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
@@ -47,7 +52,10 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
             if result is not None and is_sound:
                 values[node_id] = result  # type: ignore[assignment]
         elif spec.preflight and not faults and _has_inputs(spec, node, resolved):
-            faults.extend(spec.preflight(_without_pending(draft.inputs), host))
+            inputs = _without_pending(draft.inputs)
+            faults.extend(spec.preflight(inputs, host))
+            if warnings is not None and spec.review and not faults:
+                warnings += (f"node {node.id} ({node.type}): {text}" for text in spec.review(inputs, host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 

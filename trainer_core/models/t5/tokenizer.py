@@ -32,10 +32,8 @@ def find_tokenizer(model: ModelConfig) -> Path:
     Raises:
         UserError: It was not found. The message says which files are needed and where.
     """
-    for folder in _folders(model):
-        for name in NAMES:
-            if (folder / name).is_file():
-                return folder / name
+    if path := find_local_tokenizer(model):
+        return path
     folder_name = model.folders.get("tokenizer", "tokenizer")
     if model.repo and not is_local(model.repo) and not is_offline():
         folder = download(model.repo, folder_name)
@@ -48,6 +46,12 @@ def find_tokenizer(model: ModelConfig) -> Path:
         "T5's tokenizer was not found; put tokenizer.json or spiece.model (from the model's repository, folder "
         f"`{folder_name}`) into {beside / folder_name}",
     )
+
+
+def find_local_tokenizer(model: ModelConfig) -> Path | None:
+    """Return the tokenizer if it is on this machine. Never uses the network."""
+    files = (folder / name for folder in _folders(model) for name in NAMES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _folders(model: ModelConfig) -> Iterator[Path]:
