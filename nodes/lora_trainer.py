@@ -75,10 +75,10 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about the captions, which are all read."""
-    from ..trainer_core.setup.caption_check import describe_captions
+    """Return warnings about the dataset's files and captions, which are all read."""
+    from ..trainer_core.setup.caption_check import describe_dataset
 
-    return describe_captions(request_of(inputs))
+    return describe_dataset(request_of(inputs))
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from .flux import FLAVOURS, FOLDERS, FluxOptions
 
 LEVELS = names("quantization")
 AUTO = "auto"  # only for the base model: the planner chooses the level
+T5_TOKENS = 512  # of Chroma's texts; as in models/t5/text_encoder.py, which imports torch
 PRODUCTS = ("exact", *names("products"))
 CHROMA_REPOS = {
     "hd": "lodestones/Chroma1-HD",
@@ -132,6 +133,11 @@ class ModelConfig:
     def folders(self) -> Mapping[str, str]:
         """Map of part to its folder in a diffusers repository, for parts whose folder has another name."""
         return FOLDERS if self.flux else {}
+
+    @property
+    def text_tokens(self) -> int:
+        """Length to which texts are cut, in tokens of T5 with the end token."""
+        return self.flux.max_tokens if self.flux else T5_TOKENS
 
     @property
     def takes_references(self) -> bool:

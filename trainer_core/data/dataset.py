@@ -19,7 +19,7 @@ from .buckets import MAX_DISTORTION, place
 from .captions import captions_of
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
-from .source.backend import MAX_LISTED, Backend, Entry, printable
+from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable
 from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
 from .source.text_encoding import WESTERN, UnreadableText
@@ -162,20 +162,6 @@ class _Skips:
         for location, reason in backend.left_out.unreadable:
             self.add(settings, location, Path(location).name, reason)
         self.count += backend.left_out.num_unreadable - len(backend.left_out.unreadable)
-
-
-def left_out_report(backends: Sequence[Backend]) -> list[dict[str, Any]]:
-    """Return what is no part of the dataset though it lies in its folders: why, how many images, and one of them."""
-    return [
-        {"what": what, "images": backend.left_out.num_by_rule[what], "example": example}
-        for backend in backends
-        for what, example in backend.left_out.by_rule.items()
-    ]
-
-
-def describe_left_out(entry: Mapping[str, Any]) -> str:
-    """Return an entry of `left_out_report` as a line of the log."""
-    return f"left out {entry['images']} images: {entry['what']}, such as {entry['example']}"
 
 
 def _count_encodings(backends: Sequence[Backend]) -> dict[str, int]:

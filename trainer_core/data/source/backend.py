@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 # Control characters, line separators and lone surrogates: they break a terminal, a log or its encoding.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -110,3 +110,17 @@ class Backend(Protocol):
     def path(self, name: str) -> str:
         """Return the location of the image in printable form, for messages."""
         ...
+
+
+def left_out_report(backends: Sequence[Backend]) -> list[dict[str, Any]]:
+    """Return what is no part of the dataset though it lies in its folders: why, how many images, and one of them."""
+    return [
+        {"what": what, "images": backend.left_out.num_by_rule[what], "example": example}
+        for backend in backends
+        for what, example in backend.left_out.by_rule.items()
+    ]
+
+
+def describe_left_out(entry: Mapping[str, Any]) -> str:
+    """Return an entry of `left_out_report` as a line of the log."""
+    return f"left out {entry['images']} images: {entry['what']}, such as {entry['example']}"
