@@ -62,7 +62,7 @@ def test_check_names_them_and_the_files_that_are_left_out(workshop, tmp_path):
     (tmp_path / "pictures" / "1.txt").write_bytes(bytes(range(256)))
     (tmp_path / "pictures" / "@eaDir").mkdir()
     (tmp_path / "pictures" / "@eaDir" / "t.jpg").write_bytes(b"x")
-    left_out, unreadable, binary, long = describe_dataset(replace(workshop.request(), dataset=dataset))
+    left_out, binary, unreadable, long = describe_dataset(replace(workshop.request(), dataset=dataset))
     assert left_out.startswith("left out 1 images: thumbnails of a Synology NAS")
     assert unreadable.endswith("x.heic: reading HEIC needs a package; run pip install pillow-heif, or pip install "
                                '"chroma-trainer[formats]"')  # fmt: skip

@@ -159,7 +159,7 @@ class _Skips:
 
     def add_unreadable(self, settings: FolderConfig, backend: Backend) -> None:
         """Add the files that the backend could not even list as images."""
-        for location, reason in backend.left_out.unreadable:
+        for location, reason in sorted(backend.left_out.unreadable):
             self.add(settings, location, Path(location).name, reason)
         self.count += backend.left_out.num_unreadable - len(backend.left_out.unreadable)
 

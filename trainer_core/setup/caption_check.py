@@ -35,7 +35,7 @@ def describe_dataset(request: TrainRequest) -> list[str]:
     backends: list[Backend] = []
     unknown, long = check_texts(_captions(request.dataset, backends), request.model)
     lines = [describe_left_out(entry) for entry in left_out_report(backends)]
-    unreadable = [entry for backend in backends for entry in backend.left_out.unreadable]
+    unreadable = [entry for backend in backends for entry in sorted(backend.left_out.unreadable)]
     lines += [f"can't be used: {location}: {reason}" for location, reason in unreadable[:NUM_SHOWN]]
     if len(unreadable) > NUM_SHOWN:
         lines.append(f"and {len(unreadable) - NUM_SHOWN} more that can't be used")

@@ -71,7 +71,7 @@ class LeftOut:
 
     def add_by_rule(self, location: str, reason: str, count: int = 1) -> None:
         """Add files that are no part of the dataset."""
-        self.by_rule.setdefault(reason, location)
+        self.by_rule[reason] = min(location, self.by_rule.get(reason, location))  # folders are listed in any order
         self.num_by_rule[reason] += count
 
 
