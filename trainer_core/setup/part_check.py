@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config.model import ModelConfig
 from ..errors import Problem, UserError
 from ..models.loading.header_check import part_fault
-from ..models.loading.locate import Part, folder_of_part, is_local, read_json, weight_files
+from ..models.loading.locate import Part, config_in, folder_of_part, is_local, weight_files
 
 
 def file_problems(model: ModelConfig, files: Mapping[str, tuple[str, str]], folder_field: str) -> list[Problem]:
@@ -37,7 +37,7 @@ def file_problems(model: ModelConfig, files: Mapping[str, tuple[str, str]], fold
 
 def _local_part(model: ModelConfig, part: str, single: str) -> Part | None:
     if single and Path(single).is_file():
-        return Part((Path(single),), read_json(Path(single).parent / "config.json"), is_single=True)
+        return Part((Path(single),), config_in(Path(single).parent), is_single=True)
     if single and Path(single).is_dir():
         folder = folder_of_part(Path(single), part)
     elif single or not model.repo or not is_local(model.repo):
@@ -45,4 +45,4 @@ def _local_part(model: ModelConfig, part: str, single: str) -> Part | None:
     else:
         folder = Path(model.repo) / model.folders.get(part, part)
     files = weight_files(folder, model.dtype)
-    return Part(files, read_json(folder / "config.json")) if files else None
+    return Part(files, config_in(folder)) if files else None

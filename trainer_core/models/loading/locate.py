@@ -89,7 +89,12 @@ def _locate_alone(model: ModelConfig, part: str, source: str, field: str) -> Par
         raise UserError.at(
             field, f"{folder} has no {part}: diffusers' config.json and diffusion_pytorch_model.safetensors are missing"
         )
-    return Part(files, read_json(folder / "config.json"))
+    return Part(files, config_in(folder))
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """Return the config.json in a folder; {} if there is none."""
+    return read_json(folder / "config.json")
 
 
 def folder_of_part(folder: Path, part: str) -> Path:
@@ -105,7 +110,7 @@ def is_hub_id(text: str) -> bool:
 def cached_alone(repo: str, part: str) -> Path | None:
     """Return the folder of a part in the Hub's cache, at the root of its repository or in a folder; None if absent."""
     for folder in (find_cached(repo, ""), find_cached(repo, part)):
-        if folder and "_class_name" in read_json(folder / "config.json"):
+        if folder and "_class_name" in config_in(folder):
             return folder
     return None
 
@@ -173,7 +178,7 @@ def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped:
     """Like describe, for a part whose single file is in another field. For the arguments, see locate."""
     if is_hub_id(single):
         folder = cached_alone(single, part)
-        return Part((), read_json(folder / "config.json") if folder else _config_alone(single, part)[1])
+        return Part((), config_in(folder) if folder else _config_alone(single, part)[1])
     if single or not model.repo or is_local(model.repo):
         return locate(model, part, single, field)
     folder = find_cached(model.repo, name := model.folders.get(part, part))
