@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..config.dataset import DatasetConfig
 from ..config.model import ModelConfig
@@ -18,9 +18,6 @@ from ..data.source.text_encoding import UnreadableText
 from ..models.t5.tokenizer import find_local_tokenizer, read_tokenizer
 from ..models.t5.unknown_tokens import Encoding, UnknownText, find_unknown
 from .long_texts import LongTexts, watch_lengths
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 UNKNOWN = "<unk>"
 NUM_SHOWN = 5  # files in a message
@@ -68,12 +65,9 @@ def check_texts(texts: Iterable[tuple[str, str]], model: ModelConfig) -> tuple[U
     return find_unknown(watched, encode, lambda: tokenizer().token_to_id(UNKNOWN)), long
 
 
-def _lazy_tokenizer(path: Path) -> Callable[[], Tokenizer]:
-    @cache
-    def tokenizer() -> Tokenizer:  # read only if a text needs it
-        return read_tokenizer(path)
-
-    return tokenizer
+def _lazy_tokenizer(path: Path) -> Callable[[], Any]:
+    """Return a function that returns the tokenizer, which is read only if a text needs it."""
+    return cache(lambda: read_tokenizer(path))
 
 
 def _captions(dataset: DatasetConfig, backends: list[Backend]) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,7 @@ def _transform(profile: bytes) -> tuple[Any, str] | None:
     from PIL import ImageCms
 
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = MODES[source.profile.xcolor_space.strip()]
         target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.ImageCmsTransform(
