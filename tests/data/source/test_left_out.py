@@ -68,6 +68,13 @@ def test_an_installed_plugin_is_used(pictures, used, monkeypatch):
             function.cache_clear()
 
 
+def test_avif_needs_a_newer_pillow(pictures, used, monkeypatch):
+    pictures("a.png")
+    (pictures.folder / "b.avif").write_bytes(b"x")
+    monkeypatch.setattr(formats, "_reads_avif", lambda: False)
+    assert used()[1] == {"b.avif": "reading AVIF needs Pillow 11.3 or newer; run pip install -U pillow"}
+
+
 def test_jfif_is_jpeg(pictures, used):
     pictures("a.jpg").rename(pictures.folder / "a.JFIF")
     assert used()[0] == ["a.JFIF"]

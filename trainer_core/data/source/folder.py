@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .backend import Entry, LeftOut, printable, stem
 from .file_list import Entries
-from .formats import SUFFIXES, readable_suffixes, why_unreadable
+from .formats import AVIF, SUFFIXES, is_readable, readable_suffixes, why_unreadable
 from .text_encoding import MAX_BYTES, UnreadableText, decode_regional, decode_unicode, encoding_of
 
 # Folders that systems, NAS and other tools add: name in lower case -> what is in it.
@@ -125,7 +125,7 @@ class Rules:
         if entry.is_dir():
             return f"{entry.name}/" if self._is_searched(entry) else ""
         suffix = suffix.lower()
-        if suffix not in self.suffixes:
+        if suffix not in self.suffixes or (suffix == AVIF and not is_readable(suffix)):
             self._note_unreadable(entry, why_unreadable(suffix))
             return ""
         if self.only_masks and not MASK_LABEL.search(name):

@@ -11,6 +11,7 @@ from functools import cache
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 )
+AVIF = ".avif"
 EXTRA = "formats"  # the extra of pyproject.toml that installs all plugins
 
 
@@ -57,14 +58,21 @@ FOREIGN = {
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """Return the endings of the files that can be read here: Pillow's own, and those of the installed plugins."""
-    plugins = (plugin.suffixes for plugin in PLUGINS if plugin.is_installed)
-    return SUFFIXES.union(*plugins) - (frozenset() if _reads_avif() else {".avif"})
+    """Return the endings of the files that can be read here: Pillow's own, and those of the installed plugins.
+
+    Older versions of Pillow can't read .avif, see is_readable.
+    """
+    return SUFFIXES.union(*(plugin.suffixes for plugin in PLUGINS if plugin.is_installed))
+
+
+def is_readable(suffix: str) -> bool:
+    """Return whether files with this ending, in lower case, can be read here."""
+    return suffix in readable_suffixes() and (suffix != AVIF or _reads_avif())
 
 
 def why_unreadable(suffix: str) -> str:
     """Return why a file with this ending, in lower case, can't be read here and what to do; "" if it is no image."""
-    if suffix in readable_suffixes():
+    if is_readable(suffix):
         return ""
     for plugin in PLUGINS:
         if suffix in plugin.suffixes:
@@ -72,7 +80,7 @@ def why_unreadable(suffix: str) -> str:
                 f"reading {plugin.format} needs a package; run pip install {plugin.package}, "
                 f'or pip install "chroma-trainer[{EXTRA}]"'
             )
-    if suffix == ".avif":
+    if suffix == AVIF:
         return "reading AVIF needs Pillow 11.3 or newer; run pip install -U pillow"
     return f"it is {FOREIGN[suffix]}, which can't be read; save it as PNG" if suffix in FOREIGN else ""
 
@@ -89,6 +97,6 @@ def register_plugins() -> None:
 
 @cache
 def _reads_avif() -> bool:
-    from PIL import features
+    from PIL import features  # here, because checks of a workflow do without Pillow
 
     return bool(features.check("avif")) if "avif" in features.modules else False
