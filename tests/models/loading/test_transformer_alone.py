@@ -80,6 +80,11 @@ def test_a_folder_without_a_transformer(tiny_model, tmp_path):
     assert problem.field == "transformer_file" and "has no transformer" in problem.message
 
 
+def test_a_transformer_given_as_the_whole_model(tiny_model, tiny_chroma):
+    (first, *_) = FAMILY.problems(replace(tiny_model, repo=str(tiny_chroma / "transformer")))
+    assert first.message.endswith("this one holds a transformer alone: choose it as diffusion_model")
+
+
 @pytest.mark.parametrize("kind", ["diffusion_models", "diffusers"])
 def test_the_node_takes_folders_of_both_kinds(tiny_chroma, tmp_path, kind):
     shutil.copytree(tiny_chroma / "transformer", tmp_path / kind / "dev2pro")

@@ -210,7 +210,10 @@ def find_folder(model: ModelConfig, part: str) -> Path:
     if is_local(model.repo):
         folder = Path(model.repo) / name
         if not folder.is_dir():
-            raise UserError.at("repo", f"{model.repo} has no folder {name!r}; it must be a diffusers folder")
+            is_alone = str(config_in(Path(model.repo)).get("_class_name", "")).endswith("Transformer2DModel")
+            hint = " that holds all parts; this one holds a transformer alone: choose it as diffusion_model"
+            message = f"{model.repo} has no folder {name!r}; it must be a diffusers folder{hint if is_alone else ''}"
+            raise UserError.at("repo", message)
         return folder
     return download(model.repo, name)
 
