@@ -44,7 +44,7 @@ def finder(host: Host, problems: list[Problem]) -> Callable[..., str]:
 
 
 def find_transformer(host: Host, problems: list[Problem], name: str) -> str:
-    """Return the source of a transformer: the absolute path of a file or diffusers folder, or a Hugging Face repository.
+    """Return the source of a transformer: absolute path of a file or diffusers folder, or a Hugging Face repository.
 
     If there is none, it adds a problem to the list and returns "".
     """

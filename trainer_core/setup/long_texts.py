@@ -41,8 +41,8 @@ class LongTexts:
             return ""
         more = ", ..." if len(self.names) > NUM_SHOWN else ""
         return (
-            f"{what} longer than the {self.limit} tokens that the text encoder takes: {self.count}; what is beyond is cut "
-            f"off. The longest has {self.longest} tokens. {', '.join(self.names[:NUM_SHOWN])}{more}"
+            f"{what} longer than the {self.limit} tokens that the text encoder takes: {self.count}; what is beyond is "
+            f"cut off. The longest has {self.longest} tokens. {', '.join(self.names[:NUM_SHOWN])}{more}"
         )
 
     def as_json(self) -> dict[str, Any]:

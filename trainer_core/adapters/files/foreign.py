@@ -1,4 +1,4 @@
-"""What other programs store in adapter files beside the transformer's updates: scales in the header, other parts' keys."""
+"""What other programs store in adapter files beside the updates: scales in the header, keys of other parts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def without_wrappers(name: str) -> str:
 
 
 def peft_config(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the transformer's peft config: from the header as diffusers writes it, or from the file beside; {} if none.
+    """Return the transformer's peft config, from the header as diffusers writes it or from the file beside; {} if none.
 
     Raises:
         UserError: It is damaged.

@@ -56,7 +56,10 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("a CLIP text encoder", r"embeddings\.token_embedding\.|transformer\.resblocks\.0\."),
     ("a language model (such as Qwen, Gemma, Llama or Mistral)", r"(^|\.)layers\.0\.self_attn\.q_proj\."),
     ("a tiny VAE for previews (TAESD)", r"(^|\.)taesd_|^(decoder|encoder)\.layers\.\d|^(decoder\.)?\d+\.conv\.0\."),
-    ("a VAE of a video model (such as Wan or Qwen-Image)", r"(^|\.)decoder\.(middle\.0\.residual|mid_block\.resnets\.0\.conv1\.conv)"),
+    (
+        "a VAE of a video model (such as Wan or Qwen-Image)",
+        r"(^|\.)decoder\.(middle\.0\.residual|mid_block\.resnets\.0\.conv1\.conv)",
+    ),
     ("a VAE", r"(^|\.)decoder\.conv_in\."),
     ("an upscaler", r"(^|\.)(RRDB|body\.0\.rdb1|conv_first)"),
 )  # fmt: skip
