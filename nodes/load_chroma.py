@@ -8,8 +8,9 @@ from typing import Annotated
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import ASSETS, Host
+from ..trainer_core.setup.part_check import file_problems
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Text
-from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
+from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, find_transformer, finder
 
 REPOS = {"nano": str(ASSETS / "chroma-nano"), **CHROMA_REPOS}
 
@@ -36,7 +37,8 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled). If "
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled), or from a "
+            "diffusers folder that holds a transformer; headless also from a Hugging Face repository (owner/name). If "
             "diffusion_model, text_encoder and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
@@ -49,7 +51,7 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     """Return the chosen model, with absolute paths of its files.
 
     Raises:
-        UserError: a file or folder does not exist.
+        UserError: a file or folder does not exist, or is not the part that it should be.
     """
     problems: list[Problem] = []
     find = finder(host, problems)
@@ -57,12 +59,17 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
         family="chroma",
         flavour=inputs.flavour,
         repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else REPOS[inputs.flavour],
-        transformer_file=find("diffusion_models", inputs.diffusion_model, "diffusion_model"),
+        transformer_file=find_transformer(host, problems, inputs.diffusion_model),
         text_encoder_file=find("text_encoders", inputs.text_encoder, "text_encoder"),
         vae_file=find("vae", inputs.vae, "vae"),
         dtype=inputs.dtype,
     )
-    if problems:
+    files = {
+        "transformer": (model.transformer_file, "diffusion_model"),
+        "text_encoder": (model.text_encoder_file, "text_encoder"),
+        "vae": (model.vae_file, "vae"),
+    }
+    if problems or (problems := file_problems(model, files, "folder")):
         raise UserError(problems)
     return (model,)
 

@@ -18,8 +18,9 @@ from ..trainer_core.config.flux import (
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host
+from ..trainer_core.setup.part_check import file_problems
 from ..trainer_core.spec import Advanced, Choice, Doc, Initial, ModelFile, NodeSpec, Range, Text
-from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, finder
+from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, find_transformer, finder
 
 BY_FLAVOUR = "by flavour"
 NO_ASSISTANT = "none"
@@ -49,7 +50,8 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled). If "
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled), or from a "
+            "diffusers folder that holds a transformer; headless also from a Hugging Face repository (owner/name). If "
             "diffusion_model, t5, clip and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
@@ -129,7 +131,7 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
     """Return the chosen model, with absolute paths of its files.
 
     Raises:
-        UserError: a file or folder does not exist.
+        UserError: a file or folder does not exist, or is not the part that it should be.
     """
     problems: list[Problem] = []
     find = finder(host, problems)
@@ -138,7 +140,7 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
         family="flux",
         flavour=inputs.flavour,
         repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else rules.repo,
-        transformer_file=find("diffusion_models", inputs.diffusion_model, "diffusion_model"),
+        transformer_file=find_transformer(host, problems, inputs.diffusion_model),
         text_encoder_file=find("text_encoders", inputs.t5, "t5"),
         vae_file=find("vae", inputs.vae, "vae"),
         dtype=inputs.dtype,
@@ -155,7 +157,14 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
             t5_padding=inputs.t5_padding,
         ),
     )
-    if problems:
+    assert model.flux is not None
+    files = {
+        "transformer": (model.transformer_file, "diffusion_model"),
+        "text_encoder": (model.text_encoder_file, "t5"),
+        "clip": (model.flux.clip_file, "clip"),
+        "vae": (model.vae_file, "vae"),
+    }
+    if problems or (problems := file_problems(model, files, "folder")):
         raise UserError(problems)
     return (model,)
 

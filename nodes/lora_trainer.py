@@ -77,11 +77,11 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about the model and the captions, which are all read."""
-    from ..trainer_core.setup.caption_check import describe_captions
+    """Return warnings about the model, the dataset's files and captions, which are all read."""
+    from ..trainer_core.setup.caption_check import describe_dataset
 
     request = request_of(inputs)
-    return [*filter(None, [request.model.training_hint]), *describe_captions(request)]
+    return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host, collect
+from ..trainer_core.models.loading.locate import is_hub_id
 from ..trainer_core.spec import Choice, Doc, ModelFile, Output
 
 OWN_PART = "from flavour"  # the option that selects no file
@@ -40,3 +41,21 @@ def finder(host: Host, problems: list[Problem]) -> Callable[..., str]:
         return str(path) if path else ""
 
     return find
+
+
+def find_transformer(host: Host, problems: list[Problem], name: str) -> str:
+    """Return the source of a transformer: absolute path of a file or diffusers folder, or a Hugging Face repository.
+
+    If there is none, it adds a problem to the list and returns "".
+    """
+    field = "diffusion_model"
+    if name == OWN_PART:
+        return ""
+    own_problems: list[Problem] = []
+    for kind in ("diffusion_models", "diffusers"):
+        if path := collect(own_problems, host.paths.find_model, kind, name, field):
+            return str(path)
+    if is_hub_id(name):
+        return name
+    problems.append(own_problems[0])
+    return ""

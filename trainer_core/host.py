@@ -208,6 +208,18 @@ class Paths:
         }
         return tuple(sorted(names))
 
+    def list_transformers(self) -> tuple[str, ...]:
+        """Return the sorted names of the diffusers folders that hold a part of a model alone, such as a transformer."""
+        names = {
+            name
+            for kind in ("diffusion_models", "diffusers")
+            for root in self.models.get(kind, ())
+            if root.is_dir()
+            for config in root.glob("*/config.json")
+            if (name := config.parent.name) and any(config.parent.glob("*.safetensors"))
+        }
+        return tuple(sorted(names))
+
     def find_model(self, kind: str, name: str, field_name: str) -> Path:
         """Return the path of a model file (or diffusers folder) by name.
 

@@ -141,6 +141,8 @@ def _convert_input(field: Field) -> io.Input:
             *field.model_file.others,
             *folder_paths.get_filename_list(field.model_file.kind),
         ]
+        if field.model_file.kind == "diffusion_models":
+            options += _paths().list_transformers()
         return io.Combo.Input(field.name, options=options, **common)
     text = field.text
     return io.String.Input(

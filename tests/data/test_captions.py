@@ -8,7 +8,6 @@ from itertools import permutations
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.data.captions import captions_of, with_trigger
-from chroma_trainer.trainer_core.data.source.folder import decode_text
 
 
 def test_a_text_file_gives_one_caption_a_line():
@@ -76,12 +75,3 @@ def test_tags_in_other_orders():
     assert captions_of("a.png", "a, b, c", FolderConfig(tag_orders=1)) == ("a, b, c",)
     assert captions_of("a.png", "a, b", FolderConfig(), seed=1) == ("a, b",)
     assert [p.field for p in FolderConfig(kept_tags=1).problems()] == ["kept_tags"]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-def test_caption_files_of_every_editor(encoding):
-    assert decode_text("ein Kätzchen, größer".encode(encoding)) == "ein Kätzchen, größer"
-
-
-def test_bytes_that_no_editor_writes_are_read_somehow():
-    assert decode_text(b"a \x81\xff cat").endswith(" cat")

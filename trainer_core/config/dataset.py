@@ -140,7 +140,8 @@ class FolderConfig:
         Text(placeholder="empty: none"),
         Advanced(),
         Doc(
-            "Folder of loss masks, outside the image folder. White areas are trained, black areas are not, gray "
+            "Folder of loss masks, outside the image folder, or the image folder itself if the masks are named like "
+            "OneTrainer's (a-masklabel.png beside a.jpg). White areas are trained, black areas are not, gray "
             "areas in proportion. Each mask has the same name and aspect ratio as its image (the file extension may "
             "differ). Images without a mask are handled by on_broken."
         ),

@@ -13,6 +13,7 @@ from .flux import ASSISTANT_FILE, ASSISTANT_REPO, ASSISTED, FLAVOURS, FOLDERS, F
 
 LEVELS = names("quantization")
 AUTO = "auto"  # only for the base model: the planner chooses the level
+T5_TOKENS = 512  # of Chroma's texts; as in models/text/t5.py, which imports torch
 PRODUCTS = ("exact", *names("products"))
 CHROMA_REPOS = {
     "hd": "lodestones/Chroma1-HD",
@@ -106,7 +107,8 @@ class ModelConfig:
         family: a name in registry.PARTS["family"].
         flavour: the variant, such as "hd"; recorded in the LoRA.
         repo: Hugging Face repository or local diffusers folder (absolute path) for every part without a file below.
-        transformer_file: single .safetensors file (absolute path), "" to use the repo.
+        transformer_file: single .safetensors file or diffusers folder (absolute path), or Hugging Face repository, of the
+            transformer alone; "" to use the repo.
         text_encoder_file: single .safetensors file (absolute path), "" to use the repo.
         vae_file: single .safetensors file (absolute path), "" to use the repo.
         dtype: "bf16", "fp16" or "fp32".
@@ -142,6 +144,11 @@ class ModelConfig:
             f"{ASSISTANT_FILE} of huggingface.co/{ASSISTANT_REPO}, put it into models/loras as "
             "flux-schnell-training-adapter.safetensors, and set assistant of LoadFlux to by flavour"
         )
+
+    @property
+    def text_tokens(self) -> int:
+        """Length to which texts are cut, in tokens of T5 with the end token."""
+        return self.flux.max_tokens if self.flux else T5_TOKENS
 
     @property
     def takes_references(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,15 @@ from .buckets import MAX_DISTORTION, place
 from .captions import captions_of
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
-from .source.backend import Backend, Entry
-from .source.folder import SUFFIXES
+from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable
+from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
+from .source.text_encoding import WESTERN, UnreadableText
 
 BACKEND = "folder"
 NUM_SHOWN = 5  # names in a log message; the report lists them all
 MAX_PROBLEMS = 20  # shown in one error
 NO_CAPTION = "its caption file"  # prefix of every reason that is about captions
-MAX_LISTED = 10_000  # names in each list of the report; the rest is only counted
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,18 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
         UserError: No image can be used, or, with on_broken "stop", any image can't be used (all of them are listed).
     """
     writer, mask_writer = TableWriter(), MaskWriter()
-    skipped: list[dict[str, str]] = []
     problems: list[Problem] = []
-    backends = []
-    num_found = num_skipped = num_unlisted = 0
+    skips = _Skips(problems)
+    backends: list[Backend] = []
+    num_found = num_converted = 0
     for part, (settings, root) in enumerate(zip(config.parts, config.roots, strict=True)):
         backend: Backend = load("backend", BACKEND)(Path(root))
         backends.append(backend)
         entries = backend.entries()
-        num_found += len(entries)
+        num_found += len(entries) + backend.left_out.num_unreadable
+        skips.add_unreadable(settings, backend)
         if not entries:
-            problems.append(
-                Problem(
-                    "dataset",
-                    f"no images in {settings.folder!r} or its subfolders; put files there that end in "
-                    f"{' '.join(sorted(SUFFIXES))}",
-                )
-            )
+            problems.append(Problem("dataset", no_images(settings.folder, FolderBackend(Path(root)))))
         opened_masks = collect(problems, open_masks, config, part, entries, host)
         mask_folder = opened_masks if isinstance(opened_masks, MaskFolder) else None
         mask_writer.begin(mask_folder)
@@ -102,37 +98,74 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
             mask, reason = mask_folder.mask_of(sample, number) if sample and mask_folder else (None, reason)
             if sample and not reason:
                 writer.append(sample)
+                num_converted += bool(scan.profile)
                 if mask:
                     mask_writer.append(mask)
                 continue
-            num_skipped += 1
-            if num_skipped <= MAX_LISTED:
-                skipped.append({"image": backend.path(entry.name), "reason": reason})
-            is_error = settings.on_broken == "stop" and not reason.startswith("its shorter edge")
-            if is_error and len(problems) >= MAX_LISTED:
-                num_unlisted += 1
-            elif is_error:
-                problems.append(
-                    Problem(settings.folder, f"{entry.name}: {reason}; fix or remove it, or set on_broken to skip")
-                )
+            skips.add(settings, backend.path(entry.name), printable(entry.name), reason)
     samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
-        reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skipped[:NUM_SHOWN])
-        more = f"; and {num_skipped - NUM_SHOWN} more" if num_skipped > NUM_SHOWN else ""
+        reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skips.listed[:NUM_SHOWN])
+        more = f"; and {skips.count - NUM_SHOWN} more" if skips.count > NUM_SHOWN else ""
         problems.append(
             Problem(
-                "dataset", f"none of {num_found} images can be used: {reasons}{more}{_suggest_caption_fix(skipped)}"
+                "dataset",
+                f"none of {num_found} images can be used: {reasons}{more}{_suggest_caption_fix(skips.listed)}",
             )
         )
     if problems:
-        raise UserError(_truncate_problems(problems, num_unlisted))
-    report = _make_report(samples, skipped, num_found, config) | {"num_skipped": num_skipped}
+        raise UserError(_truncate_problems(problems, skips.num_unlisted))
+    report = _make_report(samples, skips.listed, num_found, config) | {"num_skipped": skips.count}
+    report["color_converted"] = num_converted
+    report["left_out"], report["caption_encodings"] = left_out_report(backends), _count_encodings(backends)
     masks = mask_writer.finish()
     if masks:
         report["masks"] = len(masks.samples)
-    _log_report(report, skipped, host)
+    _log_report(report, skips.listed, host)
     digest = _digest(samples, config)
     return Index(samples, masks.digest(digest) if masks else digest, report, tuple(backends), masks)
+
+
+class _Skips:
+    """The images that are not used, with their reasons.
+
+    Args:
+        problems: Receives a problem for each one of a folder with on_broken "stop".
+    """
+
+    def __init__(self, problems: list[Problem]):
+        self.listed: list[dict[str, str]] = []
+        self.count = self.num_unlisted = 0  # num_unlisted: problems beyond those that are listed
+        self._problems = problems
+
+    def add(self, settings: FolderConfig, location: str, name: str, reason: str) -> None:
+        """Add an image.
+
+        Args:
+            settings: Those of its folder.
+            location: Where it is, for the report.
+            name: Its name in the folder.
+            reason: Why it is not used.
+        """
+        self.count += 1
+        if self.count <= MAX_LISTED:
+            self.listed.append({"image": location, "reason": reason})
+        is_error = settings.on_broken == "stop" and not reason.startswith("its shorter edge")
+        if is_error and len(self._problems) >= MAX_LISTED:
+            self.num_unlisted += 1
+        elif is_error:
+            text = f"{name}: {reason}; fix or remove it, or set on_broken to skip"
+            self._problems.append(Problem(settings.folder, text))
+
+    def add_unreadable(self, settings: FolderConfig, backend: Backend) -> None:
+        """Add the files that the backend could not even list as images."""
+        for location, reason in sorted(backend.left_out.unreadable):
+            self.add(settings, location, Path(location).name, reason)
+        self.count += backend.left_out.num_unreadable - len(backend.left_out.unreadable)
+
+
+def _count_encodings(backends: Sequence[Backend]) -> dict[str, int]:
+    return dict(sorted(sum((backend.encodings for backend in backends), Counter[str]()).items()))
 
 
 def _truncate_problems(problems: list[Problem], num_unlisted: int) -> list[Problem]:
@@ -164,15 +197,20 @@ def _make_sample(
         text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
     except OSError as error:
         return None, f"{NO_CAPTION} can't be read ({error.strerror or error})"
+    except UnreadableText as error:
+        return None, f"{NO_CAPTION} {Path(printable(entry.name)).with_suffix('.txt').name} {error}"
+    if settings.captions == "filename" and printable(entry.name) != entry.name:
+        return None, "its name is its caption, and is not UTF-8 or has control characters; rename it"
     captions = captions_of(entry.name, text, settings, seed)
     if not captions:
         what = "is empty" if text is not None else "is missing"
-        return None, f"{NO_CAPTION} {Path(entry.name).with_suffix('.txt').name} {what}"
+        return None, f"{NO_CAPTION} {Path(printable(entry.name)).with_suffix('.txt').name} {what}"
     key = f"{part}/{entry.name}"
     placement = place(scan.width, scan.height, settings, seed, key)
     return Sample(
-        key, entry.name, backend.path(entry.name), scan.sha256, captions, (scan.width, scan.height), placement, part
-    ), ""
+        key, entry.name, backend.path(entry.name), scan.pixels_sha256, captions, (scan.width, scan.height), placement,
+        part,
+    ), ""  # fmt: skip
 
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
@@ -230,6 +268,13 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
     )
     if "masks" in report:
         host.emit(Notice(f"{report['masks']} of them have a mask that weights the loss"))
+    if report["color_converted"]:
+        text = f"{report['color_converted']} images have another color profile and are converted to sRGB"
+        host.emit(Notice(text))
+    if report["caption_encodings"]:
+        host.emit(Notice(_describe_encodings(report["caption_encodings"]), "warning"))
+    for left_out in report["left_out"]:
+        host.emit(Notice(describe_left_out(left_out), "warning"))
     for entry in skipped[:NUM_SHOWN]:
         host.emit(Notice(f"skipped {entry['image']}: {entry['reason']}", "warning"))
     if report["num_skipped"] > NUM_SHOWN:
@@ -260,3 +305,9 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
                 "warning",
             )
         )
+
+
+def _describe_encodings(counts: Mapping[str, int]) -> str:
+    names = {WESTERN: "Windows-1252", "gb18030": "GBK", "cp932": "Shift-JIS"}
+    parts = ", ".join(f"{count} as {names.get(name, name)}" for name, count in counts.items())
+    return f"captions that are not UTF-8 are read in the encoding that they appear to have: {parts}; check crops.png"

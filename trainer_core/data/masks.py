@@ -14,8 +14,8 @@ from ..host import Host
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
 from .sample_table import Sample, TableWriter
-from .source.backend import Entry, stem
-from .source.folder import FolderBackend
+from .source.backend import Entry, printable, stem
+from .source.folder import MASK_LABEL, FolderBackend
 from .source.scan import scans
 
 FIELD = "masks"
@@ -85,15 +85,16 @@ class MaskFolder:
         if number < 0:
             return None, f"it has no mask with the same name in {self.name!r}"
         name = self._entries[number].name
+        shown = printable(name)
         if number in self._faults:
-            return None, f"its mask {name}: {self._faults[number]}"
+            return None, f"its mask {shown}: {self._faults[number]}"
         digest, size = self._rows[number]["sha256"].tobytes().hex(), tuple(self._rows[number]["size"].tolist())
         if not is_same_shape(size, sample.size):
             shapes = (
                 f"{size[0]} x {size[1]} pixels, which is not the aspect ratio of its image, "
                 f"{sample.size[0]} x {sample.size[1]}"
             )
-            return None, f"its mask {name} has {shapes}"
+            return None, f"its mask {shown} has {shapes}"
         path = self.backend.path(name)
         return Sample(sample.key, sample.name, path, digest, (name,), size, sample.placement, sample.part), ""
 
@@ -130,15 +131,17 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     if not root:
         return None
     name, folder = config.parts[part].masks, config.parts[part].folder
+    is_beside = Path(root).resolve() == Path(config.roots[part]).resolve()  # a-masklabel.png beside a.jpg
+    backend = FolderBackend(Path(root), only_masks=is_beside)
+    entries = backend.entries()
     for settings, other in zip(config.parts, config.roots, strict=True):
-        if Path(root).resolve().is_relative_to(Path(other).resolve()):
+        if Path(root).resolve().is_relative_to(Path(other).resolve()) and not (is_beside and len(entries)):
             message = (
                 f"{name!r} is inside the image folder {settings.folder!r}, so masks would be trained on as images; "
-                "move it somewhere else"
+                "move it somewhere else, or name the masks like OneTrainer's, a-masklabel.png beside a.jpg, and set "
+                "masks to the image folder itself"
             )
             raise UserError([Problem(FIELD, message)])
-    backend = FolderBackend(Path(root))
-    entries = backend.entries()
     if not len(entries):
         raise UserError(
             [
@@ -151,15 +154,15 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     stems = _stems(entries)
     firsts = first_of_each(stems)
     if len(firsts) < len(entries):
-        duplicate = entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name
+        duplicate = printable(entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name)
         raise UserError(
-            [Problem(FIELD, f"{name!r} has two masks named {stem(duplicate)}, one of them {duplicate}; remove one")]
+            [Problem(FIELD, f"{name!r} has two masks named {_stem(duplicate)}, one of them {duplicate}; remove one")]
         )
     table = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
     rows = table.find(_stems(images))
     numbers = np.where(rows >= 0, table.values[rows], np.int32(-1))
     if len(images) and numbers.max() < 0:
-        image = images[0].name
+        image = printable(images[0].name)
         message = (
             f"none of the {len(entries)} masks in {name!r} has the name of an image in {folder!r}; name the mask of "
             f"{image}, for example, {stem(image)}.png"
@@ -175,4 +178,8 @@ def is_same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
 
 
 def _stems(entries: Sequence[Entry]) -> np.ndarray:
-    return digests(stem(entry.name) for entry in entries)
+    return digests(_stem(entry.name) for entry in entries)
+
+
+def _stem(name: str) -> str:
+    return MASK_LABEL.sub("", stem(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from .cache.latents import LatentCache
 from .dataset import Index
 from .degradation import degrade
 from .sample_table import Sample, SampleTable, TableWriter
-from .source.backend import Backend, Entry, stem
-from .source.decode import BrokenImage, decode
+from .source.backend import Backend, Entry, printable, stem
+from .source.decode import BrokenImage
 from .source.folder import FolderBackend
-from .source.integrity import upright_size
+from .source.scan import scan_bytes
 
 FIELD = "references"
 NUM_SHOWN = 5  # names in an error message
@@ -111,12 +110,12 @@ def find_references(index: Index, config: DatasetConfig) -> References:
             continue
         name = names[sample.part].get(stem(sample.name))
         if name is None:
-            faults.append(f"{sample.name} (no file with that name)")
+            faults.append(f"{printable(sample.name)} (no file with that name)")
             continue
         try:
             table.append(_place_reference(sample, name, backends[sample.part]))
         except (OSError, BrokenImage) as error:
-            faults.append(f"{name} ({error})")
+            faults.append(f"{printable(name)} ({error})")
     if faults:
         more = f" and {len(faults) - NUM_SHOWN} more" if len(faults) > NUM_SHOWN else ""
         message = (
@@ -144,15 +143,15 @@ def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) ->
 
 def _place_reference(sample: Sample, name: str, backend: Backend) -> Sample:
     """Return the sample of a reference file, placed in its target's bucket."""
-    raw = backend.read(name)
-    width, height = upright_size(raw) or decode(raw).size
+    scan = scan_bytes(backend.read(name))
+    width, height = scan.width, scan.height
     bucket = sample.placement.bucket
     scale = max(bucket[0] / width, bucket[1] / height)
     resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
     crop = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
-    digest = hashlib.sha256(raw).hexdigest()
     placed = Placement(bucket, resize, crop)
-    return replace(sample, name=name, path=backend.path(name), sha256=digest, size=(width, height), placement=placed)
+    path, digest = backend.path(name), scan.pixels_sha256
+    return replace(sample, name=name, path=path, sha256=digest, size=(width, height), placement=placed)
 
 
 def _index_by_stem(entries: Iterable[Entry]) -> dict[str, str]:

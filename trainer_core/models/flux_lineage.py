@@ -15,7 +15,18 @@ from ..errors import Problem, UserError
 from ..host import collect
 from .family import Convert
 from .latent_packing import image_ids
-from .loading.locate import RELEASED, SINGLE_FILES, Part, find_cached, find_part, is_local, is_offline
+from .loading.header_check import part_fault
+from .loading.locate import (
+    RELEASED,
+    SINGLE_FILES,
+    Part,
+    cached_alone,
+    find_cached,
+    find_part,
+    is_hub_id,
+    is_local,
+    is_offline,
+)
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
 
 MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an ordinary dataset
@@ -65,10 +76,17 @@ class FluxLikeFamily:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
     def _check_part(self, model: ModelConfig, part: str, needs_weights: bool) -> None:
-        if not getattr(model, SINGLE_FILES[part]) and model.repo and not is_local(model.repo):
+        single = getattr(model, SINGLE_FILES[part])
+        if is_hub_id(single):
+            if cached_alone(single, part) is None:
+                check_hub(single, part, needs_weights)
+            return
+        if not single and model.repo and not is_local(model.repo):
             check_hub(model.repo, model.folders.get(part, part), needs_weights)
             return
         located = find_part(model, part)
+        if fault := part_fault(located.files, part, model.family, located.config):
+            raise UserError.at(located.files[0].name, f"{fault} ({located.files[0]})")
         kinds = {"transformer": self.transformer_kind, "text_encoder": T5, "vae": VAE}
         self.check_files(located, Weights(located.files, kinds[part]))
 

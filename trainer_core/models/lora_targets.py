@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.model import ModelConfig
 from ..storage.safetensors_header import header_of
-from .loading.locate import is_local, load_shipped_config
+from .loading.locate import cached_alone, folder_of_part, is_hub_id, is_local, load_shipped_config
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
 TEXT_ATTENTION = ("*.attn.add_q_proj", "*.attn.add_k_proj", "*.attn.add_v_proj", "*.attn.to_add_out")
@@ -79,8 +79,13 @@ class Linears:
 
     def _counts(self, model: ModelConfig) -> tuple[int, int] | None:
         try:
+            if is_hub_id(model.transformer_file):
+                folder = cached_alone(model.transformer_file, "transformer")
+                return _count_in_config(_read_config(folder / "config.json")) if folder else None
             if model.transformer_file:
                 file = Path(model.transformer_file)
+                if file.is_dir():
+                    return _count_in_config(_read_config(folder_of_part(file, "transformer") / "config.json"))
                 config = _read_config(file.parent / "config.json")
                 is_ours = config.get("_class_name") == self.class_name
                 return _count_in_config(config) if is_ours else _count_in_keys(header_of(file)[0])

@@ -55,7 +55,8 @@ class EventLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"time": round(time.time(), 3), **value}, ensure_ascii=False).encode() + b"\n")
+            text = json.dumps({"time": round(time.time(), 3), **value}, ensure_ascii=False)
+            self._file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # lone surrogates, as JSON escapes them
         except OSError as error:
             self._file.close()
             self._file, self.fault = None, error.strerror or str(error)

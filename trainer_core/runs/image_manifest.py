@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.sample_table import Sample
+from ..data.source.backend import printable
 from ..storage.atomic import replace_atomic, sha256_text
 from ..storage.digest_table import argsort_rows, digests
 from ..storage.safetensors_header import header_bytes, header_of
@@ -116,9 +117,10 @@ class ImageManifest:
         replace_atomic(path, write_to)
 
     def name(self, number: int) -> str:
-        """Return the name of a row."""
+        """Return the name of a row, in printable form."""
         begin = int(self.rows["name_end"][number - 1]) if number else 0
-        return bytes(self._names[begin : int(self.rows["name_end"][number])]).decode("utf-8", "surrogatepass")
+        raw = bytes(self._names[begin : int(self.rows["name_end"][number])])
+        return printable(raw.decode("utf-8", "surrogatepass"))
 
 
 def image_changes(before: ImageManifest, after: ImageManifest) -> list[str]:

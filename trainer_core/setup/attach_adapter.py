@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapters.block_lr import rates_of
 from ..adapters.ema import Ema
-from ..adapters.files.load import match, read_lora
+from ..adapters.files.load import match, read_lora_file
 from ..adapters.initializers import uniform
 from ..adapters.inject import inject_, set_dropout_
 from ..adapters.layer import AdapterLayer, IncompatibleUpdate, Update
@@ -42,7 +42,7 @@ def check_fit(request: TrainRequest, family: Family) -> None:
     """
     empty = family.empty_transformer(request.model)
     names = list(learning(empty, family, request))
-    updates = _file_updates(empty, request)
+    updates, _ = _file_updates(empty, request)
     config, training = request.adapter, request.training
     if updates:
         _load_updates_(inject_(empty, names, training.rank, training.alpha, config=config), updates, training.seed)
@@ -57,7 +57,7 @@ def inject_adapter_(
     """
     config, training = request.adapter, request.training
     rates = learning(transformer, family, request)
-    updates = _file_updates(transformer, request)
+    updates, left_out = _file_updates(transformer, request)
     # Memory-mapped from disk: only layers that are read take memory.
     clean = family.load_transformer(request.model) if training.init == "loftq" else None
     layers = inject_(
@@ -69,6 +69,9 @@ def inject_adapter_(
         num_new = len(layers) - len(updates)
         more = f"; {num_new} layers that are not in the file are newly initialized" if num_new else ""
         host.emit(Notice(f"training continues from {Path(config.init_lora).name}: {len(updates)} layers{more}"))
+        if left_out:
+            text = f"{Path(config.init_lora).name}: only the transformer's layers are used; left out: {left_out}"
+            host.emit(Notice(text, "warning"))
     set_dropout_(layers, config.dropout, training.seed)
     return Injected(layers, rates)
 
@@ -93,21 +96,32 @@ def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> d
     return {name: rate for name, rate in rates.items() if rate}
 
 
-def _file_updates(transformer: nn.Module, request: TrainRequest) -> dict[str, Update]:
+def _file_updates(transformer: nn.Module, request: TrainRequest) -> tuple[dict[str, Update], str]:
+    """Return the updates of init_lora by layer, and what else the file contains, in words.
+
+    Raises:
+        UserError: The file is not for this model, or has values that are not finite.
+    """
     path = request.adapter.init_lora
     if path == NO_LORA:
-        return {}
-    updates = read_lora(path)
-    matched, bad = match(transformer, updates)
+        return {}, ""
+    file = read_lora_file(path)
+    matched, bad = match(transformer, file.updates)
     if bad:
         examples = ", ".join(sorted(bad.values())[:NUM_SHOWN])
         raise UserError.at(
             "init_lora",
-            f"{Path(path).name} is not for this model: {len(bad)} of {len(updates)} layers do not fit, "
+            f"{Path(path).name} is not for this model: {len(bad)} of {len(file.updates)} layers do not fit, "
             f"such as {examples}",
         )
+    if broken := file.broken_layers():
+        raise UserError.at(
+            "init_lora",
+            f"{Path(path).name} is broken: {len(broken)} of {len(file.updates)} layers contain NaN or infinite values, "
+            f"such as {', '.join(broken[:NUM_SHOWN])}; use an earlier checkpoint of it",
+        )
     # A file with fused weights may hold rows that were never trained.
-    return {name: update for name, update in matched.items() if not update.is_zero()}
+    return {name: update for name, update in matched.items() if not update.is_zero()}, file.left_out_text
 
 
 def _load_updates_(layers: Mapping[str, AdapterLayer], updates: Mapping[str, Update], seed: int) -> None:

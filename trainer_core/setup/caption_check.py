@@ -1,8 +1,8 @@
-"""Find captions and prompts that the model's text encoder can't read. Needs no torch."""
+"""Find captions and prompts that the model's text encoder can't read, or not as a whole. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,45 +12,81 @@ from ..config.dataset import DatasetConfig
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.captions import captions_of
+from ..data.source.backend import Backend, describe_left_out, left_out_report
 from ..data.source.folder import FolderBackend
+from ..data.source.text_encoding import UnreadableText
 from ..models.text.tokenizer import find_local_t5_tokenizer, read_t5_pieces
 from ..models.text.unknown_tokens import Encoding, UnknownText, find_unknown
+from .long_texts import LongTexts, watch_lengths
 
 UNKNOWN = "<unk>"
+NUM_SHOWN = 5  # files in a message
 
 
-def describe_captions(request: TrainRequest) -> list[str]:
-    """Return a warning if captions of the dataset's folders have characters that the text encoder can't read.
+def describe_dataset(request: TrainRequest) -> list[str]:
+    """Return warnings about the files and captions of the dataset's folders.
 
-    Reads every caption and no image. Returns [] where the tokenizer is not on this machine yet.
+    Files that are left out or can't be read, and captions that the text encoder can't read or takes only in part. Reads
+    every caption and no image. The captions are not checked where the tokenizer is not on this machine yet.
     """
-    unknown = unknown_texts(_captions(request.dataset), request.model)
-    return [unknown.describe("captions")] if unknown else []
+    backends: list[Backend] = []
+    unknown, long = check_texts(_captions(request.dataset, backends), request.model)
+    lines = [describe_left_out(entry) for entry in left_out_report(backends)]
+    unreadable = [entry for backend in backends for entry in sorted(backend.left_out.unreadable)]
+    lines += [f"can't be used: {location}: {reason}" for location, reason in unreadable[:NUM_SHOWN]]
+    if len(unreadable) > NUM_SHOWN:
+        lines.append(f"and {len(unreadable) - NUM_SHOWN} more that can't be used")
+    return [*lines, *describe_texts(unknown, long, "captions")]
 
 
-def unknown_texts(texts: Iterable[str], model: ModelConfig) -> UnknownText | None:
-    """Return the texts that the model's T5 can't read, None if there are none or the tokenizer is not on this machine."""
-    path = find_local_t5_tokenizer(model)
+def describe_texts(unknown: UnknownText | None, long: LongTexts, what: str) -> list[str]:
+    """Return the warnings about texts. what: Name of the texts, in the plural."""
+    return [text for text in (unknown.describe(what) if unknown else "", long.describe(what)) if text]
+
+
+def check_texts(texts: Iterable[tuple[str, str]], model: ModelConfig) -> tuple[UnknownText | None, LongTexts]:
+    """Return the texts that the model's T5 can't read, None if there are none; and those that are too long.
+
+    Args:
+        texts: Where each text comes from, and the text. Read to the end in any case.
+        model: The model. If its tokenizer is not on this machine, nothing is found.
+    """
+    path, long = find_local_t5_tokenizer(model), LongTexts(model.text_tokens)
     if path is None:
-        return None
-
-    @cache
-    def tokenizer() -> Any:  # read only if a text needs it
-        return read_t5_pieces(path)
+        for _ in texts:
+            pass
+        return None, long
+    tokenizer = _lazy_tokenizer(path)
 
     def encode(text: str) -> Encoding:
         return tokenizer().encode(text)
 
-    return find_unknown(texts, encode, lambda: tokenizer().token_to_id(UNKNOWN))
+    watched = watch_lengths(texts, long, lambda text: len(encode(text).ids))
+    return find_unknown(watched, encode, lambda: tokenizer().token_to_id(UNKNOWN)), long
 
 
-def _captions(dataset: DatasetConfig) -> Iterator[str]:
-    """Yield every caption as it is trained, in the written order of its tags."""
+def _lazy_tokenizer(path: Path) -> Callable[[], Any]:
+    """Return a function that returns the tokenizer, which is read only if a text needs it."""
+    return cache(lambda: read_t5_pieces(path))
+
+
+def _captions(dataset: DatasetConfig, backends: list[Backend]) -> Iterator[tuple[str, str]]:
+    """Yield every caption as it is trained, in the written order of its tags, and where its image is.
+
+    Args:
+        dataset: The folders.
+        backends: Receives the source of each folder.
+    """
     for part, root in zip(dataset.parts, dataset.roots, strict=True):
         settings, backend = replace(part, tag_orders=0, kept_tags=0), FolderBackend(Path(root))
+        backends.append(backend)
         for entry in backend.entries():
             try:
                 text = backend.caption_text(entry.name)[0] if part.captions == "textfile" else None
             except OSError:
                 continue  # reported with the images
-            yield from captions_of(entry.name, text, settings)
+            except UnreadableText as error:
+                backend.left_out.add_unreadable(backend.path(entry.name), f"its caption file {error}")
+                continue
+            for caption in captions_of(entry.name, text, settings):
+                yield backend.path(entry.name), caption

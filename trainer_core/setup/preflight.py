@@ -12,7 +12,7 @@ from ..adapters.block_lr import rates_of
 from ..adapters.targets import choose_layers
 from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
-from ..data.source.folder import SUFFIXES
+from ..data.source.folder import FolderBackend, no_images
 from ..errors import Problem, UserError
 from ..host import Host, collect
 from ..models.lora_targets import Linears
@@ -80,13 +80,9 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     """
     problems: list[Problem] = []
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
-        if not any(path.suffix.lower() in SUFFIXES for path in Path(root).rglob("*")):
-            endings = " ".join(sorted(SUFFIXES))
-            problems.append(
-                Problem(
-                    "dataset", f"no images in {part.folder!r} or its subfolders; put files there that end in {endings}"
-                )
-            )
+        backend = FolderBackend(Path(root))
+        if not backend.has_images():
+            problems.append(Problem("dataset", no_images(part.folder, backend)))
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)
     problems += missing_trackers(request)

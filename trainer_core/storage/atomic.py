@@ -37,7 +37,8 @@ def write_json(path: Path, value: Any) -> None:
 
     NaN raises ValueError, because it is not valid JSON.
     """
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # lone surrogates, as JSON escapes them
 
 
 def fault_of(folder: Path) -> str:

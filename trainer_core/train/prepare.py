@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ from ..config.request import TrainRequest
 from ..config.training import TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
-from ..data.sample_table import Captions
 from ..devices import pick_device
 from ..errors import UserError
 from ..host import Host, Notice, collect
@@ -30,7 +28,7 @@ from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
-from ..setup.caption_check import unknown_texts
+from ..setup.caption_check import check_texts, describe_texts
 from ..setup.hints import describe_hints
 from ..setup.identities import weight_identities
 from ..setup.placement import without_streams
@@ -132,7 +130,7 @@ def check_run(
 def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family = checked.request, checked.family
-    index = _count_unknown(checked.index, request, host)
+    index = _check_captions(checked.index, request, host)
     with sampling():
         sampled = weight_identities(request, family)
     masks = index.masks.samples if index.masks else ()
@@ -162,14 +160,21 @@ def _folder_of(checked: CheckedRequest, identities: Mapping[str, str], host: Hos
     return layout.run_folder(host.paths.output, request.training.name, digest)
 
 
-def _count_unknown(index: Index, request: TrainRequest, host: Host) -> Index:
-    """Report captions and prompts with characters that the text encoder can't read."""
-    captions = unknown_texts(chain.from_iterable(Captions(index.samples)), request.model)
-    prompts = unknown_texts(prompts_of(request.validation), request.model) if request.validation else None
-    for unknown, what in ((captions, "captions"), (prompts, "prompts")):
-        if unknown:
-            host.emit(Notice(unknown.describe(what), "warning"))
-    return replace(index, report={**index.report, "unknown_captions": captions.as_json()}) if captions else index
+def _check_captions(index: Index, request: TrainRequest, host: Host) -> Index:
+    """Report captions and prompts that the text encoder can't read, or not as a whole."""
+    captions = ((sample.path, caption) for sample in index.samples for caption in sample.captions)
+    unknown, long = check_texts(captions, request.model)
+    prompts = prompts_of(request.validation) if request.validation else ()
+    lines = describe_texts(unknown, long, "captions")
+    lines += describe_texts(*check_texts(((prompt[:40], prompt) for prompt in prompts), request.model), "prompts")
+    for line in lines:
+        host.emit(Notice(line, "warning"))
+    report = dict(index.report)
+    if unknown:
+        report["unknown_captions"] = unknown.as_json()
+    if long.count:
+        report["long_captions"] = long.as_json()
+    return replace(index, report=report)
 
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:

@@ -7,21 +7,21 @@ import sqlite3
 import pytest
 from chroma_trainer.trainer_core.data.source.scan_cache import ScanMemory
 
-SCANS = {f"{i} 猫.png": (f"stamp{i}", f"{i:064x}", i + 1, 2 * i + 1) for i in range(1200)}
+SCANS = {f"{i} 猫.png": (f"stamp{i}", f"{i:064x}", i + 1, 2 * i + 1, "P3" * (i % 2)) for i in range(1200)}
 
 
 def test_what_was_learnt_is_known(tmp_path):
     ScanMemory(tmp_path, "root").learn(SCANS)
     memory = ScanMemory(tmp_path, "root")
     assert memory.known([*SCANS, "other.png"]) == SCANS
-    memory.learn({"0 猫.png": ("new", "f" * 64, 7, 7)})
-    assert memory.known(["0 猫.png"]) == {"0 猫.png": ("new", "f" * 64, 7, 7)}
+    memory.learn({"0 猫.png": ("new", "f" * 64, 7, 7, "")})
+    assert memory.known(["0 猫.png"]) == {"0 猫.png": ("new", "f" * 64, 7, 7, "")}
     assert ScanMemory(tmp_path, "other root").known(list(SCANS)) == {}
 
 
 def test_names_that_are_no_unicode(tmp_path):
     memory = ScanMemory(tmp_path, "root")
-    memory.learn({"\udcff.png": ("s", "0" * 64, 1, 1)})
+    memory.learn({"\udcff.png": ("s", "0" * 64, 1, 1, "")})
     assert memory.known(["\udcff.png"]) == {}
     memory.learn(SCANS)
     assert memory.known(["1 猫.png"]) != {}

@@ -103,7 +103,7 @@ def test_text_identity_knows_the_tokenizer_and_the_precision(tiny_model, tiny_ch
         ({"repo": ""}, "repo: is empty, and there is no single file for the transformer; set one of them"),
         (
             {"vae_file": "/no.safetensors"},
-            "vae_file: /no.safetensors does not exist or is not a file; choose a .safetensors file",
+            "vae_file: /no.safetensors does not exist; choose a .safetensors file, a diffusers folder or a Hub id",
         ),
         ({"dtype": "fp8"}, "dtype: 'fp8' is not one of bf16, fp16, fp32"),
     ],
@@ -118,7 +118,10 @@ def test_all_problems_come_at_once(tiny_model, tiny_chroma):
     found = [str(problem) for problem in FAMILY.problems(model)]
     assert len(found) == 4
     assert found[0].startswith("diffusion_pytorch_model.safetensors: is not a Chroma transformer: none of its keys is ")
-    assert found[1] == "text_encoder_file: /no.safetensors does not exist or is not a file; choose a .safetensors file"
+    assert (
+        found[1]
+        == "text_encoder_file: /no.safetensors does not exist; choose a .safetensors file, a diffusers folder or a Hub id"
+    )
     assert found[2].startswith("repo: is empty, and there is no single file for the vae")
     assert found[3].startswith("text_encoder_file: T5's tokenizer was not found; put tokenizer.json or spiece.model")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -14,9 +17,13 @@ from ...registry import load, names
 from ..inject import replace_
 from ..layer import AdapterLayer, IncompatibleUpdate, Update
 from ..lora import LoraPair
-from .keys import Place, original_place, without_prefix
+from .foreign import alpha_of, left_out_reason, peft_config, without_adapter_name, without_wrappers
+from .keys import Place, original_place
 
-__all__ = ["LoraPair", "apply_lora_", "file_names", "kohya_name", "layer_updates", "read_lora", "read_tensors"]
+__all__ = [
+    "LoraFile", "LoraPair", "apply_lora_", "file_names", "kohya_name", "layer_updates", "read_lora", "read_lora_file",
+    "read_tensors",
+]  # fmt: skip
 
 KOHYA_PREFIX = "lora_unet_"
 KOHYA_LIKE = ("lycoris_", "lora_transformer_")  # SimpleTuner's and OneTrainer's prefixes, with diffusers' module names
@@ -28,33 +35,91 @@ def update_types() -> tuple[type[Update], ...]:
     return tuple(dict.fromkeys(load("adapter", name).update_type for name in names("adapter")))
 
 
+@dataclass(frozen=True)
+class LoraFile:
+    """A file's updates by module name, and what else it contains.
+
+    Attributes:
+        updates: See read_lora.
+        left_out: Number of keys that are not used, by what they belong to.
+    """
+
+    updates: dict[str, Update]
+    left_out: Mapping[str, int]
+
+    @property
+    def left_out_text(self) -> str:
+        """What is not used, in words; "" if everything is."""
+        return ", ".join(f"{count} keys of {what}" for what, count in sorted(self.left_out.items()))
+
+    def broken_layers(self) -> list[str]:
+        """Return the names of the layers whose update has values that are not finite."""
+        return [name for name, update in self.updates.items() if not _is_finite(update)]
+
+
 def read_lora(path: Path | str) -> dict[str, Update]:
     """Read a file's updates by module name as in the file (diffusers' or original names), without the model prefix.
 
+    See read_lora_file.
+    """
+    return read_lora_file(path).updates
+
+
+def read_lora_file(path: Path | str) -> LoraFile:
+    """Read a file's updates.
+
     Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
-    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`.
+    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`, with any wrapper and
+    adapter name of peft. Without `.alpha`, the header that diffusers writes gives it. Keys of text encoders and changes
+    that are no adapters (of biases and norms) are left out.
 
     Raises:
-        UserError: The file is not a safetensors file, or contains other keys.
+        UserError: The file is not a safetensors file, contains other keys, or several adapters.
     """
     types = update_types()
     ends = sorted({end for kind in types for end in kind.keys}, key=len, reverse=True)
     parts: dict[str, dict[str, Tensor]] = {}
-    unknown = []
+    unknown, adapters, left_out = [], set[str](), Counter[str]()
     for key, tensor in read_tensors(path).items():
+        key, adapter = without_adapter_name(key)
+        if reason := left_out_reason(key):
+            left_out[reason] += 1
+            continue
+        adapters.add(adapter)
         end = next((end for end in ends if key.endswith(end)), "")
         if end:
             parts.setdefault(_module_name(key[: -len(end)]), {})[end] = tensor
         else:
             unknown.append(key)
+    if len(adapters - {""}) > 1:
+        names = ", ".join(sorted(adapters - {""}))
+        raise UserError.at(Path(path).name, f"contains several adapters ({names}); save one of them alone ({path})")
+    _add_alphas_(parts, Path(path))
     updates = {module: _build_update(part, types) for module, part in parts.items()}
     unknown += [module for module, update in updates.items() if update is None]
     if unknown or not parts:
-        examples = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or "nothing"
+        examples = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or ", ".join(left_out) or "nothing"
         raise UserError.at(
             Path(path).name, f"is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains {examples} ({path})"
         )
-    return {module: update for module, update in updates.items() if update is not None}
+    return LoraFile({module: update for module, update in updates.items() if update is not None}, left_out)
+
+
+def _add_alphas_(parts: Mapping[str, dict[str, Tensor]], path: Path) -> None:
+    """Add the alpha of the header to each LoRA without one of its own."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        config = peft_config(path, file.metadata())
+    for module, part in parts.items() if config else ():
+        down = next((part[end] for end in (".lora_A.weight", ".lora_down.weight") if end in part), None)
+        if down is not None and ".alpha" not in part:
+            alpha = alpha_of(config, module, down.shape[0])
+            if alpha is not None:
+                part[".alpha"] = torch.tensor(alpha, dtype=torch.float64)
+
+
+def _is_finite(update: Update) -> bool:
+    tensors = (value for value in vars(update).values() if isinstance(value, Tensor))
+    return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
 
 
 def _build_update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
@@ -70,7 +135,7 @@ def _module_name(name: str) -> str:
     for prefix in KOHYA_LIKE:
         if name.startswith(prefix):
             return KOHYA_PREFIX + name[len(prefix) :]
-    return without_prefix(name.removeprefix("base_model.model."))
+    return without_wrappers(name)
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Decode any image to RGB, 8 bits, upright, as it looks on a screen."""
+"""Decode any image to RGB, 8 bits, upright, as it looks on an sRGB screen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .color import Transform, profile_name, srgb_transform
+from .formats import register_plugins
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit against decompression bombs; as RGB 0.5 GB
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -24,7 +27,7 @@ def decode(raw: bytes, at_least: int = 0) -> Image.Image:
     """Return the image as RGB, upright.
 
     Transparent images are composited on white, 16 bits are scaled to 8, CMYK and palettes are converted, and of an
-    animation the first frame is used.
+    animation the first frame is used. Other color profiles are converted to sRGB.
 
     Args:
         raw: Bytes of the file.
@@ -33,11 +36,11 @@ def decode(raw: bytes, at_least: int = 0) -> Image.Image:
     Raises:
         BrokenImage: The bytes are no image, or are damaged.
     """
-    return _read(raw, _flatten, at_least)
+    return _read(raw, lambda image: _flatten(image, srgb_transform(image)), at_least)
 
 
 def decode_mask(raw: bytes) -> Image.Image:
-    """Return the image as 8-bit grayscale, upright. See `decode`.
+    """Return the image as 8-bit grayscale, upright. See `decode`. Its color profile is ignored: its values are numbers.
 
     Raises:
         BrokenImage: As for `decode`, or the image has transparent pixels.
@@ -63,6 +66,15 @@ def _read(raw: bytes, convert: Callable[[Image.Image], T], at_least: int = 0) ->
             raise BrokenImage(f"its data is damaged or truncated ({error})") from error
 
 
+def profile_of(raw: bytes) -> str:
+    """Return the name of the color profile from which `decode` converts to sRGB; "" if it does not."""
+    try:
+        with _open(raw) as image:
+            return profile_name(image) if srgb_transform(image) else ""
+    except BrokenImage:
+        return ""
+
+
 def _is_opaque(image: Image.Image) -> bool:
     if not image.has_transparency_data:
         return True
@@ -73,6 +85,7 @@ def _is_opaque(image: Image.Image) -> bool:
 def _open(raw: bytes) -> Image.Image:
     if not raw:
         raise BrokenImage("the file is empty")
+    register_plugins()
     try:
         image = Image.open(io.BytesIO(raw))
     except UnidentifiedImageError as error:
@@ -90,9 +103,11 @@ def _open(raw: bytes) -> Image.Image:
     return image
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, to_srgb: Transform | None = None) -> Image.Image:
     if image.mode in WIDE_MODES:
         image = _to_eight_bits(image)
+    if to_srgb:
+        image = to_srgb(image)
     if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
     if image.mode == "RGBA":

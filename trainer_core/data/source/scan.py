@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...host import Host, PhaseProgress
+from ...storage.atomic import sha256_text
 from .backend import Backend, Entry
-from .decode import BrokenImage, decode
+from .decode import BrokenImage, decode, profile_of
 from .integrity import upright_size
 from .scan_cache import Known, ScanMemory
 
+TO_SRGB = "converted to sRGB"
 SLICE = 400  # images that are scanned between two progress reports
 
 
@@ -29,13 +31,23 @@ class Scan:
         sha256: SHA-256 of the file.
         width: In pixels, after rotation to upright.
         height: In pixels, after rotation to upright.
+        profile: Name of the color profile from which it is converted to sRGB; "" if it is not converted.
         fault: Why it can't be used; "" if it can.
     """
 
     sha256: str = ""
     width: int = 0
     height: int = 0
+    profile: str = ""
     fault: str = ""
+
+    @property
+    def pixels_sha256(self) -> str:
+        """Digest that identifies the pixels: that of the file, or another one if they are converted.
+
+        Caches of earlier versions, which did not convert, are thus not used.
+        """
+        return sha256_text(self.sha256, TO_SRGB) if self.profile else self.sha256
 
 
 def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> Iterator[Scan]:
@@ -59,7 +71,7 @@ def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
                 known = memory.known([entry.name for entry in part])
                 results = list(pool.map(partial(_scan, backend, known), part))
                 memory.learn({
-                    entry.name: (entry.stamp, scan.sha256, scan.width, scan.height)
+                    entry.name: (entry.stamp, scan.sha256, scan.width, scan.height, scan.profile)
                     for entry, scan in zip(part, results, strict=True)
                     # Faults are not cached: permissions or a network share may be fixed without changing the file.
                     if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
@@ -75,11 +87,19 @@ def _scan(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Scan:
     if entry.name in known and known[entry.name][0] == entry.stamp:
         return Scan(*known[entry.name][1:])
     try:
-        raw = backend.read(entry.name)
-        # A truncated file is detected now, not at step 399.
-        width, height = upright_size(raw) or decode(raw).size
+        return scan_bytes(backend.read(entry.name))
     except OSError as error:
         return Scan(fault=f"it can't be read ({error.strerror or error})")
     except BrokenImage as error:
         return Scan(fault=str(error))
-    return Scan(hashlib.sha256(raw).hexdigest(), width, height)
+
+
+def scan_bytes(raw: bytes) -> Scan:
+    """Return the scan of an image file.
+
+    Raises:
+        BrokenImage: See decode.
+    """
+    # A truncated file is detected now, not at step 399.
+    width, height = upright_size(raw) or decode(raw).size
+    return Scan(hashlib.sha256(raw).hexdigest(), width, height, profile_of(raw))

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from ...storage.atomic import sha256_text
 
+# Earlier versions had the table `scans`, without profiles: images are scanned once more.
 TABLE = (
-    "CREATE TABLE IF NOT EXISTS scans (name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT, width INTEGER, height INTEGER)"
+    "CREATE TABLE IF NOT EXISTS scans_2 "
+    "(name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT, width INTEGER, height INTEGER, profile TEXT)"
 )
 WAIT_SECONDS = 10.0  # for another process that writes
 MAX_NAMES = 500  # in one query; every SQLite allows at least 999
 
-Known = tuple[str, str, int, int]  # stamp, sha256, width, height
+Known = tuple[str, str, int, int, str]  # stamp, sha256, width, height, profile
 
 
 class ScanMemory:
@@ -46,7 +48,7 @@ class ScanMemory:
         for start in range(0, len(names) if self._connection else 0, MAX_NAMES):
             part = names[start : start + MAX_NAMES]
             marks = ",".join("?" * len(part))
-            results |= {row[0]: row[1:] for row in self._query(f"SELECT * FROM scans WHERE name IN ({marks})", part)}
+            results |= {row[0]: row[1:] for row in self._query(f"SELECT * FROM scans_2 WHERE name IN ({marks})", part)}
         return results
 
     def learn(self, scans: Mapping[str, Known]) -> None:
@@ -56,7 +58,7 @@ class ScanMemory:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             rows = [(name, *known) for name, known in scans.items()]
-            self._connection.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?)", rows)
+            self._connection.executemany("INSERT OR REPLACE INTO scans_2 VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._connection.execute("COMMIT")
         except (sqlite3.Error, UnicodeError):  # a name that is not valid Unicode is scanned again each time
             if self._connection.in_transaction:

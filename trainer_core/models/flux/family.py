@@ -22,6 +22,7 @@ from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, can_be_planned, check_hub, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
+from ..loading.header_check import part_fault
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
 from ..loading.weights import Weights
 from ..lora_targets import FLUX
@@ -211,7 +212,10 @@ class FluxFamily(FluxLikeFamily):
         if not model.flux.clip_file and model.repo and not is_local(model.repo):
             check_hub(model.repo, model.folders["clip"], needs_weights)
             return
-        Weights(find_clip(model).files, CLIP)
+        files = find_clip(model).files
+        if fault := part_fault(files, "clip", model.family):
+            raise UserError.at(files[0].name, f"{fault} ({files[0]})")
+        Weights(files, CLIP)
 
 
 def _assistant(model: ModelConfig) -> Path | None:
