@@ -40,7 +40,8 @@ class OftUpdate(Update):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return (len(self.blocks) * self.blocks.shape[1],) * 2
+        height = len(self.blocks) * self.blocks.shape[1]
+        return height, height
 
     def fits(self, shape: tuple[int, int]) -> bool:
         return shape[0] == self.shape[0]

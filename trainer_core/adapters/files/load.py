@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from ..inject import replace_
 from ..layer import AdapterLayer, IncompatibleUpdate, Update
 from ..lora import LoraPair
 from .keys import Place, original_place, without_prefix
+from .peft_config import alpha_of, config_file, read_config
 
 __all__ = ["LoraPair", "apply_lora_", "file_names", "kohya_name", "layer_updates", "read_lora", "read_tensors"]
 
@@ -32,7 +35,7 @@ def read_lora(path: Path | str) -> dict[str, Update]:
     """Read a file's updates by module name as in the file (diffusers' or original names), without the model prefix.
 
     Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
-    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`.
+    `lora_unet_X`, folders of peft (adapter_model.safetensors, with adapter_config.json), DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`.
 
     Raises:
         UserError: The file is not a safetensors file, or contains other keys.
@@ -47,6 +50,8 @@ def read_lora(path: Path | str) -> dict[str, Update]:
             parts.setdefault(_module_name(key[: -len(end)]), {})[end] = tensor
         else:
             unknown.append(key)
+    if file := config_file(path):
+        _add_alphas_(parts, read_config(file))
     updates = {module: _build_update(part, types) for module, part in parts.items()}
     unknown += [module for module, update in updates.items() if update is None]
     if unknown or not parts:
@@ -55,6 +60,13 @@ def read_lora(path: Path | str) -> dict[str, Update]:
             Path(path).name, f"is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains {examples} ({path})"
         )
     return {module: update for module, update in updates.items() if update is not None}
+
+
+def _add_alphas_(parts: Mapping[str, dict[str, Tensor]], config: Mapping[str, Any]) -> None:
+    for module, part in parts.items():
+        ranks = [len(tensor) for end, tensor in part.items() if end.startswith(".lora_A") and tensor.ndim == 2]
+        if ranks and ".alpha" not in part:
+            part[".alpha"] = torch.tensor(alpha_of(config, module, ranks[0]))
 
 
 def _build_update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
