@@ -40,8 +40,8 @@ class OftUpdate(Update):
 
     @property
     def shape(self) -> tuple[int, int]:
-        width = len(self.blocks) * self.blocks.shape[1]
-        return width, width
+        height = len(self.blocks) * self.blocks.shape[1]
+        return height, height
 
     def fits(self, shape: tuple[int, int]) -> bool:
         return shape[0] == self.shape[0]

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..adapters.block_lr import rates_of
 from ..adapters.ema import Ema
 from ..adapters.files.load import match, read_lora_file
 from ..adapters.initializers import uniform
@@ -22,6 +21,7 @@ from ..errors import UserError
 from ..host import Host, Notice
 from ..models.family import Family
 from ..seeds import generator
+from .block_lr import rates_of
 
 NUM_SHOWN = 3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..adapters.files.peft_config import config_file
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
 from ..errors import UserError
@@ -39,7 +40,7 @@ def latent_identity(family: Family, request: TrainRequest) -> str:
 
 
 def init_identity(request: TrainRequest) -> str:
-    """Return the SHA-256 of the LoRA file that the run starts from; '' for none.
+    """Return the SHA-256 of the LoRA file that the run starts from, and of peft's config if it has one; '' for none.
 
     Raises:
         UserError: the file can't be read.
@@ -48,7 +49,8 @@ def init_identity(request: TrainRequest) -> str:
     if path == NO_LORA:
         return ""
     try:
-        return sha256_of(Path(path))
+        digest = sha256_of(Path(path))
+        return digest if (file := config_file(path)) is None else sha256_text(digest, sha256_of(file))
     except OSError as error:
         raise UserError.at("init_lora", f"{path} can't be read: {error.strerror}") from error
 

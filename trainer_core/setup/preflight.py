@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters.block_lr import rates_of
 from ..adapters.targets import choose_layers
 from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
@@ -19,6 +19,7 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
+from .block_lr import rates_of
 from .model_check import contradictions
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
@@ -86,6 +87,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)
     problems += missing_trackers(request)
+    problems += launcher_problems()
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         problems.append(
@@ -111,6 +113,18 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
         )
     own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
     return [*problems, *contradictions(request), *reference_problems(request), *own]
+
+
+def launcher_problems() -> list[Problem]:
+    """Return a problem if torchrun or accelerate launch started several processes, which would all train the same."""
+    processes, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "0")
+    if not processes.isdigit() or int(processes) < 2:
+        return []
+    text = (
+        f"this is process {rank} of {processes}, started by torchrun or accelerate launch, but a run trains on one device; "
+        "start it without them (chroma-trainer run WORKFLOW), or with one process (--nproc_per_node 1, --num_processes 1)"
+    )
+    return [Problem("WORLD_SIZE", text)]
 
 
 def reference_problems(request: TrainRequest) -> list[Problem]:

@@ -263,14 +263,14 @@ def test_strength_is_taken(trained, tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "is not a LoRA, DoRA, LoKr or LoHa file: it contains nothing"),
+        ({}, "is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains nothing"),
         (
             {"x_embedder.weight": torch.zeros(2, 2)},
-            "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder.weight",
+            "is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains x_embedder.weight",
         ),
         (
             {"transformer.x_embedder.lora_A.weight": torch.zeros(2, 2)},
-            "is not a LoRA, DoRA, LoKr or LoHa file: it contains x_embedder",
+            "is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains x_embedder",
         ),
         (
             {f"transformer.blocks.0.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"},

@@ -139,7 +139,7 @@ def test_what_is_not_of_the_transformers_layers_is_left_out_and_said(write, key)
 def test_a_file_of_text_encoders_alone_says_so(tmp_path):
     key = "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
     save_file({key: DOWN.clone()}, tmp_path / "te.safetensors")
-    with pytest.raises(UserError, match="is not a LoRA, DoRA, LoKr or LoHa file: it contains text encoders"):
+    with pytest.raises(UserError, match="is not a LoRA, DoRA, LoKr, LoHa or OFT file: it contains text encoders"):
         read_lora(tmp_path / "te.safetensors")
 
 

@@ -1,19 +1,11 @@
-"""What other programs store in adapter files beside the updates: scales in the header, keys of other parts."""
+"""What other programs store in adapter files beside the updates: keys of other parts, wrappers and adapter names."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from ...errors import UserError
 from .keys import ORIGINAL_PREFIXES
 
-METADATA = "lora_adapter_metadata"  # diffusers' name for the peft config in a file's header
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's own pair of files
 WRAPPERS = ("base_model.model.", *ORIGINAL_PREFIXES)
 # Key of another part -> its name.
 TEXT_ENCODERS = re.compile(
@@ -51,49 +43,3 @@ def without_wrappers(name: str) -> str:
     """Remove every prefix that names the model or peft's wrapper, in any order."""
     prefix = next((prefix for prefix in WRAPPERS if name.startswith(prefix)), "")
     return without_wrappers(name[len(prefix) :]) if prefix else name
-
-
-def peft_config(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the transformer's peft config, from the header as diffusers writes it or from the file beside; {} if none.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    text = (metadata or {}).get(METADATA, "")
-    beside = path.with_name(PEFT_CONFIG)
-    try:
-        if text:
-            config = json.loads(text)
-            return {key.removeprefix("transformer."): value for key, value in config.items()}
-        if path.name == PEFT_FILE and beside.is_file():
-            return dict(json.loads(beside.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        where = f"{METADATA} in its header" if text else str(beside)
-        raise UserError.at(path.name, f"its alpha can't be read: {where} is damaged ({error})") from error
-    return {}
-
-
-def alpha_of(config: Mapping[str, Any], module: str, rank: int) -> float | None:
-    """Return a module's alpha by a peft config, such that its scale is alpha / rank; None if the config says nothing.
-
-    Args:
-        config: See peft_config.
-        module: Name of the module, as in the file.
-        rank: Rank of its factors.
-    """
-    alpha = config.get("lora_alpha")
-    pattern = config.get("alpha_pattern")
-    for name, value in (pattern if isinstance(pattern, dict) else {}).items():
-        if module == name or module.endswith(f".{name}") or _matches(name, module):
-            alpha = value
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        return None
-    return alpha * math.sqrt(rank) if config.get("use_rslora") is True else float(alpha)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Return whether a name of alpha_pattern, which may be a regular expression, matches a module as in peft."""
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error:
-        return False

@@ -17,8 +17,9 @@ from ...registry import load, names
 from ..inject import replace_
 from ..layer import AdapterLayer, IncompatibleUpdate, Update
 from ..lora import LoraPair
-from .foreign import alpha_of, left_out_reason, peft_config, without_adapter_name, without_wrappers
+from .foreign import left_out_reason, without_adapter_name, without_wrappers
 from .keys import Place, original_place
+from .peft_config import alpha_of, peft_config
 
 __all__ = [
     "LoraFile", "LoraPair", "apply_lora_", "file_names", "kohya_name", "layer_updates", "read_lora", "read_lora_file",
@@ -69,9 +70,10 @@ def read_lora_file(path: Path | str) -> LoraFile:
     """Read a file's updates.
 
     Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
-    `lora_unet_X`, DoRA of peft and ComfyUI, and LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`, with any wrapper and
-    adapter name of peft. Without `.alpha`, the header that diffusers writes gives it. Keys of text encoders and changes
-    that are no adapters (of biases and norms) are left out.
+    `lora_unet_X`, folders of peft (adapter_model.safetensors, with adapter_config.json), DoRA of peft and ComfyUI, and
+    LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`, with any wrapper and adapter name of peft. Without `.alpha`, the header
+    that diffusers writes or peft's config gives it. Keys of text encoders and changes that are no adapters (of biases and
+    norms) are left out.
 
     Raises:
         UserError: The file is not a safetensors file, contains other keys, or several adapters.
