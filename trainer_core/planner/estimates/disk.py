@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..config.request import TrainRequest
-from ..devices import DTYPES
-from .cost_model import ModelCost
-from .step_peak import away
-from .workload import RunFacts
+from ...config.request import TrainRequest
+from ...devices import DTYPES
+from ..cost_model import ModelCost
+from ..step_peak import away
+from ..workload import RunFacts
 
 LATENT_BYTES_PIXEL = 16 * 4 / 64  # 16 fp32 channels per 8 x 8 pixels
 
