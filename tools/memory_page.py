@@ -26,7 +26,7 @@ from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.text.t5 import without_numbers
-from chroma_trainer.trainer_core.planner.auto_tune import with_memory
+from chroma_trainer.trainer_core.planner.auto_tune import SHARE, with_memory
 from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
 from chroma_trainer.trainer_core.planner.memory_plan import GB, SOLD_GB, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
@@ -142,7 +142,7 @@ def _card(card: int, edge: int, costs: dict[tuple[str, int], ModelCost]) -> str:
                 if (asked.memory.group_offload == "none") != in_memory:
                     continue
                 need = bytes_to_reserve(training_peak(cost, asked)[0])
-                if need <= card * SOLD_GB:
+                if need <= card * SOLD_GB * SHARE:
                     flops = step_flops(cost, blocks_to_recompute(asked, len(cost.blocks))) / 1e12
                     return f"| {card} GB | {edge} px | {level} | {words} | {need / GB:.1f} GB | {flops:.0f} |"
     return f"| {card} GB | {edge} px | - | nothing fits | | |"

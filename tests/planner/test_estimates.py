@@ -12,7 +12,8 @@ from chroma_trainer.trainer_core.host import Notice
 from chroma_trainer.trainer_core.memory.pinned_memory import CHUNK_BYTES
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.planner.auto_tune import SHARE, choose_memory, explain_choice
-from chroma_trainer.trainer_core.planner.disk_estimate import num_checkpoints
+from chroma_trainer.trainer_core.planner.estimates.disk import num_checkpoints
+from chroma_trainer.trainer_core.planner.estimates.operations import evaluations
 from chroma_trainer.trainer_core.planner.estimator import make_estimator
 from chroma_trainer.trainer_core.planner.memory_plan import (
     GB,
@@ -23,7 +24,6 @@ from chroma_trainer.trainer_core.planner.memory_plan import (
     duration,
     with_memory,
 )
-from chroma_trainer.trainer_core.planner.work_estimate import evaluations
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 

@@ -76,6 +76,9 @@ STREAMS: dict[str, Callable[[Any], Any]] = {
     "block, ahead": lambda w: with_memory(
         w.request(gradient_checkpointing=True), group_offload="block", offload_stream=True
     ),
+    "half, ahead": lambda w: with_memory(
+        quantised(w, "int8-quanto"), group_offload="block", offload_stream=True, offload_share=0.75
+    ),
     "leaf, ahead": lambda w: with_memory(
         quantised(w, "int8-quanto"), group_offload="leaf", offload_stream=True, activation_offload=True
     ),

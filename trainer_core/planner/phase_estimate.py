@@ -9,10 +9,10 @@ from ..memory.pinned_memory import CHUNK_BYTES
 from ..models.flux_lineage import MAX_ROPE_GRIDS
 from ..quant.weight_cache import SHARD_BYTES
 from .cost_model import ModelCost
-from .disk_estimate import disk_of
+from .estimates.disk import disk_of
+from .estimates.operations import phase_flops
 from .memory_plan import Machine, MemoryPlan, PhasePlan
 from .step_peak import away, resident_weights, sampling_peak, training_peak
-from .work_estimate import phase_flops
 from .workload import RunFacts
 
 # Resident memory of the interpreter with torch, this package, transformers and diffusers: 470 to 515 MB measured on

@@ -135,9 +135,8 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         sampled = weight_identities(request, family)
     masks = index.masks.samples if index.masks else ()
     with remembering(host):
-        manifest = RunManifest(
-            settings_of(request), weight_identities(request, family), index.samples, masks, sampled
-        )  # fmt: skip
+        identities = weight_identities(request, family)
+    manifest = RunManifest(settings_of(request), identities, index.samples, masks, sampled)
     folder = _folder_of(checked, manifest.weights, host)
     older = _folder_of(checked, sampled, host)
     if layout.has_checkpoints(older) and not layout.has_checkpoints(folder):  # it continues where it began

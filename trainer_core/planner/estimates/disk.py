@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..config.request import TrainRequest
-from ..devices import DTYPES
-from .cost_model import ModelCost
-from .step_peak import away
-from .workload import RunFacts
+from ...config.request import TrainRequest
+from ...devices import DTYPES
+from ..cost_model import ModelCost
+from ..step_peak import away
+from ..workload import RunFacts
 
 
 def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..config.request import TrainRequest
-from ..config.training import EVAL_SIGMAS
-from .cost_model import ModelCost, forward_flops, step_flops
-from .step_peak import blocks_to_recompute
-from .workload import MAX_TOKENS, RunFacts, rollout_passes
+from ...config.request import TrainRequest
+from ...config.training import EVAL_SIGMAS
+from ..cost_model import ModelCost, forward_flops, step_flops
+from ..step_peak import blocks_to_recompute
+from ..workload import MAX_TOKENS, RunFacts, rollout_passes
 
 # Operations per pixel of the released VAE, counted on the meta device at 256, 512 and 1024 px: 4.16, 4.26 and 4.66
 # million to encode, 9.50, 9.59 and 9.99 million to decode.

@@ -1,0 +1,1 @@
+"""What a run takes besides memory: disk space, and operations by phase."""
