@@ -79,17 +79,19 @@ def build_report(
     state: TrainState,
     lora: TrainedLora,
     phases: PhaseTimer,
-    evals: tuple[tuple[float, float], tuple[float, float]],
+    evals: tuple[tuple[float, float] | None, tuple[float, float], tuple[float, float]],
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
     """Return the values of report.json (docs/report.md).
 
     Args:
-        evals: the eval loss and its standard error, before and after training.
+        evals: the eval loss and its standard error: of the base model, None where the run starts from it; before and
+            after training.
         first: step that the run was resumed from, 0 for none.
     """
     seconds = phases.read()
+    base, before, after = evals
     return {
         "lora": lora.path,
         "sha256": lora.sha256,
@@ -98,9 +100,10 @@ def build_report(
         "loss": [loss if math.isfinite(loss) else None for loss in state.losses],
         "skipped_steps": sum(not math.isfinite(loss) for loss in state.losses),
         "eval_loss": {
-            "before": evals[0][0],
-            "after": evals[1][0],
-            "standard_error": [evals[0][1], evals[1][1]],
+            **({"base": base[0]} if base else {}),
+            "before": before[0],
+            "after": after[0],
+            "standard_error": [before[1], after[1]],
             "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,

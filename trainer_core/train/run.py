@@ -126,13 +126,7 @@ def _train(
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
     with phases("validate"):
-        set_strength_(state.transformer, 0.0)
-        eval_base = eval_before = eval_loss(state)
-        live.sample_base(state)
-        set_strength_(state.transformer, 1.0)
-        if starts_beside_base(request):
-            eval_before = eval_loss(state)
-        host.emit(EvalReport(0, *eval_before, held_out=bool(state.held)))
+        eval_base, eval_before = _evaluate_start(state, request, live, host)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
@@ -157,14 +151,10 @@ def _train(
         lora = save_lora(plan, state, record, host)
         best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("validate"):
-        measured = state.eval_losses.get(state.step)  # with held-out images, by the last checkpoint
-        eval_after = measured or eval_loss(state)
-        if not measured:
-            host.emit(EvalReport(state.step, *eval_after, held_out=bool(state.held)))
+        eval_after = _evaluate_end(state, host)
         live.sample_last(state)
-    report = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live) | {"best": best}
-    if starts_beside_base(request):
-        report["eval_loss"]["base"] = eval_base[0]
+    report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
+    report["best"] = best
     report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)
@@ -174,6 +164,33 @@ def _train(
     del state, live
     _free_memory(device)
     return result
+
+
+def _evaluate_start(
+    state: TrainState, request: TrainRequest, live: LiveValidation, host: Host
+) -> tuple[tuple[float, float] | None, tuple[float, float]]:
+    """Sample the base model's images, and measure the loss of what the run starts from.
+
+    Returns:
+        The loss and standard error of the base model, None where the run starts from it; and those of the start.
+    """
+    set_strength_(state.transformer, 0.0)
+    base, before = None, eval_loss(state)
+    live.sample_base(state)
+    set_strength_(state.transformer, 1.0)
+    if starts_beside_base(request):
+        base, before = before, eval_loss(state)
+    host.emit(EvalReport(0, *before, held_out=bool(state.held)))
+    return base, before
+
+
+def _evaluate_end(state: TrainState, host: Host) -> tuple[float, float]:
+    """Return the loss of the last step and its standard error. With held-out images, the last checkpoint measured it."""
+    if state.step in state.eval_losses:
+        return state.eval_losses[state.step]
+    mean, error = eval_loss(state)
+    host.emit(EvalReport(state.step, mean, error, held_out=bool(state.held)))
+    return mean, error
 
 
 def _free_memory(device: torch.device) -> None:
