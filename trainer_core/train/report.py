@@ -20,6 +20,7 @@ from ..plots.density_chart import density_text, draw_density
 from ..plots.image_grid import save_png
 from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
 from ..runs import layout
+from .hooks.eval_loss import Eval
 from .hooks.validation import LiveValidation
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
@@ -79,17 +80,19 @@ def build_report(
     state: TrainState,
     lora: TrainedLora,
     phases: PhaseTimer,
-    evals: tuple[tuple[float, float] | None, tuple[float, float] | None],
+    evals: tuple[Eval | None, Eval | None, Eval | None],
     first: int,
     live: LiveValidation,
 ) -> dict[str, Any]:
     """Return the values of report.json (docs/report.md).
 
     Args:
-        evals: the eval loss and its standard error, before and after training; None where it was not measured.
+        evals: the eval loss and its standard error: of the base model, None where the run starts from it; before and
+            after training, None where they were not measured.
         first: step that the run was resumed from, 0 for none.
     """
     seconds = phases.read()
+    base, before, after = evals
     return {
         "lora": lora.path,
         "sha256": lora.sha256,
@@ -98,9 +101,10 @@ def build_report(
         "loss": [loss if math.isfinite(loss) else None for loss in state.losses],
         "skipped_steps": sum(not math.isfinite(loss) for loss in state.losses),
         "eval_loss": {
-            "before": evals[0] and evals[0][0],
-            "after": evals[1] and evals[1][0],
-            "standard_error": [each and each[1] for each in evals],
+            **({"base": base[0]} if base else {}),
+            "before": before and before[0],
+            "after": after and after[0],
+            "standard_error": [before and before[1], after and after[1]],
             "images": "held out" if state.held else "trained on",
         },
         "seconds": seconds,

@@ -159,10 +159,8 @@ def _train(
         eval_after = evaluate(state, host)
     with phases("validate"):
         live.sample_last(state)
-    report: dict[str, Any] = build_report(plan, state, lora, phases, (eval_before, eval_after), first, live)
-    report |= {"best": best}
-    if eval_base:
-        report["eval_loss"]["base"] = eval_base[0]
+    report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
+    report["best"] = best
     report["memory"] = memory_report(estimate, plan.device)
     host.emit(Notice(comparison(report["memory"])))
     write_json(plan.folder / layout.REPORT, report)

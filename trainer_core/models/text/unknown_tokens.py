@@ -20,8 +20,11 @@ MAX_LENGTH = 200  # characters of the example in messages
 class Encoding(Protocol):
     """What a tokenizer's `encode` returns."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def offsets(self) -> Sequence[tuple[int, int]]: ...
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class UnknownText:
 
 
 def find_unknown(
-    texts: Iterable[str], encode: Callable[[str], Encoding], unknown_id: int | Callable[[], int]
+    texts: Iterable[str], encode: Callable[[str], Encoding], unknown_id: int | Callable[[], int | None]
 ) -> UnknownText | None:
     """Count the texts with unknown tokens. Return None if there are none.
 
     Args:
         texts: The texts, read once.
         encode: The tokenizer's `encode`. It is not called where every text is plain.
-        unknown_id: Id of the unknown token.
+        unknown_id: Id of the unknown token, or a function that returns it; None: the tokenizer has none.
     """
     result: UnknownText | None = None
     for text in texts:
@@ -74,7 +77,7 @@ def find_unknown(
     return result
 
 
-def unknown_parts(text: str, encoding: Encoding, unknown_id: int) -> Sequence[str]:
+def unknown_parts(text: str, encoding: Encoding, unknown_id: int | None) -> Sequence[str]:
     """Return the parts of a text that became unknown tokens."""
     spans = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown_id]
     return [text[begin:end].strip() or text[begin:end] for begin, end in spans]

@@ -21,6 +21,7 @@ from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
+Eval = tuple[float, float]  # mean loss, and its standard error
 EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
 
@@ -40,19 +41,17 @@ def eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
         return _eval_loss(state, host)
 
 
-def evaluate(state: TrainState, host: Host) -> tuple[float, float] | None:
-    """Measure the loss and report it. None where `eval_images` is 0."""
-    if not state.config.eval_images:
-        return None
-    mean, error = state.eval_losses.get(state.step) or eval_loss(state, host)  # a checkpoint may have measured it
+def evaluate(state: TrainState, host: Host) -> Eval | None:
+    """Measure the loss and report it, unless a checkpoint has done so. None where `eval_images` is 0."""
+    if not state.config.eval_images or state.step in state.eval_losses:
+        return state.eval_losses.get(state.step)
+    mean, error = eval_loss(state, host)
     host.emit(EvalReport(state.step, mean, error, held_out=bool(state.held)))
     return mean, error
 
 
-def evaluate_start(
-    state: TrainState, host: Host, is_beside_base: bool
-) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Measure and report the loss of what the run starts from.
+def evaluate_start(state: TrainState, host: Host, is_beside_base: bool) -> tuple[Eval | None, Eval | None]:
+    """Measure the loss of what the run starts from, and report it.
 
     Args:
         is_beside_base: whether that is another model than the base: a LoRA file, say. Then the base is measured too.
