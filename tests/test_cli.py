@@ -18,6 +18,7 @@ from chroma_trainer.cli import Interrupts, main
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
+PROJECT = Path(__file__).resolve().parents[1]
 FOLDERS = ("--models", "models", "--output", "out")
 
 
@@ -277,6 +278,26 @@ def test_what_the_run_would_refuse_is_told_by_check_without_torch(home, settings
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
     assert done.stdout.split() == ["2", "False"] and message in done.stderr, done.stdout + done.stderr
+
+
+def test_it_runs_as_a_file_from_any_folder(tmp_path):
+    """After `install.py` alone: a ComfyUI's Python, no package of this name, the folder's name as git made it."""
+    pack = tmp_path / "custom_nodes" / "chroma-trainer"
+    for name in ("nodes", "trainer_core", "workflows", "assets"):
+        shutil.copytree(PROJECT / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "cli.py"):
+        shutil.copy(PROJECT / name, pack)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [
+        sys.executable,
+        "custom_nodes/chroma-trainer/cli.py",
+        "check",
+        str(pack / "workflows" / "first-lora.json"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "") and "no problems" in done.stdout
+    done = subprocess.run([*command[:2], "--help"], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.stdout.startswith("usage: chroma-trainer")
 
 
 def test_inspect(cli, first, capsys):
