@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -76,6 +77,27 @@ def test_a_fault_shows_on_its_node_with_the_fix(each_comfyui, short_prompt):
     error = next(message[1] for message in history["status"]["messages"] if message[0] == "execution_error")
     assert error["node_id"] == "3"
     assert "node 3 (DatasetBackend).folder: 'no-such-folder' is not a folder in" in error["exception_message"]
+
+
+def test_all_faults_of_a_graph_show_on_their_nodes_at_once(each_comfyui, short_prompt):
+    """Before the first node runs, in one answer: what ComfyUI finds itself, and what a check of the graph finds."""
+    prompt = short_prompt("faults", rank=0, learning_rate=0.0)
+    prompt["3"]["inputs"]["folder"] = "no-such-folder"
+    for node in prompt.values():
+        if node["class_type"] == "ValidateSampler":
+            node["inputs"]["prompts"] = ""
+    with pytest.raises(AssertionError) as refused:
+        each_comfyui.queue(prompt)
+    answer = json.loads(str(refused.value))
+    texts = {
+        (error["class_type"], item["details"].splitlines()[0][:60])
+        for error in answer["node_errors"].values()
+        for item in error["errors"]
+    }
+    assert texts == {
+        ("DatasetBackend", "folder - 'no-such-folder' is not a folder in"[:60]),
+        ("LoRATrainer", "rank"),
+    }
 
 
 def test_a_value_out_of_range_never_runs(each_comfyui, short_prompt):

@@ -8,18 +8,21 @@ from typing import Any
 
 from ..errors import Problem
 from ..host import Host, collect
-from ..spec import NodeSpec, draft_inputs
-from .graph import Graph, Node
+from ..spec import Draft, NodeSpec, draft_inputs
+from .graph import Graph, Link, Node
 from .images import SAVERS
 from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
 
 NUM_SHOWN = 5  # names in an error message
 
 
-def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[Problem]:
+def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host, connections: bool = True) -> list[Problem]:
     """Return all problems, in the order in which the nodes would run; an empty list means that the run can start.
 
     Light nodes are executed, so that a missing folder, for example, is found here. Heavy nodes run their preflight.
+
+    Args:
+        connections: Whether connections are checked as well. ComfyUI checks them itself, and runs all nodes.
     """
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
@@ -29,6 +32,7 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
         detail = f": its nodes can only run in ComfyUI ({_join_names(foreign)})" if comfyui_only else ""
         problems.append(Problem("workflow", f"has nothing to run{detail}; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
+    owners: dict[tuple[str, str], str] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)
     for node_id in order:  # type: ignore[union-attr]
         node = graph.nodes[node_id]
@@ -38,7 +42,10 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
         resolved = resolve(node, graph, catalogue, values)
         missing = {problem.field for problem in resolved.problems}
         draft = draft_inputs(spec, resolved.values)
-        faults = resolved.problems + [fault for fault in draft.problems if fault.field not in missing]
+        faults = (resolved.problems if connections else []) + [
+            fault for fault in draft.problems if fault.field not in missing
+        ]
+        faults += _shared_identity(spec, node, draft, resolved, owners)
         if spec.light and draft.complete and resolved.complete:
             faulty_fields, is_sound = {fault.field for fault in faults}, not faults
             run_problems: list[Problem] = []
@@ -50,6 +57,30 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host) -> list[P
             faults.extend(spec.preflight(_without_pending(draft.inputs), host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
+
+
+def _shared_identity(
+    spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, owners: dict[tuple[str, str], str]
+) -> list[Problem]:
+    """Return a problem if an earlier node writes the same file.
+
+    Args:
+        owners: node ids by type and identity; this node is added.
+    """
+    if spec.identity is None:
+        return []
+    field, value = spec.identity(draft.inputs)
+    if isinstance(node.inputs.get(field), Link) and field not in resolved.values:
+        return []  # not known yet
+    owner = owners.setdefault((spec.id, value.casefold()), node.id)  # as file systems of Windows and macOS compare
+    if owner == node.id:
+        return []
+    return [
+        Problem(
+            field,
+            f"{value!r} is also the {field} of node {owner} ({spec.id}), whose file this node would replace; change one of them",
+        )
+    ]
 
 
 def _has_inputs(spec: NodeSpec, node: Node, resolved: Resolved) -> bool:
