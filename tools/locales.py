@@ -25,7 +25,11 @@ from chroma_trainer.trainer_core.spec import NodeSpec
 ROOT = Path(__file__).resolve().parents[1]
 TRANSLATIONS = ROOT / "tools" / "translations"
 PAGE_TEXTS = ROOT / "js" / "texts"
-FOLDERS = ("chroma-trainer", "ChromaTrainer", "chroma_trainer")  # the pack's, by which ComfyUI's page names our templates
+FOLDERS = (
+    "chroma-trainer",
+    "ChromaTrainer",
+    "chroma_trainer",
+)  # the pack's, by which ComfyUI's page names our templates
 HELP_WORDS = (  # of the help pages that tools/node_docs.py writes
     "Connections", "Settings", "Outputs", "input", "type", "output", "setting", "default", "range", "optional", "(empty)",
     "text", "{low} to {high}", "`{none}`, or a file of `models/{kind}`",

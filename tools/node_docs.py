@@ -77,7 +77,9 @@ def _range(field: Field, say: Callable[[str], str]) -> str:
     if field.choice:
         return ", ".join(f"`{name}`" for name in field.choice.options)
     if field.range:
-        low, high = (f"{bound:g}" if field.kind is float else str(bound) for bound in (field.range.low, field.range.high))
+        low, high = (
+            f"{bound:g}" if field.kind is float else str(bound) for bound in (field.range.low, field.range.high)
+        )
         return say("{low} to {high}").format(low=low, high=high)
     if field.model_file:
         text = say("`{none}`, or a file of `models/{kind}`")
