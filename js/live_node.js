@@ -8,6 +8,7 @@ import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
 const NODE = "LoRATrainer";
+const SUBGRAPH_WIDTH = 300; // pixels, for a panel that can be read
 const panels = new WeakMap(); // node -> Panel
 
 function nameOf(node) {
@@ -28,13 +29,23 @@ function showOn(node, state) {
   const panel = panels.get(node) ?? addPanel(node);
   const before = panel.minHeight;
   panel.show(state);
-  if (panel.minHeight !== before) node.setDirtyCanvas?.(true, true);
+  if (panel.minHeight !== before) makeRoom(node);
+}
+
+// A node on the canvas grows with its panel; Nodes 2.0 do so by themselves.
+function makeRoom(node) {
+  if (!window.LiteGraph?.vueNodesMode) {
+    const least = node.computeSize();
+    const width = Math.max(node.size[0], node.subgraph ? SUBGRAPH_WIDTH : 0);
+    if (width > node.size[0] || least[1] > node.size[1]) node.setSize([width, Math.max(node.size[1], least[1])]);
+  }
+  node.setDirtyCanvas?.(true, true);
 }
 
 async function refill(node) {
   const name = nameOf(node);
   for (const id of idsOf(node)) {
-    for (const outer of nodesAt(id).slice(0, -1)) if (!panels.has(outer)) addPanel(outer);
+    for (const outer of nodesAt(id).slice(0, -1)) if (!panels.has(outer)) makeRoom(addPanel(outer).node);
     try {
       const run = stateOf(id, name) ? null : await findRun(id, name);
       const state = stateOf(id, name) ?? (run && (await openRun(run, id, name)));
@@ -46,7 +57,7 @@ async function refill(node) {
 }
 
 function addPanel(node) {
-  const panel = new Panel();
+  const panel = Object.assign(new Panel(), { node });
   panel.show(new RunState());
   panels.set(node, panel);
   const widget = node.addDOMWidget("live", "chroma_trainer_live", panel.element, {

@@ -50,6 +50,7 @@ def reported_field(spec: NodeSpec) -> str:
 def text_of(problems: list[Problem], spec: NodeSpec) -> str:
     """Return the problems as ComfyUI shows them after the name of the reported field."""
     first = reported_field(spec)
+    problems = sorted(problems, key=lambda problem: problem.field != first)
     return "\n".join(
         problem.message if problem.field == first else f"{problem.field}: {problem.message}" for problem in problems
     )

@@ -46,10 +46,10 @@ def check(graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host, connectio
             fault for fault in draft.problems if fault.field not in missing
         ]
         faults += _shared_identity(spec, node, draft, resolved, owners)
-        if spec.light and draft.complete and resolved.complete:
-            faulty_fields, is_sound = {fault.field for fault in faults}, not faults
+        if spec.light and draft.complete and _has_inputs(spec, node, resolved):
+            faulty_fields, is_sound = {fault.field for fault in faults}, not faults and resolved.complete
             run_problems: list[Problem] = []
-            result = collect(run_problems, spec.run, draft.inputs, host)
+            result = collect(run_problems, spec.run, _without_pending(draft.inputs), host)
             faults += [fault for fault in run_problems if fault.field not in faulty_fields]
             if result is not None and is_sound:
                 values[node_id] = result  # type: ignore[assignment]
@@ -84,7 +84,7 @@ def _shared_identity(
 
 
 def _has_inputs(spec: NodeSpec, node: Node, resolved: Resolved) -> bool:
-    """Return whether everything that a preflight needs is available.
+    """Return whether everything that a preflight, or the run of a light node, needs is available.
 
     Optional connections may come from nodes that have not run.
     """

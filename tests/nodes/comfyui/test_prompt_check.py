@@ -60,6 +60,14 @@ def test_four_faults_in_one_graph(host):
     assert problems["5"] == ["name", "steps", "learning_rate"]
 
 
+def test_a_fault_behind_a_fault(host):
+    """The second dataset is checked, though the first one, which it continues, is not there."""
+    graph = prompt(DatasetBackend={"folder": "nowhere"})
+    graph["2"] = {"class_type": "DatasetBackend", "inputs": {"folder": "missing", "resolution": 64}}
+    graph["3"]["inputs"]["dataset"] = ["2", 0]
+    assert ask(graph, host, "2", "3", "5") == {"2": ["folder"], "3": ["folder"], "5": []}
+
+
 def test_one_check_for_all_nodes_in_a_thread_of_its_own(host):
     """The server answers other requests meanwhile; and two prompts at the same time don't meet."""
     calls = []
@@ -114,4 +122,4 @@ def test_how_comfyui_shows_them(host):
         return text_of(await problems_of("3"), spec)
 
     lines = asyncio.run(validate()).splitlines()
-    assert lines[0].startswith("instance_prompt: is empty") and lines[1].startswith("is empty; enter the name")
+    assert lines[0].startswith("is empty; enter the name") and lines[1].startswith("instance_prompt: is empty")
