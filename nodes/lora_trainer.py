@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from ..trainer_core.config.adapter import AdapterConfig
 from ..trainer_core.config.dataset import DatasetConfig
-from ..trainer_core.config.lora_name import resolve_name
 from ..trainer_core.config.memory import MemoryConfig
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.optimizer import OptimizerConfig
@@ -19,6 +18,7 @@ from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.storage.lora_name import resolve_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,17 +28,17 @@ GAP, APART, MARGIN, TITLE = 26, 50, 16, 30  # pixels: between nodes, between gro
 HEIGHTS = {"PreviewImage": 470, "SaveImage": 470, "LossGraphNode": 300, "CLIPTextEncode": 130}  # where more than needed
 
 # Columns from left to right: width, and the nodes from top to bottom, a note with its height. A group holds this many
-# columns. Together they are small enough to be read at 65 % of a window of 1600 x 1000 (test_page.py).
+# columns. A ValidateSampler that samples has room for its image. Together they are small enough to be read at 65 % of a window of 1600 x 1000 (test_page.py).
 LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
     "first-lora": (
-        [(310, [(8, 500), 1, 2]), (300, [9, 3]), (300, [4]), (370, [5]), (330, [6, 7])],
+        [(310, [(8, 500), 1, 2]), (300, [9, 3]), (300, [4]), (370, [5]), (330, [(6, 680), (7, 300)])],
         (2, 2, 1),
     ),
-    "compare-checkpoints": ([(330, [(7, 280), (8, 300), 1]), (320, [2, 3]), (380, [4]), (440, [5, 6])], ()),
+    "compare-checkpoints": ([(330, [(7, 280), (8, 300), 1]), (320, [2, 3]), (380, [4]), (440, [(5, 680), (6, 300)])], ()),
     "first-flux-lora": ([(340, [(7, 400), 1, 2]), (330, [3, 4]), (390, [5]), (360, [6])], ()),
     "low-vram": ([(340, [(7, 380), 1, 2]), (340, [3, 4]), (390, [5]), (360, [(8, 250), 6])], ()),
     "style-with-regularisation": (
-        [(300, [(9, 320), 1, 2]), (300, [3, 4]), (300, [(10, 250), 5]), (370, [6]), (350, [7, 8])],
+        [(300, [(9, 320), 1, 2]), (300, [3, 4]), (300, [(10, 250), 5]), (370, [6]), (350, [(7, 680), (8, 300)])],
         (),
     ),
     "train-then-sample": (
@@ -108,7 +108,7 @@ def arrange(workflow: dict[str, Any], name: str, heights: Mapping[str, tuple[int
     left, boxes = 40.0, []
     for i, (width, ids) in enumerate(columns):
         left += APART - GAP if i in first_of_group and i else 0
-        top = 40.0
+        top = 56.0 if groups else 40.0
         for entry in ids:
             node_id, height = entry if isinstance(entry, tuple) else (entry, 0)
             node = nodes[node_id]

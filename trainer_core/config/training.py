@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
-from .lora_name import faults_of_name
+from ..storage.lora_name import faults_of_name
 
 SIGMA_DENSITIES = (
     "chroma",

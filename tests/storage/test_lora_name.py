@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
-from chroma_trainer.trainer_core.config.lora_name import faults_of_name, resolve_name
+from chroma_trainer.trainer_core.storage.lora_name import faults_of_name, resolve_name
 
 NOW = datetime(2031, 2, 3, 4, 5, 6)
 
