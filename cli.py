@@ -17,6 +17,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's custom_nodes: no pip has been there
+    from importlib import import_module, util
+
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != folder]  # `import nodes` is not ours
+    spec = util.spec_from_file_location("chroma_trainer", folder / "__init__.py", submodule_search_locations=[])
+    assert spec and spec.submodule_search_locations is not None
+    spec.submodule_search_locations.append(str(folder))
+    sys.modules["chroma_trainer"] = util.module_from_spec(spec)
+    sys.exit(import_module("chroma_trainer.cli").main())
+
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console

@@ -57,6 +57,9 @@ def main() -> int:
             "output above names the conflicting package. Update ComfyUI and its requirements, then run this again.",
             file=sys.stderr,
         )
+    else:
+        cli = Path(__file__).resolve().with_name("cli.py")
+        print(f'Restart ComfyUI. To train without its page: "{sys.executable}" "{cli}" run workflow.json')
     return status
 
 

@@ -3,6 +3,7 @@
 
 import { el, set, svg, text } from "./dom.js";
 import { clock, smoothed } from "./run_state.js";
+import { say } from "./texts.js";
 
 const EDGE = { left: 40, right: 44, top: 8, bottom: 20 };
 const MARK_PIXELS = 9; // minimum distance between two marks
@@ -35,7 +36,8 @@ export class Chart {
     const top = rate.reduce((highest, value) => (value > highest ? value : highest), 0) || 1;
     const yRate = scale([0, top * 1.04], [height - EDGE.bottom, EDGE.top]);
     this.view = { state, smooth, x, y };
-    this.drawGrid(width, height, x, y, step.length ? top : 0);
+    if (state.numPoints) this.drawGrid(width, height, x, y, top);
+    else this.parts.grid.replaceChildren();
     set(this.parts.raw, { d: band(columns, y) });
     set(this.parts.smooth, { d: line(step, smooth, x, y) });
     set(this.parts.rate, { d: line(step, rate, x, yRate) });
@@ -52,10 +54,8 @@ export class Chart {
     }
     for (const value of ticks(x.domain, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger))
       elements.push(label(x(value), bottom + 14, String(value), "middle"));
-    if (top) {
-      elements.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
-      elements.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
-    }
+    elements.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
+    elements.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
     this.parts.grid.replaceChildren(...elements);
   }
 
@@ -91,10 +91,10 @@ export class Chart {
     set(this.parts.spot, { cx: place, cy: y(smooth[i] ?? y.domain[0]) });
     for (const name of ["cursor", "spot"]) this.parts[name].style.display = "";
     const hasImages = state.pictures.some((picture) => picture.step === step[i]);
-    const marks = [state.checkpoints.includes(step[i]) && "checkpoint", hasImages && "images"];
+    const marks = [state.checkpoints.includes(step[i]) && say("tip.checkpoint"), hasImages && say("tip.images")];
     const lines = [
-      `step ${step[i]}`, `loss ${short(loss[i])}, smoothed ${short(smooth[i])}`,
-      `learning rate ${rateText(rate[i])}, ${pace(seconds[i])}`, ...marks.filter(Boolean),
+      say("step", { step: step[i] }), say("tip.loss", { loss: short(loss[i]), smooth: short(smooth[i]) }),
+      say("tip.rate", { rate: rateText(rate[i]), pace: pace(seconds[i]) }), ...marks.filter(Boolean),
     ];
     text(this.tip, lines.join("\n"));
     this.tip.hidden = false;
@@ -208,5 +208,6 @@ export function rateText(value) {
 
 export function pace(seconds) {
   if (!seconds) return "-";
-  return seconds < 100 ? `${short(seconds)} s/step` : `${clock(seconds)} a step`;
+  if (seconds < 100) return say("pace.seconds", { value: short(seconds) });
+  return say("pace.clock", { value: clock(seconds) });
 }

@@ -1,6 +1,7 @@
 // The source of runs: the server's messages while one is active, and the run history for everything before.
 
 import { api } from "../../scripts/api.js";
+import { isNamed } from "./names.js";
 import { RunState } from "./run_state.js";
 
 const ROOT = "/chroma_trainer/runs";
@@ -37,9 +38,9 @@ export async function openRun(run, node, name) {
   return state;
 }
 
-// Finds the latest run of a node: by its LoRA's name, and by the node's id if there are several.
+// Finds the latest run of a node: by its LoRA's name as typed, and by the node's id if there are several.
 export async function findRun(node, name) {
-  const runs = (await listRuns()).filter((run) => run.name === name);
+  const runs = (await listRuns()).filter((run) => isNamed(name, run.name));
   return (runs.find((run) => run.node === node) ?? runs[0])?.run;
 }
 

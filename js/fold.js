@@ -2,6 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 import { after } from "./dom.js";
+import { isConnected } from "./graph.js";
+import { say } from "./texts.js";
 
 const CATEGORY = "ChromaTrainer";
 const STATE = "folded"; // in the node's properties, so that the saved workflow keeps its look
@@ -19,7 +21,7 @@ class Fold {
     this.node.properties[STATE] = true;
     this.apply();
     // After other extensions have added their widgets.
-    setTimeout(() => this.isConfigured || node.setSize([node.size[0], node.computeSize()[1]]));
+    setTimeout(() => this.isConfigured || node.setSize([node.size[0], this.isNative ? 0 : node.computeSize()[1]]));
   }
 
   get isNative() {
@@ -29,15 +31,15 @@ class Fold {
   // A field that is connected or not at its default is shown: nothing that changes the run is hidden.
   hides(widget) {
     if (this.isNative || !this.node.properties[STATE]) return false;
-    const isWired = this.node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
-    return !isWired && widget.value === this.defaults.get(widget);
+    return !isConnected(this.node, widget.name) && widget.value === this.defaults.get(widget);
   }
 
   apply() {
     for (const widget of this.advanced) widget.hidden = this.hides(widget);
     const hidden = this.advanced.filter((widget) => widget.hidden).length;
-    this.button.hidden = this.isNative;
-    this.button.name = this.button.label = this.node.properties[STATE] ? `${hidden} more settings` : "fewer settings";
+    this.button.hidden = this.isNative || (this.node.properties[STATE] && !hidden);
+    const label = this.node.properties[STATE] ? say("fold.more", { count: hidden }) : say("fold.fewer");
+    this.button.name = this.button.label = label;
     this.node.setDirtyCanvas?.(true, true);
   }
 
@@ -53,11 +55,18 @@ class Fold {
   // A workflow saved before folding existed has the height of all fields.
   configured(saved) {
     this.isConfigured = true;
+    if (this.isNative) setTimeout(() => this.keepHeight(saved));
     const wasFolded = saved?.properties?.[STATE];
     if (wasFolded !== undefined) return this.apply();
     this.node.properties[STATE] = false;
     this.apply();
     this.turn(true);
+  }
+
+  // Nodes 2.0 draw a node as high as its content, or higher. When it loads, the page makes room for the fields that
+  // Nodes 2.0 hide; they need none.
+  keepHeight(saved) {
+    if (saved?.size) this.node.setSize([this.node.size[0], saved.size[1]]);
   }
 }
 

@@ -1,57 +1,55 @@
-// The live panel of a LoRATrainer node.
+// The live panel of a LoRATrainer node, and of the nodes of the subgraphs around it.
 
 import { app } from "../../scripts/app.js";
 import { addStyle, after } from "./dom.js";
 import { findRun, openRun, stateOf, watch } from "./feed.js";
+import { idsOf, isConnected, nodesAt } from "./graph.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
 const NODE = "LoRATrainer";
+const SUBGRAPH_WIDTH = 300; // pixels, for a panel that can be read
 const panels = new WeakMap(); // node -> Panel
-
-function rootGraph() {
-  return app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
-}
-
-// The node that a prompt calls "12:5": node 5 in the subgraph of node 12.
-function nodeAt(id) {
-  let [graph, node] = [rootGraph(), null];
-  for (const part of id.split(":")) {
-    node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
-}
-
-// Every id that a prompt may use for a node: one, or one per instance of its subgraph.
-function idsOf(node, graph = rootGraph(), prefix = "") {
-  if (node.graph === graph) return [`${prefix}${node.id}`];
-  const outer = graph.nodes.filter((other) => other.subgraph);
-  return outer.flatMap((other) => idsOf(node, other.subgraph, `${prefix}${other.id}:`));
-}
 
 function nameOf(node) {
   return String(node.widgets?.find(({ name }) => name === "name")?.value ?? "");
 }
 
-// Shows a state if the node and the run belong together: another workflow may use the same node ids.
-function show(node, name, state) {
+// Shows a state if the node of that id and the run belong together: another workflow may use the same node ids.
+function show(id, name, state) {
+  const nodes = nodesAt(id);
+  const node = nodes.at(-1);
   const panel = node && panels.get(node);
   if (!panel) return;
-  const linked = node.inputs?.find((input) => input.name === "name")?.link != null;
-  if (panel.state !== state && name !== nameOf(node) && !linked) return;
+  if (panel.state !== state && name !== nameOf(node) && !isConnected(node, "name")) return;
+  for (const shown of nodes) showOn(shown, state);
+}
+
+function showOn(node, state) {
+  const panel = panels.get(node) ?? addPanel(node);
   const before = panel.minHeight;
   panel.show(state);
-  if (panel.minHeight !== before) node.setDirtyCanvas?.(true, true);
+  if (panel.minHeight !== before) makeRoom(node);
+}
+
+// A node on the canvas grows with its panel; Nodes 2.0 do so by themselves.
+function makeRoom(node) {
+  if (!window.LiteGraph?.vueNodesMode) {
+    const least = node.computeSize();
+    const width = Math.max(node.size[0], node.subgraph ? SUBGRAPH_WIDTH : 0);
+    if (width > node.size[0] || least[1] > node.size[1]) node.setSize([width, Math.max(node.size[1], least[1])]);
+  }
+  node.setDirtyCanvas?.(true, true);
 }
 
 async function refill(node) {
   const name = nameOf(node);
   for (const id of idsOf(node)) {
+    for (const outer of nodesAt(id).slice(0, -1)) if (!panels.has(outer)) makeRoom(addPanel(outer).node);
     try {
       const run = stateOf(id, name) ? null : await findRun(id, name);
       const state = stateOf(id, name) ?? (run && (await openRun(run, id, name)));
-      if (state) return show(node, name, state);
+      if (state) show(id, name, state);
     } catch (error) {
       console.warn("[ChromaTrainer] could not load the history of a run:", error);
     }
@@ -59,7 +57,7 @@ async function refill(node) {
 }
 
 function addPanel(node) {
-  const panel = new Panel();
+  const panel = Object.assign(new Panel(), { node });
   panel.show(new RunState());
   panels.set(node, panel);
   const widget = node.addDOMWidget("live", "chroma_trainer_live", panel.element, {
@@ -70,20 +68,26 @@ function addPanel(node) {
     setValue: () => {},
   });
   widget.serialize = false; // not in the saved workflow, where it would have no meaning
-  after(node, "onConfigure", () => setTimeout(() => refill(node)));
   after(node, "onRemoved", () => panel.remove());
+  return panel;
+}
+
+function follow(node) {
+  const panel = addPanel(node);
+  after(node, "onConfigure", () => setTimeout(() => refill(node)));
   after(node, "onExecuted", async (output) => {
     const run = output?.chroma_trainer_run?.[0]; // also set by a cached node
-    if (run && panel.state.run !== run) show(node, nameOf(node), await openRun(run, idsOf(node)[0], nameOf(node)));
+    const [id] = idsOf(node);
+    if (run && panel.state.run !== run) show(id, nameOf(node), await openRun(run, id, nameOf(node)));
   });
 }
 
-watch((id, name, state) => show(nodeAt(id), name, state));
+watch(show);
 
 app.registerExtension({
   name: "ChromaTrainer.LiveNode",
   setup: addStyle,
   nodeCreated(node) {
-    if (node.comfyClass === NODE) addPanel(node);
+    if (node.comfyClass === NODE) follow(node);
   },
 });

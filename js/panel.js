@@ -4,9 +4,10 @@ import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
 import { bytes, clock, smoothed } from "./run_state.js";
+import { say } from "./texts.js";
 
 const FRAME_MS = 100; // between two redraws
-const HEIGHT = { empty: 64, chart: 230, pictures: 450 };
+const HEIGHT = { empty: 44, status: 110, chart: 230, pictures: 220 };
 
 export class Panel {
   constructor() {
@@ -28,7 +29,8 @@ export class Panel {
   // Height in pixels that the panel needs to be readable.
   get minHeight() {
     if (!this.state?.state) return HEIGHT.empty;
-    return this.state.pictures.length ? HEIGHT.pictures : HEIGHT.chart;
+    const { numPoints, pictures } = this.state;
+    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length ? HEIGHT.pictures : 0);
   }
 
   show(state) {
@@ -59,7 +61,7 @@ export class Panel {
     text(parts.doing, state.doing);
     text(parts.count, total ? `${done} / ${total}` : "");
     const left = state.secondsLeft;
-    text(parts.left, left !== null && state.phase.phase === "train" ? `${clock(left)} left` : "");
+    text(parts.left, left !== null && state.phase.phase === "train" ? say("panel.left", { time: clock(left) }) : "");
     parts.bar.style.width = `${total ? Math.min(100, (100 * done) / total) : 0}%`;
     this.drawFacts(state);
     this.drawNote(state);
@@ -71,19 +73,20 @@ export class Panel {
     const facts = [];
     if (state.numPoints) {
       const loss = smoothed(state.steps, state.total).at(-1);
-      facts.push(["loss", short(loss), "Loss, smoothed over the last steps", "ct-key-loss"]);
-      facts.push(["lr", rateText(state.steps.learning_rate.at(-1)), "Learning rate", "ct-key-rate"]);
-      facts.push(["", pace(state.pace), "Seconds per step: the median of the last steps"]);
+      const rate = rateText(state.steps.learning_rate.at(-1));
+      facts.push([say("panel.loss"), short(loss), say("panel.loss.tip"), "ct-key-loss"]);
+      facts.push([say("panel.rate"), rate, say("panel.rate.tip"), "ct-key-rate"]);
+      facts.push(["", pace(state.pace), say("panel.pace.tip")]);
     }
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];
-      const title = `${kind} in use by ComfyUI, of ${bytes(total)}${planned ? `; planned: ${bytes(planned)}` : ""}`;
-      facts.push([kind, bytes(used) + (planned ? ` / ${bytes(planned)}` : ""), title]);
+      const inUse = planned ? say("panel.planned", { used: bytes(used), planned: bytes(planned) }) : bytes(used);
+      facts.push([kind, inUse, say("panel.memory.tip", { kind, total: bytes(total) })]);
     }
     if (state.lora) {
       const { lora, applied, num_keys: numKeys } = state.lora;
-      facts.push(["", lora, `Saved: ${applied} of ${numKeys} keys apply`, "ct-file"]);
+      facts.push(["", lora, say("panel.keys", { applied, count: numKeys }), "ct-file"]);
     }
     this.parts.facts.replaceChildren(...facts.map(([name, value, title, style]) =>
       el(`span${style ? `.${style}` : ""}`, { title }, ...(name ? [`${name} `] : []), el("b", {}, value))));

@@ -1,14 +1,15 @@
 // The validation images of a run, with a slider over its steps. It stays at the newest step until the user moves it.
 
 import { el, set, text } from "./dom.js";
+import { say } from "./texts.js";
 import { api } from "../../scripts/api.js";
 
 export class Pictures {
   constructor() {
     this.image = el("img.ct-image", { draggable: "false", alt: "" });
-    this.link = el("a.ct-frame", { target: "_blank", title: "Open the full image" }, this.image);
+    this.link = el("a.ct-frame", { target: "_blank", title: say("image.open") }, this.image);
     this.slider = el("input.ct-slider", {
-      type: "range", min: 0, max: 0, step: 1, "aria-label": "Step", oninput: () => this.moved(),
+      type: "range", min: 0, max: 0, step: 1, "aria-label": say("step.slider"), oninput: () => this.moved(),
     });
     this.step = el("span.ct-step");
     this.sizes = el("span.ct-sizes");
@@ -44,7 +45,7 @@ export class Pictures {
     set(this.link, { href: api.apiURL(picture.url) });
     set(this.image, { src: api.apiURL(`${picture.url}&preview=webp;85`) });
     set(this.element, { "data-step": step });
-    text(this.step, step ? `step ${step}` : "before");
+    text(this.step, stepText(step));
     const others = here.length > 1 ? here.map(({ label }) => label) : [];
     if (this.sizes.dataset.of !== others.join() + picture.label) {
       this.sizes.dataset.of = others.join() + picture.label;
@@ -54,4 +55,9 @@ export class Pictures {
       this.sizes.replaceChildren(...others.map(button));
     }
   }
+}
+
+// Step 0 shows the base model's images.
+export function stepText(step) {
+  return step ? say("step", { step }) : say("step.before");
 }

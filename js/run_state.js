@@ -1,26 +1,10 @@
 // The state of one run in the page: updated by messages and the run history, read by chart and panel. It uses neither
 // DOM nor ComfyUI.
 
+import { has, say } from "./texts.js";
+
 const RECENT = 50; // number of steps that the pace is computed from
 
-export const PHASES = {
-  start: "Reading the dataset",
-  identify: "Identifying the model files",
-  text: "Encoding text",
-  latents: "Caching latents",
-  load: "Loading the model",
-  eval: "Measuring the loss",
-  train: "Training",
-  validate: "Sampling validation images",
-  save: "Saving",
-};
-const STATES = {
-  finished: "Finished",
-  paused: "Paused",
-  stopped: "Stopped",
-  failed: "Failed",
-  died: "Ended unexpectedly",
-};
 const COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "seconds"];
 
 export class RunState {
@@ -48,9 +32,9 @@ export class RunState {
 
   // What the run is doing, as text.
   get doing() {
-    if (!this.state) return "Not run yet";
-    if (this.state !== "running") return STATES[this.state] ?? this.state;
-    return PHASES[this.phase.phase] ?? this.phase.phase ?? "";
+    if (this.state !== "running") return stateText(this.state);
+    const { phase } = this.phase;
+    return has(`phase.${phase}`) ? say(`phase.${phase}`) : phase ?? "";
   }
 
   // [done, total] of the progress bar: of the phase if it has its own count, else of the steps.
@@ -177,6 +161,12 @@ export function smoothed({ step, loss }, total) {
   return means;
 }
 
+// The state of a run in words.
+export function stateText(state) {
+  const key = `state.${state || "none"}`;
+  return has(key) ? say(key) : state;
+}
+
 export function clock(seconds) {
   const whole = Math.round(seconds);
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
@@ -188,11 +178,12 @@ export function bytes(value) {
   return value >= 1e10 ? `${(value / 2 ** 30).toFixed(0)} GB` : `${(value / 2 ** 30).toFixed(1)} GB`;
 }
 
-// "3 min ago", from seconds since 1970.
+// "3 minutes ago", from seconds since 1970.
 export function ago(time) {
   if (!time) return "";
-  const seconds = Math.max(0, Date.now() / 1000 - time);
-  const [size, unit] = [[60, "s"], [3600, "min"], [86400, "h"], [Infinity, "days"]].find(([limit]) => seconds < limit);
-  const value = Math.floor(seconds / ({ 60: 1, 3600: 60, 86400: 3600 }[size] ?? 86400));
-  return unit === "s" ? "just now" : `${value} ${unit} ago`;
+  const minutes = Math.floor(Math.max(0, Date.now() / 1000 - time) / 60);
+  if (minutes < 1) return say("ago.now");
+  if (minutes < 60) return say("ago.minutes", { count: minutes });
+  if (minutes < 1440) return say("ago.hours", { count: Math.floor(minutes / 60) });
+  return say("ago.days", { count: Math.floor(minutes / 1440) });
 }

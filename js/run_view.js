@@ -4,9 +4,10 @@ import { api } from "../../scripts/api.js";
 import { el, set, text } from "./dom.js";
 import { fetchRun } from "./feed.js";
 import { Panel } from "./panel.js";
+import { stepText } from "./pictures.js";
 import { RunState, ago } from "./run_state.js";
+import { has, say } from "./texts.js";
 
-const LABELS = { pause: "Pause", stop: "Stop", resume: "Resume" };
 const ICONS = { pause: "pi-pause", stop: "pi-stop", resume: "pi-play" };
 
 // The commands that a run accepts in its state.
@@ -30,7 +31,7 @@ export class RunView {
     const { name, when, buttons, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
       el("div.ct-run-head", {},
-        el("button.ct-back.pi.pi-arrow-left", { type: "button", title: "All runs", onclick: back }),
+        el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
       buttons, el("div.ct-run-panel", {}, this.panel.element), file, grid, settings);
   }
@@ -69,17 +70,17 @@ export class RunView {
         buttons.dataset.of = "?";
         this.act(name, this.state);
       },
-    }, el(`i.pi.${ICONS[name]}`), LABELS[name])));
+    }, el(`i.pi.${ICONS[name]}`), say(`run.${name}`))));
   }
 
   drawFile(state, summary) {
     const lora = state.lora?.lora ?? summary.lora;
-    const keys = state.lora ? `${state.lora.applied} of ${state.lora.num_keys} keys apply` : "";
+    const keys = state.lora ? say("panel.keys", { applied: state.lora.applied, count: state.lora.num_keys }) : "";
     const applied = keys ? [el("span.ct-doing-soft", {}, keys)] : [];
     const file = lora ? [el("i.pi.pi-file"), `loras/${lora}`, ...applied] : [];
     const link = (url, label) => (url ? [el("a", { href: api.apiURL(url), target: "_blank" }, label)] : []);
-    const crops = link(state.crops, "how the images are cropped");
-    const pairs = link(state.pairs, "pairs of reference and target");
+    const crops = link(state.crops, say("run.crops"));
+    const pairs = link(state.pairs, say("run.pairs"));
     const key = `${lora}|${state.crops}|${state.pairs}|${state.lora?.applied}`;
     if (this.parts.file.dataset.of === key) return;
     this.parts.file.dataset.of = key;
@@ -94,7 +95,7 @@ export class RunView {
     grid.replaceChildren(...pictures.map(({ step, url, label }) =>
       el("a.ct-cell", { href: api.apiURL(url), target: "_blank", title: label },
         el("img", { src: api.apiURL(`${url}&preview=webp;75`), loading: "lazy", alt: "" }),
-        el("span", {}, step ? `step ${step}` : "before"))));
+        el("span", {}, stepText(step)))));
   }
 
   remove() {
@@ -105,7 +106,7 @@ export class RunView {
 // The request as collapsible tables, to look up what differs between runs.
 function sections(settings) {
   return Object.entries(settings).filter(([, values]) => values && typeof values === "object").map(([name, values]) =>
-    el("details", name === "training" ? { open: "" } : {}, el("summary", {}, name), el("table", {}, ...rows(values))));
+    el("details", name === "training" ? { open: "" } : {}, el("summary", {}, has(`settings.${name}`) ? say(`settings.${name}`) : name), el("table", {}, ...rows(values))));
 }
 
 function rows(values, prefix = "") {

@@ -5,14 +5,11 @@ import { app } from "../../scripts/app.js";
 import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns } from "./feed.js";
 import { RunView } from "./run_view.js";
-import { ago } from "./run_state.js";
+import { ago, stateText } from "./run_state.js";
+import { say } from "./texts.js";
 
 const BUSY_MS = 1500; // between two requests while a run is active
 const IDLE_MS = 5000;
-const NO_RUNS = "No runs yet. Runs of LoRA Trainer nodes appear here, "
-  + "and runs of chroma-trainer run that write to ComfyUI's output folder.";
-
-const PROGRESS = { pause: "Pausing after this step", stop: "Stopping after this step", resume: "Resuming" };
 
 class Runs {
   constructor(root) {
@@ -40,7 +37,7 @@ class Runs {
   async lookAtAll() {
     const runs = await listRuns();
     set(this.root, { "data-count": runs.length });
-    if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, NO_RUNS));
+    if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, say("runs.none")));
     else {
       const cards = runs.map((run) => this.card(run));
       const { children } = this.list;
@@ -78,9 +75,9 @@ class Runs {
     try {
       if (name !== "resume" || state.summary.alive) await command(run, name);
       else await queue((await fetchRun(run)).prompt);
-      notify("info", PROGRESS[name], state.summary.name);
+      notify("info", say(`run.${name}.sent`), state.summary.name);
     } catch (error) {
-      notify("error", `Can't ${name}`, error.message);
+      notify("error", say(`run.${name}.failed`), error.message);
     }
     this.look();
   }
@@ -108,8 +105,7 @@ class Card {
     set(this.element, { "data-state": run.state, title: run.run });
     text(this.parts.name, run.name);
     const count = run.total ? `${run.step} / ${run.total}` : "";
-    const label = run.state === "died" ? "ended unexpectedly" : run.state;
-    text(this.parts.state, [label, count, ago(run.updated)].filter(Boolean).join(" · "));
+    text(this.parts.state, [stateText(run.state), count, ago(run.updated)].filter(Boolean).join(" · "));
     this.parts.bar.style.width = `${run.total ? (100 * run.step) / run.total : 0}%`;
     this.parts.picture.style.visibility = run.picture ? "" : "hidden";
     if (run.picture) set(this.parts.picture, { src: api.apiURL(`${run.picture}&preview=webp;70`) });
@@ -119,7 +115,7 @@ class Card {
 // Queues a recorded workflow again: it resumes from its newest checkpoint.
 async function queue(prompt) {
   if (!Object.keys(prompt ?? {}).length)
-    throw new Error("the workflow of this run was not recorded; run it from the graph, or with chroma-trainer resume");
+    throw new Error(say("run.no.workflow"));
   const body = JSON.stringify({ prompt, client_id: api.clientId });
   const headers = { "Content-Type": "application/json" };
   const answer = await api.fetchApi("/prompt", { method: "POST", body, headers });
@@ -142,8 +138,8 @@ app.registerExtension({
     app.extensionManager.registerSidebarTab({
       id: "chroma-trainer-runs",
       icon: "pi pi-chart-line",
-      title: "Training",
-      tooltip: "LoRA training: runs, images, pause and resume",
+      title: say("runs.title"),
+      tooltip: say("runs.tip"),
       type: "custom",
       render(root) {
         runs?.remove();

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from typing import Annotated, Any
 
 from ..trainer_core.config.adapter import AdapterConfig
@@ -17,6 +18,7 @@ from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.storage.lora_name import resolve_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,12 @@ class Inputs(TrainingConfig):
 
 
 def request_of(inputs: Inputs) -> TrainRequest:
-    """Return the training request of the inputs, with defaults for sockets that are not connected."""
+    """Return the training request of the inputs, with defaults for sockets that are not connected.
+
+    A date in the name is that of this moment.
+    """
     training = TrainingConfig(**{field.name: getattr(inputs, field.name) for field in fields(TrainingConfig)})
+    training = replace(training, name=resolve_name(training.name, datetime.now()))
     return TrainRequest(
         model=inputs.model,
         dataset=inputs.dataset,
@@ -90,7 +96,10 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from ..trainer_core.train.run import run as train
     from .recorded_prompt import record_prompt
 
-    result = train(request_of(inputs), host, record_prompt(host))
+    request, prompt = request_of(inputs), record_prompt(host)
+    if host.node_id in prompt:  # a resumed run keeps its date
+        prompt[host.node_id]["inputs"]["name"] = request.training.name
+    result = train(request, host, prompt)
     return (
         result.lora,
         read_tensors(result.lora.path),
@@ -114,6 +123,7 @@ SPEC = NodeSpec(
     run=run,
     preflight=preflight,
     review=review,
+    identity=lambda inputs: ("name", resolve_name(inputs.name, datetime.now())),
     is_output=True,
     search_aliases=("train", "lora", "finetune", "fine-tune"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from chroma_trainer.cli import Interrupts, main
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
+PROJECT = Path(__file__).resolve().parents[1]
 FOLDERS = ("--models", "models", "--output", "out")
 
 
@@ -131,6 +133,32 @@ def test_a_set_value_is_trained_with(cli, home, first):
     )
     report = json.loads((home / "r.json").read_text("utf-8"))
     assert report["steps"] == 1 and report["lora"].endswith("other.safetensors")
+
+
+def test_a_name_with_a_folder_a_date_and_an_ending(cli, home, first, capsys):
+    """The recorded workflow has the date of the run, so that it is resumed on another day as well."""
+    typed = "styles/%date:yyyy%/mine.safetensors"
+    assert cli("run", "workflow.json", *FOLDERS, "--set", f"5.name={typed}", "--report", "n.json") == 0
+    report = json.loads((home / "n.json").read_text("utf-8"))
+    name = Path(report["lora"]).relative_to(home / "out" / "loras").as_posix()
+    assert re.fullmatch(r"styles/20\d\d/mine.safetensors", name) and sha256_of(Path(report["lora"])) == report["sha256"]
+    record = json.loads((Path(report["files"]["run"]) / "request.json").read_text("utf-8"))
+    assert record["workflow"]["5"]["inputs"]["name"] == name.removesuffix(".safetensors")
+    capsys.readouterr()
+    assert cli("status", name.removesuffix(".safetensors"), "--output", "out") == 0
+    assert "finished at step 3 of 3" in capsys.readouterr().out
+
+
+def test_the_lora_of_another_run_is_kept(cli, home, first, capsys):
+    """The same name with other settings: both files are there, and the log says which is which."""
+    other = f"tiny-{Path(first['files']['run']).name.rpartition('-')[2]}.safetensors"
+    assert cli("run", "workflow.json", *FOLDERS, "--set", "5.learning_rate=0.02", "--report", "o.json") == 0
+    text = capsys.readouterr()
+    assert f"tiny.safetensors was saved by another run; that file is now {other}" in text.out + text.err
+    report = json.loads((home / "o.json").read_text("utf-8"))
+    assert sha256_of(Path(first["lora"]).with_name(other)) == first["sha256"] != report["sha256"]
+    assert sha256_of(Path(report["lora"])) == report["sha256"] and Path(report["lora"]) == Path(first["lora"])
+    shutil.copy(Path(first["lora"]).with_name(other), first["lora"])  # for the tests after this one
 
 
 def test_a_sound_workflow(cli, capsys):
@@ -294,6 +322,26 @@ def test_check_counts_captions_that_the_text_encoder_cannot_read(cli, capsys):
     assert cli("check", "workflow.json", *FOLDERS, "--set", "DatasetBackend.captions=instance prompt", "--set",
                "DatasetBackend.instance_prompt=a cat") == 0  # fmt: skip
     assert not capsys.readouterr().err
+
+
+def test_it_runs_as_a_file_from_any_folder(tmp_path):
+    """After `install.py` alone: a ComfyUI's Python, no package of this name, the folder's name as git made it."""
+    pack = tmp_path / "custom_nodes" / "chroma-trainer"
+    for name in ("nodes", "trainer_core", "workflows", "assets"):
+        shutil.copytree(PROJECT / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "cli.py"):
+        shutil.copy(PROJECT / name, pack)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [
+        sys.executable,
+        "custom_nodes/chroma-trainer/cli.py",
+        "check",
+        str(pack / "workflows" / "first-lora.json"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "") and "no problems" in done.stdout
+    done = subprocess.run([*command[:2], "--help"], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.stdout.startswith("usage: chroma-trainer")
 
 
 def test_inspect(cli, first, capsys):

@@ -53,8 +53,7 @@ def test_what_is_not_translated_yet_is_counted(language):
     """New fields stay English until somebody translates them: told, not refused. Most must be translated."""
     module = tool()
     words = module.languages()[language]
-    for spec in ALL_NODES.values():
-        module.node_texts(spec, words)
+    module.ask_all(words)
     missing = set(words.missing)
     if missing:
         warnings.warn(f"{language}: {len(missing)} texts are still English, see python tools/locales.py", stacklevel=1)
@@ -88,9 +87,26 @@ def test_texts_have_no_sign_that_a_front_end_would_carry_out(language):
     assert not written
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_template_has_a_title(language):
+    titles = json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))["templateWorkflows"]["template"]
+    names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert all(set(texts) == names for texts in titles.values()) and "chroma-trainer" in titles
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_every_node_has_a_help_page_and_every_tip_is_translated(language):
+    for node_id in ALL_NODES:
+        text = (ROOT / "js" / "docs" / node_id / f"{language}.md").read_text("utf-8")
+        assert "## Settings" not in text and f"`{next(iter(ALL_NODES[node_id].fields())).name}`" in text
+    tips = ROOT / "docs" / "nodes" / "tips"
+    assert {path.name for path in (tips / language).glob("*.md")} == {path.name for path in tips.glob("*.md")}
+
+
 def test_every_picture_of_the_help_pages_is_there():
+    """Links of pages in other languages count from js/docs as well, where ComfyUI's page looks."""
     for folder in (ROOT / "js" / "docs", ROOT / "docs" / "nodes"):
-        for page in folder.glob("*.md"):
+        for page in folder.rglob("*.md") if folder.name == "docs" else folder.glob("*.md"):
             for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8")):
                 assert (folder / target).is_file(), (page, target)
 

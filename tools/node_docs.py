@@ -7,13 +7,14 @@ python tools/node_docs.py --check   exit 1 and name those that are stale
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from chroma_trainer.nodes import ALL_NODES
 from chroma_trainer.trainer_core.spec import Field, NodeSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from locales import locale_files
+from locales import English, Translation, languages, locale_files
 
 ROOT = Path(__file__).resolve().parents[1]
 TIPS = ROOT / "docs" / "nodes" / "tips"
@@ -23,8 +24,11 @@ def pages() -> dict[Path, str]:
     """Every page and its text. A tip written by hand, docs/nodes/tips/<id>.md, follows the description; its pictures are in
     js/docs/images, where ComfyUI's page finds them."""
     found = {}
+    others = {language: words for language, words in languages().items() if language != "en"}
     for spec in ALL_NODES.values():
-        text = page(spec)
+        for language, words in others.items():
+            found[ROOT / "js" / "docs" / spec.id / f"{language}.md"] = page(spec, words, language)
+        text = page(spec, English())
         found[ROOT / "docs" / "nodes" / f"{spec.id}.md"] = text.replace("](images/", "](../../js/docs/images/")
         found[ROOT / "js" / "docs" / f"{spec.id}.md"] = text
     rows = "\n".join(f"| [{spec.id}]({spec.id}.md) | {spec.description} |" for spec in ALL_NODES.values())
@@ -32,43 +36,56 @@ def pages() -> dict[Path, str]:
     return found | dict(locale_files())
 
 
-def page(spec: NodeSpec) -> str:
-    tip = TIPS / f"{spec.id}.md"
-    parts = [f"# {spec.title}\n", f"{spec.description}\n"]
+def page(spec: NodeSpec, words: Translation, language: str = "en") -> str:
+    """A node's page in a language: names stay as they are in files, so that a text in another language finds them."""
+    say = words.text
+    tips = TIPS if language == "en" else TIPS / language
+    tip = tips / f"{spec.id}.md"
+    parts = [f"# {say(spec.title)}\n", f"{say(spec.description)}\n"]
     if tip.is_file():
         parts.append(tip.read_text("utf-8"))
     sockets = [field for field in spec.fields() if field.socket]
     widgets = [field for field in spec.fields() if field.is_widget]
     if sockets:
-        rows = (f"| `{f.name}` | {f.socket.type}{'' if f.required else ', optional'} | {f.doc} |" for f in sockets)  # type: ignore[union-attr]
-        parts.append("## Connections\n\n| input | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+        rows = (
+            f"| `{f.name}` | {f.socket.type}{'' if f.required else ', ' + say('optional')} | {say(f.doc)} |"  # type: ignore[union-attr]
+            for f in sockets
+        )
+        parts.append(_table(say, "Connections", ("input", "type"), rows))
     if widgets:
-        rows = (f"| `{f.name}` | {_shown(f.initial)} | {_range(f)} | {f.doc} |" for f in widgets)
-        parts.append("## Settings\n\n| setting | default | range | |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
-    rows = (f"| `{output.name}` | {output.type} | {output.doc} |" for output in spec.outputs)
-    parts.append("## Outputs\n\n| output | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+        rows = (f"| `{f.name}` | {_shown(f.initial, say)} | {_range(f, say)} | {say(f.doc)} |" for f in widgets)
+        parts.append(_table(say, "Settings", ("setting", "default", "range"), rows))
+    rows = (f"| `{output.name}` | {output.type} | {say(output.doc)} |" for output in spec.outputs)
+    parts.append(_table(say, "Outputs", ("output", "type"), rows))
     return "\n".join(parts)
 
 
-def _shown(value: object) -> str:
+def _table(say: Callable[[str], str], title: str, columns: Sequence[str], rows: Iterable[str]) -> str:
+    head = "".join(f"| {say(column)} " for column in columns)
+    return f"## {say(title)}\n\n{head}| |\n{'|---' * (len(columns) + 1)}|\n" + "\n".join(rows) + "\n"
+
+
+def _shown(value: object, say: Callable[[str], str]) -> str:
     if value == "":
-        return "(empty)"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        return say("(empty)")
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def _range(field: Field) -> str:
+def _range(field: Field, say: Callable[[str], str]) -> str:
     if field.choice:
         return ", ".join(f"`{name}`" for name in field.choice.options)
     if field.range:
-        return (
-            f"{field.range.low:g} to {field.range.high:g}"
-            if field.kind is float
-            else f"{field.range.low} to {field.range.high}"
+        low, high = (
+            f"{bound:g}" if field.kind is float else str(bound) for bound in (field.range.low, field.range.high)
         )
+        return say("{low} to {high}").format(low=low, high=high)
     if field.model_file:
-        labels = ", ".join(f"`{label}`" for label in (field.model_file.none_label, *field.model_file.others))
-        return f"{labels}, or a file of `models/{field.model_file.kind}`"
-    return "true, false" if field.kind is bool else "text"
+        text = say("`{none}`, or a file of `models/{kind}`")
+        labels = "`, `".join((field.model_file.none_label, *field.model_file.others))
+        return text.format(none=labels, kind=field.model_file.kind)
+    return "true, false" if field.kind is bool else say("text")
 
 
 def main() -> int:

@@ -159,6 +159,7 @@ class NodeSpec:
             take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
             that the node runs again.
+        identity: identity(inputs) returns a field and the value of it that no other node of this type may have.
         is_output: ComfyUI executes the graph for this node (an output node).
         search_aliases: other words that find the node in ComfyUI's search.
     """
@@ -173,6 +174,7 @@ class NodeSpec:
     light: bool = False
     preflight: Callable[[Any, Any], list[Problem]] | None = None
     fingerprint: Callable[[Mapping[str, Any], Any], str] | None = None
+    identity: Callable[[Any], tuple[str, str]] | None = None
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
     review: Callable[[Any, Any], list[str]] | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,12 @@ from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...trainer_core.errors import Cancelled, UserError
-from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, StepReport
+from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, SinkHost, StepReport
 from ...trainer_core.paths import cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
-from .. import ALL_NODES
+from .. import ALL_NODES, CATALOGUE
 from .live_events import Feed
+from .prompt_check import problems_of, remember, reported_field, text_of
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 PREVIEW_EDGE = 512  # longer edge of a preview in the editor, in pixels
@@ -40,6 +42,7 @@ class ChromaTrainerExtension(ComfyExtension):
             from .http_routes import add_routes  # needs aiohttp, which the server has imported
 
             add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()))
+            server.add_on_prompt_handler(lambda request: remember(request, lambda: SinkHost(paths=_paths())))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes."""
@@ -74,9 +77,25 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
         "execute": classmethod(execute),
         "__doc__": spec.description,
     }
+    if spec.id in CATALOGUE:
+        members["validate_inputs"] = classmethod(_validate_inputs(spec))
     if spec.fingerprint:
         members["fingerprint_inputs"] = classmethod(lambda cls, **values: spec.fingerprint(values, _paths()))
     return type(spec.id, (io.ComfyNode,), members)
+
+
+def _validate_inputs(spec: NodeSpec) -> Any:
+    """Return ComfyUI's validation function of a node: the problems that a check of the whole prompt finds on it."""
+
+    async def validate_inputs(cls, **values: Any) -> bool | str:
+        problems = await problems_of(str(cls.hidden.unique_id))
+        return text_of(problems, spec) if problems else True
+
+    # ComfyUI reads the names of the parameters: with `**values` it would leave out its own checks of all fields.
+    names = ("cls", reported_field(spec))
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    validate_inputs.__signature__ = inspect.Signature(parameters)
+    return validate_inputs
 
 
 def _block_if_empty(is_list: bool, value: Any) -> Any:

@@ -22,6 +22,7 @@ from ...trainer_core.host import (
     StepReport,
 )
 from ...trainer_core.runs.control import read_status
+from ...trainer_core.runs.layout import listed_name
 
 SECONDS = 0.1  # minimum time between two progress messages of the same kind
 MEMORY_SECONDS = 1.0  # minimum time between two memory measurements
@@ -132,7 +133,7 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):
-        return {**kind, "lora": event.path.name, "applied": event.applied, "num_keys": event.num_keys}
+        return {**kind, "lora": listed_name(event.path, output), "applied": event.applied, "num_keys": event.num_keys}
     if isinstance(event, MemoryPlanned):
         return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None

@@ -66,7 +66,7 @@ class Backlog:
             "updated": status.updated if status else 0,
             "message": status.message if status else "",
             "picture": view_url(images[-1], self.output) if images else "",
-            "lora": lora.name if lora.is_file() else "",
+            "lora": layout.listed_name(lora, self.output) if lora.is_file() else "",
         }
 
     def story(self, folder: Path, after: int = 0) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class RunHistory:
             self.pictures = [item for item in self.pictures if item["path"] != event["path"]]
             self.pictures.append({"step": event["step"], "path": event["path"]})
         elif kind == "LoraSaved":
-            name = event["path"].replace("\\", "/").rpartition("/")[2]
+            name = event["path"].replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
             self.lora = {"lora": name, "applied": event["applied"], "num_keys": event["num_keys"]}
         elif kind == "MemoryPlanned":
             self.plan = {"device_bytes": event["device_bytes"], "ram_bytes": event["ram_bytes"]}

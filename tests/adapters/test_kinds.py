@@ -237,6 +237,17 @@ def test_ranks_of_fused_files(train, tmp_path, form, key, rank):
     assert (tensors[alpha].item() == rank) if form == "kohya" else alpha not in tensors
 
 
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_a_dora_for_comfyui_holds_only_what_comfyui_reads(train, tmp_path, form):
+    """It names every other key in its log: "lora key not loaded"."""
+    transformer, layers = train("dora", "default")
+    export_lora(layers, transformer, tmp_path / "a.safetensors", {}, form=form)
+    keys = load_file(tmp_path / "a.safetensors")
+    assert any(key.endswith(".dora_scale") for key in keys) and not any("magnitude" in key for key in keys)
+    export_lora(layers, transformer, tmp_path / "b.safetensors", {}, form="universal")
+    assert any("magnitude" in key for key in load_file(tmp_path / "b.safetensors"))
+
+
 def test_a_kronecker_product_has_no_fused_form(train, tmp_path):
     transformer, layers = train("lokr", "default")
     with pytest.raises(IncompatibleUpdate, match="Kronecker"):

@@ -212,6 +212,7 @@ class Page:
     server: Server
     modules: Path
     browser: str
+    window: str = ""  # its size, such as "1600x1000"
 
     def __call__(self, command: str, workflow: Path, output: Path) -> Any:
         """Run one command of page.mjs on a workflow; returns what it wrote, where that is JSON."""
@@ -231,7 +232,7 @@ class Page:
             capture_output=True,
             text=True,
             timeout=RUN_SECONDS,
-            env={**os.environ, "PLAYWRIGHT_CORE": str(self.modules), "CHROMIUM": self.browser},
+            env={**os.environ, "PLAYWRIGHT_CORE": str(self.modules), "CHROMIUM": self.browser, "WINDOW": self.window},
         )
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return json.loads(output.read_text("utf-8")) if output.suffix == ".json" else None

@@ -127,7 +127,7 @@ async function vue(context, page) {
   }
 }
 
-// A trainer in a subgraph: its id in the prompt is "12:5".
+// A trainer in a subgraph: its id in the prompt is "12:5". The subgraph's node shows the panel as well.
 async function subgraph(context, page) {
   await load(page, workflow);
   await setWidget(page, "LoRATrainer", { name: "inside", steps: 8 });
@@ -142,6 +142,13 @@ async function subgraph(context, page) {
   await queue(page);
   seen.ran = await until(page, "d.run.startsWith('inside-') && d.state === 'finished'");
   await shoot(page, "subgraph");
+  await page.evaluate(async () => {
+    window.app.canvas.setGraph(window.app.rootGraph ?? window.app.graph.rootGraph ?? window.app.graph);
+    await new Promise((done) => setTimeout(done, 1500));
+  });
+  seen.outside = await until(page, "d.run.startsWith('inside-') && d.state === 'finished'");
+  seen.saved = (await promptOf(page)).workflow.nodes.map((node) => JSON.stringify([node.widgets_values, node.properties]));
+  await shoot(page, "subgraph-outside");
 }
 
 // Pause, resume and stop, from the sidebar.

@@ -4,6 +4,8 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
+//   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
+//   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -14,11 +16,13 @@ const [command, url, workflow, output] = process.argv.slice(2);
 const RUN_MS = 1_500_000;
 const BARS = 120; // pixels at the edges that the page's own bars may cover
 
+const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Number);
+
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours, fold }[command](page);
-});
+  await { prompt, run, screenshot, colours, fold, boxes, least }[command](page);
+}, { width, height });
 
 function write(value) {
   fs.writeFileSync(output, JSON.stringify(value, null, 2) + "\n");
@@ -85,6 +89,36 @@ async function fold(page) {
     button.callback();
     return { folded, open, again: look(), same: before === after };
   }));
+}
+
+function boxesOf() {
+  const { graph, canvas } = window.app;
+  const { x, y } = canvas.canvas.getBoundingClientRect();
+  return Object.fromEntries(graph.nodes.map((node) => {
+    const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    const { ds: { scale, offset } } = canvas;
+    const [left, top, width, height] = drawn
+      ? [(drawn.x - x) / scale - offset[0], (drawn.y - y) / scale - offset[1], drawn.width / scale, drawn.height / scale]
+      : node.boundingRect;
+    return [node.id, [left, top, left + width, top + height].map(Math.round)];
+  }));
+}
+
+async function boxes(page) {
+  await page.waitForTimeout(1500);
+  write({ scale: await page.evaluate(() => window.app.canvas.ds.scale), boxes: await page.evaluate(boxesOf) });
+}
+
+async function least(page) {
+  const isNative = await page.evaluate(async () => {
+    const native = Boolean(window.LiteGraph.vueNodesMode);
+    for (const node of window.app.graph.nodes) node.setSize([node.size[0], native ? 40 : node.computeSize()[1]]);
+    await new Promise((done) => setTimeout(done, 1200));
+    return native;
+  });
+  const drawn = await page.evaluate(boxesOf);
+  const heights = await page.evaluate(() => Object.fromEntries(window.app.graph.nodes.map((node) => [node.id, node.size[1]])));
+  write(Object.fromEntries(Object.entries(heights).map(([id, height]) => [id, [Math.round(height), isNative ? drawn[id][3] - drawn[id][1] : 0]])));
 }
 
 async function shoot(page, file) {

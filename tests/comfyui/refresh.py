@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,35 @@ WORKFLOWS = PROJECT / "workflows"
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("first-lora", "compare-checkpoints")  # the others want Chroma in full size
-TALL = {"LoRATrainer": 1060, "PreviewImage": 560}  # height for the live panel, and for a grid
-DRAWING = 680  # of a ValidateSampler that shows its pictures under its fields
-GAP, MARGIN = 50, 30  # pixels: between nodes, where the title needs its place; within groups
+GAP, APART, MARGIN, TITLE = 26, 50, 16, 30  # pixels: between nodes, between groups, within groups, and a node's title
+HEIGHTS = {"PreviewImage": 470, "SaveImage": 470, "LossGraphNode": 300, "CLIPTextEncode": 130}  # where more than needed
+
+# Columns from left to right: width, and the nodes from top to bottom, a note with its height. A group holds this many
+# columns. A ValidateSampler that samples has room for its image. Together they are small enough to be read at 65 % of a window of 1600 x 1000 (test_page.py).
+LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
+    "first-lora": (
+        [(310, [(8, 500), 1, 2]), (300, [9, 3]), (300, [4]), (370, [5]), (330, [(6, 680), (7, 300)])],
+        (2, 2, 1),
+    ),
+    "compare-checkpoints": ([(330, [(7, 280), (8, 300), 1]), (320, [2, 3]), (380, [4]), (440, [(5, 680), (6, 300)])], ()),
+    "first-flux-lora": ([(340, [(7, 400), 1, 2]), (330, [3, 4]), (390, [5]), (360, [6])], ()),
+    "low-vram": ([(340, [(7, 380), 1, 2]), (340, [3, 4]), (390, [5]), (360, [(8, 250), 6])], ()),
+    "style-with-regularisation": (
+        [(300, [(9, 320), 1, 2]), (300, [3, 4]), (300, [(10, 250), 5]), (370, [6]), (350, [(7, 680), (8, 300)])],
+        (),
+    ),
+    "train-then-sample": (
+        [
+            (310, [(17, 300), 1, 2]), (310, [3, (18, 280)]), (370, [4]), (300, [5, 7, 8, 12, 13, 6]),
+            (310, [9, 10, 11, 14, 15]), (340, [16]),
+        ],
+        (),
+    ),
+    "adaptive-guider": (
+        [(320, [(16, 290), 1, 3, 4, 8]), (340, [2, 5, 6, 7]), (340, [(17, 250), 9, 10, 11, 12]), (400, [13, 14, 15])],
+        (),
+    ),
+}  # fmt: skip
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
 
 
@@ -39,11 +66,19 @@ def fixtures() -> ModuleType:
     return module
 
 
-def refresh(page: Any, name: str, folder: Path, draws: bool) -> None:
+def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> None:
     source = WORKFLOWS / f"{name}.json"
+    workflow = json.loads(source.read_text("utf-8"))
+    widths = {
+        entry[0] if isinstance(entry, tuple) else entry: width for width, ids in LAYOUTS[name][0] for entry in ids
+    }
+    for node in workflow["nodes"]:
+        node["size"][0] = widths[node["id"]]
+    _write(source, workflow)
+    arrange(workflow, name, measure(server, page, source, folder))
+    _write(source, workflow)
     saved = page("prompt", source, folder / f"{name}.json")
     saved["workflow"]["extra"].pop("ds", None)  # where somebody looked at last
-    tidy(saved["workflow"])
     _write(source, saved["workflow"])
     _write(WORKFLOWS / "api" / f"{name}.json", saved["prompt"])
     if not draws:
@@ -62,43 +97,45 @@ def refresh(page: Any, name: str, folder: Path, draws: bool) -> None:
     picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
 
 
-def tidy(workflow: dict[str, Any]) -> None:
-    """Close up what stands below one another in a group, fit each group around its nodes, and what stands below a group to it."""
-    nodes = workflow["nodes"]
-    groups = [(group, [node for node in nodes if _inside(node, group["bounding"])]) for group in workflow["groups"]]
-    for node in nodes:
-        draws = any(slot["name"] == "lora" and slot.get("link") is not None for slot in node.get("inputs", ()))
-        node["size"][1] = max(node["size"][1], DRAWING if draws else TALL.get(node["type"], 0))
-    grouped = [node for _, inside in groups for node in inside]
-    for column in {node["pos"][0] for node in grouped}:
-        free = None
-        for node in sorted((n for n in grouped if n["pos"][0] == column), key=lambda n: n["pos"][1]):
-            node["pos"][1] = node["pos"][1] if free is None else free
-            free = node["pos"][1] + node["size"][1] + GAP
-    below = {
-        id(node): [group for group, _ in groups if _is_below(node, group["bounding"])]
-        for node in nodes
-        if node not in grouped
+def arrange(workflow: dict[str, Any], name: str, heights: Mapping[str, tuple[int, int]]) -> None:
+    """Place the nodes in their columns, so that they lie apart as nodes of either kind, and the groups around them.
+
+    heights: of each node, by id: on the canvas, and with its title as the taller of both kinds.
+    """
+    columns, groups = LAYOUTS[name]
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    first_of_group = {sum(groups[:i]) for i in range(len(groups))}
+    left, boxes = 40.0, []
+    for i, (width, ids) in enumerate(columns):
+        left += APART - GAP if i in first_of_group and i else 0
+        top = 56.0 if groups else 40.0
+        for entry in ids:
+            node_id, height = entry if isinstance(entry, tuple) else (entry, 0)
+            node = nodes[node_id]
+            own, tallest = heights[str(node_id)]
+            height = height or max(own, HEIGHTS.get(node["type"], 0))
+            node["pos"], node["size"] = [left, top + TITLE], [width, height]
+            top += max(height + TITLE, tallest) + GAP
+        boxes.append((left, left + width, top - GAP))
+        left += width + GAP
+    bottom = max(box[2] for box in boxes) + MARGIN
+    for group, start, num in zip(workflow["groups"], sorted(first_of_group), groups, strict=True):
+        x = boxes[start][0] - MARGIN
+        right = boxes[start + num - 1][1] + MARGIN
+        group["bounding"] = [x, 0, right - x, bottom]
+
+
+def measure(server: Any, page: Any, source: Path, folder: Path) -> dict[str, tuple[int, int]]:
+    """The heights that arrange() wants."""
+    boxes = {}
+    for kind in ("classic", "vue"):
+        server.post("/settings/Comfy.VueNodes.Enabled", kind == "vue")
+        boxes[kind] = page("least", source, folder / f"{kind}.json")
+    server.post("/settings/Comfy.VueNodes.Enabled", False)
+    return {
+        node_id: (height, max(height + TITLE, boxes["vue"][node_id][1]))
+        for node_id, (height, _) in boxes["classic"].items()
     }
-    bottom = max((n["pos"][1] + n["size"][1] for n in grouped), default=0) + MARGIN
-    for group, inside in groups:
-        x, y, width, _ = group["bounding"]
-        own = max(n["pos"][1] + n["size"][1] for n in inside) + MARGIN
-        alone = not any(x <= n["pos"][0] < x + width and n not in inside for n in nodes)
-        group["bounding"] = [x, y, width, (bottom if alone else own) - y]
-    for node in nodes:
-        if above := below.get(id(node)):
-            node["pos"][1] = max(group["bounding"][1] + group["bounding"][3] for group in above) + GAP
-
-
-def _is_below(node: dict[str, Any], box: list[float]) -> bool:
-    (left, top), (x, y, width, height) = node["pos"], box
-    return top >= y + height - GAP and left < x + width and x < left + node["size"][0]
-
-
-def _inside(node: dict[str, Any], box: list[float]) -> bool:
-    (left, top), (x, y, width, height) = node["pos"], box
-    return x <= left < x + width and y <= top < y + height
 
 
 def _write(path: Path, value: Any) -> None:
@@ -120,7 +157,7 @@ def main() -> None:
             path.touch()
         try:
             for name in names:
-                refresh(comfyui.open_page(server), name, Path(folder), draws)
+                refresh(server, comfyui.open_page(server), name, Path(folder), draws)
         finally:
             server.stop()
 

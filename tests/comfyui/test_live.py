@@ -96,6 +96,8 @@ def test_a_trainer_in_a_subgraph(page, short_workflow):
     seen = page.live("subgraph", short_workflow("inside"))
     assert seen["faults"] == [] and any(":" in name for name in seen["ids"])
     assert (seen["ran"]["points"], seen["ran"]["state"]) == ("8", "finished")
+    assert (seen["outside"]["points"], seen["outside"]["run"]) == ("8", seen["ran"]["run"])
+    assert not any("live" in saved for saved in seen["saved"])
 
 
 def test_pause_resume_and_stop_from_the_sidebar(page, short_workflow):

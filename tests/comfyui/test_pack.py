@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -69,13 +70,28 @@ def import_time() -> ModuleType:
     return module
 
 
-def test_a_fault_shows_on_its_node_with_the_fix(each_comfyui, short_prompt):
-    prompt = short_prompt("fault")
+def test_all_faults_of_a_graph_show_on_their_nodes_at_once(each_comfyui, short_prompt):
+    """Before the first node runs, in one answer: what ComfyUI finds itself, and what a check of the graph finds."""
+    prompt = short_prompt("faults", rank=0, learning_rate=0.0)
     prompt["3"]["inputs"]["folder"] = "no-such-folder"
-    history = each_comfyui.wait(each_comfyui.queue(prompt))
-    error = next(message[1] for message in history["status"]["messages"] if message[0] == "execution_error")
-    assert error["node_id"] == "3"
-    assert "node 3 (DatasetBackend).folder: 'no-such-folder' is not a folder in" in error["exception_message"]
+    for node in prompt.values():
+        if node["class_type"] == "ValidateSampler":
+            node["inputs"]["prompts"] = ""
+    with pytest.raises(AssertionError) as refused:
+        each_comfyui.queue(prompt)
+    answer = json.loads(str(refused.value))
+    details = {
+        (error["class_type"], item["details"]) for error in answer["node_errors"].values() for item in error["errors"]
+    }
+    starts = {
+        "DatasetBackend": {"folder - 'no-such-folder' is not a folder in ("},
+        "LoRATrainer": {"rank", "name - learning_rate: is 0, so nothing would be trained; "},
+        "ValidateSampler": {"prompts - is empty; write one prompt per line"},
+    }
+    assert {kind for kind, _ in details} == set(starts)
+    for kind, detail in details:
+        assert any(detail.startswith(start) for start in starts[kind]), (kind, detail)
+    assert len({(kind, detail.split(" - ")[0]) for kind, detail in details}) == 4
 
 
 def test_a_value_out_of_range_never_runs(each_comfyui, short_prompt):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,31 @@ def test_page_and_reader_agree_on_a_shipped_workflow(page, tmp_path, name):
         if node["class_type"] not in schemas():
             del node["_meta"]  # its title, which ComfyUI alone knows
     assert read == found
+
+
+@pytest.mark.parametrize("kind", ["classic", "vue"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json")))
+def test_nodes_of_a_shipped_workflow_lie_apart(page, tmp_path, name, kind):
+    """As nodes on the canvas and as Nodes 2.0, which are taller."""
+    page.server.post("/settings/Comfy.VueNodes.Enabled", kind == "vue")
+    try:
+        boxes = page("boxes", WORKFLOWS / f"{name}.json", tmp_path / "boxes.json")["boxes"]
+    finally:
+        page.server.post("/settings/Comfy.VueNodes.Enabled", False)
+    assert len(boxes) == len(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"])
+    for (one, a), (two, b) in combinations(boxes.items(), 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, a, two, b)
+
+
+@pytest.mark.parametrize("kind", ["classic", "vue"])
+def test_the_first_workflow_opens_readable(page, tmp_path, kind):
+    """ComfyUI leaves texts out below a zoom of about 60 %."""
+    page.server.post("/settings/Comfy.VueNodes.Enabled", kind == "vue")
+    try:
+        with_window = replace(page, window="1600x1000")
+        assert with_window("boxes", WORKFLOWS / "first-lora.json", tmp_path / "boxes.json")["scale"] >= 0.65
+    finally:
+        page.server.post("/settings/Comfy.VueNodes.Enabled", False)
 
 
 def test_connections_have_colours_by_type(each_page, tmp_path):

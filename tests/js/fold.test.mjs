@@ -33,6 +33,10 @@ class Node {
     extension.nodeCreated(this);
   }
 
+  isInputConnected(slot) {
+    return this.inputs[slot].link != null;
+  }
+
   addWidget(type, name, value, callback, options) {
     const widget = { type, name, value, callback, options };
     this.widgets.push(widget);
@@ -166,7 +170,7 @@ describe("what stays visible", () => {
     for (const name of ["seed", "tiles"]) wire(node, name);
     node.widget("warmup").value = 0;
     assert.deepEqual(refold(node).shown, Object.keys(FIELDS));
-    assert.equal(node.button.label, "0 more settings");
+    assert.equal(node.button.hidden, true);
   });
 
   test("and the count is right, for every combination of wires and changes", () => {
@@ -180,7 +184,9 @@ describe("what stays visible", () => {
       });
       refold(node);
       assert.deepEqual(node.shown, ["steps", "rank", ...open]);
-      assert.equal(node.button.label, `${3 - open.length} more settings`);
+      const num = 3 - open.length;
+      assert.equal(node.button.hidden, num === 0);
+      if (num) assert.equal(node.button.label, num === 1 ? "1 more setting" : `${num} more settings`);
     }
   });
 });

@@ -345,6 +345,6 @@ describe("formatting", () => {
   test("ago", () => {
     const now = Date.now() / 1000;
     const found = [0, now + 100, now - 5, now - 61, now - 3601, now - 3 * 86400 - 1].map(ago);
-    assert.deepEqual(found, ["", "just now", "just now", "1 min ago", "1 h ago", "3 days ago"]);
+    assert.deepEqual(found, ["", "just now", "just now", "1 minute ago", "1 hour ago", "3 days ago"]);
   });
 });

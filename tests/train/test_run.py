@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.layer import AdapterLayer
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
@@ -24,6 +25,7 @@ from chroma_trainer.trainer_core.host import (
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.train import build as build_module
 from chroma_trainer.trainer_core.train import run as run_module
+from chroma_trainer.trainer_core.train.hooks import validation as validation_module
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
@@ -366,10 +368,39 @@ def test_a_cancel_between_a_checkpoint_and_its_pictures_loses_no_picture(worksho
     object.__setattr__(host, "is_cancelled", lambda: False)
     run(request, host)
     drawn = {path.name: path.read_bytes() for path in (host.run_folder / "validation").iterdir()}
-    assert (
-        drawn == {path.name: path.read_bytes() for path in (whole.run_folder / "validation").iterdir()}
-        and len(drawn) == 3
-    )
+    assert drawn == {path.name: path.read_bytes() for path in (whole.run_folder / "validation").iterdir()}
+    assert len([name for name in drawn if name.endswith(".png")]) == 3
+
+
+@pytest.mark.parametrize("change", ["nothing", "a damaged file", "another seed"])
+def test_a_resumed_run_takes_the_base_models_images_from_its_folder(workshop, monkeypatch, change):
+    settings = ValidationConfig(prompts="a cat\na dog", steps=1, cfg=1.0, resolutions="32x32, 48x32")
+    strengths, draw = [], validation_module.draw_pictures
+
+    def count(settings, family, transformer, *more, **values):
+        layer = next(module for module in transformer.modules() if isinstance(module, AdapterLayer))
+        strengths.append(layer.strength)
+        return draw(settings, family, transformer, *more, **values)
+
+    monkeypatch.setattr(validation_module, "draw_pictures", count)
+    host = workshop.host().cancelling_at(1)
+    with pytest.raises(Cancelled):
+        run(workshop.request(settings, steps=2, checkpoint_every=1), host)
+    folder = host.run_folder / "validation"
+    grids = {path.name: path.read_bytes() for path in folder.glob("step-000000-*")}
+    assert len(grids) == 2
+    for path in folder.glob("step-000000-*"):
+        path.write_bytes(b"damaged")
+    if change == "a damaged file":
+        data = bytearray((folder / "base.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "base.safetensors").write_bytes(data)
+    object.__setattr__(host, "cancel_at", 0)
+    again = replace(settings, seed=1) if change == "another seed" else settings
+    run(workshop.request(again, steps=2, checkpoint_every=1), host)
+    assert strengths == ([0.0, 1.0] if change == "nothing" else [0.0, 0.0, 1.0])
+    now = {path.name: path.read_bytes() for path in folder.glob("step-000000-*")}
+    assert (now == grids) == (change != "another seed")
 
 
 def test_bad_steps_are_skipped_up_to_the_number_allowed(workshop, monkeypatch):

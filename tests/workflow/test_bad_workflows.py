@@ -421,10 +421,10 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
         ],
     ),
     "fields that don't go together": (
-        sets("5", steps=0, epochs=0, learning_rate=0, targets=" ", name="a/b"),
+        sets("5", steps=0, epochs=0, learning_rate=0, targets=" ", name="a:b"),
         [
-            "node 5 (LoRATrainer).name: 'a/b' is not a valid file name on every system; "
-            "use letters, digits, spaces, - and _",
+            "node 5 (LoRATrainer).name: 'a:b' is not a valid file name on every system; "
+            "use letters, digits, spaces, - and _, and / for subfolders",
             "node 5 (LoRATrainer).steps: steps and epochs are both 0; set one of them",
             "node 5 (LoRATrainer).targets: is empty; use 'all', or a comma-separated list of module patterns",
             "node 5 (LoRATrainer).learning_rate: is 0, so nothing would be trained; 1e-4 is usual",

@@ -83,6 +83,10 @@ class Update(ABC):
             "its two halves of rows can't be exchanged, which the last modulation needs in the original layout"
         )
 
+    def for_comfyui(self) -> Update:
+        """Return the update without what ComfyUI does not read, and would name in its log."""
+        return self
+
     @abstractmethod
     def fuse(self, parts: Sequence[Part], norms: Tensor) -> Update:
         """Merge the updates of several layers into one update of the fused weight that holds their rows.

@@ -121,6 +121,10 @@ class LoraPair(Update):
             self, up=self.up.roll(len(self.up) // 2, 0), magnitude=swap(self.magnitude), ratio=swap(self.ratio)
         )
 
+    def for_comfyui(self) -> LoraPair:
+        """Return the update without the norms of peft's DoRA, where ComfyUI's own are there."""
+        return self if self.ratio is None else replace(self, magnitude=None)
+
     def trim(self) -> LoraPair:
         """Remove the rank directions that add nothing: two thirds of them in a part split from a fused file."""
         used = self.up.any(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Initial, Last, Range, Seed, Text
+from ..storage.lora_name import faults_of_name
 
 AUTO = "auto"  # sigma_density: the model family's usual density
 SIGMA_DENSITIES = (
@@ -48,10 +48,6 @@ LR_SCHEDULES = {
     "polynomial": LrSchedule(("lr_power", "lr_min_ratio")),
     "wsd": LrSchedule(("lr_decay_share", "lr_min_ratio")),
 }
-NAME_PATTERN = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]+")
-RESERVED_NAMES = frozenset(
-    {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
-)
 EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
 
 
@@ -70,8 +66,9 @@ class TrainingConfig:
         str,
         Text(),
         Doc(
-            "File name of the LoRA, without extension. A finished LoRA with the same name is replaced. A run with the "
-            "same name but different settings gets its own run folder."
+            "File name of the LoRA. It may have subfolders (styles/my-lora) and a date (%date%, or as in SaveImage "
+            "%date:yyyy-MM-dd%, %year% ...). A LoRA of the same name that another run saved is kept under the name of "
+            "its run. A run with the same name but different settings gets its own run folder."
         ),
     ] = "my-lora"
     rank: Annotated[
@@ -322,20 +319,7 @@ class TrainingConfig:
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
-        problems = []
-        if (
-            not NAME_PATTERN.fullmatch(self.name)
-            or self.name != self.name.strip(" .")
-            or self.name.lower() in RESERVED_NAMES
-        ):
-            problems.append(
-                Problem(
-                    "name",
-                    f"{self.name!r} is not a valid file name on every system; use letters, digits, spaces, - and _",
-                )
-            )
-        if len(self.name.encode("utf-8")) > 120:
-            problems.append(Problem("name", f"is {len(self.name.encode('utf-8'))} bytes long; use at most 120"))
+        problems = [Problem("name", fault) for fault in faults_of_name(self.name)]
         if self.steps == 0 and self.epochs == 0:
             problems.append(Problem("steps", "steps and epochs are both 0; set one of them"))
         if not self.targets.strip():

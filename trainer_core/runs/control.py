@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import Problem, UserError, nearest
 from ..storage.atomic import write_json
-from .layout import COMMAND, STATUS, runs_folder
+from .layout import COMMAND, STATUS, flat_name, name_of_run, runs_folder
 from .lock import is_held
 
 COMMANDS = ("pause", "stop", "resume")
@@ -152,14 +152,14 @@ def find_run(text: str, output: Path) -> Path:
         return Path(text)
     folders = runs_in(output)
     matches = [folder for folder in folders if folder.name == text] or [
-        folder for folder in folders if folder.name.rpartition("-")[0] == text
+        folder for folder in folders if name_of_run(folder) == flat_name(text)
     ]
     active = [folder for folder in matches if is_held(folder)]
     if len(active) > 1:
         names = ", ".join(folder.name for folder in active)
         raise UserError([Problem("run", f"{text!r} matches several active runs: {names}; use one of these names")])
     if not matches:
-        hint = nearest(text, [name for f in folders for name in (f.name, f.name.rpartition("-")[0])])
+        hint = nearest(text, [name for f in folders for name in (f.name, name_of_run(f))])
         hint = hint or "; `chroma-trainer status` lists all runs, --output selects another output folder"
         raise UserError.at("run", f"no run {text!r} in {runs_folder(output)}{hint}")
     return (active or matches)[0]

@@ -7,6 +7,7 @@
         checkpoints/step-000250/                             see train/hooks/checkpoint.py
         validation/step-000250-512x512.png                   validation images
         validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
+        validation/base.safetensors                          the base model's, see validation/base_images.py
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
 
@@ -40,12 +41,28 @@ def run_folder(output: Path, name: str, digest: str) -> Path:
         name: the LoRA's name.
         digest: hex digest of the run, see train/prepare.py.
     """
-    return runs_folder(output) / f"{name}-{digest[:8]}"
+    return runs_folder(output) / f"{flat_name(name)}-{digest[:8]}"
+
+
+def flat_name(name: str) -> str:
+    """Return a LoRA's name as a part of a folder's name: all run folders lie side by side."""
+    return name.replace("/", "~")
+
+
+def name_of_run(folder: Path) -> str:
+    """Return the LoRA's name, as in flat_name, in the name of a run's folder."""
+    return folder.name.rpartition("-")[0]
 
 
 def lora_path(output: Path, name: str, best: bool = False) -> Path:
     """Return the path of a run's LoRA file, or of its best checkpoint's."""
     return Path(output) / LORAS / f"{name}{'-best' if best else ''}.safetensors"
+
+
+def listed_name(path: Path, output: Path) -> str:
+    """Return the name of a LoRA file as ComfyUI's loaders list it: with its subfolder of the folder of LoRAs."""
+    folder = Path(output) / LORAS
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
 
 
 def step_name(step: int) -> str:

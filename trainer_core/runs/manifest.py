@@ -22,7 +22,7 @@ from ..storage.atomic import sha256_of, write_json
 from .control import read_status
 from .image_manifest import FILE as IMAGES
 from .image_manifest import ImageManifest, image_changes, iter_images, iter_json_images, iter_masks
-from .layout import CHECKPOINTS, MANIFEST, has_checkpoints, list_checkpoints
+from .layout import CHECKPOINTS, MANIFEST, flat_name, has_checkpoints, list_checkpoints, name_of_run
 
 # Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
@@ -136,9 +136,9 @@ def find_unfinished(folder: Path, name: str) -> Path | None:
     if has_checkpoints(folder):  # this same run was started before: nothing has changed
         return None
     others = []
-    for path in folder.parent.glob(f"{glob.escape(name)}-*"):
+    for path in folder.parent.glob(f"{glob.escape(flat_name(name))}-*"):
         status = read_status(path)
-        is_run = path.name.rpartition("-")[0] == name and (path / MANIFEST).is_file()
+        is_run = name_of_run(path) == flat_name(name) and (path / MANIFEST).is_file()
         if is_run and path != folder and status:
             others.append((status.updated, path, status.state))
     if not others:

@@ -11,6 +11,7 @@ from ..config.request import TrainedLora
 from ..devices import DTYPES
 from ..host import Host, LoraSaved, Notice
 from ..runs import layout
+from ..runs.saved_loras import keep_other_lora
 from .hooks.checkpoint import weights_of
 from .hooks.eval_loss import best_step
 from .hooks.eval_weights import final_weights
@@ -45,11 +46,12 @@ def _export(plan: RunPlan, state: TrainState, path: Path, metadata: Mapping[str,
 def save_lora(plan: RunPlan, state: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
     """Save the LoRA of the current step, and draw the loss chart."""
     path = layout.lora_path(host.paths.output, state.config.name)
-    with final_weights(state):
+    with final_weights(state), keep_other_lora(path, plan.folder, host):
         saved = _export(plan, state, path, lora_metadata(plan, state, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
     draw_chart(plan, state, record)
-    return TrainedLora(str(path), path.name, saved.sha256, plan.request.model, str(plan.folder))
+    listed = layout.listed_name(path, host.paths.output)
+    return TrainedLora(str(path), listed, saved.sha256, plan.request.model, str(plan.folder))
 
 
 def save_best_lora(
@@ -67,7 +69,7 @@ def save_best_lora(
     best = {"step": step, "eval_loss": mean, "standard_error": error}
     path = layout.lora_path(host.paths.output, state.config.name, best=True)
     host.emit(Notice(f"step {step} has the lowest loss on held-out images; it is saved as {path.name}"))
-    with weights_of(state, checkpoints / layout.step_name(step)):
+    with weights_of(state, checkpoints / layout.step_name(step)), keep_other_lora(path, plan.folder, host):
         metadata = {**lora_metadata(plan, state, record), "ss_steps": str(step)}
         saved = _export(plan, state, path, metadata, host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))

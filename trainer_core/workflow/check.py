@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import Problem
 from ..host import Host, collect
-from ..spec import NodeSpec, draft_inputs
-from .graph import Graph, Node
+from ..spec import Draft, NodeSpec, draft_inputs
+from .graph import Graph, Link, Node
 from .images import SAVERS
 from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
 
@@ -17,7 +17,11 @@ NUM_SHOWN = 5  # names in an error message
 
 
 def check(
-    graph: Graph, catalogue: Mapping[str, NodeSpec], host: Host, warnings: list[str] | None = None
+    graph: Graph,
+    catalogue: Mapping[str, NodeSpec],
+    host: Host,
+    warnings: list[str] | None = None,
+    connections: bool = True,
 ) -> list[Problem]:
     """Return all problems, in the order in which the nodes would run; an empty list means that the run can start.
 
@@ -25,6 +29,7 @@ def check(
 
     Args:
         warnings: receives what the nodes' review finds, which is no problem. None: the nodes are not reviewed.
+        connections: Whether connections are checked as well. ComfyUI checks them itself, and runs all nodes.
     """
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
@@ -34,6 +39,7 @@ def check(
         detail = f": its nodes can only run in ComfyUI ({_join_names(foreign)})" if comfyui_only else ""
         problems.append(Problem("workflow", f"has nothing to run{detail}; add a {outputs} node"))
     values: dict[str, tuple[Any, ...]] = {}
+    owners: dict[tuple[str, str], str] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)
     for node_id in order:  # type: ignore[union-attr]
         node = graph.nodes[node_id]
@@ -43,11 +49,14 @@ def check(
         resolved = resolve(node, graph, catalogue, values)
         missing = {problem.field for problem in resolved.problems}
         draft = draft_inputs(spec, resolved.values)
-        faults = resolved.problems + [fault for fault in draft.problems if fault.field not in missing]
-        if spec.light and draft.complete and resolved.complete:
-            faulty_fields, is_sound = {fault.field for fault in faults}, not faults
+        faults = (resolved.problems if connections else []) + [
+            fault for fault in draft.problems if fault.field not in missing
+        ]
+        faults += _shared_identity(spec, node, draft, resolved, owners)
+        if spec.light and draft.complete and _has_inputs(spec, node, resolved):
+            faulty_fields, is_sound = {fault.field for fault in faults}, not faults and resolved.complete
             run_problems: list[Problem] = []
-            result = collect(run_problems, spec.run, draft.inputs, host)
+            result = collect(run_problems, spec.run, _without_pending(draft.inputs), host)
             faults += [fault for fault in run_problems if fault.field not in faulty_fields]
             if result is not None and is_sound:
                 values[node_id] = result  # type: ignore[assignment]
@@ -60,8 +69,32 @@ def check(
     return problems
 
 
+def _shared_identity(
+    spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, owners: dict[tuple[str, str], str]
+) -> list[Problem]:
+    """Return a problem if an earlier node writes the same file.
+
+    Args:
+        owners: node ids by type and identity; this node is added.
+    """
+    if spec.identity is None:
+        return []
+    field, value = spec.identity(draft.inputs)
+    if isinstance(node.inputs.get(field), Link) and field not in resolved.values:
+        return []  # not known yet
+    owner = owners.setdefault((spec.id, value.casefold()), node.id)  # as file systems of Windows and macOS compare
+    if owner == node.id:
+        return []
+    return [
+        Problem(
+            field,
+            f"{value!r} is also the {field} of node {owner} ({spec.id}), whose file this node would replace; change one of them",
+        )
+    ]
+
+
 def _has_inputs(spec: NodeSpec, node: Node, resolved: Resolved) -> bool:
-    """Return whether everything that a preflight needs is available.
+    """Return whether everything that a preflight, or the run of a light node, needs is available.
 
     Optional connections may come from nodes that have not run.
     """

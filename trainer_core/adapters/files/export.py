@@ -138,7 +138,8 @@ def fuse_updates(updates: Mapping[str, Update], transformer: nn.Module) -> dict[
             continue
         first = updates[trained_parts[0][1]]
         if trained_parts[0][0].part is None:
-            fused[original] = first.swap_halves() if trained_parts[0][0].is_swapped else first
+            whole = first.swap_halves() if trained_parts[0][0].is_swapped else first
+            fused[original] = whole.for_comfyui()
             continue
         norms = torch.cat([_norms(module) for _, module, _ in sorted(parts, key=lambda part: part[0].part or 0)])
         rows = [(place.rows(first.shape[1]), updates[name]) for place, name in trained_parts]

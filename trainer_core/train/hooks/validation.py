@@ -14,6 +14,7 @@ from ...models.family import ImageCodec
 from ...plots.image_grid import save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
+from ...validation.base_images import key_of, load_base, save_base
 from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
@@ -31,7 +32,7 @@ class LiveValidation:
     host: Host
     record: Mapping[str, Any]
     phases: PhaseTimer
-    base: Pictures = field(default_factory=dict)  # the base model's images, sampled once
+    base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
 
     @classmethod
@@ -46,10 +47,15 @@ class LiveValidation:
         return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
 
     def sample_base(self, state: TrainState) -> None:
-        """Sample the base model's images. Call it with the LoRA's strength at 0."""
-        if self.settings:
-            self.base = self._sample_images(state)
-            self._save(0, [("base", self.base)])
+        """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
+        if not self.settings:
+            return
+        key = key_of(self.settings, self.record["versions"], str(state.device))
+        earlier = load_base(self.folder, key)
+        self.base = earlier or self._sample_images(state)
+        if not earlier:
+            save_base(self.folder, key, self.base)
+        self._save(0, [("base", self.base)])
 
     def hook(self, state: TrainState) -> None:
         """Sample images where the settings ask for them at this step."""

@@ -1,0 +1,62 @@
+"""Keep the LoRA of another run when a run saves one of the same name (docs/decisions/0046).
+
+A file belongs to the run that logged its digest: LoraSaved in events.jsonl.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..host import Host, Notice
+from ..storage.atomic import sha256_of
+from .event_log import read_events
+from .layout import MANIFEST
+
+
+@contextmanager
+def keep_other_lora(path: Path, folder: Path, host: Host) -> Iterator[None]:
+    """If the LoRA at a path is another run's, give it a second name while the block replaces it.
+
+    Args:
+        path: file that the block replaces.
+        folder: folder of the run that saves.
+    """
+    if not path.is_file() or _has_saved(folder, before := sha256_of(path)):
+        yield
+        return
+    other = _name_beside(path, folder, before)
+    _link(path, other)
+    try:
+        yield
+    finally:
+        if sha256_of(path) == before:  # the block failed, or has written the same bytes
+            other.unlink()
+    if other.is_file():
+        host.emit(Notice(f"{path.name} was saved by another run; that file is now {other.name}", "warning"))
+
+
+def _has_saved(folder: Path, sha256: str) -> bool:
+    return any(event.get("kind") == "LoraSaved" and event.get("sha256") == sha256 for event in read_events(folder))
+
+
+def _name_beside(path: Path, folder: Path, sha256: str) -> Path:
+    """Return NAME-DIGEST of the run that saved the file; NAME-2, NAME-3 and so on where no run folder has it."""
+    owners = (run.parent for run in sorted(folder.parent.glob(f"*/{MANIFEST}")) if run.parent != folder)
+    owner = next((run for run in owners if _has_saved(run, sha256)), None)
+    if owner:
+        return path.with_stem(f"{path.stem}-{owner.name.rpartition('-')[2]}")
+    numbers = (path.with_stem(f"{path.stem}-{number}") for number in range(2, 1_000_000))
+    return next(other for other in numbers if not other.exists())
+
+
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    other.unlink(missing_ok=True)  # an earlier file of that same run
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copy2(path, other)
