@@ -18,6 +18,7 @@ const STATES = {
   stopped: "Stopped",
   failed: "Failed",
   died: "Ended unexpectedly",
+  unreadable: "Can't be read",
 };
 const COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "seconds"];
 
