@@ -22,10 +22,11 @@ from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost
-from .trainer_core.paths import local_paths, path_fault
+from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
+from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link

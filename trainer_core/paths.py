@@ -9,14 +9,13 @@ from typing import Any
 
 from .errors import UserError
 from .host import Paths
-from .storage.bounded_files import Unusable, read_regular
+from .storage.bounded_files import Unusable, path_fault, read_regular
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
 CONFIG_NAME = "extra_model_paths.yaml"
 CONFIG_BYTES, CONFIG_DEPTH, CONFIG_ALIASES = 256 << 10, 20, 20  # ComfyUI's example has 3 KB, 2 levels and no alias
-NAME_BYTES, PATH_BYTES = 255, 4000  # limits of the common file systems
 
 
 def local_paths(
@@ -69,17 +68,6 @@ def local_paths(
 def cache_folder(output: Path) -> Path:
     """Return the folder for cached text, latents and quantized weights. It may be deleted at any time."""
     return output / RUNS / ".cache"
-
-
-def path_fault(text: str) -> str:
-    """Return why a text can't be a path on any system, in words; "" if it can."""
-    raw = text.encode("utf-8", "surrogatepass")
-    longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
-    if b"\0" in raw:
-        return "has a NUL character; write the path again"
-    if longest > NAME_BYTES:
-        return f"has a name of {longest} bytes; file systems allow {NAME_BYTES}"
-    return f"is {len(raw)} bytes long; use at most {PATH_BYTES}" if len(raw) > PATH_BYTES else ""
 
 
 def _read_config_(folders: dict[str, list[Path]], path: Path) -> None:
@@ -140,7 +128,10 @@ def _read_sections(path: Path) -> Any:
         raise UserError.at(str(path), f"is not valid UTF-8 (at byte {error.start}); save it as UTF-8") from error
     except Unusable as error:
         raise UserError.at(str(path), f"{error}; set it to an extra_model_paths.yaml file") from error
+    except yaml.YAMLError as error:
+        raise UserError.at(str(path), f"is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     # Its constructors of dates, numbers and booleans raise errors of any kind, such as KeyError for "!!bool x".
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError.at(str(path), f"is not valid YAML: {reason}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
+        message = f"is not valid YAML: a value is no valid date, number or boolean{reason}; put it in quotes"
+        raise UserError.at(str(path), message) from error

@@ -11,10 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...trainer_core.paths import path_fault
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import Status, read_status, runs_in
-from ...trainer_core.storage.bounded_files import Unusable, read_json
+from ...trainer_core.storage.bounded_files import Unusable, path_fault, read_json
 from .event_history import RunHistory
 from .live_events import label_of, view_url
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 100  # levels of nesting; ComfyUI's deepest workflows have about 12
-CHUNK_BYTES = 1 << 20
+NAME_BYTES, PATH_BYTES = 255, 4000  # limits of the common file systems
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a fifo would block until written
 
 
@@ -126,3 +126,14 @@ def format_size(size: int) -> str:
         if size >= 1 << power:
             return f"{size / (1 << power):.3g} {unit}"
     return f"{size} bytes"
+
+
+def path_fault(text: str) -> str:
+    """Return why a text can't be a path on any system, in words; "" if it can."""
+    raw = text.encode("utf-8", "surrogatepass")
+    longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
+    if b"\0" in raw:
+        return "has a NUL character; write the path again"
+    if longest > NAME_BYTES:
+        return f"has a name of {longest} bytes; file systems allow {NAME_BYTES}"
+    return f"is {len(raw)} bytes long; use at most {PATH_BYTES}" if len(raw) > PATH_BYTES else ""

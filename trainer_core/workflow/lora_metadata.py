@@ -14,7 +14,7 @@ from ..storage.safetensors_header import Header, read_header
 OWN, PROMPT = "chroma_trainer", "prompt"  # metadata that is shown as a record and a workflow
 RECORD = ("request", "versions", "dataset", "trigger", "step")
 MAX_SHOWN = 300  # characters of one metadata value as text; --json has all of them
-UNKNOWN = "(unknown)"
+UNKNOWN = "unknown"
 
 
 def read_lora_header(path: Path) -> Header:

@@ -77,7 +77,7 @@ def _explain_mismatch(nodes: Mapping[str, Node], name: str, matches: list[Node])
     hint = (
         nearest(name, names) or f"; the node types are {', '.join(dict.fromkeys(node.type for node in nodes.values()))}"
     )
-    return f"there is no node {name!r}{hint}"
+    return f"there is no node {name[:MAX_SHOWN]!r}{hint}"
 
 
 def _parse_value(text: str) -> Any:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...storage.bounded_files import Unusable, read_regular
 from .backend import Entry
 from .file_list import Entries
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+MAX_CAPTION_BYTES = 1 << 20  # a caption has at most some thousand characters
 ENCODINGS = ("utf-8-sig", "cp1252")  # editors on Windows still write cp1252
 
 
@@ -29,14 +31,13 @@ class FolderBackend:
     def caption_text(self, name: str) -> tuple[str | None, str]:
         path = os.path.splitext(self.path(name))[0] + ".txt"
         try:
-            with open(path, "rb") as file:
-                return decode_text(file.read()), _stamp(os.fstat(file.fileno()))
+            return decode_text(read_regular(path, MAX_CAPTION_BYTES)), _stamp(os.stat(path))
         except FileNotFoundError:
             return None, ""
-        except OSError:
+        except (OSError, Unusable) as error:
             if os.path.isdir(path):
                 return None, ""
-            raise
+            raise error if isinstance(error, OSError) else OSError(f"it {error}") from error
 
     def path(self, name: str) -> str:
         return os.path.join(self.root, *name.split("/"))

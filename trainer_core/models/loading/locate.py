@@ -11,6 +11,7 @@ from typing import Any
 from ...config.flux import FLAVOURS
 from ...config.model import CHROMA_REPOS, ModelConfig
 from ...errors import UserError, reason_of
+from .config_file import read_config, read_object
 
 SINGLE_FILES = {"transformer": "transformer_file", "text_encoder": "text_encoder_file", "vae": "vae_file"}
 RELEASED = frozenset((*CHROMA_REPOS.values(), *(flavour.repo for flavour in FLAVOURS.values())))
@@ -59,12 +60,12 @@ def locate(model: ModelConfig, part: str, single: str, field: str) -> Part:
         file = Path(single)
         if not file.is_file():
             raise UserError.at(field, f"{single} does not exist or is not a file; choose a .safetensors file")
-        return Part((file,), read_json(file.parent / "config.json"), is_single=True)
+        return Part((file,), read_config(file.parent / "config.json"), is_single=True)
     folder = find_folder(model, part)
     files = weight_files(folder, model.dtype)
     if not files:
         raise UserError.at("repo", f"{folder} has no .safetensors file; pickle files (.bin) are not supported")
-    return Part(files, read_json(folder / "config.json"))
+    return Part(files, read_config(folder / "config.json"))
 
 
 def describe(model: ModelConfig, part: str, shipped: dict[str, Any]) -> Part:
@@ -87,7 +88,7 @@ def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped:
     if single or not model.repo or is_local(model.repo):
         return locate(model, part, single, field)
     folder = find_cached(model.repo, name := model.folders.get(part, part))
-    if folder and (config := read_json(folder / "config.json")):
+    if folder and (config := read_config(folder / "config.json")):
         return Part((), config)
     return Part((), shipped if model.repo in RELEASED else download_config(model.repo, name))
 
@@ -102,7 +103,7 @@ def download_config(repo: str, folder: str) -> dict[str, Any]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return read_json(Path(hf_hub_download(repo, f"{folder}/config.json")))
+        return read_config(Path(hf_hub_download(repo, f"{folder}/config.json")))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise unreachable(f"{repo}/{folder}/config.json", error) from error
 
@@ -170,25 +171,15 @@ def weight_files(folder: Path, dtype: str = "") -> tuple[Path, ...]:
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
-            return tuple(folder / name for name in sorted(set(read_json(index)["weight_map"].values())))
+            names = read_object(index).get("weight_map")
+            if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+                raise UserError.at(index.name, f"has no weight_map with file names; download it again ({index})")
+            return tuple(folder / name for name in sorted(set(names.values())))
         for name in (f"{stem}.safetensors", f"{stem}.{dtype}.safetensors", f"{stem}.fp16.safetensors"):
             if (folder / name).is_file():
                 return (folder / name,)
     lone = sorted(folder.glob("*.safetensors"))
     return tuple(lone) if len(lone) == 1 else ()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Return {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError.at(path.name, f"is not readable JSON: {error} ({path})") from error
-    if not isinstance(value, dict):
-        raise UserError.at(path.name, f"is not a JSON object ({path})")
-    return value
 
 
 def load_shipped_config(name: str) -> dict[str, Any]:
