@@ -13,6 +13,7 @@ from typing import Any
 
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import Status, read_status, runs_in
+from ...trainer_core.runs.local_values import with_local_values
 from ...trainer_core.storage.bounded_files import Unusable, path_fault, read_json
 from .event_history import RunHistory
 from .live_events import label_of, view_url
@@ -110,7 +111,7 @@ class Backlog:
             "notices": notices,
             "crops": view_url(crops, self.output) if os.path.isfile(crops) else "",
             **({"pairs": view_url(pairs, self.output)} if os.path.isfile(pairs) else {}),
-            **({} if after else {"settings": record.request, "prompt": record.workflow}),
+            **({} if after else {"settings": record.request, "prompt": with_local_values(record.workflow, folder)}),
         }
 
     def _history_of(self, folder: Path) -> RunHistory:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Problem, UserError, nearest
-from ..storage.atomic import write_json
+from ..storage.atomic import set_aside, write_json
 from ..storage.bounded_files import Unusable, read_json
-from .layout import COMMAND, STATUS, runs_folder
+from .layout import CHECKPOINTS, COMMAND, STATUS, list_checkpoints, runs_folder, step_of
 from .lock import is_held
 
 COMMANDS = ("pause", "stop", "resume")
@@ -93,6 +93,25 @@ def read_status(folder: Path) -> Status | None:
     waits = status.state == "paused" and status.pid
     if (status.state == "running" or waits) and not is_held(folder):
         return dataclasses.replace(status, state="died" if status.state == "running" else "paused", pid=0)
+    return status
+
+
+def recover_status(folder: Path) -> Status | None:
+    """Return the status of a run, and replace a damaged one by what is known: that the run ended, and its last checkpoint.
+
+    The damaged file is set aside. None where no run was started in the folder.
+    """
+    status = read_status(folder)
+    if status or not os.path.lexists(Path(folder) / STATUS):
+        return status
+    if is_held(folder):  # the run writes it again in a second
+        return Status("running", updated=time.time())
+    renamed = set_aside(Path(folder) / STATUS)
+    steps = [step_of(path) for path in list_checkpoints(Path(folder) / CHECKPOINTS)]
+    message = f"{STATUS} was damaged and is now {renamed.name}"
+    updated = renamed.stat().st_mtime
+    status = Status("died", max(steps, default=0), phase="train", updated=updated, message=message)
+    write_status(folder, status)
     return status
 
 

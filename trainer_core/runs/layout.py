@@ -8,6 +8,7 @@
         validation/step-000250-512x512.png                   validation images
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
+        paths.json                                           paths of this machine (local_values.py)
 
 Saved runs are found by these names, so they never change.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from ..paths import RUNS
 
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
+LOCAL_VALUES = "paths.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
 CHECKPOINTS, VALIDATION = "checkpoints", "validation"

@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..host import EvalReport, Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
+from ..runs.local_values import write_local_values
 from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..storage.atomic import write_json
@@ -115,15 +116,18 @@ def _train(
         host.emit(MemoryPlanned(on_device, estimate.ram_peak))
     if plan.resume_from:
         adopt(plan.resume_from, plan.folder, host)
-    record = make_record(plan, prompt)
+    record = make_record(plan, prompt, host.paths)
     warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / layout.REQUEST, record)
-    write_manifest(plan.folder, plan.manifest)
+    write_local_values(plan.folder, prompt, record["workflow"])
+    if message := write_manifest(plan.folder, plan.manifest):
+        host.emit(Notice(message, "warning"))
     state = build_run(plan, host, phases)
-    report_density(plan, record, prompt, host)
+    report_density(plan, record, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
+        live.set_damaged_aside()
     with phases("validate"):
         set_strength_(state.transformer, 0.0)
         eval_before = eval_loss(state)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..adapters.files.load import apply_lora_
 from ..adapters.inject import remove_, set_strength_
 from ..config.model import ModelConfig
+from ..config.portable import portable
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
@@ -148,7 +149,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
         width, height = grid.size
         key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
-        save_png(grid.page, path, prompt=host.prompt)
+        save_png(grid.page, path, prompt=portable(dict(host.prompt), host.paths))
         host.emit(PreviewReady(-1, path))
         grids.append(_image(np.asarray(grid.page)))
     singles = singles_of(results, settings)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.portable import portable
 from ..errors import Problem
 from ..host import Notice, SinkHost
 from ..spec import NodeSpec
@@ -49,7 +50,7 @@ def save_images(images: Any, node: Node, host: SinkHost) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("prompt", json.dumps(dict(host.prompt)))
+    info.add_text("prompt", json.dumps(portable(dict(host.prompt), host.paths)))
     prefix = str(node.inputs.get("filename_prefix", "ComfyUI")).replace("\\", "/")
     target = (host.paths.output / prefix).resolve()
     if not target.is_relative_to(host.paths.output.resolve()):
