@@ -30,6 +30,7 @@ ABSOLUTE = re.compile(
 SECRET_NAME = re.compile(r"(?:^|[_-])(?:api[_-]?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{16,}")
 MARKS = " \t\"'"  # that a pasted path may be wrapped in
+HOME = "home"  # name of a home folder itself, whose last component is the user's name
 SHORTEST_HOME = 4  # a home folder such as / is no secret
 
 
@@ -97,7 +98,7 @@ def portable_path(text: str, paths: Paths) -> str:
         for root in _roots(paths):
             if _fold(candidate).startswith(f"{_fold(root)}/"):
                 return candidate[len(root) + 1 :]
-    return path.rsplit("/", 1)[-1]
+    return HOME if path == os.path.expanduser("~").replace("\\", "/") else path.rsplit("/", 1)[-1]
 
 
 def _roots(paths: Paths) -> Iterator[str]:

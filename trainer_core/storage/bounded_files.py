@@ -132,6 +132,10 @@ def path_fault(text: str) -> str:
     """Return why a text can't be a path on any system, in words; "" if it can."""
     raw = text.encode("utf-8", "surrogatepass")
     longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return "is not valid UTF-8; write the path again"
     if b"\0" in raw:
         return "has a NUL character; write the path again"
     if longest > NAME_BYTES:
