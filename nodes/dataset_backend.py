@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
-from ..trainer_core.config.portable import portable_path
 from ..trainer_core.errors import UserError
 from ..trainer_core.host import Host, Paths
+from ..trainer_core.runs.portable import portable_path
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.atomic import sha256_text
 

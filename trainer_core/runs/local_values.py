@@ -1,6 +1,6 @@
 """The values of a workflow that name files of this machine, for running it again here.
 
-What a run publishes holds names instead (config/portable.py). Their originals are in paths.json in the run's folder,
+What a run publishes holds names instead (runs/portable.py). Their originals are in paths.json in the run's folder,
 which is not for publishing: {node id: {field: {"recorded": name, "here": original}}}.
 """
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from ..config.portable import portable
 from ..data.sample_table import columns
 from ..host import Paths
+from ..runs.portable import portable
 from ..version import VERSION
 from .prepare import RunPlan
 from .step.state import TrainState

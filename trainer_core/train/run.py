@@ -118,10 +118,7 @@ def _train(
         adopt(plan.resume_from, plan.folder, host)
     record = make_record(plan, prompt, host.paths)
     warn_other_versions(plan.folder, record, host)
-    write_json(plan.folder / layout.REQUEST, record)
-    write_local_values(plan.folder, prompt, record["workflow"])
-    if message := write_manifest(plan.folder, plan.manifest):
-        host.emit(Notice(message, "warning"))
+    _write_records(plan, record, prompt, host)
     state = build_run(plan, host, phases)
     report_density(plan, record, host)
 
@@ -171,6 +168,14 @@ def _train(
     del state, live
     _free_memory(device)
     return result
+
+
+def _write_records(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    """Write what the run is: its request, the paths of this machine, and its manifest."""
+    write_json(plan.folder / layout.REQUEST, record)
+    write_local_values(plan.folder, prompt, record["workflow"])
+    if message := write_manifest(plan.folder, plan.manifest):
+        host.emit(Notice(message, "warning"))
 
 
 def _free_memory(device: torch.device) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..adapters.files.load import apply_lora_
 from ..adapters.inject import remove_, set_strength_
 from ..config.model import ModelConfig
-from ..config.portable import portable
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
@@ -28,6 +27,7 @@ from ..quant.levels import with_level_to_draw
 from ..quant.loading import load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
 from ..runs.layout import VALIDATION, runs_folder
+from ..runs.portable import portable
 from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..config.portable import portable
 from ..errors import Problem
 from ..host import Notice, SinkHost
+from ..runs.portable import portable
 from ..spec import NodeSpec
 from ..storage.atomic import replace_atomic
 from ..storage.bounded_files import path_fault

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.nodes import CATALOGUE
-from chroma_trainer.trainer_core.config.portable import MAX_DEPTH, is_absolute, portable, portable_path
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 from chroma_trainer.trainer_core.runs.local_values import with_local_values, write_local_values
+from chroma_trainer.trainer_core.runs.portable import MAX_DEPTH, is_absolute, portable, portable_path
 from chroma_trainer.trainer_core.spec import build_inputs
 
 
