@@ -31,12 +31,13 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
-from .trainer_core.errors import Cancelled, Problem, UserError
+from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
 from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
-from .trainer_core.runs.control import find_run, read_status, request, runs_in
+from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
+from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link
@@ -47,7 +48,11 @@ STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
 EXIT_USER, EXIT_CANCELLED = 2, 130
-PATH_ARGUMENTS = {"workflow", "run", "file", "output", "report", "model_config", "models", "datasets"}
+MAX_MESSAGE = 4000  # characters of one printed error
+PATH_ARGUMENTS = {
+    "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
+    "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+}  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
 
@@ -114,9 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = _expand_homes(_parser().parse_args(argv))
     try:
+        _check_paths(arguments)
         return arguments.call(arguments)
     except UserError as error:
-        _print_last(*(f"error: {problem}" for problem in error.problems))
+        _print_last(*(f"error: {_one_line(problem)}" for problem in error.problems))
+        return EXIT_USER
+    except OSError as error:
+        if error.errno is None:  # raised by a library, not by the operating system
+            raise
+        _print_last(f"error: {printable(str(error.filename or 'output'))}: {error.strerror}")
         return EXIT_USER
     except (Cancelled, KeyboardInterrupt):
         _print_last("canceled")
@@ -125,11 +136,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expand_homes(arguments: argparse.Namespace) -> argparse.Namespace:
     """Replace a leading ~ in paths: a shell leaves it where it follows a =, as in --output=~/out."""
-    for name in PATH_ARGUMENTS & vars(arguments).keys():
+    for name in PATH_ARGUMENTS.keys() & vars(arguments).keys():
         value = getattr(arguments, name)
         if value:
             setattr(arguments, name, expand_home(value) if isinstance(value, str) else [expand_home(p) for p in value])
     return arguments
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Check that every path among the arguments can be one."""
+    paths = [
+        (place, path)
+        for name, place in PATH_ARGUMENTS.items()
+        for value in [getattr(arguments, name, None)]
+        for path in (value if isinstance(value, list) else [value])
+    ]
+    faults = [(place, path, path_fault(path)) for place, path in paths if path]
+    problems = [Problem(place, f"{path[:40]!r} {fault}") for place, path, fault in faults if fault]
+    if problems:
+        raise UserError(problems)
+
+
+def _one_line(problem: Problem) -> str:
+    text = printable(str(problem))
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 def _print_last(*lines: str) -> None:
@@ -140,6 +170,11 @@ def _print_last(*lines: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  else Python complains about the stream at its end
+
+
+def _print(text: str) -> None:
+    """Print a text that comes from a file, with its control characters escaped."""
+    print(printable(text, lines=True))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -202,10 +237,10 @@ def check_workflow(arguments: argparse.Namespace) -> int:
         print(f"warning: {text}", file=sys.stderr)
     if problems:
         raise UserError(problems)
-    print(f"{arguments.workflow}: no problems")
+    _print(f"{arguments.workflow}: no problems")
     left_out = list_skipped(graph, CATALOGUE)
     if left_out:
-        print(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
+        _print(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
     return 0
 
 
@@ -218,7 +253,7 @@ def plan(arguments: argparse.Namespace) -> int:
         estimate, suggestion = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
         plans.append({**estimate.as_json(), "advice": suggestion})
         if not arguments.json:
-            print(plan_run.text_of(estimate, suggestion))
+            _print(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
     needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
@@ -245,7 +280,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
         current = read_status(folder)
-        print(f"{folder.name}: {current.text() if current else 'never started'}")
+        _print(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
     return 0
 
 
@@ -272,7 +307,7 @@ def resume(arguments: argparse.Namespace) -> int:
 def _send_command(arguments: argparse.Namespace, command: str) -> int:
     folder = find_run(arguments.run, Path(arguments.output or "output"))
     before = request(folder, command)
-    print(f"{folder.name}: {before.text()}; sent the command {command}")
+    _print(f"{folder.name}: {printable(before.text())}; sent the command {command}")
     return 0
 
 
@@ -280,11 +315,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Print the training settings that are stored in a LoRA file."""
     from .trainer_core.workflow.lora_metadata import describe
 
-    print(
-        json.dumps(describe(Path(arguments.file)), indent=2, ensure_ascii=False)
-        if arguments.json
-        else describe(Path(arguments.file)).text()
-    )
+    description = describe(Path(arguments.file))
+    _print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else description.text())
     return 0
 
 

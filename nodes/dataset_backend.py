@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
 from ..trainer_core.errors import UserError
 from ..trainer_core.host import Host, Paths
+from ..trainer_core.runs.portable import portable_path
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.atomic import sha256_text
 
@@ -29,7 +30,9 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
         UserError: a folder does not exist or is not allowed.
     """
     root = host.paths.find_dataset(inputs.folder, "folder")
-    part = FolderConfig(**{field.name: getattr(inputs, field.name) for field in fields(FolderConfig)})
+    values = {field.name: getattr(inputs, field.name) for field in fields(FolderConfig)}
+    names = {name: portable_path(values[name], host.paths) for name in FolderConfig.PATHS}
+    part = FolderConfig(**{**values, **names})
     references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
     masks = str(host.paths.find_dataset(inputs.masks, "masks")) if inputs.masks.strip() else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())

@@ -79,7 +79,7 @@ def test_events_of_runs_and_the_live_page():
 def test_names_in_a_runs_folder():
     names = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
     assert names == {
-        "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
+        "LOCAL_VALUES": "paths.json", "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
         "BY_NAME": "by-name",

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TextIO
 
+from .errors import printable
 from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, PhaseStarted, PreviewReady, StepReport
 
 PHASES = {
@@ -83,7 +84,7 @@ class Console:
         if self.open_line:
             self.stream.write("\n")
             self.open_line = False
-        self.stream.write(text + "\n")
+        self.stream.write(printable(text, lines=True) + "\n")
         self.stream.flush()
 
 

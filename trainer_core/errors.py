@@ -6,6 +6,7 @@ A Problem is one error. UserError carries several at once: checks collect all pr
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -64,6 +65,26 @@ def reason_of(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+LONGEST_NAME = 255  # characters of a name that similar ones are searched for
+# ASCII and C1 control characters, marks that turn the direction of text, and halves of surrogate pairs.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Return a text with its control characters as JSON writes them (\\u001b), so that it can't command a terminal.
+
+    Args:
+        text: the text, which may come from a file.
+        lines: leave line breaks as they are.
+    """
+    return UNPRINTABLE.sub(lambda match: match[0] if lines and match[0] == "\n" else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return short.get(character, f"\\u{ord(character):04x}")
+
+
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
     """Return '; did you mean X?' for the closest name, or '' if no name is close.
 
@@ -72,6 +93,8 @@ def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
         names: the valid names.
         cutoff: minimum similarity, 0 to 1. 1: equal except for upper and lower case.
     """
+    if len(name) > LONGEST_NAME:  # the search takes the square of the length
+        return ""
     matches = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=cutoff)
     original = {n.lower(): n for n in names}
     return f"; did you mean {original[matches[0]]!r}?" if matches else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import Cancelled, Problem, UserError, nearest, reason_of
+from .storage.bounded_files import path_fault
 
 MODEL_SUFFIXES = (".safetensors",)
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
@@ -231,6 +232,8 @@ class Paths:
             UserError: there is no such file. The message lists the searched folders and the closest name.
         """
         relative = name.replace("\\", "/")
+        if fault := path_fault(relative):
+            raise UserError.at(field_name, f"{name[:60]!r} {fault}")
         roots = self.models.get(kind, ())
         for root in roots:
             path = (root / relative).resolve()
@@ -252,6 +255,8 @@ class Paths:
         text = expand_home(folder.strip().strip('"'))
         if not text:
             raise UserError.at(field_name, "is empty; enter the name of a folder of images")
+        if fault := path_fault(text):
+            raise UserError.at(field_name, f"{text[:60]!r} {fault}")
         roots = [*self.datasets, ASSETS, *extra_roots()]
         for root in roots:
             path = (root / text.replace("\\", "/")).resolve()

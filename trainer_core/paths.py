@@ -9,11 +9,13 @@ from typing import Any
 
 from .errors import UserError
 from .host import Paths
+from .storage.bounded_files import Unusable, path_fault, read_regular
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
 CONFIG_NAME = "extra_model_paths.yaml"
+CONFIG_BYTES, CONFIG_DEPTH, CONFIG_ALIASES = 256 << 10, 20, 20  # ComfyUI's example has 3 KB, 2 levels and no alias
 
 
 def local_paths(
@@ -70,20 +72,7 @@ def cache_folder(output: Path) -> Path:
 
 def _read_config_(folders: dict[str, list[Path]], path: Path) -> None:
     """Add the folders in an extra_model_paths.yaml: sections with a base_path, and paths by kind, one per line."""
-    try:
-        import yaml  # comes with transformers and diffusers
-
-        sections: Any = yaml.safe_load(path.read_text("utf-8")) or {}
-    except ImportError as error:
-        raise UserError.at(str(path), "can't be read without the package pyyaml; run: pip install pyyaml") from error
-    except OSError as error:
-        raise UserError.at(
-            str(path), f"can't be read: {error.strerror or error}; set it to an extra_model_paths.yaml file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError.at(str(path), f"is not valid UTF-8 (at byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError.at(str(path), f"is not valid YAML: {' '.join(str(error).split())}") from error
+    sections = _read_sections(path)
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values() if section):
         raise UserError.at(
             str(path),
@@ -91,9 +80,58 @@ def _read_config_(folders: dict[str, list[Path]], path: Path) -> None:
             "extra_model_paths.yaml.example",
         )
     for section in filter(None, sections.values()):
-        base = Path(os.path.expandvars(os.path.expanduser(str(section.get("base_path", "")))))
+        text = section.get("base_path") or ""
+        if not isinstance(text, str):
+            raise UserError.at(str(path), "has a base_path that is not a text; write the path of a folder")
+        base = _check_path(path, os.path.expandvars(os.path.expanduser(text)))
         base = base if base.is_absolute() else path.parent / base
         for kind, text in section.items():
             kind = OLD_NAMES.get(kind, kind)
             if kind in folders and isinstance(text, str):
-                folders[kind].extend(base / line.strip() for line in text.splitlines() if line.strip())
+                lines = filter(None, map(str.strip, text.splitlines()))
+                folders[kind].extend(base / _check_path(path, line) for line in lines)
+
+
+def _check_path(config: Path, text: str) -> Path:
+    if fault := path_fault(text):
+        raise UserError.at(str(config), f"has the path {text[:60]!r}, which {fault}")
+    return Path(text)
+
+
+def _read_sections(path: Path) -> Any:
+    """Return the content of a YAML file of bounded size, nesting and number of aliases.
+
+    Raises:
+        UserError: It can't be read, is too large, or is not YAML.
+    """
+    try:
+        import yaml  # comes with transformers and diffusers
+    except ImportError as error:
+        raise UserError.at(str(path), "can't be read without the package pyyaml; run: pip install pyyaml") from error
+    try:
+        text = read_regular(path, CONFIG_BYTES).decode("utf-8")
+        depth = aliases = 0
+        for event in yaml.parse(
+            text, yaml.SafeLoader
+        ):  # yaml.load builds recursively, and merges of aliases can double
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            aliases += isinstance(event, yaml.AliasEvent)
+            if depth > CONFIG_DEPTH or aliases > CONFIG_ALIASES:
+                limits = f"at most {CONFIG_DEPTH} levels and {CONFIG_ALIASES} aliases are read"
+                raise Unusable(f"is nested too deeply, or has too many aliases; {limits}")
+        return yaml.safe_load(text) or {}
+    except OSError as error:
+        raise UserError.at(
+            str(path), f"can't be read: {error.strerror or error}; set it to an extra_model_paths.yaml file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError.at(str(path), f"is not valid UTF-8 (at byte {error.start}); save it as UTF-8") from error
+    except Unusable as error:
+        raise UserError.at(str(path), f"{error}; set it to an extra_model_paths.yaml file") from error
+    except yaml.YAMLError as error:
+        raise UserError.at(str(path), f"is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+    # Its constructors of dates, numbers and booleans raise errors of any kind, such as KeyError for "!!bool x".
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
+        message = f"is not valid YAML: a value is no valid date, number or boolean{reason}; put it in quotes"
+        raise UserError.at(str(path), message) from error

@@ -10,6 +10,7 @@ export default {
   "state.stopped": "Stopped",
   "state.failed": "Failed",
   "state.died": "Ended unexpectedly",
+  "state.unreadable": "Can't be read",
   "phase.start": "Reading the dataset",
   "phase.identify": "Identifying the model files",
   "phase.text": "Encoding text",

@@ -13,6 +13,7 @@ export default {
   "state.stopped": "停止",
   "state.failed": "失敗",
   "state.died": "予期せず終了",
+  "state.unreadable": "読み取れません",
   "phase.start": "データセットを読み込み中",
   "phase.identify": "モデルファイルを確認中",
   "phase.text": "テキストをエンコード中",

@@ -13,6 +13,7 @@ export default {
   "state.stopped": "已停止",
   "state.failed": "失败",
   "state.died": "意外结束",
+  "state.unreadable": "无法读取",
   "phase.start": "正在读取数据集",
   "phase.identify": "正在识别模型文件",
   "phase.text": "正在编码文本",

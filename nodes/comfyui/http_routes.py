@@ -6,8 +6,10 @@ Nothing else can be written through these routes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -25,19 +27,23 @@ def add_routes(routes: web.RouteTableDef, output: Callable[[], Path]) -> None:
         output: returns the folder whose chroma_trainer/ contains the run folders. Called for every request.
     """
     backlogs: dict[Path, Backlog] = {}
+    shared = SharedAnswers()
 
     def backlog() -> Backlog:
         return backlogs.setdefault(output(), Backlog(output()))
 
     @routes.get("/chroma_trainer/runs")
     async def list_runs(call: web.Request) -> web.Response:
-        return web.json_response({"runs": await asyncio.to_thread(backlog().runs)})
+        current = backlog()
+        return _response(await shared.get(current.output, lambda: {"runs": current.runs()}))
 
     @routes.get("/chroma_trainer/runs/{run}")
     async def read_history(call: web.Request) -> web.Response:
         text = call.query.get("after", "0")
         after = int(text) if text.isdecimal() and len(text) < 16 else 0
-        return web.json_response(await asyncio.to_thread(backlog().story, _find_folder(call, backlog()), after))
+        current = backlog()
+        folder = _find_folder(call, current)
+        return _response(await shared.get((folder, after), lambda: current.story(folder, after)))
 
     @routes.post("/chroma_trainer/runs/{run}/{command}")
     async def send_command(call: web.Request) -> web.Response:
@@ -52,6 +58,42 @@ def add_routes(routes: web.RouteTableDef, output: Callable[[], Path]) -> None:
         except UserError as error:
             return web.json_response({"error": str(error)}, status=409)
         return web.json_response(await asyncio.to_thread(backlog().summary, folder))
+
+
+class SharedAnswers:
+    """Computes JSON in a thread, once for all requests of one kind that wait at the same time.
+
+    An answer is never older than its request: requests that arrive during a computation share the next one.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._waiting: dict[Hashable, asyncio.Task[bytes]] = {}
+
+    async def get(self, key: Hashable, compute: Callable[[], Any]) -> bytes:
+        """Return the JSON of compute(), which is called after this call.
+
+        Args:
+            key: identifies what is asked for.
+            compute: returns JSON values.
+        """
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.ensure_future(self._compute(key, compute))
+        return await asyncio.shield(self._waiting[key])  # one who leaves does not cancel the others
+
+    async def _compute(self, key: Hashable, compute: Callable[[], Any]) -> bytes:
+        if key in self._running:
+            await asyncio.wait([self._running[key]])
+        task = self._running[key] = self._waiting.pop(key)
+        try:
+            return await asyncio.to_thread(lambda: json.dumps(compute(), allow_nan=False).encode())
+        finally:
+            if self._running.get(key) is task:
+                del self._running[key]
+
+
+def _response(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 def _find_folder(call: web.Request, backlog: Backlog) -> Path:

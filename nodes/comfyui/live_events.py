@@ -144,7 +144,8 @@ def view_url(path: Path, output: Path) -> str:
     if not path.is_relative_to(output):
         return ""
     folder = path.parent.relative_to(output).as_posix()
-    return "/view?" + urlencode({"filename": path.name, "subfolder": folder, "type": "output"})
+    names = {"filename": path.name, "subfolder": folder, "type": "output"}
+    return "/view?" + urlencode(names, errors="surrogateescape")  # a name may not be valid Unicode
 
 
 def label_of(path: Path) -> str:

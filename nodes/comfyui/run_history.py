@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...trainer_core.runs import layout
-from ...trainer_core.runs.control import read_status, runs_in
-from ...trainer_core.runs.event_log import EVENTS
-from .live_events import STEP_FIELDS, finite, label_of, view_url
+from ...trainer_core.runs.control import Status, read_status, runs_in
+from ...trainer_core.runs.local_values import with_local_values
+from ...trainer_core.storage.bounded_files import Unusable, path_fault, read_json
+from .event_history import RunHistory
+from .live_events import label_of, view_url
 
 NUM_RUNS = 200  # most recent runs in the list
 NUM_POINTS = 4000  # maximum points of a curve; more steps are averaged
 NUM_HISTORIES = 8  # histories cached in memory, so that a poll reads only new events
 NUM_NOTICES = 20  # most recent notices in a history
+RECORD_BYTES = 16 << 20  # of request.json, which holds the workflow
+MAX_REASON = 300  # characters
+EMPTY_SUMMARY = {
+    "run": "", "name": "", "node": "", "state": "unreadable", "alive": False, "step": 0, "total": 0, "phase": "",
+    "updated": 0, "message": "", "picture": "", "lora": "",
+}  # fmt: skip
 
 
 class Backlog:
@@ -32,7 +40,7 @@ class Backlog:
     def __init__(self, output: Path):
         self.output, self.root = output, layout.runs_folder(output)
         self._histories: OrderedDict[str, RunHistory] = OrderedDict()
-        self._lock = threading.Lock()  # several threads handle requests
+        self._lock = threading.Lock()  # of the dictionary; several threads handle requests
 
     def folder(self, run: str) -> Path | None:
         """Return the folder of a run, or None if the name is invalid or the path is outside the run folders."""
@@ -40,33 +48,42 @@ class Backlog:
             return None
         folder = self.root / run
         is_inside = folder.resolve().is_relative_to(self.root.resolve())
-        is_run = is_inside and os.path.isfile(folder / layout.STATUS)  # Path.is_file raises if a name is too long
+        is_run = is_inside and os.path.lexists(folder / layout.STATUS)  # Path.exists raises if a name is too long
         return folder if is_run else None
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return the summaries of the runs, most recently active first."""
+        """Return the summaries of the runs, most recently active first. One odd folder does not affect the others."""
         return [self.summary(folder) for folder in runs_in(self.output)[:NUM_RUNS] if self.folder(folder.name)]
 
     def summary(self, folder: Path) -> dict[str, Any]:
-        """Return the state, progress, newest image, LoRA and trainer node of a run."""
+        """Return the state, progress, newest image, LoRA and trainer node of a run; "unreadable" for a damaged one."""
+        name = folder.name.rpartition("-")[0] or folder.name
+        try:
+            return self._summarize(folder, name)
+        except Exception as error:  # a folder may hold anything, and the list of runs must not depend on it
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            return {**EMPTY_SUMMARY, "run": folder.name, "name": name, "message": f"can't be read ({reason})"}
+
+    def _summarize(self, folder: Path, name: str) -> dict[str, Any]:
         status, record = read_status(folder), record_of(folder)
-        training = record.get("request", {}).get("training", {})
-        name = str(training.get("name") or folder.name.rpartition("-")[0])
-        images = sorted((folder / layout.VALIDATION).glob("*.png"))
+        fault = f"{layout.STATUS} is damaged" if status is None else record.fault
+        status = status or Status("unreadable")
+        images = sorted(path.name for path in (folder / layout.VALIDATION).glob(f"{layout.STEP}*.png"))
+        name = record.name or name
         lora = layout.lora_path(self.output, name)
         return {
             "run": folder.name,
             "name": name,
-            "node": trainer_node(record.get("workflow", {}), name),
-            "state": status.state if status else "died",
-            "alive": bool(status and status.pid),
-            "step": status.step if status else 0,
-            "total": status.total if status else 0,
-            "phase": status.phase if status else "",
-            "updated": status.updated if status else 0,
-            "message": status.message if status else "",
-            "picture": view_url(images[-1], self.output) if images else "",
-            "lora": layout.listed_name(lora, self.output) if lora.is_file() else "",
+            "node": trainer_node(record.workflow, name),
+            "state": "unreadable" if fault else status.state,
+            "alive": bool(status.pid),
+            "step": status.step,
+            "total": status.total,
+            "phase": status.phase,
+            "updated": status.updated,
+            "message": fault or status.message,
+            "picture": view_url(folder / layout.VALIDATION / images[-1], self.output) if images else "",
+            "lora": layout.listed_name(lora, self.output) if os.path.isfile(lora) else "",
         }
 
     def story(self, folder: Path, after: int = 0) -> dict[str, Any]:
@@ -76,113 +93,42 @@ class Backlog:
             folder: folder of the run.
             after: last step that the client has. Steps up to it are left out. If it is not 0, so are the settings.
         """
-        with self._lock:
-            return self._read_history(folder, after)
-
-    def _read_history(self, folder: Path, after: int) -> dict[str, Any]:
-        history = self._histories.pop(folder.name, None) or RunHistory(folder)
-        self._histories[folder.name] = history
-        while len(self._histories) > NUM_HISTORIES:
-            self._histories.popitem(last=False)
-        history.update()
+        history = self._history_of(folder)
+        with history.lock:
+            history.update()
+            columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
+            lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
         return {
             "summary": self.summary(folder),
-            "steps": thin_out(history.columns(after), NUM_POINTS),
-            "checkpoints": history.checkpoints,
-            "pictures": [
-                self._describe_image(folder, item) for item in history.pictures if (folder / item["path"]).is_file()
-            ],
-            "lora": history.lora,
-            "phase": history.phase,
-            "plan": history.plan,
-            "notices": history.notices[-NUM_NOTICES:],
-            "crops": view_url(crops, self.output) if crops.is_file() else "",
-            **({"pairs": view_url(pairs, self.output)} if pairs.is_file() else {}),
-            **({} if after else {"settings": record.get("request", {}), "prompt": record.get("workflow", {})}),
+            "steps": thin_out(columns, NUM_POINTS),
+            "checkpoints": checkpoints,
+            "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
+            "lora": lora,
+            "phase": phase,
+            "plan": plan,
+            "notices": notices,
+            "crops": view_url(crops, self.output) if os.path.isfile(crops) else "",
+            **({"pairs": view_url(pairs, self.output)} if os.path.isfile(pairs) else {}),
+            **({} if after else {"settings": record.request, "prompt": with_local_values(record.workflow, folder)}),
         }
 
-    def _describe_image(self, folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
+    def _history_of(self, folder: Path) -> RunHistory:
+        with self._lock:
+            history = self._histories.pop(folder.name, None) or RunHistory(folder)
+            self._histories[folder.name] = history
+            while len(self._histories) > NUM_HISTORIES:
+                self._histories.popitem(last=False)
+            return history
+
+    def _describe_image(self, folder: Path, item: Mapping[str, Any]) -> dict[str, Any] | None:
         path = folder / item["path"]
-        modified = int(path.stat().st_mtime)
-        return {"step": item["step"], "url": view_url(path, self.output), "label": label_of(path), "changed": modified}
-
-
-class RunHistory:
-    """Contents of events.jsonl. update() reads the new lines.
-
-    After a resume, repeated steps replace the earlier ones.
-    """
-
-    def __init__(self, folder: Path):
-        self.path = folder / EVENTS
-        self._reset()
-
-    def _reset(self) -> None:
-        self._offset = 0
-        self._steps: list[dict[str, Any]] = []
-        self.checkpoints: list[int] = []
-        self.pictures: list[dict[str, Any]] = []
-        self.notices: list[dict[str, Any]] = []
-        self.phase: dict[str, Any] = {}
-        self.lora: dict[str, Any] = {}
-        self.plan: dict[str, Any] = {}
-
-    def update(self) -> None:
-        """Read the new complete lines."""
         try:
-            if self.path.stat().st_size < self._offset:  # the file was replaced
-                self._reset()
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-        except OSError:
-            return
-        complete = new[: new.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        for line in complete.splitlines():
-            try:
-                self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):  # incomplete line of a killed process
-                continue
-
-    def _apply(self, event: Mapping[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "Resumed":
-            self._rewind(event["step"])
-        elif kind == "StepReport":
-            if self._steps and event["step"] <= self._steps[-1]["step"]:
-                self._rewind(event["step"] - 1)
-            self._steps.append({name: event[name] for name in STEP_FIELDS})
-        elif kind == "RunOpened":
-            self.notices = []  # drop the notices of an earlier start
-        elif kind == "CheckpointSaved":
-            self.checkpoints.append(event["step"])
-        elif kind == "PreviewReady":
-            self.pictures = [item for item in self.pictures if item["path"] != event["path"]]
-            self.pictures.append({"step": event["step"], "path": event["path"]})
-        elif kind == "LoraSaved":
-            name = event["path"].replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
-            self.lora = {"lora": name, "applied": event["applied"], "num_keys": event["num_keys"]}
-        elif kind == "MemoryPlanned":
-            self.plan = {"device_bytes": event["device_bytes"], "ram_bytes": event["ram_bytes"]}
-        elif kind == "PhaseStarted":
-            self.phase = {"phase": event["phase"], "done": 0, "total": event["total"], "unit": event.get("unit", "")}
-        elif kind == "PhaseProgress" and self.phase.get("phase") == event["phase"]:
-            self.phase = {**self.phase, "done": event["done"], "total": event["total"]}
-        elif kind == "Notice":
-            self.notices.append({"text": event["text"], "level": event["level"]})
-
-    def _rewind(self, step: int) -> None:
-        self._steps = [item for item in self._steps if item["step"] <= step]
-        self.checkpoints = [saved for saved in self.checkpoints if saved <= step]
-        self.pictures = [item for item in self.pictures if item["step"] <= step]
-
-    def columns(self, after: int) -> dict[str, list[float | None]]:
-        """Return the steps after a step as columns, with None for non-finite values, because JSON has no NaN."""
-        steps = [item for item in self._steps if item["step"] > after]
-        return {name: [finite(item[name]) for item in steps] for name in STEP_FIELDS}
+            modified = int(os.stat(path).st_mtime)
+        except (OSError, ValueError):  # it was removed
+            return None
+        return {"step": item["step"], "url": view_url(path, self.output), "label": label_of(path), "changed": modified}
 
 
 def thin_out(columns: dict[str, list[Any]], num: int) -> dict[str, list[Any]]:
@@ -205,23 +151,56 @@ def mean(values: list[float | None]) -> float | None:
 
 def trainer_node(workflow: Mapping[str, Any], name: str) -> str:
     """Return the id of the LoRATrainer in the recorded workflow; "" if there is none."""
-    trainers = [key for key, node in workflow.items() if node.get("class_type") == "LoRATrainer"]
-    with_name = [key for key in trainers if workflow[key]["inputs"].get("name") == name]
+    trainers = {key: node for key, node in workflow.items() if object_in(node).get("class_type") == "LoRATrainer"}
+    with_name = [key for key, node in trainers.items() if object_in(node, "inputs").get("name") == name]
     return ([*with_name, *trainers] or [""])[0]
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """Return the contents of request.json; {} if it is missing or damaged."""
+def object_in(value: Any, *names: str) -> dict[str, Any]:
+    """Return an object inside nested JSON objects; {} where there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The contents of request.json.
+
+    Attributes:
+        request: the settings; {} if they are missing or damaged.
+        workflow: the workflow, in ComfyUI's API format; {} if it is missing or damaged.
+        fault: what is wrong with the file; "" for a sound or missing one.
+    """
+
+    request: dict[str, Any] = field(default_factory=dict)
+    workflow: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the LoRA; "" if it is not recorded."""
+        return str(object_in(self.request, "training").get("name") or "")
+
+
+def record_of(folder: Path) -> Record:
+    """Return the contents of request.json."""
     path = folder / layout.REQUEST
     try:
-        return _read_record(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError):
-        return {}
+        return _read_record(path, os.stat(path).st_mtime_ns)
+    except OSError:  # it is not written yet
+        return Record()
 
 
 @lru_cache(maxsize=2 * NUM_RUNS)
-def _read_record(path: Path, changed_ns: int) -> dict[str, Any]:
-    value = json.loads(path.read_text("utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
+def _read_record(path: Path, changed_ns: int) -> Record:
+    try:
+        value = read_json(path, RECORD_BYTES)
+    except Unusable as error:
+        return Record(fault=f"{layout.REQUEST} {error}"[:MAX_REASON])
+    record = Record(object_in(value, "request"), object_in(value, "workflow"))
+    name = object_in(record.request, "training").get("name", "")
+    is_sound = isinstance(name, str) and not path_fault(name) and "/" not in name and "\\" not in name
+    is_sound = is_sound and all(isinstance(object_in(value).get(key, {}), dict) for key in ("request", "workflow"))
+    is_sound = is_sound and isinstance(value, dict) and isinstance(record.request.get("training", {}), dict)
+    return record if is_sound else Record(fault=f"{layout.REQUEST} is damaged")

@@ -33,6 +33,8 @@ def png_text(text: bytes) -> bytes:
     return PNG + struct.pack(">I4s", len(text), b"tEXt") + text + b"....."
 
 
+NO_HEADER = "FILE: is not a safetensors file ({}); use a LoRA that ends in .safetensors"
+NO_SIZE = "its first 8 bytes give a header size of {} bytes; only .safetensors files can be read"
 FILES: dict[str, tuple[bytes, str]] = {
     "empty.json": (b"", "FILE: is empty; export the workflow again"),
     "blank.json": (b" \n\t", "FILE: is empty; export the workflow again"),
@@ -48,7 +50,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "number.json": (b"3", f"FILE: {NO_WORKFLOW}"),
     "null.json": (b"null", f"FILE: {NO_WORKFLOW}"),
     "other.json": (b'{"name": "a package", "version": 1, "nodes": {}}', f"FILE: {NO_WORKFLOW}"),
-    "deep.json": (b"[" * 200_000, "FILE: is nested too deeply to be a workflow; export it again"),
+    "deep.json": (b"[" * 200_000, "FILE: is nested more than 100 levels deep; export the workflow again"),
     "long-number.json": (
         b'{"1": ' + b"9" * 5000 + b"}",
         "FILE: has a number that is too long; export the workflow again",
@@ -77,12 +79,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     "bare.safetensors": (safetensors(b"{}"), f"FILE: {NO_FILE}"),
     "other.safetensors": (safetensors(b'{"__metadata__": {"format": "pt"}}'), f"FILE: {NO_FILE}"),
     "without.safetensors": (safetensors(b'{"__metadata__": {"prompt": "{}"}}'), f"FILE: {NO_FILE}"),
-    "list.safetensors": (safetensors(b"[]"), "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
-    "short.safetensors": (b"123", "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
-    "junk.safetensors": (b"x" * 100, "FILE: is not a safetensors file; use a LoRA that ends in .safetensors"),
+    "list.safetensors": (
+        safetensors(b"[]"),
+        NO_HEADER.format("its header is not a JSON object; the file is damaged or in another format"),
+    ),
+    "short.safetensors": (b"123", NO_HEADER.format(NO_SIZE.format(0x333231))),
+    "junk.safetensors": (b"x" * 100, NO_HEADER.format(NO_SIZE.format(0x7878787878787878))),
     "deep.safetensors": (
         safetensors(b"[" * 200_000),
-        "FILE: is not a safetensors file; use a LoRA that ends in .safetensors",
+        NO_HEADER.format("its header is nested more than 100 levels deep; the file is damaged or in another format"),
     ),
 }
 
@@ -108,7 +113,7 @@ def test_a_file_that_is_not_there(tmp_path: Path):
 def test_a_folder(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         read_workflow(tmp_path, schemas())
-    assert str(caught.value) == f"{tmp_path}: is a folder; choose a workflow file in it"
+    assert str(caught.value) == f"{tmp_path}: is a folder; choose a workflow file: .json, .png or .safetensors"
 
 
 def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -118,7 +123,10 @@ def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
     with pytest.raises(UserError) as caught:
         read_workflow(path, schemas())
-    assert str(caught.value) == f"{path}: is 65 MiB in size; a workflow has at most {embedded.MAX_BYTES >> 20} MiB"
+    assert str(caught.value) == (
+        f"{path}: is 65 MiB in size; the limit is {embedded.MAX_BYTES >> 20} MiB; "
+        "choose a workflow file: .json, .png or .safetensors"
+    )
 
 
 def fed(node_id: int, kind: str, link: int, name: str = "x") -> dict[str, Any]:

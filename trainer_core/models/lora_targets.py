@@ -6,7 +6,6 @@ same blocks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..config.model import ModelConfig
 from ..storage.safetensors_header import header_of
+from .loading.config_file import read_config
 from .loading.locate import cached_alone, folder_of_part, is_hub_id, is_local, load_shipped_config
 
 IMAGE_ATTENTION = ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0")
@@ -64,7 +64,11 @@ class Linears:
     class_name: str
 
     def names(self, model: ModelConfig) -> list[str] | None:
-        """Return every layer that a LoRA may train. None: local files can't be read; the run reports why."""
+        """Return every layer that a LoRA may train. None: local files can't be read; the run reports why.
+
+        Raises:
+            UserError: config.json is damaged.
+        """
         counts = self._counts(model)
         if counts is None:
             return None
@@ -81,27 +85,23 @@ class Linears:
         try:
             if is_hub_id(model.transformer_file):
                 folder = cached_alone(model.transformer_file, "transformer")
-                return _count_in_config(_read_config(folder / "config.json")) if folder else None
+                return _count_in_config(read_config(folder / "config.json")) if folder else None
             if model.transformer_file:
                 file = Path(model.transformer_file)
                 if file.is_dir():
-                    return _count_in_config(_read_config(folder_of_part(file, "transformer") / "config.json"))
-                config = _read_config(file.parent / "config.json")
+                    return _count_in_config(read_config(folder_of_part(file, "transformer") / "config.json"))
+                config = read_config(file.parent / "config.json")
                 is_ours = config.get("_class_name") == self.class_name
                 return _count_in_config(config) if is_ours else _count_in_keys(header_of(file)[0])
             if is_local(model.repo):
-                return _count_in_config(_read_config(Path(model.repo) / "transformer" / "config.json"))
+                return _count_in_config(read_config(Path(model.repo) / "transformer" / "config.json"))
             return _count_in_config(load_shipped_config(self.released))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError):  # KeyError, TypeError: a config of another kind of model
             return None
 
 
 def _count_in_config(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(config["num_layers"]), int(config["num_single_layers"])
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def _count_in_keys(keys: Iterable[str]) -> tuple[int, int]:

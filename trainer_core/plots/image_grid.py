@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from ..errors import reason_of
 from ..storage.atomic import replace_atomic
 from .canvas import INK, PANEL, PAPER, SOFT_INK, round_corners, wrap, write
 
@@ -21,6 +22,7 @@ LINE = 1.35  # line height relative to the text size
 LABEL_WIDTH = 230
 TITLED_WIDTH = 480  # minimum width of a page with a title
 CHUNK = "chroma_trainer"
+MAX_PNG_BYTES = 1 << 30
 
 
 def draw_grid(
@@ -134,3 +136,15 @@ def save_png(
         if value:
             chunks.add_text(name, json.dumps(value, allow_nan=False))  # ASCII, as tEXt requires
     replace_atomic(Path(path), lambda temporary: image.save(temporary, "PNG", pnginfo=chunks))
+
+
+def find_png_fault(path: Path) -> str:
+    """Return what is wrong with a PNG file that save_png wrote, from its structure and checksums; "" if nothing is."""
+    try:
+        if path.stat().st_size > MAX_PNG_BYTES or not path.is_file():
+            return "it is not one of this run's files"
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+    except Exception as error:  # Pillow raises errors of many kinds
+        return reason_of(error)
+    return ""

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import Problem, UserError, nearest
-from ..storage.atomic import write_json
-from .layout import COMMAND, STATUS, flat_name, name_of_run, runs_folder
+from ..storage.atomic import set_aside, write_json
+from ..storage.bounded_files import Unusable, read_json
+from .layout import CHECKPOINTS, COMMAND, STATUS, flat_name, list_checkpoints, name_of_run, runs_folder, step_of
 from .lock import is_held
 
 COMMANDS = ("pause", "stop", "resume")
@@ -30,6 +34,9 @@ CLAUSES = {  # states as a clause after the name of a run
     "failed": "failed",
     "died": "ended unexpectedly",
 }
+STATES = ("running", "paused", *ENDED)
+UNREADABLE = f"unreadable ({STATUS} is damaged)"
+MAX_BYTES = 1 << 20  # of status.json and command.json
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,27 @@ class Status:
     updated: float = 0.0
     message: str = ""
 
+    @classmethod
+    def from_json(cls, value: Any) -> Status:
+        """Return the status that a JSON value holds. Unknown entries are ignored.
+
+        Raises:
+            Unusable: it is none, or has values of other types.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: item for name, item in value.items() if name in names} if isinstance(value, dict) else {}
+        numbers = [known.get(name, 0) for name in ("step", "total", "pid")]
+        texts = [known.get(name, "") for name in ("phase", "message")]
+        updated = known.get("updated", 0.0)
+        if (
+            known.get("state") not in STATES
+            or not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
+            or not all(isinstance(text, str) for text in texts)
+            or isinstance(updated, bool) or not isinstance(updated, int | float) or not math.isfinite(updated)
+        ):  # fmt: skip
+            raise Unusable("is not the status of a run")
+        return cls(**known)
+
     def text(self) -> str:
         """Return the status in words, such as "running at step 3 of 6 (train)"."""
         return f"{self.state}{self._details()}"
@@ -69,19 +97,36 @@ class Status:
 
 
 def read_status(folder: Path) -> Status | None:
-    """Return the status of a run; None where none was started in the folder.
+    """Return the status of a run; None where none was started in the folder, or status.json is damaged.
 
     A run whose process ended without updating its status is "died".
     """
     try:
-        value = json.loads((Path(folder) / STATUS).read_text("utf-8"))
-        names = {field.name for field in dataclasses.fields(Status)}
-        status = Status(**{name: item for name, item in value.items() if name in names})
-    except (OSError, ValueError, TypeError, AttributeError):
+        status = Status.from_json(read_json(Path(folder) / STATUS, MAX_BYTES))
+    except (OSError, Unusable):
         return None
     waits = status.state == "paused" and status.pid
     if (status.state == "running" or waits) and not is_held(folder):
         return dataclasses.replace(status, state="died" if status.state == "running" else "paused", pid=0)
+    return status
+
+
+def recover_status(folder: Path) -> Status | None:
+    """Return the status of a run, and replace a damaged one by what is known: that the run ended, and its last checkpoint.
+
+    The damaged file is set aside. None where no run was started in the folder.
+    """
+    status = read_status(folder)
+    if status or not os.path.lexists(Path(folder) / STATUS):
+        return status
+    if is_held(folder):  # the run writes it again in a second
+        return Status("running", updated=time.time())
+    renamed = set_aside(Path(folder) / STATUS)
+    steps = [step_of(path) for path in list_checkpoints(Path(folder) / CHECKPOINTS)]
+    message = f"{STATUS} was damaged and is now {renamed.name}"
+    updated = renamed.stat().st_mtime
+    status = Status("died", max(steps, default=0), phase="train", updated=updated, message=message)
+    write_status(folder, status)
     return status
 
 
@@ -106,7 +151,10 @@ def request(folder: Path, command: str) -> Status:
     assert command in COMMANDS, command
     status = read_status(folder)
     if status is None:
-        raise UserError.at(str(folder), "no run was started in this folder; use one that `chroma-trainer status` lists")
+        fault = (
+            f"{STATUS} is damaged" if os.path.lexists(Path(folder) / STATUS) else "no run was started in this folder"
+        )
+        raise UserError.at(str(folder), f"{fault}; use one that `chroma-trainer status` lists")
     if status.state in ENDED or not status.pid:
         way = f"chroma-trainer run {Path(folder) / 'request.json'}"
         raise UserError.at(
@@ -126,17 +174,23 @@ def take_command(folder: Path) -> str:
     if not os.path.exists(path):  # cheap, because it is checked at every step
         return ""
     try:
-        command = json.loads(path.read_text("utf-8"))["command"]
+        command = read_json(path, MAX_BYTES)["command"]
     except (OSError, ValueError, TypeError, KeyError):
         command = ""
-    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
     return command if command in COMMANDS else ""
 
 
 def runs_in(output: Path) -> list[Path]:
-    """Return the run folders of an output folder, the most recently updated first."""
-    folders = [path.parent for path in runs_folder(output).glob(f"*/{STATUS}")]
-    return sorted(folders, key=lambda folder: (-(folder / STATUS).stat().st_mtime, folder.name))
+    """Return the run folders of an output folder, the most recently updated first. Their status may be damaged."""
+    root = runs_folder(output)
+    dated: list[tuple[float, str]] = []
+    with suppress(OSError):  # no folder, or no permission to read it
+        for name in os.listdir(root):
+            with suppress(OSError, ValueError):  # no run, or removed at this moment
+                dated.append((-os.lstat(root / name / STATUS).st_mtime, name))
+    return [root / name for _, name in sorted(dated)]
 
 
 def find_run(text: str, output: Path) -> Path:

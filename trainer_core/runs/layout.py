@@ -10,6 +10,7 @@
         validation/base.safetensors                          the base model's, see validation/base_images.py
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
+        paths.json                                           paths of this machine (local_values.py)
 
 Saved runs are found by these names, so they never change.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from ..paths import RUNS
 
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
+LOCAL_VALUES = "paths.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"

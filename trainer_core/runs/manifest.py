@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,12 +19,14 @@ from ..config.request import TrainRequest
 from ..config.training import LR_SCHEDULES
 from ..data.sample_table import Sample
 from ..errors import UserError
-from ..storage.atomic import sha256_of, write_json
-from .control import read_status
+from ..storage.atomic import DAMAGED, set_aside, sha256_of, write_json
+from ..storage.bounded_files import Unusable, read_json
+from .control import read_status, recover_status
 from .image_manifest import FILE as IMAGES
 from .image_manifest import ImageManifest, image_changes, iter_images, iter_json_images, iter_masks
 from .layout import CHECKPOINTS, MANIFEST, flat_name, has_checkpoints, list_checkpoints, name_of_run
 
+MAX_BYTES = 256 << 20  # of world.json; an older one holds the images, 60 bytes each
 # Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
@@ -73,12 +76,34 @@ class RunManifest:
         return ImageManifest.gather(chain(iter_images(self.samples), iter_masks(self.masks)))
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the saved manifest of a run.
+
+    Raises:
+        OSError: there is none, or it can't be read.
+        Unusable: it is damaged.
+    """
+    value = read_json(folder / MANIFEST, MAX_BYTES)
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in ("settings", "weights")):
+        raise Unusable("has no settings or weights")
+    if not isinstance(value.get("images", {}), dict):
+        raise Unusable("has images that are no object")
+    return value
+
+
 def changes(folder: Path, new: RunManifest) -> list[str]:
     """Return the differences from the manifest in a run's folder, one change a line.
 
-    Long lists are truncated, with a count.
+    Long lists are truncated, with a count. A damaged manifest is set aside, and the line says so.
     """
-    old = json.loads((folder / MANIFEST).read_text("utf-8"))
+    try:
+        old = read_manifest(folder)
+    except FileNotFoundError:
+        return [f"{MANIFEST} was damaged (see {DAMAGED}{MANIFEST}), so what has changed is unknown"]
+    except (OSError, Unusable) as error:
+        reason = getattr(error, "strerror", "") or str(error)
+        renamed = set_aside(folder / MANIFEST)
+        return [f"{MANIFEST} {reason}; it was renamed to {renamed.name}, and what has changed is unknown"]
     settings = json.loads(json.dumps(new.settings))  # as it is read back from JSON: tuples become lists
     lines = [
         f"{name} was {_short(before)}, is {_short(after)}"
@@ -98,15 +123,15 @@ def changes(folder: Path, new: RunManifest) -> list[str]:
 
 def _images_of(folder: Path, manifest: Mapping[str, Any]) -> ImageManifest | None:
     """Return the images of a saved manifest; None where their file is missing or damaged."""
-    if "images" in manifest:  # older runs have the images in world.json
-        return ImageManifest.gather(iter_json_images(manifest["images"]))
     try:
+        if "images" in manifest:  # older runs have the images in world.json
+            return ImageManifest.gather(iter_json_images(manifest["images"]))
         return (
             ImageManifest.read(folder / IMAGES)
             if sha256_of(folder / IMAGES) == manifest["image_rows"]["sha256"]
             else None
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -137,9 +162,10 @@ def find_unfinished(folder: Path, name: str) -> Path | None:
         return None
     others = []
     for path in folder.parent.glob(f"{glob.escape(flat_name(name))}-*"):
-        status = read_status(path)
-        is_run = name_of_run(path) == flat_name(name) and (path / MANIFEST).is_file()
-        if is_run and path != folder and status:
+        has_manifest = any(os.path.lexists(path / file) for file in (MANIFEST, f"{DAMAGED}{MANIFEST}"))
+        if name_of_run(path) != flat_name(name) or path == folder or not has_manifest:
+            continue
+        if status := recover_status(path):
             others.append((status.updated, path, status.state))
     if not others:
         return None
@@ -187,15 +213,26 @@ def check_for_changes(folder: Path, new: RunManifest, request: TrainRequest) -> 
     return ResumeFrom(before, text)
 
 
-def write_manifest(folder: Path, manifest: RunManifest) -> None:
-    """Write the manifest into a run's folder.
+def write_manifest(folder: Path, manifest: RunManifest) -> str:
+    """Write the manifest into a run's folder, unless a sound one is there.
 
     The images are written first, so that they exist wherever world.json does.
+
+    Returns:
+        "", or that a damaged one was set aside and written again.
     """
-    if (folder / MANIFEST).is_file():  # the folder's name holds the digest of the manifest
-        return
+    message = ""
+    try:
+        read_manifest(folder)
+        return ""  # the folder's name holds the digest of the manifest
+    except FileNotFoundError:
+        pass
+    except (OSError, Unusable) as error:
+        renamed = set_aside(folder / MANIFEST)
+        message = f"{MANIFEST} {error}; it was renamed to {renamed.name} and written again"
     manifest.images().write(folder / IMAGES)
     rows = {"count": len(manifest.samples) + len(manifest.masks), "sha256": sha256_of(folder / IMAGES)}
     write_json(
         folder / MANIFEST, {"settings": manifest.settings, "weights": dict(manifest.weights), "image_rows": rows}
     )
+    return message

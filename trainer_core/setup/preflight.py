@@ -185,7 +185,10 @@ def route_problems(request: TrainRequest) -> list[Problem]:
     """Return problems of the routed blocks, where the model's files are present and show how many blocks it has."""
     problems: list[Problem] = []
     linears: Linears = load("linears", request.model.family)
-    num_blocks = linears.num_blocks(request.model)
+    try:
+        num_blocks = linears.num_blocks(request.model)
+    except UserError:  # layer_problems reports it
+        return []
     if num_blocks is not None:
         collect(problems, request.training.routed_blocks, num_blocks)
     return problems
@@ -194,10 +197,10 @@ def route_problems(request: TrainRequest) -> list[Problem]:
 def layer_problems(request: TrainRequest) -> list[Problem]:
     """Return problems of targets and block_lr, where the model's files are present and show its layers."""
     linears: Linears = load("linears", request.model.family)
-    names = linears.names(request.model)
-    if names is None:
-        return []
     try:
+        names = linears.names(request.model)
+        if names is None:
+            return []
         rates_of(choose_layers(names, linears, request.training.targets), request.adapter.block_lr)
     except UserError as error:
         return list(error.problems)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 HASH_CHUNK_BYTES = 1 << 20
 TEMPORARY = ".tmp-"  # prefix of temporary files
+DAMAGED = "damaged-"  # prefix of damaged files and folders that were set aside
 RENAME_TRIES, RENAME_WAIT_SECONDS = 6, 0.2
 
 
@@ -120,6 +122,17 @@ def rename(source: Path, target: Path) -> None:
         except PermissionError:
             time.sleep(RENAME_WAIT_SECONDS)
     os.replace(source, target)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to damaged-NAME, in place of an earlier one. Return its new path."""
+    renamed = path.with_name(f"{DAMAGED}{path.name}")
+    if renamed.is_dir() and not renamed.is_symlink():
+        shutil.rmtree(renamed, ignore_errors=True)
+    elif path.is_dir():
+        renamed.unlink(missing_ok=True)
+    rename(path, renamed)
+    return renamed
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,8 @@ from importlib import metadata
 from typing import Any
 
 from ..data.sample_table import columns
+from ..host import Paths
+from ..runs.portable import portable
 from ..version import VERSION
 from .prepare import RunPlan
 from .step.state import TrainState
@@ -29,11 +31,14 @@ def versions() -> dict[str, str]:
     return packages
 
 
-def make_record(plan: RunPlan, prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a run as JSON values: request, workflow, versions, dataset and trigger."""
+def make_record(plan: RunPlan, prompt: Mapping[str, Any], paths: Paths) -> dict[str, Any]:
+    """Return the record of a run as JSON values: request, workflow, versions, dataset and trigger.
+
+    It may be published: names stand in place of the paths of this machine.
+    """
     return {
-        "request": plan.request.as_json(),
-        "workflow": dict(prompt),
+        "request": portable(plan.request.as_json(), paths),
+        "workflow": portable(dict(prompt), paths),
         "versions": versions(),
         "dataset": {"digest": plan.index.digest, "images": len(plan.index.samples)},
         "trigger": trigger_of(plan),

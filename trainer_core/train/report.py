@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +19,17 @@ from ..plots.density_chart import density_text, draw_density
 from ..plots.image_grid import save_png
 from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
 from ..runs import layout
+from ..storage.bounded_files import read_json
 from .hooks.eval_loss import Eval
 from .hooks.validation import LiveValidation
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.state import TrainState
 
+RECORD_BYTES = 64 << 20  # of request.json, which holds the workflow
 
-def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+
+def report_density(plan: RunPlan, record: Mapping[str, Any], host: Host) -> None:
     """Log the distribution of the sigmas, and draw its chart."""
     name, shift = plan.request.training.sigma_density, plan.request.training.shift
     sigma_density = density(name, shift)
@@ -42,14 +44,14 @@ def report_density(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str
     host.emit(Notice(message, ascii=ascii_message))
     if warning := sigma_density.warning:
         host.emit(Notice(warning, "warning"))
-    save_png(draw_density(name, shift), plan.folder / layout.DENSITY_CHART, record, prompt=prompt)
+    save_png(draw_density(name, shift), plan.folder / layout.DENSITY_CHART, record, prompt=record["workflow"])
 
 
 def warn_other_versions(folder: Path, record: Mapping[str, Any], host: Host) -> None:
     """Warn where a run is resumed with other package versions: equal bytes are guaranteed for equal versions only."""
     try:
-        before = json.loads((folder / layout.REQUEST).read_text("utf-8"))["versions"]
-    except (OSError, ValueError, KeyError):
+        before = dict(read_json(folder / layout.REQUEST, RECORD_BYTES)["versions"])
+    except (OSError, ValueError, KeyError, TypeError):
         return
     other = [
         f"{name} {before.get(name)} -> {now}" for name, now in record["versions"].items() if before.get(name) != now

@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
+from ..runs.local_values import write_local_values
 from ..runs.manifest import write_manifest
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..setup.attach_adapter import starts_beside_base
@@ -117,15 +118,15 @@ def _train(
         host.emit(MemoryPlanned(on_device, estimate.ram_peak))
     if plan.resume_from:
         adopt(plan.resume_from, plan.folder, host)
-    record = make_record(plan, prompt)
+    record = make_record(plan, prompt, host.paths)
     warn_other_versions(plan.folder, record, host)
-    write_json(plan.folder / layout.REQUEST, record)
-    write_manifest(plan.folder, plan.manifest)
+    _write_records(plan, record, prompt, host)
     state = build_run(plan, host, phases)
-    report_density(plan, record, prompt, host)
+    report_density(plan, record, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
+        live.set_damaged_aside()
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
     with phases("validate"):
@@ -170,6 +171,14 @@ def _train(
     del state, live
     _free_memory(device)
     return result
+
+
+def _write_records(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    """Write what the run is: its request, the paths of this machine, and its manifest."""
+    write_json(plan.folder / layout.REQUEST, record)
+    write_local_values(plan.folder, prompt, record["workflow"])
+    if message := write_manifest(plan.folder, plan.manifest):
+        host.emit(Notice(message, "warning"))
 
 
 def _free_memory(device: torch.device) -> None:

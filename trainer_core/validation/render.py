@@ -28,6 +28,7 @@ from ..quant.levels import with_level_to_draw
 from ..quant.loading import interruptible, load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
 from ..runs.layout import VALIDATION, runs_folder
+from ..runs.portable import portable
 from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems
@@ -154,7 +155,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
         width, height = grid.size
         key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
-        save_png(grid.page, path, prompt=host.prompt)
+        save_png(grid.page, path, prompt=portable(dict(host.prompt), host.paths))
         host.emit(PreviewReady(-1, path))
         grids.append(_image(np.asarray(grid.page)))
     singles = singles_of(results, settings)

@@ -10,7 +10,8 @@ from ..errors import Problem
 from ..host import Host, collect
 from ..spec import Draft, NodeSpec, draft_inputs
 from .graph import Graph, Link, Node
-from .images import SAVERS
+from .images import SAVERS, saver_problems
+from .recordable import value_problems
 from .resolve import LITERALS, PENDING, Resolved, resolve, unknown_types
 
 NUM_SHOWN = 5  # names in an error message
@@ -38,6 +39,10 @@ def check(
         comfyui_only = foreign and not any(node.type in catalogue for node in graph.nodes.values())
         detail = f": its nodes can only run in ComfyUI ({_join_names(foreign)})" if comfyui_only else ""
         problems.append(Problem("workflow", f"has nothing to run{detail}; add a {outputs} node"))
+    for node in graph.nodes.values():
+        problems += value_problems(node)
+        if node.type in SAVERS:
+            problems += saver_problems(node, graph, catalogue)
     values: dict[str, tuple[Any, ...]] = {}
     owners: dict[tuple[str, str], str] = {}
     order = collect(problems, graph.order) or tuple(graph.nodes)

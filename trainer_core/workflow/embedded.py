@@ -5,15 +5,16 @@ Images and LoRAs may contain both formats. `prompt`, the API format, is preferre
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .lora_metadata import read_header
+from ..storage.bounded_files import Unusable, open_regular, parse_json, read_regular
+from .lora_metadata import read_lora_header
 from .png_metadata import PNG_MAGIC, read_texts
 
-MAX_BYTES = 64 << 20  # of a workflow's text; the largest known workflows have about 5 MB
+MAX_BYTES = 16 << 20  # of a workflow's text; the largest known workflows have about 5 MB
 KEYS = ("prompt", "workflow")
 NO_IMAGE_WORKFLOW = "the image contains no workflow; use one that ComfyUI saved with metadata, or an exported .json"
 NO_FILE_WORKFLOW = (
@@ -27,23 +28,24 @@ def read_carrier(path: Path) -> Any:
     Raises:
         UserError: The file can't be read, contains no workflow, or contains invalid JSON.
     """
-    if path.is_dir():
-        raise UserError.at(str(path), "is a folder; choose a workflow file in it")
     try:
-        with path.open("rb") as stream:
-            start = stream.read(9)
-        size = path.stat().st_size
+        start = _first_bytes(path)
         if start.startswith(PNG_MAGIC):
             return _parse_first(path, read_texts(path, MAX_BYTES), NO_IMAGE_WORKFLOW)
         if path.suffix.lower() == ".safetensors" or _is_safetensors(start):
-            return _parse_first(path, _read_metadata(path), NO_FILE_WORKFLOW)
-        if size > MAX_BYTES:
-            message = f"is {size >> 20} MiB in size; a workflow has at most {MAX_BYTES >> 20} MiB"
-            raise UserError.at(str(path), message)
-        return parse(path.read_bytes(), str(path))
+            return _parse_first(path, read_lora_header(path).metadata, NO_FILE_WORKFLOW)
+        raw = read_regular(path, MAX_BYTES)
     except OSError as error:
         reason = error.strerror or error
         raise UserError.at(str(path), f"can't be read: {reason}; use a .json, .png or .safetensors file") from error
+    except Unusable as error:
+        raise UserError.at(str(path), f"{error}; choose a workflow file: .json, .png or .safetensors") from error
+    return parse(raw, str(path))
+
+
+def _first_bytes(path: Path) -> bytes:
+    with os.fdopen(open_regular(path), "rb") as stream:
+        return stream.read(9)
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -52,10 +54,6 @@ def _is_safetensors(start: bytes) -> bool:
     JSON text never contains zero bytes.
     """
     return start[4:] == b"\0\0\0\0{"
-
-
-def _read_metadata(path: Path) -> Any:
-    return read_header(path).get("__metadata__")
 
 
 def _parse_first(path: Path, texts: Any, missing: str) -> Any:
@@ -82,24 +80,21 @@ def parse(raw: bytes, where: str) -> Any:
     """Parse JSON from UTF-8 bytes, with or without a byte order mark.
 
     Raises:
-        UserError: The bytes are not UTF-8, not JSON, or nested too deeply.
+        UserError: The bytes are not UTF-8, not JSON, nested too deeply, or have a number with thousands of digits.
     """
     if not raw.strip():
         raise UserError.at(where, "is empty; export the workflow again")
     try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        message = f"is not UTF-8 text (byte {error.start}); save it as UTF-8, or use a .json, .png or .safetensors file"
-        raise UserError.at(where, message) from error
-    except json.JSONDecodeError as error:
-        fix = (
-            "is not a PNG either; use an image that ComfyUI saved"
-            if where.endswith(".png")
-            else "export the workflow again"
-        )
-        message = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; {fix}"
-        raise UserError.at(where, message) from error
-    except RecursionError as error:
-        raise UserError.at(where, "is nested too deeply to be a workflow; export it again") from error
-    except ValueError as error:  # a number with thousands of digits
-        raise UserError.at(where, "has a number that is too long; export the workflow again") from error
+        return parse_json(
+            raw, finite=False
+        )  # ComfyUI writes NaN into is_changed; values that are used are checked later
+    except Unusable as error:
+        raise UserError.at(where, f"{error}; {_suggest_fix(str(error), where)}") from error
+
+
+def _suggest_fix(reason: str, where: str) -> str:
+    if reason.startswith("is not UTF-8"):
+        return "save it as UTF-8, or use a .json, .png or .safetensors file"
+    if reason.startswith("is not JSON") and where.endswith(".png"):
+        return "is not a PNG either; use an image that ComfyUI saved"
+    return "export the workflow again"

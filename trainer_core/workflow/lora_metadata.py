@@ -2,81 +2,127 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..storage.safetensors_header import header_of
+from ..storage.bounded_files import Unusable, parse_json
+from ..storage.safetensors_header import Header, read_header
+
+OWN, PROMPT = "chroma_trainer", "prompt"  # metadata that is shown as a record and a workflow
+RECORD = ("request", "versions", "dataset", "trigger", "step")
+MAX_SHOWN = 300  # characters of one metadata value as text; --json has all of them
+UNKNOWN = "unknown"
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return the JSON header of a safetensors file.
+def read_lora_header(path: Path) -> Header:
+    """Return the header of a safetensors file, with what is wrong with it.
 
     Raises:
         UserError: The file does not exist, or is not a safetensors file.
     """
     try:
-        return header_of(path)[0]
+        return read_header(path)
     except OSError as error:
         raise UserError.at(str(path), f"can't be read: {error.strerror or error}; use a .safetensors file") from error
     except ValueError as error:
-        raise UserError.at(str(path), "is not a safetensors file; use a LoRA that ends in .safetensors") from error
+        raise UserError.at(
+            str(path), f"is not a safetensors file ({error}); use a LoRA that ends in .safetensors"
+        ) from error
 
 
 class Description(dict[str, Any]):
     """The contents of a LoRA's header, as JSON values."""
 
     def text(self) -> str:
-        """Return the description as lines of text."""
-        request = self.get("request", {})
-        training, model = request.get("training", {}), request.get("model", {})
-        lines = [
-            self["file"],
-            f"  tensors   {self['tensors']} ({', '.join(f'{n} {kind}' for kind, n in self['dtypes'].items())})",
-        ]
-        if not request:
-            return "\n".join(
-                [
-                    *lines,
-                    "  not written by ChromaTrainer, or its record was removed",
-                    *(f"  {k}: {v}" for k, v in self["metadata"].items()),
-                ]
-            )
+        """Return the description as lines of text. It may contain control characters of the file."""
+        kinds = ", ".join(f"{count} {dtype}" for dtype, count in self["dtypes"].items())
+        lines = [self["file"], f"  tensors   {self['tensors']} ({kinds})"]
+        lines += [f"  damaged   {fault}" for fault in self.get("faults", ())]
+        if "request" in self:
+            lines += self._record_lines()
+        else:
+            lines += ["  not written by ChromaTrainer, or its record was removed"]
+            lines += [f"  {name}: {_shorten(text)}" for name, text in self["metadata"].items()]
+        nodes = self["workflow"].items()
         lines += [
-            f"  kind      {self['metadata'].get('modelspec.architecture', '(unknown)')}, "
-            f"rank {self['metadata'].get('ss_network_dim', '?')}",
-            f"  base      {model['family']} {model['flavour']} ({model['repo']}), {model['dtype']}, "
-            f"{_quantization(model)}",
-            f"  trigger   {self['trigger'] or '(none)'}",
-            f"  trained   {self['step']} steps on {self['dataset']['images']} images "
-            f"(digest {self['dataset']['digest'][:16]})",
-            "  settings  " + ", ".join(f"{key} {value}" for key, value in training.items() if key != "name"),
-            "  versions  " + ", ".join(f"{key} {value}" for key, value in self["versions"].items()),
-            "  workflow  "
-            + (", ".join(f"{k} ({node['class_type']})" for k, node in self["workflow"].items()) or "(none)"),
+            "  workflow  " + (", ".join(f"{key} ({_get(node, 'class_type')})" for key, node in nodes) or "(none)")
         ]
-        return "\n".join(lines)
+        return "\n".join(line.replace("\n", "\\n") for line in lines)
+
+    def _record_lines(self) -> list[str]:
+        metadata, training = self["metadata"], _get(self, "request", "training")
+        digest = _get(self, "dataset", "digest")
+        settings = training if isinstance(training, dict) else {}
+        versions = self["versions"] if isinstance(self.get("versions"), dict) else {}
+        return [
+            f"  kind      {metadata.get('modelspec.architecture', UNKNOWN)}, "
+            f"rank {metadata.get('ss_network_dim', '?')}",
+            f"  base      {_describe_base(_get(self, 'request', 'model'))}",
+            f"  trigger   {self.get('trigger') or '(none)'}",
+            f"  trained   {self.get('step', UNKNOWN)} steps on {_get(self, 'dataset', 'images')} images "
+            f"(digest {str(digest)[:16]})",
+            "  settings  " + ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name"),
+            "  versions  " + ", ".join(f"{key} {value}" for key, value in versions.items()),
+        ]
 
 
 def describe(path: Path) -> Description:
-    """Return everything in a LoRA's header: tensors, metadata, and ChromaTrainer's training record if there is one."""
-    header = read_header(path)
-    metadata = header.pop("__metadata__", {})
-    record = json.loads(metadata.get("chroma_trainer", "{}"))
-    return Description(
+    """Return everything in a LoRA's header: tensors, metadata, and ChromaTrainer's training record if there is one.
+
+    What is damaged is listed under `faults`. A record or a workflow that is not JSON stays among the metadata.
+
+    Raises:
+        UserError: The file does not exist, or is not a safetensors file.
+    """
+    header = read_lora_header(path)
+    metadata, faults = dict(header.metadata), list(header.faults)
+    record = _pop_object(metadata, OWN, faults)
+    workflow = _pop_object(metadata, PROMPT, faults if record else [])  # other tools store a plain text as `prompt`
+    description = Description(
         file=path.name,
-        tensors=len(header),
-        dtypes=dict(Counter(entry["dtype"] for entry in header.values())),
-        metadata={key: value for key, value in metadata.items() if key not in ("chroma_trainer", "prompt")},
-        workflow=json.loads(metadata.get("prompt", "{}")),
-        **record,
+        tensors=len(header.tensors),
+        dtypes=dict(Counter(entry["dtype"] for entry in header.tensors.values())),
+        metadata=metadata,
+        workflow=workflow,
+        **{name: record[name] for name in RECORD if name in record},
     )
+    return Description(description, faults=faults) if faults else description
 
 
-def _quantization(model: Mapping[str, Any]) -> str:
-    """Return the level, and the products if they were not exact."""
-    stored = model["quantization"]
-    return stored["level"] + (f" with {stored['products']} products" if "products" in stored else "")
+def _pop_object(metadata: dict[str, str], name: str, faults: list[str]) -> dict[str, Any]:
+    """Remove a JSON object from the metadata and return it. Anything else stays there, and the result is {}."""
+    if name not in metadata:
+        return {}
+    try:
+        value = parse_json(metadata[name])
+        reason = "" if isinstance(value, dict) else "is not a JSON object"
+    except Unusable as error:
+        value, reason = {}, str(error)
+    if reason:
+        faults.append(f"its metadata {name} {reason}")
+        return {}
+    del metadata[name]
+    return value
+
+
+def _get(value: Any, *names: str) -> Any:
+    """Return a value inside nested objects, or UNKNOWN where one of them is missing or has another type."""
+    for name in names:
+        value = value.get(name, UNKNOWN) if isinstance(value, Mapping) else UNKNOWN
+    return value
+
+
+def _describe_base(model: Any) -> str:
+    """Return the base model, its precision and quantization: the level, and the products if they were not exact."""
+    names = {name: _get(model, name) for name in ("family", "flavour", "repo", "dtype")}
+    stored = _get(model, "quantization")
+    products = f" with {stored['products']} products" if isinstance(stored, dict) and "products" in stored else ""
+    base = f"{names['family']} {names['flavour']} ({names['repo']}), {names['dtype']}"
+    return f"{base}, {_get(stored, 'level')}{products}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters; --json shows all)"

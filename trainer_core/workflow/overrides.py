@@ -9,7 +9,10 @@ from typing import Any
 
 from ..errors import Problem, UserError, nearest
 from ..spec import NodeSpec
+from ..storage.bounded_files import Unusable, parse_json
 from .graph import Graph, Node
+
+MAX_SHOWN = 80  # characters of a setting in an error message
 
 
 def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, NodeSpec]) -> Graph:
@@ -26,13 +29,14 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
     nodes = dict(graph.nodes)
     for setting in settings:
         target, equals, text = setting.partition("=")
+        option = f"--set {setting if len(setting) <= MAX_SHOWN else f'{setting[:MAX_SHOWN]}...'}"
         name, dot, field = target.rpartition(".")
         if not equals or not dot:
-            problems.append(Problem(f"--set {setting}", "is not NODE.FIELD=VALUE; for example: LoRATrainer.steps=200"))
+            problems.append(Problem(option, "is not NODE.FIELD=VALUE; for example: LoRATrainer.steps=200"))
             continue
         matches = _find_nodes(nodes, name)
         if len(matches) != 1:
-            problems.append(Problem(f"--set {setting}", _explain_mismatch(nodes, name, matches)))
+            problems.append(Problem(option, _explain_mismatch(nodes, name, matches)))
             continue
         node = matches[0]
         fields = (
@@ -44,10 +48,15 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
             is_socket = any(item.name == field for item in catalogue[node.type].fields())
             unknown = f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}"
             message = f"{node.type}.{field} is a connection, not a value" if is_socket else unknown
-            problems.append(Problem(f"--set {setting}", message))
+            problems.append(Problem(option, message))
             continue
         kind = fields[field].kind if field in fields else None
-        nodes[node.id] = replace(node, inputs={**node.inputs, field: text if kind is str else _parse_value(text)})
+        try:
+            value = text if kind is str else _parse_value(text)
+        except Unusable as error:
+            problems.append(Problem(option, f"{error}; write a number, true, false or a text"))
+            continue
+        nodes[node.id] = replace(node, inputs={**node.inputs, field: value})
     if problems:
         raise UserError(problems)
     return replace(graph, nodes=nodes)
@@ -68,17 +77,23 @@ def _explain_mismatch(nodes: Mapping[str, Node], name: str, matches: list[Node])
     hint = (
         nearest(name, names) or f"; the node types are {', '.join(dict.fromkeys(node.type for node in nodes.values()))}"
     )
-    return f"there is no node {name!r}{hint}"
+    return f"there is no node {name[:MAX_SHOWN]!r}{hint}"
 
 
 def _parse_value(text: str) -> Any:
-    """Parse JSON, or True/False as in Python; any other text is returned as it is."""
+    """Parse JSON, or True/False as in Python; any other text is returned as it is.
+
+    Raises:
+        Unusable: It is JSON with a number that is too long, or nested too deeply.
+    """
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            return float(text)
-        except ValueError:
-            return text
+        return parse_json(text, finite=False)
+    except Unusable as error:
+        if not isinstance(error.__cause__, json.JSONDecodeError):
+            raise
+    try:
+        return float(text)
+    except ValueError:
+        return text

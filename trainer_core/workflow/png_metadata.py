@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from ..storage.bounded_files import open_regular
+
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MAX_CHUNKS = 100_000  # of one file; an image of 100 MB has 12,000
 
 
 def read_texts(path: Path, max_bytes: int) -> dict[str, str]:
@@ -17,19 +21,21 @@ def read_texts(path: Path, max_bytes: int) -> dict[str, str]:
 
     Args:
         path: The file.
-        max_bytes: Maximum size of one text, uncompressed.
+        max_bytes: Maximum size of all texts together, uncompressed. Those after it are left out.
     Source: PNG specification 1.2, chapter 4.2.3.
     """
     texts: dict[str, str] = {}
-    with path.open("rb") as stream:
+    with os.fdopen(open_regular(path), "rb") as stream:
         stream.seek(len(PNG_MAGIC))
-        while len(head := stream.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"IEND":
+        for _ in range(MAX_CHUNKS):
+            head = stream.read(8)
+            if len(head) < 8 or head.endswith(b"IEND"):
                 break
+            length, kind = struct.unpack(">I4s", head)
             pair = _read_text(kind, stream, length, max_bytes)
             if pair:
                 texts.setdefault(*pair)
+                max_bytes -= len(pair[1])
     return texts
 
 
@@ -53,7 +59,7 @@ def _read_text(kind: bytes, stream: BinaryIO, length: int, max_bytes: int) -> tu
 
 
 def _inflate(raw: bytes, max_bytes: int) -> bytes:
-    return zlib.decompressobj().decompress(raw, max_bytes)
+    return zlib.decompressobj().decompress(raw, max_bytes) if max_bytes > 0 else b""  # 0 means no limit to zlib
 
 
 def _decode(raw: bytes) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..runs.local_values import with_local_values
 from .api_format import api_from_graph, graph_from_api, looks_like_api
 from .editor.convert import graph_from_editor, looks_like_editor
 from .embedded import read_carrier
@@ -27,7 +28,10 @@ def read_workflow(path: Path, schemas: Mapping[str, Schema]) -> Graph:
     Raises:
         UserError: The file does not exist, or its workflow is missing or broken; all problems are listed.
     """
-    return graph_from_json(read_carrier(Path(path)), schemas, str(path))
+    data = read_carrier(Path(path))
+    if isinstance(data, dict) and "request" in data and "workflow" in data:  # a run's request.json
+        data = {**data, "workflow": with_local_values(data["workflow"], Path(path).parent)}
+    return graph_from_json(data, schemas, str(path))
 
 
 def graph_from_json(data: Any, schemas: Mapping[str, Schema], where: str = "workflow") -> Graph:

@@ -13,6 +13,8 @@ from .color import Transform, profile_name, srgb_transform
 from .formats import register_plugins
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit against decompression bombs; as RGB 0.5 GB
+# A photo has 0.1 to 3 bytes per pixel. A file of 2.6 MB can unpack to 178 megapixels, which take 2.7 GB.
+BOMB_PIXELS, BOMB_RATIO = 50_000_000, 50  # refused: at least so many pixels, and so many for each byte
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -98,9 +100,19 @@ def _open(raw: bytes) -> Image.Image:
         raise BrokenImage(
             f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} megapixels"
         )
+    if is_bomb(image, raw):
+        raise BrokenImage(
+            f"it has {image.width} x {image.height} pixels in only {len(raw) / 1e6:.1f} MB, as a decompression bomb; "
+            "scale it down"
+        )
     if image.width == 0 or image.height == 0:
         raise BrokenImage("it has no pixels")
     return image
+
+
+def is_bomb(image: Image.Image, raw: bytes) -> bool:
+    """Return whether an image that was opened, but not decoded, has far more pixels than its bytes can describe."""
+    return image.width * image.height > max(BOMB_PIXELS, BOMB_RATIO * len(raw))
 
 
 def _flatten(image: Image.Image, to_srgb: Transform | None = None) -> Image.Image:

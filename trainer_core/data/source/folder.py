@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ...storage.bounded_files import Unusable, read_regular
 from .backend import Entry, LeftOut, printable, stem
 from .file_list import Entries
 from .formats import AVIF, SUFFIXES, is_readable, readable_suffixes, why_unreadable
@@ -69,12 +70,14 @@ class FolderBackend:
             raw, stamp = self._caption_bytes(name)
         except FileNotFoundError:
             return None, ""
+        except Unusable as error:
+            if os.path.isdir(stem(self._location(name)) + ".txt"):
+                return None, ""
+            raise UnreadableText(str(error)) from error
         except OSError:
             if os.path.isdir(stem(self._location(name)) + ".txt"):
                 return None, ""
             raise
-        if len(raw) > MAX_BYTES:
-            raise UnreadableText(f"has more than {MAX_BYTES >> 20} MB, which is no caption")
         text = decode_unicode(raw)
         if text is None:
             text, encoding = decode_regional(raw, self._encoding)
@@ -88,8 +91,8 @@ class FolderBackend:
         return os.path.join(self.root, *name.split("/"))
 
     def _caption_bytes(self, name: str) -> tuple[bytes, str]:
-        with open(stem(self._location(name)) + ".txt", "rb") as file:
-            return file.read(MAX_BYTES + 1), _stamp(os.fstat(file.fileno()))
+        path = stem(self._location(name)) + ".txt"
+        return read_regular(path, MAX_BYTES), _stamp(os.stat(path))
 
     @cached_property
     def _encoding(self) -> str:
@@ -103,7 +106,7 @@ class FolderBackend:
                 raw, _ = self._caption_bytes(name)
                 if decode_unicode(raw) is None:
                     yield raw
-            except (OSError, UnreadableText):
+            except (OSError, Unusable):
                 continue
 
 

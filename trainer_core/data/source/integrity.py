@@ -12,6 +12,8 @@ import zlib
 
 from PIL import Image
 
+from .decode import is_bomb
+
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 TAIL_BYTES = 4096  # some cameras append data after the end marker
 ORIENTATION = 0x0112
@@ -25,7 +27,7 @@ def upright_size(raw: bytes) -> tuple[int, int] | None:
         return None
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            if image.width * image.height == 0 or getattr(image, "n_frames", 1) != 1:
+            if image.width * image.height == 0 or is_bomb(image, raw) or getattr(image, "n_frames", 1) != 1:
                 return None
             turned = image.format != "PNG" and image.getexif().get(ORIENTATION) in TURNED
             return (image.height, image.width) if turned else image.size

@@ -12,6 +12,7 @@ from typing import Any
 from ...config.flux import FLAVOURS
 from ...config.model import CHROMA_REPOS, ModelConfig
 from ...errors import UserError, reason_of
+from .config_file import read_config, read_object
 
 SINGLE_FILES = {"transformer": "transformer_file", "text_encoder": "text_encoder_file", "vae": "vae_file"}
 RELEASED = frozenset((*CHROMA_REPOS.values(), *(flavour.repo for flavour in FLAVOURS.values())))
@@ -60,14 +61,14 @@ def locate(model: ModelConfig, part: str, single: str, field: str) -> Part:
         UserError: See find_part.
     """
     if single and Path(single).is_file():
-        return Part((Path(single),), read_json(Path(single).parent / "config.json"), is_single=True)
+        return Part((Path(single),), read_config(Path(single).parent / "config.json"), is_single=True)
     if single:
         return _locate_alone(model, part, single, field)
     folder = find_folder(model, part)
     files = weight_files(folder, model.dtype)
     if not files:
         raise UserError.at("repo", f"{folder} has no .safetensors file; pickle files (.bin) are not supported")
-    return Part(files, read_json(folder / "config.json"))
+    return Part(files, read_config(folder / "config.json"))
 
 
 def _locate_alone(model: ModelConfig, part: str, source: str, field: str) -> Part:
@@ -94,7 +95,7 @@ def _locate_alone(model: ModelConfig, part: str, source: str, field: str) -> Par
 
 def config_in(folder: Path) -> dict[str, Any]:
     """Return the config.json in a folder; {} if there is none."""
-    return read_json(folder / "config.json")
+    return read_config(folder / "config.json")
 
 
 def folder_of_part(folder: Path, part: str) -> Path:
@@ -182,7 +183,7 @@ def describe_at(model: ModelConfig, part: str, single: str, field: str, shipped:
     if single or not model.repo or is_local(model.repo):
         return locate(model, part, single, field)
     folder = find_cached(model.repo, name := model.folders.get(part, part))
-    if folder and (config := read_json(folder / "config.json")):
+    if folder and (config := read_config(folder / "config.json")):
         return Part((), config)
     return Part((), shipped if model.repo in RELEASED else download_config(model.repo, name))
 
@@ -197,7 +198,7 @@ def download_config(repo: str, folder: str) -> dict[str, Any]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return read_json(Path(hf_hub_download(repo, f"{folder}/config.json" if folder else "config.json")))
+        return read_config(Path(hf_hub_download(repo, f"{folder}/config.json" if folder else "config.json")))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise unreachable(f"{repo}/{folder}/config.json", error) from error
 
@@ -282,7 +283,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     Raises:
         UserError: The index is damaged, or a file is missing.
     """
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError.at(
@@ -296,19 +297,6 @@ def _shards(index: Path) -> tuple[Path, ...]:
             index.name, f"names {len(missing)} files that do not exist, such as {missing[0]}; download them ({index})"
         )
     return tuple(index.parent / name for name in sorted(names))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Return {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError.at(path.name, f"is not readable JSON: {error} ({path})") from error
-    if not isinstance(value, dict):
-        raise UserError.at(path.name, f"is not a JSON object ({path})")
-    return value
 
 
 def load_shipped_config(name: str) -> dict[str, Any]:

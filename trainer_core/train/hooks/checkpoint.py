@@ -7,7 +7,7 @@ A checkpoint is a folder that is created by one rename. It is complete, or it do
         optimizer.safetensors  tensors of the optimizer state, by parameter
         lora.safetensors       the same adapter as a LoRA file that loads everywhere
         ema.safetensors        averaged weights, where the run averages its weights
-        state.json             step, losses, learning rates, skipped steps, eval losses, other optimizer state
+        state.json             run, step, losses, learning rates, skipped steps, eval losses, other optimizer state
         manifest.json          SHA-256 of each file above; written last
 
 All randomness is derived from the seed and the step, so there is no generator state to save.
@@ -36,7 +36,7 @@ from ...host import CheckpointSaved, Host, Notice
 from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
-from ...storage.atomic import as_os_errors, rename, sha256_of, sync_folder, write_json
+from ...storage.atomic import as_os_errors, rename, set_aside, sha256_of, sync_folder, write_json
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
@@ -58,7 +58,9 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
     """
     target = folder / step_name(state.step)
     if target.exists() and not _find_fault(target):
-        return target
+        if _is_of(target, folder.parent.name):
+            return target
+        set_aside(target)  # it came here during the training
     tensors, others = _tensors(state)
     _refuse_not_finite(tensors["adapter.safetensors"], folder, state.step)
     staging = folder / f".tmp-{target.name}"
@@ -139,6 +141,7 @@ def _write(
     with final_weights(state):
         export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
     saved = {
+        "run": staging.parent.parent.name,
         "step": state.step,
         "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
         "learning_rates": state.learning_rates,
@@ -253,16 +256,17 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
     Args:
         folder: the run's folder of checkpoints.
         num_steps: checkpoints of later steps are ignored.
+    Raises:
+        UserError: it is a checkpoint of another run.
     """
     for path in reversed(list_checkpoints(folder)):
         if step_of(path) > num_steps:  # from when the run had more steps
             continue
         fault = _find_fault(path)
         if not fault:
+            _refuse_other_run(path, folder.parent.name)
             return path
-        renamed = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(renamed, ignore_errors=True)
-        rename(path, renamed)
+        renamed = set_aside(path)
         host.emit(
             Notice(
                 f"checkpoint {path.name} is damaged ({fault}) and was renamed to {renamed.name}; trying the one before",
@@ -270,6 +274,24 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
             )
         )
     return None
+
+
+def _is_of(checkpoint: Path, run: str) -> bool:
+    """Return whether an intact checkpoint is of this run. Older checkpoints do not name theirs."""
+    return _run_of(checkpoint) in ("", run)
+
+
+def _run_of(checkpoint: Path) -> str:
+    return str(json.loads((checkpoint / "state.json").read_text("utf-8")).get("run", ""))
+
+
+def _refuse_other_run(checkpoint: Path, run: str) -> None:
+    if not _is_of(checkpoint, run):
+        raise UserError.at(
+            str(checkpoint),
+            f"is a checkpoint of the run {_run_of(checkpoint)}, and this is the run {run}; move it to the checkpoints "
+            "folder of its run, or delete it. To continue from another run, set on_change to adopt",
+        )
 
 
 def _find_fault(checkpoint: Path) -> str:
@@ -296,6 +318,14 @@ def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
     staging = target.with_name(f".tmp-{newest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(newest, staging)
+    _rename_run(staging, folder.name)
     rename(staging, target)
     sync_folder(target.parent)
     host.emit(Notice(f"{resume_from.changes}; the run resumes from its {newest.name}, as on_change says", "warning"))
+
+
+def _rename_run(checkpoint: Path, run: str) -> None:
+    """Let a copied checkpoint name its new run."""
+    state, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
+    write_json(state, json.loads(state.read_text("utf-8")) | {"run": run})
+    write_json(manifest, json.loads(manifest.read_text("utf-8")) | {state.name: sha256_of(state)})

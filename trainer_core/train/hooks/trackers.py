@@ -9,6 +9,7 @@ from typing import Any
 
 from ...devices import memory_in_use
 from ...errors import Cancelled
+from ...host import Paths
 from ...runs.run_host import RunHost
 from ...trackers.dispatch import LAST_SECONDS, TrackerSink, parse_trackers
 from ...trackers.tracker import Opening
@@ -25,7 +26,7 @@ def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterat
     if not names:
         yield host
         return
-    sink = TrackerSink(names, opening_of(plan, prompt), lambda: memory_in_use(plan.device))
+    sink = TrackerSink(names, opening_of(plan, prompt, host.paths), lambda: memory_in_use(plan.device))
     failed, seconds = False, LAST_SECONDS
     try:
         yield replace(host, trackers=sink)
@@ -38,12 +39,12 @@ def track_run(plan: RunPlan, prompt: Mapping[str, Any], host: RunHost) -> Iterat
         replace(host, trackers=sink).emit_tracker_notices()
 
 
-def opening_of(plan: RunPlan, prompt: Mapping[str, Any]) -> Opening:
+def opening_of(plan: RunPlan, prompt: Mapping[str, Any], paths: Paths) -> Opening:
     """Return what trackers show of a run from its start.
 
     Its settings are the request with the versions, the trigger and the number of images.
     """
-    record = make_record(plan, prompt)
+    record = make_record(plan, prompt, paths)
     settings = {
         **record["request"],
         "versions": record["versions"],

@@ -9,11 +9,12 @@ from typing import Any
 
 from ...adapters.inject import set_strength_
 from ...config.validation import ValidationConfig
-from ...host import Host, PhaseStarted, PreviewReady
+from ...host import Host, Notice, PhaseStarted, PreviewReady
 from ...models.family import ImageCodec
-from ...plots.image_grid import save_png
+from ...plots.image_grid import find_png_fault, save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
+from ...storage.atomic import set_aside
 from ...validation.base_images import key_of, load_base, save_base
 from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
@@ -34,6 +35,7 @@ class LiveValidation:
     phases: PhaseTimer
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
+    damaged: list[str] = field(default_factory=list)  # names of images that were set aside
 
     @classmethod
     def build(
@@ -64,9 +66,27 @@ class LiveValidation:
                 self._validate(state)
             self.host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
+    def set_damaged_aside(self) -> None:
+        """Rename the validation images of an earlier start that can't be read any more."""
+        for path in sorted(self.folder.glob(f"{layout.STEP}*.png")):
+            if fault := find_png_fault(path):
+                renamed = set_aside(path)
+                self.damaged.append(path.name)
+                message = f"validation image {path.name} is damaged ({fault}) and was renamed to {renamed.name}"
+                self.host.emit(Notice(message, "warning"))
+
     def catch_up(self, state: TrainState) -> None:
-        """After a resume, sample the images of this step if the run ended between its checkpoint and its validation."""
-        if self._is_due(state) and not any(self.folder.glob(f"{layout.step_name(state.step)}-*")):
+        """After a resume, sample the images of this step if they are missing or damaged.
+
+        They are missing where the run ended between its checkpoint and its validation.
+        """
+        prefix = f"{layout.step_name(state.step)}-"
+        past = [name for name in self.damaged if layout.step_name(1) <= name < prefix]
+        if past:
+            text = f"{', '.join(past)} can't be sampled again, because the run is at step {state.step}"
+            self.host.emit(Notice(text, "warning"))
+        is_damaged = any(name.startswith(prefix) for name in self.damaged)
+        if self._is_due(state) and (is_damaged or not any(self.folder.glob(f"{prefix}*"))):
             with self.phases("validate"):
                 self._validate(state)
 

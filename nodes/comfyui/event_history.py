@@ -1,0 +1,177 @@
+"""What events.jsonl of a run says, read in bounded time and memory, and only regular files.
+
+A file that has grown by more than MAX_READ since the last look is not read whole: its end is, and samples before it. The
+curve then has fewer points there, and checkpoints and images come from the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ...trainer_core.runs import layout
+from ...trainer_core.storage.bounded_files import Unusable, open_regular, parse_json
+from .live_events import STEP_FIELDS, finite
+
+MAX_READ = 8 << 20  # bytes read in one piece: 55,000 steps, 0.3 s
+NUM_SAMPLES, SAMPLE_BYTES = 200, 4 << 10  # of a part that is not read whole
+MAX_STEPS = 100_000  # in memory; more are thinned, the older half first
+MAX_TEXT = 4000  # characters of a notice
+MAX_NOTICES = 200  # in memory
+
+
+class RunHistory:
+    """Contents of events.jsonl. update() reads the new lines.
+
+    After a resume, repeated steps replace the earlier ones.
+
+    Attributes:
+        lock: hold it while calling update() and while reading the fields.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / layout.EVENTS
+        self.lock = threading.Lock()
+        self._file_id: tuple[int, int] = (0, 0)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._offset = 0
+        self._steps: list[dict[str, Any]] = []
+        self._images: dict[str, int] = {}  # path -> step, in the order of events
+        self.checkpoints: list[int] = []
+        self.notices: list[dict[str, Any]] = []
+        self.phase: dict[str, Any] = {}
+        self.lora: dict[str, Any] = {}
+        self.plan: dict[str, Any] = {}
+
+    @property
+    def pictures(self) -> list[dict[str, Any]]:
+        """Step and path, relative to the run's folder, of each validation image."""
+        return [{"step": step, "path": path} for path, step in self._images.items()]
+
+    def update(self) -> None:
+        """Read the new complete lines."""
+        try:
+            handle = open_regular(self.path)
+        except (OSError, Unusable):
+            return
+        with os.fdopen(handle, "rb") as file:
+            about = os.fstat(handle)
+            if about.st_size < self._offset or (about.st_dev, about.st_ino) != self._file_id:  # the file was replaced
+                self._reset()
+                self._file_id = (about.st_dev, about.st_ino)
+            if about.st_size - self._offset > MAX_READ:
+                self._skim(file, about.st_size - MAX_READ // 2)
+            file.seek(self._offset)
+            new = file.read(MAX_READ)
+        complete = new[: new.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        self._apply_lines(complete)
+
+    def _skim(self, file: BinaryIO, end: int) -> None:
+        """Take samples of the file from the offset to `end`, and move the offset there."""
+        stride = (end - self._offset) // NUM_SAMPLES
+        for number in range(NUM_SAMPLES):
+            file.seek(self._offset + number * stride)
+            sample = file.read(SAMPLE_BYTES)
+            self._apply_lines(sample[sample.find(b"\n") + 1 : sample.rfind(b"\n") + 1])
+        file.seek(end)
+        self._offset = end + len(file.readline(MAX_READ // 4))
+        steps = [layout.step_of(path) for path in layout.list_checkpoints(self.folder / layout.CHECKPOINTS)]
+        self.checkpoints = sorted({*self.checkpoints, *steps})
+        for path in sorted((self.folder / layout.VALIDATION).glob(f"{layout.STEP}*.png")):
+            number = path.name.removeprefix(layout.STEP).partition("-")[0]
+            if number.isdecimal():
+                self._images.setdefault(f"{layout.VALIDATION}/{path.name}", int(number))
+
+    def _apply_lines(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            try:
+                self._apply(parse_json(line, finite=False))
+            # an incomplete line of a killed process, or a damaged one
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "Resumed":
+            self._rewind(_whole(event["step"]))
+        elif kind == "StepReport":
+            self._add_step({name: _number(event[name]) for name in STEP_FIELDS} | {"step": _whole(event["step"])})
+        elif kind == "RunOpened":
+            self.notices = []  # drop the notices of an earlier start
+        elif kind == "CheckpointSaved":
+            self.checkpoints.append(_whole(event["step"]))
+        elif kind == "PreviewReady":
+            path = _inside(event["path"])
+            self._images.pop(path, None)
+            self._images[path] = _whole(event["step"])
+        elif kind == "LoraSaved":
+            name = _text(event["path"]).replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
+            self.lora = {"lora": name, "applied": _whole(event["applied"]), "num_keys": _whole(event["num_keys"])}
+        elif kind == "MemoryPlanned":
+            self.plan = {name: _whole(event[name]) for name in ("device_bytes", "ram_bytes")}
+        elif kind == "PhaseStarted":
+            total, unit = _whole(event["total"]), _text(event.get("unit", ""))
+            self.phase = {"phase": _text(event["phase"]), "done": 0, "total": total, "unit": unit}
+        elif kind == "PhaseProgress" and self.phase.get("phase") == event["phase"]:
+            self.phase = {**self.phase, "done": _whole(event["done"]), "total": _whole(event["total"])}
+        elif kind == "Notice":
+            self.notices = self.notices[-MAX_NOTICES:]
+            self.notices.append({"text": _text(event["text"]), "level": _text(event["level"])})
+
+    def _add_step(self, values: dict[str, Any]) -> None:
+        if self._steps and values["step"] <= self._steps[-1]["step"]:
+            self._rewind(values["step"] - 1)
+        if len(self._steps) >= MAX_STEPS:
+            half = MAX_STEPS // 2
+            self._steps = self._steps[:half:2] + self._steps[half:]
+        self._steps.append(values)
+
+    def _rewind(self, step: int) -> None:
+        while self._steps and self._steps[-1]["step"] > step:
+            self._steps.pop()
+        while self.checkpoints and self.checkpoints[-1] > step:
+            self.checkpoints.pop()
+        while self._images and next(reversed(self._images.values())) > step:
+            self._images.popitem()
+
+    def columns(self, after: int) -> dict[str, list[float | None]]:
+        """Return the steps after a step as columns, with None for non-finite values, because JSON has no NaN."""
+        steps = [item for item in self._steps if item["step"] > after]
+        return {name: [item[name] for item in steps] for name in STEP_FIELDS}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not -1 <= value < 1 << 53:
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300):
+        return None
+    return None if value is None else finite(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value[:MAX_TEXT]
+
+
+def _inside(value: Any) -> str:
+    """Return the path of a file in the run's folder.
+
+    Raises:
+        TypeError: it is none.
+    """
+    path = _text(value).replace("\\", "/")
+    path.encode("utf-8")  # raises ValueError
+    if path.startswith("/") or ":" in path or "\0" in path or ".." in path.split("/"):
+        raise TypeError
+    return path
