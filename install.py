@@ -24,6 +24,7 @@ WANTED = (  # the dependencies in pyproject.toml, except torch, which this scrip
     "accelerate>=1.0",
     "peft>=0.17",
     "optimum-quanto>=0.2.7",
+    "tokenizers>=0.21",
     "sentencepiece>=0.2",
     "protobuf>=4.25",
     "safetensors>=0.5",

@@ -14,10 +14,15 @@ from tools.lowest_constraints import FILE, dependencies, lowest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Name of the module -> name of the package, where they differ.
-PACKAGES = {"PIL": "pillow", "google": "protobuf", "optimum": "optimum-quanto", "yaml": "pyyaml"}
+PACKAGES = {
+    "PIL": "pillow", "charset_normalizer": "charset-normalizer", "google": "protobuf", "optimum": "optimum-quanto",
+    "yaml": "pyyaml",
+}  # fmt: skip
+OURS = {"chroma_trainer"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths"}
 WITH_TORCH = {"triton"}  # installed with torch where there is one
-NOT_IMPORTED = {"tensorboard"}  # it reads the files that we write
+# tensorboard reads the files that we write; the others are imported by the names in data/source/formats.py.
+NOT_IMPORTED = {"tensorboard", "pillow-heif", "pillow-jxl-plugin"}
 
 
 def product() -> list[Path]:
@@ -62,7 +67,7 @@ def test_what_is_imported_is_declared(modules):
     undeclared = {
         module: files
         for module, files in modules.items()
-        if module not in COMFYUI | WITH_TORCH and PACKAGES.get(module, module).lower() not in declared
+        if module not in COMFYUI | WITH_TORCH | OURS and PACKAGES.get(module, module).lower() not in declared
     }
     assert not undeclared
 
@@ -105,3 +110,17 @@ def test_the_readme_says_what_each_is_for():
     table = re.search(r"\| Package \| What it is for \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)[1]
     listed = {name for row in table.splitlines() for name in row.split("|")[1].strip().split(", ")}
     assert listed == names(dependencies())
+
+
+def test_every_folder_of_the_product_is_installed():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = set(
+        re.findall(
+            r'"(chroma_trainer[\w.]*)",', text[text.index("packages = [") : text.index("[tool.setuptools.dynamic]")]
+        )
+    )
+    folders = {file.parent for top in ("nodes", "trainer_core") for file in (ROOT / top).rglob("__init__.py")}
+    assert listed == {
+        "chroma_trainer",
+        *(f"chroma_trainer.{'.'.join(path.relative_to(ROOT).parts)}" for path in folders),
+    }
