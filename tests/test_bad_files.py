@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.data.source.decode import BrokenImage, decode
-from chroma_trainer.trainer_core.data.source.folder import MAX_CAPTION_BYTES, FolderBackend
+from chroma_trainer.trainer_core.data.source.folder import FolderBackend
 from chroma_trainer.trainer_core.data.source.integrity import upright_size
+from chroma_trainer.trainer_core.data.source.text_encoding import MAX_BYTES, UnreadableText
 from chroma_trainer.trainer_core.errors import printable
 from chroma_trainer.trainer_core.storage import safetensors_header
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
@@ -317,8 +318,8 @@ def test_a_models_config_may_be_anything(home, capsys, text):
 def test_a_caption_of_100_megabytes_is_not_read(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with (tmp_path / "a.txt").open("wb") as stream:
-        stream.truncate(100 * MAX_CAPTION_BYTES)
-    with pytest.raises(OSError, match=r"it is 100 MiB in size; the limit is 1 MiB"):
+        stream.truncate(100 * MAX_BYTES)
+    with pytest.raises(UnreadableText, match=r"is 100 MiB in size; the limit is 1 MiB"):
         FolderBackend(tmp_path).caption_text("a.png")
 
 

@@ -75,7 +75,8 @@ def test_the_state_of_a_step_knows_nothing_of_the_loop_and_the_step_nothing_of_t
         step / "oom_recovery.py",
         step / "working_copies.py",
     }
-    for name in ("oom_recovery.py", "working_copies.py"):
+    assert {path for path in graph[step / "working_copies.py"] if step in path.parents} == {step / "joined_lora.py"}
+    for name in ("oom_recovery.py", "joined_lora.py"):
         assert not {path for path in graph[step / name] if step in path.parents}
     for path in graph:
         if step in path.parents:

@@ -54,7 +54,7 @@ def test_a_damaged_manifest_is_set_aside_and_the_user_is_asked_each_time(worksho
     for told in ("it was renamed to damaged-world.json", "was damaged (see damaged-world.json)"):
         with pytest.raises(UserError) as caught:
             run(workshop.request(learning_rate=0.5), host)
-        assert str(caught.value).startswith(f"on_change: the run {folder.name} is stopped at step 3 of 6")
+        assert str(caught.value).startswith(f"on_change: the run {folder.name} was stopped at step 3 of 6")
         assert told in str(caught.value) and "what has changed is unknown" in str(caught.value)
     assert (folder / "damaged-world.json").exists() and not (folder / "world.json").exists()
     assert host.checkpoints == ["step-000002", "step-000003"]
@@ -90,8 +90,9 @@ def test_a_damaged_status_is_set_aside_and_the_user_is_asked(workshop, host, kin
     for _ in range(2):
         with pytest.raises(UserError) as caught:
             run(workshop.request(learning_rate=0.5), host)
-        assert f"the run {folder.name} is died: status.json was damaged and is now damaged-status.json" in str(
-            caught.value
+        assert (
+            f"the run {folder.name} ended unexpectedly: status.json was damaged and is now damaged-status.json"
+            in str(caught.value)
         )
         assert "training.learning_rate was 0.01, is 0.5" in str(caught.value)
     assert (folder / "damaged-status.json").exists()
@@ -200,9 +201,9 @@ def test_damaged_validation_images_are_sampled_again_or_named(workshop, pictured
     shutil.copytree(pictured, tmp_path / "output")
     host = workshop.host(tmp_path / "output")
     images = host.run_folder / "validation"
-    sound = {path.name: path.read_bytes() for path in images.iterdir()}
+    sound = {path.name: path.read_bytes() for path in images.glob("*.png")}
     assert len(sound) == 3
-    for path in sorted(images.iterdir()):
+    for path in sorted(images.glob("*.png")):
         harm(path, how)
     assert run(workshop.request(DRAWING, validate_every=2), host).report["resumed_from"] == 4
     told = " | ".join(host.told())

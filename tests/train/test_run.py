@@ -482,7 +482,7 @@ def test_the_best_on_held_out_images_is_kept_and_saved(workshop):
     told = {
         int(text.split()[1].rstrip(":")): float(text.split()[6])
         for text in host.told()
-        if "loss on held-out images" in text
+        if ": loss on held-out images" in text
     }
     assert (
         len(told) == 8

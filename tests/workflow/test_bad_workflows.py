@@ -324,7 +324,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
         [
             "node 5 (LoRATrainer).name: 5 is not a string",
             "node 5 (LoRATrainer).rank: '16' is not a whole number; use 1 to 512",
-            "node 5 (LoRATrainer).alpha: None is not a number; use 0.01 to 1024",
+            "node 5 (LoRATrainer).alpha: None is not a number; use 0 to 1024",
             "node 5 (LoRATrainer).steps: True is not a whole number; use 0 to 1000000",
             "node 5 (LoRATrainer).gradient_checkpointing: 'yes' is not true or false",
             "node 5 (LoRATrainer).shift: [1, 2, 3] is not a number; use 0 to 100",
@@ -349,7 +349,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "a name that is too long for a file": (
         sets("3", folder="x" * 5000),
-        [f"node 3 (DatasetBackend).folder: '{'x' * 5000}' is not a folder in (ROOTS); put it into one of them"],
+        [f"node 3 (DatasetBackend).folder: '{'x' * 60}' has a name of 5000 bytes; file systems allow 255"],
     ),
     "not among the choices": (
         sets("3", crop_style="centre"),

@@ -167,7 +167,7 @@ class AdapterLayer(nn.Module, ABC):
 
     @property
     def is_joinable(self) -> bool:
-        """Whether the output is W x + b + B A x with the factors of working_copies.py, see joined_lora.py."""
+        """Whether the output is W x + b + B A x with the factors of working_copies.py, see train/step/joined_lora.py."""
         return False
 
     @abstractmethod

@@ -13,7 +13,7 @@ Together = Callable[[Tensor], "list[Tensor] | None"]
 def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Return each layer's output for the same input x, (..., in).
 
-    Layers whose products are joined (adapters/joined_lora.py) are computed together: fewer kernels to launch.
+    Layers whose products are joined (train/step/joined_lora.py) are computed together: fewer kernels to launch.
     """
     together: Together | None = getattr(layers[0], "together", None)
     outputs = together(x) if together is not None else None

@@ -108,15 +108,20 @@ def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
 
 
 def parameter_groups(
-    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float]
+    layers: Mapping[str, AdapterLayer], rates: Mapping[str, float], undecayed_parts: frozenset[str] = frozenset()
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
     """Return the optimizer's input: the parameters, or groups where the learning rate or the weight decay differs.
 
     A group has an `lr_scale`. Groups of parameters that hold parts of the base have a `weight_decay` of 0.
+
+    Args:
+        layers: Adapter layers by name.
+        rates: Factors of the learning rate by name.
+        undecayed_parts: Names of parameters that are not decayed in any layer, for a plan whose layers have not started.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, layer in layers.items():
-        undecayed, rate = layer.parts_of_base(), rates.get(name, 1.0)
+        undecayed, rate = layer.parts_of_base() | undecayed_parts, rates.get(name, 1.0)
         for part, parameter in layer.trainable():
             groups.setdefault((rate, part not in undecayed), []).append(parameter)
     if groups.keys() == {(1.0, True)}:

@@ -29,7 +29,8 @@ def optimizer_of(
     """
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     training = request.training
-    groups = parameter_groups(layers, rates)
+    # One block of each kind has its initial values; the others' parameters get the same groups.
+    groups = parameter_groups(layers, rates, frozenset().union(*(layer.parts_of_base() for layer in layers.values())))
     optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
     able(optimizer).planned_for = device_type
     return optimizer

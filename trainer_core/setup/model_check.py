@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from ..config.adapter import NO_LORA
 from ..config.flux import FLAVOURS
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..errors import Problem
+from ..errors import Problem, UserError
+from ..models.loading.config_file import read_config
 from ..models.loading.locate import is_local
 from ..storage.safetensors_header import header_of
 
@@ -54,9 +54,8 @@ def _has_guidance(model: ModelConfig) -> bool | None:
     if not model.repo or not is_local(model.repo):
         return None
     try:
-        config = json.loads((Path(model.repo) / "transformer" / "config.json").read_text("utf-8"))
-        return bool(config["guidance_embeds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_config(Path(model.repo) / "transformer" / "config.json")["guidance_embeds"])
+    except (UserError, KeyError):
         return None
 
 

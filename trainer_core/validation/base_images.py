@@ -22,6 +22,7 @@ from ..storage.safetensors_header import header_of
 from .sample_images import Pictures
 
 FILE = "base.safetensors"
+DIGESTS = "digests"  # metadata: of the settings, and of the images
 OF_THE_LORA = ("lora_strength", "checkpoints")  # settings that do not concern the base model
 
 
@@ -44,7 +45,7 @@ def save_base(folder: Path, key: str, pictures: Pictures) -> None:
         for (width, height), images in pictures.items()
         for i, image in enumerate(images)
     }
-    metadata = {"key": key, "sha256": _digest(tensors)}
+    metadata = {DIGESTS: f"{key} {_digest(tensors)}"}  # one entry: safetensors writes several in a random order
     replace_atomic(folder / FILE, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
 
 
@@ -53,12 +54,10 @@ def load_base(folder: Path, key: str) -> Pictures | None:
     path = folder / FILE
     try:
         metadata = header_of(path)[0].get("__metadata__")
-        if not isinstance(metadata, dict) or metadata.get("key") != key:
-            return None
         tensors = load(path.read_bytes())
     except (OSError, ValueError, SafetensorError):
         return None
-    if _digest(tensors) != metadata.get("sha256"):
+    if not isinstance(metadata, dict) or metadata.get(DIGESTS) != f"{key} {_digest(tensors)}":
         return None
     pictures: Pictures = {}
     for name in sorted(tensors):

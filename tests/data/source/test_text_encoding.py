@@ -86,7 +86,7 @@ def test_unicode_captions_beside_others_are_not_guessed(folder):
         (b"\x89PNG\r\n\x1a\n\x01\x02", "its encoding can't be told"),
         (b"\x01\x02\x03 cat", "contains control characters"),
         (b"\xff\xfea", "is damaged: it is not valid UTF-16"),
-        (b"x" * (2 << 20), "has more than 1 MB"),
+        (b"x" * (2 << 20), "is 2 MiB in size; the limit is 1 MiB"),
     ],
 )
 def test_what_is_no_caption_is_refused(folder, raw, reason):

@@ -38,7 +38,7 @@ class ChromaFamily(FluxLikeFamily):
 
     def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
         problems = self.part_problems(model, needs_weights)
-        if needs_weights or not can_be_planned(model.repo):
+        if needs_weights or model.text_encoder_file or not can_be_planned(model.repo):
             collect(problems, self._check_tokenizer, model)
         return problems
 

@@ -50,7 +50,8 @@ class FluxFamily(FluxLikeFamily):
         collect(problems, self._check_clip, model, needs_weights)
         if not problems and _assistant(model) and (is_local(model.repo) or model.transformer_file):
             collect(problems, self._check_assistant, model)
-        needs_tokenizers = needs_weights or not can_be_planned(model.repo)
+        has_own_file = bool(model.text_encoder_file or (model.flux and model.flux.clip_file))
+        needs_tokenizers = needs_weights or has_own_file or not can_be_planned(model.repo)
         if needs_tokenizers and (is_local(model.repo) or not model.repo or is_offline()):
             collect(problems, check_t5_tokenizer, model)
             collect(problems, find_clip_tokenizer, model)

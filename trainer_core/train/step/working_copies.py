@@ -5,7 +5,7 @@ of the 17,276 that a step of Chroma launches, while the GPU waits for the host (
 the beginning of a step, and a few add the gradients to the masters' after each backward pass. Every element is rounded as before and
 added in the same order, so the bytes of a run stay the same.
 
-Layers that read the same input share their copies, and are computed together (adapters/joined_lora.py).
+Layers that read the same input share their copies, and are computed together (joined_lora.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...adapters.joined_lora import JoinedLora, can_join
 from ...adapters.layer import AdapterLayer
+from .joined_lora import JoinedLora, can_join
 
 
 class WorkingCopies:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, set_strength_, trainable_parameters
-from chroma_trainer.trainer_core.adapters.joined_lora import JoinedLora, can_join
 from chroma_trainer.trainer_core.adapters.layer import Dropout
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.models.projections import project
+from chroma_trainer.trainer_core.train.step.joined_lora import JoinedLora, can_join
 from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 from torch import Tensor, nn
 

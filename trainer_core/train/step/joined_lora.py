@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import AdapterLayer
+from ...adapters.layer import AdapterLayer
 
 
 def can_join(layers: Sequence[nn.Module]) -> bool:
