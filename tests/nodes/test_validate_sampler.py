@@ -40,7 +40,7 @@ def test_the_path_of_a_library_is_read(host, entry):
     ("text", "message"),
     [
         ("[1, 2]", "is not a prompt library; it must be a JSON object of names and prompts"),
-        ("{", "'prompts/library.json' starts with { but is not valid JSON"),
+        ("{", "'prompts/library.json' starts with { but is not JSON"),
         ('{"a": 5}', "every prompt in a prompt library must be a string; not a string: a"),
         (None, "'prompts/library.json' is not a prompt library; there is no 'library.json' in"),
     ],

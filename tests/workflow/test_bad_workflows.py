@@ -448,7 +448,7 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     "prompts": (
         sets("4", prompts="{oops", resolutions="65x64", lora_strength="much"),
         [
-            "node 4 (ValidateSampler).prompts: starts with { but is not valid JSON: "
+            "node 4 (ValidateSampler).prompts: starts with { but is not JSON: "
             "Expecting property name enclosed in double quotes in line 1, column 2",
             "node 4 (ValidateSampler).resolutions: 65 in '65x64' is not a multiple of 16 from 16 to 8192; use 64 or 80",
             "node 4 (ValidateSampler).lora_strength: 'much' is not a list of numbers; write for example 0.5, 1.0",

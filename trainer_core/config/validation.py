@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
 from ..spec import Advanced, Choice, Doc, Range, Seed, Text
+from ..storage.bounded_files import Unusable, parse_json
 from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
@@ -185,12 +185,9 @@ class ValidationConfig:
         if not text.startswith("{"):
             return {line.strip(): line.strip() for line in text.splitlines() if line.strip()}
         try:
-            library = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError.at(
-                "prompts",
-                f"starts with {{ but is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
-            ) from error
+            library = parse_json(text)
+        except Unusable as error:
+            raise UserError.at("prompts", f"starts with {{ but {error}") from error
         wrong = [key for key, value in library.items() if not isinstance(value, str)]
         if wrong or not library:
             message = (
