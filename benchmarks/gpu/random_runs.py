@@ -26,16 +26,18 @@ from chroma_trainer.trainer_core.flow.sigma_density import density
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, compiler_fault
 from chroma_trainer.trainer_core.models.family import Family
+from chroma_trainer.trainer_core.models.projections import projection_groups
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.quant.low_precision_matmul import choose_products_
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.seeds import generator
 from chroma_trainer.trainer_core.setup.attach_adapter import inject_adapter_
-from chroma_trainer.trainer_core.setup.placement import compile_, place_
+from chroma_trainer.trainer_core.setup.placement import compile_, place_, weights_stay
 from chroma_trainer.trainer_core.storage.atomic import sha256_text
 from chroma_trainer.trainer_core.train.attention_choice import choose_attention_
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from chroma_trainer.trainer_core.train.step.state import TrainState
+from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 from context import Context, Skipped
 from torch import Tensor, nn
 from true_size import STD, hollow_model
@@ -143,7 +145,6 @@ def random_run(
     if memory.group_offload != "none":
         transformer.to("cpu")
     injected = inject_adapter_(transformer, family, request, device, host)
-    _compile_(transformer, family, memory, context)
     place_(
         transformer,
         family,
@@ -152,6 +153,7 @@ def random_run(
         checkpointing=training.gradient_checkpointing,
         disk=context.scratch / "offload",
     )
+    _compile_(transformer, family, memory, context)
     optimizer = load("optimizer", request.optimizer.optimizer).build(
         parameter_groups(injected.layers, injected.rates),
         request.optimizer,
@@ -170,6 +172,9 @@ def random_run(
         latents=RandomCache("latents", (16, edge // 8, edge // 8)),  # pyright: ignore[reportArgumentType]
         text=RandomCache("text", (rows, width), DTYPES[dtype]),  # pyright: ignore[reportArgumentType]
         device=device, num_steps=steps, dtype=dtype,
+        working=WorkingCopies(
+            injected.layers, projection_groups(family.blocks(transformer)), joins_bases=weights_stay(memory, device)
+        ),
     )  # fmt: skip
     choose_attention_(run, memory.attention, host)
     gc.collect()  # checkpointed blocks are in cycles, and so is whatever was before them

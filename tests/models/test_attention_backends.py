@@ -67,17 +67,24 @@ def test_what_does_not_run_here_is_refused_before_a_model_loads():
     assert device_problems(MemoryConfig(), CPU) == []
 
 
-@pytest.mark.parametrize(("quantised", "again"), [(False, True), (True, False)], ids=["checkpointed", "int8"])
+@pytest.mark.parametrize(("quantised", "again"), [(False, True), (True, True)], ids=["checkpointed", "int8"])
 def test_compiled_blocks(tiny_model, quantised, again):
     """By the compiler's front end alone: its back end takes minutes, and benchmarks/step.py measures it."""
 
     def change(transformer):
-        compile_blocks_(FAMILY.blocks(transformer), backend="aot_eager")
         if again:
             checkpoint_blocks_(FAMILY.blocks(transformer))
+        compile_blocks_(FAMILY.blocks(transformer), backend="aot_eager")
 
     torch._dynamo.reset()
     assert_near(gradients(tiny_model, change, quantised), gradients(tiny_model, quantised=quantised))
+
+
+def test_a_checkpoint_goes_inside_what_is_compiled(tiny_model):
+    blocks = FAMILY.blocks(FAMILY.load_transformer(tiny_model))
+    compile_blocks_(blocks, backend="eager")
+    with pytest.raises(AssertionError, match="compiled last"):
+        checkpoint_blocks_(blocks)
 
 
 def test_without_a_compiler_the_run_goes_on(tiny_model, monkeypatch):

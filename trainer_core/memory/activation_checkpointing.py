@@ -38,8 +38,10 @@ def checkpoint_blocks_(blocks: Sequence[nn.Module], interval: int = 1, spare_las
     """Recompute the activations of the blocks at places_to_recompute in the backward pass.
 
     Outputs and gradients are unchanged. Repeated calls have no effect. Wraps the current forward of each block, so call
-    it after memory/group_offload.py.
+    it after memory/group_offload.py, and before models/attention_backends.py: compile_blocks_.
     """
+    is_compiled = any(hasattr(block.forward, "_torchdynamo_orig_callable") for block in blocks)
+    assert not is_compiled, "blocks are compiled last: a checkpoint around compiled code computes everything again"
     for block in (blocks[i] for i in places_to_recompute(len(blocks), interval, spare_last)):
         if not is_checkpointed(block):
             block.forward = functools.partial(_recompute, block, block.forward)

@@ -65,6 +65,11 @@ def compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, devic
     return ""
 
 
+def weights_stay(memory: MemoryConfig, device: torch.device) -> bool:
+    """Return whether the base's weights stay on the device. On a CPU they are mapped from files, and stay there."""
+    return device.type != "cpu" and memory.group_offload == "none" and not memory.model_offload
+
+
 def place_(
     transformer: nn.Module,
     family: Family,

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ..adapters.inject import trainable_parameters
-from ..config.memory import MemoryConfig
 from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.cache.masks import MaskWeights, cache_masks
@@ -31,7 +30,7 @@ from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..setup.attach_adapter import Injected, inject_adapter_, new_ema
 from ..setup.identities import base_identity, latent_identity
-from ..setup.placement import compile_, load_codec, load_text_encoder, place_
+from ..setup.placement import compile_, load_codec, load_text_encoder, place_, weights_stay
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
@@ -88,7 +87,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
-        working=WorkingCopies(layers, projection_groups(blocks), joins_bases=_weights_stay(memory, device)),
+        working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(
@@ -97,11 +96,6 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     )  # fmt: skip
     choose_attention_(state, memory.attention, host)
     return state
-
-
-def _weights_stay(memory: MemoryConfig, device: torch.device) -> bool:
-    """Return whether the base's weights stay on the device. On a CPU they are mapped from files, and stay there."""
-    return device.type != "cpu" and memory.group_offload == "none" and not memory.model_offload
 
 
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
