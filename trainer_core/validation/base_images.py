@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ..config.serialize import to_record
 from ..config.validation import ValidationConfig
-from ..storage.atomic import replace_atomic, sha256_of
-from ..storage.safetensors_header import header_of
+from ..storage.atomic import sha256_of, write_atomic
+from ..storage.safetensors_header import METADATA, header_bytes, header_of
 from .sample_images import Pictures
 
 FILE = "base.safetensors"
@@ -37,15 +37,26 @@ def save_base(folder: Path, key: str, pictures: Pictures) -> None:
     """Save the images, with a digest of them.
 
     Raises:
-        OSError: See storage.atomic.replace_atomic.
+        OSError: See storage.atomic.write_atomic.
     """
     tensors = {
         f"{width}x{height}.{i:06}": np.ascontiguousarray(image)
         for (width, height), images in pictures.items()
         for i, image in enumerate(images)
     }
-    metadata = {"key": key, "sha256": _digest(tensors)}
-    replace_atomic(folder / FILE, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+    raw = _as_safetensors(tensors, {"key": key, "sha256": _digest(tensors)})
+    write_atomic(folder / FILE, raw)
+
+
+def _as_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return a file of uint8 tensors. The safetensors package would write its metadata in random order."""
+    header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))}
+    start = 0
+    for name in sorted(tensors):
+        shape, end = list(tensors[name].shape), start + tensors[name].nbytes
+        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [start, end]}
+        start = end
+    return b"".join([header_bytes(header), *(tensors[name].tobytes() for name in sorted(tensors))])
 
 
 def load_base(folder: Path, key: str) -> Pictures | None:
