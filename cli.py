@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status: 0, 2 for a user error, 130 where the user canceled."""
     for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
     arguments = _expand_homes(_parser().parse_args(argv))
     try:
         _check_paths(arguments)
