@@ -67,8 +67,10 @@ class Interrupts:
         self._closing = _on_console_close(self._close)  # a reference, because Windows calls the handler
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
-            is_ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
-            if number is not None and not is_ignored:
+            if number is None:  # Windows has no SIGHUP, and other systems have no SIGBREAK
+                continue
+            is_ignored = name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN  # nohup
+            if not is_ignored:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status: 0, 2 for a user error, 130 where the user canceled."""
     for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
     arguments = _expand_homes(_parser().parse_args(argv))
     try:
         _check_paths(arguments)

@@ -1,13 +1,14 @@
-"""How many SIGKILLs and full disks a training survives: real processes, random instants, every byte compared afterwards.
+"""How many SIGKILLs, cancels without a console and full disks a training survives: every byte is compared afterwards.
 
-    python benchmarks/faults.py --kills 200
+    python benchmarks/faults.py --kills 200 --inside 50 --interrupts 50
 
 A tiny Chroma is trained for 8 steps with everything that is random switched on. Kills hit at uniformly random instants of a
-run, half of them at a random file operation inside a save; every third start is killed again. After each, the run goes on
+run, `--inside` of them at a random file operation inside a save; every third start is killed again. After each, the run goes on
 to its end, and LoRA, last checkpoint (adapter, optimiser, loss history) and validation pictures are compared with those of
-a run that nobody touched. Full disks: a disk that takes nothing more, from each single file operation of a run on.
-Result: benchmarks/results/faults.json. A run with another seed is added to those that are there, a second one with the same
-seed takes its place; `--full-disks 0` leaves the disks as they were measured.
+a run that nobody touched. Cancels, compared in the same way: Ctrl-C under a pipe whose reader is gone, and a terminal that is
+closed, which sends SIGHUP. Full disks: a disk that takes nothing more, from each single file operation of a run on.
+Result: benchmarks/results/faults.json, with the commit it was measured on. A run with another seed is added to those of the same
+commit, a second one with the same seed takes its place; `--full-disks 0` leaves the disks as they were measured.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import datetime
 import importlib.util
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
+CANCELS = {"pipe": "ctrl_c_with_a_closed_console", "terminal": "closed_terminal"}
 RESULT = HERE / "results" / "faults.json"
 
 
@@ -43,49 +46,80 @@ def main() -> int:
     parser.add_argument(
         "--full-disks", type=int, default=10_000, help="trials at most; the default takes every operation"
     )
+    parser.add_argument("--inside", type=int, help="kills inside a save; default: half of them")
+    parser.add_argument("--interrupts", type=int, default=20, help="cancels of each of the two kinds")
     arguments = parser.parse_args()
+    if arguments.inside is None:
+        arguments.inside = arguments.kills // 2
+    names = ("kills", "test_full_disk", "conftest")
+    kills, disks, fixtures = (module(TESTS / "faults" / f"{name}.py") for name in names)
+    with tempfile.TemporaryDirectory() as text:
+        folder, home = Path(text), Path(text) / "home"
+        module(TESTS / "conftest.py").write_tiny_chroma(folder / "tiny-chroma")
+        fixtures.make_home(folder / "tiny-chroma", home)
+        for name in ("kills", "pipe", "terminal", "disks"):
+            (folder / name).mkdir()
+        lost = kill(kills, home, folder / "kills", arguments)
+        if arguments.full_disks:
+            lost += fill_disks(kills, disks, home, folder / "disks", arguments.full_disks)
+    return 1 if lost else 0
+
+
+def kill(kills: ModuleType, home: Path, folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Measure kills and cancels, write the result, and return what was lost."""
+    count = kills.kill_many(
+        home, folder, arguments.kills, arguments.inside, arguments.seed,
+        told=lambda text: print(text, end="\r", flush=True),
+    )  # fmt: skip
+    print(f"\n{count}", flush=True)
+    run = {"seed": arguments.seed, **circumstances(), "kills": vars(count)}
+    for name, closed_terminal in (("pipe", False), ("terminal", True)):
+        cancels = kills.interrupt_many(
+            home, folder.parent / name, arguments.interrupts, closed_terminal, arguments.seed
+        )
+        print(f"{CANCELS[name]}: {cancels}", flush=True)
+        run[CANCELS[name]] = vars(cancels)
+    result = earlier_result()
+    earlier = (other for other in result["runs"] if other.get("commit") == run["commit"])
+    result["runs"] = [*(other for other in earlier if other["seed"] != arguments.seed), run]
+    result |= {name: total(name, result["runs"]) for name in ("kills", *CANCELS.values())}
+    write(result)
+    return [fault for name in ("kills", *CANCELS.values()) for fault in run[name]["lost"]]
+
+
+def fill_disks(kills: ModuleType, disks: ModuleType, home: Path, folder: Path, trials: int) -> list[str]:
+    """Measure full disks, write the result, and return what was lost."""
+    tried, ended, lost = disks.fill_disk(kills, home, folder, trials)
+    survived = tried - len(lost)
+    print(f"full disk: {tried} tried, {ended} ended with an error, {survived} survived, {len(lost)} lost")
+    count = {"tried": tried, "ended_with_an_error": ended, "survived": survived, "lost": lost}
+    write({**earlier_result(), "full_disk": {**circumstances(), **count}})
+    return lost
+
+
+def circumstances() -> dict[str, str]:
     import torch
 
-    kills, disks, fixtures = (
-        module(TESTS / "faults" / f"{name}.py") for name in ("kills", "test_full_disk", "conftest")
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "home"
-        module(TESTS / "conftest.py").write_tiny_chroma(Path(folder) / "tiny-chroma")
-        fixtures.make_home(Path(folder) / "tiny-chroma", home)
-        (Path(folder) / "kills").mkdir()
-        count = kills.kill_many(
-            home, Path(folder) / "kills", arguments.kills, arguments.kills // 2, arguments.seed,
-            told=lambda text: print(text, end="\r", flush=True),
-        )  # fmt: skip
-        print(f"\n{count}")
-        where = {
-            "date": datetime.date.today().isoformat(),
-            "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
-        }
-        found = {
-            "tried": count.tried, "inside_a_save": count.inside_a_save, "survived": count.survived, "lost": count.lost,
-        }  # fmt: skip
-        result = kept()
-        result["runs"] = [run for run in result["runs"] if run["seed"] != arguments.seed]
-        result["runs"].append({"seed": arguments.seed, **where, **found})
-        result["kills"] = {name: sum((run[name] for run in result["runs"]), type(found[name])()) for name in found}
-        write(result)
-        lost: list[str] = []
-        if arguments.full_disks:
-            (Path(folder) / "disks").mkdir()
-            tried, ended, lost = disks.fill_disk(kills, home, Path(folder) / "disks", arguments.full_disks)
-            print(
-                f"full disk: {tried} tried, {ended} ended with an error, {tried - len(lost)} survived, {len(lost)} lost"
-            )
-            told = {"tried": tried, "ended_with_an_error": ended, "survived": tried - len(lost), "lost": lost}
-            write({**result, "full_disk": {**where, **told}})
-    return 1 if count.lost or lost else 0
+    system = f"{platform.system()} {platform.machine()}"
+    return {
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "platform": f"{system}, Python {platform.python_version()}, torch {torch.__version__}",
+    }
 
 
-def kept() -> dict[str, Any]:
-    """What earlier runs found."""
-    return json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"kills": {}, "runs": []}
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+def total(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums over runs."""
+    return {key: sum((run[name][key] for run in runs), type(value)()) for key, value in runs[0][name].items()}
+
+
+def earlier_result() -> dict[str, Any]:
+    return json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"runs": []}
 
 
 def write(result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
+HANGS_SECONDS = 300
 FOLDERS = ("--models", "models", "--output", "out")
 
 
@@ -383,6 +385,8 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
         encoding="utf-8", env=environment(),
     )  # fmt: skip
     assert process.stderr
+    watchdog = threading.Timer(HANGS_SECONDS, process.kill)  # ends the reading too, whatever was or was not printed
+    watchdog.start()
     try:
         for line in process.stderr:
             if "checkpoint: step 1\n" in line:
@@ -391,6 +395,7 @@ def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
         told = process.stderr.read()
         assert process.wait(60) == 130, told
     finally:
+        watchdog.cancel()
         process.kill()
         process.wait()
     assert "stopping after this step; press again to stop immediately" in told and told.endswith("canceled\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
-from chroma_trainer.trainer_core.console import Console
-from chroma_trainer.trainer_core.host import Notice
+from chroma_trainer.trainer_core.console import Console, LineLog
+from chroma_trainer.trainer_core.host import Notice, PreviewReady
 
 
 @pytest.mark.parametrize(
@@ -20,9 +21,24 @@ def test_a_console_gets_what_its_encoding_can_show(encoding, shown):
     assert raw.getvalue().decode(encoding) == shown
 
 
-def test_a_text_without_an_ascii_form_is_left_to_the_stream():
+@pytest.mark.parametrize("event", [Notice("é猫.png", "info"), PreviewReady(1, Path("é猫.png"))])
+def test_what_has_no_ascii_form_is_escaped(event):
+    """A strict stream raises for one character, and the console would print nothing more."""
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="cp1252", errors="replace", newline="\n")
-    Console(stream)(Notice("猫.png is broken", "warning"))
+    stream = io.TextIOWrapper(raw, encoding="cp1252", errors="strict", newline="\n")
+    Console(stream)(event)
     stream.flush()
-    assert raw.getvalue() == b"! ?.png is broken\n"
+    assert raw.getvalue().decode("cp1252").strip().removeprefix("images: ") == "é\\u732b.png"
+
+
+def test_a_log_that_cannot_be_written_is_left_out_after_its_first_fault(monkeypatch):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="cp1252", errors="strict", newline="\n")
+    monkeypatch.setattr("sys.stderr", stream)
+    log = LineLog("[it] ")
+    log("猫\x1b[31m")
+    assert raw.getvalue() == b"[it] \\u732b\\u001b[31m\n" and log.faults == []
+    stream.close()
+    log("one")
+    log("two")
+    assert log.faults == ["log: I/O operation on closed file."]

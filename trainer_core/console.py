@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TextIO
 
-from .errors import printable
+from .errors import encodable, printable, reason_of
 from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, PhaseStarted, PreviewReady, StepReport
 
 PHASES = {
@@ -84,8 +84,28 @@ class Console:
         if self.open_line:
             self.stream.write("\n")
             self.open_line = False
-        self.stream.write(printable(text, lines=True) + "\n")
+        self.stream.write(encodable(printable(text, lines=True), self.stream) + "\n")
         self.stream.flush()
+
+
+class LineLog:
+    """Prints lines to stderr, which another program may have replaced, closed or given an encoding without Unicode.
+
+    Attributes:
+        faults: Why a line could not be printed. After the first fault nothing more is printed.
+    """
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+        self.faults: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        if self.faults:
+            return
+        try:
+            print(self.prefix + encodable(printable(text, lines=True), sys.stderr), file=sys.stderr, flush=True)
+        except (OSError, ValueError) as error:  # ValueError: I/O operation on closed file
+            self.faults.append(f"log: {reason_of(error)}")
 
 
 def _format_duration(seconds: float) -> str:

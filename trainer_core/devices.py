@@ -171,10 +171,13 @@ def memory_in_use(device: torch.device) -> tuple[str, int]:
 
 def peak_ram_bytes() -> int:
     """Return the peak resident memory of this process, in bytes."""
-    if sys.platform == "win32":
-        return _peak_windows_bytes()
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil knows the peak
+        import psutil
 
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
@@ -211,27 +214,6 @@ def _driver_version() -> str:
     except (OSError, IndexError, UnicodeDecodeError):
         query = getattr(torch._C, "_cuda_getDriverVersion", None)
         return str(torch.version.hip or (query() if query else "unknown"))
-
-
-def _peak_windows_bytes() -> int:
-    from ctypes import wintypes
-
-    class Counters(ctypes.Structure):
-        _fields_ = [("cb", wintypes.DWORD), ("PageFaultCount", wintypes.DWORD)] + [
-            (name, ctypes.c_size_t)
-            for name in (
-                "PeakWorkingSetSize", "WorkingSetSize", "QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage",
-                "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage",
-            )
-        ]  # fmt: skip
-
-    counters = Counters()
-    counters.cb = ctypes.sizeof(counters)
-    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
-    psapi = ctypes.WinDLL("psapi")  # type: ignore[attr-defined]
-    kernel.GetCurrentProcess.restype = wintypes.HANDLE
-    psapi.GetProcessMemoryInfo(wintypes.HANDLE(kernel.GetCurrentProcess()), ctypes.byref(counters), counters.cb)
-    return int(counters.PeakWorkingSetSize)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -80,6 +80,18 @@ def printable(text: str, lines: bool = False) -> str:
     return UNPRINTABLE.sub(lambda match: match[0] if lines and match[0] == "\n" else _escape(match[0]), text)
 
 
+def encodable(text: str, stream: object) -> str:
+    """Return a text whose characters the encoding of a stream can represent: others are escaped, as \\u732b.
+
+    A Windows console, or a file that the output goes to, may have the encoding cp1252.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:  # a stream with an encoding of its own
+        return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 def _escape(character: str) -> str:
     short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return short.get(character, f"\\u{ord(character):04x}")

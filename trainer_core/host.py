@@ -7,12 +7,12 @@ its sinks.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import Cancelled, Problem, UserError, nearest, reason_of
+from .errors import Cancelled, Problem, UserError, encodable, nearest, reason_of
 from .storage.bounded_files import path_fault
 
 MODEL_SUFFIXES = (".safetensors",)
@@ -36,12 +36,9 @@ class Notice:
     ascii: str = ""
 
     def shown_on(self, stream: object) -> str:
-        """Return the text, or its ASCII form if the encoding of the stream can't represent it."""
-        try:
-            self.text.encode(getattr(stream, "encoding", None) or "utf-8")
-        except (UnicodeEncodeError, LookupError):
-            return self.ascii or self.text
-        return self.text
+        """Return the text; if the encoding of the stream can't represent it, its ASCII form, or escaped."""
+        text = encodable(self.text, stream)
+        return self.ascii if self.ascii and text != self.text else text
 
 
 @dataclass(frozen=True)
@@ -312,6 +309,14 @@ class Host(Protocol):
 
         False where other jobs are queued behind it, as in ComfyUI: the run then ends, and continues when it is run
         again.
+        """
+        ...
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """One line for each sink that could not write and gets no more events, in the order in which they failed.
+
+        A run logs those that an event of its own has added.
         """
         ...
 

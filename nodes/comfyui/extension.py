@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import inspect
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ...trainer_core.console import LineLog
 from ...trainer_core.errors import Cancelled, UserError
 from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, SinkHost, StepReport
 from ...trainer_core.paths import cache_folder
@@ -191,6 +193,7 @@ class ComfyHost:
     prompt: dict[str, Any]
     node_id: str
     feed: Feed
+    log: LineLog = dataclasses.field(default_factory=lambda: LineLog("[ChromaTrainer] "))
     waits_when_paused = False  # this node would block ComfyUI's queue
 
     @classmethod
@@ -217,6 +220,10 @@ class ComfyHost:
     def device(self) -> str:
         return str(memory.get_torch_device())
 
+    @property
+    def faults(self) -> Sequence[str]:
+        return self.log.faults
+
     def check_cancelled(self) -> None:
         memory.throw_exception_if_processing_interrupted()
 
@@ -236,11 +243,11 @@ class ComfyHost:
             # handles it between two steps.
             memory.interrupt_current_processing(True)
         if isinstance(event, Notice):
-            print(f"[ChromaTrainer] {event.shown_on(sys.stderr)}", file=sys.stderr)
+            self.log(event.shown_on(sys.stderr))
 
     def show(self, text: str) -> None:
         """Show a line of text under the node, and log it."""
-        print(f"[ChromaTrainer] node {self.node_id}: {text}", file=sys.stderr)
+        self.log(f"node {self.node_id}: {text}")
         server = _server()
         if server is not None:
             server.send_progress_text(text, self.node_id, server.client_id)

@@ -1,5 +1,7 @@
 """Kill training jobs with SIGKILL at random instants, let them go on, and compare every byte with a job that nobody touched.
 
+The same for Ctrl-C whose console is gone, as under `| tee`, and for a terminal that is closed (SIGHUP).
+
 Used by tests/faults/test_kills.py and benchmarks/faults.py.
 """
 
@@ -8,15 +10,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 NURSERY = Path(__file__).with_name("nursery.py")
 NAME = "killed"
+CANCELLED = 130
+HANGS_SECONDS = 120
 SAVES = ("checkpoints", "loras")
 
 
@@ -54,6 +62,7 @@ class Nursery:
 
     def _read(self) -> dict:
         assert self.process.stdout
+        assert select.select([self.process.stdout], [], [], HANGS_SECONDS)[0], "the job hangs"
         line = self.process.stdout.readline()
         assert line, "the nursery died"
         return json.loads(line)
@@ -71,6 +80,7 @@ class Nursery:
         full_at: int = 0,
         within: tuple[str, ...] = SAVES,
         count: Path | None = None,
+        console: str = "",
         settings: tuple[str, ...] = (),
     ) -> int:
         """Begin a job whose results, caches included, go to output. Returns its process id; then call wait()."""
@@ -85,7 +95,7 @@ class Nursery:
         arguments += [f"--set={setting}" for setting in settings]
         job = {
             "arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "full_at": full_at, "within": within,
-            "count": str(count or ""),
+            "count": str(count or ""), "console": console,
         }  # fmt: skip
         self._write(json.dumps(job))
         return self._read()["pid"]
@@ -153,6 +163,105 @@ def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, tol
                 count.survived += len(history)
             told(str(count).splitlines()[0])
     return count
+
+
+@dataclass
+class Interruptions:
+    """Interruptions that hit a live process; how many of them it ended for; those after which something was lost."""
+
+    tried: int = 0
+    canceled: int = 0
+    survived: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def pipe(folder: Path) -> Iterator[tuple[str, int]]:
+    """A pipe, as of `| tee`: the path of its end for writing, and the descriptor of the other."""
+    path = folder / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield str(path), reader
+    finally:
+        path.unlink()
+
+
+@contextmanager
+def terminal(folder: Path) -> Iterator[tuple[str, int]]:
+    """A terminal: its path, and the descriptor whose closing hangs up."""
+    master, terminal = os.openpty()
+    try:
+        yield os.ttyname(terminal), master
+    finally:
+        os.close(terminal)
+
+
+def interrupt_many(home: Path, results: Path, number: int, closed_terminal: bool, seed: int) -> Interruptions:
+    """Take the console from a run at a random instant, and end it: by Ctrl-C, or by the SIGHUP of the closed terminal.
+
+    The run ends with status 130 and no traceback, with a LoRA if it trained a step. The next start writes the same
+    bytes as a run that nobody touched.
+
+    Args:
+        home: with workflow.json, models/ and the dataset.
+        results: an empty folder.
+        number: interruptions.
+        closed_terminal: the console is a terminal, and closing it is all that happens; else a pipe, then SIGINT.
+        seed: of the instants.
+    """
+    draw = random.Random(seed)
+    count = Interruptions()
+    with Nursery(home) as nursery:
+        began = time.perf_counter()
+        assert nursery.run(results / "whole") == 0
+        seconds = time.perf_counter() - began
+        wanted = finished(results / "whole")
+        while count.tried < number:
+            output = results / f"trial-{count.tried}"
+            delay = draw.uniform(0.02, seconds)
+            with (terminal if closed_terminal else pipe)(results) as (console, reader):
+                pid = nursery.start(output, console=console)
+                _read_for(reader, delay)
+                os.close(reader)
+                if not closed_terminal:
+                    os.kill(pid, signal.SIGINT)
+                status = nursery.wait()
+            if status == 0:  # it was over before
+                shutil.rmtree(output)
+                continue
+            count.tried += 1
+            count.canceled += status == CANCELLED
+            if fault := _fault_of_end(home, output, status) or _fault(nursery, output, wanted):
+                count.lost.append(f"after {delay:.3f} s of {seconds:.3f}: {fault}")
+            else:
+                count.survived += 1
+    return count
+
+
+def _read_for(reader: int, seconds: float) -> None:
+    """Read what a job prints until its console is open, and then for some seconds."""
+    until = 0.0
+    while not until or time.monotonic() < until:
+        wait = until - time.monotonic() if until else HANGS_SECONDS
+        if select.select([reader], [], [], max(0, wait))[0]:
+            raw = os.read(reader, 65536)
+            assert raw or until, "no job opened the console"
+            if not raw:  # the job is over
+                return
+            until = until or time.monotonic() + seconds
+        assert until, "the job hangs"
+
+
+def _fault_of_end(home: Path, output: Path, status: int) -> str:
+    """What is wrong with how a run ended; before it listens to signals, the system ends it."""
+    events = [event for path in output.glob("chroma_trainer/*/events.jsonl") for event in path.read_text().splitlines()]
+    steps = sum('"kind": "StepReport"' in event for event in events)
+    if status not in (CANCELLED, -signal.SIGHUP):
+        return f"it ended with {status}: {(home / 'log.txt').read_text('utf-8')[-1500:]}"
+    if status == CANCELLED and steps and not list(output.glob("loras/*.safetensors")):
+        return f"no LoRA after {steps} steps"
+    return ""
 
 
 def _fault(nursery: Nursery, output: Path, wanted: dict[str, bytes]) -> str:

@@ -1,18 +1,22 @@
 """A process that has imported everything and forks one job for each line it reads: real processes, without seconds of import each.
 
-A line is {"arguments", "folder", "kill_at", "full_at", "within", "count"}: `chroma-trainer ARGUMENTS` in a folder, whose
+A line is {"arguments", "folder", "kill_at", "full_at", "within", "count", "console"}: `chroma-trainer ARGUMENTS` in a folder, whose
 file operations on paths with a name of `within` in them are counted. kill_at n > 0: the job gets SIGKILL at its n-th.
-full_at n > 0: from the n-th on, the disk takes nothing more. count: a file for the number of operations.
+full_at n > 0: from the n-th on, the disk takes nothing more. count: a file for the number of operations. console: a fifo or terminal to print to; "": log.txt.
 Answers a line {"pid"} at once; and to another line, {"status"} (as of os.waitpid) when the job is over.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import chroma_trainer.trainer_core.train.run
@@ -63,14 +67,31 @@ class Operations:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path or None)
 
 
+def open_console(path: str) -> int:
+    """Open a fifo or a terminal, which becomes the one whose closing sends SIGHUP. The first byte says so."""
+    os.setsid()
+    handle = os.open(path, os.O_WRONLY)
+    if os.isatty(handle):
+        fcntl.ioctl(handle, termios.TIOCSCTTY, 0)
+    os.write(handle, b"\n")
+    return handle
+
+
 def work(job: dict) -> int:
     os.chdir(job["folder"])
     with open("log.txt", "a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+        console = open_console(job["console"]) if job["console"] else log.fileno()
+        os.dup2(console, 1)
+        os.dup2(console, 2)
+        sys.stdout, sys.stderr = (open(handle, "w", encoding="utf-8", closefd=False) for handle in (1, 2))  # noqa: SIM115
         operations = Operations(job)
-        status = cli.main(job["arguments"])
-        sys.stdout.flush()
+        try:
+            status = cli.main(job["arguments"])
+        except BaseException:
+            traceback.print_exc(file=log)
+            raise
+        with suppress(OSError):  # the console may be gone
+            sys.stdout.flush()
     if job["count"]:
         Path(job["count"]).write_text(str(operations.count))
     return status

@@ -41,3 +41,12 @@ def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(ho
     with capsys.disabled():
         print(f"\nSIGTERM: 4 tried, {ended} ended early, 4 survived, 0 lost")
     assert ended >= 1
+
+
+@pytest.mark.parametrize("closed_terminal", [False, True])
+def test_a_console_that_is_gone_ends_a_run_as_any_cancel(home, kills, tmp_path, closed_terminal):
+    """Ctrl-C under `| tee`, where tee ends first; a closed terminal, whose every write fails."""
+    count = kills.interrupt_many(home, tmp_path, 4, closed_terminal, seed=2027)
+    assert not count.lost, count.lost[0]
+    assert count.survived == count.tried == 4
+    assert count.canceled >= 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from chroma_trainer.trainer_core.storage import atomic as files
@@ -33,8 +37,9 @@ def test_one_that_stays_locked_keeps_its_content(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(os, "replace", locked)
     (tmp_path / "lora").write_text("old", "utf-8")
-    with pytest.raises(PermissionError):
+    with pytest.raises(PermissionError, match="close other programs that have it open") as caught:
         write_atomic(tmp_path / "lora", "new")
+    assert caught.value.filename == str(tmp_path / "lora")  # not that of the temporary file
     assert [path.name for path in tmp_path.iterdir()] == ["lora"] and (tmp_path / "lora").read_text("utf-8") == "old"
 
 
@@ -65,3 +70,31 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-2", "kept.safetensors"]
     remove_temporaries(tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_temporary_file_that_is_open_too_hides_no_error(tmp_path, monkeypatch):
+    def locked(*paths, **options):
+        raise PermissionError(13, "The process cannot access the file", str(paths[0]))
+
+    monkeypatch.setattr(files, "RENAME_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "replace", locked)
+    monkeypatch.setattr(Path, "unlink", locked)
+    with pytest.raises(PermissionError) as caught:
+        write_atomic(tmp_path / "lora", "new")
+    assert caught.value.filename == str(tmp_path / "lora")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+@pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_share_that_syncs_no_folders(tmp_path, monkeypatch, number, is_raised):
+    fsync = os.fsync
+
+    def sync_files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    with pytest.raises(OSError, match="error") if is_raised else nullcontext():
+        write_atomic(tmp_path / "lora", "new")
+    assert (tmp_path / "lora").read_text("utf-8") == "new"

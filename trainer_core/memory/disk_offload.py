@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import safe_open
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError
-from ..storage.atomic import as_os_errors
+from ..storage.atomic import as_os_errors, rename
 from .group_offload import find_frozen, inner_tensors, like, rebuilt
 
 
@@ -48,9 +49,10 @@ def _write(path: Path, tensors: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with as_os_errors(staging):
             save_file(tensors, staging)
-        os.replace(staging, path)
+        rename(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
         raise UserError.at(
             "offload_to_disk",
             f"can't write to {path.parent}: {error.strerror or error}; free disk space, or turn offload_to_disk off",

@@ -137,7 +137,8 @@ def write_status(folder: Path, status: Status) -> None:
         temporary.write_text(json.dumps(dataclasses.asdict(status)) + "\n", "utf-8")
         os.replace(temporary, Path(folder) / STATUS)
     except OSError:  # a full disk, or on Windows a reader that has the file open: the next write may succeed
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def request(folder: Path, command: str) -> Status:

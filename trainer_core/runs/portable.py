@@ -21,6 +21,7 @@ ABSOLUTE = re.compile(
     r"""~[\w.-]*(?:[\\/].*)?  # ~, ~/cats, ~user/cats
     | [A-Za-z]:[\\/].*         # C:\cats
     | \\\\[^\\]+\\.*           # \\server\share
+    | \\\w[\w. -]*\\\w.*      # \Users\cats, on the current drive; but not "\(series\)"
     | file://.*
     | /[^/\s]+                 # /cats, but not "/imagine a cat"
     | /[^/]+/.*                # /data/my cats
@@ -64,8 +65,15 @@ def _publish_text(text: str, paths: Paths) -> str:
         home = os.path.expanduser("~")
         lines = text.split("\n")
         text = "\n".join(portable_path(line, paths) if is_absolute(line) else line for line in lines)
-        text = text.replace(home, "~") if len(home) >= SHORTEST_HOME else text
+        text = _without_home(text, home) if len(home) >= SHORTEST_HOME else text
     return _as_utf8(SECRET.sub("", text))
+
+
+def _without_home(text: str, home: str) -> str:
+    """Replace the home folder by ~, with slashes of either kind, and on Windows in any case."""
+    separator = r"[\\/]+"
+    pattern = separator.join(map(re.escape, re.split(separator, home)))
+    return re.sub(pattern, "~", text, flags=re.IGNORECASE if home[1:2] == ":" else 0)
 
 
 def _as_utf8(text: Any) -> Any:

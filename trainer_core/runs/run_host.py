@@ -62,6 +62,10 @@ class RunHost:
     def waits_when_paused(self) -> bool:
         return self.host.waits_when_paused
 
+    @property
+    def faults(self) -> Sequence[str]:
+        return self.host.faults
+
     def emit(self, event: Event) -> None:
         before = self.event_log.fault
         self.event_log(event)
@@ -69,9 +73,9 @@ class RunHost:
             self.host.emit(
                 Notice(f"events.jsonl can't be written: {self.event_log.fault}; the run continues", "warning")
             )
-        known = len(getattr(self.host, "faults", ()))
+        earlier = len(self.host.faults)
         self.host.emit(event)
-        for fault in getattr(self.host, "faults", ())[known:]:
+        for fault in self.host.faults[earlier:]:
             self.event_log(Notice(f"output can't be written ({fault}); the run continues without it", "warning"))
         if self.trackers:
             self.trackers(event)

@@ -11,13 +11,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 HASH_CHUNK_BYTES = 1 << 20
 TEMPORARY = ".tmp-"  # prefix of temporary files
 DAMAGED = "damaged-"  # prefix of damaged files and folders that were set aside
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 RENAME_TRIES, RENAME_WAIT_SECONDS = 6, 0.2
 
 
@@ -76,7 +77,8 @@ def replace_atomic(path: Path, write: Callable[[Path], Any], staging: Path | Non
         temporary.chmod(0o644)  # mkstemp creates 0600, but other users of the machine read LoRAs too
         rename(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a program that has it open too; the next run removes it
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -114,14 +116,18 @@ def rename(source: Path, target: Path) -> None:
     Windows refuses to rename a file that a virus scanner, an indexer or a LoRA loader has open. They close it soon.
 
     Raises:
-        OSError: As for os.replace; PermissionError if the file stays locked.
+        OSError: As for os.replace; PermissionError with the target's path if the file stays locked.
     """
     for _ in range(RENAME_TRIES - 1):
         try:
             return os.replace(source, target)
         except PermissionError:
             time.sleep(RENAME_WAIT_SECONDS)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except PermissionError as error:  # names the source, which is a temporary file
+        reason = f"{error.strerror or 'Permission denied'}; close other programs that have it open"
+        raise PermissionError(error.errno, reason, str(target)) from error
 
 
 def set_aside(path: Path) -> Path:
@@ -136,12 +142,15 @@ def set_aside(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Windows does not support fsync of folders, and does not need it."""
-    if os.name == "nt":
+    """Make a rename durable, where the file system can: Windows opens no folders, and does not need it."""
+    if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # network shares and FUSE: a folder can be opened, but not synced
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .atomic import remove_temporaries, sha256_of, write_atomic
+from .atomic import remove_temporaries, rename, sha256_of, write_atomic
 from .digest_table import DigestTable, digests, first_of_each
 from .safetensors_header import header_of
 
@@ -161,7 +160,7 @@ class Store:
             return
         self._mapped.pop(shard, None)
         aside = path.with_suffix(".damaged")
-        os.replace(path, aside)
+        rename(path, aside)
         self._tables = [
             DigestTable(table.keys[table.values["shard"] != shard], table.values[table.values["shard"] != shard])
             for table in self._tables

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..flow.adaptive_guidance import AdaptiveGuidance
 from ..models.family import Family, ImageCodec
 from ..plots.image_grid import draw_grid
+from ..storage.lora_name import is_portable
 from .attention import use_attention
 from .euler import sample
 
@@ -146,7 +147,8 @@ def file_names(labels: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     used: set[str] = set()
     for label in labels:
-        stem = FORBIDDEN.sub("_", label).strip(" .")[:MAX_NAME] or "prompt"
+        stem = FORBIDDEN.sub("_", label).strip(" .")[:MAX_NAME].rstrip(" .") or "prompt"
+        stem = stem if is_portable(stem) else f"_{stem}"  # CON, which is a device of Windows
         name, number = stem, 2
         while name.lower() in used:  # Windows and macOS do not distinguish case
             name, number = f"{stem}-{number}", number + 1

@@ -91,14 +91,15 @@ def draw_together(
     for width, height in settings.sizes():
         noise = starting_noise(width, height, seed=seed, channels=codec.channels, factor=codec.factor)
         x = (sigmas[0] * noise.to(device)).expand(len(prompts), -1, -1, -1)
-        for now, following in pairwise(sigmas):
-            renderer.host.check_cancelled()
-            sigma = now.expand(len(prompts))
-            velocity = family.predict(transformer, x, sigma, positive).float()
-            if settings.cfg > 1:
-                unconditional = family.predict(transformer, x, sigma, negative).float()
-                velocity = unconditional + settings.cfg * (velocity - unconditional)
-            x = x + (following - now) * velocity
+        with family.drawing(transformer):
+            for now, following in pairwise(sigmas):
+                renderer.host.check_cancelled()
+                sigma = now.expand(len(prompts))
+                velocity = family.predict(transformer, x, sigma, positive).float()
+                if settings.cfg > 1:
+                    unconditional = family.predict(transformer, x, sigma, negative).float()
+                    velocity = unconditional + settings.cfg * (velocity - unconditional)
+                x = x + (following - now) * velocity
         images.extend(pixels_of(codec.decode(x)))
         for _ in prompts:
             count()

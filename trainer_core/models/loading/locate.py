@@ -6,7 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ...config.flux import FLAVOURS
@@ -289,7 +289,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise UserError.at(
             index.name, f"has no weight_map, which names the files of the weights; download it again ({index})"
         )
-    if foreign := sorted(name for name in names if Path(name).name != name):
+    if foreign := sorted(name for name in names if PureWindowsPath(name).name != name):
         raise UserError.at(index.name, f"names a file outside of its folder: {foreign[0]!r} ({index})")
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
