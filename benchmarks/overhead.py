@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from chroma_trainer.trainer_core.adapters.inject import lora_layers, trainable_parameters
 from chroma_trainer.trainer_core.host import StepReport
-from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
@@ -53,7 +53,7 @@ def bare_step(run: TrainState) -> Callable[[], float]:
         x0, text = data[i]
         if text.shape[1] not in positions:
             with torch.no_grad():
-                ids = torch.cat([text_ids(text.shape[1]), image_ids(height, width)])
+                ids = torch.cat([torch.zeros(text.shape[1], 3), image_ids(height, width)])
                 positions[text.shape[1]] = transformer.pos_embed(ids)
         noise, sigma = torch.randn_like(x0), torch.rand(1)
         x_sigma = (1 - sigma) * x0 + sigma * noise

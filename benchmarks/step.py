@@ -35,7 +35,7 @@ from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, set_attention_
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.models.latent_packing import batch_text, image_ids, pack, text_ids
+from chroma_trainer.trainer_core.models.latent_packing import batch_text, image_ids, pack
 from chroma_trainer.trainer_core.plots.canvas import BLUE, PAPER, RULE, SOFT_INK, text_width, write
 from chroma_trainer.trainer_core.plots.loss_chart import nice_ticks
 from chroma_trainer.trainer_core.quant.low_precision_matmul import Int8Product, choose_products_
@@ -84,7 +84,7 @@ def stepper(
     side = edge // 8
     text = torch.randn(batch, TOKENS, transformer.context_embedder.in_features)
     image_tokens = (side // 2) ** 2
-    positions = transformer.pos_embed(torch.cat([text_ids(padded or TOKENS), image_ids(side, side)]))
+    positions = transformer.pos_embed(torch.cat([torch.zeros(padded or TOKENS, 3), image_ids(side, side)]))
     mask = None
     if padded:
         text = torch.cat([text, torch.zeros(batch, padded - TOKENS, text.shape[2])], dim=1)
@@ -139,7 +139,7 @@ def stepper_of_diffusers(transformer: Any, parameters: list[nn.Parameter]) -> Ca
         x_sigma, velocity = interpolate(x0, noise, sigma)
         prediction = transformer(
             hidden_states=pack(x_sigma), encoder_hidden_states=text, timestep=sigma, img_ids=image_ids(side, side),
-            txt_ids=text_ids(PADDED), attention_mask=mask, return_dict=False,
+            txt_ids=torch.zeros(PADDED, 3), attention_mask=mask, return_dict=False,
         )[0]  # fmt: skip
         (prediction - pack(velocity)).square().mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FOLDER, USUAL_FOLDER = 14, 12
@@ -23,11 +24,7 @@ SHARED_NAMES = {
 
 @pytest.fixture(scope="module")
 def architecture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("architecture", ROOT / "tools" / "architecture.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/architecture.py")
 
 
 def find_circles(graph: dict[Path, set[Path]]) -> list[set[Path]]:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 from chroma_trainer.nodes import ALL_NODES
 
+from tests.scripts import load_script
+
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("en", "ja", "zh")
 
 
 def tool():
-    spec = importlib.util.spec_from_file_location("node_locales", ROOT / "tools" / "locales.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/locales.py")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ...trainer_core.host import (
+    CheckpointSaved,
+    LoraSaved,
+    MemoryPlanned,
+    Notice,
+    PhaseProgress,
+    PhaseStarted,
+    PreviewReady,
+    RunOpened,
+    StepReport,
+)
 from ...trainer_core.runs import layout
+from ...trainer_core.runs.event_log import RESUMED
 from ...trainer_core.storage.bounded_files import Unusable, open_regular, parse_json
 from .live_events import STEP_FIELDS, finite
 
@@ -97,32 +109,45 @@ class RunHistory:
                 continue
 
     def _apply(self, event: Mapping[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "Resumed":
-            self._rewind(_whole(event["step"]))
-        elif kind == "StepReport":
-            self._add_step({name: _number(event[name]) for name in STEP_FIELDS} | {"step": _whole(event["step"])})
-        elif kind == "RunOpened":
-            self.notices = []  # drop the notices of an earlier start
-        elif kind == "CheckpointSaved":
-            self.checkpoints.append(_whole(event["step"]))
-        elif kind == "PreviewReady":
-            path = _inside(event["path"])
-            self._images.pop(path, None)
-            self._images[path] = _whole(event["step"])
-        elif kind == "LoraSaved":
-            name = _text(event["path"]).replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
-            self.lora = {"lora": name, "applied": _whole(event["applied"]), "num_keys": _whole(event["num_keys"])}
-        elif kind == "MemoryPlanned":
-            self.plan = {name: _whole(event[name]) for name in ("device_bytes", "ram_bytes")}
-        elif kind == "PhaseStarted":
-            total, unit = _whole(event["total"]), _text(event.get("unit", ""))
-            self.phase = {"phase": _text(event["phase"]), "done": 0, "total": total, "unit": unit}
-        elif kind == "PhaseProgress" and self.phase.get("phase") == event["phase"]:
+        apply = APPLY.get(event["kind"])
+        if apply:
+            apply(self, event)
+
+    def _resume(self, event: Mapping[str, Any]) -> None:
+        self._rewind(_whole(event["step"]))
+
+    def _report_step(self, event: Mapping[str, Any]) -> None:
+        self._add_step({name: _number(event[name]) for name in STEP_FIELDS} | {"step": _whole(event["step"])})
+
+    def _open_run(self, _: Mapping[str, Any]) -> None:
+        self.notices = []  # drop the notices of an earlier start
+
+    def _add_checkpoint(self, event: Mapping[str, Any]) -> None:
+        self.checkpoints.append(_whole(event["step"]))
+
+    def _add_image(self, event: Mapping[str, Any]) -> None:
+        path = _inside(event["path"])
+        self._images.pop(path, None)
+        self._images[path] = _whole(event["step"])
+
+    def _save_lora(self, event: Mapping[str, Any]) -> None:
+        name = _text(event["path"]).replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
+        self.lora = {"lora": name, "applied": _whole(event["applied"]), "num_keys": _whole(event["num_keys"])}
+
+    def _plan_memory(self, event: Mapping[str, Any]) -> None:
+        self.plan = {name: _whole(event[name]) for name in ("device_bytes", "ram_bytes")}
+
+    def _start_phase(self, event: Mapping[str, Any]) -> None:
+        total, unit = _whole(event["total"]), _text(event.get("unit", ""))
+        self.phase = {"phase": _text(event["phase"]), "done": 0, "total": total, "unit": unit}
+
+    def _continue_phase(self, event: Mapping[str, Any]) -> None:
+        if self.phase.get("phase") == event["phase"]:
             self.phase = {**self.phase, "done": _whole(event["done"]), "total": _whole(event["total"])}
-        elif kind == "Notice":
-            self.notices = self.notices[-MAX_NOTICES:]
-            self.notices.append({"text": _text(event["text"]), "level": _text(event["level"])})
+
+    def _add_notice(self, event: Mapping[str, Any]) -> None:
+        self.notices = self.notices[-MAX_NOTICES:]
+        self.notices.append({"text": _text(event["text"]), "level": _text(event["level"])})
 
     def _add_step(self, values: dict[str, Any]) -> None:
         if self._steps and values["step"] <= self._steps[-1]["step"]:
@@ -144,6 +169,21 @@ class RunHistory:
         """Return the steps after a step as columns, with None for non-finite values, because JSON has no NaN."""
         steps = [item for item in self._steps if item["step"] > after]
         return {name: [item[name] for item in steps] for name in STEP_FIELDS}
+
+
+# The kinds of lines that are read, by the names under which event_log.py writes them.
+APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
+    RESUMED: RunHistory._resume,
+    StepReport.__name__: RunHistory._report_step,
+    RunOpened.__name__: RunHistory._open_run,
+    CheckpointSaved.__name__: RunHistory._add_checkpoint,
+    PreviewReady.__name__: RunHistory._add_image,
+    LoraSaved.__name__: RunHistory._save_lora,
+    MemoryPlanned.__name__: RunHistory._plan_memory,
+    PhaseStarted.__name__: RunHistory._start_phase,
+    PhaseProgress.__name__: RunHistory._continue_phase,
+    Notice.__name__: RunHistory._add_notice,
+}
 
 
 def _whole(value: Any) -> int:

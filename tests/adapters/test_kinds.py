@@ -24,7 +24,7 @@ from chroma_trainer.trainer_core.adapters.oft import OftUpdate, block_size
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, unpack
 from chroma_trainer.trainer_core.registry import load, names
 from safetensors.torch import load_file
 from torch import nn
@@ -90,7 +90,7 @@ def ours(transformer):
 def theirs(transformer):
     velocity = transformer(
         hidden_states=pack(latents()), encoder_hidden_states=torch.stack(text()), timestep=SIGMA,
-        img_ids=image_ids(HEIGHT, WIDTH), txt_ids=text_ids(7), return_dict=False,
+        img_ids=image_ids(HEIGHT, WIDTH), txt_ids=torch.zeros(7, 3), return_dict=False,
     )[0]  # fmt: skip
     return unpack(velocity, HEIGHT, WIDTH)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from chroma_trainer.nodes import ALL_NODES
+
+from tests.scripts import load_script
 
 pytestmark = pytest.mark.comfyui
 PROJECT = Path(__file__).resolve().parents[2]
@@ -63,11 +64,7 @@ def test_loading_the_pack_imports_nothing_heavy(each_comfyui):
 
 
 def import_time() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("import_time", PROJECT / "benchmarks" / "import_time.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/import_time.py")
 
 
 def test_all_faults_of_a_graph_show_on_their_nodes_at_once(each_comfyui, short_prompt):

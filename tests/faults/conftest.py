@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
+
+from tests.scripts import load_script
 
 TRAINING = {
     "name": "killed", "rank": 2, "alpha": 2.0, "targets": "all+ffs", "steps": 8, "batch_size": 2, "accumulation": 2,
@@ -52,12 +52,4 @@ def make_home(tiny_chroma: Path, home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def kills() -> ModuleType:
-    return load_kills()
-
-
-def load_kills() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fault_kills", Path(__file__).with_name("kills.py"))
-    assert spec and spec.loader
-    module = sys.modules["fault_kills"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).with_name("kills.py"))

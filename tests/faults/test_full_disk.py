@@ -11,6 +11,7 @@ SETTINGS = ("5.steps=3", "5.warmup_steps=1", "5.checkpoint_every=1", "5.validate
 NUM_TRIALS = 24  # of the operations, evenly spread; benchmarks/faults.py takes every one
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_any_write_on(home, kills, tmp_path, capsys):
     tried, ended, lost = fill_disk(kills, home, tmp_path, NUM_TRIALS)
     with capsys.disabled():

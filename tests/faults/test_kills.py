@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked; Windows can't")
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_instants(home, kills, tmp_path, capsys):
     count = kills.kill_many(home, tmp_path, kills=25, inside=12, seed=2026)
     with capsys.disabled():

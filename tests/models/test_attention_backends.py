@@ -67,6 +67,7 @@ def test_what_does_not_run_here_is_refused_before_a_model_loads():
     assert device_problems(MemoryConfig(), CPU) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantised", "again"), [(False, True), (True, True)], ids=["checkpointed", "int8"])
 def test_compiled_blocks(tiny_model, quantised, again):
     """By the compiler's front end alone: its back end takes minutes, and benchmarks/step.py measures it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, unpack
 from diffusers import ChromaPipeline
 
 LATENTS = torch.arange(2 * 16 * 6 * 10, dtype=torch.float32).reshape(2, 16, 6, 10)
@@ -26,4 +26,3 @@ def test_as_the_pipeline_packs():
 def test_places_as_the_pipeline_gives_them():
     theirs = ChromaPipeline._prepare_latent_image_ids(2, 3, 5, torch.device("cpu"), torch.float32)
     assert torch.equal(image_ids(6, 10), theirs)
-    assert text_ids(4).tolist() == [[0.0, 0.0, 0.0]] * 4

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from chroma_trainer.trainer_core.models.attention_backends import compiler_fault
+
+from tests.scripts import ROOT, load_script
 
 CPU = torch.device("cpu")
 # What was counted. At first 300 and 217 a block, on average over 19 double and 38 single ones.
@@ -19,13 +19,8 @@ MOST_COMPILED = 70  # a block with everything recomputed; the goal of docs/decis
 
 @pytest.fixture(scope="module")
 def launches() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "launches.py"
-    spec = importlib.util.spec_from_file_location("launches", path)
-    assert spec and spec.loader
-    sys.path.append(str(path.parent))  # operator_counter.py
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.append(str(ROOT / "benchmarks"))  # operator_counter.py
+    return load_script("benchmarks/launches.py")
 
 
 @pytest.mark.parametrize("recompute", [True, False])

@@ -150,6 +150,17 @@ def test_a_first_step_that_is_not_finite_names_kernel_and_dtype_first(workshop, 
     assert text.index("attention kernel") < text.index(".png")
 
 
+def test_batches_of_one_size_are_made_once(workshop, monkeypatch):
+    calls = []
+    real = module.make_batch
+    monkeypatch.setattr(module, "_order", lambda device: ("math",))
+    monkeypatch.setattr(module, "make_batch", lambda *args: calls.append(args) or real(*args))
+    parts = tuple(replace(part, crop_aspect="square") for part in workshop.dataset.parts)
+    dataset = replace(workshop.dataset, parts=parts)
+    run(replace(workshop.request(batch_size=1, steps=4), dataset=dataset), workshop.host())
+    assert len(calls) == 1
+
+
 def test_shapes_are_those_of_the_smallest_and_the_largest_batch(workshop, monkeypatch):
     found = []
     real = module.shapes_of

@@ -25,6 +25,7 @@ def rounded(workshop, kind: str, **training):
     return workshop.request(model=model, **training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "off"), [("int8", 0.02), ("fp8", 0.06)])
 def test_it_learns_as_with_exact_products(workshop, kind, off):
     ours = run(rounded(workshop, kind, steps=12), workshop.host())

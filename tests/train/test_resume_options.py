@@ -30,6 +30,9 @@ def choices(config: type, name: str) -> tuple[str, ...]:
     return tuple(found.choice.options) if found.choice else ()
 
 
+QUICK = ("everything random", "adapter dora", "optimizer adamw_bf16")  # `make quick` runs these cases alone
+
+
 def cases() -> list[Any]:
     found: dict[str, dict[str, dict[str, Any]]] = {
         "everything random": {"training": {
@@ -54,7 +57,9 @@ def cases() -> list[Any]:
     for name, value in (("ema_decay", 0.9), ("dropout", 0.3)):
         if name in adapter:
             found[f"adapter's {name}"] = {"adapter": {name: value}}
-    return [pytest.param(values, id=name) for name, values in found.items()]
+    return [
+        pytest.param(values, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, values in found.items()
+    ]
 
 
 def request_of(workshop, values: dict[str, dict[str, Any]]) -> TrainRequest:

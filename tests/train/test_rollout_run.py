@@ -73,6 +73,7 @@ def test_the_loss_of_a_rolled_out_batch_is_the_formula(workshop, request_of):
     assert (x - straight.x_sigma).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_cancelled_and_resumed_it_is_the_same(workshop, request_of):
     asked = request_of(rollout_probability=0.5, rollout_steps=2)
     whole = run(asked, workshop.host())

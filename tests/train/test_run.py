@@ -429,6 +429,7 @@ def test_one_bad_step_too_many_ends_it(workshop, monkeypatch):
         run(workshop.request(skip_bad_steps=1), workshop.host())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "every", "told"),
     [

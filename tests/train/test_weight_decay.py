@@ -22,6 +22,7 @@ def request_of(workshop, kind: str, init: str, **values):
     return replace(request, adapter=replace(request.adapter, kind=kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "init"), KINDS)
 def test_with_nothing_to_learn_the_model_stays_the_base(workshop, kind, init):
     (part,), roots = workshop.dataset.parts, workshop.dataset.roots

@@ -68,6 +68,7 @@ def studio_of(workshop, settings=SETTINGS) -> Renderer:
         return Renderer(workshop.model, None, ["cat", ""], workshop.host(), settings)
 
 
+@pytest.mark.slow
 def test_it_draws_and_goes(workshop, sage, anywhere):
     studio = studio_of(workshop)
     modules = attention_modules(studio.transformer)

@@ -30,10 +30,6 @@ class Placement:
     resize: tuple[int, int]
     crop: tuple[int, int]
 
-    @property
-    def is_cropped(self) -> bool:
-        return self.bucket != self.resize
-
 
 def bucket_step(config: FolderConfig) -> int:
     """Return the number of pixels that bucket edges are multiples of.

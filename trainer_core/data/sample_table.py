@@ -10,6 +10,7 @@ import json
 import mmap
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,6 +130,8 @@ class TableWriter:
 
     def __init__(self) -> None:
         self._rows, self._texts = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        for file in (self._rows, self._texts):
+            weakref.finalize(self, file.close)  # also where an error or the user ends the collecting
         self._num_rows = self._text_end = 0
 
     def append(self, sample: Sample) -> None:
@@ -145,9 +148,7 @@ class TableWriter:
         self._texts.flush()
         rows = np.frombuffer(mmap.mmap(self._rows.fileno(), 0, access=mmap.ACCESS_READ), dtype=ROW)
         texts = mmap.mmap(self._texts.fileno(), 0, access=mmap.ACCESS_READ)
-        table = SampleTable(rows, texts, path_of)
-        table.files = (self._rows, self._texts)  # pyright: ignore[reportAttributeAccessIssue]  # stay open as long as the table
-        return table
+        return SampleTable(rows, texts, path_of)
 
 
 def _pack_row(sample: Sample, text_end: int) -> bytes:

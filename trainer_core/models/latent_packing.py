@@ -29,11 +29,6 @@ def image_ids(height: int, width: int, device: torch.device | None = None) -> Te
     return torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3).to(device, torch.float32)
 
 
-def text_ids(num_tokens: int, device: torch.device | None = None) -> Tensor:
-    """Return (num_tokens, 3) zeros, because text tokens have no position in the image."""
-    return torch.zeros(num_tokens, 3, device=device)
-
-
 def batch_text(text: Sequence[Tensor], num_image_tokens: int) -> tuple[Tensor, Tensor | None]:
     """Batch embeddings of different lengths, and return the attention mask.
 

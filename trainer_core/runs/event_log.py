@@ -14,6 +14,7 @@ from ..host import Event, PhaseStarted, RunReported, StepReport
 from .control import Status, write_status
 from .layout import EVENTS
 
+RESUMED = "Resumed"  # kind of a line that only the log has: it is no Event
 STATUS_SECONDS = 1.0  # status.json is at most this old during training
 WAIT_SECONDS = 0.3  # interval at which a paused run looks for a command
 

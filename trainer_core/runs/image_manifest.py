@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -54,33 +54,20 @@ class ImageManifest:
     Args:
         rows: one per image, of dtype ROW.
         names: the concatenated names, in UTF-8.
-        files: files behind the memory maps, which stay open as long as this object lives.
     """
 
-    def __init__(self, rows: np.ndarray, names: Any, files: Sequence[Any] = ()):
-        self.rows, self._names, self._files = rows, names, files
+    def __init__(self, rows: np.ndarray, names: Any):
+        self.rows, self._names = rows, names
 
     @classmethod
     def gather(cls, images: Iterable[ImageRow]) -> ImageManifest:
         """Collect rows in unnamed temporary files."""
-        rows, names = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        source, end = iter(images), 0
-        while block := list(islice(source, BLOCK)):
-            texts = [key.encode("utf-8", "surrogatepass") for key, _, _ in block]
-            block_rows = np.zeros(len(block), ROW)
-            block_rows["key"] = digests(key for key, _, _ in block)
-            block_rows["image"] = [int(image, 16) for _, image, _ in block]
-            block_rows["captions"] = [int(captions, 16) for _, _, captions in block]
-            block_rows["name_end"] = end + np.cumsum([len(text) for text in texts])
-            end = int(block_rows["name_end"][-1])
-            rows.write(block_rows.tobytes())
-            names.write(b"".join(texts))
-        rows.flush()
-        names.flush()
-        if not end:
-            return cls(np.zeros(0, ROW), b"")
-        mapped = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in (rows, names)]
-        return cls(np.frombuffer(mapped[0], ROW), mapped[1], (rows, names))
+        with tempfile.TemporaryFile() as rows, tempfile.TemporaryFile() as names:
+            end = _write_rows(images, rows, names)
+            if not end:
+                return cls(np.zeros(0, ROW), b"")
+            mapped = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in (rows, names)]
+        return cls(np.frombuffer(mapped[0], ROW), mapped[1])
 
     @classmethod
     def read(cls, path: Path) -> ImageManifest:
@@ -121,6 +108,24 @@ class ImageManifest:
         begin = int(self.rows["name_end"][number - 1]) if number else 0
         raw = bytes(self._names[begin : int(self.rows["name_end"][number])])
         return printable(raw.decode("utf-8", "surrogatepass"))
+
+
+def _write_rows(images: Iterable[ImageRow], rows: IO[bytes], names: IO[bytes]) -> int:
+    """Write images to two files, and return the number of bytes of all names."""
+    source, end = iter(images), 0
+    while block := list(islice(source, BLOCK)):
+        texts = [key.encode("utf-8", "surrogatepass") for key, _, _ in block]
+        block_rows = np.zeros(len(block), ROW)
+        block_rows["key"] = digests(key for key, _, _ in block)
+        block_rows["image"] = [int(image, 16) for _, image, _ in block]
+        block_rows["captions"] = [int(captions, 16) for _, _, captions in block]
+        block_rows["name_end"] = end + np.cumsum([len(text) for text in texts])
+        end = int(block_rows["name_end"][-1])
+        rows.write(block_rows.tobytes())
+        names.write(b"".join(texts))
+    rows.flush()
+    names.flush()
+    return end
 
 
 def image_changes(before: ImageManifest, after: ImageManifest) -> list[str]:

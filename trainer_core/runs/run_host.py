@@ -15,7 +15,7 @@ from ..host import Event, Host, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
 from .control import read_status, take_command, write_status
-from .event_log import WAIT_SECONDS, EventLog
+from .event_log import RESUMED, WAIT_SECONDS, EventLog
 from .lock import Locked, RunLock
 
 
@@ -88,7 +88,7 @@ class RunHost:
             step: step that the run is resumed from, 0 for none.
             losses: losses of the steps before.
         """
-        self.event_log.write({"kind": "Resumed", "step": step})
+        self.event_log.write({"kind": RESUMED, "step": step})
         self.event_log.set(step=step, total=num_steps)
         if self.trackers:
             self.trackers.begin(step, num_steps, losses)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..host import Host, Notice
+from ..host import Host, LoraSaved, Notice
 from ..storage.atomic import sha256_of
 from .event_log import read_events
 from .layout import MANIFEST
@@ -40,7 +40,9 @@ def keep_other_lora(path: Path, folder: Path, host: Host) -> Iterator[None]:
 
 
 def _has_saved(folder: Path, sha256: str) -> bool:
-    return any(event.get("kind") == "LoraSaved" and event.get("sha256") == sha256 for event in read_events(folder))
+    return any(
+        event.get("kind") == LoraSaved.__name__ and event.get("sha256") == sha256 for event in read_events(folder)
+    )
 
 
 def _name_beside(path: Path, folder: Path, sha256: str) -> Path:

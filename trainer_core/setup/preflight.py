@@ -34,7 +34,12 @@ CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their f
 
 
 def all_problems(
-    request: TrainRequest, host: Host, family: Family, device: torch.device, needs_weights: bool = True
+    request: TrainRequest,
+    host: Host,
+    family: Family,
+    optimizer: OptimizerPart,
+    device: torch.device,
+    needs_weights: bool = True,
 ) -> list[Problem]:
     """Return the problems of the settings, the model's files, the device and the adapter. No weights are loaded.
 
@@ -56,7 +61,7 @@ def all_problems(
         *family.problems(request.model, needs_weights),
         *device_problems(request.memory, device, dtype),
         *drawing_problems(request.validation, device, dtype),
-        *optimizer_problems(request, device),
+        *optimizer_problems(optimizer, device),
         *quantization_problems(quantization, device),
         *products_problems(quantization, device),
     ]
@@ -67,10 +72,9 @@ def all_problems(
     return problems
 
 
-def optimizer_problems(request: TrainRequest, device: torch.device) -> list[Problem]:
+def optimizer_problems(optimizer: OptimizerPart, device: torch.device) -> list[Problem]:
     """Return a problem where the optimizer lacks a package or does not run on the device."""
-    part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
-    missing = part.missing(device.type)
+    missing = optimizer.missing(device.type)
     return [Problem("optimizer", missing)] if missing else []
 
 

@@ -51,16 +51,15 @@ def first_of_each(keys: np.ndarray) -> np.ndarray:
 
 
 class Mapped:
-    """A read-only copy of an array in an unnamed, memory-mapped file, which stays open as long as this object."""
+    """A read-only copy of an array in an unnamed, memory-mapped file. The map has a handle of its own."""
 
     def __init__(self, array: np.ndarray):
-        self.file = None
         self.array = array = np.ascontiguousarray(array)
         if array.nbytes > SMALL_BYTES:
-            self.file = tempfile.TemporaryFile()  # noqa: SIM115
-            array.tofile(self.file)
-            self.file.flush()
-            mapping = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            with tempfile.TemporaryFile() as file:
+                array.tofile(file)
+                file.flush()
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.array = np.frombuffer(mapping, dtype=array.dtype).reshape(array.shape)
 
 

@@ -105,7 +105,10 @@ def _order(device: torch.device) -> tuple[str, ...]:
 
 
 def shapes_of(state: TrainState) -> tuple[AttentionShape, ...]:
-    """Return the attention shapes of the smallest and the largest of the run's first micro-batches."""
+    """Return the attention shapes of the smallest and the largest of the run's first micro-batches.
+
+    Where all have one size, one of them is made and inspected.
+    """
     first = range(state.step * state.config.accumulation, state.num_steps * state.config.accumulation)[:NUM_INSPECTED]
 
     def num_pixels(micro: int) -> int:
@@ -113,9 +116,9 @@ def shapes_of(state: TrainState) -> tuple[AttentionShape, ...]:
         width, height = state.samples[batch[0]].placement.bucket
         return len(batch) * width * height
 
-    ordered = sorted(first, key=num_pixels)
-    shapes = (_shape_of(state, micro) for micro in dict.fromkeys((*ordered[:1], *ordered[-1:])))
-    return tuple(dict.fromkeys(shapes))
+    by_size = {num_pixels(micro): micro for micro in reversed(first)}  # the first micro-batch of each size
+    ends = {min(by_size), max(by_size)} if by_size else ()
+    return tuple(dict.fromkeys(_shape_of(state, by_size[size]) for size in sorted(ends)))
 
 
 class _FirstBlockReached(Exception):

@@ -108,8 +108,8 @@ def check_run(
     for line in _describe_choices(unresolved.training, request.training, family):
         host.emit(Notice(line))
     device = pick_device(host.device)
-    problems = all_problems(request, host, family, device, needs_weights)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
+    problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:

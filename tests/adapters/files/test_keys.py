@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chroma_trainer.trainer_core.adapters.files.keys import Place, original_parameter, original_place, without_prefix
+from chroma_trainer.trainer_core.adapters.files.keys import Place, original_parameter, original_place
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,3 @@ def test_parameters(parameter, key):
 def test_modules_without_a_counterpart(module):
     with pytest.raises(KeyError):
         original_place(module)
-
-
-def test_prefixes():
-    assert without_prefix("model.diffusion_model.img_in.weight") == "img_in.weight"
-    assert without_prefix("transformer.x_embedder") == "x_embedder"
-    assert without_prefix("transformer_blocks.0") == "transformer_blocks.0"

@@ -11,7 +11,7 @@ import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.flux_lineage import MAX_ROPE_GRIDS
-from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, unpack
 from diffusers import ChromaTransformer2DModel
 from torch import nn
 
@@ -32,7 +32,7 @@ def diffusers_velocity(transformer, x, sigma, text):
         encoder_hidden_states=torch.stack(text).to(dtype),
         timestep=sigma,
         img_ids=image_ids(8, 6),
-        txt_ids=text_ids(len(text[0])),
+        txt_ids=torch.zeros(len(text[0]), 3),
         return_dict=False,
     )[0]
     return unpack(velocity.float(), 8, 6)
@@ -49,7 +49,7 @@ def test_the_same_layers_in_the_same_order(tiny_model, reference):
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in reference.named_parameters()]
     assert linear_layers(ours) == linear_layers(reference)
     assert torch.equal(ours.time_text_embed.mod_proj, reference.time_text_embed.mod_proj)
-    places = torch.cat([text_ids(3), image_ids(8, 6)])
+    places = torch.cat([torch.zeros(3, 3), image_ids(8, 6)])
     for mine, theirs in zip(ours.pos_embed(places), reference.pos_embed(places), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -85,7 +85,7 @@ def test_the_same_with_a_mask(tiny_model, reference):
     both = [
         model(
             hidden_states=pack(x), encoder_hidden_states=torch.stack(text), timestep=sigma, img_ids=image_ids(8, 6),
-            txt_ids=text_ids(5), attention_mask=mask, return_dict=False,
+            txt_ids=torch.zeros(5, 3), attention_mask=mask, return_dict=False,
         )[0]
         for model in (FAMILY.load_transformer(tiny_model), reference)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from chroma_trainer.trainer_core.adapters.inject import inject_
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.flux.text_encoder import join, part
 from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
-from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, text_ids, unpack
+from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, unpack
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from diffusers import FluxTransformer2DModel
 from torch import nn
@@ -54,7 +54,7 @@ def diffusers_velocity(transformer, x, sigma, text, guidance=1.0):
         timestep=sigma,
         guidance=torch.full_like(sigma, guidance) if transformer.config["guidance_embeds"] else None,
         img_ids=image_ids(8, 6),
-        txt_ids=text_ids(len(tokens[0])),
+        txt_ids=torch.zeros(len(tokens[0]), 3),
         return_dict=False,
     )[0]
     return unpack(velocity.float(), 8, 6)
@@ -168,7 +168,7 @@ def test_references_are_kontexts(tiny_flux_model):
             timestep=sigma,
             guidance=torch.ones(1),
             img_ids=torch.cat([image_ids(8, 6), ids]),
-            txt_ids=text_ids(5),
+            txt_ids=torch.zeros(5, 3),
             return_dict=False,
         )[0][:, :12]
         found = FAMILY.predict(ours, x, sigma, text, reference=start)

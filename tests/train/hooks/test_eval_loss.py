@@ -28,6 +28,7 @@ def passes(monkeypatch) -> list:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "count"), [(16, 4), (2, 2), (0, 0)])
 def test_as_many_images_as_asked_for(workshop, monkeypatch, asked, count):
     calls, host = passes(monkeypatch), workshop.host()

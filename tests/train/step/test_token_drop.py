@@ -90,6 +90,7 @@ def test_the_loss_is_of_what_is_kept(workshop, monkeypatch):
     assert torch.equal(weighed, plain * masked) and plain.sum().item() == 16
 
 
+@pytest.mark.slow
 def test_it_repeats_and_resumes_to_the_same_bytes(workshop):
     values = {**ROUTED, "accumulation": 2, "steps": 4, "gradient_checkpointing": True}
     whole = run(workshop.request(**values), workshop.host())

@@ -106,11 +106,3 @@ def original_parameter(parameter: str) -> tuple[str, Place]:
     place = original_place(module)
     is_norm = module.rpartition(".")[2].startswith("norm_") or ".norms." in module
     return f"{place.module}.{'scale' if is_norm else leaf}", place
-
-
-def without_prefix(key: str) -> str:
-    """Remove the prefix that names the model from a key."""
-    for prefix in ORIGINAL_PREFIXES:
-        if key.startswith(prefix):
-            return key[len(prefix) :]
-    return key

@@ -20,13 +20,13 @@ class Entries(LazySequence[Entry]):
 
     def __init__(self, images: Iterable[tuple[str, str]]):
         self._ends = array("Q", [0])
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # stays open as long as this object
-        for name, stamp in images:
-            text = f"{name}\0{stamp}".encode("utf-8", "surrogatepass")
-            self._file.write(text)
-            self._ends.append(self._ends[-1] + len(text))
-        self._file.flush()
-        self._text = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) else b""
+        with tempfile.TemporaryFile() as file:
+            for name, stamp in images:
+                text = f"{name}\0{stamp}".encode("utf-8", "surrogatepass")
+                file.write(text)
+                self._ends.append(self._ends[-1] + len(text))
+            file.flush()
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) else b""
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -40,7 +40,7 @@ class FluxFamily(FluxLikeFamily):
 
     name = "flux"
     transformer_kind = TRANSFORMER
-    # A quarter of the weights are modulations inside the blocks, so those are quantized as well.
+    # 27 % of the weights are modulations inside the blocks, so those are quantized as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
     frozen = FLUX.frozen
     targets = FLUX.targets

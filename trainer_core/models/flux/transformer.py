@@ -113,7 +113,7 @@ class FluxTransformer(FromConfig):
 
 
 class Modulation(nn.Module):
-    """Maps conditioning to rows of shifts, scales and gates. A quarter of the released model's weights."""
+    """Maps conditioning to rows of shifts, scales and gates. 27 % of the released model's weights."""
 
     def __init__(self, width: int, num_rows: int):
         super().__init__()
