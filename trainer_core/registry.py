@@ -54,6 +54,9 @@ PARTS: dict[str, dict[str, str]] = {
         "adafactor": ".optim.adafactor:PART",
         "came": ".optim.came:PART",
     },
+    "importer": {  # of other trainers' configurations, in the order in which they are recognized
+        "simpletuner": ".importers.simpletuner:TRAINER",
+    },
     "tracker": {
         "tensorboard": ".trackers.tensorboard:TensorBoard",
         "wandb": ".trackers.wandb:WeightsAndBiases",
