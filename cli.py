@@ -51,7 +51,7 @@ EXIT_USER, EXIT_CANCELLED = 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -322,6 +322,24 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def import_config(arguments: argparse.Namespace) -> int:
+    """Convert another trainer's configuration to a workflow, and report what was taken over and what was not."""
+    from .trainer_core.importers.engine import import_files
+
+    target = Path(arguments.output)
+    if target.exists() and not arguments.force:
+        raise UserError.at("--output", f"{arguments.output!r} exists already; use another name, or --force")
+    imported = import_files([Path(name) for name in arguments.files], CATALOGUE)
+    write_json(target, imported.workflow)
+    if arguments.json:
+        print(json.dumps({"trainer": imported.trainer, "workflow": str(target), **imported.report.as_json()}, indent=2))
+    else:
+        _print(imported.report.text())
+        _print(f"{target}: the workflow of this {imported.trainer} configuration")
+        _print(f"next: chroma-trainer check {target}")
+    return 0
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
@@ -424,6 +442,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", inspect)
     sub.add_argument("file", help="LoRA file (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
+    _add_import_arguments(command("import", import_config))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
@@ -432,6 +451,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="configuration of SimpleTuner, OneTrainer, ai-toolkit, kohya, kohya_ss, FluxGym or diffusion-pipe; the "
+        "files that it names are found beside it, or are given as well",
+    )
+    parser.add_argument(
+        "--output", "-o", default="workflow.json", metavar="FILE", help="the workflow (default: workflow.json)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the workflow if it exists")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
 
 
 def _gigabytes(text: str) -> float:

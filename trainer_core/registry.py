@@ -54,6 +54,14 @@ PARTS: dict[str, dict[str, str]] = {
         "adafactor": ".optim.adafactor:PART",
         "came": ".optim.came:PART",
     },
+    "importer": {  # of other trainers' configurations, in the order in which they are recognized
+        "simpletuner": ".importers.simpletuner:TRAINER",
+        "onetrainer": ".importers.onetrainer:TRAINER",
+        "ai-toolkit": ".importers.ai_toolkit:TRAINER",
+        "diffusion-pipe": ".importers.diffusion_pipe:TRAINER",
+        "kohya_ss": ".importers.kohya_gui:TRAINER",
+        "kohya": ".importers.kohya:TRAINER",
+    },
     "tracker": {
         "tensorboard": ".trackers.tensorboard:TensorBoard",
         "wandb": ".trackers.wandb:WeightsAndBiases",

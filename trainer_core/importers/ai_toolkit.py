@@ -1,0 +1,320 @@
+"""ai-toolkit: the YAML or JSON of a job of the type extension."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UserError
+from .kohya import betas
+from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from .source_files import ConfigFile, SourceFiles
+from .value_readers import (
+    base_model,
+    flag,
+    flatten,
+    if_on,
+    is_off,
+    model_file,
+    number,
+    one_of,
+    optimizer,
+    precision,
+    same,
+    schedule,
+    shorten,
+    substrings,
+    text,
+    unless_zero,
+    whole,
+)
+
+ARCHITECTURES = {"chroma": "chroma", "flux": "flux", "flux_kontext": "flux", "flex1": "", "flux_dev": "flux"}
+QTYPES = {
+    "qfloat8": "fp8-quanto", "float8": "fp8-native", "qint8": "int8-quanto", "int8": "int8-torchao", "qint4": "int4-quanto",
+    "uint4": "int4-quanto", "qint2": "int2-quanto", "uint8": "int8-torchao",
+}  # fmt: skip
+
+
+def _family(options: Mapping[str, Any]) -> str:
+    arch = str(options.get("model.arch") or "").lower()
+    return ARCHITECTURES.get(arch, "") if arch else "flux" if not is_off(options.get("model.is_flux")) else ""
+
+
+def _quantized(kind: str) -> Any:
+    def convert(value: Any, options: Mapping[str, Any]) -> str:
+        if not flag(value):
+            raise NothingToSet("not quantized")
+        return one_of(QTYPES, "not there; the model is not quantized")(options.get(kind) or "qfloat8", options)
+
+    return convert
+
+
+def _arch(value: Any, options: Mapping[str, Any]) -> str:
+    if str(value).lower() == "flux_kontext":
+        return "kontext"
+    raise NothingToSet("LoadChroma or LoadFlux, and its flavour by the model's name")
+
+
+def _density(value: Any, options: Mapping[str, Any]) -> Values:
+    named = {
+        "sigmoid": ("logit-normal", 1.0), "linear": ("uniform", 1.0), "shift": ("logit-normal", 0.0), "flux_shift": ("logit-normal", 0.0),
+        "lumina2_shift": ("logit-normal", 0.0),
+    }  # fmt: skip
+    if text(value).lower() not in named:
+        raise NotThere("not there; sigmoid there is logit-normal here; auto is used")
+    density, shift = named[text(value).lower()]
+    return Values({"sigma_density": density, "shift": shift})
+
+
+def _ema(value: Any, options: Mapping[str, Any]) -> float:
+    if not flag(options.get("train.ema_config.use_ema") or False):
+        raise NothingToSet("use_ema is off")
+    return number(value)
+
+
+def _guidance(value: Any, options: Mapping[str, Any]) -> float:
+    if _family(options) != "flux":
+        raise NothingToSet("the CFG scale of Chroma, in ValidateSampler")
+    return number(value)
+
+
+def _kind(value: Any, options: Mapping[str, Any]) -> str:
+    return same("lora", "dora", "lokr", instead="not there; lora is used")(value, options)
+
+
+def _attention(value: Any, options: Mapping[str, Any]) -> str:
+    return one_of(
+        {"native": "native", "flash": "flash", "sdpa": "native"}, "not there in training; torch's kernels are used"
+    )(value, options)
+
+
+def _rate(value: Any, options: Mapping[str, Any]) -> float:
+    return number(value)
+
+
+def _offload(value: Any, options: Mapping[str, Any]) -> Values:
+    if not flag(value):
+        raise NothingToSet("off")
+    share = options.get("model.layer_offloading_transformer_percent")
+    values = {"group_offload": "block", "offload_share": min(max(number(1.0 if share is None else share), 0.01), 1.0)}
+    return Values(values, "by blocks")
+
+
+TABLE = Table(
+    rows=(
+        Row("model.name_or_path", LOAD, "folder", base_model(_family)),
+        Row("model.arch", LOAD, "flavour", _arch),
+        Row("train.dtype", LOAD, "dtype", precision),
+        Row("model.assistant_lora_path", LOAD, "assistant", lambda value, _: _assistant(value)),
+        Row("sample.guidance_scale", LOAD, "drawn_guidance", _guidance),
+        Row("model.quantize", "QuantizeModel", "level", _quantized("model.qtype")),
+        Row("model.quantize_te", "QuantizeModel", "text_encoder", _quantized("model.qtype_te")),
+        Row("model.low_vram", "QuantizeModel", "quantize_via", if_on("cpu")),
+        Row("name", "LoRATrainer", "name", text),
+        Row("network.linear|network.rank", "LoRATrainer", "rank", whole),
+        Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", number),
+        Row("network.network_kwargs.only_if_contains", "LoRATrainer", "targets", substrings),
+        Row("network.type", "AdapterSettings", "kind", _kind),
+        Row("network.lokr_factor", "AdapterSettings", "lokr_factor", whole),
+        Row("network.dropout", "AdapterSettings", "dropout", number),
+        Row("network.pretrained_lora_path", "AdapterSettings", "init_lora", model_file("init_lora")),
+        Row("save.dtype", "AdapterSettings", "precision", precision),
+        Row("train.ema_config.ema_decay", "AdapterSettings", "ema_decay", _ema),
+        Row("train.steps", "LoRATrainer", "steps", whole),
+        Row("train.batch_size", "LoRATrainer", "batch_size", whole),
+        Row("train.gradient_accumulation|train.gradient_accumulation_steps", "LoRATrainer", "accumulation", unless_zero),
+        Row("train.lr", "LoRATrainer", "learning_rate", _rate),
+        Row("train.lr_scheduler", "LoRATrainer", "lr_schedule", schedule),
+        Row("train.lr_scheduler_params.warmup_steps|train.lr_scheduler_params.num_warmup_steps", "LoRATrainer", "warmup_steps", whole),
+        Row("train.optimizer_params.weight_decay", "LoRATrainer", "weight_decay", number),
+        Row("train.max_grad_norm", "LoRATrainer", "max_grad_norm", number),
+        Row("train.gradient_checkpointing", "LoRATrainer", "gradient_checkpointing", flag),
+        Row("train.timestep_type", "LoRATrainer", "sigma_density", _density),
+        Row("train.seed|training_seed", "LoRATrainer", "seed", whole),
+        Row("save.save_every", "LoRATrainer", "checkpoint_every", whole),
+        Row("save.max_step_saves_to_keep", "LoRATrainer", "keep_checkpoints", whole),
+        Row("sample.sample_every", "LoRATrainer", "validate_every", whole),
+        Row("logging.use_wandb", "LoRATrainer", "trackers", if_on("wandb")),
+        Row("train.optimizer", "OptimizerSettings", "optimizer", optimizer),
+        Row("train.optimizer_params.betas", "OptimizerSettings", "beta1", lambda value, _: betas(value)),
+        Row("train.optimizer_params.eps", "OptimizerSettings", "eps", number),
+        Row("train.optimizer_params.d_coef", "OptimizerSettings", "prodigy_d_coef", number),
+        Row("train.lr_scheduler_params.num_cycles", "OptimizerSettings", "lr_num_cycles", whole),
+        Row("model.layer_offloading", "MemorySettings", "group_offload", _offload),
+        Row("model.compile", "MemorySettings", "compile", flag),
+        Row("train.attention_backend", "MemorySettings", "attention", _attention),
+        Row("sample.prompts|sample.samples", "ValidateSampler", "prompts", lambda value, options: _prompts(value, options)),
+        Row("sample.neg", "ValidateSampler", "negative_prompt", text),
+        Row("sample.sample_steps", "ValidateSampler", "steps", whole),
+        Row("sample.cfg", "ValidateSampler", "cfg", lambda value, _: max(1.0, number(value))),
+        Row("sample.size", "ValidateSampler", "resolutions", text),
+        Row("sample.seed", "ValidateSampler", "seed", whole),
+    ),
+    equal={
+        "type": "sd_trainer", "training_folder": "files are in output/loras", "device": "see --device", "performance_log_every": "logs are in the run's folder",
+        "trigger_word": "of each folder", "network.conv*": "there are no convolutions", "save.push_to_hub": "nothing is uploaded", "save.save_format": ".safetensors",
+        "train.train_unet": "always", "train.noise_scheduler": "flow matching", "train.ema_config.use_ema": "in ema_decay", "train.disable_sampling": "in ValidateSampler",
+        "train.skip_first_sample": "the base model's images are the comparison", "train.force_first_sample": "always", "train.cache_text_embeddings": "always",
+        "train.unload_text_encoder": "always", "train.content_or_style": "balanced, if it is not listed below", "train.loss_type": "mse, if it is not listed below",
+        "model.is_flux": "LoadFlux", "model.qtype*": "in level", "model.quantize_kwargs*": "chosen by itself", "model.layer_offloading_*": "in offload_share",
+        "sample.sampler": "as in ComfyUI", "sample.width": "in resolutions", "sample.height": "in resolutions", "sample.walk_seed": "every prompt has the same seed",
+        "sample.sample_start_step": "from the start", "sample.num_frames": "is for videos", "sample.fps": "is for videos", "model.model_kwargs*": "is for other models",
+        "logging.*": "set WANDB_PROJECT and WANDB_NAME", "sqlite_db_path": "is for its page", "network.lokr_full_rank": "by the rank", "sample.network_multiplier": "1",
+        "network.old_lokr_format": "the file's format is ComfyUI's", "save.hf_*": "nothing is uploaded", "network.transformer_only": "see targets",
+    },
+    missing={
+        "train.train_text_encoder": "would have trained the text encoders", "train.linear_timesteps*": "would have weighted the loss", "train.min_denoising_steps": "would have limited the sigmas",
+        "train.max_denoising_steps": "would have limited the sigmas", "train.timestep_weighing_scheme": "would have weighted the loss",
+        "network.network_kwargs.ignore_if_contains": "would have left out layers; see targets", "network.network_kwargs.*": "would have tuned the network",
+        "network.*": "would have tuned the network", "train.diff_output_preservation*": "see prior_preservation of DatasetBackend", "train.blank_prompt_preservation*": "see prior_preservation of DatasetBackend",
+        "train.noise_offset": "would have added an offset to the noise", "train.optimizer_params.*": "would have tuned the optimizer", "train.lr_scheduler_params.*": "would have tuned the schedule",
+        "train.bypass_guidance_embedding": "would have left out the guidance embedding", "model.accuracy_recovery_adapter": "would have repaired the quantization",
+        "train.validat*": "would have measured a validation loss; see holdout", "validation.*": "would have measured a validation loss; see holdout",
+        "train.switch_boundary_every": "is for other models", "slider*": "would have trained a slider", "train.*": "would have changed the training",
+        "model.*": "would have changed the model", "sample.*": "would have changed the validation images", "save.*": "would have changed the file",
+    },
+    defaults={"network.linear_alpha": 1.0, "train.batch_size": 1, "train.timestep_type": "sigmoid", "train.lr_scheduler_params.warmup_steps": 0},
+)  # fmt: skip
+
+
+def _assistant(value: Any) -> Values:
+    name = text(value)
+    if name.lower().endswith(".safetensors"):
+        return Values({"assistant": name.replace("\\", "/").rpartition("/")[2]}, "by its name in models/loras")
+    return Values({"assistant": "by flavour"}, "found by itself for schnell")
+
+
+def _prompts(value: Any, options: Mapping[str, Any]) -> Any:
+    trigger = text(options.get("trigger_word") or "")
+    entries = value if isinstance(value, list) else [value]
+    prompts = []
+    for entry in entries:
+        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+        words = text(prompt).split()
+        if " ".join(words):
+            prompts.append(" ".join(words).replace("[trigger]", trigger or "[trigger]"))
+    if not prompts:
+        raise NothingToSet("empty")
+    named = {f"prompt {i + 1}": prompt for i, prompt in enumerate(prompts)}
+    return json.dumps(named, ensure_ascii=False) if prompts[0].startswith("{") else "\n".join(prompts)
+
+
+def _crop(value: Any, options: Mapping[str, Any]) -> str:
+    return if_on("random")(value, options)
+
+
+def _shuffle(value: Any, options: Mapping[str, Any]) -> Values:
+    if not flag(value):
+        raise NothingToSet("off")
+    return Values({"tag_orders": 8}, "8 orders of each caption, made once")
+
+
+def _extension(value: Any, options: Mapping[str, Any]) -> str:
+    if text(value).lower().lstrip(".") not in ("txt", ""):
+        raise NotThere("captions are .txt files here; rename them")
+    return "textfile"
+
+
+FOLDERS = Table(
+    rows=(
+        Row("folder_path|dataset_path", "DatasetBackend", "folder", text),
+        Row("caption_ext", "DatasetBackend", "captions", _extension),
+        Row("default_caption", "DatasetBackend", "instance_prompt", text),
+        Row("trigger_word", "DatasetBackend", "trigger", text),
+        Row("resolution", "DatasetBackend", "resolution", number),
+        Row("num_repeats", "DatasetBackend", "repeats", whole),
+        Row("random_crop", "DatasetBackend", "crop_style", _crop),
+        Row("shuffle_tokens", "DatasetBackend", "tag_orders", _shuffle),
+        Row("keep_tokens", "DatasetBackend", "kept_tags", whole),
+        Row("mask_path", "DatasetBackend", "masks", text),
+        Row("mask_min_value", "DatasetBackend", "unmasked_weight", number),
+        Row("control_path", "DatasetBackend", "references", lambda value, _: _control(value)),
+        Row("is_reg|prior_reg", "DatasetBackend", "prior_preservation", flag),
+        Row("caption_dropout_rate", "LoRATrainer", "caption_dropout", number),
+    ),
+    equal={
+        "cache_*": "caches need no settings", "type": "image", "bucket_tolerance": "see bucket_step", "buckets": "images always go to buckets", "enable_ar_bucket": "images always go to buckets",
+        "num_frames": "is for videos", "fps": "is for videos", "do_i2v": "is for videos", "shrink_video_to_frames": "is for videos", "network_weight": "1, if it is not listed below",
+        "square_crop": "in crop_aspect", "extra_values": "none", "shrink*": "is for videos",
+    },
+    missing={
+        "flip_x": "would have flipped images", "flip_y": "would have flipped images", "flip_*": "would have flipped images", "scale": "would have scaled images", "random_scale": "would have scaled images",
+        "augments": "would have changed images", "augmentations": "would have changed images", "random_triggers*": "would have added triggers", "token_dropout_rate": "would have dropped tags",
+        "alpha_mask": "would have used transparency as a mask", "invert_mask": "would have inverted the masks", "loss_multiplier": "would have weighted the folder; use repeats",
+        "control_path_*": "would have used several references", "clip_image_*": "is for other models", "inpaint_path": "is for other models", "poi": "would have cropped to a point", "network_weight": "would have scaled the LoRA",
+    },
+    defaults={"resolution": 512, "caption_dropout_rate": 0.0},
+)  # fmt: skip
+
+
+def _control(value: Any) -> str:
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise NotThere(f"{len(value)} references for an image are not there")
+        value = value[0]
+    return text(value)
+
+
+def _is_main(value: Any) -> bool:
+    config = value.get("config") if isinstance(value, dict) else None
+    return isinstance(config, dict) and isinstance(config.get("process"), list)
+
+
+def _read(file: ConfigFile, files: SourceFiles) -> Settings:
+    config = file.value["config"]
+    process = config["process"][0] if config["process"] else None
+    if not isinstance(process, dict):
+        raise UserError.at(
+            f"{file.path.name}: config.process", "has no process; there should be one of the type sd_trainer"
+        )
+    sections = {str(name): value for name, value in process.items() if name != "datasets"}
+    options = flatten(sections)
+    options["name"] = config.get("name") or "my-lora"
+    family = _family(options)
+    if not family:
+        shown = shorten(options.get("model.arch"))
+        raise UserError.at(f"{file.path.name}: model.arch", f"{shown} can't be trained here; there is chroma and flux")
+    settings = Settings(family, options)
+    if len(config["process"]) > 1:
+        settings.missing.append(("config.process", "only the first process is imported"))
+    for name in (name for name in file.value if name not in ("config", "job")):
+        settings.equal.append((str(name), "titles and versions are not needed"))
+    _add_sizes(settings)
+    datasets = process.get("datasets")
+    for i, dataset in enumerate(datasets if isinstance(datasets, list) else []):
+        if isinstance(dataset, dict):
+            _add_folders(settings, dataset, f"datasets[{i}]")
+    return settings
+
+
+def _add_sizes(settings: Settings) -> None:
+    options = settings.options
+    if not is_off(options.get("train.disable_sampling")):
+        for name in ("sample.prompts", "sample.samples"):
+            options.pop(name, None)
+    width, height = options.get("sample.width"), options.get("sample.height")
+    if isinstance(width, int) and isinstance(height, int) and not isinstance(width, bool):
+        edges = (min(max(round(edge / 16) * 16, 16), 8192) for edge in (width, height))
+        options["sample.size"] = "x".join(map(str, edges))
+    if settings.family == "chroma" and options.get("sample.guidance_scale") is not None:
+        options["sample.cfg"] = options["sample.guidance_scale"]
+
+
+def _add_folders(settings: Settings, dataset: Mapping[str, Any], label: str) -> None:
+    """Add a folder once for each of its resolutions."""
+    resolutions = dataset.get("resolution")
+    several = resolutions if isinstance(resolutions, list) else [resolutions]
+    trigger = settings.options.get("trigger_word")
+    for resolution in several:
+        options: dict[str, Any] = {
+            **({"trigger_word": trigger} if trigger else {}),
+            **dataset,
+            "resolution": resolution,
+        }
+        place = f"{label} at {shorten(resolution)}" if len(several) > 1 else label
+        settings.folders.append(Folder(place, options))
+
+
+TRAINER = Trainer("ai-toolkit", _is_main, _read, TABLE, FOLDERS)

@@ -1,0 +1,240 @@
+"""Converters that the tables share: from a value in another trainer's file to a value of a field here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..config.flux import FLAVOURS
+from ..config.model import CHROMA_REPOS
+from ..models.loading.locate import is_hub_id
+from .option_table import Convert, NothingToSet, NotThere, Values, Wrong
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
+RENAMED_REPOS = {"lodestones/chroma": "hd", "lodestones/chroma1-hd-flash": "flash"}
+MEMBER = re.compile(r"(\d+)\s*[xX*,]\s*(\d+)")
+
+
+def number(value: Any, others: Mapping[str, Any] | None = None) -> float:
+    """Return a number, which may be written as a text: PyYAML reads 1e-4 as one."""
+    try:
+        result = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        result = math.nan
+    if not math.isfinite(result):
+        raise Wrong(f"{shorten(value)} is not a number")
+    return result
+
+
+def whole(value: Any, others: Mapping[str, Any] | None = None) -> int:
+    result = number(value)
+    if result != int(result):
+        raise Wrong(f"{shorten(value)} is not a whole number")
+    return int(result)
+
+
+def flag(value: Any, others: Mapping[str, Any] | None = None) -> bool:
+    text = str(value).strip().lower()
+    if not isinstance(value, (bool, int, str)) or text not in (*TRUE, *FALSE):
+        raise Wrong(f"{shorten(value)} is not true or false")
+    return text in TRUE
+
+
+def text(value: Any, others: Mapping[str, Any] | None = None) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise Wrong(f"{shorten(value)} is not a text")
+    return str(value)
+
+
+def is_off(value: Any) -> bool:
+    """Return whether a value says that an option is not used."""
+    return value in (None, False, 0, 0.0) or value in ("", [], {}) or str(value).strip().lower() in FALSE
+
+
+def unless_zero(value: Any, others: Mapping[str, Any]) -> int:
+    result = whole(value)
+    if result <= 0:
+        raise NothingToSet("0, not used")
+    return result
+
+
+def one_of(values: Mapping[str, Any], instead: str = "") -> Convert:
+    """Return a converter of names. A name that is not in the map has no equivalent.
+
+    Args:
+        values: their name in lower case -> value here, or NothingToSet.
+        instead: what is used for other names.
+    """
+
+    def convert(value: Any, others: Mapping[str, Any]) -> Any:
+        name = text(value).strip().lower()
+        if name not in values:
+            raise NotThere(instead or f"not there; there is {', '.join(dict.fromkeys(map(str, values.values())))}")
+        result = values[name]
+        if isinstance(result, (NothingToSet, NotThere)):
+            raise result
+        return result
+
+    return convert
+
+
+def same(*names: str, instead: str = "") -> Convert:
+    return one_of({name: name for name in names}, instead)
+
+
+def if_on(result: Any, off: str = "off") -> Convert:
+    """Return a converter of a switch: the value where it is on, nothing to set where it is off."""
+
+    def convert(value: Any, others: Mapping[str, Any]) -> Any:
+        if not flag(value):
+            raise NothingToSet(off)
+        return result
+
+    return convert
+
+
+def model_file(field: str, none: str = "") -> Convert:
+    """Return a converter of the path of a model file: its name, as ComfyUI's folders list it."""
+
+    def convert(value: Any, others: Mapping[str, Any]) -> Values:
+        name = file_name(value)
+        if not name:
+            raise NothingToSet(none or "empty")
+        if not name.lower().endswith(".safetensors"):
+            raise NotThere("is not a .safetensors file; the flavour's own file is used")
+        return Values({field: name}, "by its name in ComfyUI's models folders")
+
+    return convert
+
+
+def file_name(value: Any) -> str:
+    """Return the last part of a path of any system."""
+    return PurePosixPath(text(value).strip().replace("\\", "/")).name
+
+
+def base_model(family: Callable[[Mapping[str, Any]], str]) -> Convert:
+    """Return a converter of the base model: a repository, a folder, or a file of the transformer."""
+
+    def convert(value: Any, others: Mapping[str, Any]) -> Values:
+        name = text(value).strip()
+        if not name:
+            raise NothingToSet("empty: by flavour")
+        if name.lower().endswith((".safetensors", ".sft")):
+            flavour = guess_flavour(name, family(others))
+            values = {"diffusion_model": file_name(name), **({"flavour": flavour} if flavour else {})}
+            return Values(values, "by its name in models/diffusion_models")
+        flavour = flavour_of_repo(name, family(others))
+        if flavour:
+            return Values({"flavour": flavour}, "" if name.lower() not in RENAMED_REPOS else "its release is used")
+        if is_hub_id(name) and not name.startswith((".", "/", "~")):
+            return Values({"diffusion_model": name}, "its transformer; the other parts come from the flavour")
+        return Values({"folder": file_name(name)}, "by its name in models/diffusers")
+
+    return convert
+
+
+def flavour_of_repo(name: str, family: str) -> str:
+    """Return the flavour whose Hugging Face repository this is, "" if none."""
+    repos = CHROMA_REPOS if family == "chroma" else {flavour: rules.repo for flavour, rules in FLAVOURS.items()}
+    known = {repo.lower(): flavour for flavour, repo in repos.items()}
+    return known.get(name.lower(), RENAMED_REPOS.get(name.lower(), "") if family == "chroma" else "")
+
+
+def guess_flavour(name: str, family: str) -> str:
+    """Return the flavour that a file's name contains; without one, the usual flavour of such files."""
+    flavours = CHROMA_REPOS if family == "chroma" else FLAVOURS
+    lower = file_name(name).lower()
+    usual = "hd" if family == "chroma" else "dev"
+    return next((flavour for flavour in flavours if flavour != "dev" and flavour in lower), usual)
+
+
+def substrings(value: Any, others: Mapping[str, Any]) -> str:
+    """Return patterns for names that contain one of these texts."""
+    words = value if isinstance(value, list) else text(value).split(",")
+    patterns = []
+    for word in words:
+        word = text(word).strip().removeprefix("transformer.").strip("*")
+        if word and not re.fullmatch(r"[\w.\-]+", word):
+            raise NotThere(f"{shorten(word)} is not part of a layer's name; the default targets are used")
+        patterns += [f"*{word}*"] if word else []
+    if not patterns:
+        raise NothingToSet("empty: all layers of the default")
+    return ",".join(patterns)
+
+
+def sizes(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return image sizes: 1024, 1024x768 or megapixels such as 1.0, several with commas."""
+    parts, rounded = [], False
+    for part in filter(None, (part.strip() for part in text(value).split(","))):
+        match = MEMBER.fullmatch(part)
+        edges = [int(edge[:6]) for edge in match.groups()] if match else [_edge(number(part))] * 2
+        fixed = [min(max(round(edge / 16) * 16, 16), 8192) for edge in edges]
+        rounded |= fixed != edges
+        parts.append(f"{fixed[0]}x{fixed[1]}")
+    if not parts:
+        raise NothingToSet("empty")
+    return Values({"resolutions": ", ".join(parts)}, "rounded to multiples of 16" if rounded else "")
+
+
+def _edge(size: float) -> int:
+    return round(min(abs(size), 1e5)) if size > 16 else round(abs(size * 1e6) ** 0.5 / 64) * 64
+
+
+def pairs(value: Any) -> dict[str, str]:
+    """Return `key=value` arguments as a dict: a list of texts, or one text with spaces."""
+    words: Sequence[Any] = value if isinstance(value, list) else str(value or "").split() if value is not True else ()
+    split = (str(word).strip().strip("\"'").partition("=") for word in words)
+    return {name.strip(): rest.strip() for name, equals, rest in split if equals}
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as one dict with dots in the names. Lists stay."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(item, f"{name}.") if isinstance(item, dict) and item else {name: item})
+    return flat
+
+
+def shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+OPTIMIZERS = {
+    "adamw": "adamw", "adam": "adamw", "torch-adamw": "adamw", "adamw_bf16": "adamw_bf16", "adamw8bit": "bnb-adamw8bit",
+    "adamw_8bit": "bnb-adamw8bit", "adam8bit": "bnb-adamw8bit", "adam_8bit": "bnb-adamw8bit",
+    "pagedadamw8bit": "bnb-adamw8bit", "bnb-adamw8bit": "bnb-adamw8bit",
+    "bnb-adamw8bit-paged": "bnb-adamw8bit", "ademamix_8bit": "bnb-ademamix8bit", "ademamix8bit": "bnb-ademamix8bit",
+    "bnb-ademamix8bit": "bnb-ademamix8bit", "bnb-ademamix8bit-paged": "bnb-ademamix8bit", "lion": "optimi-lion",
+    "optimi-lion": "optimi-lion", "lion_8bit": "bnb-lion8bit-paged", "lion8bit": "bnb-lion8bit-paged",
+    "pagedlion8bit": "bnb-lion8bit-paged", "bnb-lion8bit": "bnb-lion8bit-paged",
+    "bnb-lion8bit-paged": "bnb-lion8bit-paged", "optimi-adamw": "adamw", "adamw_optimi": "adamw",
+    "optimi-stableadamw": "optimi-stableadamw", "stableadamw": "optimi-stableadamw", "adamw8bitkahan": "bnb-adamw8bit",
+    "prodigy": "prodigy", "adafactor": "adafactor", "came": "came", "adamwschedulefree": "schedulefree-adamw",
+    "schedulefree-adamw": "schedulefree-adamw", "schedule_free_adamw": "schedulefree-adamw",
+    "optimi-adamw-schedulefree": "schedulefree-adamw", "torch-adafactor": "adafactor",
+    "schedulefreewrapper": "schedulefree-adamw", "adafactor_dpm": "adafactor",
+}  # fmt: skip
+optimizer = one_of(OPTIMIZERS, "not there; adamw is used, at the same learning rate")
+SCHEDULES = {
+    "constant": "constant", "constant_with_warmup": "constant_with_warmup", "cosine": "cosine", "linear": "linear",
+    "cosine_with_restarts": "cosine_with_restarts", "polynomial": "polynomial", "warmup_stable_decay": "wsd",
+    "cosine_annealing": "cosine", "cosine_annealing_with_restarts": "cosine_with_restarts",
+    "cosineannealinglr": "cosine", "cosine_with_hard_restarts": "cosine_with_restarts", "none": "constant",
+}  # fmt: skip
+schedule = one_of(SCHEDULES, "not there; the learning rate stays constant")
+PRECISIONS = {
+    "bf16": "bf16", "bfloat16": "bf16", "bfloat_16": "bf16", "fp16": "fp16", "float16": "fp16", "float_16": "fp16",
+    "fp32": "fp32", "float32": "fp32", "float_32": "fp32", "no": "fp32", "float": "fp32",
+}  # fmt: skip
+precision = one_of(PRECISIONS, "not there; there is bf16, fp16 and fp32")
+ATTENTION = {
+    "diffusers": "native", "sdpa": "native", "torch": "native", "default": "native", "native": "native", "cudnn": "cudnn",
+    "native-efficient": "efficient", "native-flash": "flash", "native-math": "math", "flash": "flash", "flash-attn": "flash",
+    "flash-attn-2": "flash", "math": "math", "efficient": "efficient", "cross_attention": "native",
+}  # fmt: skip
+attention = one_of(ATTENTION, "not there in training; torch's kernels are used")
