@@ -34,7 +34,7 @@ from ..storage.atomic import write_json
 from .build import build_run
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
-from .hooks.checkpointer import checkpoint_hook, save_and_prune
+from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.eval_loss import evaluate, evaluate_start
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
@@ -139,6 +139,8 @@ def _train(
     if newest:
         restore_(state, newest)
         host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
+        with phases("eval"):
+            catch_up(state, host)
         live.catch_up(state)
     else:
         init_from_data_(state, request, host)
