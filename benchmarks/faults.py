@@ -7,8 +7,8 @@ run, `--inside` of them at a random file operation inside a save; every third st
 to its end, and LoRA, last checkpoint (adapter, optimiser, loss history) and validation pictures are compared with those of
 a run that nobody touched. Cancels, compared in the same way: Ctrl-C under a pipe whose reader is gone, and a terminal that is
 closed, which sends SIGHUP. Full disks: a disk that takes nothing more, from each single file operation of a run on.
-Result: benchmarks/results/faults.json, with the commit it was measured on. A run with another seed is added to those of the same
-commit, a second one with the same seed takes its place; `--full-disks 0` leaves the disks as they were measured.
+Result: benchmarks/results/faults.json, each measurement with its commit. `--kills 0`, `--interrupts 0` and `--full-disks 0` leave theirs
+as it was measured.
 """
 
 from __future__ import annotations
@@ -59,32 +59,36 @@ def main() -> int:
         fixtures.make_home(folder / "tiny-chroma", home)
         for name in ("kills", "pipe", "terminal", "disks"):
             (folder / name).mkdir()
-        lost = kill(kills, home, folder / "kills", arguments)
+        lost: list[str] = []
+        if arguments.kills:
+            lost += kill(kills, home, folder / "kills", arguments)
+        if arguments.interrupts:
+            lost += cancel(kills, home, folder, arguments)
         if arguments.full_disks:
             lost += fill_disks(kills, disks, home, folder / "disks", arguments.full_disks)
     return 1 if lost else 0
 
 
 def kill(kills: ModuleType, home: Path, folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """Measure kills and cancels, write the result, and return what was lost."""
+    """Measure kills, write the result, and return what was lost."""
     count = kills.kill_many(
         home, folder, arguments.kills, arguments.inside, arguments.seed,
         told=lambda text: print(text, end="\r", flush=True),
     )  # fmt: skip
     print(f"\n{count}", flush=True)
-    run = {"seed": arguments.seed, **circumstances(), "kills": vars(count)}
+    write("kills", {"seed": arguments.seed, **vars(count)})
+    return count.lost
+
+
+def cancel(kills: ModuleType, home: Path, folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Measure cancels of both kinds, write the result, and return what was lost."""
+    lost: list[str] = []
     for name, closed_terminal in (("pipe", False), ("terminal", True)):
-        cancels = kills.interrupt_many(
-            home, folder.parent / name, arguments.interrupts, closed_terminal, arguments.seed
-        )
-        print(f"{CANCELS[name]}: {cancels}", flush=True)
-        run[CANCELS[name]] = vars(cancels)
-    result = earlier_result()
-    earlier = (other for other in result["runs"] if other.get("commit") == run["commit"])
-    result["runs"] = [*(other for other in earlier if other["seed"] != arguments.seed), run]
-    result |= {name: total(name, result["runs"]) for name in ("kills", *CANCELS.values())}
-    write(result)
-    return [fault for name in ("kills", *CANCELS.values()) for fault in run[name]["lost"]]
+        count = kills.interrupt_many(home, folder / name, arguments.interrupts, closed_terminal, arguments.seed)
+        print(f"{CANCELS[name]}: {count}", flush=True)
+        write(CANCELS[name], {"seed": arguments.seed, **vars(count)})
+        lost += count.lost
+    return lost
 
 
 def fill_disks(kills: ModuleType, disks: ModuleType, home: Path, folder: Path, trials: int) -> list[str]:
@@ -93,7 +97,7 @@ def fill_disks(kills: ModuleType, disks: ModuleType, home: Path, folder: Path, t
     survived = tried - len(lost)
     print(f"full disk: {tried} tried, {ended} ended with an error, {survived} survived, {len(lost)} lost")
     count = {"tried": tried, "ended_with_an_error": ended, "survived": survived, "lost": lost}
-    write({**earlier_result(), "full_disk": {**circumstances(), **count}})
+    write("full_disk", count)
     return lost
 
 
@@ -113,16 +117,10 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
-def total(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sums over runs."""
-    return {key: sum((run[name][key] for run in runs), type(value)()) for key, value in runs[0][name].items()}
-
-
-def earlier_result() -> dict[str, Any]:
-    return json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"runs": []}
-
-
-def write(result: dict[str, Any]) -> None:
+def write(name: str, count: dict[str, Any]) -> None:
+    """Replace one measurement in the result."""
+    result = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {}
+    result[name] = {**circumstances(), **count}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -70,6 +70,7 @@ class Operations:
 def open_console(path: str) -> int:
     """Open a fifo or a terminal, which becomes the one whose closing sends SIGHUP. The first byte says so."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     handle = os.open(path, os.O_WRONLY)
     if os.isatty(handle):
         fcntl.ioctl(handle, termios.TIOCSCTTY, 0)

@@ -34,7 +34,7 @@ from ..storage.atomic import write_json
 from .build import build_run
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
-from .hooks.checkpointer import checkpoint_hook, save_and_prune
+from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.eval_loss import evaluate, evaluate_start
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
@@ -137,9 +137,7 @@ def _train(
     checkpoints = plan.folder / layout.CHECKPOINTS
     newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
     if newest:
-        restore_(state, newest)
-        host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
-        live.catch_up(state)
+        _resume(state, newest, live, host, phases)
     else:
         init_from_data_(state, request, host)
     first = state.step
@@ -171,6 +169,15 @@ def _train(
     del state, live
     _free_memory(device)
     return result
+
+
+def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Host, phases: PhaseTimer) -> None:
+    """Restore a checkpoint, and do what its run was about to do when it was interrupted."""
+    restore_(state, checkpoint)
+    host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
+    with phases("eval"):
+        catch_up(state, host)
+    live.catch_up(state)
 
 
 def _write_records(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:

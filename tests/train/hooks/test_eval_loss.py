@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chroma_trainer.nodes import lora_trainer, plan_run
 from chroma_trainer.trainer_core.config.training import EVAL_SIGMAS
@@ -11,6 +13,7 @@ from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.runs.manifest import settings_of
 from chroma_trainer.trainer_core.trackers.dispatch import summary_of
 from chroma_trainer.trainer_core.train import run as run_module
+from chroma_trainer.trainer_core.train.hooks import checkpointer
 from chroma_trainer.trainer_core.train.run import run
 
 
@@ -87,3 +90,26 @@ def test_saved_workflows_read_their_values_by_position():
         assert [field.name for field in spec.fields()][-1] == "eval_images"
     widgets = [field.name for field in plan_run.SPEC.fields() if field.is_widget]
     assert widgets[-3:] == ["vram_gb", "ram_gb", "eval_images"]
+
+
+def test_an_evaluation_that_was_canceled_is_done_after_the_resume(workshop, monkeypatch):
+    """Ctrl-C during it: the checkpoint was saved without it, and its step could no longer be the best one."""
+    request = workshop.request(holdout=0.25, steps=6)
+    whole = run(request, workshop.host())
+    host = workshop.host()
+
+    def cancel(state, host):
+        if state.step == 2:
+            raise Cancelled
+        return measure(state, host)
+
+    measure = checkpointer.eval_loss
+    monkeypatch.setattr(checkpointer, "eval_loss", cancel)
+    with pytest.raises(Cancelled):
+        run(request, host)
+    assert host.checkpoints == ["step-000002"]
+    monkeypatch.undo()
+    resumed = run(request, workshop.host(host.paths.output))
+    assert resumed.report["best"]["step"] == whole.report["best"]["step"] and resumed.lora.sha256 == whole.lora.sha256
+    last = host.run_folder / "checkpoints" / "step-000006" / "state.json"
+    assert list(json.loads(last.read_text("utf-8"))["eval_losses"]) == ["2", "4", "6"]
