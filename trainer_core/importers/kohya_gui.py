@@ -54,6 +54,7 @@ GUI_TABLE = Table(
     {**UNUSED, **TABLE.equal},
     {**LOST, **TABLE.missing},
     {**TABLE.defaults, "network_dim": 8},
+    TABLE.usual,
 )
 
 
