@@ -13,8 +13,16 @@ from chroma_trainer.trainer_core.registry import load, names
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coming-from.md"
 OPTION = re.compile(r"`-{0,2}([a-z][a-z0-9]*(?:[_.][a-z0-9_.]+)+)`")
 COLUMNS = {"SimpleTuner": "simpletuner", "OneTrainer": "onetrainer", "ai-toolkit": "ai-toolkit", "kohya": "kohya"}
-# Values of an option, and command-line options of a prompt.
-VALUES = {"caption_shuffle.count", "flux_shift", "jpeg_artifacts"}
+# Values, and names within an option.
+VALUES = {
+    "flux_shift",
+    "jpeg_artifacts",
+    "compression_rounds",
+    "selection_ratio",
+    "start_layer_idx",
+    "end_layer_idx",
+    "run_name",
+}
 
 
 def options_of(trainer: Trainer) -> set[str]:
@@ -27,6 +35,7 @@ def is_known(option: str, known: set[str]) -> bool:
     """Whether it is an option, or the last part of one."""
     return any(
         fnmatchcase(option, name) or name.endswith(f".{option}")
+        or f"{option}." in name
         or (not name.endswith(".*") and fnmatchcase(option, name.rpartition(".")[2]))
         for name in known
     )  # fmt: skip
