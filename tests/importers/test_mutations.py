@@ -19,6 +19,7 @@ from chroma_trainer.nodes import CATALOGUE
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.errors import UNPRINTABLE
 from chroma_trainer.trainer_core.host import SinkHost
+from chroma_trainer.trainer_core.paths import local_paths
 from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.read import read_workflow
 
@@ -117,7 +118,9 @@ def test_a_mutated_file_is_a_workflow_or_one_clear_error(tmp_path: Path, capsys:
         assert status in (0, 2) and (status == 0 or err.startswith("error: ")), f"{name} {seed}: {status}"
         assert not UNPRINTABLE.search((out + err).replace("\n", "")), f"{name} {seed}: control characters"
         if status == 0:
-            problems = check(read_workflow(output, schemas()), CATALOGUE, SinkHost())
+            problems = check(
+                read_workflow(output, schemas()), CATALOGUE, SinkHost(paths=local_paths([], tmp_path, [], None))
+            )
             wrong = [problem for problem in problems if problem.field not in FILES]
             assert not wrong, f"{name} {seed}: {wrong}"
         statuses.append(status)
@@ -136,5 +139,4 @@ FILES = (
     "references",
     "init_lora",
     "assistant",
-    "targets",
 )

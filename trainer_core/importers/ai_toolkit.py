@@ -157,7 +157,7 @@ TABLE = Table(
         "trigger_word": "of each folder", "network.conv*": "there are no convolutions", "save.push_to_hub": "nothing is uploaded", "save.save_format": ".safetensors",
         "train.train_unet": "always", "train.noise_scheduler": "flow matching", "train.ema_config.use_ema": "in ema_decay", "train.disable_sampling": "in ValidateSampler",
         "train.skip_first_sample": "the base model's images are the comparison", "train.force_first_sample": "always", "train.cache_text_embeddings": "always",
-        "train.unload_text_encoder": "always", "train.content_or_style": "balanced, if it is not listed below", "train.loss_type": "mse, if it is not listed below",
+        "train.unload_text_encoder": "always", "train.content_or_style": "balanced", "train.loss_type": "mse",
         "model.is_flux": "LoadFlux", "model.qtype*": "in level", "model.quantize_kwargs*": "chosen by itself", "model.layer_offloading_*": "in offload_share",
         "sample.sampler": "as in ComfyUI", "sample.width": "in resolutions", "sample.height": "in resolutions", "sample.walk_seed": "every prompt has the same seed",
         "sample.sample_start_step": "from the start", "sample.num_frames": "is for videos", "sample.fps": "is for videos", "model.model_kwargs*": "is for other models",
@@ -175,7 +175,7 @@ TABLE = Table(
         "train.switch_boundary_every": "is for other models", "slider*": "would have trained a slider", "train.*": "would have changed the training",
         "model.*": "would have changed the model", "sample.*": "would have changed the validation images", "save.*": "would have changed the file",
     },
-    defaults={"network.linear_alpha": 1.0, "train.batch_size": 1, "train.timestep_type": "sigmoid", "train.lr_scheduler_params.warmup_steps": 0},
+    defaults={"network.linear_alpha": 1.0, "train.batch_size": 1, "train.timestep_type": "sigmoid", "train.lr_scheduler_params.warmup_steps": 0}, usual={"train.content_or_style": "balanced", "train.loss_type": "mse"},
 )  # fmt: skip
 
 
@@ -236,16 +236,17 @@ FOLDERS = Table(
     ),
     equal={
         "cache_*": "caches need no settings", "type": "image", "bucket_tolerance": "see bucket_step", "buckets": "images always go to buckets", "enable_ar_bucket": "images always go to buckets",
-        "num_frames": "is for videos", "fps": "is for videos", "do_i2v": "is for videos", "shrink_video_to_frames": "is for videos", "network_weight": "1, if it is not listed below",
+        "num_frames": "is for videos", "fps": "is for videos", "do_i2v": "is for videos", "shrink_video_to_frames": "is for videos", "network_weight": "1",
         "square_crop": "in crop_aspect", "extra_values": "none", "shrink*": "is for videos",
     },
     missing={
         "flip_x": "would have flipped images", "flip_y": "would have flipped images", "flip_*": "would have flipped images", "scale": "would have scaled images", "random_scale": "would have scaled images",
         "augments": "would have changed images", "augmentations": "would have changed images", "random_triggers*": "would have added triggers", "token_dropout_rate": "would have dropped tags",
         "alpha_mask": "would have used transparency as a mask", "invert_mask": "would have inverted the masks", "loss_multiplier": "would have weighted the folder; use repeats",
-        "control_path_*": "would have used several references", "clip_image_*": "is for other models", "inpaint_path": "is for other models", "poi": "would have cropped to a point", "network_weight": "would have scaled the LoRA",
+        "control_path_*": "would have used several references", "clip_image_*": "is for other models", "inpaint_path": "is for other models", "poi": "would have cropped to a point",
     },
     defaults={"resolution": 512, "caption_dropout_rate": 0.0},
+    usual={"network_weight": 1.0},
 )  # fmt: skip
 
 

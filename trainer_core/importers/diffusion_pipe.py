@@ -113,14 +113,14 @@ TABLE = Table(
         "map_num_proc": "chosen by itself", "steps_per_print": "logs are in the run's folder", "video_clip_mode": "is for videos", "save_every_n_epochs": "see checkpoint_every",
         "checkpoint_every_n_*": "see checkpoint_every", "eval_*": "see holdout and eval_images", "disable_block_swap_for_eval": "chosen by itself", "monitoring.*": "set WANDB_PROJECT and WANDB_NAME",
         "reentrant_activation_checkpointing": "never needed", "x_axis_examples": "charts count steps", "image_*": "images are all there is", "optimizer.stabilize": "see optimi-stableadamw",
-        "model.bypass_guidance_embedding": "off, if it is not listed below", "save_every_n_examples": "see checkpoint_every",
+        "model.bypass_guidance_embedding": "off", "save_every_n_examples": "see checkpoint_every",
     },
     missing={
         "pseudo_huber_c": "would have used the Huber loss", "force_constant_lr": "would have replaced the learning rate", "fuse_adapters": "would have merged LoRAs", "adapter.*": "would have tuned the adapter",
         "optimizer.*": "would have tuned the optimizer", "model.*": "would have changed the model", "huggingface_repo": "would have uploaded the LoRA", "upload_hf_from_epoch": "would have uploaded the LoRA",
         "eval_datasets": "see holdout",
     },
-    defaults={"warmup_steps": 0, "model.timestep_sample_method": "logit_normal"},
+    defaults={"warmup_steps": 0, "model.timestep_sample_method": "logit_normal"}, usual={"model.bypass_guidance_embedding": False},
 )  # fmt: skip
 
 

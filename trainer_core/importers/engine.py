@@ -92,7 +92,10 @@ def import_files(paths: Sequence[Path], catalogue: Mapping[str, NodeSpec]) -> Im
     files = SourceFiles([read_config(path) for path in paths])
     trainer, main = detect(files.files)
     files.used.add(main.path)
-    settings = trainer.read(main, files)
+    try:
+        settings = trainer.read(main, files)
+    except Wrong as reason:
+        raise UserError.at(str(main.path), f"{reason}, but an option of {trainer.title} wants one") from reason
     unused = [file.path for file in files.files if file.path not in files.used]
     if unused:
         message = f"is not part of the {trainer.title} configuration in {main.path.name}; leave it out"
@@ -212,9 +215,16 @@ class Converter:
     def _explain(self, table: Table, name: str, value: Any, prefix: str) -> None:
         """Add the line of an option that sets no field."""
         option, shown = prefix + name, shorten(value)
-        if reason := _lookup(table.equal, name):
+        is_unused = is_off(value)
+        if name in table.usual and str(value).lower() != str(table.usual[name]).lower() and not is_unused:
+            self.report.missing.append((option, f"{shown}: not there; it is {table.usual[name]} here"))
+        elif reason := table.equal.get(name):
             self.report.equal.append((option, f"{shown}: {reason}"))
-        elif is_off(value):
+        elif not is_unused and (reason := table.missing.get(name)):
+            self.report.missing.append((option, f"{shown}: {reason}"))
+        elif reason := _lookup(table.equal, name):
+            self.report.equal.append((option, f"{shown}: {reason}"))
+        elif is_unused:
             self.report.equal.append((option, f"{shown}: off, as here"))
         elif reason := _lookup(table.missing, name):
             self.report.missing.append((option, f"{shown}: {reason}"))
@@ -225,8 +235,7 @@ class Converter:
 
 
 def _lookup(reasons: Mapping[str, str], name: str) -> str:
-    if name in reasons:
-        return reasons[name]
+    """Return the reason of the first prefix that the name has, "" if none."""
     return next((text for key, text in reasons.items() if key.endswith("*") and name.startswith(key[:-1])), "")
 
 

@@ -207,13 +207,13 @@ TABLE = Table(
         "sample_every_n_epochs": "see validate_every", "save_state": "every checkpoint can be resumed from", "save_state_on_train_end": "always",
         "resume": "a run with the same settings resumes by itself", "prior_loss_weight": "see prior_preservation", "masked_loss": "in masks",
         "caption_dropout_rate": "of the folders", "metadata_*": "title and trigger are in the file", "huber_*": "of a loss that is not used",
-        "no_half_vae": "the VAE's precision is right by itself", "sample_sampler": "as in ComfyUI", "loss_type": "l2, if it is not listed below",
-        "disable_mmap_load_safetensors": "chosen by itself", "sigmoid_scale": "1, if it is not listed below", "sample_at_first": "always",
+        "no_half_vae": "the VAE's precision is right by itself", "sample_sampler": "as in ComfyUI", "loss_type": "l2", "model_prediction_type": "raw: the model predicts the velocity",
+        "disable_mmap_load_safetensors": "chosen by itself", "sigmoid_scale": "1", "sample_at_first": "always",
         "optimizer_args.relative_step": "off", "optimizer_args.warmup_init": "off", "optimizer_args.use_bias_correction": "on",
         "optimizer_args.decouple": "on", "optimizer_args.safeguard_warmup": "on", "network_args.preset": "in targets",
         "network_args.split_qkv": "always: each of q, k and v has its own LoRA", "network_args.conv_*": "there are no convolutions",
         "text_encoder_lr": "text encoders are never trained", "num_cpu_threads_per_process": "chosen by itself", "gpu_ids": "see --device",
-        "weighting_scheme": "none, if it is not listed below", "mem_eff_attn": "torch's kernels are the default", "console_log_*": "logs are in the run's folder",
+        "weighting_scheme": "none", "mem_eff_attn": "torch's kernels are the default", "console_log_*": "logs are in the run's folder",
     },
     missing={
         "xformers": "would have used other kernels; torch's are used", "noise_offset*": "would have added an offset to the noise",
@@ -228,7 +228,7 @@ TABLE = Table(
         "alpha_mask": "would have used transparency as a mask", "secondary_separator": "would have split captions", "wildcard": "would have chosen words",
         "lr_*": "would have shaped the learning rate", "min_timestep": "would have limited the sigmas", "max_timestep": "would have limited the sigmas",
     },
-    defaults={"network_dim": 4, "network_alpha": 1.0, "max_train_steps": 1600, "lr_warmup_steps": 0, "timestep_sampling": "sigma"},
+    defaults={"network_dim": 4, "network_alpha": 1.0, "max_train_steps": 1600, "lr_warmup_steps": 0, "timestep_sampling": "sigma"}, usual={"loss_type": "l2", "weighting_scheme": "none", "sigmoid_scale": 1, "model_prediction_type": "raw", "network_train_unet_only": True},
 )  # fmt: skip
 
 
@@ -336,7 +336,6 @@ def read_options(options: dict[str, Any], file: ConfigFile, files: SourceFiles) 
         options.update({f"{name}.{key}": value for key, value in pairs(options.get(name)).items()})
     if MODULES[module] != "lora" and "network_args.algo" not in options:
         options["kind"] = MODULES[module]
-    _name_losses(settings)
     _add_prompts(settings, file, files)
     if not is_off(options.get("dataset_config")):
         config = files.referenced(options["dataset_config"], file, "dataset_config").value
@@ -344,22 +343,6 @@ def read_options(options: dict[str, Any], file: ConfigFile, files: SourceFiles) 
     elif isinstance(options.get("train_data_dir"), str):
         _add_directory(settings)
     return settings
-
-
-def _name_losses(settings: Settings) -> None:
-    """Report options whose usual value needs no setting, where they have another."""
-    usual = {
-        "loss_type": ("l2",), "weighting_scheme": ("none", "uniform"), "sigmoid_scale": ("1", "1.0"),
-        "model_prediction_type": ("raw",), "network_train_unet_only": ("True", "true"),
-    }  # fmt: skip
-    for name, values in usual.items():
-        value = settings.options.get(name)
-        if value is not None and str(value) not in values:
-            settings.options.pop(name)
-            settings.missing.append((name, f"{shorten(value)}: not there; {values[0]} is used"))
-        elif name == "model_prediction_type" and value is not None:
-            settings.options.pop(name)
-            settings.equal.append((name, "raw: the model predicts the velocity"))
 
 
 def _add_prompts(settings: Settings, file: ConfigFile, files: SourceFiles) -> None:

@@ -52,8 +52,9 @@ LOST = {
 GUI_TABLE = Table(
     TABLE.rows,
     {**UNUSED, **TABLE.equal},
-    {**LOST, **TABLE.missing},
+    {name: reason for name, reason in {**LOST, **TABLE.missing}.items() if name not in {**UNUSED, **TABLE.equal}},
     {**TABLE.defaults, "network_dim": 8},
+    TABLE.usual,
 )
 
 

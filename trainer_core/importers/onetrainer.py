@@ -242,14 +242,14 @@ TABLE = Table(
         "workspace_dir": "files are in output", "cache_dir": "caches need no settings", "image_caching": "always", "text_caching": "always", "latent_caching": "always", "clear_cache_before_training": "caches need no settings",
         "only_cache": "caches need no settings", "caching_threads": "chosen by itself", "dataloader_threads": "chosen by itself", "prefetch_next_batch": "always", "train_device": "see --device", "temp_device": "RAM",
         "fallback_train_dtype": "not needed", "enable_autocast_cache": "not needed", "async_offloading": "see offload_stream", "enable_async_offloading": "see offload_stream", "aspect_ratio_bucketing": "always",
-        "mse_strength": "1", "vb_loss_strength": "is for other models", "loss_scaler": "averages, as here", "loss_weight_fn": "constant, if it is not listed below", "loss_weight_strength": "of a weighting that is not used",
+        "mse_strength": "1", "vb_loss_strength": "is for other models", "loss_scaler": "averages, as here", "loss_weight_fn": "constant", "loss_weight_strength": "of a weighting that is not used",
         "huber_delta": "of a loss that is not used", "frames": "is for videos", "backup_after_unit": "steps", "save_every_unit": "steps", "sample_after_unit": "steps", "validate_after*": "at every checkpoint",
         "rolling_backup": "always", "backup_before_save": "always", "continue_last_backup": "a run with the same settings resumes by itself", "save_filename_prefix": "see name", "save_skip_first": "not needed",
         "sample_*": "base images are always sampled first", "samples_to_tensorboard": "always", "non_ema_sampling": "the weights of the file are sampled", "tensorboard_*": "see trackers", "include_train_config": "the workflow is in the file",
-        "prevent_overwrites": "another run's LoRA is kept", "optimizer.*": "the optimizer's default, if it is not listed below", "oft_*": "in rank", "dora_oft": "is only for OFT_2", "lokr_*": "is only for LOKR", "__version": "not needed",
-        "gradient_reduce_precision": "one GPU", "fused_gradient_reduce": "one GPU", "async_gradient_reduce*": "one GPU", "device_indexes": "see --device", "min_noising_strength": "0, if it is not listed below",
-        "max_noising_strength": "1, if it is not listed below", "debug_*": "logs are in the run's folder", "custom_learning_rate_scheduler": "not used", "scheduler_params": "not used", "bundle_additional_embeddings": "there are none",
-        "preserve_embedding_norm": "there are none", "embedding_*": "there are none", "learning_rate_scaler": "none, if it is not listed below", "unmasked_probability": "see unmasked_weight", "validation": "see holdout",
+        "prevent_overwrites": "another run's LoRA is kept", "optimizer.*": "beta1, beta2, eps, d0, d_coef and weight_decay are taken over", "oft_*": "in rank", "dora_oft": "is only for OFT_2", "lokr_*": "is only for LOKR", "__version": "not needed",
+        "gradient_reduce_precision": "one GPU", "fused_gradient_reduce": "one GPU", "async_gradient_reduce*": "one GPU", "device_indexes": "see --device", "min_noising_strength": "0",
+        "max_noising_strength": "1", "debug_*": "logs are in the run's folder", "custom_learning_rate_scheduler": "not used", "scheduler_params": "not used", "bundle_additional_embeddings": "there are none",
+        "preserve_embedding_norm": "there are none", "embedding_*": "there are none", "learning_rate_scaler": "none", "unmasked_probability": "see unmasked_weight", "validation": "see holdout",
         **{f"{name}*": "is not in this model, or not used for LoRAs" for name in MODEL_PARTS},
     },
     missing={
@@ -260,7 +260,7 @@ TABLE = Table(
     defaults={
         "epochs": 100, "lora_alpha": 1.0, "lora_rank": 16, "learning_rate": 3e-6, "learning_rate_warmup_steps": 200, "timestep_distribution": "UNIFORM", "timestep_shift": 1.0,
         "text_encoder.dropout_probability": 0.0, "layer_filter": "",
-    },
+    }, usual={"loss_weight_fn": "CONSTANT", "learning_rate_scaler": "NONE", "loss_scaler": "NONE", "min_noising_strength": 0.0, "max_noising_strength": 1.0, "validation": False},
 )  # fmt: skip
 
 
@@ -317,14 +317,14 @@ FOLDERS = Table(
     ),
     equal={
         "name": "not needed", "seed": "of the run", "enabled": "is used", "include_subdirectories": "always", "image_variations": "see crop_style", "text_variations": "see tag_orders", "balancing_strategy": "in repeats",
-        "loss_weight": "1, if it is not listed below", "concept_stats*": "not needed", "validation_concept": "not used", "text.prompt_path": "see captions", "text.tag_delimiter": "tags are separated by commas",
+        "loss_weight": "1", "concept_stats*": "not needed", "validation_concept": "not used", "text.prompt_path": "see captions", "text.tag_delimiter": "tags are separated by commas",
         "image.resolution_override": "in resolution", "image.enable_resolution_override": "in resolution", "image.*_max_*": "of a change that is not used", "text.tag_dropout_*": "of a change that is not used",
         "text.caps_randomize_*": "of a change that is not used", "__version": "not needed", "image.random_*": "of a change that is not used", "image.__version": "not needed", "text.__version": "not needed",
     },
     missing={
         "image.enable_random_*": "would have changed images", "image.enable_fixed_*": "would have changed images", "text.tag_dropout_enable": "would have dropped tags", "text.caps_randomize_enable": "would have changed captions",
     },
-    defaults={"resolution": 512, "image.enable_crop_jitter": True},
+    defaults={"resolution": 512, "image.enable_crop_jitter": True}, usual={"loss_weight": 1.0},
 )  # fmt: skip
 
 
@@ -356,19 +356,11 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
             f"{file.path.name}: model_type", f"{shown} can't be trained here; there is {', '.join(FAMILIES)}"
         )
     settings = Settings(family, options)
-    _name_losses(settings)
     concepts = _list_of(concepts, "concept_file_name", file, files, "path")
     for i, concept in enumerate(concepts):
         _add_folders(settings, concept, str(concept.get("name") or f"concepts[{i}]"))
     _add_samples(settings, _list_of(samples, "sample_definition_file_name", file, files, "prompt"))
     return settings
-
-
-def _name_losses(settings: Settings) -> None:
-    usual = {"loss_weight_fn": "CONSTANT", "learning_rate_scaler": "NONE", "loss_scaler": "NONE", "min_noising_strength": 0.0, "max_noising_strength": 1.0, "validation": False}  # fmt: skip
-    for name, value in usual.items():
-        if settings.options.get(name, value) not in (value, None):
-            settings.missing.append((name, f"{shorten(settings.options.pop(name))}: not there; it is {value} here"))
 
 
 def _list_of(value: Any, option: str, file: ConfigFile, files: SourceFiles, key: str) -> list[dict[str, Any]]:
@@ -395,10 +387,6 @@ def _add_folders(settings: Settings, concept: Mapping[str, Any], label: str) -> 
     if concept.get("validation_concept") is True or concept.get("type") == "VALIDATION":
         settings.missing.append((label, "a concept for validation; see holdout of LoRATrainer"))
         return
-    if str(options.get("loss_weight", 1)) not in ("1", "1.0"):
-        settings.missing.append(
-            (f"{label}.loss_weight", f"{shorten(options.pop('loss_weight'))}: not there; use repeats")
-        )
     override = flag(options.get("image.enable_resolution_override") or False)
     resolution = options.get("image.resolution_override") if override else settings.options.get("resolution")
     if flag(settings.options.get("masked_training") or False) and isinstance(options.get("path"), str):

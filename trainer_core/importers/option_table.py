@@ -64,6 +64,7 @@ class Table:
         rows: options with an equivalent.
         equal: name -> why it needs no setting here. A name that ends with * is a prefix.
         missing: name -> what it would have done. Listed only where it is set.
+        usual: name -> the value that is the same here; any other is missing.
         defaults: values that apply where the file leaves an option out, and that differ from the defaults here.
     """
 
@@ -71,6 +72,7 @@ class Table:
     equal: Mapping[str, str]
     missing: Mapping[str, str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
