@@ -14,7 +14,8 @@ from tests.importers.examples import CHROMA_GUIDE, write_simpletuner
 def test_import_check_and_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(tmp_path)
     config = write_simpletuner(
-        tmp_path, {**CHROMA_GUIDE, "max_train_steps": 1, "hub_model_id": "mine", "push_to_hub": True}
+        tmp_path,
+        {**CHROMA_GUIDE, "max_train_steps": 1, "lr_scheduler": "constant", "hub_model_id": "mine", "push_to_hub": True},
     )
     backends = [
         {"id": "a", "instance_data_dir": "neon-emoji", "resolution": 64, "caption_strategy": "textfile", "repeats": 0}

@@ -9,9 +9,17 @@ from typing import Any
 from ..spec import Field, NodeSpec
 
 COLUMNS = {
-    "MarkdownNote": 0, "LoadChroma": 1, "LoadFlux": 1, "QuantizeModel": 1, "DatasetBackend": 2, "AdapterSettings": 3,
-    "OptimizerSettings": 3, "MemorySettings": 3, "ValidateSampler": 4, "LoRATrainer": 5,
-}  # fmt: skip
+    "MarkdownNote": 0,
+    "LoadChroma": 1,
+    "LoadFlux": 1,
+    "QuantizeModel": 1,
+    "DatasetBackend": 2,
+    "AdapterSettings": 3,
+    "OptimizerSettings": 3,
+    "MemorySettings": 3,
+    "ValidateSampler": 4,
+    "LoRATrainer": 5,
+}
 WIDTHS = (420, 340, 340, 340, 400, 400)
 MARGIN, GAP, TITLE, ROW = 40, 40, 30, 24  # pixels
 MULTILINE_HEIGHT, NOTE_HEIGHT = 90, 560
@@ -36,10 +44,18 @@ class Canvas:
         column = COLUMNS[kind]
         left = MARGIN + sum(width + GAP for width in WIDTHS[:column])
         node = {
-            "id": len(self.nodes) + 1, "type": kind, "pos": [left, self.bottoms[column] + TITLE],
-            "size": [WIDTHS[column], height], "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [],
-            "properties": {}, **content,
-        }  # fmt: skip
+            "id": len(self.nodes) + 1,
+            "type": kind,
+            "pos": [left, self.bottoms[column] + TITLE],
+            "size": [WIDTHS[column], height],
+            "flags": {},
+            "order": len(self.nodes),
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            **content,
+        }
         self.bottoms[column] += height + TITLE + GAP
         self.nodes.append(node)
         return node
@@ -75,9 +91,16 @@ class Canvas:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-            "links": self.links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
-        }  # fmt: skip
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": [],
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
 
 
 def _input_of(item: Field) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Import a configuration: find its trainer, convert its options by the trainer's table, and report every one of them."""
+"""Import a configuration: find its trainer, convert its options by the tables, and report every one of them."""
 
 from __future__ import annotations
 
