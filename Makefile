@@ -1,4 +1,4 @@
-# make demo: a LoRA trained on the embedded model, in demo-output/.   make test: the tests.   Both make the environment first.
+# make demo: a LoRA trained on the embedded model, in demo-output/.   make test: the tests.   make quick: those that are not slow (AGENTS.md).   Both make the environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,7 @@ quick: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/chroma_trainer  # pyproject.toml, [tool.pyright]
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/node_docs.py --check

@@ -67,6 +67,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_some_items(tmp_path):
     done = call(
         "--rehearse",

@@ -133,7 +133,7 @@ def cases(chroma: str, flux: str) -> Iterator[tuple[str, Callable[[], None]]]:
 def mixed() -> None:
     """Must fail: else nothing here means anything."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.empty(3, device=DEVICE) + torch.empty(3)
+        _ = torch.empty(3, device=DEVICE) + torch.empty(3)
 
 
 def waiting() -> None:

@@ -148,6 +148,7 @@ def test_where_activations_or_weights_are_not_kept_it_is_the_same(some_model, le
     assert all(torch.equal(a, b) for a, b in zip(wanted, gradients(parameters, again), strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_take_routed_tokens(tiny_chroma_model, monkeypatch):
     monkeypatch.setitem(globals(), "FAMILY", load("family", "chroma")())
     transformer, parameters = prepared(tiny_chroma_model)

@@ -31,12 +31,14 @@ def test_shapes_out_of_the_ordinary(pictures, host, tmp_path, size):
     for crop_style in ("center", "corner", "random"):
         index = build_index(pictures.config(captions="filename", crop_style=crop_style), host, 0)
         draw_crop_sheet(index, tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").size[0] == CELL + 2 * GAP
+    with Image.open(tmp_path / "sheet.png") as page:
+        assert page.size[0] == CELL + 2 * GAP
 
 
 def test_of_a_large_dataset_an_even_share_is_shown(pictures, host, tmp_path):
     for i in range(MAX_IMAGES + 1):
         white(pictures.folder, f"{i:03}.png", (16, 16))
     draw_crop_sheet(build_index(pictures.config(captions="filename"), host, 0), tmp_path / "sheet.png")
-    width, height = Image.open(tmp_path / "sheet.png").size
+    with Image.open(tmp_path / "sheet.png") as page:
+        width, height = page.size
     assert (width - GAP) // (CELL + GAP) == 8 and (height - GAP) // (CELL + GAP) == 5  # 33 of 65

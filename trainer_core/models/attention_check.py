@@ -65,6 +65,7 @@ def kernel_fault(
     """
     kernel = attention(name, masked=name)
     for block in (_double_block, _single_block):
+        reasons: list[warnings.WarningMessage] = []
         try:
             # torch warns why a kernel refuses its inputs.
             with warnings.catch_warnings(record=True) as reasons, torch.enable_grad():

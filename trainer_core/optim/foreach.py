@@ -60,7 +60,7 @@ class ExactOptimizer(Unguarded):
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert closure is None, "closures are not used here"
         for group, params in self.lots():
             self.move_(params, gradients(params), [self.state[param] for param in params], group)

@@ -163,7 +163,7 @@ class FluxSingleBlock(SingleBlock):
         self.proj_out = nn.Linear(5 * width, width)
         self.attn = SelfAttention(width, head_width)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, joint: Tensor, conditioning: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
         """Map (B, tokens, width) to the same shape. conditioning: (B, width)."""
