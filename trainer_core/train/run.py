@@ -146,12 +146,13 @@ def _train(
         with phases("train"):
             host.emit(PhaseStarted("train", state.num_steps, "steps"))
             fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
+        with phases("save"):  # before the validation images, so that the LoRA exists if those fail
+            host.emit(PhaseStarted("save"))
+            save_and_prune(checkpoints, state, host)
     except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
         _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    with phases("save"):  # before the validation images, so that the LoRA exists if those fail
-        host.emit(PhaseStarted("save"))
-        save_and_prune(checkpoints, state, host)
+    with phases("save"):
         lora = save_lora(plan, state, record, host)
         best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("eval"):
