@@ -129,10 +129,6 @@ def _cfg(value: Any, options: Mapping[str, Any]) -> float:
     return max(1.0, number(value))
 
 
-def _sizes(value: Any, options: Mapping[str, Any]) -> str:
-    return text(value)
-
-
 TABLE = Table(
     rows=(
         Row("pretrained_model_name_or_path", LOAD, "folder", base_model(family_of)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, set_strength_, trainable_parameters
@@ -16,7 +18,7 @@ NAMES = ["q", "k", "v", "mlp"]
 WIDTHS = (32, 32, 32, 128)
 
 
-def model(dtype: torch.dtype = torch.bfloat16, kind: str = "lora", alpha: float = 2.5, bias: bool = True):
+def model(dtype: torch.dtype = torch.bfloat16, kind: str = "lora", alpha: float = 2.5, bias: bool = True) -> Any:
     """Four layers of one input with adapters that are not zero."""
     parts = [nn.Linear(24, width, bias=bias) for width in WIDTHS]
     base = nn.ModuleDict(dict(zip(NAMES, parts, strict=True)))
@@ -29,7 +31,7 @@ def model(dtype: torch.dtype = torch.bfloat16, kind: str = "lora", alpha: float 
     return base, layers
 
 
-def outputs_and_gradients(base: nn.ModuleDict, layers, copies: WorkingCopies) -> list[Tensor]:
+def outputs_and_gradients(base: Any, layers: Any, copies: WorkingCopies) -> list[Tensor]:
     """Outputs, gradient of the input, and gradients of the masters after two micro-batches."""
     x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(20)).bfloat16().requires_grad_()
     with copies.active():
@@ -76,7 +78,7 @@ def test_another_strength_is_computed_one_by_one():
 
 
 def test_what_is_joined():
-    def group(**options):
+    def group(**options: Any) -> Any:
         base, _ = model(**options)
         return [base[name] for name in NAMES]
 
