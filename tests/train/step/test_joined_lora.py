@@ -37,14 +37,11 @@ def outputs_and_gradients(base: Any, layers: Any, copies: WorkingCopies) -> list
     with copies.active():
         for factor in (1.0, 0.5):
             outputs = project([base[name] for name in NAMES], x)
-            sum((output * factor).float().square().mean() for output in outputs).backward()
+            torch.stack([(output * factor).float().square().mean() for output in outputs]).sum().backward()
             copies.collect_()
     assert x.grad is not None
-    return [
-        *(output.detach() for output in outputs),
-        x.grad,
-        *(parameter.grad for _, parameter in trainable_parameters(layers)),
-    ]
+    gradients = [parameter.grad for _, parameter in trainable_parameters(layers)]
+    return [*(output.detach() for output in outputs), x.grad, *(g for g in gradients if g is not None)]
 
 
 @pytest.mark.parametrize("joins_bases", [False, True], ids=["bases apart", "bases joined"])
