@@ -121,8 +121,8 @@ def test_disk_is_what_a_run_writes(workshop):
     assert len(host.checkpoints) == 2
     assert disk["checkpoints"] == pytest.approx(size(host.run_folder / "checkpoints", "*"), rel=0.1)
     assert disk["lora"] == pytest.approx(host.lora.stat().st_size, rel=0.1)
-    newest = max((host.paths.cache / "quantized").iterdir(), key=lambda path: path.stat().st_mtime)
-    assert disk["quantized base"] == pytest.approx(size(newest, "*.safetensors"), rel=0.1)
+    bases = (host.paths.cache / "quantized").iterdir()  # other tests quantize too
+    assert pytest.approx(disk["quantized base"], rel=0.1) in [size(path, "*.safetensors") for path in bases]
 
 
 def test_pinned_weights_are_counted(estimates):

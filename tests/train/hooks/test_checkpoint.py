@@ -198,9 +198,9 @@ def test_a_folder_that_can_not_be_written_to(tmp_path, host, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError) as caught:
         save_checkpoint(tmp_path, train(run, 1), host)
-    assert (
-        str(caught.value)
-        == f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; earlier checkpoints are intact"
+    assert str(caught.value) == (
+        f"{tmp_path}: the checkpoint of step 2 can't be written: Permission denied; close other programs that have it "
+        "open; earlier checkpoints are intact"
     )
     assert list(tmp_path.iterdir()) == [earlier] and newest_intact(tmp_path, host, 100) == earlier
 
