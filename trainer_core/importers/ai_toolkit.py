@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .kohya import betas
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
+    FAMILIES,
     base_model,
+    betas,
+    cfg_scale,
+    file_name,
     flag,
     flatten,
     if_on,
@@ -21,9 +23,13 @@ from .value_readers import (
     one_of,
     optimizer,
     precision,
+    prompt_text,
+    refuse,
+    round_edge,
     same,
     schedule,
     shorten,
+    shuffled_tags,
     substrings,
     text,
     unless_zero,
@@ -89,14 +95,10 @@ def _guidance(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
-def _kind(value: Any, options: Mapping[str, Any]) -> str:
-    return same("lora", "dora", "lokr", instead="not there; lora is used")(value, options)
-
-
-def _attention(value: Any, options: Mapping[str, Any]) -> str:
-    return one_of(
-        {"native": "native", "flash": "flash", "sdpa": "native"}, "not there in training; torch's kernels are used"
-    )(value, options)
+kind = same("lora", "dora", "lokr", instead="not there; lora is used")
+attention = one_of(
+    {"native": "native", "flash": "flash", "sdpa": "native"}, "not there in training; torch's kernels are used"
+)
 
 
 def _rate(value: Any, options: Mapping[str, Any]) -> float:
@@ -125,7 +127,7 @@ TABLE = Table(
         Row("network.linear|network.rank", "LoRATrainer", "rank", whole),
         Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", number),
         Row("network.network_kwargs.only_if_contains", "LoRATrainer", "targets", substrings),
-        Row("network.type", "AdapterSettings", "kind", _kind),
+        Row("network.type", "AdapterSettings", "kind", kind),
         Row("network.lokr_factor", "AdapterSettings", "lokr_factor", whole),
         Row("network.dropout", "AdapterSettings", "dropout", number),
         Row("network.pretrained_lora_path", "AdapterSettings", "init_lora", model_file("init_lora")),
@@ -154,13 +156,13 @@ TABLE = Table(
         Row("sample.sample_every", "LoRATrainer", "validate_every", whole),
         Row("logging.use_wandb", "LoRATrainer", "trackers", if_on("wandb")),
         Row("train.optimizer", "OptimizerSettings", "optimizer", optimizer),
-        Row("train.optimizer_params.betas", "OptimizerSettings", "beta1", lambda value, _: betas(value)),
+        Row("train.optimizer_params.betas", "OptimizerSettings", "beta1", betas),
         Row("train.optimizer_params.eps", "OptimizerSettings", "eps", number),
         Row("train.optimizer_params.d_coef", "OptimizerSettings", "prodigy_d_coef", number),
         Row("train.lr_scheduler_params.num_cycles", "OptimizerSettings", "lr_num_cycles", whole),
         Row("model.layer_offloading", "MemorySettings", "group_offload", _offload),
         Row("model.compile", "MemorySettings", "compile", flag),
-        Row("train.attention_backend", "MemorySettings", "attention", _attention),
+        Row("train.attention_backend", "MemorySettings", "attention", attention),
         Row(
             "sample.prompts|sample.samples",
             "ValidateSampler",
@@ -169,7 +171,7 @@ TABLE = Table(
         ),
         Row("sample.neg", "ValidateSampler", "negative_prompt", text),
         Row("sample.sample_steps", "ValidateSampler", "steps", whole),
-        Row("sample.cfg", "ValidateSampler", "cfg", lambda value, _: max(1.0, number(value))),
+        Row("sample.cfg", "ValidateSampler", "cfg", cfg_scale),
         Row("sample.size", "ValidateSampler", "resolutions", text),
         Row("sample.seed", "ValidateSampler", "seed", whole),
     ),
@@ -250,7 +252,7 @@ TABLE = Table(
 def _assistant(value: Any) -> Values:
     name = text(value)
     if name.lower().endswith(".safetensors"):
-        return Values({"assistant": name.replace("\\", "/").rpartition("/")[2]}, "by its name in models/loras")
+        return Values({"assistant": file_name(name)}, "by its name in models/loras")
     return Values({"assistant": "by flavour"}, "found by itself for schnell")
 
 
@@ -265,18 +267,7 @@ def _prompts(value: Any, options: Mapping[str, Any]) -> Any:
             prompts.append(" ".join(words).replace("[trigger]", trigger or "[trigger]"))
     if not prompts:
         raise NothingToSet("empty")
-    named = {f"prompt {i + 1}": prompt for i, prompt in enumerate(prompts)}
-    return json.dumps(named, ensure_ascii=False) if prompts[0].startswith("{") else "\n".join(prompts)
-
-
-def _crop(value: Any, options: Mapping[str, Any]) -> str:
-    return if_on("random")(value, options)
-
-
-def _shuffle(value: Any, options: Mapping[str, Any]) -> Values:
-    if not flag(value):
-        raise NothingToSet("off")
-    return Values({"tag_orders": 8}, "8 orders of each caption, made once")
+    return prompt_text(prompts, "prompt")
 
 
 def _extension(value: Any, options: Mapping[str, Any]) -> str:
@@ -293,8 +284,8 @@ FOLDERS = Table(
         Row("trigger_word", "DatasetBackend", "trigger", text),
         Row("resolution", "DatasetBackend", "resolution", number),
         Row("num_repeats", "DatasetBackend", "repeats", whole),
-        Row("random_crop", "DatasetBackend", "crop_style", _crop),
-        Row("shuffle_tokens", "DatasetBackend", "tag_orders", _shuffle),
+        Row("random_crop", "DatasetBackend", "crop_style", if_on("random")),
+        Row("shuffle_tokens", "DatasetBackend", "tag_orders", shuffled_tags),
         Row("keep_tokens", "DatasetBackend", "kept_tags", whole),
         Row("mask_path", "DatasetBackend", "masks", text),
         Row("mask_min_value", "DatasetBackend", "unmasked_weight", number),
@@ -365,8 +356,7 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     options["name"] = config.get("name") or "my-lora"
     family = _family(options)
     if not family:
-        shown = shorten(options.get("model.arch"))
-        raise UserError.at(f"{file.path.name}: model.arch", f"{shown} can't be trained here; there is chroma and flux")
+        raise refuse(file.path.name, "model.arch", options.get("model.arch"), FAMILIES)
     settings = Settings(family, options)
     if len(config["process"]) > 1:
         settings.missing.append(("config.process", "only the first process is imported"))
@@ -387,8 +377,7 @@ def _add_sizes(settings: Settings) -> None:
             options.pop(name, None)
     width, height = options.get("sample.width"), options.get("sample.height")
     if isinstance(width, int) and isinstance(height, int) and not isinstance(width, bool):
-        edges = (min(max(round(edge / 16) * 16, 16), 8192) for edge in (width, height))
-        options["sample.size"] = "x".join(map(str, edges))
+        options["sample.size"] = f"{round_edge(width)}x{round_edge(height)}"
     if settings.family == "chroma" and options.get("sample.guidance_scale") is not None:
         options["sample.cfg"] = options["sample.guidance_scale"]
 

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .kohya import betas
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
+    FAMILIES,
+    all_linears,
     base_model,
+    betas,
+    blocks_to_swap,
+    bucketed,
     file_name,
     flag,
     flatten,
@@ -21,14 +25,13 @@ from .value_readers import (
     one_of,
     optimizer,
     precision,
+    refuse,
     same,
     shorten,
     text,
     unless_zero,
     whole,
 )
-
-NUM_BLOCKS = 57
 
 
 def _family(options: Mapping[str, Any]) -> str:
@@ -51,12 +54,6 @@ def _density(value: Any, options: Mapping[str, Any]) -> Values:
             else number(options.get("model.shift") or 1.0),
         }
     )
-
-
-def _blocks(value: Any, options: Mapping[str, Any]) -> Values:
-    count = unless_zero(value, options)
-    share = min(1.0, max(0.01, round(count / NUM_BLOCKS, 2)))
-    return Values({"group_offload": "block", "offload_share": share}, f"{count} of {NUM_BLOCKS} blocks")
 
 
 def _checkpointing(value: Any, options: Mapping[str, Any]) -> Values:
@@ -82,12 +79,7 @@ TABLE = Table(
         Row("model.transformer_dtype", "QuantizeModel", "level", _transformer_dtype),
         Row("output_dir", "LoRATrainer", "name", lambda value, _: file_name(value) or "my-lora"),
         Row("adapter.rank", "LoRATrainer", "rank", lambda value, _: min(whole(value), 512)),
-        Row(
-            "adapter.type",
-            "LoRATrainer",
-            "targets",
-            lambda value, _: Values({"targets": "ai-toolkit"}, "all Linears of the blocks"),
-        ),
+        Row("adapter.type", "LoRATrainer", "targets", all_linears),
         Row("adapter.kind", "AdapterSettings", "kind", same("lora", "lokr", instead="not there; lora is used")),
         Row("adapter.decompose_factor", "AdapterSettings", "lokr_factor", whole),
         Row("adapter.dropout", "AdapterSettings", "dropout", number),
@@ -117,9 +109,9 @@ TABLE = Table(
         Row("save_every_n_steps|checkpoint_every_n_steps", "LoRATrainer", "checkpoint_every", unless_zero),
         Row("monitoring.enable_wandb", "LoRATrainer", "trackers", if_on("wandb")),
         Row("optimizer.type", "OptimizerSettings", "optimizer", optimizer),
-        Row("optimizer.betas", "OptimizerSettings", "beta1", lambda value, _: betas(value)),
+        Row("optimizer.betas", "OptimizerSettings", "beta1", betas),
         Row("optimizer.eps", "OptimizerSettings", "eps", number),
-        Row("blocks_to_swap", "MemorySettings", "group_offload", _blocks),
+        Row("blocks_to_swap", "MemorySettings", "group_offload", blocks_to_swap),
         Row("compile", "MemorySettings", "compile", flag),
     ),
     equal={
@@ -164,10 +156,6 @@ TABLE = Table(
 )
 
 
-def _shuffled(value: Any, options: Mapping[str, Any]) -> int:
-    return unless_zero(value, options)
-
-
 def _edge(value: Any, options: Mapping[str, Any]) -> float:
     if isinstance(value, list):
         edges = [number(edge) for edge in value]
@@ -183,13 +171,8 @@ FOLDERS = Table(
         Row("mask_path", "DatasetBackend", "masks", text),
         Row("control_path", "DatasetBackend", "references", text),
         Row("caption_prefix", "DatasetBackend", "trigger", lambda value, _: text(value).strip(" ,")),
-        Row(
-            "enable_ar_bucket",
-            "DatasetBackend",
-            "crop_aspect",
-            lambda value, _: "preserve" if flag(value) else "square",
-        ),
-        Row("cache_shuffle_num", "DatasetBackend", "tag_orders", _shuffled),
+        Row("enable_ar_bucket", "DatasetBackend", "crop_aspect", bucketed),
+        Row("cache_shuffle_num", "DatasetBackend", "tag_orders", unless_zero),
         Row("shuffle_tags", "DatasetBackend", "tag_orders", if_on(8)),
     ),
     equal={
@@ -218,8 +201,7 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     options = flatten(file.value)
     family = _family(options)
     if family not in ("chroma", "flux"):
-        shown = shorten(options.get("model.type"))
-        raise UserError.at(f"{file.path.name}: model.type", f"{shown} can't be trained here; there is chroma and flux")
+        raise refuse(file.path.name, "model.type", options.get("model.type"), FAMILIES)
     if "adapter.type" not in options:
         raise UserError.at(
             f"{file.path.name}: adapter", "is missing, so the whole model would be trained; only LoRAs are"

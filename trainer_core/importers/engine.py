@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from .value_readers import is_off, shorten
 FOLDER = "DatasetBackend"
 LOADERS = {"chroma": "LoadChroma", "flux": "LoadFlux"}
 RENAMED = {"chroma": {"t5": "text_encoder"}}  # fields of LOAD that one family names differently
-MAX_LINES = 2000  # of one list of the report
 
 
 @dataclass
@@ -251,9 +250,6 @@ def _fit(item: Field, value: Any) -> tuple[Any, str]:
     if item.range is None or isinstance(value, bool) or not isinstance(value, (int, float)) or cleaned != value:
         raise Wrong(problem.message)
     return item.kind(min(max(cleaned, item.range.low), item.range.high)), problem.message
-
-
-Rule = Callable[[Draft, Report], None]
 
 
 def settle(draft: Draft, report: Report, catalogue: Mapping[str, NodeSpec]) -> Iterator[Problem]:

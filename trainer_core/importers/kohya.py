@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
 from ..storage.bounded_files import Unusable, read_regular
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
+from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import MAX_BYTES, ConfigFile, SourceFiles
 from .value_readers import (
+    all_linears,
+    alpha_of_rank,
     base_model,
+    betas,
+    blocks_to_swap,
+    bucketed,
+    cfg_scale,
     file_name,
     flag,
     if_on,
@@ -23,15 +28,17 @@ from .value_readers import (
     optimizer,
     pairs,
     precision,
+    prompt_text,
+    round_edge,
     same,
     schedule,
     shorten,
+    shuffled_tags,
     text,
     unless_zero,
     whole,
 )
 
-NUM_BLOCKS = {"flux": 57, "chroma": 57}
 MODULES = {
     "networks.lora_flux": "lora",
     "networks.lora": "lora",
@@ -64,20 +71,6 @@ def _sampling(value: Any, options: Mapping[str, Any]) -> Values:
     )
 
 
-def _alpha(value: Any, options: Mapping[str, Any]) -> Values:
-    alpha, rank = number(value), number(options.get("network_dim") or 4)
-    note = f"the update is scaled by {alpha / rank:.3g}, as there; keep the learning rate" if alpha < rank != 0 else ""
-    return Values({"alpha": alpha}, note)
-
-
-def _blocks(value: Any, options: Mapping[str, Any]) -> Values:
-    count = whole(value)
-    if count <= 0:
-        raise NothingToSet("0, not used")
-    share = min(1.0, max(0.01, round(count / NUM_BLOCKS[family_of(options)], 2)))
-    return Values({"group_offload": "block", "offload_share": share}, f"{count} of 57 blocks")
-
-
 def _guidance(value: Any, options: Mapping[str, Any]) -> float:
     guidance = number(value)
     if family_of(options) == "chroma" or guidance == 0:
@@ -97,14 +90,9 @@ def _mask(value: Any, options: Mapping[str, Any]) -> str:
     return "on"
 
 
-def _attention_mode(value: Any, options: Mapping[str, Any]) -> str:
-    return one_of(
-        {"torch": "native", "sdpa": "native", "flash": "flash"}, "not there in training; torch's kernels are used"
-    )(value, options)
-
-
-def _epochs(value: Any, options: Mapping[str, Any]) -> int:
-    return unless_zero(value, options)
+attention_mode = one_of(
+    {"torch": "native", "sdpa": "native", "flash": "flash"}, "not there in training; torch's kernels are used"
+)
 
 
 def _steps(value: Any, options: Mapping[str, Any]) -> int:
@@ -125,10 +113,6 @@ def _warmup(value: Any, options: Mapping[str, Any]) -> int:
     return round(steps * total) if 0 < steps < 1 else whole(steps)
 
 
-def _cfg(value: Any, options: Mapping[str, Any]) -> float:
-    return max(1.0, number(value))
-
-
 TABLE = Table(
     rows=(
         Row("pretrained_model_name_or_path", LOAD, "folder", base_model(family_of)),
@@ -143,15 +127,10 @@ TABLE = Table(
         Row("fp8_base|fp8_base_unet", "QuantizeModel", "level", if_on("fp8-native")),
         Row("output_name", "LoRATrainer", "name", text),
         Row("network_dim", "LoRATrainer", "rank", whole),
-        Row("network_alpha", "LoRATrainer", "alpha", _alpha),
-        Row(
-            "network_module",
-            "LoRATrainer",
-            "targets",
-            lambda value, _: Values({"targets": "ai-toolkit"}, "all Linears of the blocks"),
-        ),
+        Row("network_alpha", "LoRATrainer", "alpha", alpha_of_rank("network_dim", 4)),
+        Row("network_module", "LoRATrainer", "targets", all_linears),
         Row("max_train_steps", "LoRATrainer", "steps", _steps),
-        Row("max_train_epochs", "LoRATrainer", "epochs", _epochs),
+        Row("max_train_epochs", "LoRATrainer", "epochs", unless_zero),
         Row("train_batch_size|batch_size", "LoRATrainer", "batch_size", whole),
         Row("gradient_accumulation_steps", "LoRATrainer", "accumulation", unless_zero),
         Row("unet_lr|learning_rate", "LoRATrainer", "learning_rate", _learning_rate),
@@ -192,7 +171,7 @@ TABLE = Table(
         Row("network_dropout", "AdapterSettings", "dropout", number),
         Row("save_precision", "AdapterSettings", "precision", precision),
         Row("optimizer_type", "OptimizerSettings", "optimizer", optimizer),
-        Row("optimizer_args.betas", "OptimizerSettings", "beta1", lambda value, _: betas(value)),
+        Row("optimizer_args.betas", "OptimizerSettings", "beta1", betas),
         Row("optimizer_args.eps", "OptimizerSettings", "eps", number),
         Row("optimizer_args.d_coef", "OptimizerSettings", "prodigy_d_coef", number),
         Row("optimizer_args.d0", "OptimizerSettings", "prodigy_d0", number),
@@ -200,14 +179,14 @@ TABLE = Table(
         Row("lr_scheduler_num_cycles", "OptimizerSettings", "lr_num_cycles", whole),
         Row("lr_scheduler_power", "OptimizerSettings", "lr_power", number),
         Row("lr_scheduler_min_lr_ratio", "OptimizerSettings", "lr_min_ratio", number),
-        Row("blocks_to_swap", "MemorySettings", "group_offload", _blocks),
+        Row("blocks_to_swap", "MemorySettings", "group_offload", blocks_to_swap),
         Row("cpu_offload_checkpointing", "MemorySettings", "activation_offload", flag),
         Row("torch_compile", "MemorySettings", "compile", flag),
-        Row("attn_mode", "MemorySettings", "attention", _attention_mode),
+        Row("attn_mode", "MemorySettings", "attention", attention_mode),
         Row("sample.prompts", "ValidateSampler", "prompts", text),
         Row("sample.n", "ValidateSampler", "negative_prompt", text),
         Row("sample.s", "ValidateSampler", "steps", whole),
-        Row("sample.l", "ValidateSampler", "cfg", _cfg),
+        Row("sample.l", "ValidateSampler", "cfg", cfg_scale),
         Row("sample.d", "ValidateSampler", "seed", whole),
         Row("sample.sizes", "ValidateSampler", "resolutions", text),
     ),
@@ -329,15 +308,6 @@ TABLE = Table(
 )
 
 
-def betas(value: Any) -> Values:
-    """Return beta1 and beta2 of a pair, a list or a text such as "0.9,0.99"."""
-    parts = value if isinstance(value, list) else re.findall(r"[\d.eE+-]+", str(value))
-    if len(parts) < 2:
-        raise Wrong(f"{shorten(value)} is not a pair of numbers")
-    names = ("beta1", "beta2", "beta3")
-    return Values({name: number(part) for name, part in zip(names, parts[:3], strict=False)})
-
-
 def _resolution(value: Any, options: Mapping[str, Any]) -> float:
     edges = value if isinstance(value, list) else re.split(r"[,x]", str(value))
     numbers = [number(edge) for edge in edges] or [1024.0]
@@ -356,12 +326,6 @@ def _class_tokens(value: Any, options: Mapping[str, Any]) -> Values:
     return Values({"instance_prompt": text(value), "captions": "instance prompt"})
 
 
-def _shuffled(value: Any, options: Mapping[str, Any]) -> Values:
-    if not flag(value):
-        raise NothingToSet("off")
-    return Values({"tag_orders": 8}, "8 orders of each caption, made once")
-
-
 FOLDERS = Table(
     rows=(
         Row("image_dir", "DatasetBackend", "folder", text),
@@ -376,9 +340,9 @@ FOLDERS = Table(
             "bucket_step",
             same("64", "32", "16", instead="not there; auto is used"),
         ),
-        Row("enable_bucket", "DatasetBackend", "crop_aspect", lambda value, _: "preserve" if flag(value) else "square"),
+        Row("enable_bucket", "DatasetBackend", "crop_aspect", bucketed),
         Row("random_crop", "DatasetBackend", "crop_style", if_on("random")),
-        Row("shuffle_caption", "DatasetBackend", "tag_orders", _shuffled),
+        Row("shuffle_caption", "DatasetBackend", "tag_orders", shuffled_tags),
         Row("keep_tokens", "DatasetBackend", "kept_tags", whole),
         Row("is_reg", "DatasetBackend", "prior_preservation", flag),
         Row("conditioning_data_dir", "DatasetBackend", "masks", text),
@@ -488,20 +452,14 @@ def add_prompt_lines(settings: Settings, lines: list[str]) -> None:
         found = dict(PROMPT_OPTION.findall(line))
         prompts.append(re.split(r"\s--", line)[0].strip())
         if found.get("w", "").isdecimal() and found.get("h", "").isdecimal():
-            sizes.append(f"{_multiple(found['w'])}x{_multiple(found['h'])}")
+            sizes.append("x".join(str(round_edge(int(found[side][:6]))) for side in ("w", "h")))
         for key, value in found.items():
             if key not in ("w", "h"):
                 settings.options.setdefault(f"sample.{key}", value)
     if prompts:
-        named = {f"prompt {i + 1}": prompt for i, prompt in enumerate(prompts)}
-        is_plain = len(set(prompts)) == len(prompts) and not prompts[0].startswith("{")
-        settings.options["sample.prompts"] = "\n".join(prompts) if is_plain else json.dumps(named, ensure_ascii=False)
+        settings.options["sample.prompts"] = prompt_text(prompts, "prompt", keeps_copies=True)
     if sizes:
         settings.options["sample.sizes"] = ", ".join(dict.fromkeys(sizes))
-
-
-def _multiple(edge: str) -> int:
-    return min(max(round(int(edge[:6]) / 16) * 16, 16), 8192)
 
 
 def add_datasets(settings: Settings, config: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,11 @@ from ..errors import UserError
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
+    all_linears,
+    alpha_of_rank,
     attention,
     base_model,
+    cfg_scale,
     file_name,
     flag,
     flatten,
@@ -22,8 +24,12 @@ from .value_readers import (
     one_of,
     optimizer,
     precision,
+    prompt_text,
+    refuse,
+    round_edge,
     schedule,
     shorten,
+    shuffled_tags,
     substrings,
     text,
     unless_zero,
@@ -96,14 +102,8 @@ def _filter(value: Any, options: Mapping[str, Any]) -> Any:
     if flag(options.get("layer_filter_regex") or False) and text(value):
         raise NotThere("regular expressions are not there; the default targets are used")
     if not text(value).strip():
-        return Values({"targets": "ai-toolkit"}, "all Linears of the blocks")
+        return all_linears(value, options)
     return substrings(value, options)
-
-
-def _alpha(value: Any, options: Mapping[str, Any]) -> Values:
-    alpha, rank = number(value), number(options.get("lora_rank") or 16)
-    note = f"the update is scaled by {alpha / rank:.3g}, as there; keep the learning rate" if alpha < rank != 0 else ""
-    return Values({"alpha": alpha}, note)
 
 
 def _kind(value: Any, options: Mapping[str, Any]) -> Any:
@@ -206,7 +206,7 @@ TABLE = Table(
             lambda value, _: file_name(value).removesuffix(".safetensors") or "my-lora",
         ),
         Row("lora_rank", "LoRATrainer", "rank", whole),
-        Row("lora_alpha", "LoRATrainer", "alpha", _alpha),
+        Row("lora_alpha", "LoRATrainer", "alpha", alpha_of_rank("lora_rank", 16)),
         Row("layer_filter", "LoRATrainer", "targets", _filter),
         Row("epochs", "LoRATrainer", "epochs", unless_zero),
         Row("batch_size", "LoRATrainer", "batch_size", whole),
@@ -401,7 +401,7 @@ def _part(value: Any, options: Mapping[str, Any]) -> Any:
 def _cfg(value: Any, options: Mapping[str, Any]) -> float:
     if _family(options) == "flux":
         raise NothingToSet("for Flux it is the guidance embedding: drawn_guidance of LoadFlux")
-    return max(1.0, number(value))
+    return cfg_scale(value, options)
 
 
 def _offloaded(value: Any, options: Mapping[str, Any]) -> bool:
@@ -426,12 +426,6 @@ def _repeats(value: Any, options: Mapping[str, Any]) -> Values:
     )
 
 
-def _tags(value: Any, options: Mapping[str, Any]) -> Values:
-    if not flag(value):
-        raise NothingToSet("off")
-    return Values({"tag_orders": 8}, "8 orders of each caption, made once")
-
-
 FOLDERS = Table(
     rows=(
         Row("path", "DatasetBackend", "folder", text),
@@ -439,7 +433,7 @@ FOLDERS = Table(
         Row("resolution", "DatasetBackend", "resolution", number),
         Row("balancing|repeats", "DatasetBackend", "repeats", _repeats),
         Row("image.enable_crop_jitter", "DatasetBackend", "crop_style", if_on("random")),
-        Row("text.enable_tag_shuffling", "DatasetBackend", "tag_orders", _tags),
+        Row("text.enable_tag_shuffling", "DatasetBackend", "tag_orders", shuffled_tags),
         Row("text.keep_tags_count", "DatasetBackend", "kept_tags", whole),
         Row("masks", "DatasetBackend", "masks", text),
         Row("unmasked_weight", "DatasetBackend", "unmasked_weight", number),
@@ -502,10 +496,7 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     options = flatten(value)
     family = _family(options)
     if not family:
-        shown = shorten(options.get("model_type"))
-        raise UserError.at(
-            f"{file.path.name}: model_type", f"{shown} can't be trained here; there is {', '.join(FAMILIES)}"
-        )
+        raise refuse(file.path.name, "model_type", options.get("model_type"), f"there is {', '.join(FAMILIES)}")
     settings = Settings(family, options)
     concepts = _list_of(concepts, "concept_file_name", file, files, "path")
     for i, concept in enumerate(concepts):
@@ -555,10 +546,7 @@ def _add_samples(settings: Settings, samples: list[dict[str, Any]]) -> None:
     if not samples:
         return
     prompts = [" ".join(str(sample["prompt"]).split()) for sample in samples]
-    named = {f"sample {i + 1}": prompt for i, prompt in enumerate(prompts)}
-    settings.options["sample.prompts"] = (
-        json.dumps(named, ensure_ascii=False) if prompts[0].startswith("{") else "\n".join(prompts)
-    )
+    settings.options["sample.prompts"] = prompt_text(prompts, "sample")
     for name in ("negative_prompt", "diffusion_steps", "cfg_scale", "seed"):
         if samples[0].get(name) is not None:
             settings.options[f"sample.{name}"] = samples[0][name]
@@ -566,7 +554,7 @@ def _add_samples(settings: Settings, samples: list[dict[str, Any]]) -> None:
     for sample in samples:
         edges = (sample.get("width"), sample.get("height"))
         if all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges):
-            sizes.append("x".join(str(min(max(round(whole(edge) / 16) * 16, 16), 8192)) for edge in edges))
+            sizes.append("x".join(str(round_edge(whole(edge))) for edge in edges))
     if sizes:
         settings.options["sample.sizes"] = ", ".join(dict.fromkeys(sizes))
 

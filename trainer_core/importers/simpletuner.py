@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
 from .source_files import ConfigFile, SourceFiles, parse_words
 from .value_readers import (
+    FAMILIES,
     attention,
     base_model,
+    cfg_scale,
     file_name,
     flag,
     if_on,
@@ -22,6 +23,7 @@ from .value_readers import (
     one_of,
     optimizer,
     precision,
+    refuse,
     same,
     schedule,
     shorten,
@@ -146,15 +148,10 @@ def _validation_guidance(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
-def _cfg(value: Any, options: Mapping[str, Any]) -> float:
-    return max(1.0, number(value))
-
-
-def _trackers(value: Any, options: Mapping[str, Any]) -> str:
-    return one_of(
-        {"none": NothingToSet("none"), "tensorboard": "tensorboard", "wandb": "wandb", "all": "tensorboard+wandb"},
-        "not there; there is tensorboard and wandb",
-    )(value, options)
+trackers = one_of(
+    {"none": NothingToSet("none"), "tensorboard": "tensorboard", "wandb": "wandb", "all": "tensorboard+wandb"},
+    "not there; there is tensorboard and wandb",
+)
 
 
 def _ema(value: Any, options: Mapping[str, Any]) -> Any:
@@ -180,10 +177,6 @@ def _attention(value: Any, options: Mapping[str, Any]) -> Any:
     if str(value).startswith("sageattention"):
         raise NotThere("not there in training; set attention of ValidateSampler to sage for the validation images")
     return attention(value, options)
-
-
-def _lycoris_kind(value: Any, options: Mapping[str, Any]) -> str:
-    return one_of({"standard": "lora", "lycoris": "lokr"})(value, options)
 
 
 OFFLOAD = same("block", "leaf")
@@ -261,9 +254,9 @@ TABLE = Table(
         Row("scheduled_sampling_probability", "LoRATrainer", "rollout_probability", number),
         Row("scheduled_sampling_max_step_offset", "LoRATrainer", "rollout_steps", _rollout_steps),
         Row("tread_config", "LoRATrainer", "routed_share", _route),
-        Row("report_to", "LoRATrainer", "trackers", _trackers),
+        Row("report_to", "LoRATrainer", "trackers", trackers),
         Row("num_eval_images", "LoRATrainer", "eval_images", whole),
-        Row("lora_type", "AdapterSettings", "kind", _lycoris_kind),
+        Row("lora_type", "AdapterSettings", "kind", one_of({"standard": "lora", "lycoris": "lokr"})),
         Row("use_dora", "AdapterSettings", "kind", if_on("dora")),
         Row(
             "lycoris_config.algo",
@@ -305,7 +298,7 @@ TABLE = Table(
         Row("prompts", "ValidateSampler", "prompts", text),
         Row("validation_negative_prompt", "ValidateSampler", "negative_prompt", text),
         Row("validation_num_inference_steps", "ValidateSampler", "steps", whole),
-        Row("validation_guidance_real", "ValidateSampler", "cfg", _cfg),
+        Row("validation_guidance_real", "ValidateSampler", "cfg", cfg_scale),
         Row("validation_resolution", "ValidateSampler", "resolutions", sizes),
         Row("validation_seed", "ValidateSampler", "seed", whole),
         Row("name", "LoRATrainer", "name", text),
@@ -555,11 +548,9 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
         options.update(parse_words(extra.split()))
     family = _family(options)
     if family not in ("chroma", "flux"):
-        message = f"{shorten(options['model_family'])} can't be trained here; there is chroma and flux"
-        raise UserError.at(f"{file.path.name}: model_family", message)
+        raise refuse(file.path.name, "model_family", options["model_family"], FAMILIES)
     if str(options.get("model_type", "lora")).lower() != "lora":
-        message = f"{shorten(options['model_type'])} can't be trained here; only LoRAs are"
-        raise UserError.at(f"{file.path.name}: model_type", message)
+        raise refuse(file.path.name, "model_type", options["model_type"], "only LoRAs are")
     settings = Settings(family, options)
     if options.get("lr_scheduler") is None:
         reason = "not set, and its default differs between versions; constant after 20 steps of warm-up is used"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,14 @@ from typing import Any
 
 from ..config.flux import FLAVOURS
 from ..config.model import CHROMA_REPOS
+from ..errors import UserError
 from ..models.loading.locate import is_hub_id
 from .option_table import Convert, NothingToSet, NotThere, Values, Wrong
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 RENAMED_REPOS = {"lodestones/chroma": "hd", "lodestones/chroma1-hd-flash": "flash"}
+NUM_BLOCKS = 57  # of Chroma and Flux
+FAMILIES = "there is chroma and flux"  # what can be trained
 MEMBER = re.compile(r"(\d+)\s*[xX*,]\s*(\d+)")
 
 
@@ -96,6 +100,76 @@ def if_on(result: Any, off: str = "off") -> Convert:
     return convert
 
 
+def cfg_scale(value: Any, others: Mapping[str, Any]) -> float:
+    return max(1.0, number(value))
+
+
+def betas(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return beta1 and beta2 of a pair, a list or a text such as "0.9,0.99"."""
+    parts = value if isinstance(value, list) else re.findall(r"[\d.eE+-]+", str(value))
+    if len(parts) < 2:
+        raise Wrong(f"{shorten(value)} is not a pair of numbers")
+    names = ("beta1", "beta2", "beta3")
+    return Values({name: number(part) for name, part in zip(names, parts[:3], strict=False)})
+
+
+def all_linears(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return the targets of trainers that have no choice of them."""
+    return Values({"targets": "ai-toolkit"}, "all Linears of the blocks")
+
+
+def alpha_of_rank(rank_option: str, usual_rank: int) -> Convert:
+    """Return a converter of alpha that says how the update is scaled.
+
+    Args:
+        rank_option: their name of the rank.
+        usual_rank: the rank where it is not set.
+    """
+
+    def convert(value: Any, others: Mapping[str, Any]) -> Values:
+        alpha, rank = number(value), number(others.get(rank_option) or usual_rank)
+        is_scaled = alpha < rank != 0
+        note = f"the update is scaled by {alpha / rank:.3g}, as there; keep the learning rate" if is_scaled else ""
+        return Values({"alpha": alpha}, note)
+
+    return convert
+
+
+def blocks_to_swap(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return the share of the blocks that are offloaded, of a number of blocks."""
+    count = unless_zero(value, others)
+    share = min(1.0, max(0.01, round(count / NUM_BLOCKS, 2)))
+    return Values({"group_offload": "block", "offload_share": share}, f"{count} of {NUM_BLOCKS} blocks")
+
+
+def shuffled_tags(value: Any, others: Mapping[str, Any]) -> Values:
+    if not flag(value):
+        raise NothingToSet("off")
+    return Values({"tag_orders": 8}, "8 orders of each caption, made once")
+
+
+def bucketed(value: Any, others: Mapping[str, Any]) -> str:
+    return "preserve" if flag(value) else "square"
+
+
+def prompt_text(prompts: Sequence[str], label: str, keeps_copies: bool = False) -> str:
+    """Return prompts as ValidateSampler takes them: one a line, or a library where lines would be read differently.
+
+    Args:
+        prompts: at least one.
+        label: what a prompt is called in a library.
+        keeps_copies: make a library of prompts of which two are equal.
+    """
+    named = {f"{label} {i + 1}": prompt for i, prompt in enumerate(prompts)}
+    is_library = prompts[0].startswith("{") or (keeps_copies and len(set(prompts)) < len(prompts))
+    return json.dumps(named, ensure_ascii=False) if is_library else "\n".join(prompts)
+
+
+def refuse(file: str, option: str, value: Any, wanted: str) -> UserError:
+    """Return the error about a model or a kind of training that is not there."""
+    return UserError.at(f"{file}: {option}", f"{shorten(value)} can't be trained here; {wanted}")
+
+
 def model_file(field: str, none: str = "") -> Convert:
     """Return a converter of the path of a model file: its name, as ComfyUI's folders list it."""
 
@@ -171,12 +245,17 @@ def sizes(value: Any, others: Mapping[str, Any]) -> Values:
     for part in filter(None, (part.strip() for part in text(value).split(","))):
         match = MEMBER.fullmatch(part)
         edges = [int(edge[:6]) for edge in match.groups()] if match else [_edge(number(part))] * 2
-        fixed = [min(max(round(edge / 16) * 16, 16), 8192) for edge in edges]
+        fixed = [round_edge(edge) for edge in edges]
         rounded |= fixed != edges
         parts.append(f"{fixed[0]}x{fixed[1]}")
     if not parts:
         raise NothingToSet("empty")
     return Values({"resolutions": ", ".join(parts)}, "rounded to multiples of 16" if rounded else "")
+
+
+def round_edge(edge: float) -> int:
+    """Return the nearest size of an image's edge that can be sampled."""
+    return min(max(round(edge / 16) * 16, 16), 8192)
 
 
 def _edge(size: float) -> int:
