@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rowwise import RowScaled, encode_rows
+from .rowwise import TINY, RowScaled, parts_of
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
@@ -19,4 +19,11 @@ class Fp8Native(RowScaled):
     """
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        return encode_rows(weight, FP8_MAX, FP8)
+        codes = torch.empty(weight.shape, dtype=FP8, device=weight.device)
+        scale = torch.empty(len(weight), 1, device=weight.device)
+        for rows in parts_of(weight):
+            exact = weight[rows].to(torch.float32, copy=True)
+            low, high = exact.aminmax(dim=1, keepdim=True)
+            scale[rows] = (torch.maximum(-low, high) / FP8_MAX).clamp_(min=TINY)
+            codes[rows] = exact.div_(scale[rows]).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
+        return {"codes": codes, "scale": scale}

@@ -26,29 +26,6 @@ def parts_of(weight: Tensor) -> Iterator[slice]:
         yield slice(start, start + count)
 
 
-def encode_rows(weight: Tensor, largest: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return codes and scale of a weight: codes = W / scale, scale = max |row| / largest, in fp32.
-
-    Args:
-        weight: (out, in), floating point. It is not changed.
-        largest: Largest code.
-        dtype: Type of the codes. Codes of an integer type are rounded to nearest, and the lowest is -largest - 1.
-    """
-    codes = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    scale = torch.empty(len(weight), 1, device=weight.device)
-    for rows in parts_of(weight):
-        exact = weight[rows].to(torch.float32, copy=True)
-        low, high = exact.aminmax(dim=1, keepdim=True)
-        scale[rows] = (torch.maximum(-low, high) / largest).clamp_(min=TINY)
-        exact.div_(scale[rows])
-        if dtype.is_floating_point:
-            exact.clamp_(-largest, largest)
-        else:
-            exact.round_().clamp_(-largest - 1, largest)
-        codes[rows] = exact.to(dtype)
-    return {"codes": codes, "scale": scale}
-
-
 class RowScaled(Quantizer):
     """codes: (out, in), int8 or float8; scale: (out, 1), fp32.
 
