@@ -18,9 +18,18 @@ from ..storage.atomic import sha256_of, sha256_text
 
 
 def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
-    """Return hex digests by part: transformer, text_encoder, codec, init_lora ('' for none).
+    """Return hex digests by part: those of the model, and init_lora ('' for none).
 
     Their order matters, because a run's digest is computed from them.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    return {**model_identities(request, family), "init_lora": init_identity(request)}
+
+
+def model_identities(request: TrainRequest, family: Family) -> dict[str, str]:
+    """Return hex digests of the model's parts: transformer, text_encoder, codec.
 
     Raises:
         UserError: a file can't be read.
@@ -29,7 +38,6 @@ def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:
         "transformer": family.identity(request.model, "transformer"),
         "text_encoder": text_identity(family, request.model),
         "codec": latent_identity(family, request),
-        "init_lora": init_identity(request),
     }
 
 

@@ -30,7 +30,7 @@ from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
 from ..setup.caption_check import check_texts, describe_texts
 from ..setup.hints import describe_hints
-from ..setup.identities import weight_identities
+from ..setup.identities import model_identities, weight_identities
 from ..setup.placement import without_streams
 from ..setup.preflight import all_problems
 from ..storage.atomic import sha256_text
@@ -131,16 +131,18 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family = checked.request, checked.family
     index = _check_captions(checked.index, request, host)
-    with sampling():
-        sampled = weight_identities(request, family)
     masks = index.masks.samples if index.masks else ()
     with remembering(host):
         identities = weight_identities(request, family)
-    manifest = RunManifest(settings_of(request), identities, index.samples, masks, sampled)
-    folder = _folder_of(checked, manifest.weights, host)
-    older = _folder_of(checked, sampled, host)
-    if layout.has_checkpoints(older) and not layout.has_checkpoints(folder):  # it continues where it began
-        folder, manifest = older, replace(manifest, weights=sampled)
+    folder = _folder_of(checked, identities, host)
+    manifest = RunManifest(settings_of(request), identities, index.samples, masks)
+    if not layout.has_checkpoints(folder):  # it may have begun under its sampled identity
+        with sampling():
+            sampled = {**identities, **model_identities(request, family)}
+        older = _folder_of(checked, sampled, host)
+        manifest = replace(manifest, sampled_weights=sampled)
+        if layout.has_checkpoints(older):  # it continues where it began
+            folder, manifest = older, replace(manifest, weights=sampled)
     resume_from = check_for_changes(folder, manifest, request)
     if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
         draw_crop_sheet(index, folder / layout.CROP_SHEET)
