@@ -88,3 +88,14 @@ def test_it_is_said_once_where_the_family_looks_too(single, workshop):
 def test_a_model_folder_has_its_own(tiny_model, single, tiny_chroma):
     assert tokenizer_problems(tiny_model) == []
     assert tokenizer_problems(replace(single, repo=str(tiny_chroma))) == []
+
+
+def test_the_tokenizer_of_t5_is_none_of_clip(tiny_flux_model, tiny_chroma, tmp_path, no_network):
+    """ComfyUI's text_encoders folder holds the files of both encoders."""
+    clip = tmp_path / "clip_l.safetensors"
+    clip.touch()
+    shutil.copy(tiny_chroma / "tokenizer" / "tokenizer.json", tmp_path)
+    assert tiny_flux_model.flux is not None
+    model = replace(tiny_flux_model, repo=REPO, flux=replace(tiny_flux_model.flux, clip_file=str(clip)))
+    (problem,) = tokenizer_problems(model)
+    assert problem.field == "clip_file" and "CLIP's tokenizer is missing" in problem.message

@@ -6,13 +6,22 @@ repository, or nowhere. Needs no torch and reads no tokenizer, so that `check` c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config.model import ModelConfig
 from ..errors import Problem, UserError
 from ..models.loading.locate import download, find_cached, is_local, is_offline
+from ..models.text.tokenizer import (
+    CLIP_IN_COMFYUI,
+    T5_IN_COMFYUI,
+    clip_files,
+    folders_beside,
+    folders_in_comfyui,
+    t5_file,
+)
 
 
 @dataclass(frozen=True)
@@ -23,18 +32,17 @@ class _Wanted:
     field: str
     encoder: Path
     folder: str
-    files: tuple[tuple[str, ...], ...]
-    in_comfyui: str
+    files: str  # in words
+    find: Callable[[Path], Any]
+    in_comfyui: Path
 
     def is_in(self, folder: Path) -> bool:
-        return any(all((folder / name).is_file() for name in names) for names in self.files)
+        return bool(self.find(folder))
 
     def folders(self) -> Iterator[Path]:
         """Yield the folders on this machine that may hold it, without those of the repository."""
-        around = self.encoder.parent
-        yield from (around / self.folder, around / f"{self.encoder.stem}_tokenizer", around)
-        yield around.parent / self.folder
-        yield from (parent / "comfy" / self.in_comfyui for parent in self.encoder.resolve().parents)
+        yield from folders_beside(str(self.encoder), self.folder)
+        yield from folders_in_comfyui(str(self.encoder), self.in_comfyui)
 
 
 def tokenizer_problems(model: ModelConfig) -> list[Problem]:
@@ -44,7 +52,7 @@ def tokenizer_problems(model: ModelConfig) -> list[Problem]:
         Problem(
             wanted.field,
             f"{wanted.name}'s tokenizer is missing: it is not beside {wanted.encoder.name} and {fault}; put "
-            f"{' or '.join(' and '.join(names) for names in wanted.files)}{_source(wanted, model.repo)} into "
+            f"{wanted.files}{_source(wanted, model.repo)} into "
             f"{wanted.encoder.parent / wanted.folder}",
         )
         for wanted, fault in faults
@@ -60,12 +68,12 @@ def is_checked_by_family(model: ModelConfig) -> bool:
 def _wanted(model: ModelConfig) -> Iterator[_Wanted]:
     if file := model.text_encoder_file:
         folder = model.folders.get("tokenizer", "tokenizer")
-        files = (("tokenizer.json",), ("spiece.model",))
-        yield _Wanted("T5", "text_encoder_file", Path(file), folder, files, "text_encoders/t5_tokenizer")
+        files = "tokenizer.json or spiece.model"
+        yield _Wanted("T5", "text_encoder_file", Path(file), folder, files, t5_file, T5_IN_COMFYUI)
     if model.flux and (file := model.flux.clip_file):
         folder = model.folders["clip_tokenizer"]
-        files = (("vocab.json", "merges.txt"), ("tokenizer.json",))
-        yield _Wanted("CLIP", "clip_file", Path(file), folder, files, "sd1_tokenizer")
+        files = "vocab.json and merges.txt or tokenizer.json"
+        yield _Wanted("CLIP", "clip_file", Path(file), folder, files, clip_files, CLIP_IN_COMFYUI)
 
 
 def _fault_of(wanted: _Wanted, repo: str) -> str:

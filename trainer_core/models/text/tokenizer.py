@@ -30,7 +30,7 @@ def find_t5_tokenizer(model: ModelConfig) -> Path:
     """
     name, single = model.folders.get("tokenizer", "tokenizer"), model.text_encoder_file
     for folder in _folders(model, single, name, T5_IN_COMFYUI):
-        if path := next((folder / file for file in T5_FILES if (folder / file).is_file()), None):
+        if path := t5_file(folder):
             return path
     raise UserError.at(
         "text_encoder_file" if single else "repo",
@@ -43,8 +43,12 @@ def find_local_t5_tokenizer(model: ModelConfig) -> Path | None:
     """Return T5's tokenizer if it is on this machine. Never uses the network."""
     name = model.folders.get("tokenizer", "tokenizer")
     folders = _folders(model, model.text_encoder_file, name, T5_IN_COMFYUI, downloads=False)
-    files = (folder / file for folder in folders for file in T5_FILES)
-    return next((file for file in files if file.is_file()), None)
+    return next((path for folder in folders if (path := t5_file(folder))), None)
+
+
+def t5_file(folder: Path) -> Path | None:
+    """Return the tokenizer of T5 in a folder."""
+    return next((folder / file for file in T5_FILES if (folder / file).is_file()), None)
 
 
 def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
@@ -58,7 +62,7 @@ def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
     assert model.flux is not None
     name, single = model.folders["clip_tokenizer"], model.flux.clip_file
     for folder in _folders(model, single, name, CLIP_IN_COMFYUI):
-        if files := _clip_files(folder):
+        if files := clip_files(folder):
             return files
     raise UserError.at(
         "clip_file" if single else "repo",
@@ -164,27 +168,38 @@ def _folders(
         downloads: Download the folder from the hub.
     """
     if encoder_file:
-        file = Path(encoder_file)
-        yield file.parent / name
-        yield file.parent / f"{file.stem}_tokenizer"
-        yield file.parent
-        yield file.parent.parent / name  # encoder_file may be in a diffusers folder
+        yield from folders_beside(encoder_file, name)
     if model.repo and is_local(model.repo):
         yield Path(model.repo) / name
     elif model.repo and (cached := find_cached(model.repo, name)):
         yield cached
     if encoder_file:
-        for parent in Path(encoder_file).resolve().parents:
-            yield parent / in_comfyui
+        yield from folders_in_comfyui(encoder_file, in_comfyui)
     if downloads and model.repo and not is_local(model.repo) and not is_offline():
         yield download(model.repo, name)
+
+
+def folders_beside(encoder_file: str, name: str) -> Iterator[Path]:
+    """Yield the folders around a text encoder's single file that may hold its tokenizer."""
+    file = Path(encoder_file)
+    yield file.parent / name
+    yield file.parent / f"{file.stem}_tokenizer"
+    yield file.parent
+    yield file.parent.parent / name  # the file may be in a diffusers folder
+
+
+def folders_in_comfyui(encoder_file: str, in_comfyui: Path) -> Iterator[Path]:
+    """Yield the folders that hold the tokenizer if the text encoder's file is below a ComfyUI."""
+    for parent in Path(encoder_file).resolve().parents:
+        yield parent / in_comfyui
 
 
 def _beside(model: ModelConfig, encoder_file: str) -> Path:
     return Path(encoder_file).parent if encoder_file else Path(model.repo)
 
 
-def _clip_files(folder: Path) -> tuple[Path, ...]:
+def clip_files(folder: Path) -> tuple[Path, ...]:
+    """Return the tokenizer of CLIP in a folder; () if there is none."""
     pair = folder / "vocab.json", folder / "merges.txt"
     if all(file.is_file() for file in pair):
         return pair
