@@ -12,10 +12,10 @@ from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..errors import Problem, UserError
 from ..models.loading.config_file import read_config
+from ..models.loading.header_check import GUIDANCE
 from ..models.loading.locate import is_local
 from ..storage.safetensors_header import header_of
 
-GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
 ARCHITECTURE_KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_base_model")
 FAMILIES = ("chroma", "flux")  # as they are named in those values
 

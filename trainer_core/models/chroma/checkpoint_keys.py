@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..flux_lineage import common_dimensions, shape_of
+from ..loading.header_check import ANCHORS
 from ..loading.locate import Part, load_shipped_config
 from ..loading.weights import Kind, Weights
 
-TRANSFORMER = Kind("Chroma transformer", ("distilled_guidance_layer.in_proj.weight",))  # no Flux has it
+TRANSFORMER = Kind("Chroma transformer", ANCHORS["chroma"])  # no Flux has it
 
 
 def transformer_config(part: Part, weights: Weights) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..flux_lineage import common_dimensions, shape_of
+from ..loading.header_check import GUIDANCE
 from ..loading.locate import Part, load_shipped_config
 from ..loading.weights import Kind, Weights
 
@@ -12,7 +13,6 @@ from ..loading.weights import Kind, Weights
 TRANSFORMER = Kind(
     "Flux transformer", ("double_blocks.0.img_mod.lin.weight", "transformer_blocks.0.norm1.linear.weight")
 )
-GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
 
 
 def flux_config(part: Part, weights: Weights) -> dict[str, Any]:

@@ -29,6 +29,8 @@ ANCHORS = {
     "vae": ("decoder.conv_in.weight",),
     "clip": ("embeddings.token_embedding.weight",),
 }
+# Keys of Flux.1 with a guidance embedding, in either layout.
+GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
 FAMILY_NAMES = {"chroma": "a Chroma transformer", "flux": "a Flux.1 transformer"}
 WANTED = {
     **FAMILY_NAMES, "text_encoder": "a T5-XXL text encoder (t5xxl)", "vae": "the VAE of Flux.1 (ae.safetensors)",

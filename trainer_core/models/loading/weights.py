@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...storage.safetensors_header import header_of
 from ..family import Convert
+from .header_check import ANCHORS
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Names of the scale of `X.weight` in ComfyUI's files: fp8_scaled files, and the newer files with `X.comfy_quant`.
@@ -69,8 +70,8 @@ class Kind:
     anchors: tuple[str, ...]
 
 
-T5 = Kind("T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",))
-VAE = Kind("VAE", ("decoder.conv_in.weight",))
+T5 = Kind("T5 text encoder", ANCHORS["text_encoder"])
+VAE = Kind("VAE", ANCHORS["vae"])
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ...config.model import ModelConfig
 from ...devices import DTYPES
 from ...errors import UserError
+from ..loading.header_check import ANCHORS
 from ..loading.locate import Part, describe_at, load_shipped_config, locate
 from ..loading.weights import Kind, Weights, load_weights_
 from .tokenizer import find_clip_tokenizer, read_clip_tokenizer
 
-CLIP = Kind("CLIP-L text encoder", ("embeddings.token_embedding.weight",))
+CLIP = Kind("CLIP-L text encoder", ANCHORS["clip"])
 HEAD_WIDTH = 64  # in every CLIP
 
 
