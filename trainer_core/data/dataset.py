@@ -19,7 +19,7 @@ from .buckets import MAX_DISTORTION, place
 from .captions import captions_of
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
-from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable
+from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable_name
 from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
 from .source.text_encoding import WESTERN, UnreadableText
@@ -102,7 +102,7 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
                 if mask:
                     mask_writer.append(mask)
                 continue
-            skips.add(settings, backend.path(entry.name), printable(entry.name), reason)
+            skips.add(settings, backend.path(entry.name), printable_name(entry.name), reason)
     samples = writer.finish(lambda part, name: backends[part].path(name))
     if num_found and not samples and not problems:
         reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skips.listed[:NUM_SHOWN])
@@ -198,13 +198,13 @@ def _make_sample(
     except OSError as error:
         return None, f"{NO_CAPTION} can't be read ({error.strerror or error})"
     except UnreadableText as error:
-        return None, f"{NO_CAPTION} {Path(printable(entry.name)).with_suffix('.txt').name} {error}"
-    if settings.captions == "filename" and printable(entry.name) != entry.name:
+        return None, f"{NO_CAPTION} {Path(printable_name(entry.name)).with_suffix('.txt').name} {error}"
+    if settings.captions == "filename" and printable_name(entry.name) != entry.name:
         return None, "its name is its caption, and is not UTF-8 or has control characters; rename it"
     captions = captions_of(entry.name, text, settings, seed)
     if not captions:
         what = "is empty" if text is not None else "is missing"
-        return None, f"{NO_CAPTION} {Path(printable(entry.name)).with_suffix('.txt').name} {what}"
+        return None, f"{NO_CAPTION} {Path(printable_name(entry.name)).with_suffix('.txt').name} {what}"
     key = f"{part}/{entry.name}"
     placement = place(scan.width, scan.height, settings, seed, key)
     return Sample(

@@ -14,7 +14,7 @@ from ..host import Host
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
 from .sample_table import Sample, TableWriter
-from .source.backend import Entry, printable, stem
+from .source.backend import Entry, printable_name, stem
 from .source.folder import MASK_LABEL, FolderBackend
 from .source.scan import scans
 
@@ -85,7 +85,7 @@ class MaskFolder:
         if number < 0:
             return None, f"it has no mask with the same name in {self.name!r}"
         name = self._entries[number].name
-        shown = printable(name)
+        shown = printable_name(name)
         if number in self._faults:
             return None, f"its mask {shown}: {self._faults[number]}"
         digest, size = self._rows[number]["sha256"].tobytes().hex(), tuple(self._rows[number]["size"].tolist())
@@ -154,7 +154,7 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     stems = _stems(entries)
     firsts = first_of_each(stems)
     if len(firsts) < len(entries):
-        duplicate = printable(entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name)
+        duplicate = printable_name(entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name)
         raise UserError(
             [Problem(FIELD, f"{name!r} has two masks named {_stem(duplicate)}, one of them {duplicate}; remove one")]
         )
@@ -162,7 +162,7 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     rows = table.find(_stems(images))
     numbers = np.where(rows >= 0, table.values[rows], np.int32(-1))
     if len(images) and numbers.max() < 0:
-        image = printable(images[0].name)
+        image = printable_name(images[0].name)
         message = (
             f"none of the {len(entries)} masks in {name!r} has the name of an image in {folder!r}; name the mask of "
             f"{image}, for example, {stem(image)}.png"

@@ -19,7 +19,7 @@ from .cache.latents import LatentCache
 from .dataset import Index
 from .degradation import degrade
 from .sample_table import Sample, SampleTable, TableWriter
-from .source.backend import Backend, Entry, printable, stem
+from .source.backend import Backend, Entry, printable_name, stem
 from .source.decode import BrokenImage
 from .source.folder import FolderBackend
 from .source.scan import scan_bytes
@@ -110,12 +110,12 @@ def find_references(index: Index, config: DatasetConfig) -> References:
             continue
         name = names[sample.part].get(stem(sample.name))
         if name is None:
-            faults.append(f"{printable(sample.name)} (no file with that name)")
+            faults.append(f"{printable_name(sample.name)} (no file with that name)")
             continue
         try:
             table.append(_place_reference(sample, name, backends[sample.part]))
         except (OSError, BrokenImage) as error:
-            faults.append(f"{printable(name)} ({error})")
+            faults.append(f"{printable_name(name)} ({error})")
     if faults:
         more = f" and {len(faults) - NUM_SHOWN} more" if len(faults) > NUM_SHOWN else ""
         message = (

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..data.sample_table import Sample
-from ..data.source.backend import printable
+from ..data.source.backend import printable_name
 from ..storage.atomic import replace_atomic, sha256_text
 from ..storage.digest_table import argsort_rows, digests
 from ..storage.safetensors_header import header_bytes, header_of
@@ -104,10 +104,10 @@ class ImageManifest:
         replace_atomic(path, write_to)
 
     def name(self, number: int) -> str:
-        """Return the name of a row, in printable form."""
+        """Return the name of a row, in printable_name form."""
         begin = int(self.rows["name_end"][number - 1]) if number else 0
         raw = bytes(self._names[begin : int(self.rows["name_end"][number])])
-        return printable(raw.decode("utf-8", "surrogatepass"))
+        return printable_name(raw.decode("utf-8", "surrogatepass"))
 
 
 def _write_rows(images: Iterable[ImageRow], rows: IO[bytes], names: IO[bytes]) -> int:

@@ -9,7 +9,7 @@ import types
 import pytest
 from chroma_trainer.trainer_core.data.dataset import build_index
 from chroma_trainer.trainer_core.data.source import formats
-from chroma_trainer.trainer_core.data.source.backend import printable
+from chroma_trainer.trainer_core.data.source.backend import printable_name
 from chroma_trainer.trainer_core.data.source.folder import FolderBackend
 from chroma_trainer.trainer_core.errors import UserError
 from PIL import Image
@@ -157,8 +157,8 @@ def test_names_that_are_not_utf8_are_used_and_printed_escaped(pictures, used, ho
 
 
 def test_control_characters_of_names_are_printed_escaped():
-    assert printable("a\x1b[31m\n.png") == "a\\x1b[31m\\x0a.png"
-    assert printable("größe 猫 .png") == "größe 猫 .png"
+    assert printable_name("a\x1b[31m\n.png") == "a\\x1b[31m\\x0a.png"
+    assert printable_name("größe 猫 .png") == "größe 猫 .png"
 
 
 @needs_bytes

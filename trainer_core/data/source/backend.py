@@ -33,7 +33,7 @@ def stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return a name as it can be printed and encoded.
 
     Control characters and bytes that are not UTF-8 are escaped, such as `\\xea` for a byte of another code page.
@@ -108,7 +108,7 @@ class Backend(Protocol):
         ...
 
     def path(self, name: str) -> str:
-        """Return the location of the image in printable form, for messages."""
+        """Return the location of the image in printable_name form, for messages."""
         ...
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...storage.bounded_files import Unusable, read_regular
-from .backend import Entry, LeftOut, printable, stem
+from .backend import Entry, LeftOut, printable_name, stem
 from .file_list import Entries
 from .formats import AVIF, SUFFIXES, is_readable, readable_suffixes, why_unreadable
 from .text_encoding import MAX_BYTES, UnreadableText, decode_regional, decode_unicode, encoding_of
@@ -85,7 +85,7 @@ class FolderBackend:
         return text, stamp
 
     def path(self, name: str) -> str:
-        return printable(self._location(name))
+        return printable_name(self._location(name))
 
     def _location(self, name: str) -> str:
         return os.path.join(self.root, *name.split("/"))
@@ -134,7 +134,7 @@ class Rules:
         if self.only_masks and not MASK_LABEL.search(name):
             return ""
         if reason := self._why_left_out(entry.name, name):
-            self.left_out.add_by_rule(printable(entry.path), reason)
+            self.left_out.add_by_rule(printable_name(entry.path), reason)
             return ""
         if not entry.is_file():
             is_dangling = entry.is_symlink() and not os.path.exists(entry.path)
@@ -147,7 +147,7 @@ class Rules:
         reason = _why_not_searched(folder)
         count = _count_images(folder.path, self.suffixes) if reason else 0
         if count:
-            self.left_out.add_by_rule(printable(folder.path), reason, count)
+            self.left_out.add_by_rule(printable_name(folder.path), reason, count)
         return not reason
 
     def _why_left_out(self, full_name: str, name: str) -> str:
@@ -159,11 +159,11 @@ class Rules:
 
     def _note_unreadable(self, entry: os.DirEntry[str], reason: str) -> None:
         if reason and not entry.name.startswith("."):
-            self.left_out.add_unreadable(printable(entry.path), reason)
+            self.left_out.add_unreadable(printable_name(entry.path), reason)
 
     def note_folder(self, folder: str, error: OSError) -> None:
         """Add a folder that can't be listed."""
-        self.left_out.add_unreadable(printable(folder), f"the folder can't be read ({error.strerror or error})")
+        self.left_out.add_unreadable(printable_name(folder), f"the folder can't be read ({error.strerror or error})")
 
 
 def _why_not_searched(folder: os.DirEntry[str]) -> str:
