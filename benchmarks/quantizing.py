@@ -53,6 +53,11 @@ CASES: dict[str, tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[Tensor],
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Return the most bytes that torch held at one time during a call, with its result."""
+    return with_peak_bytes(call)[1]
+
+
+def with_peak_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
+    """Return a call's result, and the most bytes that torch held at one time during the call, with the result."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = call()
     assert profiled.profiler and profiled.profiler.kineto_results
@@ -61,8 +66,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    del result
-    return peak
+    return result, peak
 
 
 def measure(repeats: int) -> dict[str, Any]:

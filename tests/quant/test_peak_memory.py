@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chroma_trainer.benchmarks.quantizing import with_peak_bytes
 from chroma_trainer.trainer_core.config.model import ModelConfig, QuantizationConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
@@ -18,7 +19,6 @@ from chroma_trainer.trainer_core.quant.loading import load_base
 from chroma_trainer.trainer_core.quant.quanto import Int8Quanto
 from safetensors.torch import save_file
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 CONFIG = {
     "in_channels": 64, "num_layers": 12, "num_single_layers": 24, "attention_head_dim": 64, "num_attention_heads": 8,
@@ -50,14 +50,7 @@ def measure(load: Callable[[], nn.Module]) -> tuple[int, int]:
     Counted by torch's own allocator and not as the process's memory, which the kernel, the C library and what ran before have a say in.
     """
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        base = load()
-    assert profiled.profiler and profiled.profiler.kineto_results
-    taken = peak = 0
-    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            taken += event.nbytes()
-            peak = max(peak, taken)
+    base, peak = with_peak_bytes(load)
     held = sum(tensor.numel() * tensor.element_size() for tensor in base.parameters())
     return held, peak
 
