@@ -236,7 +236,7 @@ def check_workflow(arguments: argparse.Namespace) -> int:
     warnings: list[str] = []
     problems = check(graph, CATALOGUE, _host(arguments), warnings)
     for text in warnings:
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
     if problems:
         raise UserError(problems)
     _print(f"{arguments.workflow}: no problems")

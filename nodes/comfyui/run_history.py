@@ -57,7 +57,7 @@ class Backlog:
 
     def summary(self, folder: Path) -> dict[str, Any]:
         """Return the state, progress, newest image, LoRA and trainer node of a run; "unreadable" for a damaged one."""
-        name = folder.name.rpartition("-")[0] or folder.name
+        name = layout.name_of_run(folder) or folder.name
         try:
             return self._summarize(folder, name)
         except Exception as error:  # a folder may hold anything, and the list of runs must not depend on it

@@ -88,6 +88,11 @@ class OptimizerCost:
         return self.adapter + self.states + self.average
 
     @property
+    def lora(self) -> int:
+        """Bytes of the LoRA file, in fp32. Stored initial values double its rank."""
+        return self.parameters * 4 + self.start
+
+    @property
     def resident(self) -> int:
         """Bytes on the device from the first step on."""
         return self.saved + self.copies

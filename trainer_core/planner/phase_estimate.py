@@ -116,8 +116,7 @@ def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: b
     """A checkpoint is copied to RAM, then its LoRA is written."""
     optimizer_cost, (beside, in_ram) = cost.optimizer_cost, _beside(request, facts, cost, is_sampled)
     device = resident_weights(cost, request.memory) + optimizer_cost.resident + optimizer_cost.aside + beside
-    weights = optimizer_cost.parameters * 4 + optimizer_cost.start
-    return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * weights)
+    return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * optimizer_cost.lora)
 
 
 def _evaluate(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:

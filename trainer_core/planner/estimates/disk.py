@@ -12,8 +12,7 @@ from ..workload import RunFacts
 def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
     """Return bytes by kind of file, as if the caches were empty."""
     optimizer_cost, quantization = cost.optimizer_cost, request.model.quantization
-    lora = optimizer_cost.parameters * 4 + optimizer_cost.start  # fp32; stored initial values double the rank
-    checkpoint = optimizer_cost.saved + optimizer_cost.start + lora
+    lora, checkpoint = optimizer_cost.lora, optimizer_cost.saved + optimizer_cost.start + optimizer_cost.lora
     share = DTYPES[request.adapter.precision].itemsize / 4
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,

@@ -182,7 +182,7 @@ def restore_(state: TrainState, checkpoint: Path) -> None:
     Raises:
         UserError: the checkpoint is of another adapter or optimizer.
     """
-    saved = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    saved = _read_state(checkpoint)
     _load_weights_(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
@@ -195,7 +195,7 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
     adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
     ema = state.ema.ema_state() if state.ema is not None else None
     try:
-        _load_weights_(state, checkpoint, json.loads((checkpoint / "state.json").read_text("utf-8")))
+        _load_weights_(state, checkpoint, _read_state(checkpoint))
         with final_weights(state):
             yield
     finally:
@@ -282,7 +282,12 @@ def _is_of(checkpoint: Path, run: str) -> bool:
 
 
 def _run_of(checkpoint: Path) -> str:
-    return str(json.loads((checkpoint / "state.json").read_text("utf-8")).get("run", ""))
+    return str(_read_state(checkpoint).get("run", ""))
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return state.json of a checkpoint that is intact."""
+    return json.loads((checkpoint / "state.json").read_text("utf-8"))
 
 
 def _refuse_other_run(checkpoint: Path, run: str) -> None:
@@ -327,5 +332,5 @@ def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
 def _rename_run(checkpoint: Path, run: str) -> None:
     """Let a copied checkpoint name its new run."""
     state, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
-    write_json(state, json.loads(state.read_text("utf-8")) | {"run": run})
+    write_json(state, _read_state(checkpoint) | {"run": run})
     write_json(manifest, json.loads(manifest.read_text("utf-8")) | {state.name: sha256_of(state)})

@@ -10,7 +10,7 @@ Layers that read the same input share their copies, and are computed together (j
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,16 +38,12 @@ class WorkingCopies:
         self._joined = [JoinedLora(group, joins_bases) for group in groups if can_join(group)]  # pyright: ignore
         together = {id(layer) for joined in self._joined for layer in joined.layers}
         self._single = [layer for layer in layers.values() if layer.working_dtype and id(layer) not in together]
-        members = [*self._single, *(layer for joined in self._joined for layer in joined.layers)]
-        factors = [pair for layer in members for pair in (layer.working_factors() or (None, ()))[1]]
-        self._masters = [master for master, _ in factors]
-        self._scales = [scale for _, scale in factors]
+        own = _factors_of(self._single)
+        pairs = [*own, *_factors_of(layer for joined in self._joined for layer in joined.layers)]
+        self._masters = [master for master, _, _ in pairs]
+        self._scales = [scale for _, scale, _ in pairs]
         # Parameters, although they are copies: compiled code takes the shapes of parameters as constants.
-        self._leaves = [
-            nn.Parameter(torch.empty_like(master, dtype=layer.working_dtype))
-            for layer in self._single
-            for master, _ in (layer.working_factors() or (None, ()))[1]
-        ]
+        self._leaves = [nn.Parameter(torch.empty_like(master, dtype=dtype)) for master, _, dtype in own]
         self._copies = [leaf.detach() for leaf in self._leaves]
         self._copies += [factor for joined in self._joined for factor in joined.factors()]
 
@@ -101,6 +97,12 @@ class WorkingCopies:
             leaf.grad = None
         for joined in self._joined:
             joined.clear_gradients()
+
+
+def _factors_of(layers: Iterable[AdapterLayer]) -> list[tuple[Tensor, float, torch.dtype]]:
+    """Return masters, what each is multiplied by, and the precision of its copy."""
+    parts = [factors for layer in layers if (factors := layer.working_factors())]
+    return [(master, scale, dtype) for dtype, pairs in parts for master, scale in pairs]
 
 
 def _scale(tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
