@@ -11,6 +11,8 @@ from chroma_trainer.trainer_core import host
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.config.serialize import key_text
+from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.data.buckets import Placement
 from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.registry import load
@@ -41,11 +43,39 @@ from torch import nn
             "prodigy_d_coef=1.0, prodigy_growth=0.0, ademamix_alpha=5.0, adafactor_scale_parameter=False, lr_num_cycles=3, "
             "lr_power=2.0, lr_decay_share=0.2, lr_min_ratio=0.0)",
         ),
+        # names of saved grids
+        (
+            ValidationConfig(),
+            "ValidationConfig(prompts='', negative_prompt='', steps=26, cfg=3.5, resolutions='1024x1024', seed=0, "
+            "scheduler='beta', shift=1.0, lora_strength='1.0', guidance='cfg', threshold=0.99, uncond_zero_scale=0.0, "
+            "cfg_start_pct=0.0, initial_disabled_steps=0, checkpoints='', sampling='as set', reference='', attention='same')",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_texts_that_are_hashed(value, text):
-    assert repr(value) == text
+    assert key_text(value) == text
+
+
+def test_a_text_that_is_hashed_survives_renaming_and_new_fields():
+    @dataclasses.dataclass(frozen=True)
+    class Spot:  # was Place(x, y)
+        KEY: typing.ClassVar = ("Place", "x=left", "y")
+        left: int
+        y: str
+        weight: float = 1.0  # added later
+
+    assert key_text(Spot(3, "a'b")) == """Place(x=3, y="a'b")"""
+    assert key_text(Spot(3, "b", 0.5)) == "Place(x=3, y='b', weight=0.5)"
+
+
+@pytest.mark.parametrize(
+    "kind", [Placement, QuantizationConfig, Shape, AdapterConfig, OptimizerConfig, ValidationConfig]
+)
+def test_every_field_that_is_hashed_exists(kind):
+    fields = {field.name for field in dataclasses.fields(kind)}
+    stored = [entry.rpartition("=")[2] for entry in kind.KEY[1:]]
+    assert len(set(stored)) == len(stored) and set(stored) <= fields
 
 
 def test_names_of_optimizers_in_checkpoints():

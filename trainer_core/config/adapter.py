@@ -88,6 +88,10 @@ class AdapterConfig:
 
     PATHS: ClassVar = ("init_lora",)
     LATER: ClassVar = (("precision",),)
+    KEY: ClassVar = (
+        "AdapterConfig", "kind", "format", "init_lora", "dropout", "block_lr", "ema_decay", "lokr_factor",
+        "lokr_decompose_both", "svd_iterations", "eva_batches", "precision",
+    )  # fmt: skip
 
     kind: Annotated[
         str,

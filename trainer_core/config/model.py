@@ -27,6 +27,7 @@ class QuantizationConfig:
     """Quantization of the frozen base model and the text encoder: the widgets of QuantizeModel."""
 
     LATER: ClassVar = (("products",),)
+    KEY: ClassVar = ("QuantizationConfig", "level", "quantize_via", "text_encoder", "cached_bases", "products")
 
     level: Annotated[
         str,

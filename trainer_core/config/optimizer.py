@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..errors import Problem
 from ..registry import names
@@ -19,6 +19,12 @@ class OptimizerConfig:
     Learning rate, schedule, warmup and weight decay are widgets of LoRATrainer. OptimizerPart.uses lists the fields
     that an optimizer uses; a run warns about fields that are set but not used.
     """
+
+    KEY: ClassVar = (
+        "OptimizerConfig", "optimizer", "beta1", "beta2", "beta3", "eps", "kahan", "prodigy_d0", "prodigy_d_coef",
+        "prodigy_growth", "ademamix_alpha", "adafactor_scale_parameter", "lr_num_cycles", "lr_power", "lr_decay_share",
+        "lr_min_ratio",
+    )  # fmt: skip
 
     optimizer: Annotated[
         str,

@@ -62,6 +62,11 @@ class ValidationConfig:
 
     PATHS: ClassVar = ("reference",)
     LATER: ClassVar = (("sampling",), ("reference",), ("attention",))
+    KEY: ClassVar = (
+        "ValidationConfig", "prompts", "negative_prompt", "steps", "cfg", "resolutions", "seed", "scheduler", "shift",
+        "lora_strength", "guidance", "threshold", "uncond_zero_scale", "cfg_start_pct", "initial_disabled_steps",
+        "checkpoints", "sampling", "reference", "attention",
+    )  # fmt: skip
 
     prompts: Annotated[
         str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,8 @@ class Placement:
         resize: (width, height) of the whole image before the crop.
         crop: (left, top) of the bucket in the resized image.
     """
+
+    KEY: ClassVar = ("Placement", "bucket", "resize", "crop")
 
     bucket: tuple[int, int]
     resize: tuple[int, int]

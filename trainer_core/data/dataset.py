@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config.dataset import CAPTIONS, DatasetConfig, FolderConfig
+from ..config.serialize import key_text
 from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
 from ..registry import load
@@ -215,7 +216,7 @@ def _make_sample(
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
     return sha256_texts(
-        f"{s.key} {s.sha256} {s.placement} {config.parts[s.part].repeats} {s.captions}" for s in samples
+        f"{s.key} {s.sha256} {key_text(s.placement)} {config.parts[s.part].repeats} {s.captions}" for s in samples
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config.dataset import DatasetConfig
 from ..config.degradation import Step, steps_of
+from ..config.serialize import key_text
 from ..errors import Problem, UserError
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import Numbers
@@ -126,7 +127,7 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     if problems:
         raise UserError(problems)
     samples = Targeted(table.finish(lambda part, name: backends[part].path(name)), index.samples)
-    digest = sha256_texts(f"{s.key} {s.sha256} {s.placement}" for s in samples)
+    digest = sha256_texts(f"{s.key} {s.sha256} {key_text(s.placement)}" for s in samples)
     return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples), steps)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Shape:
     """Shape of one batch."""
+
+    KEY: ClassVar = ("Shape", "width", "height", "batch", "text_tokens", "is_drawn")
 
     width: int  # in pixels
     height: int

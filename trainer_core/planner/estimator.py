@@ -14,6 +14,7 @@ from torch import nn
 
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
+from ..config.serialize import key_text
 from ..data.dataset import Index
 from ..models.codec import vae_config
 from ..models.family import Family
@@ -83,9 +84,8 @@ class MemoryEstimator:
 
         def optimizer_cost(count: Callable[[], OptimizerCost]) -> OptimizerCost:
             training, on_device = request.training, bool(self.machine.device_bytes)
-            trained = repr(
-                (training.rank, training.targets, training.init, request.adapter, request.optimizer, on_device)
-            )
+            layers = f"{training.rank}, {training.targets!r}, {training.init!r}"
+            trained = f"({layers}, {key_text(request.adapter)}, {key_text(request.optimizer)}, {on_device})"
             cache_key = (self._layers(request), trained)
             return self.counts.get_or_count(cache_key, lambda value: OptimizerCost(**value), count, asdict)
 
@@ -95,7 +95,7 @@ class MemoryEstimator:
                 self._skeletons[key] = MetaModel(self.family, request, device, optimizer_cost)
             return self._skeletons[key].cost(shape)
 
-        cache_key = (self._layers(request), request.model.dtype, key, repr(shape))
+        cache_key = (self._layers(request), request.model.dtype, key, key_text(shape))
         return self.counts.get_or_count(cache_key, ModelCost.from_json, count, ModelCost.as_json)
 
 
@@ -110,7 +110,7 @@ def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache
     A second start needs neither the encoder's modules nor transformers.
     """
     model, config = request.model, family.text_encoder_config(request.model)
-    key = (model.family, _sorted_json(config), version("transformers"), model.dtype, repr(model.quantization))
+    key = (model.family, _sorted_json(config), version("transformers"), model.dtype, key_text(model.quantization))
     return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
 
 
@@ -137,7 +137,7 @@ def cost_settings(request: TrainRequest) -> str:
     chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
     if training.routed_share:
         chosen += (training.routed_share, training.route_first, training.route_last)
-    return repr((chosen, request.adapter, request.optimizer))
+    return f"({chosen}, {key_text(request.adapter)}, {key_text(request.optimizer)})"
 
 
 def make_estimator(

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..adapters.files.peft_config import config_file
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
+from ..config.serialize import key_text
 from ..errors import UserError
 from ..models.family import Family
 from ..quant.loading import text_identity
@@ -67,4 +68,4 @@ def base_identity(request: TrainRequest, family: Family) -> str:
     """Return the digest of the frozen weights after quantization, in 16 hex digits. It names their folder on disk."""
     model = request.model
     stored = replace(model.quantization, products="exact")
-    return sha256_text(family.identity(model, "transformer"), model.dtype, repr(stored))[:16]
+    return sha256_text(family.identity(model, "transformer"), model.dtype, key_text(stored))[:16]

@@ -16,6 +16,7 @@ from ..adapters.files.load import apply_lora_
 from ..adapters.inject import remove_, set_strength_
 from ..config.model import ModelConfig
 from ..config.request import TrainedLora
+from ..config.serialize import key_text
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
 from ..devices import DTYPES, pick_device
@@ -153,7 +154,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     grids = []
     for number, grid in enumerate(grids_of(results, settings, name)):
         width, height = grid.size
-        key = sha256_text(repr(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
+        key = sha256_text(key_text(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
         save_png(grid.page, path, prompt=portable(dict(host.prompt), host.paths))
         host.emit(PreviewReady(-1, path))

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...config.serialize import key_text
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
@@ -52,7 +53,7 @@ class LatentCache:
 
 def latent_key(sample: Sample, identity: str) -> str:
     """Return the key of a sample's latent in the store."""
-    return sha256_text("latent", sample.sha256, repr(sample.placement), identity)
+    return sha256_text("latent", sample.sha256, key_text(sample.placement), identity)
 
 
 def cache_latents(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...config.dataset import DatasetConfig
+from ...config.serialize import key_text
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
@@ -52,7 +53,7 @@ class MaskWeights:
     def key(self, mask: Sample) -> str:
         """Return the key of a mask's weights in the store."""
         return sha256_text(
-            "mask", mask.sha256, repr(mask.placement), str(self._factor), str(float(self._black[mask.part]))
+            "mask", mask.sha256, key_text(mask.placement), str(self._factor), str(float(self._black[mask.part]))
         )
 
     def make(self, mask: Sample) -> Tensor:
