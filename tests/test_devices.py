@@ -37,3 +37,12 @@ def test_freed_ram_is_given_back():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     kept, after = map(int, done.stdout.split())
     assert kept > 200_000_000 and after < 50_000_000  # of 256 MB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_peak_memory_is_that_of_this_process_alone():
+    """What started it, as ComfyUI or a launcher may, can have been far larger: getrusage counts that."""
+    child = "from chroma_trainer.trainer_core.devices import peak_ram_bytes; print(peak_ram_bytes())"
+    parent = f"import subprocess, sys\nlarge = bytearray(b'x') * (1 << 30)\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 1 << 24 < int(done.stdout) < 1 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,13 @@ def memory_in_use(device: torch.device) -> tuple[str, int]:
 
 
 def peak_ram_bytes() -> int:
-    """Return the peak resident memory of this process, in bytes."""
+    """Return the peak resident memory of this process, in bytes.
+
+    On Linux from /proc: getrusage also counts the process that started this one, if that was larger.
+    """
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows, where psutil knows the peak
