@@ -238,14 +238,20 @@ def vary_norms_(*modules) -> None:
 
 def tiny_clip_tokenizer():
     """Return a tokenizer by CLIP's rules (lower case, byte pairs, start and end tokens): bytes and a few merges."""
+    import tempfile
+
     from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>"), ("t", "h")]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocabulary, merges).backend_tokenizer
+    with tempfile.TemporaryDirectory() as folder:  # as files, which every version of transformers reads
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (Path(folder) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CLIPTokenizerFast.from_pretrained(folder).backend_tokenizer
 
 
 def write_clip_pair(folder: Path) -> Path:

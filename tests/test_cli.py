@@ -280,6 +280,7 @@ def test_check_is_quick_and_imports_nothing_heavy(home):
     assert time.perf_counter() - began < 5  # about 0.3 s on an idle machine
 
 
+@pytest.mark.slow
 def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home, first):
     """torch's compiler takes 1.5 to 2 s to import, and so do the libraries of models.
 
@@ -414,6 +415,7 @@ def test_the_second_signal_ends_it_at_once(number, capfd):
             os.kill(os.getpid(), number)
 
 
+@pytest.mark.slow
 def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     # The score's own pictures take a minute; tests/validation has them.
     score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4, "pictures": 8}

@@ -30,6 +30,7 @@ print(freed, resident().rss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems return freed memory themselves")
 def test_freed_ram_is_given_back():
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
@@ -39,6 +40,7 @@ def test_freed_ram_is_given_back():
     assert kept > 200_000_000 and after < 50_000_000  # of 256 MB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 def test_peak_memory_is_that_of_this_process_alone():
     """What started it, as ComfyUI or a launcher may, can have been far larger: getrusage counts that."""

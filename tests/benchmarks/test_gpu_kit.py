@@ -229,6 +229,7 @@ def test_waits_are_listed_and_reads_are_counted(kit, tmp_path):
     assert reads == [2] and torch.Tensor.tolist is tolist
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_measured(tmp_path):
     done = call("--out", str(tmp_path), "--only", "attention-math")

@@ -20,6 +20,7 @@ def test_sigkill_at_random_instants(home, kills, tmp_path, capsys):
     assert count.tried >= 25 and count.inside_a_save >= 10 and count.survived == count.tried
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(home, kills, tmp_path, capsys):
     ended = 0
     with kills.Nursery(home) as nursery:
@@ -44,6 +45,7 @@ def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(ho
     assert ended >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed_terminal", [False, True])
 def test_a_console_that_is_gone_ends_a_run_as_any_cancel(home, kills, tmp_path, closed_terminal):
     """Ctrl-C under `| tee`, where tee ends first; a closed terminal, whose every write fails."""

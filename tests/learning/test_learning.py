@@ -62,20 +62,24 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 def test_it_learns_a_style(tmp_path, cache):
     assert train(tmp_path, cache) == []
 
 
+@pytest.mark.slow
 def test_a_trainer_that_does_not_move_the_weights_is_found_out(tmp_path, cache):
     faults = train(tmp_path, cache, learning_rate=1e-9, steps=6)
     assert [fault.split()[0] for fault in faults] == ["LoRA", "eval"]
 
 
+@pytest.mark.slow
 def test_a_trigger_on_the_wrong_pictures_is_found_out(tmp_path, cache):
     """The trigger in front of plain pictures' captions: the model is told that plain pictures are neon."""
     assert any(fault.startswith("LoRA") for fault in train(tmp_path, cache, folder=PLAIN, steps=20))
 
 
+@pytest.mark.slow
 def test_a_wrong_target_is_found_out(tmp_path, cache, monkeypatch):
     """Velocities of other pictures of the batch: the loss still falls, towards their mean."""
     interpolate = batch.interpolate

@@ -21,6 +21,7 @@ def faults(tiny_chroma: Path, tiny_flux: Path) -> dict[str, str]:
     return {line["case"]: line["fault"] for line in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_no_two_devices_meet_and_nothing_waits(faults: dict[str, str]):
     assert {case: fault for case, fault in faults.items() if fault and case not in MUST_FAIL} == {}
     assert len(faults) > 20

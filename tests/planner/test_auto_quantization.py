@@ -49,6 +49,7 @@ def test_loftq_is_given_something_to_mend(workshop, released):
     assert asked.model.quantization.level == "int8-quanto"
 
 
+@pytest.mark.slow
 def test_a_run_left_to_the_plan_is_the_run_of_the_level_it_chose(workshop, monkeypatch):
     """Same folder, same bytes, and the file says the level."""
     monkeypatch.setattr(MemoryPlan, "unfit", lambda plan: [] if "int8-quanto" in plan.settings else list(plan.phases))

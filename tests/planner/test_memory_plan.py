@@ -186,6 +186,7 @@ def test_operations_are_those_of_the_formula(workshop):
     assert again - stored == pytest.approx(second, rel=0.05)
 
 
+@pytest.mark.slow
 def test_routed_blocks_cost_what_a_smaller_picture_s_would(workshop):
     """Half of 1,024 tokens: as many as half of the picture has."""
     values = {"gradient_checkpointing": True, "route_first": 1, "route_last": 2}

@@ -46,7 +46,7 @@ def test_rollouts_are_drawn_as_often_as_expected(workshop):
     assert rollout_passes(training, PriorShares(some=0.5, only=0.25)) == pytest.approx(0.75 * 0.4 * 3)
 
 
-@pytest.mark.parametrize("case", ["rollout", "prior"])
+@pytest.mark.parametrize("case", ["rollout", pytest.param("prior", marks=pytest.mark.slow)])
 def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     """A real step's operations on the CPU. Rank 1, for the base's own prediction is one without the adapter;
     attention by matrices, for torch's counter knows no other on a CPU."""
@@ -70,6 +70,7 @@ def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
         assert counter.flops == pytest.approx(step_flops(cost, ()) + passes * forward_flops(cost), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_plan_tells_them(workshop):
     (part,), (root,) = workshop.dataset.parts, workshop.dataset.roots
     plain, _, _ = plan_request(workshop.request(batch_size=1), workshop.host())

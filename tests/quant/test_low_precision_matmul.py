@@ -160,6 +160,7 @@ def test_without_gradients_the_weight_acts_as_it_is(kind):
     assert not torch.equal(made(x), nn.functional.linear(x, made.weight) + made.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_compiles_as_one_graph(kind):
     made = nn.Sequential(layer(kind, 64), layer(kind))

@@ -55,6 +55,7 @@ def measure(load: Callable[[], nn.Module]) -> tuple[int, int]:
     return held, peak
 
 
+@pytest.mark.slow
 def test_peak_memory(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = (wide / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
     monkeypatch.setattr(weight_cache, "SHARD_BYTES", 8 << 20)

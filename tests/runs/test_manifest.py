@@ -93,6 +93,7 @@ def test_changed_weights_are_named(workshop, tmp_path):
         run(workshop.request(model=replace(workshop.model, repo=str(tmp_path / "other"))), host)
 
 
+@pytest.mark.slow
 def test_anew_begins_anew_beside_the_old_run(workshop):
     host = cancelled(workshop, workshop.request())
     result = run(workshop.request(learning_rate=0.02, on_change="anew"), host)
@@ -103,6 +104,7 @@ def test_anew_begins_anew_beside_the_old_run(workshop):
     assert alone.losses == result.losses
 
 
+@pytest.mark.slow
 def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop):
     host = cancelled(workshop, workshop.request())
     result = run(workshop.request(learning_rate=0.02, on_change="adopt"), host)

@@ -228,6 +228,7 @@ def metadata_of(path):
         return file.metadata()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "adapter", "wanted"),
     [
@@ -305,6 +306,7 @@ def test_eva_looks_along_the_data_before_it_trains(workshop):
     assert torch.equal(q, k)  # the same inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_is_the_same_recomputed_and_off_outside_of_training(workshop, checkpointing):
     values = {"steps": 2, "gradient_checkpointing": checkpointing}

@@ -142,6 +142,7 @@ def put_back_(state, saved) -> None:
     state.is_consistent = True
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_averages_are_put_in_place_is_marked(workshop):
     state = build(workshop, ema_decay=0.5)
     take_step(state)

@@ -37,6 +37,7 @@ def test_it_learns_as_with_exact_products(workshop, kind, off):
     assert after < 0.97 * ours.report["eval_loss"]["before"]
 
 
+@pytest.mark.slow
 def test_equal_bytes_again_after_a_resume_checkpointed_and_offloaded(workshop):
     whole = workshop.host()
     run(rounded(workshop, "int8"), whole)

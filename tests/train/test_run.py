@@ -88,6 +88,7 @@ def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, 
     assert result.losses == uninterrupted[1].losses and result.lora.sha256 == uninterrupted[1].lora.sha256
 
 
+@pytest.mark.slow
 def test_every_option_with_randomness_resumes_exactly(workshop):
     values = {
         "batch_size": 1, "accumulation": 2, "caption_dropout": 0.5, "lr_schedule": "cosine", "init": "gaussian",
@@ -329,6 +330,7 @@ def test_all_that_is_wrong_is_said_before_anything_is_loaded(workshop, monkeypat
     assert told[0] == "warmup_steps: 5 warm-up steps leave nothing of 5 steps; use at most 4" and len(told) > 1
 
 
+@pytest.mark.slow
 def test_damage_in_a_cache_is_told(workshop, tmp_path, uninterrupted):
     host = workshop.host()
     object.__setattr__(host, "paths", replace(host.paths, cache=tmp_path))
@@ -356,6 +358,7 @@ def test_a_density_with_a_hole_is_warned_of_and_shown_in_both_characters(worksho
     assert warning.startswith("quadratic_tail_legacy never trains sigma in [0.25, 0.75)")
 
 
+@pytest.mark.slow
 def test_a_cancel_between_a_checkpoint_and_its_pictures_loses_no_picture(workshop):
     settings = ValidationConfig(prompts="a cat", steps=1, cfg=1.0, resolutions="32x32")
     request = workshop.request(settings, validate_every=2, steps=4)

@@ -100,6 +100,7 @@ def test_it_can_be_canceled(file, tmp_path):
         content_digest(file)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_sampled_identity_is_resumed(workshop, monkeypatch):
     """It continues in its own folder, to the bytes of a run that was never interrupted; the next one has its own name."""
     whole = run(workshop.request(), workshop.host())

@@ -119,6 +119,7 @@ def test_endpoint(hub, tiny_model, tmp_path):
     assert not any("resolve" in path and "/vae/" in path for path in asked)  # only the parts that are needed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "transformer"])
 def test_a_repository_that_may_hold_a_transformer_alone(hub, tiny_model, tmp_path, folder):
     """Of a repository only the transformer is downloaded, at its root or in a folder, and an estimate needs no weights."""

@@ -92,6 +92,7 @@ def test_saved_workflows_read_their_values_by_position():
     assert widgets[-3:] == ["vram_gb", "ram_gb", "eval_images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 6])
 def test_an_evaluation_that_was_canceled_is_done_after_the_resume(workshop, monkeypatch, step):
     """Ctrl-C during it: the checkpoint was saved without it, and its step could no longer be the best one.

@@ -85,6 +85,7 @@ def wandb(monkeypatch):
     return server
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_run_and_the_lora_is_the_same(workshop, wandb):
     request = replace(workshop.request(steps=3), validation=DRAWN)
     without = workshop.host()
@@ -122,6 +123,7 @@ def test_wandb_gets_the_run_and_the_lora_is_the_same(workshop, wandb):
     assert len(saved) > 5 and not any(b"a-secret" in path.read_bytes() for path in saved)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_curve_at_wandb(workshop, wandb):
     request = workshop.request(trackers="wandb", steps=4)
     host = workshop.host().cancelling_at(3)
@@ -136,6 +138,7 @@ def test_a_resumed_run_goes_on_in_the_same_curve_at_wandb(workshop, wandb):
     assert [first.rows[step]["train/loss"] for step in (1, 2, 3, 4)] == list(result.losses)
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_again_is_another_one_at_wandb(workshop, wandb):
     host = workshop.host()
     for _ in range(2):

@@ -57,7 +57,10 @@ def host_memory() -> Exception:
     )
 
 
-@pytest.mark.parametrize("error", [cuda, host_memory, MemoryError])
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(cuda, marks=pytest.mark.slow), pytest.param(host_memory, marks=pytest.mark.slow), MemoryError],
+)
 def test_the_step_is_begun_anew_and_the_bytes_are_the_same(workshop, gelu_fails, error):
     plain = run(request(workshop), workshop.host())
     host = workshop.host()

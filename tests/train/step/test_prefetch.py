@@ -41,6 +41,7 @@ def test_only_where_the_device_is_not_the_cpu():
     assert is_worth_it(torch.device("cuda")) and not is_worth_it(torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_same_bytes_cancelled_and_gone_on(workshop, made, monkeypatch, accumulation):
     request = workshop.request(accumulation=accumulation)
