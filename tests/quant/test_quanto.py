@@ -41,6 +41,19 @@ def test_every_weight_is_the_packages_own(quantizer, width):
     assert ((ours.weight - weight.dequantize()).abs() <= 1e-6 * spread).all()  # they round the product before the sum
 
 
+@pytest.mark.parametrize("quantizer", QTYPES)
+def test_encoding_and_decoding_need_no_compiler(quantizer, monkeypatch):
+    """The package's unpack compiles an extension into its own folder, and waits forever for a build that was killed."""
+    from optimum.quanto.library.extensions.extension import Extension
+
+    def refuse(self):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Extension, "lib", property(refuse))
+    layer = linear(47, 160)  # 47 rows do not fill the last byte
+    assert (quantizer().layer(layer).weight - layer.weight).norm() < 0.5 * layer.weight.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("quantizer", [Int8Quanto, Fp8Quanto])
 def test_codes_and_scales_of_rows_are_rounded_once(quantizer, dtype):

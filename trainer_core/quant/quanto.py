@@ -104,14 +104,18 @@ class _Grouped(_EncodedByQuanto):
         encoded = quanto.quantize_weight(
             exact, qtype, 0, scale.float(), -offset.float(), exact.shape[1], optimized=False
         )
-        codes.copy_(encoded._data.unpack())
+        # Its own unpack compiles C++ or CUDA on first use: that needs a compiler and a package folder that can be written.
+        codes.copy_(self._unpack(encoded._data._data, len(codes)))
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        packed, mask = stored["packed"], 2**self.bits - 1
-        codes = torch.cat([(packed >> shift) & mask for shift in range(0, 8, self.bits)])[: len(stored["scale"])]
+        codes = self._unpack(stored["packed"], len(stored["scale"]))
         # Rounded once: addcmul computes the sum in fp32.
         decoded = torch.addcmul(stored["offset"].to(dtype), codes.to(dtype), stored["scale"].to(dtype))
         return decoded.reshape(shape)
+
+    def _unpack(self, packed: Tensor, num_groups: int) -> Tensor:
+        mask = 2**self.bits - 1
+        return torch.cat([(packed >> shift) & mask for shift in range(0, 8, self.bits)])[:num_groups]
 
     def _pack(self, codes: Tensor) -> Tensor:
         per_byte = 8 // self.bits
