@@ -33,7 +33,8 @@ from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
-from .trainer_core.lora_tools import commands as lora_commands
+from .trainer_core.lora_tools import commands as lora_report
+from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
@@ -52,7 +53,7 @@ EXIT_USER, EXIT_CANCELLED = 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "fixed": "--output", "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -449,7 +450,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", inspect)
     sub.add_argument("file", help="LoRA file (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
-    lora_commands.add_doctor(command("doctor", lora_commands.doctor), _tool_host)
+    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    description = "Merge, resize, scale or extract LoRA files."
+    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_import_arguments(command("import", import_config))
     sub = command("demo", demo)
     sub.add_argument(

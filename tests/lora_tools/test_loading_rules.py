@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from chroma_trainer.trainer_core.adapters.files.keys import BLOCKS, OUTSIDE_NAMES, layers_of
 from chroma_trainer.trainer_core.adapters.files.load import kohya_name
-from chroma_trainer.trainer_core.lora_tools.loading_rules import unloaded_keys
 from chroma_trainer.trainer_core.lora_tools.reader import of_tensors
+from chroma_trainer.trainer_core.lora_tools.report.loading_rules import unloaded_keys
 
 from .conftest import diffusers_tensors, kohya_tensors, native_tensors
 

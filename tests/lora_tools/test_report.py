@@ -9,12 +9,12 @@ import torch
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.adapters.files.keys import layers_of
 from chroma_trainer.trainer_core.errors import UserError
-from chroma_trainer.trainer_core.lora_tools.base_model import base_of
-from chroma_trainer.trainer_core.lora_tools.origin import origin_of
 from chroma_trainer.trainer_core.lora_tools.reader import of_tensors, open_lora
-from chroma_trainer.trainer_core.lora_tools.repair import repair
-from chroma_trainer.trainer_core.lora_tools.report import examine
-from chroma_trainer.trainer_core.lora_tools.report_text import report_text
+from chroma_trainer.trainer_core.lora_tools.report.base_model import base_of
+from chroma_trainer.trainer_core.lora_tools.report.examine import examine
+from chroma_trainer.trainer_core.lora_tools.report.origin import origin_of
+from chroma_trainer.trainer_core.lora_tools.report.repair import repair
+from chroma_trainer.trainer_core.lora_tools.report.report_text import report_text
 from chroma_trainer.trainer_core.plots.lora_chart import draw_lora_chart
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -30,9 +30,9 @@ def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Report what a LoRA file is, what is wrong with it and how much rank it wastes; write a repaired file."""
-    from .compare import compare
     from .progress import progress_of
     from .reader import open_lora
+    from .report.compare import compare
 
     host = arguments.make_host(arguments)
     for option, name in (("--output", arguments.fixed), ("--chart", arguments.chart)):
@@ -56,9 +56,9 @@ def _refuse_second(arguments: argparse.Namespace) -> None:
 
 def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
     from .progress import progress_of
-    from .repair import repair
-    from .report import examine
-    from .report_text import report_text
+    from .report.examine import examine
+    from .report.repair import repair
+    from .report.report_text import report_text
 
     report = examine(lora, progress_of(host, "reading the layers"))
     result = report.as_json()
@@ -88,7 +88,7 @@ def _save_chart(report: Any, path: Path) -> None:
     import io
 
     from ..storage.atomic import write_atomic
-    from .chart import draw_report
+    from .report.report_chart import draw_report
 
     buffer = io.BytesIO()
     draw_report(report).save(buffer, "PNG")

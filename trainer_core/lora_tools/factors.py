@@ -142,7 +142,7 @@ def _thin(matrix: Tensor) -> LoraPair:
     """Return a matrix as a product of factors whose size is its numerical rank."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rank = max(1, int((values > values[:1] * 1e-7).sum()))
-    return LoraPair(right[:rank], left[:, :rank] * values[:rank])
+    return LoraPair(right[:rank].contiguous(), (left[:, :rank] * values[:rank]).contiguous())
 
 
 def _check_rank(rank: int) -> None:

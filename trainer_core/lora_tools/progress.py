@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..host import Host, PhaseProgress, PhaseStarted
-from .report import Progress
+
+Progress = Callable[[int, int], None]  # progress(done, total)
 
 
 def progress_of(host: Host, phase: str, unit: str = "layers") -> Progress:

@@ -25,9 +25,9 @@ from ..adapters.lora import LoraPair
 from ..errors import UserError
 from ..storage.atomic import HASH_CHUNK_BYTES, replace_atomic, sha256_of
 from ..storage.safetensors_header import METADATA, header_bytes
-from .base_model import base_of
-from .loading_rules import COMFYUI, DIFFUSERS, NATIVE, WRAPPED, unloaded_keys
 from .reader import EDIT, LoraReader, LoraTensors, of_tensors, open_lora
+from .report.base_model import base_of
+from .report.loading_rules import COMFYUI, DIFFUSERS, NATIVE, WRAPPED, unloaded_keys
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.004}
 KEPT = ("modelspec.", "ss_", "prompt", "chroma_trainer", "workflow")  # metadata of a parent that stays

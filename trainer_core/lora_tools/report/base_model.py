@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..adapters.files.keys import layers_of
-from .reader import DOWNS, LoraReader
+from ...adapters.files.keys import layers_of
+from ..reader import DOWNS, LoraReader
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38  # of Chroma and Flux.1
 CHROMA, FLUX, EITHER, TINY = "Chroma", "Flux.1", "Chroma or Flux.1", "tiny"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..plots.text_bars import text_bars
-from .blocks import OUTSIDE
-from .report import ERROR, NOTE, WARNING, LayerReport, LoraReport
+from ...plots.text_bars import text_bars
+from ..blocks import OUTSIDE
+from .examine import ERROR, NOTE, WARNING, LayerReport, LoraReport
 
 MARKS = {ERROR: "!!", WARNING: "! ", NOTE: "- "}
 CHART_HEIGHT = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from ..plots.lora_chart import draw_lora_chart
-from .report import LoraReport
+from ...plots.lora_chart import draw_lora_chart
+from .examine import LoraReport
 
 
 def draw_report(report: LoraReport) -> Image.Image:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from ..adapters.files.grouping import update_types
-from ..adapters.files.keys import layers_of
-from ..adapters.files.load import build_update, is_finite
-from ..adapters.layer import Update
-from ..adapters.lora import LoraPair
+from ...adapters.files.grouping import update_types
+from ...adapters.files.keys import layers_of
+from ...adapters.files.load import build_update, is_finite
+from ...adapters.layer import Update
+from ...adapters.lora import LoraPair
+from ..blocks import block_of
+from ..factors import ENERGY, rank_of_energy, spectrum
+from ..progress import Progress
+from ..reader import DOWNS, LoraReader
 from .alpha import Scale, scale_of, with_scale
 from .base_model import BaseModel, base_of
-from .blocks import block_of
-from .factors import ENERGY, rank_of_energy, spectrum
 from .loading_rules import unloaded_keys
 from .origin import edit_of, origin_of
-from .reader import DOWNS, LoraReader
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 NUM_EXAMPLES = 3
 LOSSLESS = 0.5  # advice to resize if the median layer needs at most this share of its rank
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

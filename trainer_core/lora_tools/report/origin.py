@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .reader import EDIT, LoraReader
+from ..reader import EDIT, LoraReader
 
 Keys = tuple[str, ...]
 

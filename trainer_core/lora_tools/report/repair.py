@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.files.grouping import update_types
-from ..adapters.files.keys import layers_of
-from ..adapters.files.load import build_update, is_finite
-from ..adapters.layer import IncompatibleUpdate, Update
-from ..errors import UserError
+from ...adapters.files.grouping import update_types
+from ...adapters.files.keys import layers_of
+from ...adapters.files.load import build_update, is_finite
+from ...adapters.layer import IncompatibleUpdate, Update
+from ...errors import UserError
+from ..reader import LoraReader, part_of
+from ..writer import Written, edited_metadata, keep_lora, write_lora
 from .alpha import scale_of, with_scale
-from .reader import LoraReader, part_of
-from .report import LoraReport
-from .writer import Written, edited_metadata, keep_lora, write_lora
+from .examine import LoraReport
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapters.layer import IncompatibleUpdate
-from ..adapters.lora import LoraPair
-from ..errors import UserError
-from .blocks import block_of
-from .factors import as_product, decompose, inner, norm, overlap
-from .reader import LoraReader, require_lora
-from .report import Progress
+from ...adapters.layer import IncompatibleUpdate
+from ...adapters.lora import LoraPair
+from ...errors import UserError
+from ..blocks import block_of
+from ..factors import as_product, decompose, inner, norm, overlap
+from ..progress import Progress
+from ..reader import LoraReader, require_lora
 
 SIMILAR, OPPOSED = 0.5, -0.2  # cosines
 

@@ -5,10 +5,10 @@ The rules were read from ComfyUI 0.33 (comfy/lora.py) and diffusers 0.42 (FluxLo
 
 from __future__ import annotations
 
-from ..adapters.files.foreign import left_out_reason
-from ..adapters.files.grouping import module_name, split_key
-from ..adapters.files.keys import KOHYA_PREFIX, layers_of, original_place
-from .reader import LoraReader
+from ...adapters.files.foreign import left_out_reason
+from ...adapters.files.grouping import module_name, split_key
+from ...adapters.files.keys import KOHYA_PREFIX, layers_of, original_place
+from ..reader import LoraReader
 
 COMFYUI, DIFFUSERS = "ComfyUI", "diffusers"
 NATIVE, WRAPPED = "diffusion_model.", "transformer."
