@@ -49,7 +49,7 @@ from .trainer_core.workflow.read import read_workflow
 STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
-EXIT_USER, EXIT_CANCELLED = 2, 130
+EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
@@ -117,7 +117,7 @@ def _on_console_close(call: Callable[[], None]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit status: 0, 2 for a user error, 130 where the user canceled."""
+    """Run the command line. Return the exit status: 0, 1 for a LoRA with faults, 2 for a user error, 130 where the user canceled."""
     for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -342,6 +342,30 @@ def import_config(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def verify(arguments: argparse.Namespace) -> int:
+    """Train a LoRA again from the record in its file, and report whether the bytes are equal: exit status 0, else 1."""
+    from tempfile import TemporaryDirectory
+
+    from .trainer_core.lora_tools.verify import Trainer, verify
+
+    _check_device(arguments)
+    trainer = Trainer(CATALOGUE, schemas(), lora_trainer.SPEC.id, lora_trainer.request_of)
+    with TemporaryDirectory(prefix="chroma-trainer-verify-", ignore_cleanup_errors=True) as folder:
+        arguments.output = arguments.output or folder
+        host = _host(arguments, (Console(),), Interrupts())
+        if any(Path(arguments.output).glob("*")):
+            raise UserError.at(
+                "--output", f"{arguments.output!r} is not empty, so a run there would be resumed; use another folder"
+            )
+        result = verify(Path(arguments.file), trainer, host, arguments.anyway)
+    if arguments.json:
+        differences = list(result.differences)
+        print(json.dumps({"equal": result.is_equal, "sha256": result.sha256, "differences": differences}, indent=2))
+    else:
+        _print(f"{arguments.file}: {result.text()}")
+    return 0 if result.is_equal else EXIT_DIFFERENT
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
@@ -453,6 +477,13 @@ def _parser() -> argparse.ArgumentParser:
     lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
+    sub = command("verify", verify)
+    sub.add_argument("file", help="LoRA file that ChromaTrainer saved")
+    _add_folder_arguments(sub)
+    sub.add_argument("--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)")
+    sub.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
+    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
     _add_import_arguments(command("import", import_config))
     sub = command("demo", demo)
     sub.add_argument(
@@ -497,6 +528,11 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODE.FIELD=VALUE",
         help="override a value; NODE is a node's title, id or type",
     )
+    _add_folder_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="output folder (default: output)")
+
+
+def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         action="append",
@@ -512,7 +548,6 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a folder that contains datasets; may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="output folder (default: output)")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,9 @@ def tuned(tiny_chroma, tiny_model, tmp_path):
     """A tiny Chroma whose weights were changed by a LoRA of rank 3, in diffusers' layout, and that LoRA's updates."""
     family = ChromaFamily()
     transformer = family.load_transformer(tiny_model)
-    layers = inject_(transformer, resolve_targets(transformer, family, "all+ffs"), 3, 3, generator=GENERATOR, config=AdapterConfig())
+    layers = inject_(
+        transformer, resolve_targets(transformer, family, "all+ffs"), 3, 3, generator=GENERATOR, config=AdapterConfig()
+    )
     for layer in layers.values():
         layer.lora_B.data.copy_(randn(*layer.lora_B.shape) * 0.05)
     shutil.copytree(tiny_chroma / "transformer", tmp_path / "tuned")
@@ -364,7 +366,9 @@ def test_the_overlap_of_subspaces():
 def test_our_own_files_of_every_format_pass_the_tools(tiny_model, tmp_path):
     family = ChromaFamily()
     transformer = family.load_transformer(tiny_model)
-    layers = inject_(transformer, resolve_targets(transformer, family, "all+ffs"), 4, 4, generator=GENERATOR, config=AdapterConfig())
+    layers = inject_(
+        transformer, resolve_targets(transformer, family, "all+ffs"), 4, 4, generator=GENERATOR, config=AdapterConfig()
+    )
     for layer in layers.values():
         layer.lora_B.data.copy_(randn(*layer.lora_B.shape) * 0.05)
     deltas = {name: layer.delta() for name, layer in layers.items()}

@@ -109,7 +109,7 @@ def _open(name: str, family: str, weights: Weights) -> ModelWeights:
         for layer in layers
     ]
     return ModelWeights(
-        name, family, tuple(layer for layer in [*blocks, *linears.ends] if source(layer)), read, weights.files
+        name, family, tuple(layer for layer in [*blocks, *linears.ends] if source(layer)), read, weights.files, flavour
     )
 
 

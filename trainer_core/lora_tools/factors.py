@@ -134,15 +134,21 @@ def _(update: LokrUpdate) -> LoraPair:
     """kron(U1 D1, U2 D2) = kron(U1, U2) kron(D1, D2): the rank is the product of both ranks."""
     sides = [_thin(side.double()) for side in update.sides()]
     _check_rank(sides[0].rank * sides[1].rank)
-    up, down = (torch.kron(getattr(sides[0], name), getattr(sides[1], name)) for name in ("up", "down"))
+    up, down = (_kron(getattr(sides[0], name), getattr(sides[1], name)) for name in ("up", "down"))
     return LoraPair(down, up * update.scale)
+
+
+def _kron(one: Tensor, two: Tensor) -> Tensor:
+    """Return the Kronecker product. torch.kron fails for some strides of matrices with one row or column."""
+    grid = one[:, None, :, None] * two[None, :, None, :]
+    return grid.reshape(len(one) * len(two), one.shape[1] * two.shape[1])
 
 
 def _thin(matrix: Tensor) -> LoraPair:
     """Return a matrix as a product of factors whose size is its numerical rank."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rank = max(1, int((values > values[:1] * 1e-7).sum()))
-    return LoraPair(right[:rank].contiguous(), (left[:, :rank] * values[:rank]).contiguous())
+    return LoraPair(right[:rank], left[:, :rank] * values[:rank])
 
 
 def _check_rank(rank: int) -> None:
