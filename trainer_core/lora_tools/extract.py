@@ -65,17 +65,27 @@ def open_model(source: str, field: str) -> ModelWeights:
         )
     faults = []
     for family in names("family"):
-        kind: Kind = load("family", family).transformer_kind
-        model = ModelConfig(
-            family=family, flavour="", repo="", transformer_file=_resolve(path) if path.exists() else source
-        )
+        transformer = _resolve(path) if path.exists() else source
+        model = ModelConfig(family=family, flavour="", repo="", transformer_file=transformer)
         try:
-            weights = Weights(find_part(model, "transformer").files, kind, mapped=False)
+            return open_config(model, path.name or source)
         except UserError as error:
             faults.append(error.problems[0].message)
-            continue
-        return _open(path.name or source, family, weights)
     raise UserError.at(field, f"{source!r} is no Chroma or Flux.1 transformer: {faults[0]}")
+
+
+def open_config(model: ModelConfig, name: str = "") -> ModelWeights:
+    """Open the transformer of a model.
+
+    Args:
+        model: The model.
+        name: Name for messages; "" for that of its file or repository.
+    Raises:
+        UserError: It is not on this machine, or of another family.
+    """
+    kind: Kind = load("family", model.family).transformer_kind
+    weights = Weights(find_part(model, "transformer").files, kind, mapped=False)
+    return _open(name or Path(model.transformer_file or model.repo).name, model.family, weights)
 
 
 def _resolve(path: Path) -> str:

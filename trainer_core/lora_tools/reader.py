@@ -207,6 +207,17 @@ def of_tensors(tensors: Mapping[str, Tensor], name: str = "lora") -> LoraReader:
     return LoraReader(own.name, None, entries, own.metadata, read, digest=own.sha256)
 
 
+def load_tensors(path: Path) -> LoraTensors:
+    """Read a whole file into memory, for a LORA_MODEL connection.
+
+    Raises:
+        UserError: The file can't be read.
+    """
+    with open_lora(path) as lora:
+        tensors = {key: lora.read(key).clone() for key in lora.entries}
+        return LoraTensors(tensors, path.name, lora.metadata, lora.sha256)
+
+
 def require_lora(lora: LoraReader) -> None:
     """Raise UserError if this is not one readable LoRA of Chroma or Flux."""
     if lora.faults:

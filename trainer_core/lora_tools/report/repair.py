@@ -13,14 +13,14 @@ from ...adapters.files.load import build_update, is_finite
 from ...adapters.layer import IncompatibleUpdate, Update
 from ...errors import UserError
 from ..reader import LoraReader, part_of
-from ..writer import Written, edited_metadata, keep_lora, write_lora
+from ..writer import Written, edited_metadata, write_lora
 from .alpha import scale_of, with_scale
 from .examine import LoraReport
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def repair(lora: LoraReader, report: LoraReport, path: Path | None) -> Written:
+def repair(lora: LoraReader, report: LoraReport, path: Path) -> Written:
     """Write the repaired file.
 
     Layers that are no layers of the model, that have values that are not finite, that do nothing, or that the file has
@@ -29,21 +29,19 @@ def repair(lora: LoraReader, report: LoraReport, path: Path | None) -> Written:
     Args:
         lora: The LoRA.
         report: Its report.
-        path: The file to write; None to keep the tensors in memory.
+        path: The file to write.
     Raises:
         UserError: There is nothing to save, or the file belongs to another model.
     """
-    if not report.base.is_ours or lora.faults or not report.layers:
-        raise UserError.at(lora.name, f"can't be repaired: {report.findings[0].text}")
-    if len(lora.groups.adapters - {""}) > 1:
-        raise UserError.at(lora.name, f"can't be repaired: {report.findings[0].text}")
-    metadata = edited_metadata("doctor", [(lora, "")], repaired=[f.text for f in report.findings if f.is_repaired])
-    layers = _sound_layers(lora, report)
-    dtype = _dtype(report)
-    return write_lora(path, layers, metadata, dtype) if path else keep_lora(lora.name, layers, metadata, dtype)
+    return write_lora(path, sound_layers(lora, report), metadata_of_repair(lora, report), dtype_of(report))
 
 
-def _dtype(report: LoraReport) -> torch.dtype:
+def metadata_of_repair(lora: LoraReader, report: LoraReport) -> dict[str, str]:
+    """Return the metadata of the repaired file."""
+    return edited_metadata("doctor", [(lora, "")], repaired=[f.text for f in report.findings if f.is_repaired])
+
+
+def dtype_of(report: LoraReport) -> torch.dtype:
     """Return the dtype of the file; fp32 if alpha changes the factors by other than a power of two, which rounds them."""
     names = report.dtypes.keys() - {"I64", "F64"}
     scales = {layer.scale.meant for layer in report.layers}
@@ -59,7 +57,10 @@ def _is_mostly(report: LoraReport, dtype: torch.dtype) -> bool:
     return sum(count for other, count in report.dtypes.items() if other != name) <= len(report.layers)
 
 
-def _sound_layers(lora: LoraReader, report: LoraReport) -> Iterator[tuple[str, Update]]:
+def sound_layers(lora: LoraReader, report: LoraReport) -> Iterator[tuple[str, Update]]:
+    """Yield the layers of the repaired file, see repair."""
+    if not report.base.is_ours or lora.faults or not report.layers or len(lora.groups.adapters - {""}) > 1:
+        raise UserError.at(lora.name, f"can't be repaired: {report.findings[0].text}")
     written: set[str] = set()
     wrong_shapes = set(report.base.misshapen)
     for layer in report.layers:
