@@ -477,13 +477,7 @@ def _parser() -> argparse.ArgumentParser:
     lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
-    sub = command("verify", verify)
-    sub.add_argument("file", help="LoRA file that ChromaTrainer saved")
-    _add_folder_arguments(sub)
-    sub.add_argument("--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)")
-    sub.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
-    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
-    sub.add_argument("--json", action="store_true", help="as JSON")
+    _add_verify_arguments(command("verify", verify))
     _add_import_arguments(command("import", import_config))
     sub = command("demo", demo)
     sub.add_argument(
@@ -493,6 +487,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="LoRA file that ChromaTrainer saved")
+    _add_folder_arguments(parser)
+    parser.add_argument(
+        "--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)"
+    )
+    parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
+    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
