@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -252,7 +253,7 @@ def tuned(tiny_chroma, tiny_model, tmp_path):
     """A tiny Chroma whose weights were changed by a LoRA of rank 3, in diffusers' layout, and that LoRA's updates."""
     family = ChromaFamily()
     transformer = family.load_transformer(tiny_model)
-    layers = inject_(
+    layers: dict[str, Any] = inject_(
         transformer, resolve_targets(transformer, family, "all+ffs"), 3, 3, generator=GENERATOR, config=AdapterConfig()
     )
     for layer in layers.values():
@@ -366,7 +367,7 @@ def test_the_overlap_of_subspaces():
 def test_our_own_files_of_every_format_pass_the_tools(tiny_model, tmp_path):
     family = ChromaFamily()
     transformer = family.load_transformer(tiny_model)
-    layers = inject_(
+    layers: dict[str, Any] = inject_(
         transformer, resolve_targets(transformer, family, "all+ffs"), 4, 4, generator=GENERATOR, config=AdapterConfig()
     )
     for layer in layers.values():
