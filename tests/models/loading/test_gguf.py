@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -84,6 +85,8 @@ def model(tiny_model, files):
 
 def test_blocks_stay_as_they_are_and_products_are_exact(model, tiny_model, tmp_path):
     host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path / "cache"))
+    packed: Any
+    plain: Any
     packed, plain = (
         load_base(FAMILY, model, host, CPU),
         FAMILY.load_transformer(replace(tiny_model, transformer_file=model.transformer_file)),
@@ -97,7 +100,7 @@ def test_blocks_stay_as_they_are_and_products_are_exact(model, tiny_model, tmp_p
         )  # fused rows are split with their blocks
     bits = (
         8
-        * sum(layer.codes.numel() for layer in layers.values())
+        * sum(layer.stored["codes"].numel() for layer in layers.values())
         / sum(layer.in_features * layer.out_features for layer in layers.values())
     )
     assert bits == 8.5
@@ -126,7 +129,7 @@ def test_the_plan_knows_their_size(model, tiny_model):
         return sum(p.numel() * p.element_size() for p in transformer.parameters())
 
     whole, packed = size(FAMILY.empty_transformer(tiny_model)), size(FAMILY.empty_transformer(model))
-    linear = sum(m.codes.numel() for m in _packed(FAMILY.empty_transformer(model)))
+    linear = sum(m.stored["codes"].numel() for m in _packed(FAMILY.empty_transformer(model)))
     assert packed == whole - linear * 32 // 34 * 4 + linear and linear > 0
     encoder = FAMILY.empty_text_encoder(model, text_converter(model.quantization, CPU, model.text_encoder_file))
     assert sum(isinstance(part, QuantizedLinear) for part in encoder.modules()) == 14
