@@ -15,7 +15,7 @@ from ..adapters.loha import LohaUpdate
 from ..adapters.lokr import LokrUpdate
 from ..adapters.lora import LoraPair
 from ..errors import UserError
-from .blocks import strengths, unmatched
+from .block_strengths import strengths, unmatched
 from .factors import Decomposition, as_product, decompose, rank_of_energy
 from .presets import PRESETS
 from .progress import Progress
@@ -174,7 +174,7 @@ def scale_blocks(lora: LoraReader, preset: str, rules: str, strength: float, pro
     Args:
         lora: The LoRA.
         preset: A name in presets.PRESETS. Its rules may match nothing.
-        rules: Further rules, see blocks.strengths. Each must match a layer.
+        rules: Further rules, see block_strengths.strengths. Each must match a layer.
         strength: Multiplies all of them.
         progress: Called after each layer.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from ...adapters.layer import IncompatibleUpdate
 from ...adapters.lora import LoraPair
 from ...errors import UserError
-from ..blocks import block_of
+from ..block_strengths import block_of
 from ..factors import as_product, decompose, inner, norm, overlap
 from ..progress import Progress
 from ..reader import LoraReader, require_lora

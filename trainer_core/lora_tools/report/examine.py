@@ -15,7 +15,7 @@ from ...adapters.files.keys import layers_of
 from ...adapters.files.load import build_update, is_finite
 from ...adapters.layer import Update
 from ...adapters.lora import LoraPair
-from ..blocks import block_of
+from ..block_strengths import block_of
 from ..factors import ENERGY, rank_of_energy, spectrum
 from ..progress import Progress
 from ..reader import DOWNS, LoraReader

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from ...plots.text_bars import text_bars
-from ..blocks import OUTSIDE
+from ..block_strengths import OUTSIDE
 from .examine import ERROR, NOTE, WARNING, LayerReport, LoraReport
 
 MARKS = {ERROR: "!!", WARNING: "! ", NOTE: "- "}
