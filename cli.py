@@ -33,6 +33,8 @@ from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
+from .trainer_core.lora_tools import commands as lora_report
+from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
@@ -47,11 +49,11 @@ from .trainer_core.workflow.read import read_workflow
 STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
 DEMO_OUTPUT = Path("demo-output")
-EXIT_USER, EXIT_CANCELLED = 2, 130
+EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -115,7 +117,7 @@ def _on_console_close(call: Callable[[], None]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit status: 0, 2 for a user error, 130 where the user canceled."""
+    """Run the command line. Return the exit status: 0, 1 for a LoRA with faults, 2 for a user error, 130 where the user canceled."""
     for stream in (sys.stdout, sys.stderr):  # the encoding of a Windows console may lack characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -340,6 +342,30 @@ def import_config(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def verify(arguments: argparse.Namespace) -> int:
+    """Train a LoRA again from the record in its file, and report whether the bytes are equal: exit status 0, else 1."""
+    from tempfile import TemporaryDirectory
+
+    from .trainer_core.lora_tools.verify import Trainer, verify
+
+    _check_device(arguments)
+    trainer = Trainer(CATALOGUE, schemas(), lora_trainer.SPEC.id, lora_trainer.request_of)
+    with TemporaryDirectory(prefix="chroma-trainer-verify-", ignore_cleanup_errors=True) as folder:
+        arguments.output = arguments.output or folder
+        host = _host(arguments, (Console(),), Interrupts())
+        if any(Path(arguments.output).glob("*")):
+            raise UserError.at(
+                "--output", f"{arguments.output!r} is not empty, so a run there would be resumed; use another folder"
+            )
+        result = verify(Path(arguments.file), trainer, host, arguments.anyway)
+    if arguments.json:
+        differences = list(result.differences)
+        print(json.dumps({"equal": result.is_equal, "sha256": result.sha256, "differences": differences}, indent=2))
+    else:
+        _print(f"{arguments.file}: {result.text()}")
+    return 0 if result.is_equal else EXIT_DIFFERENT
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
@@ -395,6 +421,12 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
     return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=getattr(arguments, "device", ""))
 
 
+def _tool_host(arguments: argparse.Namespace) -> SinkHost:
+    """Return the host of a tool that reports progress and can be canceled."""
+    defaults = {"models": [], "datasets": [], "model_config": None, "output": None}
+    return _host(argparse.Namespace(**{**defaults, **vars(arguments)}), (Console(),), Interrupts())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows."
@@ -442,6 +474,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", inspect)
     sub.add_argument("file", help="LoRA file (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
+    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    description = "Merge, resize, scale or extract LoRA files."
+    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
+    _add_verify_arguments(command("verify", verify))
     _add_import_arguments(command("import", import_config))
     sub = command("demo", demo)
     sub.add_argument(
@@ -451,6 +487,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="LoRA file that ChromaTrainer saved")
+    _add_folder_arguments(parser)
+    parser.add_argument(
+        "--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)"
+    )
+    parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
+    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -486,6 +533,11 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODE.FIELD=VALUE",
         help="override a value; NODE is a node's title, id or type",
     )
+    _add_folder_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="output folder (default: output)")
+
+
+def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         action="append",
@@ -501,7 +553,6 @@ def _add_workflow_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a folder that contains datasets; may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="output folder (default: output)")
 
 
 if __name__ == "__main__":

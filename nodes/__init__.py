@@ -16,6 +16,7 @@ from . import (
     quantize_model,
     validate_sampler,
 )
+from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
@@ -30,6 +31,12 @@ CATALOGUE: dict[str, NodeSpec] = {
         optimizer_settings.SPEC,
         memory_settings.SPEC,
         plan_run.SPEC,
+        load_lora_file.SPEC,
+        check_lora.SPEC,
+        merge_lora.SPEC,
+        resize_lora.SPEC,
+        scale_lora.SPEC,
+        extract_lora.SPEC,
     )
 }
 

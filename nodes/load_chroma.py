@@ -37,7 +37,7 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8 or fp8_scaled), or from a "
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or from a "
             "diffusers folder that holds a transformer; headless also from a Hugging Face repository (owner/name). If "
             "diffusion_model, text_encoder and vae are all set, nothing is downloaded."
         ),

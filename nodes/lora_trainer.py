@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..trainer_core.config.adapter import AdapterConfig
@@ -92,7 +93,7 @@ def review(inputs: Inputs, host: Host) -> list[str]:
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Train, and return the LoRA, its weights, the finite losses and its name."""
-    from ..trainer_core.adapters.files.load import read_tensors
+    from ..trainer_core.lora_tools.reader import load_tensors
     from ..trainer_core.train.run import run as train
     from .recorded_prompt import record_prompt
 
@@ -102,7 +103,7 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     result = train(request, host, prompt)
     return (
         result.lora,
-        read_tensors(result.lora.path),
+        load_tensors(Path(result.lora.path)),
         {"loss": [loss for loss in result.losses if math.isfinite(loss)]},
         result.lora.name,
     )

@@ -13,7 +13,9 @@ from ..trainer_core.spec import Choice, Doc, ModelFile, Output
 OWN_PART = "from flavour"  # the option that selects no file
 
 T5File = Annotated[
-    str, ModelFile("text_encoders", OWN_PART), Doc("Load T5-XXL from a single file in models/text_encoders.")
+    str,
+    ModelFile("text_encoders", OWN_PART),
+    Doc("Load T5-XXL from a single file in models/text_encoders (safetensors or GGUF)."),
 ]
 VaeFile = Annotated[
     str, ModelFile("vae", OWN_PART), Doc("Load the Flux VAE from a single file in models/vae (ae.safetensors).")

@@ -16,6 +16,7 @@ from .errors import Cancelled, Problem, UserError, encodable, nearest, reason_of
 from .storage.bounded_files import path_fault
 
 MODEL_SUFFIXES = (".safetensors",)
+GGUF, GGUF_KINDS = ".gguf", ("diffusion_models", "text_encoders")  # parts that can be read from GGUF files
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
 PACKAGE = Path(__file__).resolve().parent.parent
 ASSETS = PACKAGE / "assets"
@@ -197,12 +198,13 @@ class Paths:
 
     def list_models(self, kind: str) -> tuple[str, ...]:
         """Return the sorted names of the model files of a kind, relative to their folder, with forward slashes."""
+        suffixes = (*MODEL_SUFFIXES, GGUF) if kind in GGUF_KINDS else MODEL_SUFFIXES
         names = {
             path.relative_to(root).as_posix()
             for root in self.models.get(kind, ())
             if root.is_dir()
             for path in root.rglob("*")
-            if path.suffix.lower() in MODEL_SUFFIXES and path.is_file()
+            if path.suffix.lower() in suffixes and path.is_file()
         }
         return tuple(sorted(names))
 

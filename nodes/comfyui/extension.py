@@ -21,7 +21,17 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...trainer_core.console import LineLog
 from ...trainer_core.errors import Cancelled, UserError
-from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, SinkHost, StepReport
+from ...trainer_core.host import (
+    GGUF,
+    GGUF_KINDS,
+    Event,
+    Notice,
+    Paths,
+    PhaseProgress,
+    PreviewReady,
+    SinkHost,
+    StepReport,
+)
 from ...trainer_core.paths import cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
@@ -162,6 +172,8 @@ def _convert_input(field: Field) -> io.Input:
             *field.model_file.others,
             *folder_paths.get_filename_list(field.model_file.kind),
         ]
+        if field.model_file.kind in GGUF_KINDS:  # ComfyUI lists no GGUF files
+            options += [name for name in _paths().list_models(field.model_file.kind) if name.lower().endswith(GGUF)]
         if field.model_file.kind == "diffusion_models":
             options += _paths().list_transformers()
         return io.Combo.Input(field.name, options=options, **common)

@@ -39,6 +39,7 @@ class LoraPair(Update):
     ratio: Tensor | None = None
 
     keys: ClassVar[Mapping[str, str]] = {
+        ".lora.down.weight": "down", ".lora.up.weight": "up",
         ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
         ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up",
         ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",

@@ -27,7 +27,7 @@ from .loading.locate import (
     is_local,
     is_offline,
 )
-from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, same_names
+from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, mark_packed_, same_names
 
 MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an ordinary dataset
 
@@ -66,6 +66,15 @@ class FluxLikeFamily:
         layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
         load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
         return transformer, weights
+
+    def empty_of(self, part: Part) -> Any:
+        """Return the transformer of these files on the meta device, with a note on each layer that a GGUF file packs."""
+        weights = Weights(part.files, self.transformer_kind)
+        transformer = self.build_on_meta(part, weights)
+        if part.files:
+            layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
+            mark_packed_(transformer, weights, _only_known(layout))
+        return transformer
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae
@@ -188,6 +197,18 @@ def shape_of(weights: Weights, ours: str, theirs: str) -> tuple[int, ...]:
 def is_original(weights: Weights) -> bool:
     """Return whether the file uses the original names, as files of ComfyUI and lodestones do."""
     return "img_in.weight" in weights.entries
+
+
+def _only_known(layout: Layout) -> Layout:
+    """Return a layout that has no keys for modules without a name in it."""
+
+    def known(parameter: str) -> tuple[Sequence[str], slice]:
+        try:
+            return layout(parameter)
+        except KeyError:
+            return (), slice(None)
+
+    return known
 
 
 def original_layout(width: int) -> Layout:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.model import ModelConfig
-from ..storage.safetensors_header import header_of
+from ..storage.model_header import model_header_of
 from .loading.config_file import read_config
 from .loading.locate import cached_alone, folder_of_part, is_hub_id, is_local, load_shipped_config
 
@@ -92,7 +92,7 @@ class Linears:
                     return _count_in_config(read_config(folder_of_part(file, "transformer") / "config.json"))
                 config = read_config(file.parent / "config.json")
                 is_ours = config.get("_class_name") == self.class_name
-                return _count_in_config(config) if is_ours else _count_in_keys(header_of(file)[0])
+                return _count_in_config(config) if is_ours else _count_in_keys(model_header_of(file)[0])
             if is_local(model.repo):
                 return _count_in_config(read_config(Path(model.repo) / "transformer" / "config.json"))
             return _count_in_config(load_shipped_config(self.released))

@@ -19,6 +19,8 @@ from ..data.dataset import Index
 from ..models.codec import vae_config
 from ..models.family import Family
 from ..storage.atomic import sha256_text
+from ..storage.gguf.header import is_gguf
+from ..storage.model_header import model_header_of
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
@@ -101,7 +103,17 @@ class MemoryEstimator:
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
-    return sha256_text(model.family, shapes_of(family.empty_transformer(model)))
+    return sha256_text(model.family, shapes_of(family.empty_transformer(model)), *blocks_of(model.transformer_file))
+
+
+def blocks_of(file: str) -> tuple[str, ...]:
+    """Return what a GGUF file stores each tensor in, as a text; () for other files."""
+    if not is_gguf(file):
+        return ()
+    try:
+        return (repr(sorted((name, entry["dtype"]) for name, entry in model_header_of(Path(file))[0].items())),)
+    except (OSError, ValueError):  # reported where the file is read
+        return ("unreadable",)
 
 
 def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache) -> EncoderCost:
@@ -111,6 +123,7 @@ def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache
     """
     model, config = request.model, family.text_encoder_config(request.model)
     key = (model.family, _sorted_json(config), version("transformers"), model.dtype, key_text(model.quantization))
+    key += blocks_of(model.text_encoder_file)
     return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
 
 

@@ -132,7 +132,9 @@ def initialize_(layers: Iterable[AdapterLayer], request: TrainRequest) -> None:
 
 def kind_of(block: nn.Module, targets: Sequence[str]) -> Any:
     """Return a key that is equal for blocks of equal cost: class, shapes of the parameters, and trained layers."""
-    return type(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()), tuple(targets)
+    packed = tuple(getattr(getattr(part, "packed", None), "type", "") for part in block.modules())  # of a GGUF file
+    shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
+    return type(block), shapes, tuple(targets), packed if any(packed) else ()
 
 
 class _Skip(torch.autograd.Function):

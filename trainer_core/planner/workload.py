@@ -153,7 +153,7 @@ def validation_passes(request: TrainRequest, num_steps: int) -> int:
 
 def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
     """Count the text encoder on the meta device, quantized as requested, for the longest possible prompt."""
-    convert = text_converter(request.model.quantization, torch.device("meta"))
+    convert = text_converter(request.model.quantization, torch.device("meta"), request.model.text_encoder_file)
     encoder: Any = family.empty_text_encoder(request.model, convert).requires_grad_(False)
     blocks = max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len)
     ids = torch.zeros(1, MAX_TOKENS, dtype=torch.int64, device="meta")

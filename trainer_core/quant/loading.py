@@ -14,6 +14,7 @@ from ..errors import Problem
 from ..host import Host, Notice, PhaseProgress, PhaseStarted
 from ..registry import load
 from ..storage.atomic import sha256_text
+from ..storage.gguf.header import is_gguf
 from .packages import missing_packages
 from .quantizer import Quantizer, is_kept
 from .weight_cache import CachedBase, base_key, forget_old
@@ -83,7 +84,10 @@ def load_quantized(
     quantizer = _load_quantizer(config.level)
     if quantizer.is_plain:
         host.emit(PhaseStarted("load"))
-        return family.load_transformer(model, _mover(host, device) if resident else None)
+        move = _mover(host, device) if resident else None
+        if is_gguf(model.transformer_file):
+            return family.load_transformer(model, _keep_blocks(quantizer, family.full_precision, move))
+        return family.load_transformer(model, move)
     encoder = _encoder_device(config, device)
     keep = family.full_precision
     identity = sha256_text(family.name, family.identity(model, "transformer"))
@@ -117,13 +121,28 @@ def load_quantized(
     return base
 
 
-def text_converter(config: QuantizationConfig, device: torch.device) -> Convert | None:
+def _keep_blocks(quantizer: Quantizer, keep: tuple[str, ...], move: Convert | None) -> Convert:
+    """Return a converter that leaves the weights of a GGUF file in their blocks, except for layers in full precision."""
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module:
+        layer = linear if is_kept(name, keep) else quantizer.layer(linear)
+        return move(name, layer) if move else layer
+
+    return convert
+
+
+def text_converter(config: QuantizationConfig, device: torch.device, file: str = "") -> Convert | None:
     """Return the function that quantizes the text encoder's layers while they are loaded.
 
-    None if the text encoder keeps the model's precision.
+    None if the text encoder keeps the model's precision, and its file has no blocks of GGUF.
+
+    Args:
+        config: The quantization.
+        device: The run's device.
+        file: The text encoder's single file, "" if there is none.
     """
     quantizer = _load_quantizer(config.text_encoder)
-    if quantizer.is_plain:
+    if quantizer.is_plain and not is_gguf(file):
         return None
     return lambda name, linear: quantizer.layer(linear, _encoder_device(config, device))
 

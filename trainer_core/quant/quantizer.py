@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import reason_of
+from ..storage.gguf.blocks import PackedWeight, decode
 from .packages import EXTRAS, missing_for, version_of
 from .quantized_linear import QuantizedLinear
 
@@ -117,8 +119,18 @@ def is_kept(name: str, keep: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in keep)
 
 
+class GgufBlocks:
+    """Decodes the blocks of a GGUF file for each product, see storage/gguf/blocks.py. Implements Format."""
+
+    def __init__(self, type: str):
+        self.type = type
+
+    def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return decode(self.type, stored["codes"], dtype)
+
+
 class KeepPrecision(Quantizer):
-    """Leaves every layer as it is."""
+    """Leaves every layer as it is: a weight that a GGUF file stores in blocks stays in them."""
 
     is_plain = True
 
@@ -129,4 +141,10 @@ class KeepPrecision(Quantizer):
         return stored["weight"].to(dtype)
 
     def layer(self, linear: nn.Linear, device: torch.device | None = None) -> nn.Linear:
-        return linear
+        packed: Any = getattr(linear, "packed", None)
+        if not isinstance(packed, PackedWeight):
+            return linear
+        shape = linear.out_features, linear.in_features
+        return QuantizedLinear(
+            GgufBlocks(packed.type), {"codes": packed.codes}, shape, linear.weight.dtype, linear.bias
+        )

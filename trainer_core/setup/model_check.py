@@ -14,7 +14,7 @@ from ..errors import Problem, UserError
 from ..models.loading.config_file import read_config
 from ..models.loading.header_check import GUIDANCE
 from ..models.loading.locate import is_local
-from ..storage.safetensors_header import header_of
+from ..storage.model_header import model_header_of
 
 ARCHITECTURE_KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_base_model")
 FAMILIES = ("chroma", "flux")  # as they are named in those values
@@ -73,6 +73,6 @@ def _family_of_lora(path: Path) -> str:
 
 def _header(path: Path) -> Mapping[str, Any]:
     try:
-        return header_of(path)[0]
+        return model_header_of(path)[0]
     except (OSError, ValueError):
         return {}  # reported where the file is read

@@ -119,7 +119,7 @@ def load_text_encoder(family: Family, request: TrainRequest, device: torch.devic
         Cancelled: between two layers, where they are quantized or moved.
     """
     where = request.memory.text_encoder
-    quantize = text_converter(request.model.quantization, device)
+    quantize = text_converter(request.model.quantization, device, request.model.text_encoder_file)
     convert = interruptible(quantize, host, device, resident=where == "device")
     if where == "device":
         return family.load_text_encoder(request.model, device, convert)

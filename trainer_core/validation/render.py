@@ -66,7 +66,7 @@ class Renderer:
             raise UserError(problems)
         self.host = host
         host.free_memory()
-        quantize = text_converter(model.quantization, device)
+        quantize = text_converter(model.quantization, device, model.text_encoder_file)
         convert = interruptible(quantize, host, device, resident=True)
         with remembering(host):
             identity = text_identity(self.family, model)

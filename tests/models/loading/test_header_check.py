@@ -98,7 +98,7 @@ UNREADABLE = {
 def test_block_scales_are_refused_by_name(save, parts, tiny_model, monkeypatch, name):
     arguments, storage = UNREADABLE[name]
     file = save(quantized(parts("transformer"), *arguments))
-    expected = f"is quantized as {storage}, which can't be read here; use a bf16, fp8 or fp8_scaled file"
+    expected = f"is quantized as {storage}, which can't be read here; use a bf16, fp8 or fp8_scaled file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
     assert fault(file, "transformer") == expected
     problems = ChromaFamily().problems(replace(tiny_model, transformer_file=str(file)))
     assert [str(problem) for problem in problems] == [f"wrong.safetensors: {expected} ({file})"]

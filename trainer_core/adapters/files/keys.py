@@ -54,6 +54,22 @@ EMBEDDER_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
 # Flux's last modulation: the original layout has the shift's rows first, diffusers has the scale's rows first.
 SWAPPED = "norm_out.linear"
 APPROXIMATOR_LAYER = {"linear_1": "in_layer", "linear_2": "out_layer"}
+KOHYA_PREFIX = "lora_unet_"
+# diffusers' name of a kind of block -> the original one, and its layers.
+BLOCKS = {
+    "transformer_blocks": ("double_blocks", DOUBLE_BLOCK),
+    "single_transformer_blocks": ("single_blocks", SINGLE_BLOCK),
+}
+JOINED_ROWS = {"linear1_qkv": "linear1"}  # ComfyUI's name of the first rows: q, k and v
+# Original name outside of the blocks -> diffusers' name.
+OUTSIDE_NAMES = {
+    **{original: diffusers for diffusers, (original, _) in OUTSIDE_BLOCKS.items()},
+    **{
+        f"{theirs}.{EMBEDDER_LAYER[layer]}": f"time_text_embed.{ours}.{layer}"
+        for ours, theirs in EMBEDDERS.items() for layer in EMBEDDER_LAYER
+    },
+    "final_layer.adaLN_modulation.1": SWAPPED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,50 @@ def original_place(module: str) -> Place:
     if module == SWAPPED:
         return Place("final_layer.adaLN_modulation.1", is_swapped=True)
     return Place(*OUTSIDE_BLOCKS[module])
+
+
+def layers_of(name: str) -> tuple[tuple[str, Place], ...]:
+    """Return the diffusers modules that a module name of a LoRA file stands for, with their positions in it.
+
+    Args:
+        name: Name without the model's prefix: diffusers', the original one, or either with `_` for `.` and kohya's prefix.
+    Returns:
+        Several modules for a fused one, in the order of their rows; () if the name is none of Chroma or Flux.
+    """
+    if name.startswith(KOHYA_PREFIX):
+        return _layers_of_kohya(name)
+    for kind, (original_kind, table) in BLOCKS.items():
+        if match := re.fullmatch(rf"{kind}\.(\d+)\.(.+)", name):
+            return ((name, Place(name)),) if match[2] in table else ()
+        if match := re.fullmatch(rf"{original_kind}\.(\d+)\.(.+)", name):
+            rows = JOINED_ROWS.get(match[2])
+            layers = [(leaf, part) for leaf, (original, part) in table.items() if original == (rows or match[2])]
+            layers = layers[:3] if rows else layers
+            return tuple((f"{kind}.{match[1]}.{leaf}", Place(name, part)) for leaf, part in layers)
+    diffusers = OUTSIDE_NAMES.get(name, name)
+    if match := re.fullmatch(r"(distilled_guidance_layer\.layers\.\d+)\.(in_layer|out_layer)", name):
+        diffusers = f"{match[1]}.{'linear_1' if match[2] == 'in_layer' else 'linear_2'}"
+    try:
+        place = original_place(diffusers)
+    except KeyError:
+        return ()
+    return ((diffusers, Place(name, is_swapped=place.is_swapped and diffusers != name)),)
+
+
+def _layers_of_kohya(name: str) -> tuple[tuple[str, Place], ...]:
+    flat = name.removeprefix(KOHYA_PREFIX)
+    for kind, (original_kind, table) in BLOCKS.items():
+        for start, leaves in ((original_kind, {leaf for leaf, _ in table.values()} | {*JOINED_ROWS}), (kind, {*table})):
+            if match := re.fullmatch(rf"{start}_(\d+)_(.+)", flat):
+                leaf = next((leaf for leaf in leaves if leaf.replace(".", "_") == match[2]), "")
+                return layers_of(f"{start}.{match[1]}.{leaf}")
+    if match := re.fullmatch(r"distilled_guidance_layer_layers_(\d+)_(in_layer|out_layer|linear_1|linear_2)", flat):
+        return layers_of(f"distilled_guidance_layer.layers.{match[1]}.{match[2]}")
+    return next((layers_of(outside) for outside in _outside_names() if outside.replace(".", "_") == flat), ())
+
+
+def _outside_names() -> tuple[str, ...]:
+    return (*OUTSIDE_NAMES, *OUTSIDE_NAMES.values())
 
 
 def original_parameter(parameter: str) -> tuple[str, Place]:

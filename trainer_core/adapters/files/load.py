@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...registry import load, names
 from ..inject import replace_
 from ..layer import AdapterLayer, IncompatibleUpdate, Update
 from ..lora import LoraPair
-from .foreign import left_out_reason, without_adapter_name, without_wrappers
-from .keys import Place, original_place
+from .grouping import group_keys, update_types
+from .keys import KOHYA_PREFIX, Place, original_place
 from .peft_config import alpha_of, peft_config
 
 __all__ = [
@@ -26,14 +24,7 @@ __all__ = [
     "read_tensors",
 ]  # fmt: skip
 
-KOHYA_PREFIX = "lora_unet_"
-KOHYA_LIKE = ("lycoris_", "lora_transformer_")  # SimpleTuner's and OneTrainer's prefixes, with diffusers' module names
 NUM_EXAMPLES = 3
-
-
-def update_types() -> tuple[type[Update], ...]:
-    """Return the update classes of all adapter kinds."""
-    return tuple(dict.fromkeys(load("adapter", name).update_type for name in names("adapter")))
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class LoraFile:
 
     def broken_layers(self) -> list[str]:
         """Return the names of the layers whose update has values that are not finite."""
-        return [name for name, update in self.updates.items() if not _is_finite(update)]
+        return [name for name, update in self.updates.items() if not is_finite(update)]
 
 
 def read_lora(path: Path | str) -> dict[str, Update]:
@@ -79,25 +70,17 @@ def read_lora_file(path: Path | str) -> LoraFile:
         UserError: The file is not a safetensors file, contains other keys, or several adapters.
     """
     types = update_types()
-    ends = sorted({end for kind in types for end in kind.keys}, key=len, reverse=True)
-    parts: dict[str, dict[str, Tensor]] = {}
-    unknown, adapters, left_out = [], set[str](), Counter[str]()
-    for key, tensor in read_tensors(path).items():
-        key, adapter = without_adapter_name(key)
-        if reason := left_out_reason(key):
-            left_out[reason] += 1
-            continue
-        adapters.add(adapter)
-        end = next((end for end in ends if key.endswith(end)), "")
-        if end:
-            parts.setdefault(_module_name(key[: -len(end)]), {})[end] = tensor
-        else:
-            unknown.append(key)
-    if len(adapters - {""}) > 1:
-        names = ", ".join(sorted(adapters - {""}))
+    tensors = read_tensors(path)
+    groups = group_keys(tensors)
+    parts = {name: {end: tensors[key] for end, key in keys.items()} for name, keys in groups.parts.items()}
+    unknown, left_out = groups.unknown, {reason: len(keys) for reason, keys in groups.left_out.items()}
+    if groups.repeated:
+        left_out["layers that the file has twice"] = len(groups.repeated)
+    if len(groups.adapters - {""}) > 1:
+        names = ", ".join(sorted(groups.adapters - {""}))
         raise UserError.at(Path(path).name, f"contains several adapters ({names}); save one of them alone ({path})")
     _add_alphas_(parts, Path(path))
-    updates = {module: _build_update(part, types) for module, part in parts.items()}
+    updates = {module: build_update(part, types) for module, part in parts.items()}
     unknown += [module for module, update in updates.items() if update is None]
     if unknown or not parts:
         examples = ", ".join(sorted(unknown)[:NUM_EXAMPLES]) or ", ".join(left_out) or "nothing"
@@ -119,25 +102,18 @@ def _add_alphas_(parts: Mapping[str, dict[str, Tensor]], path: Path) -> None:
                 part[".alpha"] = torch.tensor(alpha, dtype=torch.float64)
 
 
-def _is_finite(update: Update) -> bool:
+def is_finite(update: Update) -> bool:
     tensors = (value for value in vars(update).values() if isinstance(value, Tensor))
     return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
 
 
-def _build_update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
+def build_update(part: Mapping[str, Tensor], types: tuple[type[Update], ...]) -> Update | None:
     for kind in types:
         if part.keys() <= kind.keys.keys():
             update = kind.from_parts({kind.keys[end]: tensor for end, tensor in part.items()})
             if update is not None:
                 return update
     return None
-
-
-def _module_name(name: str) -> str:
-    for prefix in KOHYA_LIKE:
-        if name.startswith(prefix):
-            return KOHYA_PREFIX + name[len(prefix) :]
-    return without_wrappers(name)
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ class ChromaFamily(FluxLikeFamily):
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
         part = describe(model, "transformer", load_shipped_config("chroma_transformer"))
-        return self.build_on_meta(part, Weights(part.files, TRANSFORMER))
+        return self.empty_of(part)
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import ChromaTransformer

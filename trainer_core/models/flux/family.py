@@ -123,7 +123,7 @@ class FluxFamily(FluxLikeFamily):
             "transformer",
             {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance},
         )
-        return self._set_guidance(self.build_on_meta(part, Weights(part.files, TRANSFORMER)), model)
+        return self._set_guidance(self.empty_of(part), model)
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import FluxTransformer

@@ -12,14 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...storage.safetensors_header import header_of
+from ...storage.gguf.header import BLOCKS, is_gguf
+from ...storage.model_header import model_header_of
 
 LATENT_CHANNELS, VAE_LEVELS, NORM_GROUPS = 16, 4, 32  # of Flux's VAE, which Chroma uses too
-READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+UNREADABLE_BLOCKS = tuple(name for name in BLOCKS if name.startswith("IQ"))
+READABLE = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E5M2",
+    *(name for name in BLOCKS if name not in UNREADABLE_BLOCKS),
+)
 FP8 = ("F8_E4M3", "F8_E5M2")
 SCALES = ("weight_scale", "scale_weight")
 MAX_DESCRIPTION = 4096  # bytes of a `comfy_quant` tensor
-BETTER_FILE = "use a bf16, fp8 or fp8_scaled file"
+BETTER_FILE = "use a bf16, fp8 or fp8_scaled file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
 
 # Part of a model -> suffixes of keys, one of which it always has.
 ANCHORS = {
@@ -83,12 +93,13 @@ def part_fault(files: Sequence[Path], part: str, family: str, config: Mapping[st
     header: dict[str, Any] = {}
     for file in files:
         try:
-            entries, start = header_of(file)
+            entries, start = model_header_of(file)
             header |= {
                 key: {**entry, "file": file, "start": start} for key, entry in entries.items() if _is_tensor(entry)
             }
-        except (OSError, ValueError):
-            return ""  # the loading says what is damaged
+        except (OSError, ValueError) as error:
+            # Of a safetensors file the loading says what is damaged.
+            return str(error) if is_gguf(file) and isinstance(error, ValueError) else ""
     part = family if part == "transformer" else part
     prefix = _prefix(header, ANCHORS[part])
     if prefix is None:
@@ -235,6 +246,7 @@ def _name_format(own: Header, module: str, weight: Header, scale: Header | None)
         return "fp8 with one scale for each block of a weight"
     names = {"I8": "int8", "U8": "packed values of fewer than 8 bits"}
     name = names.get(weight["dtype"], weight["dtype"])
+    name = f"{name} of GGUF (a codebook of importance-matrix quantization)" if name in UNREADABLE_BLOCKS else name
     return f"{name} ({description})" if description else name
 
 

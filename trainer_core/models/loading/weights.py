@@ -19,7 +19,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...storage.safetensors_header import header_of
+from ...storage.gguf.blocks import DECODERS, PackedWeight, decode
+from ...storage.gguf.header import BLOCKS, is_gguf
+from ...storage.model_header import model_header_of
 from ..family import Convert
 from .header_check import ANCHORS
 
@@ -45,7 +47,7 @@ class Entry:
         file: The file.
         key: The tensor's key.
         shape: Its shape.
-        dtype: Its safetensors dtype name, such as "BF16".
+        dtype: Its safetensors dtype name, such as "BF16", or the type of its blocks in a GGUF file, such as "Q4_K".
         start: Offset of its first byte in the file.
     """
 
@@ -75,16 +77,18 @@ VAE = Kind("VAE", ANCHORS["vae"])
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Read the JSON header of a safetensors file, and the offset of the first tensor.
+    """Read the header of a safetensors or GGUF file, and the offset of the first tensor.
 
     Raises:
-        UserError: The file is missing, truncated or not a safetensors file.
+        UserError: The file is missing, truncated or in another format.
     """
     try:
-        return header_of(file)
+        return model_header_of(file)
     except OSError as error:
         raise UserError.at(file.name, f"can't be read: {error.strerror or error} ({file})") from error
     except ValueError as error:
+        if is_gguf(file):
+            raise UserError.at(file.name, f"{error} ({file})") from error
         raise UserError.at(file.name, f"is not a complete safetensors file: {error} ({file})") from error
 
 
@@ -154,6 +158,11 @@ class Weights:
             scale = scale.reshape(-1, *[1] * (tensor.ndim - 1))[rows]
         return tensor.float() * scale.float()
 
+    def packed(self, key: str, rows: slice = slice(None)) -> PackedWeight | None:
+        """Return rows of a weight as a GGUF file stores them; None if it has no blocks."""
+        entry = self.entries[key]
+        return PackedWeight(entry.dtype, _read_packed(entry, rows)) if entry.dtype in DECODERS else None
+
     def _scale(self, key: str) -> Tensor | None:
         module, _, leaf = key.rpartition(".")
         if leaf != "weight":
@@ -163,7 +172,9 @@ class Weights:
 
     def _raw(self, key: str, rows: slice = slice(None), mapped: bool = False) -> Tensor:
         entry = self.entries[key]
-        if not mapped and entry.dtype in STORED:
+        if entry.dtype in DECODERS:
+            return decode(entry.dtype, _read_packed(entry, rows), torch.float32)
+        if (not mapped or is_gguf(entry.file)) and entry.dtype in STORED:
             return _read(entry, rows)
         if entry.file not in self._open:
             self._open[entry.file] = safe_open(entry.file, framework="pt", device="cpu").__enter__()
@@ -173,8 +184,17 @@ class Weights:
 
 def _read(entry: Entry, rows: slice) -> Tensor:
     """Read rows of a tensor into its own memory."""
-    shape, start = entry.shape, entry.start
-    tensor_dtype = STORED[entry.dtype]
+    return _read_rows(entry, entry.shape, STORED[entry.dtype], rows)
+
+
+def _read_packed(entry: Entry, rows: slice) -> Tensor:
+    """Read rows of a tensor of blocks, uint8, (rows, bytes of a row)."""
+    values, size = BLOCKS[entry.dtype]
+    return _read_rows(entry, (_product(entry.shape[:-1]), entry.shape[-1] // values * size), torch.uint8, rows)
+
+
+def _read_rows(entry: Entry, shape: tuple[int, ...], tensor_dtype: torch.dtype, rows: slice) -> Tensor:
+    start = entry.start
     if rows != slice(None):
         first, last, _ = rows.indices(shape[0])
         start += first * _product(shape[1:]) * tensor_dtype.itemsize
@@ -262,10 +282,30 @@ def load_weights_(
                     if uses[source] > 1:
                         shared[source] = tensor
                 tensors[leaf] = nn.Parameter(tensor, requires_grad=False) if tensors is groups[0] else tensor
+                if convert is not None and leaf == "weight" and type(module) is nn.Linear:
+                    mark_packed(module, weights.packed(source[0], slice(*source[1:])))
         if convert is not None and type(module) is nn.Linear:
             parent = model.get_submodule(module_name.rpartition(".")[0])
             setattr(parent, module_name.rpartition(".")[2], convert(module_name, module))
     model.requires_grad_(False).eval()
+
+
+def mark_packed(linear: nn.Linear, packed: PackedWeight | None) -> None:
+    """Note how the file stores a layer's weight, so that a converter can keep it so (quant/quantizer.py)."""
+    if packed is not None:
+        linear.packed = packed  # type: ignore[assignment]
+
+
+def mark_packed_(model: nn.Module, weights: Weights, layout: Layout = same_names) -> None:
+    """Note on each Linear of a model on the meta device how the file stores its weight (for the memory estimate)."""
+    for name, module in model.named_modules():
+        keys, rows = layout(f"{name}.weight")
+        key = next((key for key in keys if key in weights.entries), None)
+        if type(module) is nn.Linear and key and weights.entries[key].dtype in DECODERS:
+            values, size = BLOCKS[weights.entries[key].dtype]
+            shape = len(range(*rows.indices(weights.shape(key)[0]))), weights.shape(key)[-1] // values * size
+            codes = torch.empty(shape, dtype=torch.uint8, device="meta")
+            mark_packed(module, PackedWeight(weights.entries[key].dtype, codes))
 
 
 def _match_keys(

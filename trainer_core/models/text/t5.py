@@ -14,7 +14,7 @@ from ...errors import UserError
 from ..family import Convert
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, load_shipped_config
-from ..loading.weights import T5, Weights, convert_, load_weights_
+from ..loading.weights import T5, Weights, convert_, load_weights_, mark_packed_
 from .tokenizer import find_t5_tokenizer, read_t5_tokenizer
 
 # The embedding table has two names; files hold one or both of them.
@@ -105,12 +105,18 @@ def load_t5(model: ModelConfig, device: torch.device, convert: Convert | None = 
 
 def empty_t5(model: ModelConfig, convert: Convert | None = None) -> nn.Module:
     """Return the encoder on the meta device, as load_t5 would load it."""
-    return without_numbers(t5_config(model), model, convert)
+    part = describe(model, "text_encoder", load_shipped_config("t5_xxl"))
+    weights = Weights(part.files, T5)
+    return without_numbers(_config(part, weights), model, convert, weights)
 
 
-def without_numbers(config: dict[str, Any], model: ModelConfig, convert: Convert | None) -> nn.Module:
+def without_numbers(
+    config: dict[str, Any], model: ModelConfig, convert: Convert | None, weights: Weights | None = None
+) -> nn.Module:
     """Return an encoder with this config on the meta device, in the model's dtype and with converted layers."""
     encoder = build_t5(config)
+    if weights is not None:
+        mark_packed_(encoder, weights)
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.data.to(_parameter_dtype(model, name))
     convert_(encoder, _with_dtype_of_wo(convert))

@@ -1,0 +1,1 @@
+"""Nodes for finished LoRAs, on ComfyUI's LORA_MODEL connections."""
