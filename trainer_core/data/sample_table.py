@@ -192,12 +192,15 @@ class Captions(Sequence[tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def _of(self, sample: Sample) -> tuple[str, ...]:
+        return sample.captions
+
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return (sample.captions for sample in self._samples)
+        return map(self._of, self._samples)
 
     @overload
     def __getitem__(self, index: int) -> tuple[str, ...]: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[tuple[str, ...]]: ...
     def __getitem__(self, index: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
-        return Captions(self._samples[index]) if isinstance(index, slice) else self._samples[index].captions
+        return [*map(self._of, self._samples[index])] if isinstance(index, slice) else self._of(self._samples[index])

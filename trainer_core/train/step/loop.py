@@ -1,7 +1,7 @@
 """The training loop: batch -> sigma -> x_sigma -> predict -> loss -> backward -> optimizer step -> hooks.
 
     x_sigma = (1 - sigma) x0 + sigma noise
-    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
+    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2    (`loss` and `loss_weighting`: flow/loss.py)
 
 All randomness in step k comes from generators seeded by (run seed, purpose, micro-batch, sample), never from a global
 random state. A resumed or retried step therefore computes the same bytes.
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +92,13 @@ def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) ->
             with state.working.active() if state.working else nullcontext():
                 for micro in range(first, first + state.config.accumulation):
                     set_micro_(state.layers, micro)
-                    loss = micro_loss(state, micro, fetch) / state.config.accumulation
-                    loss.backward()
-                    if state.working:
-                        state.working.collect_()
-                    total += loss.detach()
+                    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
+                    for part in (micro_loss, preservation_loss) if batch.class_text else (micro_loss,):
+                        loss = part(state, micro, lambda _, batch=batch: batch) / state.config.accumulation
+                        loss.backward()  # of each part by itself, so that one of them is in memory at a time
+                        if state.working:
+                            state.working.collect_()
+                        total += loss.detach()
             return total
         except Exception as error:
             if state.oom_recovery is None or not state.oom_recovery.helps(error):
@@ -124,7 +126,48 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     )
     if batch.share is not None:
         prediction = batch.share * prediction
-    return velocity_loss(prediction, target, batch.weight).mean()
+    return _mean_loss(state, batch, prediction, target, batch.weight)
+
+
+def _mean_loss(state: TrainState, batch: Batch, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    config = state.config
+    losses = velocity_loss(prediction, target, weight, config.loss, config.huber_c)
+    return (losses if batch.factor is None else batch.factor * losses).mean()
+
+
+def preservation_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
+    """Return the loss of one micro-batch that holds predictions at those of the base model, times its weight.
+
+    The prediction of the base model for the caption with the class word in place of the trigger is the target of the
+    prediction with the LoRA, at the same noise level. In a rollout this is the level where it starts. Samples with prior
+    preservation are included: their own loss holds the prediction for their caption.
+
+    Args:
+        micro: number of the micro-batch, counted from the start of the run.
+        fetch: returns the batch of this number. None: the batch is made here.
+    """
+    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
+    sigma = batch.sigma if batch.levels is None else batch.levels[0]
+
+    def predict() -> Tensor:
+        return state.family.predict(
+            state.transformer, batch.x_sigma, sigma, batch.class_text, route=batch.route, **batch.beside
+        )
+
+    with torch.no_grad(), base_model(state):
+        target = predict()
+    weight = batch.weight if batch.route is not None else None  # a mask does not say what may change elsewhere
+    return state.config.preservation * _mean_loss(state, batch, predict(), target, weight)
+
+
+@contextmanager
+def base_model(state: TrainState) -> Iterator[None]:
+    """Predict without the LoRA until the context exits."""
+    set_strength_(state.transformer, 0.0)
+    try:
+        yield
+    finally:
+        set_strength_(state.transformer, 1.0)
 
 
 @torch.no_grad()
@@ -138,11 +181,8 @@ def prior_target(state: TrainState, batch: Batch) -> Tensor:
     that an update of 0 has a loss of 0.
     """
     assert batch.prior is not None
-    set_strength_(state.transformer, 0.0)
-    try:
+    with base_model(state):
         base = state.family.predict(
             state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
         )
-    finally:
-        set_strength_(state.transformer, 1.0)
     return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
