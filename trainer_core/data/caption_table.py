@@ -330,7 +330,7 @@ def _read(path: Path, shown: str, settings: FolderConfig) -> tuple[Any, Any, lis
         if not names:
             raise UserError.at("table", f"{shown} has no rows; write one for each image")
         file.flush()
-        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if end else b""
     return ends, text, names, lines
 
 

@@ -57,12 +57,15 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     with phases("text"):
         text = _cache_text(plan, host)
     with phases("latents"):
-        latents = _cache_latents(plan, plan.index, host)
+        store = _store(host, "latents")
+        latents = _cache_latents(plan, plan.index, host, store)
         reference_latents = (
-            _cache_latents(plan, plan.references.index, host, plan.references.change) if plan.references else None
+            _cache_latents(plan, plan.references.index, host, store, plan.references.change)
+            if plan.references
+            else None
         )
         if any(part.flip for part in plan.request.dataset.parts):
-            _cache_mirrored(plan, host)
+            _cache_mirrored(plan, host, store)
     gc.collect()
     empty_cache(device)
     trim_heap()
@@ -133,13 +136,13 @@ def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer
     return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
 
 
-def _cache_mirrored(plan: RunPlan, host: Host) -> None:
+def _cache_mirrored(plan: RunPlan, host: Host, store: Store) -> None:
     """Cache the latents of mirrored images, and of their references."""
     is_flipped = np.array([part.flip > 0 for part in plan.request.dataset.parts])
     for index in filter(None, (plan.index, plan.references and plan.references.index)):
         numbers = np.flatnonzero(is_flipped[columns(index.samples)["part"]])
         change = plan.references.change if plan.references and index is plan.references.index else None
-        _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, change)
+        _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, store, change)
 
 
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:
@@ -153,10 +156,10 @@ def _cache_text(plan: RunPlan, host: Host) -> TextCache:
     )  # fmt: skip
 
 
-def _cache_latents(plan: RunPlan, index: Index, host: Host, change: Change | None = None) -> LatentCache:
+def _cache_latents(plan: RunPlan, index: Index, host: Host, store: Store, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
-        lambda: load_codec(plan.family, plan.resolved_request, plan.device), _store(host, "latents"), host,
+        lambda: load_codec(plan.family, plan.resolved_request, plan.device), store, host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
 from ..setup.caption_check import Wildcards, check_texts, describe_texts
-from ..setup.hints import describe_hints
+from ..setup.hints import describe_hints, describe_preservation
 from ..setup.identities import model_identities, weight_identities
 from ..setup.placement import without_streams
 from ..setup.preflight import all_problems
@@ -150,6 +150,8 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     warning = request.validation and family.warning(request.model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer)
+    for line in dict.fromkeys(describe_preservation(request.training, request.dataset)):
+        host.emit(Notice(line))
     for text in filter(None, [*hints, warning, request.model.training_hint]):
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
