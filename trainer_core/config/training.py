@@ -321,7 +321,7 @@ class TrainingConfig:
         Last(),
         Doc(
             "With loss huber: error around which it changes from mse to mae, in 2 c^2 (sqrt(1 + (d / c)^2) - 1). The "
-            "errors of velocities are about 0.5 to 1."
+            "smaller it is, the less it follows outliers."
         ),
     ] = HUBER_C
     loss_weighting: Annotated[
@@ -342,7 +342,7 @@ class TrainingConfig:
         Last(),
         Doc(
             "Number of noises to choose from for each image: the one that is nearest to the image is trained, which "
-            "straightens the paths. Chroma itself was trained with noises matched to images in this way. 1: no choice."
+            "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no choice."
         ),
     ] = 1
 
