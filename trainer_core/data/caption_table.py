@@ -37,6 +37,7 @@ KOHYA = "caption + tags"  # of a .json table with one of them, such as kohya's m
 WEIGHT, BOXES, IS_TAGS, SIZE = "loss_weight", "boxes", "is_tag_based", ("width", "height")
 OTHERS = frozenset((WEIGHT, BOXES, IS_TAGS, SIZE[0]))
 NUM_SHOWN = 5  # faults in an error message
+BLOCK = 4096  # rows that are written at once
 MAX_BOXES = 1000  # of an image
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/|\w+://")
 
@@ -253,10 +254,9 @@ class CaptionTable:
         self._ends, self._text, names, lines = _read(path, self.name, settings)
         names = _shared_folder_removed(names)
         keys = digests(names)
-        firsts = first_of_each(keys)
-        if len(firsts) < len(names):
-            raise _duplicate(self.name, names, lines, firsts, keys)
         self._table = DigestTable(keys, np.arange(len(names), dtype=np.int32))
+        if self._table.has_duplicates():
+            raise _duplicate(self.name, names, lines, first_of_each(keys), keys)
         prefix = path.parent.relative_to(root).as_posix() + "/" if path.is_relative_to(root) else "./"
         self._rows = self._match(entries, "" if prefix == "./" else prefix)
         used, counts = np.unique(self._rows[self._rows >= 0], return_counts=True)
@@ -281,7 +281,8 @@ class CaptionTable:
             missing = np.flatnonzero(rows < 0)
             if not len(missing):
                 break
-            found = self._table.find(digests(way(entries[i].name) for i in missing.tolist()))
+            images = entries if len(missing) == len(entries) else (entries[i] for i in missing.tolist())
+            found = self._table.find(digests(way(entry.name) for entry in images))
             rows[missing] = np.where(found >= 0, self._table.values[found] if len(self._table) else -1, -1)
         return rows
 
@@ -305,7 +306,7 @@ class CaptionTable:
 def _read(path: Path, shown: str, settings: FolderConfig) -> tuple[Any, Any, list[str], array]:
     """Return where the packed rows end, the packed rows, the names of their files, and the numbers of the rows."""
     ends, lines, names, end = array("Q"), array("Q"), list[str](), 0
-    faults, num_faults = list[str](), 0
+    faults, num_faults, pieces = list[str](), 0, list[bytes]()
     columns: Columns | None = None
     with tempfile.TemporaryFile() as file:
         try:
@@ -320,8 +321,12 @@ def _read(path: Path, shown: str, settings: FolderConfig) -> tuple[Any, Any, lis
                     continue
                 names.append(name)
                 lines.append(number)
-                end += file.write(packed)
+                end += len(packed)
                 ends.append(end)
+                pieces.append(packed)
+                if len(pieces) == BLOCK:
+                    file.write(b"".join(pieces))
+                    pieces.clear()
         except BadTable as error:
             raise UserError.at("table", f"{shown} {error}") from error
         if num_faults:
@@ -329,6 +334,7 @@ def _read(path: Path, shown: str, settings: FolderConfig) -> tuple[Any, Any, lis
             raise UserError.at("table", f"{shown}, {'; '.join(faults)}{more}")
         if not names:
             raise UserError.at("table", f"{shown} has no rows; write one for each image")
+        file.write(b"".join(pieces))
         file.flush()
         text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if end else b""
     return ends, text, names, lines

@@ -72,7 +72,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Values]]:
             raise BadTable(f"line {number} is not JSON: it begins with {printable(line[:20])!r}") from error
         except ValueError as error:
             raise BadTable(f"line {number} is not JSON: {getattr(error, 'msg', 'a number is too long')}") from error
-        if line[end:].strip():
+        if len(line) - end > 1 and line[end:].strip():
             raise BadTable(f"line {number} is not JSON: there is more after its object; write one row on each line")
         if not isinstance(values, dict):
             raise BadTable(f'line {number} is not a JSON object, such as {{"file_name": "a.png", "text": "a cat"}}')
