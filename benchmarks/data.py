@@ -103,7 +103,9 @@ def table_child(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metadata.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"file_name": name, "text": f"{i} {tail}"}) + "\n" for i, name in enumerate(names))
+            file.writelines(
+                json.dumps({"file_name": name, "text": f"{i} {tail}"}) + "\n" for i, name in enumerate(names)
+            )
         entries = Entries((name, "") for name in names)
         settings, tables = FolderConfig(captions="table"), list[CaptionTable]()
 

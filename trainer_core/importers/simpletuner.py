@@ -543,6 +543,7 @@ FOLDERS = Table(
         "vae_batch_size": "chosen by itself",
         "caption_shuffle.seed": "of the run",
         "crop_aspect_buckets": "in aspects",
+        "parquet.fallback_caption_column": "in caption_column",
         "parquet.*": "columns of sizes are not needed, and names match with and without their endings",
         "metadata_*": "images are found by themselves, and their scan is remembered",
     },
