@@ -63,7 +63,7 @@ THREE = (("a.png", "a cat"), ("b.png", "a dog, red"), ("sub/c.png", "ein Fuß"))
     ("name", "raw"),
     [
         ("metadata.jsonl", jsonl(*({"file_name": n, "text": t} for n, t in THREE))),  # imagefolder of Hugging Face
-        ("metadata.jsonl", b"\xef\xbb\xbf" + jsonl(*({"text": t, "file_name": n} for n, t in THREE)) + b"\n \r\n"),
+        ("metadata.jsonl", b"\xef\xbb\xbf" + jsonl(*({"text": t, "file_name": n} for n, t in THREE)) + b"\n \r\n  "),
         ("metadata.csv", "file_name,text\na.png,a cat\nb.png,\"a dog, red\"\n\nsub/c.png,ein Fuß\n".encode()),
         ("metadata.csv", "image,prompt\r\na.png,a cat\r\nb.png,\"a dog, red\"\r\nsub/c.png,ein Fuß\r\n".encode("utf-16")),
         ("metadata.csv", "image;prompt\na.png;a cat\nb.png;a dog, red\nsub\\c.png;ein Fuß\n".encode("cp1252")),
@@ -147,6 +147,7 @@ def test_one_row_for_two_images_is_no_guess(index, folder):
          "table: metadata.jsonl has 1 rows too many: rows 1 and 2 both name 'a.png'; remove one"),
         ("metadata.jsonl", b'{"file_name": "a.png"', "line 1 is not JSON"),
         ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"} {"file_name": "b.png"}', "write one row on each line"),
+        ("metadata.jsonl", b"\n  x", "line 2 is not JSON: Expecting value"),
         ("metadata.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("metadata.jsonl", b"\n\n", "has no rows"),
         ("metadata.jsonl", b'{"a":' * 5000, "nested more than 100 levels deep"),
@@ -246,8 +247,8 @@ def test_parquet_without_pyarrow_names_the_command(index, monkeypatch):
 
 @pytest.mark.skipif(not HAS_PYARROW, reason="pyarrow is not installed")
 def test_parquet_with_whole_numbers_and_lists(index, folder):
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow  # pyright: ignore[reportMissingImports]
+    from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
     for number in (7, 8):
         folder(f"{number}.png", (80, 60), caption=None)

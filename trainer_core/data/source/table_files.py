@@ -60,19 +60,18 @@ def table_rows(path: Path) -> Iterator[tuple[int, Values]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Values]]:
-    scan = json.JSONDecoder().scan_once  # a third of the time of json.loads, which also strips and detects encodings
+    decode = json.JSONDecoder().raw_decode  # half the time of json.loads, which also strips and detects encodings
     for number, line in _lines(path):
+        text = line if line[0] == "{" else line.lstrip()
+        if not text:
+            continue
         try:
-            values, end = scan(line, 0)
+            values, end = decode(text)
         except RecursionError as error:
             raise BadTable(f"line {number} is nested more than {MAX_DEPTH} levels deep") from error
-        except StopIteration as error:
-            if line.isspace():
-                continue
-            raise BadTable(f"line {number} is not JSON: it begins with {printable(line[:20])!r}") from error
         except ValueError as error:
             raise BadTable(f"line {number} is not JSON: {getattr(error, 'msg', 'a number is too long')}") from error
-        if len(line) - end > 1 and line[end:].strip():
+        if len(text) - end > 1 and text[end:].strip():
             raise BadTable(f"line {number} is not JSON: there is more after its object; write one row on each line")
         if not isinstance(values, dict):
             raise BadTable(f'line {number} is not a JSON object, such as {{"file_name": "a.png", "text": "a cat"}}')
