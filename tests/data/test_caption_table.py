@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from chroma_trainer.nodes import dataset_backend
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
-from chroma_trainer.trainer_core.data.caption_table import Columns
+from chroma_trainer.trainer_core.data.caption_row import Columns
 from chroma_trainer.trainer_core.data.dataset import build_index
 from chroma_trainer.trainer_core.data.source import table_files
 from chroma_trainer.trainer_core.errors import UserError
@@ -186,7 +188,10 @@ def test_a_line_of_100_mb_is_not_read_whole(index, folder):
 
 
 def test_an_unknown_column_is_named_with_those_there_are(index):
-    with pytest.raises(UserError, match="has no column 'captoin', which caption_column names; did you mean 'caption'"):
+    with pytest.raises(
+        UserError,
+        match="has no column 'captoin', which caption_column names; it has file_name, caption; did you mean 'caption'",
+    ):
         index("metadata.jsonl", jsonl({"file_name": "a.png", "caption": "x"}), caption_column="captoin")
 
 
@@ -281,3 +286,32 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_bytes(b'file_name,text\na.png,"two\nlines"\nb.png,x\n')
     assert [number for number, _ in table_files.table_rows(path)] == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "captions.json"])
+def test_damaged_tables_are_errors_of_the_user(index, name):
+    """Bytes that are changed, removed or doubled at random: an index or a UserError, and nothing else."""
+    whole = {
+        "metadata.jsonl": jsonl(
+            *({"file_name": n, "text": t, "loss_weight": 0.5, "boxes": [[0, 0, 9, 9]]} for n, t in THREE)
+        ),
+        "metadata.csv": b'file_name,text,boxes\na.png,a cat,"[[0, 0, 9, 9]]"\nb.png,"a dog, red",\n',
+        "captions.json": json.dumps({n: {"caption": t, "tags": ["x"]} for n, t in THREE}).encode(),
+    }[name]
+    draw = random.Random(7)
+    outcomes = Counter[str]()
+    for _ in range(120):
+        raw = bytearray(whole)
+        for _ in range(draw.randint(1, 3)):
+            place, length = draw.randrange(len(raw)), draw.randint(1, 9)
+            piece = draw.choice(
+                (b"", draw.randbytes(length), raw[place : place + length] * 2, b'"', b"\xff", b"{[", b"9" * 50)
+            )
+            raw[place : place + length] = piece
+        try:
+            index(name, bytes(raw), crop_style="boxes")
+            outcomes["index"] += 1
+        except UserError as error:
+            assert len(str(error)) < 5000
+            outcomes["error"] += 1
+    assert min(outcomes["index"], outcomes["error"]) > 5

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.dataset import DatasetConfig, FolderConfig
-from .caption_table import EMPTY, BadRow, CaptionTable, Row, json_row
+from .caption_row import EMPTY, BadRow, Row, json_row
 from .captions import written_captions
 from .source.backend import Backend, Entry, printable_name, stem
 from .source.text_encoding import UnreadableText
+
+if TYPE_CHECKING:
+    from .caption_table import CaptionTable
 
 NO_CAPTION = "its caption file"  # prefix of every reason that is about caption files
 
@@ -42,6 +45,8 @@ class CaptionSource:
         path = config.tables[part] if config.tables else ""
         if not path:
             return cls(config.parts[part], backend)
+        from .caption_table import CaptionTable  # here, because it imports numpy, and most checks need none
+
         return cls(
             config.parts[part], backend, CaptionTable(Path(path), config.parts[part], Path(config.roots[part]), entries)
         )

@@ -17,8 +17,8 @@ from ..registry import load
 from ..storage.atomic import sha256_texts
 from .boxes import Box
 from .buckets import MAX_DISTORTION, place
+from .caption_row import Row
 from .caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
-from .caption_table import Row
 from .captions import final_captions
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
