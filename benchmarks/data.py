@@ -95,8 +95,8 @@ def synthetic_table(numbers: Iterable[int], edited: int = -1) -> Any:
 def table_child(count: int) -> None:
     """Read a table of `count` captions; print what it took, with the least of three runs."""
     from chroma_trainer.trainer_core.config.dataset import FolderConfig
-    from chroma_trainer.trainer_core.data.caption_table import CaptionTable
     from chroma_trainer.trainer_core.data.source.file_list import Entries
+    from chroma_trainer.trainer_core.data.tables.caption_table import CaptionTable
 
     names = [f"train/{i // 1000:04}/{i:07}.jpg" for i in range(count)]
     tail = "a photo of a number, which is a caption of the usual length, with some tags, red, blue, green"

@@ -56,7 +56,7 @@ def find_table(inputs: FolderConfig, root: Path, paths: Paths) -> Path:
     Raises:
         UserError: There is none, or it is outside the allowed folders.
     """
-    from ..trainer_core.data.caption_row import NAMES
+    from ..trainer_core.data.tables.caption_row import NAMES
 
     if inputs.table.strip():
         return paths.find_beside(root, inputs.table, "table")

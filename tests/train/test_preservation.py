@@ -15,7 +15,8 @@ from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import make_batch, pick_prompt
-from chroma_trainer.trainer_core.train.step.loop import base_model, micro_loss, preservation_loss, train_step
+from chroma_trainer.trainer_core.train.step.loop import micro_loss, train_step
+from chroma_trainer.trainer_core.train.step.preservation import base_model, preservation_loss
 from safetensors.torch import load_file
 
 

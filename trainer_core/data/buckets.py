@@ -10,7 +10,7 @@ import torch
 
 from ..config.dataset import LARGEST_ASPECT, FolderConfig
 from ..seeds import generator
-from .boxes import Box
+from .tables.caption_row import Box
 
 FINE_STEP, USUAL_STEP, SMALL_EDGE = 16, 64, 256
 MAX_ASPECT = LARGEST_ASPECT  # buckets from 1:4 to 4:1

@@ -15,10 +15,7 @@ from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
 from ..registry import load
 from ..storage.atomic import sha256_texts
-from .boxes import Box
 from .buckets import MAX_DISTORTION, place
-from .caption_row import Row
-from .caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
 from .captions import final_captions
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
@@ -27,6 +24,8 @@ from .source.decode import BrokenImage
 from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
 from .source.text_encoding import WESTERN
+from .tables.caption_row import Box, Row
+from .tables.caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
 
 BACKEND = "folder"
 NUM_SHOWN = 5  # names in a log message; the report lists them all

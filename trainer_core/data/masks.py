@@ -13,12 +13,12 @@ from ..errors import Problem, UserError
 from ..host import Host
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
-from .boxes import Box
 from .sample_table import Sample, TableWriter
 from .source.backend import Entry, printable_name, stem
 from .source.decode import decode_mask
 from .source.folder import MASK_LABEL, FolderBackend
 from .source.scan import scans
+from .tables.caption_row import Box
 
 FIELD = "masks"
 WHITE = 128  # the lowest gray that counts as white where a crop is placed

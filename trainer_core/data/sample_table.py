@@ -18,8 +18,10 @@ from typing import overload
 
 import numpy as np
 
+from ..config.dataset import FolderConfig
 from ..storage.lazy_sequence import LazySequence
 from .buckets import Placement
+from .captions import class_caption
 
 
 @dataclass(frozen=True)
@@ -204,3 +206,20 @@ class Captions(Sequence[tuple[str, ...]]):
     def __getitem__(self, index: slice) -> Sequence[tuple[str, ...]]: ...
     def __getitem__(self, index: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
         return [*map(self._of, self._samples[index])] if isinstance(index, slice) else self._of(self._samples[index])
+
+
+class ClassCaptions(Captions):
+    """All prompts that a run with preservation encodes for each sample.
+
+    Args:
+        samples: The samples.
+        parts: Settings of the dataset's folders.
+    """
+
+    def __init__(self, samples: Sequence[Sample], parts: Sequence[FolderConfig]):
+        super().__init__(samples)
+        self._parts = parts
+
+    def _of(self, sample: Sample) -> tuple[str, ...]:
+        part = self._parts[sample.part]
+        return (*sample.captions, *(class_caption(text, part.trigger, part.class_word) for text in sample.captions))

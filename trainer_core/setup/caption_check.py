@@ -11,10 +11,10 @@ from typing import Any
 from ..config.dataset import DatasetConfig
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..data.caption_source import CaptionSource, NoCaption
 from ..data.captions import WILDCARD, final_captions
 from ..data.source.backend import Backend, describe_left_out, left_out_report
 from ..data.source.folder import FolderBackend
+from ..data.tables.caption_source import CaptionSource, NoCaption
 from ..models.text.tokenizer import find_local_t5_tokenizer, read_t5_pieces
 from ..models.text.unknown_tokens import Encoding, UnknownText, find_unknown
 from .long_texts import LongTexts, watch_lengths

@@ -19,11 +19,10 @@ from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.cache.masks import MaskWeights, cache_masks
 from ..data.cache.prompts import Prompts, TextCache, cache_prompts
-from ..data.class_captions import ClassCaptions
 from ..data.dataset import Index
 from ..data.holdout import split
 from ..data.reference_images import ReferenceLatents
-from ..data.sample_table import Captions, Mirrored, Sample, columns
+from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, columns
 from ..devices import empty_cache, trim_heap
 from ..flow.sigma_density import density
 from ..host import Host, Notice

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from ...adapters.inject import set_micro_, set_strength_
+from ...adapters.inject import set_micro_
 from ...flow.loss import velocity_loss
 from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
@@ -25,8 +25,9 @@ from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
+from .preservation import preservation_loss, prior_target
 from .scheduled_sampling import roll_out
-from .state import Batch, Fetch, Hook, TrainState
+from .state import Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
@@ -126,63 +127,4 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     )
     if batch.share is not None:
         prediction = batch.share * prediction
-    return _mean_loss(state, batch, prediction, target, batch.weight)
-
-
-def _mean_loss(state: TrainState, batch: Batch, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    config = state.config
-    losses = velocity_loss(prediction, target, weight, config.loss, config.huber_c)
-    return (losses if batch.factor is None else batch.factor * losses).mean()
-
-
-def preservation_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:
-    """Return the loss of one micro-batch that holds predictions at those of the base model, times its weight.
-
-    The prediction of the base model for the caption with the class word in place of the trigger is the target of the
-    prediction with the LoRA, at the same noise level. In a rollout this is the level where it starts. Samples with prior
-    preservation are included: their own loss holds the prediction for their caption.
-
-    Args:
-        micro: number of the micro-batch, counted from the start of the run.
-        fetch: returns the batch of this number. None: the batch is made here.
-    """
-    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
-    sigma = batch.sigma if batch.levels is None else batch.levels[0]
-
-    def predict() -> Tensor:
-        return state.family.predict(
-            state.transformer, batch.x_sigma, sigma, batch.class_text, route=batch.route, **batch.beside
-        )
-
-    with torch.no_grad(), base_model(state):
-        target = predict()
-    weight = batch.weight if batch.route is not None else None  # a mask does not say what may change elsewhere
-    return state.config.preservation * _mean_loss(state, batch, predict(), target, weight)
-
-
-@contextmanager
-def base_model(state: TrainState) -> Iterator[None]:
-    """Predict without the LoRA until the context exits."""
-    set_strength_(state.transformer, 0.0)
-    try:
-        yield
-    finally:
-        set_strength_(state.transformer, 1.0)
-
-
-@torch.no_grad()
-def prior_target(state: TrainState, batch: Batch) -> Tensor:
-    """Return the training target with prior preservation, (B, C, h, w).
-
-    For samples with prior preservation it is the base model's own prediction, for all others the velocity.
-
-    Ruiz et al. 2022, arXiv:2208.12242, sample images with the base model and train on those. Its prediction for the
-    same input gives the same signal without sampling, at every sigma. It takes the same token route as the batch, so
-    that an update of 0 has a loss of 0.
-    """
-    assert batch.prior is not None
-    with base_model(state):
-        base = state.family.predict(
-            state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
-        )
-    return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
+    return batch.mean_loss(velocity_loss(prediction, target, batch.weight, state.config.loss, state.config.huber_c))

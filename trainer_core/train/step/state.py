@@ -121,6 +121,10 @@ class Batch:
         is_asynchronous = works_beside(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=is_asynchronous))
 
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        """Return the mean of the samples' losses, (B,), each multiplied by its factor."""
+        return (losses if self.factor is None else self.factor * losses).mean()
+
     def pinned(self) -> Batch:
         """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return self._map_tensors(Tensor.pin_memory)

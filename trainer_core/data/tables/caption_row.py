@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.dataset import FolderConfig
-from ..errors import nearest, printable
-from ..storage.bounded_files import Unusable, parse_json
-from .boxes import Box
-from .source.table_files import BadTable, Values
+from ...config.dataset import FolderConfig
+from ...errors import nearest, printable
+from ...storage.bounded_files import Unusable, parse_json
+from .table_files import BadTable, Values
 
 NAMES = (  # of tables that are found by themselves
     "metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.jsonl", "captions.csv", "captions.tsv",
@@ -24,6 +23,8 @@ KOHYA = "caption + tags"  # of a .json table with one of them, such as kohya's m
 WEIGHT, BOXES, IS_TAGS, SIZE = "loss_weight", "boxes", "is_tag_based", ("width", "height")
 OTHERS = frozenset((WEIGHT, BOXES, IS_TAGS, SIZE[0]))
 MAX_BOXES = 1000  # of an image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright image
 
 
 @dataclass(frozen=True)

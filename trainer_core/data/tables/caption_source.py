@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.dataset import DatasetConfig, FolderConfig
+from ...config.dataset import DatasetConfig, FolderConfig
+from ..captions import written_captions
+from ..source.backend import Backend, Entry, printable_name, stem
+from ..source.text_encoding import UnreadableText
 from .caption_row import EMPTY, BadRow, Row, json_row
-from .captions import written_captions
-from .source.backend import Backend, Entry, printable_name, stem
-from .source.text_encoding import UnreadableText
 
 if TYPE_CHECKING:
     from .caption_table import CaptionTable

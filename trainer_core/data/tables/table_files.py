@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from ...errors import printable
 from ...storage.bounded_files import MAX_DEPTH, Unusable, open_regular, read_json
-from .text_encoding import BOMS, ENOUGH_BYTES, encoding_of
+from ..source.text_encoding import BOMS, ENOUGH_BYTES, encoding_of
 
 MAX_LINE = 1 << 20  # characters of a row
 MAX_JSON = 512 << 20  # bytes of a .json, which is read as a whole

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from chroma_trainer.nodes import dataset_backend
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
-from chroma_trainer.trainer_core.data.caption_row import Columns
 from chroma_trainer.trainer_core.data.dataset import build_index
-from chroma_trainer.trainer_core.data.source import table_files
+from chroma_trainer.trainer_core.data.tables import table_files
+from chroma_trainer.trainer_core.data.tables.caption_row import Columns
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.setup.caption_check import _captions

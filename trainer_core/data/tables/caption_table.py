@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config.dataset import FolderConfig
-from ..errors import UserError
-from ..storage.digest_table import DigestTable, digests, first_of_each
+from ...config.dataset import FolderConfig
+from ...errors import UserError
+from ...storage.digest_table import DigestTable, digests, first_of_each
+from ..source.backend import Entry, printable_name, stem
 from .caption_row import KOHYA, BadRow, Columns, Row, unpack_row
-from .source.backend import Entry, printable_name, stem
-from .source.table_files import BadTable, Values, table_rows
+from .table_files import BadTable, Values, table_rows
 
 NUM_SHOWN = 5  # faults in an error message
 BLOCK = 4096  # rows that are written at once
