@@ -17,7 +17,7 @@ PAGE, CHART = PROJECT / "docs" / "learning.md", PROJECT / "docs" / "images" / "l
 BEGIN, END = "<!-- begin: benchmarks/learning.py -->", "<!-- end -->"
 GROUPS = {
     "density": "sigma density", "rank": "rank", "rate": "learning rate", "quantization": "base in",
-    "optimizer": "optimiser", "adapter": "adapter", "rollout": "rollout", "routing": "routed share",
+    "optimizer": "optimizer", "adapter": "adapter", "rollout": "rollout", "routing": "routed share",
     "loss": "loss", "noise choice": "noise choice", "preservation": "preservation",
 }  # fmt: skip
 BASELINE = {

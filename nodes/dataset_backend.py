@@ -60,11 +60,11 @@ def find_table(inputs: FolderConfig, root: Path, paths: Paths) -> Path:
 
     if inputs.table.strip():
         return paths.find_beside(root, inputs.table, "table")
-    found = next((root / name for name in NAMES if (root / name).is_file()), None)
-    if found is None:
+    path = next((root / name for name in NAMES if (root / name).is_file()), None)
+    if path is None:
         text = f"is empty, and {inputs.folder!r} has none of {', '.join(NAMES)}; enter the name of the table"
         raise UserError.at("table", text)
-    return found
+    return path
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:

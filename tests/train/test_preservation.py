@@ -11,6 +11,7 @@ from chroma_trainer.trainer_core.data.captions import class_caption
 from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.train.build import build_run
+from chroma_trainer.trainer_core.train.hooks.eval_loss import eval_loss
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
@@ -69,6 +70,14 @@ def test_it_is_off_unless_asked_for(workshop):
     assert not make_batch(state, 0).class_text
     recorded = requested(workshop, preservation=0.0).as_json()["training"]
     assert not {"preservation", "loss", "huber_c", "loss_weighting", "noise_choice"} & recorded.keys()
+
+
+def test_the_eval_loss_is_mse_whatever_is_trained(workshop):
+    plain, other = (
+        state_of(workshop.request(**values), workshop) for values in ({}, {"loss": "mae", "loss_weighting": "sigma"})
+    )
+    assert eval_loss(plain, workshop.host()) == eval_loss(other, workshop.host())
+    assert micro_loss(plain, 0) != micro_loss(other, 0)
 
 
 def test_the_log_says_what_is_held(workshop):

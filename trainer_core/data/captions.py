@@ -58,16 +58,16 @@ def final_captions(
     """
     prefix, suffix, trigger = config.caption_prefix.strip(), config.caption_suffix.strip(), config.trigger.strip()
     if prefix or suffix:  # either may hold the trigger
-        trigger = "" if _contains(_joined(prefix, suffix), trigger) else trigger
+        trigger = "" if _contains(_join(prefix, suffix), trigger) else trigger
     triggered = (with_trigger(caption, trigger) for caption in written)
     if not (config.tag_orders or config.tag_dropout) or not has_tags:
         variants = triggered
     else:
         variants = (variant for caption in triggered for variant in variants_of(caption, config, seed))
-    return tuple(_joined(_joined(prefix, variant), suffix) for variant in variants)
+    return tuple(_join(_join(prefix, variant), suffix) for variant in variants)
 
 
-def _joined(first: str, second: str) -> str:
+def _join(first: str, second: str) -> str:
     """Return two texts with a space between them, unless the second begins with a comma or another stop."""
     if not first or not second:
         return first or second

@@ -122,8 +122,8 @@ def facts_of(
     num_prompts = captions.distinct * (2 if training.preservation else 1) + 1
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
     is_flipped = np.array([part.flip > 0 for part in request.dataset.parts])[rows["part"]]
-    encoded = int(areas.sum()) + int(areas[is_flipped].sum())  # mirrored images have latents of their own
-    pixels = int(encoded * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
+    encoded_area = int(areas.sum()) + int(areas[is_flipped].sum())  # mirrored images have latents of their own
+    pixels = int(encoded_area * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
     num_steps = training.steps or math.ceil(training.epochs * passes / training.accumulation)
     validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(

@@ -208,6 +208,15 @@ def test_the_table_is_found_or_named(index, folder, tmp_path):
         index("notes.txt", b"x", table="notes.txt")
 
 
+def test_names_are_relative_to_the_folder_of_the_table(index, folder):
+    """As in a dataset of Hugging Face with a metadata.jsonl in each split."""
+    folder("c.png", (80, 60), caption=None)
+    rows = jsonl({"file_name": "c.png", "text": "of the table's folder"})
+    assert captions(index("sub/metadata.jsonl", rows, table="sub/metadata.jsonl")) == {
+        "sub/c.png": ("of the table's folder",)
+    }
+
+
 def test_a_table_beside_caption_files_gives_weights_alone(index, folder):
     (folder.folder / "a.txt").write_text("from the file", encoding="utf-8")
     built = index("w.csv", b"file_name,loss_weight\na.png,0.25\n", captions="textfile", table="w.csv")
@@ -279,7 +288,7 @@ def test_a_row_is_read_alike_in_both_ways():
     for text in ("a cat", " a cat\n", "", " ", "ß"):
         values = {"file_name": "a.png", "text": text}
         columns = Columns(part, values, True)
-        assert columns.packed(values) == b"".join(b"\0" + t.encode() for t in columns.row(values).captions)
+        assert columns.pack(values) == b"".join(b"\0" + t.encode() for t in columns.row(values).captions)
 
 
 def test_lines_are_counted_as_an_editor_does(tmp_path: Path):

@@ -93,19 +93,19 @@ class Columns:
             if name.strip() in self._names:
                 return name.strip()
             hint = nearest(name.strip(), self._names)
-            raise BadTable(f"has no column {name.strip()!r}, which {field} names; it has {self._listed()}{hint}")
-        found = next((column for column in usual if column in self._names), None)
-        if found is None:
+            raise BadTable(f"has no column {name.strip()!r}, which {field} names; it has {self._list_names()}{hint}")
+        first = next((column for column in usual if column in self._names), None)
+        if first is None:
             raise BadTable(
-                f"has none of the columns {', '.join(usual)}; set {field} to one of its own: {self._listed()}"
+                f"has none of the columns {', '.join(usual)}; set {field} to one of its own: {self._list_names()}"
             )
-        return found
+        return first
 
-    def _listed(self) -> str:
+    def _list_names(self) -> str:
         names = [printable(str(name))[:40] for name in self._names[:20]]
         return ", ".join(names) + (" ..." if len(self._names) > 20 else "") or "none"
 
-    def packed(self, values: Values) -> bytes:
+    def pack(self, values: Values) -> bytes:
         """Return the row of an image as `pack_row` does. The usual case, a caption and nothing else, takes half the time.
 
         Raises:

@@ -61,15 +61,15 @@ class CaptionSource:
             NoCaption: There is no caption, or it can't be read.
         """
         try:
-            listed = self.table.row(number, name) if self.table else None
+            row = self.table.row(number, name) if self.table else None
             if self.settings.captions == "table":
-                return self._with_caption(listed)
+                return self._with_caption(row)
             if self.settings.captions == "json file":
                 own = self._json(name)
-                return replace(listed, captions=own.captions) if listed else own
+                return replace(row, captions=own.captions) if row else own
         except BadRow as error:
             raise NoCaption(str(error)) from error
-        return replace(listed or EMPTY, captions=self._written(name))
+        return replace(row or EMPTY, captions=self._read(name))
 
     def _with_caption(self, row: Row | None) -> Row:
         assert self.table, "captions is table, but no table was opened"
@@ -94,7 +94,7 @@ class CaptionSource:
             raise NoCaption(f"{shown} has an empty caption")
         return row
 
-    def _written(self, name: str) -> tuple[str, ...]:
+    def _read(self, name: str) -> tuple[str, ...]:
         text = None
         shown = f"{NO_CAPTION} {_file(name, '.txt')}"
         try:

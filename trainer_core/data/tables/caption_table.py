@@ -43,7 +43,7 @@ class CaptionTable:
     def __init__(self, path: Path, settings: FolderConfig, root: Path, entries: Sequence[Entry]):
         self.name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         self._ends, self._text, names, lines = _read(path, self.name, settings)
-        names = _shared_folder_removed(names)
+        names = _without_shared_folder(names)
         keys = digests(names)
         self._table = DigestTable(keys, np.arange(len(names), dtype=np.int32))
         if self._table.has_duplicates():
@@ -60,21 +60,30 @@ class CaptionTable:
         self.first_name = printable_name(names[0]) if names else ""
 
     def _match(self, entries: Sequence[Entry], prefix: str) -> np.ndarray:
-        """Return the index of each image's row, or -1: by its whole name, without its extension, or without folders."""
+        """Return the index of each image's row, or -1.
+
+        A name is looked up from the folder of the table, from the folder of the images, and without folders; each time
+        whole, then without its extension. A row that an earlier way has matched is left to that image.
+
+        Args:
+            entries: The images.
+            prefix: The folder of the table in that of the images, "" if both are the same.
+        """
         rows = np.full(len(entries), -1, dtype=np.int64)
-        ways: list[Callable[[str], str]] = [
-            lambda name: name.removeprefix(prefix),
-            lambda name: stem(name.removeprefix(prefix)),
-            lambda name: name.rpartition("/")[2],
-            lambda name: stem(name.rpartition("/")[2]),
-        ]
-        for way in ways:
+        is_free = np.ones(len(self._table), dtype=bool)
+        folders: list[Callable[[str], str]] = [lambda name: name, lambda name: name.rpartition("/")[2]]
+        if prefix:
+            folders.insert(0, lambda name: name[len(prefix) :] if name.startswith(prefix) else "")
+        for way in (part for folder in folders for part in (folder, lambda name, folder=folder: stem(folder(name)))):
             missing = np.flatnonzero(rows < 0)
             if not len(missing):
                 break
             images = entries if len(missing) == len(entries) else (entries[i] for i in missing.tolist())
-            found = self._table.find(digests(way(entry.name) for entry in images))
-            rows[missing] = np.where(found >= 0, self._table.values[found] if len(self._table) else -1, -1)
+            indices = self._table.find(digests(way(entry.name) for entry in images))
+            matches = np.where(indices >= 0, self._table.values[indices], -1)
+            matches[(matches >= 0) & ~is_free[matches]] = -1
+            rows[missing] = matches
+            is_free[matches[matches >= 0]] = False
         return rows
 
     def row(self, number: int, name: str) -> Row | None:
@@ -105,16 +114,16 @@ def _read(path: Path, shown: str, settings: FolderConfig) -> tuple[Any, Any, lis
                 columns = columns or Columns(settings, values, True, KOHYA if _is_kohya(path, values) else "")
                 try:
                     name = _name_of(values.get(columns.file))
-                    packed = columns.packed(values)
+                    row = columns.pack(values)
                 except BadRow as fault:
                     num_faults += 1
                     faults += [f"row {number}: {fault}"] if len(faults) < NUM_SHOWN else []
                     continue
                 names.append(name)
                 lines.append(number)
-                end += len(packed)
+                end += len(row)
                 ends.append(end)
-                pieces.append(packed)
+                pieces.append(row)
                 if len(pieces) == BLOCK:
                     file.write(b"".join(pieces))
                     pieces.clear()
@@ -146,7 +155,7 @@ def _name_of(value: Any) -> str:
     return name[2:] if name.startswith("./") else name
 
 
-def _shared_folder_removed(names: list[str]) -> list[str]:
+def _without_shared_folder(names: list[str]) -> list[str]:
     """Return the names of files; absolute ones without the folder that all of those share.
 
     A table that was written on another machine, as kohya's meta_cap.json with full paths, is thus read as it is.
