@@ -105,7 +105,7 @@ class FolderConfig:
         Choice(*CROP_STYLES),
         Doc(
             "Part of the image to keep. center: the middle. random: picked by the seed. corner: the upper left corner. "
-            "boxes: around the boxes in the column `boxes` of the table, such as faces. mask: around the white area of "
+            "boxes: around the boxes in the table, such as faces. mask: around the white area of "
             "the image's mask."
         ),
     ] = "center"
@@ -215,7 +215,8 @@ class FolderConfig:
         Doc(
             "With captions table or json file: column of the caption. Empty: the first of caption, text, prompt, "
             "caption_or_tags and tags. Several separated by commas are several captions, of which one is picked at "
-            "random each time. a | b: the first that is not empty. a + b: both, with a comma between them."
+            "random each time. With a vertical bar between two: the first that is not empty; with a plus: both, with a comma "
+            "between them."
         ),
     ] = ""
     file_column: Annotated[

@@ -309,7 +309,7 @@ class TrainingConfig:
         Advanced(),
         Last(),
         Doc(
-            "What is minimized, with d the error of a value. mse: d^2. mae: |d|, which follows outliers least. huber: "
+            "What is minimized, with d the error of a value. mse: d^2. mae: the absolute value of d, which follows outliers least. huber: "
             "like mse for errors below huber_c, and like mae above it. The loss on held-out images is always mse, so "
             "that runs can be compared."
         ),
