@@ -260,20 +260,47 @@ def plan(arguments: argparse.Namespace) -> int:
             _print(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
+    _check_device(arguments)
+    _run_trainers(graph, arguments, plan_instead)
+    if arguments.json:
+        print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
+    return 0
+
+
+def list_captions(arguments: argparse.Namespace) -> int:
+    """List the caption of every sample at every epoch, as the run trains them; loads no model."""
+    from .trainer_core.train.caption_list import trained_captions
+
+    graph = _read_graph(arguments)
+
+    def list_instead(inputs: Any, host: Any) -> tuple[Any, ...]:
+        if not arguments.json:
+            print("epoch\tstep\tfolder\timage\tmirrored\tcaption")
+        for item in trained_captions(lora_trainer.request_of(inputs), host, arguments.epochs):
+            values = [item.epoch, item.step, item.folder, item.image, int(item.is_mirrored), item.caption]
+            print(json.dumps(vars(item)) if arguments.json else "\t".join(printable(str(value)) for value in values))
+        return (None,) * len(lora_trainer.SPEC.outputs)
+
+    try:
+        _run_trainers(graph, arguments, list_instead, (Console(),))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks: tuple = ()) -> None:
+    """Run the graph's trainers and what they need, with `call` in place of the training."""
     needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
     if not needed:
-        raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan; add one")
+        raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan or list; add one")
     before: set[str] = set()
     while before != needed:
         before = set(needed)
         needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
     graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
-    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=plan_instead)}
-    _check_device(arguments)
-    execute(graph, catalogue, _host(arguments))
-    if arguments.json:
-        print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
-    return 0
+    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
+    execute(graph, catalogue, _host(arguments, sinks))
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -467,6 +494,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for this much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    sub = command("captions", list_captions)
+    sub.add_argument("workflow", help="as for run")
+    _add_workflow_arguments(sub)
+    sub.add_argument("--epochs", type=_count, default=0, metavar="N", help="only the first N epochs (default: all)")
+    sub.add_argument("--json", action="store_true", help="each sample as a line of JSON")
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
@@ -513,6 +545,12 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace the workflow if it exists")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of epochs; write for example 2")
+    return int(text)
 
 
 def _gigabytes(text: str) -> float:

@@ -34,6 +34,13 @@ OPTIMIZER_RATES = {
     "prodigy": 1.0,
     "schedulefree-adamw": 1e-2,
 }
+LOSSES: dict[str, dict[str, Any]] = {
+    "mse": {},
+    "mae": {"loss": "mae"},
+    "huber 0.1": {"loss": "huber"},
+    "mse, weighted by cosmap": {"loss_weighting": "cosmap"},
+    "mse, weighted by bell": {"loss_weighting": "bell"},
+}
 PRODUCT_LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 SAME = {"sigmoid": "logit-normal"}  # sigmoid(scale * normal) at scale 1: the same samples
 
@@ -75,6 +82,14 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
         for share, most in ((0.0, 0), *ROLLOUTS)
     ]
     found += [Setting("routing", f"{share:g}", {"routed_share": share} if share else {}) for share in (0.0, 0.5)]
+    found += [Setting("loss", name, values) for name, values in LOSSES.items()]
+    found += [Setting("noise choice", str(n), {"noise_choice": n} if n > 1 else {}) for n in (1, 4)]
+    found += [
+        Setting(
+            "preservation", f"{weight:g}, empty caption" if weight else "0", {"preservation": weight} if weight else {}
+        )
+        for weight in (0.0, 1.0)
+    ]
     missing: dict[str, str] = {}
     for level in names("quantization"):
         part = load("quantization", level)()

@@ -17,7 +17,8 @@ PAGE, CHART = PROJECT / "docs" / "learning.md", PROJECT / "docs" / "images" / "l
 BEGIN, END = "<!-- begin: benchmarks/learning.py -->", "<!-- end -->"
 GROUPS = {
     "density": "sigma density", "rank": "rank", "rate": "learning rate", "quantization": "base in",
-    "optimizer": "optimiser", "adapter": "adapter", "rollout": "rollout", "routing": "routed share",
+    "optimizer": "optimizer", "adapter": "adapter", "rollout": "rollout", "routing": "routed share",
+    "loss": "loss", "noise choice": "noise choice", "preservation": "preservation",
 }  # fmt: skip
 BASELINE = {
     "density": "chroma",
@@ -28,6 +29,9 @@ BASELINE = {
     "adapter": "lora",
     "rollout": "none",
     "routing": "0",
+    "loss": "mse",
+    "noise choice": "1",
+    "preservation": "0",
 }
 NORMAL_95 = 1.96
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
@@ -35,14 +37,34 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     part = FolderConfig(**{**values, **names})
     references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
     masks = str(host.paths.find_dataset(inputs.masks, "masks")) if inputs.masks.strip() else ""
+    table = str(find_table(inputs, root, host.paths)) if inputs.needs_table else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
+    parts = tuple(replace(part, resolution=edge, resolutions="") for edge in inputs.resolution_list())
     dataset = DatasetConfig(
-        parts=(*earlier.parts, part),
-        roots=(*earlier.roots, str(root)),
-        reference_roots=(*earlier.reference_roots, references),
-        mask_roots=(*earlier.mask_roots, masks),
+        parts=(*earlier.parts, *parts),
+        roots=(*earlier.roots, *[str(root)] * len(parts)),
+        reference_roots=(*earlier.reference_roots, *[references] * len(parts)),
+        mask_roots=(*earlier.mask_roots, *[masks] * len(parts)),
+        tables=(*earlier.tables, *[table] * len(parts)),
     )
     return (dataset,)
+
+
+def find_table(inputs: FolderConfig, root: Path, paths: Paths) -> Path:
+    """Return the table of a folder: the one that is named, or the first of the usual ones.
+
+    Raises:
+        UserError: There is none, or it is outside the allowed folders.
+    """
+    from ..trainer_core.data.tables.caption_row import NAMES
+
+    if inputs.table.strip():
+        return paths.find_beside(root, inputs.table, "table")
+    path = next((root / name for name in NAMES if (root / name).is_file()), None)
+    if path is None:
+        text = f"is empty, and {inputs.folder!r} has none of {', '.join(NAMES)}; enter the name of the table"
+        raise UserError.at("table", text)
+    return path
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
@@ -54,7 +76,10 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
                 roots.append(paths.find_dataset(values[field], field))
     except UserError as error:
         return str(error)
-    files = ((root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file())
+    files = [(root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
+    with suppress(UserError):  # there is none, or it is one of the files above
+        table = paths.find_beside(roots[0], values.get("table") or "", "table")
+        files.append((table.parent, table))
     stats = ((path.relative_to(root).as_posix(), path.stat()) for root, path in files)
     return sha256_text(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 

@@ -83,7 +83,7 @@ VALUES = [
     ("DatasetBackend", {"folder": ""}, "folder: is empty; enter the name of a folder of images"),
     ("DatasetBackend", {"folder": "cats/a.png"}, "folder: 'cats/a.png' is not a folder in (ROOT/data, ASSETS); put it into one of them"),
     ("DatasetBackend", {"captions": "instance prompt"}, "instance_prompt: is empty, but captions is 'instance prompt'; write the caption of all images here"),
-    ("DatasetBackend", {"captions": "textfiles"}, "captions: 'textfiles' is not one of textfile, filename, instance prompt; did you mean 'textfile'?"),
+    ("DatasetBackend", {"captions": "textfiles"}, "captions: 'textfiles' is not one of textfile, filename, instance prompt, table, json file; did you mean 'textfile'?"),
     ("DatasetBackend", {"resolution": 8}, "resolution: 8 is out of range; pixel_area is in pixels, use 16 to 8192"),
     ("DatasetBackend", {"resolution": 1.0, "resolution_type": "pixel"}, "resolution: 1 is out of range; pixel is in pixels, use 16 to 8192"),
     ("DatasetBackend", {"resolution": 1024, "resolution_type": "area"}, "resolution: 1024 megapixels is out of range; area is in megapixels, use at most 16 (1.0 is 1024 x 1024)"),

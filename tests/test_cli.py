@@ -327,6 +327,24 @@ def test_check_counts_captions_that_the_text_encoder_cannot_read(cli, capsys):
     assert not capsys.readouterr().err
 
 
+def test_captions_are_listed_as_they_are_trained(cli, capsys):
+    setting = ("--set", "LoRATrainer.caption_dropout=0", "--set", "DatasetBackend.flip=1")
+    assert cli("captions", "workflow.json", *FOLDERS, *setting, "--epochs", "1") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("\t") == ["epoch", "step", "folder", "image", "mirrored", "caption"]
+    rows = [line.split("\t") for line in lines]
+    assert [row[:3] + row[4:5] for row in rows] == [["1", "1", "1", "1"], ["1", "2", "1", "1"]]
+    assert {row[3]: row[5] for row in rows} == {"größe.png": "sks, a größe", "猫.png": "sks, a 猫"}
+    assert cli("captions", "workflow.json", *FOLDERS, "--json") == 0
+    values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [value["step"] for value in values] == [1, 2, 3] and values[0]["is_mirrored"] is False
+    assert cli("captions", "workflow.json", *FOLDERS, "--set", "DatasetBackend.captions=table") == 2
+    assert "has none of metadata.jsonl" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli("captions", "workflow.json", "--epochs", "0")
+    assert "'0' is not a number of epochs" in capsys.readouterr().err
+
+
 def test_it_runs_as_a_file_from_any_folder(tmp_path):
     """After `install.py` alone: a ComfyUI's Python, no package of this name, the folder's name as git made it."""
     pack = tmp_path / "custom_nodes" / "chroma-trainer"

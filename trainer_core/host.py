@@ -271,6 +271,29 @@ class Paths:
             field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}"
         )
 
+    def find_beside(self, folder: Path, name: str, field_name: str) -> Path:
+        """Return the path of a file in a dataset folder, or elsewhere in an allowed root.
+
+        Args:
+            folder: the dataset folder, see find_dataset.
+            name: path relative to the folder, or absolute.
+            field_name: field that errors refer to.
+        Raises:
+            UserError: the file does not exist, or is outside the allowed roots.
+        """
+        text = expand_home(name.strip().strip('"'))
+        if fault := path_fault(text):
+            raise UserError.at(field_name, f"{text[:60]!r} {fault}")
+        path = (folder / text.replace("\\", "/")).resolve()
+        roots = [folder, *self.datasets, ASSETS, *extra_roots()]
+        if not any(path.is_relative_to(root.resolve()) for root in roots):
+            fix = f"put it into the folder of the images, or set {ROOTS_VARIABLE} to its folder"
+            raise UserError.at(field_name, f"{name!r} is outside the allowed folders; {fix}")
+        if not path.is_file():
+            names = [item.name for item in folder.iterdir() if item.is_file()] if folder.is_dir() else []
+            raise UserError.at(field_name, f"{name!r} is not a file in {folder.name!r}{nearest(text, names)}")
+        return path
+
 
 def extra_roots() -> list[Path]:
     """Return the additional allowed folders in the environment variable CHROMA_TRAINER_ROOTS (separated like PATH)."""

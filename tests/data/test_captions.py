@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
-from chroma_trainer.trainer_core.data.captions import captions_of, with_trigger
+from chroma_trainer.trainer_core.data.captions import UNSHUFFLED_VARIANTS, captions_of, class_caption, with_trigger
 
 
 def test_a_text_file_gives_one_caption_a_line():
@@ -75,3 +75,57 @@ def test_tags_in_other_orders():
     assert captions_of("a.png", "a, b, c", FolderConfig(tag_orders=1)) == ("a, b, c",)
     assert captions_of("a.png", "a, b", FolderConfig(), seed=1) == ("a, b",)
     assert [p.field for p in FolderConfig(kept_tags=1).problems()] == ["kept_tags"]
+
+
+TAGS = "sks, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s"
+
+
+def test_tags_are_left_out_with_their_probability_and_the_first_ones_never():
+    config = FolderConfig(trigger="sks", kept_tags=2, tag_orders=64, tag_dropout=0.3)
+    written, *variants = captions_of("x.png", TAGS, config, seed=1)
+    assert written == TAGS and len(variants) == 63 and not config.problems()
+    assert all(variant.startswith("sks, a, b") for variant in variants)
+    free = [len(variant.split(", ")) - 3 for variant in variants]
+    assert 0.65 < sum(free) / (63 * 17) < 0.75
+    assert captions_of("y.png", TAGS, config, seed=1)[1:] == tuple(variants)  # of the caption and the seed alone
+    assert captions_of("x.png", TAGS, config, seed=2)[1:] != tuple(variants)
+
+
+def test_tag_dropout_without_tag_orders_keeps_the_written_order():
+    variants = captions_of("x.png", TAGS, FolderConfig(tag_dropout=0.5), seed=1)
+    assert len(variants) == UNSHUFFLED_VARIANTS
+    for variant in variants:
+        assert [tag for tag in TAGS.split(", ") if tag in variant.split(", ")] == variant.split(", ")
+
+
+def test_a_trigger_within_a_tag_stays():
+    """With a dropout of 1 nothing but the trigger's tags is left, and equal variants stay equally likely."""
+    config = FolderConfig(trigger="sks", tag_dropout=1.0)
+    assert captions_of("x.png", "red, a photo of sks dog, blue", config)[1:] == ("a photo of sks dog",) * 7
+    assert captions_of("x.png", "red, blue", replace(config, trigger="sks, cartoon"))[1:] == ("sks, cartoon",) * 7
+    assert captions_of("x.png", "red, blue", FolderConfig(tag_dropout=1.0))[1:] == ("",) * 7
+
+
+def test_prefix_and_suffix_stay_at_both_ends():
+    config = FolderConfig(trigger="sks", caption_prefix="photo of", caption_suffix=", 35 mm", tag_orders=9)
+    variants = captions_of("x.png", "a, b, c", config)
+    assert variants[0] == "photo of sks, a, b, c, 35 mm" and len(variants) > 3
+    assert all(text.startswith("photo of sks, ") and text.endswith(", 35 mm") for text in variants)
+    holds_it = replace(config, caption_prefix="sks style:", tag_orders=0)
+    assert captions_of("x.png", "a cat", holds_it) == ("sks style: a cat, 35 mm",)
+    assert captions_of("x.png", None, config) == ()
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "word", "result"),
+    [
+        ("sks, a photo of Sks dog", "sks", "dog", "dog, a photo of dog dog"), ("asks sks", "sks", "a", "asks a"),
+        ("sks, x", "sks", "", ""), ("x", "", "dog", ""), ("", "sks", "dog", ""), (r"a \1, b", "b", r"\1", r"a \1, \1"),
+    ],
+)  # fmt: skip
+def test_the_class_word_takes_the_triggers_place(caption, trigger, word, result):
+    assert class_caption(caption, trigger, word) == result
+
+
+def test_a_class_word_without_a_trigger_is_a_problem():
+    assert [problem.field for problem in FolderConfig(class_word="dog").problems()] == ["class_word"]

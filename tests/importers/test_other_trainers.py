@@ -72,7 +72,7 @@ def test_kohyas_command_line_with_its_dataset(tmp_path: Path):
         "kept_tags": 1,
     }.items() <= first.items()
     assert {"resolution": 768, "repeats": 1, "captions": "textfile"}.items() <= second.items()
-    assert "datasets[1].subsets[0].batch_size" in result.missing and "datasets[0].subsets[0].flip_aug" in result.missing
+    assert "datasets[1].subsets[0].batch_size" in result.missing and (first["flip"], second["flip"]) == (0.5, 0.5)
 
 
 def test_kohyas_chroma_from_a_config_file(tmp_path: Path):
@@ -91,7 +91,7 @@ def test_kohyas_chroma_from_a_config_file(tmp_path: Path):
     assert trainer["steps"] == 2000 and trainer["shift"] == pytest.approx(3.1582)
     assert result.values("AdapterSettings", "kind", "lokr_factor") == {"kind": "lokr", "lokr_factor": 8}
     assert result.values("MemorySettings", "attention") == {"attention": "flash"}
-    assert {"loss_type"} < set(result.missing) and "apply_t5_attn_mask" in result.equal
+    assert result.values("LoRATrainer", "loss") == {"loss": "huber"} and "apply_t5_attn_mask" in result.equal
 
 
 def test_a_batch_file_of_windows(tmp_path: Path):
@@ -182,7 +182,7 @@ def test_onetrainers_presets_with_concepts(tmp_path: Path):
     assert result.values("AdapterSettings", "precision") == {"precision": "bf16"}
     (folder,) = result.nodes("DatasetBackend")
     assert {"folder": "/data/cat", "resolution": 512, "repeats": 3, "crop_style": "random"}.items() <= folder.items()
-    assert "cat.image.enable_random_flip" in result.missing and "held out" in result.missing
+    assert folder["flip"] == 0.5 and "held out" in result.missing
     flux = Result(write(tmp_path / "flux.json", ONETRAINER_FLUX), concepts)
     assert flux.values("LoRATrainer", "sigma_density", "shift", "name") == {
         "sigma_density": "logit-normal",
@@ -216,7 +216,8 @@ def test_diffusion_pipe(tmp_path: Path):
         "flavour": "hd",
     }
     assert [(node["resolution"], node["repeats"]) for node in result.nodes("DatasetBackend")] == [(512, 5), (1024, 5)]
-    assert {"directory[0] at 512.max_ar", "pseudo_huber_c"} <= set(result.missing)
+    assert [node["max_aspect"] for node in result.nodes("DatasetBackend")] == [2, 2] and not result.missing
+    assert result.values("LoRATrainer", "loss", "huber_c") == {"loss": "huber", "huber_c": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_check_names_them_and_the_files_that_are_left_out(workshop, tmp_path):
     assert left_out.startswith("left out 1 images: thumbnails of a Synology NAS")
     assert unreadable.endswith("x.heic: reading HEIC needs a package; run pip install pillow-heif, or pip install "
                                '"chroma-trainer[formats]"')  # fmt: skip
-    assert binary.startswith("can't be used: ") and "1.png: its caption file contains NUL bytes" in binary
+    assert binary.startswith("can't be used: ") and "1.png: its caption file 1.txt contains NUL bytes" in binary
     assert long.startswith("captions longer than the 512 tokens")
 
 

@@ -61,6 +61,24 @@ def test_a_run_draws_from_a_picture_and_repeats(workshop, request_of, pairs):
     assert str(pairs.reference_roots[0]) not in str(record)
 
 
+@pytest.mark.parametrize("way", ["references", "degrade"])
+def test_the_reference_of_a_mirrored_picture_is_mirrored(workshop, request_of, pairs, way):
+    """Files of their own, and copies that are made worse before they are mirrored."""
+    part = pairs.parts[0] if way == "references" else replace(workshop.dataset.parts[0], degrade="blur 2 + noise 0.05")
+    roots = pairs.reference_roots if way == "references" else ()
+    host = workshop.host()
+    plan = plan_run(request_of(dataset=DatasetConfig((replace(part, flip=0.5),), pairs.roots, roots)), host)
+    built = build_run(plan, host, PhaseTimer())
+    codec = FluxFamily().load_codec(plan.request.model, torch.device("cpu"))
+    for sample in built.samples:
+        start = plan.references.of(sample)
+        image = place_image(decode(plan.references.index.read(start)), start)
+        pixels = to_tensor(ImageOps.mirror(plan.references.change(image, start)))[None]
+        with torch.no_grad():
+            expected = codec.encode(pixels)[0].float()
+        torch.testing.assert_close(built.references.get(replace(sample, is_mirrored=True)), expected)
+
+
 def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
     host = workshop.host()
     built = build_run(plan_run(request_of(), host), host, PhaseTimer())

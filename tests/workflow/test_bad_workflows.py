@@ -353,7 +353,9 @@ CHECKS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "not among the choices": (
         sets("3", crop_style="centre"),
-        ["node 3 (DatasetBackend).crop_style: 'centre' is not one of center, random, corner; did you mean 'center'?"],
+        [
+            "node 3 (DatasetBackend).crop_style: 'centre' is not one of center, random, corner, boxes, mask; did you mean 'center'?"
+        ],
     ),
     "no model": (
         lambda data: data["5"]["inputs"].pop("model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -9,7 +10,11 @@ from ..errors import Problem
 from ..spec import Advanced, Choice, Doc, Range, Text
 from .degradation import steps_of
 
-CAPTIONS = ("textfile", "filename", "instance prompt")
+CAPTIONS = ("textfile", "filename", "instance prompt", "table", "json file")
+CROP_STYLES = ("center", "random", "corner", "boxes", "mask")
+CROP_ASPECTS = ("preserve", "square", "random", "closest")
+LARGEST_ASPECT = 4.0  # buckets from 1:4 to 4:1
+MAX_RESOLUTIONS = 16  # in one node
 SEVERAL = "||"  # separates instance prompts, because a single-line widget has no line breaks
 
 
@@ -17,13 +22,26 @@ SEVERAL = "||"  # separates instance prompts, because a single-line widget has n
 class FolderConfig:
     """A folder of images: the widgets of DatasetBackend."""
 
-    PATHS: ClassVar = ("folder", "references", "masks")
+    PATHS: ClassVar = ("folder", "references", "masks", "table")
     LATER: ClassVar = (
         ("references",),
         ("tag_orders", "kept_tags"),
         ("masks", "unmasked_weight"),
         ("prior_preservation",),
         ("degrade",),
+        ("table",),
+        ("caption_column",),
+        ("file_column",),
+        ("caption_prefix",),
+        ("caption_suffix",),
+        ("tag_dropout",),
+        ("class_word",),
+        ("aspects",),
+        ("min_aspect",),
+        ("max_aspect",),
+        ("max_upscale",),
+        ("flip",),
+        ("resolutions",),
     )
 
     folder: Annotated[
@@ -41,7 +59,8 @@ class FolderConfig:
             "Where captions come from. textfile: a .txt file next to each image; of several lines, one is picked at "
             "random each time. filename: the name of the image file, with spaces for underscores and without a counter "
             "at its end: _001, -3 or (2) is cut, the number in Porsche 911 is not. instance prompt: the text of "
-            "instance_prompt."
+            "instance_prompt. table: one file with the captions of all images, see table. json file: a .json file next "
+            "to each image."
         ),
     ] = "textfile"
     instance_prompt: Annotated[
@@ -83,16 +102,20 @@ class FolderConfig:
     ] = True
     crop_style: Annotated[
         str,
-        Choice("center", "random", "corner"),
+        Choice(*CROP_STYLES),
         Doc(
-            "Part of the image to keep. center: the middle. random: picked by the seed. corner: the upper left corner."
+            "Part of the image to keep. center: the middle. random: picked by the seed. corner: the upper left corner. "
+            "boxes: around the boxes in the table, such as faces. mask: around the white area of "
+            "the image's mask."
         ),
     ] = "center"
     crop_aspect: Annotated[
         str,
-        Choice("preserve", "square"),
+        Choice(*CROP_ASPECTS),
         Doc(
-            "preserve: use the bucket with the aspect ratio nearest to the image. square: crop every image to a square."
+            "preserve: use the bucket with the aspect ratio nearest to the image. square: crop every image to a square. "
+            "closest: crop to the aspect ratio in aspects that is nearest to the image. random: crop to one of aspects, "
+            "picked by the seed for each image."
         ),
     ] = "preserve"
     repeats: Annotated[int, Range(1, 10000), Doc("Number of times each image is used per epoch. 1: once.")] = 1
@@ -133,7 +156,10 @@ class FolderConfig:
         ),
     ] = 0
     kept_tags: Annotated[
-        int, Range(0, 64), Advanced(), Doc("With tag_orders: number of tags after the trigger that are not shuffled.")
+        int,
+        Range(0, 64),
+        Advanced(),
+        Doc("With tag_orders or tag_dropout: number of tags after the trigger that are neither shuffled nor left out."),
     ] = 0
     masks: Annotated[
         str,
@@ -172,6 +198,114 @@ class FolderConfig:
             "with +: shrink 4 + jpeg 20-40."
         ),
     ] = ""
+    table: Annotated[
+        str,
+        Text(placeholder="empty: found in the folder"),
+        Advanced(),
+        Doc(
+            "File with one row for each image: csv, tsv, jsonl, json or parquet, relative to folder. Empty: the first of "
+            "metadata.jsonl, metadata.csv, metadata.parquet, captions.* and meta_cap.json in the folder. A column "
+            "loss_weight multiplies the loss of its image; a column boxes is for crop_style boxes."
+        ),
+    ] = ""
+    caption_column: Annotated[
+        str,
+        Text(placeholder="empty: caption, text, prompt ..."),
+        Advanced(),
+        Doc(
+            "With captions table or json file: column of the caption. Empty: the first of caption, text, prompt, "
+            "caption_or_tags and tags. Several separated by commas are several captions, of which one is picked at "
+            "random each time. With a vertical bar between two: the first that is not empty; with a plus: both, with a comma "
+            "between them."
+        ),
+    ] = ""
+    file_column: Annotated[
+        str,
+        Text(placeholder="empty: file_name, filename, image, id ..."),
+        Advanced(),
+        Doc(
+            "Column of the table with the name of the image file, with or without its extension. Empty: the first of "
+            "file_name, filename, image, file, path, image_path, key and id."
+        ),
+    ] = ""
+    caption_prefix: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc("Text in front of every caption of this folder, and of its trigger. It is never shuffled or left out."),
+    ] = ""
+    caption_suffix: Annotated[
+        str,
+        Text(placeholder="empty: none"),
+        Advanced(),
+        Doc("Text at the end of every caption of this folder. It is never shuffled or left out."),
+    ] = ""
+    tag_dropout: Annotated[
+        float,
+        Range(0.0, 1.0, 0.01),
+        Advanced(),
+        Doc(
+            "Probability with which each comma-separated tag of a caption is left out, in every variant of the caption "
+            "but the written one. The trigger and kept_tags stay. tag_orders is the number of variants; if it is 0 or "
+            "1, there are 8, with the tags in their written order. 0: off."
+        ),
+    ] = 0.0
+    class_word: Annotated[
+        str,
+        Text(placeholder="empty: no caption at all"),
+        Advanced(),
+        Doc(
+            "With preservation of LoRATrainer: what the trigger stands for, such as person. The prediction for the "
+            "caption with this word in place of the trigger is held at that of the base model. Empty: the prediction "
+            "for an empty caption is."
+        ),
+    ] = ""
+    aspects: Annotated[
+        str,
+        Text(placeholder="such as 1:1, 2:3, 16:9"),
+        Advanced(),
+        Doc("With crop_aspect random or closest: the aspect ratios (width:height), separated by commas."),
+    ] = ""
+    min_aspect: Annotated[
+        float,
+        Range(0.0, 100.0, 0.01),
+        Advanced(),
+        Doc("Skip images that are narrower than this aspect ratio (width / height), such as 0.5 for 1:2. 0: no limit."),
+    ] = 0.0
+    max_aspect: Annotated[
+        float,
+        Range(0.0, 100.0, 0.01),
+        Advanced(),
+        Doc("Skip images that are wider than this aspect ratio (width / height), such as 2 for 2:1. 0: no limit."),
+    ] = 0.0
+    max_upscale: Annotated[
+        float,
+        Range(0.0, 100.0, 0.01),
+        Advanced(),
+        Doc(
+            "Skip images that would be enlarged by more than this factor to fill their bucket. 1: never enlarge. "
+            "0: no limit."
+        ),
+    ] = 0.0
+    flip: Annotated[
+        float,
+        Range(0.0, 1.0, 0.01),
+        Advanced(),
+        Doc(
+            "Probability with which an image is trained mirrored, left to right, picked by the seed each time. Masks "
+            "and references are mirrored with it. The latents of both are cached. Not for text, logos or faces whose "
+            "sides differ. 0: off."
+        ),
+    ] = 0.0
+    resolutions: Annotated[
+        str,
+        Text(placeholder="empty: resolution alone"),
+        Advanced(),
+        Doc(
+            "Several resolutions separated by commas, in place of resolution: 512, 768, 1024. Every image is trained "
+            "at each of them, as with one node for each."
+        ),
+    ] = ""
 
     @property
     def instance_prompts(self) -> list[str]:
@@ -180,15 +314,18 @@ class FolderConfig:
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
-        problems = []
-        if self.kept_tags and self.tag_orders < 2:
+        problems = [*self._shape_problems(), *self._table_problems()]
+        if self.kept_tags and self.tag_orders < 2 and not self.tag_dropout:
             problems.append(
                 Problem(
                     "kept_tags",
-                    f"is {self.kept_tags}, but tag_orders is {self.tag_orders}, so no tags are shuffled; set tag_orders to 2 or "
-                    "more, or use 0",
+                    f"is {self.kept_tags}, but tag_orders is {self.tag_orders} and tag_dropout is 0, so no tags are "
+                    "shuffled or left out; set tag_orders to 2 or more, or use 0",
                 )
             )
+        if self.class_word.strip() and not self.trigger.strip():
+            text = "is set, but trigger is empty, so there is nothing that it stands for; set trigger, or empty it"
+            problems.append(Problem("class_word", text))
         if self.unmasked_weight and not self.masks.strip():
             message = f"is {self.unmasked_weight:g}, but masks is empty; set masks to a folder, or use 0"
             problems.append(Problem("unmasked_weight", message))
@@ -227,6 +364,96 @@ class FolderConfig:
             )
         return problems
 
+    def _table_problems(self) -> list[Problem]:
+        problems = []
+        if self.caption_column.strip() and self.captions not in ("table", "json file"):
+            text = f"is {self.caption_column!r}, but captions is {self.captions!r}; set captions to table or json file"
+            problems.append(Problem("caption_column", text))
+        if self.file_column.strip() and not self.needs_table:
+            text = f"is {self.file_column!r}, but no table is read; set captions to table, or empty it"
+            problems.append(Problem("file_column", text))
+        return problems
+
+    def _shape_problems(self) -> list[Problem]:
+        problems = []
+        for name, read in (("aspects", self.aspect_ratios), ("resolutions", self.resolution_list)):
+            try:
+                read()
+            except ValueError as error:
+                problems.append(Problem(name, str(error)))
+        if self.takes_aspects and not self.aspects.strip():
+            text = f"is empty, but crop_aspect is {self.crop_aspect}; enter aspect ratios, such as 1:1, 2:3, 16:9"
+            problems.append(Problem("aspects", text))
+        if self.aspects.strip() and not self.takes_aspects:
+            text = f"is {self.aspects!r}, but crop_aspect is {self.crop_aspect}; set it to closest or random"
+            problems.append(Problem("aspects", text))
+        if self.takes_aspects and not self.crop:
+            text = f"is {self.crop_aspect}, but crop is off; turn crop on, or use preserve"
+            problems.append(Problem("crop_aspect", text))
+        if self.max_aspect and self.min_aspect > self.max_aspect:
+            text = f"is {self.min_aspect:g}, above max_aspect {self.max_aspect:g}: every image would be skipped"
+            problems.append(Problem("min_aspect", f"{text}; both are width / height"))
+        if 0 < self.max_upscale < 1:
+            text = f"is {self.max_upscale:g}; it is a factor: use 1 to never enlarge, 1.5 for half as much again, or 0"
+            problems.append(Problem("max_upscale", text))
+        if self.crop_style == "mask" and not self.masks.strip():
+            problems.append(Problem("crop_style", "is mask, but masks is empty; set masks to a folder, or use center"))
+        return problems
+
+    @property
+    def takes_aspects(self) -> bool:
+        """Whether images are cropped to the aspect ratios of `aspects`."""
+        return self.crop_aspect in ("random", "closest")
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether a table is read, for captions or for the boxes or weights of images."""
+        return self.captions == "table" or self.crop_style == "boxes" or bool(self.table.strip())
+
+    def aspect_ratios(self) -> tuple[float, ...]:
+        """Return `aspects` as width / height.
+
+        Raises:
+            ValueError: One of them is no aspect ratio, or outside of the buckets. str() is the reason.
+        """
+        return tuple(_aspect_of(text.strip()) for text in self.aspects.split(",") if text.strip())
+
+    def resolution_list(self) -> tuple[float, ...]:
+        """Return the resolutions that every image is trained at.
+
+        Raises:
+            ValueError: One of them is no number, there are too many, or two are equal. str() is the reason.
+        """
+        texts = [text.strip() for text in self.resolutions.split(",") if text.strip()]
+        values = tuple(map(_resolution_of, texts))
+        if len(set(values)) < len(values):
+            raise ValueError(f"{self.resolutions!r} names a resolution twice; use repeats to train images more often")
+        if len(values) > MAX_RESOLUTIONS:
+            raise ValueError(f"has {len(values)} resolutions; use at most {MAX_RESOLUTIONS}")
+        return values or (self.resolution,)
+
+
+def _aspect_of(text: str) -> float:
+    """Return width / height of "16:9", "16x9", "16/9" or "1.78"."""
+    width, _, height = text.replace("/", ":").replace("x", ":").partition(":")
+    try:
+        value = float(width) / float(height or 1)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 1 / LARGEST_ASPECT <= value <= LARGEST_ASPECT:
+        raise ValueError(f"{text[:40]!r} is not an aspect ratio from 1:4 to 4:1; write width:height, such as 2:3")
+    return value
+
+
+def _resolution_of(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.01 <= value <= 8192:
+        raise ValueError(f"{text[:40]!r} is not a resolution from 0.01 to 8192; write numbers, such as 512, 768, 1024")
+    return value
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -237,14 +464,16 @@ class DatasetConfig:
         roots: absolute path of each folder.
         reference_roots: absolute path of each folder of reference images, "" for none.
         mask_roots: absolute path of each folder of masks, "" for none.
+        tables: absolute path of each folder's table, "" for none.
     """
 
-    UNRECORDED: ClassVar = ("roots", "reference_roots", "mask_roots")
+    UNRECORDED: ClassVar = ("roots", "reference_roots", "mask_roots", "tables")
 
     parts: tuple[FolderConfig, ...]
     roots: tuple[str, ...]
     reference_roots: tuple[str, ...] = ()
     mask_roots: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
     @property
     def has_references(self) -> bool:

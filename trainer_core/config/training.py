@@ -22,6 +22,9 @@ SIGMA_DENSITIES = (
     "quadratic_tail_legacy",
 )
 TRACKERS = ("none", "tensorboard", "wandb", "tensorboard+wandb")
+LOSSES = ("mse", "mae", "huber")
+LOSS_WEIGHTINGS = ("none", "sigma", "sigma_sqrt", "cosmap", "bell")
+HUBER_C = 0.1
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 
@@ -60,6 +63,11 @@ class TrainingConfig:
         ("routed_share", "route_first", "route_last"),
         ("trackers",),
         ("eval_images",),
+        ("preservation",),
+        ("loss",),
+        ("huber_c",),
+        ("loss_weighting",),
+        ("noise_choice",),
     )
 
     name: Annotated[
@@ -283,6 +291,60 @@ class TrainingConfig:
             "difference shows what the LoRA has learned. 0: off."
         ),
     ] = 16
+    preservation: Annotated[
+        float,
+        Range(0.0, 2.0, 0.01),
+        Advanced(),
+        Last(),
+        Doc(
+            "Differential output preservation: weight of a second loss, which holds the prediction for each caption "
+            "without its trigger at that of the base model. class_word of DatasetBackend takes the trigger's place; "
+            "without one the empty caption is used (blank prompt preservation). A step takes more than twice the time. "
+            "1 is usual. 0: off."
+        ),
+    ] = 0.0
+    loss: Annotated[
+        str,
+        Choice(*LOSSES),
+        Advanced(),
+        Last(),
+        Doc(
+            "What is minimized, with d the error of a value. mse: d^2. mae: the absolute value of d, which follows outliers least. huber: "
+            "like mse for errors below huber_c, and like mae above it. The loss on held-out images is always mse, so "
+            "that runs can be compared."
+        ),
+    ] = "mse"
+    huber_c: Annotated[
+        float,
+        Range(0.001, 100.0, 0.001),
+        Advanced(),
+        Last(),
+        Doc(
+            "With loss huber: error around which it changes from mse to mae, in 2 c^2 (sqrt(1 + (d / c)^2) - 1). The "
+            "smaller it is, the less it follows outliers."
+        ),
+    ] = HUBER_C
+    loss_weighting: Annotated[
+        str,
+        Choice(*LOSS_WEIGHTINGS),
+        Advanced(),
+        Last(),
+        Doc(
+            "Factor of the loss by the noise level s. none: 1. sigma: s. sigma_sqrt: 1 / s^2. cosmap: "
+            "2 / (pi (1 - 2 s + 2 s^2)). bell: highest in the middle, 0 at both ends, 1 on average. "
+            "Unlike sigma_density, which decides how often a noise level is trained, it scales what is learned there."
+        ),
+    ] = "none"
+    noise_choice: Annotated[
+        int,
+        Range(1, 16),
+        Advanced(),
+        Last(),
+        Doc(
+            "Number of noises to choose from for each image: the one that is nearest to the image is trained, which "
+            "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no choice."
+        ),
+    ] = 1
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from ..config.dataset import FolderConfig
+from ..config.dataset import LARGEST_ASPECT, FolderConfig
 from ..seeds import generator
+from .tables.caption_row import Box
 
 FINE_STEP, USUAL_STEP, SMALL_EDGE = 16, 64, 256
-MAX_ASPECT = 4.0  # buckets from 1:4 to 4:1
+MAX_ASPECT = LARGEST_ASPECT  # buckets from 1:4 to 4:1
 MAX_DISTORTION = 1.25  # factor by which an image's aspect ratio may change without a crop
 
 
@@ -50,7 +51,7 @@ def target_edge(config: FolderConfig) -> float:
 
 
 @lru_cache(maxsize=4096)
-def bucket_of(width: int, height: int, config: FolderConfig) -> tuple[int, int]:
+def bucket_of(width: float, height: float, config: FolderConfig) -> tuple[int, int]:
     """Return the bucket nearest to the image's aspect ratio.
 
     - pixel_area, area: of all (w, h) in steps whose area is at most about the target's, the one with the nearest
@@ -83,13 +84,21 @@ def _buckets(edge: float, step: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes)) or ((square, square),)
 
 
-def place(width: int, height: int, config: FolderConfig, seed: int, key: str) -> Placement:
+def place(width: int, height: int, config: FolderConfig, seed: int, key: str, box: Box | None = None) -> Placement:
     """Return how an image of (width, height) is resized and cropped.
 
-    A random crop is chosen once per image, by (seed, key), because its latent is cached. Without a crop, the whole image
-    is resized to its bucket, unless that would distort it too much.
+    A random crop or aspect ratio is chosen once per image, by (seed, key), because its latent is cached. Without a crop,
+    the whole image is resized to its bucket, unless that would distort it too much.
+
+    Args:
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+        config: The settings of its folder.
+        seed: Of the run.
+        key: Of the image.
+        box: What a crop by boxes or by the mask keeps in its middle; None: the middle of the image.
     """
-    bucket = bucket_of(width, height, config)
+    bucket = bucket_of(*_shape_of(width, height, config, seed, key), config)
     if not config.crop and not is_distorted(width, height, bucket):
         return Placement(bucket, bucket, (0, 0))
     scale = max(bucket[0] / width, bucket[1] / height)
@@ -97,11 +106,31 @@ def place(width: int, height: int, config: FolderConfig, seed: int, key: str) ->
     spare = resize[0] - bucket[0], resize[1] - bucket[1]
     if config.crop_style == "corner":
         return Placement(bucket, resize, (0, 0))
-    if config.crop_style == "center":
+    if config.crop_style == "random":
+        draw = generator(seed, "crop", key)
+        left, top = (int(torch.randint(room + 1, (), generator=draw).item()) for room in spare)
+        return Placement(bucket, resize, (left, top))
+    if box is None:  # center, and where there are no boxes
         return Placement(bucket, resize, (spare[0] // 2, spare[1] // 2))
-    draw = generator(seed, "crop", key)
-    left, top = (int(torch.randint(room + 1, (), generator=draw).item()) for room in spare)
+    left = _start(box[0] * resize[0] / width, box[2] * resize[0] / width, bucket[0], spare[0])
+    top = _start(box[1] * resize[1] / height, box[3] * resize[1] / height, bucket[1], spare[1])
     return Placement(bucket, resize, (left, top))
+
+
+def _start(low: float, high: float, length: int, spare: int) -> int:
+    """Return where a crop of this length starts, so that low to high is in its middle as far as the image allows."""
+    return min(max(round((low + high - length) / 2), 0), spare)
+
+
+def _shape_of(width: int, height: int, config: FolderConfig, seed: int, key: str) -> tuple[float, float]:
+    """Return a width and height with the aspect ratio that the image is cropped to."""
+    if not (config.crop and config.takes_aspects):
+        return width, height
+    aspects = config.aspect_ratios()
+    if config.crop_aspect == "closest":
+        return min(aspects, key=lambda aspect: abs(math.log(aspect * height / width))), 1.0
+    index = torch.randint(len(aspects), (), generator=generator(seed, "aspect", key))
+    return aspects[int(index.item())], 1.0
 
 
 def is_distorted(width: int, height: int, bucket: tuple[int, int]) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from ..config.dataset import FolderConfig
@@ -18,44 +20,109 @@ UNSPACED = (
     "\u1100-\u11ff\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 WORD = rf"[^\W{UNSPACED}]"  # a letter or digit of a script that has word edges
+UNSHUFFLED_VARIANTS = 8  # of a caption with tag_dropout alone
+WILDCARD = re.compile(r"\{[^{}|]*\|[^{}]*\}")  # {red|blue}: other trainers pick one each time
 
 
 def captions_of(name: str, text: str | None, config: FolderConfig, seed: int = 0) -> tuple[str, ...]:
-    """Return every caption of an image, with the trigger prepended where it is missing; () if the source has none.
+    """Return every caption of an image, as it is trained; () if the source has none.
 
     - textfile: one caption per line; blank lines are ignored.
     - filename: the name without extension and counter (see COUNTER), underscores replaced by spaces.
     - instance prompt: the same captions for all images.
-
-    With tag_orders, each caption is followed by copies of it with its tags shuffled, which depend on the seed: that many
-    orders in all.
     """
+    return final_captions(written_captions(name, text, config), config, seed)
+
+
+def written_captions(name: str, text: str | None, config: FolderConfig) -> tuple[str, ...]:
+    """Return the captions of an image as they are written in its caption file, its name or the instance prompt."""
     if config.captions == "textfile":
-        captions = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    elif config.captions == "filename":
+        return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+    if config.captions == "filename":
         stem = PurePosixPath(name).stem
-        captions = [COUNTER.sub("", stem).replace("_", " ").strip() or stem]
+        return (COUNTER.sub("", stem).replace("_", " ").strip() or stem,)
+    return tuple(config.instance_prompts)
+
+
+def final_captions(
+    written: Iterable[str], config: FolderConfig, seed: int = 0, has_tags: bool = True
+) -> tuple[str, ...]:
+    """Return captions as they are trained: with the trigger where it is missing, in variants of their tags, and with
+    prefix and suffix.
+
+    Args:
+        written: The captions of an image.
+        config: The settings of its folder.
+        seed: Decides the order of tags, and which are left out.
+        has_tags: Whether the captions are lists of tags, of which variants are made.
+    """
+    prefix, suffix, trigger = config.caption_prefix.strip(), config.caption_suffix.strip(), config.trigger.strip()
+    if prefix or suffix:  # either may hold the trigger
+        trigger = "" if _contains(_join(prefix, suffix), trigger) else trigger
+    triggered = (with_trigger(caption, trigger) for caption in written)
+    if not (config.tag_orders or config.tag_dropout) or not has_tags:
+        variants = triggered
     else:
-        captions = config.instance_prompts
-    triggered = (with_trigger(caption, config.trigger.strip()) for caption in captions)
-    return tuple(order for caption in triggered for order in orders_of(caption, config, seed))
+        variants = (variant for caption in triggered for variant in variants_of(caption, config, seed))
+    return tuple(_join(_join(prefix, variant), suffix) for variant in variants)
 
 
-def orders_of(caption: str, config: FolderConfig, seed: int) -> list[str]:
-    """Return the caption in up to tag_orders orders of its tags, first as it is written, without duplicates."""
+def _join(first: str, second: str) -> str:
+    """Return two texts with a space between them, unless the second begins with a comma or another stop."""
+    if not first or not second:
+        return first or second
+    return f"{first}{second}" if second[0] in ",.;:!?" else f"{first} {second}"
+
+
+def variants_of(caption: str, config: FolderConfig, seed: int) -> list[str]:
+    """Return the caption as it is written, and with its tags in other orders or some of them left out.
+
+    There are up to tag_orders variants. With tag_dropout alone there are UNSHUFFLED_VARIANTS, whose tags are in the
+    written order. With tag_dropout equal variants stay, each of which is as likely as another; else they are removed.
+    """
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     trigger = config.trigger.strip().lower()
     num_fixed = config.kept_tags + bool(trigger and tags and trigger in tags[0].lower())
     free = tags[num_fixed:]
-    if not config.tag_orders or len(free) < 2:
+    is_shuffled = config.tag_orders > 1
+    if not free or (len(free) < 2 and not config.tag_dropout):
         return [caption]
+    count = config.tag_orders if is_shuffled else UNSHUFFLED_VARIANTS if config.tag_dropout else 1
+    variants = [
+        ", ".join([*tags[:num_fixed], *_vary(free, caption, number, config, seed, is_shuffled)])
+        for number in range(count - 1)
+    ]
+    return [caption, *variants] if config.tag_dropout else list(dict.fromkeys([caption, *variants]))
+
+
+def _vary(
+    tags: list[str], caption: str, number: int, config: FolderConfig, seed: int, is_shuffled: bool
+) -> Iterable[str]:
+    """Return the tags in another order, without those that tag_dropout leaves out. Tags of the trigger stay."""
     import torch  # here, because checks of captions do without it
 
     from ..seeds import generator
 
-    draws = (generator(seed, "tags", caption, number) for number in range(config.tag_orders - 1))
-    orders = ([free[i] for i in torch.randperm(len(free), generator=draw)] for draw in draws)
-    return list(dict.fromkeys([caption, *(", ".join([*tags[:num_fixed], *order]) for order in orders)]))
+    draw = generator(seed, "tags", caption, number)
+    order = torch.randperm(len(tags), generator=draw).tolist() if is_shuffled else range(len(tags))
+    if not config.tag_dropout:
+        return [tags[i] for i in order]
+    chances = torch.rand(len(tags), generator=draw, dtype=torch.float64).tolist()
+    trigger = config.trigger.strip()
+    own = {tag.strip().lower() for tag in trigger.split(",")}
+    return [
+        tags[i]
+        for i in order
+        if chances[i] >= config.tag_dropout or tags[i].lower() in own or _contains(tags[i], trigger)
+    ]
+
+
+def class_caption(caption: str, trigger: str, class_word: str) -> str:
+    """Return the caption with the class word in place of the trigger, wherever it stands; "" without a class word."""
+    if not class_word.strip() or not trigger.strip():
+        return ""
+    word = class_word.strip()
+    return _pattern(trigger.strip()).sub(lambda _: word, caption)
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -64,9 +131,15 @@ def with_trigger(caption: str, trigger: str) -> str:
     The trigger must be a word of its own where the script has word edges: "sks" is not in "asks", and "neko" is in
     "一张neko风格的猫".
     """
-    if not trigger:
-        return caption
+    return caption if not trigger or _contains(caption, trigger) else f"{trigger}, {caption}"
+
+
+def _contains(caption: str, trigger: str) -> bool:
+    return bool(trigger and _pattern(trigger).search(caption))
+
+
+@lru_cache(maxsize=64)
+def _pattern(trigger: str) -> re.Pattern[str]:
     before = rf"(?<!{WORD})" if re.match(WORD, trigger) else ""
     after = rf"(?!{WORD})" if re.match(WORD, trigger[-1]) else ""
-    is_contained = re.search(before + re.escape(trigger) + after, caption, re.IGNORECASE)
-    return caption if is_contained else f"{trigger}, {caption}"
+    return re.compile(before + re.escape(trigger) + after, re.IGNORECASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,22 @@ from ..host import Host, Notice, collect
 from ..registry import load
 from ..storage.atomic import sha256_texts
 from .buckets import MAX_DISTORTION, place
-from .captions import captions_of
+from .captions import final_captions
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .sample_table import Sample, TableWriter, columns
 from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable_name
+from .source.decode import BrokenImage
 from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
-from .source.text_encoding import WESTERN, UnreadableText
+from .source.text_encoding import WESTERN
+from .tables.caption_row import Box, Row
+from .tables.caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
 
 BACKEND = "folder"
 NUM_SHOWN = 5  # names in a log message; the report lists them all
 MAX_PROBLEMS = 20  # shown in one error
-NO_CAPTION = "its caption file"  # prefix of every reason that is about captions
+# Reasons that are the user's choice: these images are no error with on_broken "stop".
+BY_CHOICE = ("its shorter edge", "its aspect ratio", "it would be enlarged")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     problems: list[Problem] = []
     skips = _Skips(problems)
     backends: list[Backend] = []
+    sources: list[CaptionSource] = []
+    counts = Counter[str]()
     num_found = num_converted = 0
     for part, (settings, root) in enumerate(zip(config.parts, config.roots, strict=True)):
         backend: Backend = load("backend", BACKEND)(Path(root))
@@ -93,10 +99,16 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
         opened_masks = collect(problems, open_masks, config, part, entries, host)
         mask_folder = opened_masks if isinstance(opened_masks, MaskFolder) else None
         mask_writer.begin(mask_folder)
+        source = collect(problems, CaptionSource.open, config, part, backend, entries)
+        if not isinstance(source, CaptionSource):
+            continue
+        sources.append(source)
         for number, (entry, scan) in enumerate(zip(entries, scans(backend, entries, root, host), strict=True)):
             reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
-            sample, reason = (None, reason) if reason else _make_sample(part, settings, backend, entry, scan, seed)
+            sample, reason = (None, reason) if reason else _make_sample(part, source, number, entry, scan, seed, counts)
             mask, reason = mask_folder.mask_of(sample, number) if sample and mask_folder else (None, reason)
+            if sample and mask and mask_folder and settings.crop_style == "mask":
+                sample, mask, reason = _crop_around_mask(sample, mask, mask_folder, settings, seed)
             if sample and not reason:
                 writer.append(sample)
                 num_converted += bool(scan.profile)
@@ -119,6 +131,9 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     report = _make_report(samples, skips.listed, num_found, config) | {"num_skipped": skips.count}
     report["color_converted"] = num_converted
     report["left_out"], report["caption_encodings"] = left_out_report(backends), _count_encodings(backends)
+    report |= {name: count for name, count in counts.items() if count}
+    if tables := tables_report(sources):
+        report["tables"] = tables
     masks = mask_writer.finish()
     if masks:
         report["masks"] = len(masks.samples)
@@ -151,7 +166,7 @@ class _Skips:
         self.count += 1
         if self.count <= MAX_LISTED:
             self.listed.append({"image": location, "reason": reason})
-        is_error = settings.on_broken == "stop" and not reason.startswith("its shorter edge")
+        is_error = settings.on_broken == "stop" and not reason.startswith(BY_CHOICE)
         if is_error and len(self._problems) >= MAX_LISTED:
             self.num_unlisted += 1
         elif is_error:
@@ -183,40 +198,95 @@ def _truncate_problems(problems: list[Problem], num_unlisted: int) -> list[Probl
 def _suggest_caption_fix(skipped: list[dict[str, str]]) -> str:
     if not any(entry["reason"].startswith(NO_CAPTION) for entry in skipped):
         return ""
-    return f". Add a .txt file next to each image, or set captions to {' or '.join(map(repr, CAPTIONS[1:]))}"
+    return f". Add a .txt file next to each image, or set captions to {', '.join(map(repr, CAPTIONS[1:]))}"
 
 
 def _make_sample(
-    part: int, settings: FolderConfig, backend: Backend, entry: Entry, scan: Scan, seed: int
+    part: int, source: CaptionSource, number: int, entry: Entry, scan: Scan, seed: int, counts: Counter[str]
 ) -> tuple[Sample | None, str]:
-    """Return the sample of an image, or None and the reason why it is skipped."""
+    """Return the sample of an image, or None and the reason why it is skipped.
+
+    Args:
+        part: Index of its folder.
+        source: The rows of its folder.
+        number: Index of the image in the folder.
+        entry: The image.
+        scan: What was read of it.
+        seed: Seed of random crops and tag variants.
+        counts: Counts what the report says of images that are used.
+    """
+    settings = source.settings
     if scan.fault:
         return None, scan.fault
-    if min(scan.width, scan.height) < settings.min_size:
-        return None, f"its shorter edge has {min(scan.width, scan.height)} pixels, min_size is {settings.min_size}"
+    if reason := _why_skipped(scan.width, scan.height, settings):
+        return None, reason
     try:
-        text = backend.caption_text(entry.name)[0] if settings.captions == "textfile" else None
-    except OSError as error:
-        return None, f"{NO_CAPTION} can't be read ({error.strerror or error})"
-    except UnreadableText as error:
-        return None, f"{NO_CAPTION} {Path(printable_name(entry.name)).with_suffix('.txt').name} {error}"
-    if settings.captions == "filename" and printable_name(entry.name) != entry.name:
-        return None, "its name is its caption, and is not UTF-8 or has control characters; rename it"
-    captions = captions_of(entry.name, text, settings, seed)
-    if not captions:
-        what = "is empty" if text is not None else "is missing"
-        return None, f"{NO_CAPTION} {Path(printable_name(entry.name)).with_suffix('.txt').name} {what}"
+        row = source.row(number, entry.name)
+        captions = final_captions(row.captions, settings, seed, row.is_tags is not False)
+        box = _box_of(row, scan, settings, counts)
+    except NoCaption as error:
+        return None, str(error)
     key = f"{part}/{entry.name}"
-    placement = place(scan.width, scan.height, settings, seed, key)
+    placement = place(scan.width, scan.height, settings, seed, key, box)
+    factor = max(placement.bucket[0] / scan.width, placement.bucket[1] / scan.height)
+    if settings.max_upscale and factor > settings.max_upscale:
+        return None, f"it would be enlarged {factor:.2f} times, max_upscale is {settings.max_upscale:g}"
+    counts["table_sizes_differ"] += row.size is not None and {*row.size} != {scan.width, scan.height}
+    counts["num_weighted"] += row.loss_weight != 1.0
     return Sample(
-        key, entry.name, backend.path(entry.name), scan.pixels_sha256, captions, (scan.width, scan.height), placement,
-        part,
+        key, entry.name, source.backend.path(entry.name), scan.pixels_sha256, captions, (scan.width, scan.height), placement,
+        part, row.loss_weight,
     ), ""  # fmt: skip
+
+
+def _why_skipped(width: int, height: int, settings: FolderConfig) -> str:
+    """Return why an image of this size is left out by choice; "" if it is not."""
+    if min(width, height) < settings.min_size:
+        return f"its shorter edge has {min(width, height)} pixels, min_size is {settings.min_size}"
+    aspect, low, high = width / height, settings.min_aspect, settings.max_aspect
+    if low and aspect < low:
+        return f"its aspect ratio {width} x {height} is {aspect:.3g}, min_aspect is {low:g}"
+    if high and aspect > high:
+        return f"its aspect ratio {width} x {height} is {aspect:.3g}, max_aspect is {high:g}"
+    return ""
+
+
+def _box_of(row: Row, scan: Scan, settings: FolderConfig, counts: Counter[str]) -> Box | None:
+    """Return the box around all boxes of an image; None if it has none, or the crop does not need it.
+
+    Raises:
+        NoCaption: A box is outside of the image.
+    """
+    if settings.crop_style != "boxes":
+        return None
+    if not row.boxes:
+        counts["num_without_boxes"] += 1
+        return None
+    for box in row.boxes:
+        if box[0] < 0 or box[1] < 0 or box[2] > scan.width or box[3] > scan.height:
+            edges = ", ".join(f"{edge:g}" for edge in box)
+            raise NoCaption(f"its box [{edges}] is outside of the image, which has {scan.width} x {scan.height} pixels")
+    lefts, tops, rights, bottoms = zip(*row.boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _crop_around_mask(
+    sample: Sample, mask: Sample, folder: MaskFolder, settings: FolderConfig, seed: int
+) -> tuple[Sample, Sample, str]:
+    """Return an image and its mask, cropped around the white area, and "", or the reason why that can't be done."""
+    try:
+        box = folder.white_box(mask, sample.size)
+    except (OSError, BrokenImage) as error:
+        return sample, mask, f"its mask {printable_name(mask.captions[0])}: {error}"
+    placement = place(*sample.size, settings, seed, sample.key, box)
+    return replace(sample, placement=placement), replace(mask, placement=placement), ""
 
 
 def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
     return sha256_texts(
-        f"{s.key} {s.sha256} {key_text(s.placement)} {config.parts[s.part].repeats} {s.captions}" for s in samples
+        f"{s.key} {s.sha256} {key_text(s.placement)} {config.parts[s.part].repeats} {s.captions}"
+        + (f" {s.loss_weight}" if s.loss_weight != 1.0 else "")
+        for s in samples
     )
 
 
@@ -274,6 +344,12 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
         host.emit(Notice(text))
     if report["caption_encodings"]:
         host.emit(Notice(_describe_encodings(report["caption_encodings"]), "warning"))
+    for line in _describe_rows(report):
+        host.emit(Notice(line))
+    for table in report.get("tables", ()):
+        if table["unused_rows"]:
+            text = f"{table['unused_rows']} rows of {table['table']} name no image of the folder, such as"
+            host.emit(Notice(f"{text} {table['example']!r}", "warning"))
     for left_out in report["left_out"]:
         host.emit(Notice(describe_left_out(left_out), "warning"))
     for entry in skipped[:NUM_SHOWN]:
@@ -306,6 +382,16 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
                 "warning",
             )
         )
+
+
+def _describe_rows(report: Mapping[str, Any]) -> list[str]:
+    """Return what the log says about the rows of tables."""
+    texts = {
+        "num_weighted": "images have a loss_weight that is not 1",
+        "num_without_boxes": "images have no boxes and are cropped around their middle",
+        "table_sizes_differ": "images have another size than their row says; their own is used",
+    }
+    return [f"{report[name]} {text}" for name, text in texts.items() if name in report]
 
 
 def _describe_encodings(counts: Mapping[str, int]) -> str:

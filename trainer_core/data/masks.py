@@ -15,10 +15,13 @@ from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
 from .sample_table import Sample, TableWriter
 from .source.backend import Entry, printable_name, stem
+from .source.decode import decode_mask
 from .source.folder import MASK_LABEL, FolderBackend
 from .source.scan import scans
+from .tables.caption_row import Box
 
 FIELD = "masks"
+WHITE = 128  # the lowest gray that counts as white where a crop is placed
 ROW = np.dtype([("sha256", "u1", 32), ("size", "<i4", 2)])  # result of a mask's scan
 
 
@@ -97,6 +100,21 @@ class MaskFolder:
             return None, f"its mask {shown} has {shapes}"
         path = self.backend.path(name)
         return Sample(sample.key, sample.name, path, digest, (name,), size, sample.placement, sample.part), ""
+
+    def white_box(self, mask: Sample, size: tuple[int, int]) -> Box:
+        """Return the box around a mask's white area, or around all that is not black if nothing is white.
+
+        Args:
+            mask: The mask.
+            size: (width, height) of its image, in whose pixels the box is.
+        Raises:
+            OSError, BrokenImage: The mask can't be read.
+        """
+        image = decode_mask(self.backend.read(mask.captions[0]))
+        box = image.point([0] * WHITE + [255] * (256 - WHITE)).getbbox() or image.getbbox()
+        left, top, right, bottom = box or (0, 0, *image.size)
+        across, down = size[0] / image.width, size[1] / image.height
+        return left * across, top * down, right * across, bottom * down
 
 
 class MaskWriter:

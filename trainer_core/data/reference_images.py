@@ -79,7 +79,7 @@ class ReferenceLatents:
 
     def get(self, sample: Sample) -> Tensor:
         """Return the latent, (channels, height / factor, width / factor) of the sample's bucket, fp32, normalized."""
-        return self._latents.get(self._references.of(sample))
+        return self._latents.get(replace(self._references.of(sample), is_mirrored=sample.is_mirrored))
 
 
 def find_references(index: Index, config: DatasetConfig) -> References:

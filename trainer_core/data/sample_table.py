@@ -1,6 +1,6 @@
 """A table of millions of samples: rows in memory-mapped files, and a `Sample` object only while one is accessed.
 
-A row takes 76 bytes plus its text, and no Python object exists for it. The files are unnamed temporary files, which
+A row takes 84 bytes plus its text, and no Python object exists for it. The files are unnamed temporary files, which
 disappear with the table.
 """
 
@@ -12,14 +12,16 @@ import struct
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import overload
 
 import numpy as np
 
+from ..config.dataset import FolderConfig
 from ..storage.lazy_sequence import LazySequence
 from .buckets import Placement
+from .captions import class_caption
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Sample:
         size: (width, height) of the original image.
         placement: How it is resized and cropped.
         part: Index of the dataset's part.
+        loss_weight: Factor of its loss.
+        is_mirrored: Whether the left and right of its bucket are exchanged. The table has no mirrored samples, see
+            Mirrored.
     """
 
     key: str
@@ -45,13 +50,15 @@ class Sample:
     size: tuple[int, int]
     placement: Placement
     part: int
+    loss_weight: float = 1.0
+    is_mirrored: bool = False
 
 
 ROW = np.dtype([
     ("sha256", "u1", 32), ("size", "<i4", 2), ("bucket", "<i4", 2), ("resize", "<i4", 2), ("crop", "<i4", 2),
-    ("part", "<i4"), ("text_end", "<i8"),
+    ("part", "<i4"), ("loss_weight", "<f8"), ("text_end", "<i8"),
 ])  # fmt: skip
-PACKED = struct.Struct("<32s9iq")  # the same layout as a struct: 20 times as fast for a single row
+PACKED = struct.Struct("<32s9idq")  # the same layout as a struct: 20 times as fast for a single row
 PLAIN = json.JSONDecoder()  # json.loads also detects the encoding, which doubles the time
 BLOCK = 4096  # rows that are unpacked at once
 
@@ -85,13 +92,14 @@ class SampleTable(LazySequence[Sample]):
     def _between(self, begin: int, end: int) -> Iterator[Sample]:
         """Yield the samples of rows begin to end. Unpacking them together is four times as fast as one at a time."""
         text_begin = int(self.rows["text_end"][begin - 1]) if begin else 0
-        for raw, *numbers, part, text_end in PACKED.iter_unpack(self.rows[begin:end].tobytes()):
+        for raw, *numbers, part, loss_weight, text_end in PACKED.iter_unpack(self.rows[begin:end].tobytes()):
             name, *captions = PLAIN.decode(str(self.texts[text_begin:text_end], "utf-8", "surrogatepass"))
             text_begin = text_end
             width, height, across, down, *rest = numbers
             placement = Placement(bucket(across, down), (rest[0], rest[1]), (rest[2], rest[3]))
             path = self.path_of(part, name)
-            yield Sample(f"{part}/{name}", name, path, raw.hex(), tuple(captions), (width, height), placement, part)
+            size = (width, height)
+            yield Sample(f"{part}/{name}", name, path, raw.hex(), tuple(captions), size, placement, part, loss_weight)
 
 
 class Chosen(Sequence[Sample]):
@@ -111,6 +119,19 @@ class Chosen(Sequence[Sample]):
         if isinstance(index, slice):
             return Chosen(self.samples, self.numbers[index])
         return self.samples[int(self.numbers[index])]
+
+
+class Mirrored(Chosen):
+    """A subset of another sequence of samples, each of them mirrored."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Mirrored(self.samples, self.numbers[index])
+        return replace(self.samples[int(self.numbers[index])], is_mirrored=True)
 
 
 def columns(samples: Sequence[Sample]) -> np.ndarray:
@@ -155,7 +176,7 @@ def _pack_row(sample: Sample, text_end: int) -> bytes:
     """Return a row of dtype ROW as bytes."""
     placement = sample.placement
     pairs = *sample.size, *placement.bucket, *placement.resize, *placement.crop
-    return PACKED.pack(bytes.fromhex(sample.sha256), *pairs, sample.part, text_end)
+    return PACKED.pack(bytes.fromhex(sample.sha256), *pairs, sample.part, sample.loss_weight, text_end)
 
 
 @lru_cache(maxsize=4096)
@@ -173,12 +194,32 @@ class Captions(Sequence[tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def _of(self, sample: Sample) -> tuple[str, ...]:
+        return sample.captions
+
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return (sample.captions for sample in self._samples)
+        return map(self._of, self._samples)
 
     @overload
     def __getitem__(self, index: int) -> tuple[str, ...]: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[tuple[str, ...]]: ...
     def __getitem__(self, index: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
-        return Captions(self._samples[index]) if isinstance(index, slice) else self._samples[index].captions
+        return [*map(self._of, self._samples[index])] if isinstance(index, slice) else self._of(self._samples[index])
+
+
+class ClassCaptions(Captions):
+    """All prompts that a run with preservation encodes for each sample.
+
+    Args:
+        samples: The samples.
+        parts: Settings of the dataset's folders.
+    """
+
+    def __init__(self, samples: Sequence[Sample], parts: Sequence[FolderConfig]):
+        super().__init__(samples)
+        self._parts = parts
+
+    def _of(self, sample: Sample) -> tuple[str, ...]:
+        part = self._parts[sample.part]
+        return (*sample.captions, *(class_caption(text, part.trigger, part.class_word) for text in sample.captions))

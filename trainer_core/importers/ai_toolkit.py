@@ -20,6 +20,7 @@ from .value_readers import (
     is_off,
     model_file,
     number,
+    often,
     one_of,
     optimizer,
     precision,
@@ -113,6 +114,24 @@ def _offload(value: Any, options: Mapping[str, Any]) -> Values:
     return Values(values, "by blocks")
 
 
+loss = one_of({"mse": "mse", "mae": "mae", "pseudo_huber": "huber"}, "not there; mse is used")
+
+
+def _preservation(value: Any, options: Mapping[str, Any]) -> float:
+    return _weight(value, options, "train.diff_output_preservation_multiplier")
+
+
+def _blank_preservation(value: Any, options: Mapping[str, Any]) -> float:
+    return _weight(value, options, "train.blank_prompt_preservation_multiplier")
+
+
+def _weight(value: Any, options: Mapping[str, Any], name: str) -> float:
+    if not flag(value):
+        raise NothingToSet("off")
+    weight = options.get(name)
+    return 1.0 if weight is None else number(weight)
+
+
 TABLE = Table(
     rows=(
         Row("model.name_or_path", LOAD, "folder", base_model(_family)),
@@ -150,6 +169,10 @@ TABLE = Table(
         Row("train.max_grad_norm", "LoRATrainer", "max_grad_norm", number),
         Row("train.gradient_checkpointing", "LoRATrainer", "gradient_checkpointing", flag),
         Row("train.timestep_type", "LoRATrainer", "sigma_density", _density),
+        Row("train.loss_type", "LoRATrainer", "loss", loss),
+        Row("train.diff_output_preservation", "LoRATrainer", "preservation", _preservation),
+        Row("train.blank_prompt_preservation", "LoRATrainer", "preservation", _blank_preservation),
+        Row("train.optimal_noise_pairing_samples", "LoRATrainer", "noise_choice", whole),
         Row("train.seed|training_seed", "LoRATrainer", "seed", whole),
         Row("save.save_every", "LoRATrainer", "checkpoint_every", whole),
         Row("save.max_step_saves_to_keep", "LoRATrainer", "keep_checkpoints", whole),
@@ -193,7 +216,8 @@ TABLE = Table(
         "train.cache_text_embeddings": "always",
         "train.unload_text_encoder": "always",
         "train.content_or_style": "balanced",
-        "train.loss_type": "mse",
+        "train.diff_output_preservation_*": "in preservation, and class_word of DatasetBackend",
+        "train.blank_prompt_preservation_*": "in preservation",
         "model.is_flux": "LoadFlux",
         "model.qtype*": "in level",
         "model.quantize_kwargs*": "chosen by itself",
@@ -223,8 +247,6 @@ TABLE = Table(
         "network.network_kwargs.ignore_if_contains": "would have left out layers; see targets",
         "network.network_kwargs.*": "would have tuned the network",
         "network.*": "would have tuned the network",
-        "train.diff_output_preservation*": "see prior_preservation of DatasetBackend",
-        "train.blank_prompt_preservation*": "see prior_preservation of DatasetBackend",
         "train.noise_offset": "would have added an offset to the noise",
         "train.optimizer_params.*": "would have tuned the optimizer",
         "train.lr_scheduler_params.*": "would have tuned the schedule",
@@ -245,7 +267,7 @@ TABLE = Table(
         "train.timestep_type": "sigmoid",
         "train.lr_scheduler_params.warmup_steps": 0,
     },
-    usual={"train.content_or_style": "balanced", "train.loss_type": "mse"},
+    usual={"train.content_or_style": "balanced"},
 )
 
 
@@ -271,8 +293,10 @@ def _prompts(value: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _extension(value: Any, options: Mapping[str, Any]) -> str:
+    if text(value).lower().lstrip(".") == "json":
+        return "json file"
     if text(value).lower().lstrip(".") not in ("txt", ""):
-        raise NotThere("captions are .txt files here; rename them")
+        raise NotThere("captions are .txt or .json files here; rename them")
     return "textfile"
 
 
@@ -285,6 +309,9 @@ FOLDERS = Table(
         Row("resolution", "DatasetBackend", "resolution", number),
         Row("num_repeats", "DatasetBackend", "repeats", whole),
         Row("random_crop", "DatasetBackend", "crop_style", if_on("random")),
+        Row("flip_x", "DatasetBackend", "flip", often),
+        Row("token_dropout_rate", "DatasetBackend", "tag_dropout", number),
+        Row("class_word", "DatasetBackend", "class_word", text),
         Row("shuffle_tokens", "DatasetBackend", "tag_orders", shuffled_tags),
         Row("keep_tokens", "DatasetBackend", "kept_tags", whole),
         Row("mask_path", "DatasetBackend", "masks", text),
@@ -309,7 +336,6 @@ FOLDERS = Table(
         "shrink*": "is for videos",
     },
     missing={
-        "flip_x": "would have flipped images",
         "flip_y": "would have flipped images",
         "flip_*": "would have flipped images",
         "scale": "would have scaled images",
@@ -317,10 +343,9 @@ FOLDERS = Table(
         "augments": "would have changed images",
         "augmentations": "would have changed images",
         "random_triggers*": "would have added triggers",
-        "token_dropout_rate": "would have dropped tags",
         "alpha_mask": "would have used transparency as a mask",
         "invert_mask": "would have inverted the masks",
-        "loss_multiplier": "would have weighted the folder; use repeats",
+        "loss_multiplier": "would have weighted the folder; use repeats, or a column loss_weight of a table",
         "control_path_*": "would have used several references",
         "clip_image_*": "is for other models",
         "inpaint_path": "is for other models",
@@ -387,9 +412,12 @@ def _add_folders(settings: Settings, dataset: Mapping[str, Any], label: str) -> 
     resolutions = dataset.get("resolution")
     several = resolutions if isinstance(resolutions, list) else [resolutions]
     trigger = settings.options.get("trigger_word")
+    is_preserving = not is_off(settings.options.get("train.diff_output_preservation"))
+    class_word = settings.options.get("train.diff_output_preservation_class", "person") if is_preserving else None
     for resolution in several:
         options: dict[str, Any] = {
             **({"trigger_word": trigger} if trigger else {}),
+            **({"class_word": class_word} if class_word else {}),
             **dataset,
             "resolution": resolution,
         }

@@ -11,6 +11,7 @@ from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
     FAMILIES,
     all_linears,
+    aspect_list,
     base_model,
     betas,
     blocks_to_swap,
@@ -67,6 +68,14 @@ def _transformer_dtype(value: Any, options: Mapping[str, Any]) -> str:
     return one_of({**levels, **dict.fromkeys(("bfloat16", "float16"), NothingToSet("not quantized"))})(value, options)
 
 
+def _huber(value: Any, options: Mapping[str, Any]) -> Values:
+    c = number(value)
+    if not c:
+        raise NothingToSet("0: mse")
+    note = "the same up to a factor, which does not change the steps of Adam"
+    return Values({"loss": "huber", "huber_c": c}, note)
+
+
 TABLE = Table(
     rows=(
         Row("model.diffusers_path", LOAD, "folder", base_model(_family)),
@@ -108,6 +117,7 @@ TABLE = Table(
         Row("activation_checkpointing", "LoRATrainer", "gradient_checkpointing", _checkpointing),
         Row("save_every_n_steps|checkpoint_every_n_steps", "LoRATrainer", "checkpoint_every", unless_zero),
         Row("monitoring.enable_wandb", "LoRATrainer", "trackers", if_on("wandb")),
+        Row("pseudo_huber_c", "LoRATrainer", "huber_c", _huber),
         Row("optimizer.type", "OptimizerSettings", "optimizer", optimizer),
         Row("optimizer.betas", "OptimizerSettings", "beta1", betas),
         Row("optimizer.eps", "OptimizerSettings", "eps", number),
@@ -141,7 +151,6 @@ TABLE = Table(
         "save_every_n_examples": "see checkpoint_every",
     },
     missing={
-        "pseudo_huber_c": "would have used the Huber loss",
         "force_constant_lr": "would have replaced the learning rate",
         "fuse_adapters": "would have merged LoRAs",
         "adapter.*": "would have tuned the adapter",
@@ -163,6 +172,13 @@ def _edge(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
+def _aspects(value: Any, options: Mapping[str, Any]) -> Values:
+    aspects = aspect_list(value)
+    if not aspects:
+        raise NothingToSet("empty: every bucket")
+    return Values({"aspects": aspects, "crop_aspect": "closest"})
+
+
 FOLDERS = Table(
     rows=(
         Row("path", "DatasetBackend", "folder", text),
@@ -170,7 +186,10 @@ FOLDERS = Table(
         Row("num_repeats", "DatasetBackend", "repeats", whole),
         Row("mask_path", "DatasetBackend", "masks", text),
         Row("control_path", "DatasetBackend", "references", text),
-        Row("caption_prefix", "DatasetBackend", "trigger", lambda value, _: text(value).strip(" ,")),
+        Row("caption_prefix", "DatasetBackend", "caption_prefix", text),
+        Row("min_ar", "DatasetBackend", "min_aspect", number),
+        Row("max_ar", "DatasetBackend", "max_aspect", number),
+        Row("ar_buckets", "DatasetBackend", "aspects", _aspects),
         Row("enable_ar_bucket", "DatasetBackend", "crop_aspect", bucketed),
         Row("cache_shuffle_num", "DatasetBackend", "tag_orders", unless_zero),
         Row("shuffle_tags", "DatasetBackend", "tag_orders", if_on(8)),
@@ -183,9 +202,6 @@ FOLDERS = Table(
         "skip_empty_caption": "see on_broken",
     },
     missing={
-        "min_ar": "would have limited the aspect ratios",
-        "max_ar": "would have limited the aspect ratios",
-        "ar_buckets": "would have set the buckets",
         "size_buckets": "would have set the buckets",
     },
     defaults={"resolution": 512, "enable_ar_bucket": False},

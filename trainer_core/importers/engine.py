@@ -298,10 +298,21 @@ def _settle_memory(draft: Draft, report: Report) -> None:
 
 def _settle_folders(draft: Draft, report: Report) -> None:
     for values in draft.folders:
-        if values.get("tag_orders", 0) < 2 and values.pop("kept_tags", 0):
+        if values.get("tag_orders", 0) < 2 and not values.get("tag_dropout") and values.pop("kept_tags", 0):
             report.equal.append(("kept tags", "no tags are shuffled"))
         if not values.get("masks", "").strip() and values.pop("unmasked_weight", 0):
             report.equal.append(("weight of unmasked areas", "there are no masks"))
+        is_cropped_to = values.get("crop_aspect") in ("closest", "random")
+        if is_cropped_to and not values.get("crop", True):
+            values.pop("aspects", None)
+            report.equal.append((f"crop to the {values.pop('crop_aspect')} aspect ratio", "crop is off"))
+        if values.get("captions") != "table":
+            for name in ("caption_column", "file_column", "table"):
+                if values.pop(name, None):
+                    report.equal.append((name, "captions are not read from a table"))
+        if values.get("class_word") and not values.get("trigger", "").strip():
+            values.pop("class_word")
+            report.missing.append(("class word", "there is no trigger; the prediction for the empty caption is held"))
         if values.get("captions") == "instance prompt" and not values.get("instance_prompt", "").strip(" |"):
             values.pop("captions")
             report.missing.append(("instance prompt", "is empty; captions are read from text files"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from .option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
     all_linears,
@@ -21,6 +21,7 @@ from .value_readers import (
     is_off,
     model_file,
     number,
+    often,
     one_of,
     optimizer,
     precision,
@@ -188,6 +189,37 @@ def _te_weights(part: str) -> Any:
     return convert
 
 
+LOSSES = ("mse_strength", "mae_strength", "huber_strength", "log_cosh_strength")
+
+
+def _loss(name: str, ours: str) -> Convert:
+    """Return a converter of the weight of a loss: it is taken over where it is the only one."""
+
+    def convert(value: Any, options: Mapping[str, Any]) -> str:
+        strengths = {key: number(options.get(key) or 0) for key in LOSSES}
+        strengths["mse_strength"] = number(1.0 if options.get("mse_strength") is None else options["mse_strength"])
+        if not strengths[name]:
+            raise NothingToSet("0, not used")
+        if any(strength for key, strength in strengths.items() if key != name):
+            raise NotThere("a sum of losses is not there; mse is used")
+        return ours
+
+    return convert
+
+
+def _delta(value: Any, options: Mapping[str, Any]) -> Values:
+    try:
+        _loss("huber_strength", "huber")(options.get("huber_strength") or 0, options)
+    except (NothingToSet, NotThere) as error:
+        raise NothingToSet("of a loss that is not used") from error
+    return Values({"huber_c": number(value)}, "the smooth form of Huber's loss")
+
+
+def _weight_function(value: Any, options: Mapping[str, Any]) -> str:
+    names = {"CONSTANT": "none", "SIGMA": "sigma"}
+    return one_of({name.lower(): ours for name, ours in names.items()}, "not there; none is used")(value, options)
+
+
 TABLE = Table(
     rows=(
         Row("base_model_name", LOAD, "folder", base_model(_family)),
@@ -229,6 +261,10 @@ TABLE = Table(
         Row("sample_after", "LoRATrainer", "validate_every", _steps_only("sample_after_unit")),
         Row("tensorboard", "LoRATrainer", "trackers", if_on("tensorboard")),
         Row("seed", "LoRATrainer", "seed", whole),
+        Row("mae_strength", "LoRATrainer", "loss", _loss("mae_strength", "mae")),
+        Row("huber_strength", "LoRATrainer", "loss", _loss("huber_strength", "huber")),
+        Row("huber_delta", "LoRATrainer", "huber_c", _delta),
+        Row("loss_weight_fn", "LoRATrainer", "loss_weighting", _weight_function),
         Row("peft_type", "AdapterSettings", "kind", _kind),
         Row("lokr_dim", "LoRATrainer", "rank", _kind_field("LOKR")),
         Row("oft_block_size", "LoRATrainer", "rank", _kind_field("OFT_2")),
@@ -318,9 +354,7 @@ TABLE = Table(
         "mse_strength": "1",
         "vb_loss_strength": "is for other models",
         "loss_scaler": "averages, as here",
-        "loss_weight_fn": "constant",
         "loss_weight_strength": "of a weighting that is not used",
-        "huber_delta": "of a loss that is not used",
         "frames": "is for videos",
         "backup_after_unit": "steps",
         "save_every_unit": "steps",
@@ -360,9 +394,7 @@ TABLE = Table(
         **{f"{name}*": "is not in this model, or not used for LoRAs" for name in MODEL_PARTS},
     },
     missing={
-        "mae_strength": "would have used the MAE loss",
         "log_cosh_strength": "would have used another loss",
-        "huber_strength": "would have used the Huber loss",
         "offset_noise_weight": "would have added an offset to the noise",
         "perturbation_noise_weight": "would have added noise to the input",
         "generalized_offset_noise": "would have changed the noise",
@@ -384,7 +416,6 @@ TABLE = Table(
         "layer_filter": "",
     },
     usual={
-        "loss_weight_fn": "CONSTANT",
         "learning_rate_scaler": "NONE",
         "loss_scaler": "NONE",
         "min_noising_strength": 0.0,
@@ -426,6 +457,14 @@ def _repeats(value: Any, options: Mapping[str, Any]) -> Values:
     )
 
 
+def _tag_dropout(value: Any, options: Mapping[str, Any]) -> float:
+    if not flag(value):
+        raise NothingToSet("off")
+    if str(options.get("text.tag_dropout_mode") or "FULL").upper() != "RANDOM":
+        raise NotThere("of the modes, RANDOM alone is there: each tag by itself; no tags are left out")
+    return number(options.get("text.tag_dropout_probability") or 0.0)
+
+
 FOLDERS = Table(
     rows=(
         Row("path", "DatasetBackend", "folder", text),
@@ -433,6 +472,8 @@ FOLDERS = Table(
         Row("resolution", "DatasetBackend", "resolution", number),
         Row("balancing|repeats", "DatasetBackend", "repeats", _repeats),
         Row("image.enable_crop_jitter", "DatasetBackend", "crop_style", if_on("random")),
+        Row("image.enable_random_flip", "DatasetBackend", "flip", often),
+        Row("text.tag_dropout_enable", "DatasetBackend", "tag_dropout", _tag_dropout),
         Row("text.enable_tag_shuffling", "DatasetBackend", "tag_orders", shuffled_tags),
         Row("text.keep_tags_count", "DatasetBackend", "kept_tags", whole),
         Row("masks", "DatasetBackend", "masks", text),
@@ -455,7 +496,7 @@ FOLDERS = Table(
         "image.resolution_override": "in resolution",
         "image.enable_resolution_override": "in resolution",
         "image.*_max_*": "of a change that is not used",
-        "text.tag_dropout_*": "of a change that is not used",
+        "text.tag_dropout_*": "in tag_dropout",
         "text.caps_randomize_*": "of a change that is not used",
         "__version": "not needed",
         "image.random_*": "of a change that is not used",
@@ -465,7 +506,6 @@ FOLDERS = Table(
     missing={
         "image.enable_random_*": "would have changed images",
         "image.enable_fixed_*": "would have changed images",
-        "text.tag_dropout_enable": "would have dropped tags",
         "text.caps_randomize_enable": "would have changed captions",
     },
     defaults={"resolution": 512, "image.enable_crop_jitter": True},

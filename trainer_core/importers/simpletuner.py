@@ -11,11 +11,15 @@ from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, T
 from .source_files import ConfigFile, SourceFiles, parse_words
 from .value_readers import (
     FAMILIES,
+    aspect_list,
     attention,
     base_model,
     cfg_scale,
     file_name,
     flag,
+    huber_loss,
+    huber_option,
+    huber_schedule,
     if_on,
     is_off,
     model_file,
@@ -28,6 +32,7 @@ from .value_readers import (
     schedule,
     shorten,
     sizes,
+    table_file,
     text,
     unless_zero,
     whole,
@@ -256,6 +261,9 @@ TABLE = Table(
         Row("tread_config", "LoRATrainer", "routed_share", _route),
         Row("report_to", "LoRATrainer", "trackers", trackers),
         Row("num_eval_images", "LoRATrainer", "eval_images", whole),
+        Row("loss_type", "LoRATrainer", "loss", huber_loss),
+        Row("huber_c", "LoRATrainer", "huber_c", huber_option("loss_type", number)),
+        Row("huber_schedule", "LoRATrainer", "huber_c", huber_option("loss_type", huber_schedule)),
         Row("lora_type", "AdapterSettings", "kind", one_of({"standard": "lora", "lycoris": "lokr"})),
         Row("use_dora", "AdapterSettings", "kind", if_on("dora")),
         Row(
@@ -376,7 +384,6 @@ TABLE = Table(
         "noise_offset": "would have added an offset to the noise",
         "input_perturbation": "would have added noise to the input",
         "snr_gamma": "is not for flow matching",
-        "loss_type": "would have replaced the mean squared error",
         "flow_sigmoid_scale": "would have widened the bell of sigmas",
         "scheduled_sampling_*": "would have shaped the rollouts",
         "layersync_*": "would have aligned layers",
@@ -429,6 +436,22 @@ def _min_size(value: Any, options: Mapping[str, Any]) -> int:
     return round(min(max(edge, 0), 1e6))
 
 
+def _crop_aspect(value: Any, options: Mapping[str, Any]) -> Any:
+    name = text(value).lower()
+    if name not in ("closest", "random"):
+        return same("square", "preserve", instead="not there; preserve is used")(value, options)
+    if aspects := aspect_list(options.get("crop_aspect_buckets")):
+        return Values({"crop_aspect": name, "aspects": aspects})
+    if name == "random":
+        raise NotThere("without crop_aspect_buckets not there; preserve is used")
+    return Values({"crop_aspect": "preserve"}, "the closest of all buckets")
+
+
+def _columns(value: Any, options: Mapping[str, Any]) -> str:
+    other = options.get("parquet.fallback_caption_column")
+    return f"{text(value)} | {text(other)}" if other else text(value)
+
+
 def _position(value: Any, options: Mapping[str, Any]) -> int:
     return whole(value)
 
@@ -446,6 +469,7 @@ FOLDERS = Table(
                     "filename": "filename",
                     "instanceprompt": "instance prompt",
                     "instance_prompt": "instance prompt",
+                    "parquet": "table",
                 },
                 "not there; captions are read from text files",
             ),
@@ -463,14 +487,16 @@ FOLDERS = Table(
             "crop_style",
             "DatasetBackend",
             "crop_style",
-            same("center", "random", "corner", instead="not there; center is used"),
+            same(
+                "center", "random", "corner", instead="faces are not found here; center is used, see crop_style boxes"
+            ),
         ),
-        Row(
-            "crop_aspect",
-            "DatasetBackend",
-            "crop_aspect",
-            same("square", "preserve", instead="not there; preserve is used"),
-        ),
+        Row("crop_aspect", "DatasetBackend", "crop_aspect", _crop_aspect),
+        Row("minimum_aspect_ratio", "DatasetBackend", "min_aspect", number),
+        Row("maximum_aspect_ratio", "DatasetBackend", "max_aspect", number),
+        Row("parquet.path", "DatasetBackend", "table", table_file),
+        Row("parquet.filename_column", "DatasetBackend", "file_column", text),
+        Row("parquet.caption_column", "DatasetBackend", "caption_column", _columns),
         Row(
             "repeats",
             "DatasetBackend",
@@ -516,19 +542,20 @@ FOLDERS = Table(
         "delete_*": "nothing is deleted",
         "vae_batch_size": "chosen by itself",
         "caption_shuffle.seed": "of the run",
-        "crop_aspect_buckets": "by crop_aspect",
+        "crop_aspect_buckets": "in aspects",
+        "parquet.fallback_caption_column": "in caption_column",
+        "parquet.*": "columns of sizes are not needed, and names match with and without their endings",
+        "metadata_*": "images are found by themselves, and their scan is remembered",
     },
     missing={
         "probability": "would have weighted the folder; use repeats",
-        "maximum_aspect_ratio": "would have skipped images",
-        "minimum_aspect_ratio": "would have skipped images",
+        "max_upscale_threshold": "see max_upscale, which is a factor",
         "start_epoch": "would have used the folder later",
         "caption_filter_list": "would have removed words from captions",
         "caption_shuffle.*": "would have tuned the shuffling",
         "huggingface.*": "would have downloaded a dataset",
         "aws_*": "would have read from S3",
-        "csv_*": "would have read a table",
-        "parquet.*": "would have read captions from a table",
+        "csv_*": "would have downloaded the images of a table",
         "video.*": "is for videos",
         "max_num_samples": "would have left out images",
     },

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..config.dataset import LARGEST_ASPECT
 from ..config.flux import FLAVOURS
 from ..config.model import CHROMA_REPOS
 from ..errors import UserError
@@ -150,6 +151,64 @@ def shuffled_tags(value: Any, others: Mapping[str, Any]) -> Values:
 
 def bucketed(value: Any, others: Mapping[str, Any]) -> str:
     return "preserve" if flag(value) else "square"
+
+
+def often(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return the share of mirrored images of a switch that mirrors half of them."""
+    if not flag(value):
+        raise NothingToSet("off")
+    return Values({"flip": 0.5}, "half of the time")
+
+
+def huber_loss(value: Any, others: Mapping[str, Any]) -> Values:
+    """Return the loss of kohya and SimpleTuner by its name."""
+    losses = {"l2": "mse", "mse": "mse", "l1": "mae", "mae": "mae", "huber": "huber", "smooth_l1": "huber"}
+    name = text(value).strip().lower()
+    if name not in losses:
+        raise NotThere("not there; mse is used")
+    notes = {
+        "huber": "with the same huber_c at all noise levels",
+        "smooth_l1": "the same up to a factor, which does not change the steps of Adam",
+    }
+    return Values({"loss": losses[name]}, notes.get(name, ""))
+
+
+def huber_option(name: str, convert: Convert) -> Convert:
+    """Return a converter of an option of the Huber loss, where that is the loss.
+
+    Args:
+        name: their option with the loss.
+        convert: converts the option.
+    """
+
+    def convert_used(value: Any, others: Mapping[str, Any]) -> Any:
+        if str(others.get(name)).lower() not in ("huber", "smooth_l1"):
+            raise NothingToSet("of a loss that is not used")
+        return convert(value, others)
+
+    return convert_used
+
+
+def huber_schedule(value: Any, others: Mapping[str, Any]) -> Any:
+    if text(value).lower() == "constant":
+        raise NothingToSet("constant, as here")
+    raise NotThere("not there; huber_c is the same at all noise levels")
+
+
+def aspect_list(value: Any) -> str:
+    """Return aspect ratios, a list of width / height or of [width, height], as `aspects` takes them."""
+    aspects = []
+    for item in value if isinstance(value, list) else []:
+        pair = item if isinstance(item, list) and len(item) > 1 else [item, 1]
+        aspect = number(pair[0]) / (number(pair[1]) or 1)
+        if not 1 / LARGEST_ASPECT <= aspect <= LARGEST_ASPECT:
+            raise NotThere(f"{shorten(item)} is not an aspect ratio from 1:4 to 4:1; the nearest bucket is used")
+        aspects.append(f"{aspect:.6g}")
+    return ", ".join(dict.fromkeys(aspects))
+
+
+def table_file(value: Any, others: Mapping[str, Any]) -> Values:
+    return Values({"table": file_name(value), "captions": "table"}, "by its name in the image folder")
 
 
 def prompt_text(prompts: Sequence[str], label: str, keeps_copies: bool = False) -> str:

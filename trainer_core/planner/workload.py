@@ -119,14 +119,17 @@ def facts_of(
     tokens = min(MAX_TOKENS, captions.longest // CHARACTERS_A_TOKEN + 2)
     repeats = np.array([part.repeats for part in request.dataset.parts])
     preserves_prior = np.array([part.prior_preservation for part in request.dataset.parts])
+    num_prompts = captions.distinct * (2 if training.preservation else 1) + 1
     passes = int(repeats[rows["part"]].sum()) / training.batch_size
-    pixels = int(int(areas.sum()) * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
+    is_flipped = np.array([part.flip > 0 for part in request.dataset.parts])[rows["part"]]
+    encoded_area = int(areas.sum()) + int(areas[is_flipped].sum())  # mirrored images have latents of their own
+    pixels = int(encoded_area * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
     num_steps = training.steps or math.ceil(training.epochs * passes / training.accumulation)
     validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
         encoded_pixels=pixels, latent_bytes=pixels // family.latent_factor**2 * family.latent_channels * 4,
-        prompts=captions.distinct + 1, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
+        prompts=num_prompts, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, validation_sizes), default=0),
         num_steps=num_steps,
         codec=codec,
@@ -135,7 +138,7 @@ def facts_of(
         ),
         image_sizes=len({*map(tuple, rows["bucket"].tolist()), *validation_sizes}),
         eval_images=min(training.eval_images, num_held(len(samples), training.holdout) or len(samples)),
-        text_tokens=(captions.distinct + 1) * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
+        text_tokens=num_prompts * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
         validation_passes=validation_passes(request, num_steps),
     )  # fmt: skip
 

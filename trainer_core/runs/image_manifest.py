@@ -34,8 +34,12 @@ ImageRow = tuple[str, str, str]  # key; 64 bits of the SHA-256 of the image's by
 
 
 def iter_images(samples: Iterable[Sample]) -> Iterator[ImageRow]:
-    """Yield a row for each image."""
-    return ((s.key, s.sha256[:16], sha256_text(*s.captions)[:16]) for s in samples)
+    """Yield a row for each image. The weight of its loss, where it has one, counts as part of its captions."""
+    return ((s.key, s.sha256[:16], sha256_text(*s.captions, *_weight_of(s))[:16]) for s in samples)
+
+
+def _weight_of(sample: Sample) -> tuple[str, ...]:
+    return () if sample.loss_weight == 1.0 else (f"\0loss_weight {sample.loss_weight}",)
 
 
 def iter_masks(masks: Iterable[Sample]) -> Iterator[ImageRow]:

@@ -11,10 +11,10 @@ from typing import Any
 from ..config.dataset import DatasetConfig
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..data.captions import captions_of
+from ..data.captions import WILDCARD, final_captions
 from ..data.source.backend import Backend, describe_left_out, left_out_report
 from ..data.source.folder import FolderBackend
-from ..data.source.text_encoding import UnreadableText
+from ..data.tables.caption_source import CaptionSource, NoCaption
 from ..models.text.tokenizer import find_local_t5_tokenizer, read_t5_pieces
 from ..models.text.unknown_tokens import Encoding, UnknownText, find_unknown
 from .long_texts import LongTexts, watch_lengths
@@ -30,13 +30,37 @@ def describe_dataset(request: TrainRequest) -> list[str]:
     every caption and no image. The captions are not checked where the tokenizer is not on this machine yet.
     """
     backends: list[Backend] = []
-    unknown, long = check_texts(_captions(request.dataset, backends), request.model)
+    wildcards = Wildcards()
+    unknown, long = check_texts(wildcards.watch(_captions(request.dataset, backends)), request.model)
     lines = [describe_left_out(entry) for entry in left_out_report(backends)]
     unreadable = [entry for backend in backends for entry in sorted(backend.left_out.unreadable)]
     lines += [f"can't be used: {location}: {reason}" for location, reason in unreadable[:NUM_SHOWN]]
     if len(unreadable) > NUM_SHOWN:
         lines.append(f"and {len(unreadable) - NUM_SHOWN} more that can't be used")
-    return [*lines, *describe_texts(unknown, long, "captions")]
+    return [*lines, *wildcards.describe(), *describe_texts(unknown, long, "captions")]
+
+
+class Wildcards:
+    """Count captions with wildcards of other trainers, such as {red|blue}, which are not expanded here."""
+
+    def __init__(self) -> None:
+        self.count, self.example, self.place = 0, "", ""
+
+    def watch(self, texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Yield the texts, and where each comes from, as they come."""
+        for place, text in texts:
+            if "{" in text and (match := WILDCARD.search(text)):
+                self.count += 1
+                if not self.example:
+                    self.example, self.place = match[0][:60], place
+            yield place, text
+
+    def describe(self) -> list[str]:
+        """Return the warning, in one line; [] if there are none."""
+        if not self.count:
+            return []
+        fix = "they are not expanded, and are trained as they stand; write each form as a caption of its own"
+        return [f"{self.count} captions contain wildcards, such as {self.example} ({self.place}): {fix}"]
 
 
 def describe_texts(unknown: UnknownText | None, long: LongTexts, what: str) -> list[str]:
@@ -77,16 +101,16 @@ def _captions(dataset: DatasetConfig, backends: list[Backend]) -> Iterator[tuple
         dataset: The folders.
         backends: Receives the source of each folder.
     """
-    for part, root in zip(dataset.parts, dataset.roots, strict=True):
-        settings, backend = replace(part, tag_orders=0, kept_tags=0), FolderBackend(Path(root))
+    for number, (part, root) in enumerate(zip(dataset.parts, dataset.roots, strict=True)):
+        settings, backend = replace(part, tag_orders=0, tag_dropout=0.0, kept_tags=0), FolderBackend(Path(root))
         backends.append(backend)
-        for entry in backend.entries():
+        entries = backend.entries()
+        source = CaptionSource.open(dataset, number, backend, entries)
+        for position, entry in enumerate(entries):
             try:
-                text = backend.caption_text(entry.name)[0] if part.captions == "textfile" else None
-            except OSError:
-                continue  # reported with the images
-            except UnreadableText as error:
-                backend.left_out.add_unreadable(backend.path(entry.name), f"its caption file {error}")
+                row = source.row(position, entry.name)
+            except NoCaption as error:
+                backend.left_out.add_unreadable(backend.path(entry.name), str(error))
                 continue
-            for caption in captions_of(entry.name, text, settings):
+            for caption in final_captions(row.captions, settings):
                 yield backend.path(entry.name), caption

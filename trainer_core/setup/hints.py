@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from ..config.dataset import DatasetConfig
 from ..config.optimizer import OptimizerConfig
-from ..config.training import LR_SCHEDULES, TrainingConfig
+from ..config.training import HUBER_C, LR_SCHEDULES, TrainingConfig
 from ..optim.optimizer import OptimizerPart
 
 FAR = 10  # factor outside the usual learning rates
@@ -17,6 +18,8 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
         f"OptimizerSettings.{name} is {getattr(config, name)}, but {who} does not use it: it has no effect"
         for name, who in _find_unused(training, config, part)
     ]
+    if training.huber_c != HUBER_C and training.loss != "huber":
+        lines.append(f"huber_c is {training.huber_c:g}, but loss is {training.loss}: it has no effect")
     if training.alpha > training.rank:
         lines.append(
             f"alpha is {training.alpha:g} and rank {training.rank}: the update is scaled by alpha / rank, "
@@ -35,6 +38,19 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
             "the rate: constant is usual"
         )
     return lines
+
+
+def describe_preservation(training: TrainingConfig, dataset: DatasetConfig) -> list[str]:
+    """Return one line for each folder: which prediction `preservation` holds, or that its class word has no effect."""
+    words = {(part.trigger.strip(), part.class_word.strip()) for part in dataset.parts}
+    if not training.preservation:
+        return [f"class_word is {word!r}, but preservation is 0: it has no effect" for _, word in sorted(words) if word]
+    return [
+        f"preservation {training.preservation:g}: the prediction for captions with {word!r} in place of {trigger!r} is held"
+        if word
+        else f"preservation {training.preservation:g}: the prediction for the empty caption is held (class_word is empty)"
+        for trigger, word in sorted(words)
+    ]
 
 
 def _find_unused(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[tuple[str, str]]:

@@ -20,19 +20,23 @@ def digests(keys: Iterable[str]) -> np.ndarray:
     hex keys.
     """
     raw = bytearray()
+    sha256 = hashlib.sha256
     for key in keys:
-        raw += _digest(key)
+        if len(key) == 64:
+            raw += _digest(key)
+        else:
+            raw += sha256(key.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
     return np.array(np.frombuffer(raw, ">u8") if raw else (), dtype=np.uint64).reshape(-1, 2)
 
 
 def _digest(key: str) -> bytes:
-    if len(key) == 64:
-        try:
-            raw = bytes.fromhex(key)
-            if len(raw) == 32:  # fromhex ignores whitespace
-                return raw[:DIGEST_BYTES]
-        except ValueError:
-            pass
+    """Return the digest of a key of 64 characters."""
+    try:
+        raw = bytes.fromhex(key)
+        if len(raw) == 32:  # fromhex ignores whitespace
+            return raw[:DIGEST_BYTES]
+    except ValueError:
+        pass
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
@@ -87,6 +91,11 @@ class DigestTable:
     def values(self) -> np.ndarray:
         """The values, in the order of the keys."""
         return self._values.array
+
+    def has_duplicates(self) -> bool:
+        """Return whether two rows have the same key."""
+        high, low = self._high.array, self._low.array
+        return bool(((high[1:] == high[:-1]) & (low[1:] == low[:-1])).any())
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return (keys,): the index in `values` of each key's first value, or -1 if the key is not in the table."""

@@ -6,12 +6,15 @@ Each large model is freed before the next one is loaded.
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..adapters.inject import trainable_parameters
+from ..config.request import TrainRequest
 from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
 from ..data.cache.masks import MaskWeights, cache_masks
@@ -19,7 +22,7 @@ from ..data.cache.prompts import Prompts, TextCache, cache_prompts
 from ..data.dataset import Index
 from ..data.holdout import split
 from ..data.reference_images import ReferenceLatents
-from ..data.sample_table import Captions, columns
+from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, columns
 from ..devices import empty_cache, trim_heap
 from ..flow.sigma_density import density
 from ..host import Host, Notice
@@ -53,10 +56,15 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     with phases("text"):
         text = _cache_text(plan, host)
     with phases("latents"):
-        latents = _cache_latents(plan, plan.index, host)
+        store = _store(host, "latents")
+        latents = _cache_latents(plan, plan.index, host, store)
         reference_latents = (
-            _cache_latents(plan, plan.references.index, host, plan.references.change) if plan.references else None
+            _cache_latents(plan, plan.references.index, host, store, plan.references.change)
+            if plan.references
+            else None
         )
+        if any(part.flip for part in plan.request.dataset.parts):
+            _cache_mirrored(plan, host, store)
     gc.collect()
     empty_cache(device)
     trim_heap()
@@ -64,14 +72,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         transformer, injected = _load_model(plan, host)
         layers = injected.layers
         optimizer = _build_optimizer(plan, injected)
-    samples, held = split(plan.index.samples, config.holdout)
-    batches = BatchPlan(
-        columns(samples)["bucket"],
-        np.array([part.repeats for part in plan.request.dataset.parts])[columns(samples)["part"]],
-        config.batch_size,
-        config.seed,
-    )
-    num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
+    samples, held, batches, num_steps = plan_batches(plan.request, plan.index)
     host.emit(Notice(batches.explain(num_steps, config.accumulation)))
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
@@ -87,6 +88,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         ),
         masks=masks,
         prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
+        parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
         dtype=plan.request.model.dtype,
@@ -96,6 +98,16 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     )  # fmt: skip
     choose_attention_(state, memory.attention, host)
     return state
+
+
+def plan_batches(request: TrainRequest, index: Index) -> tuple[Sequence[Sample], Sequence[Sample], BatchPlan, int]:
+    """Return the samples that are trained on, those that are held out, the batches, and the number of steps."""
+    config = request.training
+    samples, held = split(index.samples, config.holdout)
+    repeats = np.array([part.repeats for part in request.dataset.parts])[columns(samples)["part"]]
+    batches = BatchPlan(columns(samples)["bucket"], repeats, config.batch_size, config.seed)
+    num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
+    return samples, held, batches, num_steps
 
 
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
@@ -123,18 +135,30 @@ def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer
     return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
 
 
+def _cache_mirrored(plan: RunPlan, host: Host, store: Store) -> None:
+    """Cache the latents of mirrored images, and of their references."""
+    is_flipped = np.array([part.flip > 0 for part in plan.request.dataset.parts])
+    for index in filter(None, (plan.index, plan.references and plan.references.index)):
+        numbers = np.flatnonzero(is_flipped[columns(index.samples)["part"]])
+        change = plan.references.change if plan.references and index is plan.references.index else None
+        _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, store, change)
+
+
 def _cache_text(plan: RunPlan, host: Host) -> TextCache:
+    captions = Captions(plan.index.samples)
+    if plan.request.training.preservation:
+        captions = ClassCaptions(plan.index.samples, plan.request.dataset.parts)
     other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
     return cache_prompts(
-        Prompts(Captions(plan.index.samples), other_prompts), text_identity(plan.family, plan.request.model),
+        Prompts(captions, other_prompts), text_identity(plan.family, plan.request.model),
         lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,
     )  # fmt: skip
 
 
-def _cache_latents(plan: RunPlan, index: Index, host: Host, change: Change | None = None) -> LatentCache:
+def _cache_latents(plan: RunPlan, index: Index, host: Host, store: Store, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
-        lambda: load_codec(plan.family, plan.resolved_request, plan.device), _store(host, "latents"), host,
+        lambda: load_codec(plan.family, plan.resolved_request, plan.device), store, host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
     )  # fmt: skip
 

@@ -28,8 +28,8 @@ from ..plots.pair_sheet import draw_pair_sheet
 from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
-from ..setup.caption_check import check_texts, describe_texts
-from ..setup.hints import describe_hints
+from ..setup.caption_check import Wildcards, check_texts, describe_texts
+from ..setup.hints import describe_hints, describe_preservation
 from ..setup.identities import model_identities, weight_identities
 from ..setup.placement import without_streams
 from ..setup.preflight import all_problems
@@ -150,6 +150,8 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
     warning = request.validation and family.warning(request.model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer)
+    for line in dict.fromkeys(describe_preservation(request.training, request.dataset)):
+        host.emit(Notice(line))
     for text in filter(None, [*hints, warning, request.model.training_hint]):
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
@@ -164,9 +166,10 @@ def _folder_of(checked: CheckedRequest, identities: Mapping[str, str], host: Hos
 def _check_captions(index: Index, request: TrainRequest, host: Host) -> Index:
     """Report captions and prompts that the text encoder can't read, or not as a whole."""
     captions = ((sample.path, caption) for sample in index.samples for caption in sample.captions)
-    unknown, long = check_texts(captions, request.model)
+    wildcards = Wildcards()
+    unknown, long = check_texts(wildcards.watch(captions), request.model)
     prompts = prompts_of(request.validation) if request.validation else ()
-    lines = describe_texts(unknown, long, "captions")
+    lines = [*wildcards.describe(), *describe_texts(unknown, long, "captions")]
     lines += describe_texts(*check_texts(((prompt[:40], prompt) for prompt in prompts), request.model), "prompts")
     for line in lines:
         host.emit(Notice(line, "warning"))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...config.serialize import key_text
@@ -53,7 +53,8 @@ class LatentCache:
 
 def latent_key(sample: Sample, identity: str) -> str:
     """Return the key of a sample's latent in the store."""
-    return sha256_text("latent", sample.sha256, key_text(sample.placement), identity)
+    mirrored = ("mirrored",) if sample.is_mirrored else ()
+    return sha256_text("latent", sample.sha256, key_text(sample.placement), identity, *mirrored)
 
 
 def cache_latents(
@@ -144,7 +145,8 @@ def _pixels(
     for sample in batch:
         try:
             image = place_image(decode(index.read(sample)), sample)
-            pixels.append(to_tensor(change(image, sample) if change else image))
+            image = change(image, sample) if change else image
+            pixels.append(to_tensor(ImageOps.mirror(image) if sample.is_mirrored else image))
             decoded.append(sample)
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"

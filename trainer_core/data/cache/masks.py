@@ -48,7 +48,8 @@ class MaskWeights:
         if mask is None:
             width, height = sample.placement.bucket
             return torch.ones(1, height // self._factor, width // self._factor)
-        return self._store.get(self.key(mask))
+        weights = self._store.get(self.key(mask))
+        return weights.flip(-1) if sample.is_mirrored else weights
 
     def key(self, mask: Sample) -> str:
         """Return the key of a mask's weights in the store."""

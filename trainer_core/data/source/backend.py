@@ -107,6 +107,15 @@ class Backend(Protocol):
         """
         ...
 
+    def file_beside(self, name: str, suffix: str) -> bytes | None:
+        """Return the file beside an image that has its name and this ending; None if there is none.
+
+        Raises:
+            OSError: The file can't be read.
+            UnreadableText: It is too large, or not a regular file.
+        """
+        ...
+
     def path(self, name: str) -> str:
         """Return the location of the image in printable_name form, for messages."""
         ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import tempfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from ...storage.lazy_sequence import LazySequence
 from .backend import Entry
@@ -30,6 +31,13 @@ class Entries(LazySequence[Entry]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield all entries, in half the time of one access for each."""
+        text, begin = self._text, 0
+        for end in islice(self._ends, 1, None):
+            yield Entry(*text[begin:end].decode("utf-8", "surrogatepass").split("\0"))
+            begin = end
 
     def _item(self, index: int) -> Entry:
         text = self._text[self._ends[index] : self._ends[index + 1]]

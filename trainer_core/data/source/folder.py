@@ -84,6 +84,14 @@ class FolderBackend:
             self.encodings[encoding] += 1
         return text, stamp
 
+    def file_beside(self, name: str, suffix: str) -> bytes | None:
+        try:
+            return read_regular(stem(self._location(name)) + suffix, MAX_BYTES)
+        except FileNotFoundError:
+            return None
+        except Unusable as error:
+            raise UnreadableText(str(error)) from error
+
     def path(self, name: str) -> str:
         return printable_name(self._location(name))
 

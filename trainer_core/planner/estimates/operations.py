@@ -21,6 +21,8 @@ def phase_flops(
     step = step_flops(cost, blocks_to_recompute(request, len(cost.blocks)))
     rollouts = rollout_passes(training, facts.prior)
     extra_passes = round(facts.prior.some * forward_flops(cost) + rollouts * forward_flops(whole or cost))
+    if training.preservation:  # a pass of the base model, and a second one with its gradients
+        extra_passes += forward_flops(cost) + step
     vae = facts.codec.width**2
     flops = {
         "text": facts.encoder.flops * facts.text_tokens // MAX_TOKENS,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...config.dataset import FolderConfig
 from ...config.training import TrainingConfig
+from ...data.batch_sampler import BatchPlan
+from ...data.captions import class_caption
 from ...data.dataset import Sample
+from ...flow.loss import sigma_weight
+from ...flow.noise_choice import nearest_noise
 from ...flow.path import interpolate
 from ...flow.rollout import rollout_levels
 from ...seeds import generator
@@ -19,17 +25,21 @@ from .token_drop import draw_route, loss_weight_of_kept
 def make_batch(state: TrainState, micro: int) -> Batch:
     """Return micro-batch number `micro`, on the CPU.
 
-    Latents and text embeddings come from the caches. Noise, sigma, caption choice, rollout and token route are sampled
-    from generators that are seeded by the number.
+    Latents and text embeddings come from the caches. Noise, sigma, caption choice, mirroring, rollout and token route are
+    sampled from generators that are seeded by the number.
     """
-    batch = [state.samples[i] for i in state.plan.batch(micro)]
+    batch = draw_samples(state.config, state.samples, state.plan, state.parts, micro)
     x0 = torch.stack([state.latents.get(sample) for sample in batch])
     noise = torch.stack([
-        torch.randn(x0.shape[1:], generator=generator(state.config.seed, "noise", micro, position, sample.key))
+        nearest_noise(
+            x0[position], state.config.noise_choice,
+            generator(state.config.seed, "noise", micro, position, sample.key),
+        )
         for position, sample in enumerate(batch)
     ])  # fmt: skip
     sigma = state.density.at(x0[0, 0].numel()).sample(len(batch), generator(state.config.seed, "sigma", micro))
-    text = [state.text.get(pick_prompt(state.config, sample, micro, position)) for position, sample in enumerate(batch)]
+    prompts = [pick_prompt(state.config, sample, micro, position) for position, sample in enumerate(batch)]
+    text = [state.text.get(prompt) for prompt in prompts]
     is_prior = [sample.part in state.prior_parts for sample in batch]
     prior = torch.tensor(is_prior) if any(is_prior) else None
     levels = draw_rollout_levels(state.config, micro, sigma, prior)
@@ -38,7 +48,46 @@ def make_batch(state: TrainState, micro: int) -> Batch:
     route = draw_route(state.config, len(state.family.blocks(state.transformer)), x_sigma, weight, micro)
     weight = weight if route is None else loss_weight_of_kept(route, x_sigma, weight)
     rolled = None if levels is None else x0
-    return Batch(x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route)
+    class_text = _class_text(state, batch, prompts) if state.config.preservation else ()
+    return Batch(
+        x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route,
+        factor=loss_factors(state.config, batch, sigma), class_text=class_text,
+    )  # fmt: skip
+
+
+def draw_samples(
+    config: TrainingConfig, samples: Sequence[Sample], plan: BatchPlan, parts: Sequence[FolderConfig], micro: int
+) -> list[Sample]:
+    """Return the samples of micro-batch number `micro`, those mirrored that `flip` of their folder picks."""
+    batch = [samples[i] for i in plan.batch(micro)]
+    if not any(part.flip for part in parts):
+        return batch
+    return [
+        replace(sample, is_mirrored=True) if _is_mirrored(config, parts[sample.part].flip, sample, micro, i) else sample
+        for i, sample in enumerate(batch)
+    ]
+
+
+def _is_mirrored(config: TrainingConfig, share: float, sample: Sample, micro: int, position: int) -> bool:
+    rng = generator(config.seed, "flip", micro, position, sample.key)
+    return torch.rand((), generator=rng, dtype=torch.float64).item() < share
+
+
+def loss_factors(config: TrainingConfig, batch: Sequence[Sample], sigma: Tensor) -> Tensor | None:
+    """Return the factor of each sample's loss, (B,), by its row of a table and its noise level; None where all are 1."""
+    is_weighted = any(sample.loss_weight != 1.0 for sample in batch)
+    if not is_weighted and config.loss_weighting == "none":
+        return None
+    return torch.tensor([sample.loss_weight for sample in batch]) * sigma_weight(config.loss_weighting, sigma)
+
+
+def _class_text(state: TrainState, batch: Sequence[Sample], prompts: Sequence[str]) -> list[Tensor]:
+    """Return the embeddings of the captions with the class word in place of the trigger."""
+    parts = [state.parts[sample.part] for sample in batch]
+    return [
+        state.text.get(class_caption(prompt, part.trigger, part.class_word))
+        for prompt, part in zip(prompts, parts, strict=True)
+    ]
 
 
 def stack_masks(state: TrainState, batch: Sequence[Sample]) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The training loop: batch -> sigma -> x_sigma -> predict -> loss -> backward -> optimizer step -> hooks.
 
     x_sigma = (1 - sigma) x0 + sigma noise
-    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2
+    loss    = mean |v_theta(x_sigma, sigma, text) - (noise - x0)|^2    (`loss` and `loss_weighting`: flow/loss.py)
 
 All randomness in step k comes from generators seeded by (run seed, purpose, micro-batch, sample), never from a global
 random state. A resumed or retried step therefore computes the same bytes.
@@ -17,7 +17,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ...adapters.inject import set_micro_, set_strength_
+from ...adapters.inject import set_micro_
 from ...flow.loss import velocity_loss
 from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
@@ -25,8 +25,9 @@ from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
+from .preservation import preservation_loss, prior_target
 from .scheduled_sampling import roll_out
-from .state import Batch, Fetch, Hook, TrainState
+from .state import Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
@@ -92,11 +93,13 @@ def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) ->
             with state.working.active() if state.working else nullcontext():
                 for micro in range(first, first + state.config.accumulation):
                     set_micro_(state.layers, micro)
-                    loss = micro_loss(state, micro, fetch) / state.config.accumulation
-                    loss.backward()
-                    if state.working:
-                        state.working.collect_()
-                    total += loss.detach()
+                    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
+                    for part in (micro_loss, preservation_loss) if batch.class_text else (micro_loss,):
+                        loss = part(state, micro, lambda _, batch=batch: batch) / state.config.accumulation
+                        loss.backward()  # of each part by itself, so that one of them is in memory at a time
+                        if state.working:
+                            state.working.collect_()
+                        total += loss.detach()
             return total
         except Exception as error:
             if state.oom_recovery is None or not state.oom_recovery.helps(error):
@@ -124,25 +127,4 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     )
     if batch.share is not None:
         prediction = batch.share * prediction
-    return velocity_loss(prediction, target, batch.weight).mean()
-
-
-@torch.no_grad()
-def prior_target(state: TrainState, batch: Batch) -> Tensor:
-    """Return the training target with prior preservation, (B, C, h, w).
-
-    For samples with prior preservation it is the base model's own prediction, for all others the velocity.
-
-    Ruiz et al. 2022, arXiv:2208.12242, sample images with the base model and train on those. Its prediction for the
-    same input gives the same signal without sampling, at every sigma. It takes the same token route as the batch, so
-    that an update of 0 has a loss of 0.
-    """
-    assert batch.prior is not None
-    set_strength_(state.transformer, 0.0)
-    try:
-        base = state.family.predict(
-            state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
-        )
-    finally:
-        set_strength_(state.transformer, 1.0)
-    return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)
+    return batch.mean_loss(velocity_loss(prediction, target, batch.weight, state.config.loss, state.config.huber_c))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config.dataset import FolderConfig
 from ...config.optimizer import OptimizerConfig
 from ...config.training import TrainingConfig
 from ...data.batch_sampler import BatchPlan
@@ -56,6 +57,7 @@ class TrainState:
     oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
     working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
+    parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): none of them mirrors images
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     learning_rates: list[float] = field(default_factory=list)
@@ -93,6 +95,8 @@ class Batch:
         x0: clean latents of a rollout, (B, channels, h, w).
         share: factor of the predictions in the loss after a rollout, (B, 1, 1, 1).
         route: which tokens skip which blocks; None where none does.
+        factor: factor of each sample's loss, (B,), fp32; None where all are 1.
+        class_text: embeddings of the captions for which the prediction is held at the base model's, with preservation.
     """
 
     x_sigma: Tensor
@@ -106,6 +110,8 @@ class Batch:
     x0: Tensor | None = None
     share: Tensor | None = None
     route: Route | None = None
+    factor: Tensor | None = None
+    class_text: Sequence[Tensor] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device.
@@ -114,6 +120,10 @@ class Batch:
         """
         is_asynchronous = works_beside(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=is_asynchronous))
+
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        """Return the mean of the samples' losses, (B,), each multiplied by its factor."""
+        return (losses if self.factor is None else self.factor * losses).mean()
 
     def pinned(self) -> Batch:
         """Return the batch in pinned memory, from which a GPU copies asynchronously."""
@@ -126,8 +136,10 @@ class Batch:
         changed = [None if tensor is None else change(tensor) for tensor in rest]
         route = None if self.route is None else replace(self.route, kept=change(self.route.kept))
         return Batch(
-            change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route=route
-        )
+            change(self.x_sigma), change(self.velocity), change(self.sigma), text, beside, *changed, route=route,
+            factor=None if self.factor is None else change(self.factor),
+            class_text=[change(tensor) for tensor in self.class_text],
+        )  # fmt: skip
 
 
 Fetch = Callable[[int], Batch]  # returns a micro-batch by its number
