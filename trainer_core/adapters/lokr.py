@@ -90,7 +90,7 @@ class LokrUpdate(Update):
             _product(*(None if t is None else to_double(t.to(weight.device)) for t in side))
             for side in ((self.w1, self.w1_a, self.w1_b), (self.w2, self.w2_a, self.w2_b))
         )
-        return torch.kron(w1, w2) * self.scale
+        return torch.kron(w1.contiguous(), w2.contiguous()) * self.scale
 
     def applied(self, x: Tensor) -> Tensor:
         w1, w2 = self.sides()
