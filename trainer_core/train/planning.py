@@ -63,9 +63,8 @@ def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | Non
 
 
 def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
-    estimator = make_estimator(
-        plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
-    )
+    machine = plan.machine or this_machine(plan.device, plan.request.model.dtype)
+    estimator = make_estimator(plan.request, plan.family, plan.index, machine, host.paths.cache)
     if plan.request.memory.mode == "auto":
         plan = replace(plan, memory=choose_memory(estimator, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from ...adapters.inject import set_micro_, set_strength_
+from ...adapters.inject import set_micro_
 from ...flow.loss import velocity_loss
 from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
@@ -25,8 +25,9 @@ from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
+from .prior import prior_target
 from .scheduled_sampling import roll_out
-from .state import Batch, Fetch, Hook, TrainState
+from .state import Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
@@ -37,9 +38,9 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
     end = state.num_steps * state.config.accumulation
-    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end) as fetch:
+    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, state.next_micro) as fetch:
         while state.step < state.num_steps:
-            host.check_cancelled()
+            state.ranks.agree(host.check_cancelled)
             start = time.perf_counter()
             rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
             loss, norm = train_step(state, rate, fetch)
@@ -79,32 +80,53 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
 
 
 def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) -> Tensor:
-    """Add up the gradients of a step's micro-batches. Retry the step where out-of-memory recovery can help.
+    """Add up the gradients of a step's micro-batches.
 
     Args:
         first: number of the step's first micro-batch.
     Returns:
         The mean loss, on the device.
     """
+    micros = range(first, first + state.config.accumulation)
+
+    def add_up() -> Tensor:
+        total = torch.zeros((), device=state.device)
+        with state.working.active() if state.working else nullcontext():
+            for micro in micros:
+                total += _backward(state, micro, fetch)
+        return total
+
+    if state.ranks.size == 1:
+        return _with_recovery(state, add_up)
+    with state.working.active() if state.working else nullcontext():
+        return state.ranks.add_gradients_(  # out of memory on one rank repeats its micro-batch, not the others' step
+            state.parameters, micros, lambda micro: _with_recovery(state, lambda: _backward(state, micro, fetch))
+        )
+
+
+def _backward(state: TrainState, micro: int, fetch: Fetch | None) -> Tensor:
+    """Add a micro-batch's share of the step's gradient to .grad, and return its share of the loss."""
+    set_micro_(state.layers, micro)
+    loss = micro_loss(state, micro, fetch) / state.config.accumulation
+    loss.backward()
+    if state.working:
+        state.working.collect_()
+    return loss.detach()
+
+
+def _with_recovery(state: TrainState, compute: Callable[[], Tensor]) -> Tensor:
+    """Compute gradients. Retry from gradients of zero where out-of-memory recovery can help."""
     while True:
         try:
-            total, loss = torch.zeros((), device=state.device), None
-            with state.working.active() if state.working else nullcontext():
-                for micro in range(first, first + state.config.accumulation):
-                    set_micro_(state.layers, micro)
-                    loss = micro_loss(state, micro, fetch) / state.config.accumulation
-                    loss.backward()
-                    if state.working:
-                        state.working.collect_()
-                    total += loss.detach()
-            return total
+            return compute()
         except Exception as error:
             if state.oom_recovery is None or not state.oom_recovery.helps(error):
                 raise
         finally:
             set_micro_(state.layers, None)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = None  # after an interrupted backward pass it still references the stored activations
+        if state.working:
+            state.working.clear_gradients()
         state.oom_recovery.take_()
 
 
@@ -125,24 +147,3 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     if batch.share is not None:
         prediction = batch.share * prediction
     return velocity_loss(prediction, target, batch.weight).mean()
-
-
-@torch.no_grad()
-def prior_target(state: TrainState, batch: Batch) -> Tensor:
-    """Return the training target with prior preservation, (B, C, h, w).
-
-    For samples with prior preservation it is the base model's own prediction, for all others the velocity.
-
-    Ruiz et al. 2022, arXiv:2208.12242, sample images with the base model and train on those. Its prediction for the
-    same input gives the same signal without sampling, at every sigma. It takes the same token route as the batch, so
-    that an update of 0 has a loss of 0.
-    """
-    assert batch.prior is not None
-    set_strength_(state.transformer, 0.0)
-    try:
-        base = state.family.predict(
-            state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
-        )
-    finally:
-        set_strength_(state.transformer, 1.0)
-    return torch.where(batch.prior[:, None, None, None], base.to(batch.velocity), batch.velocity)

@@ -18,6 +18,7 @@ from ...data.cache.prompts import TextCache
 from ...data.dataset import Sample
 from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
+from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
 from ...models.family import Family
 from ...models.token_routing import Route
@@ -56,12 +57,17 @@ class TrainState:
     oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
     working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
+    ranks: Ranks = ALONE  # the processes that train together
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
     # Whether weights, optimizer, average and history are those of one and the same step. Only then is the state saved.
     is_consistent: bool = True
+
+    def next_micro(self, micro: int) -> int:
+        """Return the micro-batch that this process computes after this one."""
+        return self.ranks.next_micro(micro, self.config.accumulation)
 
     def finish_step_(self, loss: float, learning_rate: float, seconds: float) -> None:
         """Record a step whose weights are in place. An interrupt within leaves the state marked as inconsistent."""

@@ -1,0 +1,92 @@
+"""The devices of a run: what `--devices` and LoRATrainer's field `devices` mean on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:  # so that checks of settings do not import torch
+    import torch
+
+DEVICES_VARIABLE = "CHROMA_TRAINER_DEVICES"  # devices of the processes on this machine, separated by commas
+ACCELERATORS = ("cuda", "xpu")  # of which a machine can have several
+FORMS = "auto, a number (2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
+MOST_PROCESSES = 1024  # for cpu:N
+
+
+def devices_of(text: str) -> list[str]:
+    """Return the names of the devices that a setting selects; [] for one device, which the trainer chooses.
+
+    Raises:
+        UserError: it is malformed, or this machine lacks one of the devices.
+    """
+    text = text.strip().lower().replace(" ", "")
+    if not text:
+        return []
+    if match := re.fullmatch(r"cpu:([1-9]\d{0,3})", text):
+        return ["cpu"] * min(int(match[1]), MOST_PROCESSES)
+    available = accelerators()
+    if text == "auto":
+        return available
+    if re.fullmatch(r"[1-9]\d{0,3}", text):
+        return _first(int(text), available)
+    parts = text.split(",")
+    if all(re.fullmatch(r"\d{1,4}", part) for part in parts):
+        kind = available[0].partition(":")[0] if available else ACCELERATORS[0]
+        parts = [f"{kind}:{int(part)}" for part in parts]
+    elif not all(re.fullmatch(r"[a-z]+:\d{1,4}|cpu|mps", part) for part in parts):
+        raise UserError.at("devices", f"{text!r} is not a list of devices; use {FORMS}")
+    missing = [part for part in parts if part not in (*available, "cpu", "mps")]
+    if missing:
+        raise UserError.at("devices", f"{', '.join(missing)}: not available; {_inventory(available)}")
+    if len(set(parts)) < len(parts):
+        raise UserError.at("devices", f"{text!r} names a device twice; use each of them once, or cpu:{len(parts)}")
+    return parts
+
+
+def _first(count: int, available: Sequence[str]) -> list[str]:
+    if count == 1:
+        return []
+    if count > len(available):
+        text = f"{count} devices are wanted; {_inventory(available)}. Use at most that many, or cpu:{count} for the CPU"
+        raise UserError.at("devices", text)
+    return list(available[:count])
+
+
+def _inventory(available: Sequence[str]) -> str:
+    return f"this machine has {', '.join(available)}" if available else "this machine has no CUDA, ROCm or XPU device"
+
+
+def accelerators() -> list[str]:
+    """Return the names of this machine's accelerators of the best kind."""
+    import torch
+
+    for kind in ACCELERATORS:
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            return [f"{kind}:{number}" for number in range(module.device_count())]
+    return []
+
+
+def device_of_rank() -> torch.device:
+    """Return the device of this process, which torchrun or accelerate launch started as one of several.
+
+    Raises:
+        UserError: the machine has fewer devices than processes.
+    """
+    import torch
+
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    chosen = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
+    devices = chosen or accelerators()
+    if not devices:
+        return torch.device("cpu")
+    if local_rank >= len(devices):
+        text = f"{local_size} processes were started on this machine, which has {len(devices)} devices ({', '.join(devices)})"
+        raise UserError.at("devices", f"{text}; start at most one process per device")
+    return torch.device(devices[local_rank])

@@ -1,0 +1,102 @@
+"""Plan a run on all ranks: each checks its own copy of the request, dataset and model files, and all must agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+
+from ..config.memory import MemoryConfig
+from ..config.request import TrainRequest
+from ..devices import pick_device
+from ..distributed.ranks import Ranks
+from ..errors import Cancelled, UserError
+from ..host import Host, Notice
+from ..planner.memory_plan import Machine, MemoryPlan, this_machine
+from ..runs.manifest import settings_of
+from .metadata import versions
+from .planning import resolve_memory
+from .prepare import RunPlan, plan_run
+
+
+def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> RunPlan:
+    """Return the plan of a run, see plan_run. The run's folder is that of rank 0.
+
+    Raises:
+        UserError: as plan_run; or a rank has another version, workflow, dataset or model than rank 0.
+    """
+    if ranks.size == 1:
+        return plan_run(request, host, unreadable)
+    _refuse_idle_ranks(request, ranks)
+    ranks.require_equal({**versions(), "workflow": _settings_text(request)})
+    machine = smallest_machine(ranks, this_machine(pick_device(host.device), request.model.dtype))
+    plan = ranks.leaders_first(lambda: plan_run(request, host, unreadable, machine, ranks.is_main))
+    ranks.require_equal(
+        {
+            "quantization": plan.request.model.quantization.level,
+            "dataset": plan.index.digest,
+            **{f"model ({part})": identity for part, identity in plan.manifest.weights.items()},
+        }
+    )
+    return replace(plan, folder=plan.folder.with_name(ranks.from_main(lambda: plan.folder.name)), machine=machine)
+
+
+def memory_with(ranks: Ranks, plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
+    """Choose the memory settings, see resolve_memory. All ranks take those that rank 0 chooses for the smallest machine."""
+    plan, estimate = resolve_memory(plan, host)
+    if ranks.size == 1:
+        return plan, estimate
+    chosen = ranks.from_main(lambda: asdict(plan.memory) if plan.memory else None)
+    names = {field.name for field in fields(MemoryConfig)}
+    memory = MemoryConfig(**{name: value for name, value in chosen.items() if name in names}) if chosen else None
+    return replace(plan, memory=memory), estimate
+
+
+def smallest_machine(ranks: Ranks, here: Machine) -> Machine:
+    """Return the machine with the least memory that any rank has. The ranks of a machine share its RAM."""
+    own = replace(here, ram_bytes=here.ram_bytes // ranks.local_size, ram_total=here.ram_total // ranks.local_size)
+    all_machines = [Machine(**values) for values in ranks.together(lambda: asdict(own))]
+    return replace(
+        all_machines[0],
+        **{
+            name: min(getattr(machine, name) for machine in all_machines)
+            for name in ("device_bytes", "ram_bytes", "flops", "device_total", "ram_total")
+        },
+    )
+
+
+def warn_other_devices(ranks: Ranks, host: Host) -> None:
+    """Say where the ranks' devices are of different models, because the bytes are those of one device then no more."""
+    names = list(dict.fromkeys(ranks.device_names))
+    if len(names) > 1:
+        text = f"the devices differ ({', '.join(names)}): their rounding differs, so the LoRA's bytes are not those of one"
+        host.emit(Notice(text, "warning"))
+
+
+def _refuse_idle_ranks(request: TrainRequest, ranks: Ranks) -> None:
+    if ranks.size > request.training.accumulation:
+        raise UserError.at("devices", idle_text(ranks.size, request.training.accumulation))
+
+
+def idle_text(size: int, accumulation: int) -> str:
+    """Return the message for more devices than a step has micro-batches."""
+    return (
+        f"{size} devices, and accumulation is {accumulation}: {size - accumulation} of them would have nothing to do. Set "
+        f"LoRATrainer.accumulation to {size} ({size} batches a step) or a multiple, or use at most {accumulation} devices"
+    )
+
+
+def _settings_text(request: TrainRequest) -> str:
+    return json.dumps(settings_of(request), sort_keys=True)
+
+
+@contextmanager
+def reporting_failure(ranks: Ranks) -> Iterator[None]:
+    """If the run fails on this rank, let the others know why before the process ends."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Cancelled):
+            ranks.report_failure(" | ".join(str(error).splitlines()) or type(error).__name__)
+        raise
