@@ -21,7 +21,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...trainer_core.console import LineLog
 from ...trainer_core.errors import Cancelled, UserError
-from ...trainer_core.host import Event, Notice, Paths, PhaseProgress, PreviewReady, SinkHost, StepReport
+from ...trainer_core.host import Event, Machines, Notice, Paths, PhaseProgress, PreviewReady, SinkHost, StepReport
 from ...trainer_core.paths import cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
@@ -195,6 +195,7 @@ class ComfyHost:
     feed: Feed
     log: LineLog = dataclasses.field(default_factory=lambda: LineLog("[ChromaTrainer] "))
     waits_when_paused = False  # this node would block ComfyUI's queue
+    machines = Machines()
 
     @classmethod
     def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:

@@ -73,7 +73,12 @@ class Result:
 
 
 def train(
-    rank: int, runs: list[tuple[TrainRequest, Path, Path]], fault: str = "", at: int = 0, on: int = 1
+    rank: int,
+    runs: list[tuple[TrainRequest, Path, Path]],
+    fault: str = "",
+    at: int = 0,
+    on: int = 1,
+    own_disks: bool = False,
 ) -> Result:
     """Run requests one after another.
 
@@ -81,9 +86,13 @@ def train(
         runs: request, output and cache of each.
         fault: what happens on rank `on`, see FAULTS.
         at: at which step.
+        on: which rank.
+        own_disks: each rank has folders of its own, as on machines without a shared disk.
     """
     result = Result()
     for number, (request, output, cache) in enumerate(runs):
+        if own_disks:
+            output, cache = output / f"machine-{rank}", cache / f"machine-{rank}"
         host = Recorder(output, cache)
         if fault and rank == on and number == 0:
             FAULTS[fault](host, at)

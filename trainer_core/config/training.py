@@ -61,6 +61,7 @@ class TrainingConfig:
         ("trackers",),
         ("eval_images",),
     )
+    UNRECORDED: ClassVar = ("devices",)  # they decide who computes, not what
 
     name: Annotated[
         str,
@@ -283,6 +284,17 @@ class TrainingConfig:
             "difference shows what the LoRA has learned. 0: off."
         ),
     ] = 16
+    devices: Annotated[
+        str,
+        Text(),
+        Advanced(),
+        Last(),
+        Doc(
+            "Devices that train together, each in a process of its own: auto, a number (2), a list (0,1) or CPU processes "
+            "(cpu:2). They share out the batches of accumulation, so the LoRA has the same bytes for any number. Empty: "
+            "one device (docs/devices.md)."
+        ),
+    ] = ""
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""

@@ -18,9 +18,13 @@ FORMS = "auto, a number (2), numbers of devices (0,1), names (cuda:0,cuda:1) or 
 MOST_PROCESSES = 1024  # for cpu:N
 
 
-def devices_of(text: str) -> list[str]:
+def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]:
     """Return the names of the devices that a setting selects; [] for one device, which the trainer chooses.
 
+    Args:
+        text: the setting.
+        accumulation: micro-batches of a step. auto does not select more devices than these can occupy.
+        num_machines: machines that train together.
     Raises:
         UserError: it is malformed, or this machine lacks one of the devices.
     """
@@ -31,7 +35,8 @@ def devices_of(text: str) -> list[str]:
         return ["cpu"] * min(int(match[1]), MOST_PROCESSES)
     available = accelerators()
     if text == "auto":
-        return available
+        usable = available[: max(1, accumulation // num_machines)]
+        return usable if len(usable) > 1 or num_machines > 1 else []
     if re.fullmatch(r"[1-9]\d{0,3}", text):
         return _first(int(text), available)
     parts = text.split(",")
@@ -70,6 +75,20 @@ def accelerators() -> list[str]:
         if module is not None and module.is_available():
             return [f"{kind}:{number}" for number in range(module.device_count())]
     return []
+
+
+def num_launched() -> int:
+    """Return how many processes torchrun or accelerate launch started together; 0 for a process that runs by itself."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdigit() and int(size) > 1 else 0
+
+
+def idle_text(size: int, accumulation: int) -> str:
+    """Return the message for more devices than a step has micro-batches."""
+    return (
+        f"{size} devices, and accumulation is {accumulation}: {size - accumulation} of them would have nothing to do. Set "
+        f"LoRATrainer.accumulation to {size} ({size} batches a step) or a multiple, or use at most {accumulation} devices"
+    )
 
 
 def device_of_rank() -> torch.device:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..devices import device_name, works_beside
 from ..errors import Cancelled, Problem, UserError
-from .device_list import device_of_rank
+from .device_list import device_of_rank, num_launched
 from .gradient_exchange import Wire, add_gradients_
 from .ranks import ALONE, Ranks
 
@@ -199,19 +199,13 @@ def _last_words(error: BaseException) -> str:
 _joined: list[JoinedRanks] = []
 
 
-def is_started_by_launcher() -> bool:
-    """Return whether torchrun or accelerate launch started this process as one of several."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return size.isdigit() and int(size) > 1
-
-
 def join() -> Ranks:
     """Return the ranks of this run. The first call waits until all processes have called it; a single process is ALONE.
 
     Raises:
         UserError: there is no device for this process, or the launcher's variables are incomplete.
     """
-    if not is_started_by_launcher():
+    if not num_launched():
         return ALONE
     if not _joined:
         _joined.append(_join())

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from ..console import Console
 from ..distributed.ranks import Ranks
-from ..host import Event, Host, Notice, Paths, RunOpened
+from ..host import Event, Host, Machines, Notice, Paths, RunOpened
 from . import layout
 from .run_host import RunHost
 
@@ -46,6 +46,10 @@ class RankHost:
     def waits_when_paused(self) -> bool:
         """All processes end when the run is paused, so that their memory is free."""
         return False
+
+    @property
+    def machines(self) -> Machines:
+        return self.host.machines
 
     @property
     def faults(self) -> Sequence[str]:

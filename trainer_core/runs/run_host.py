@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Cancelled, UserError
-from ..host import Event, Host, Notice, Paths
+from ..host import Event, Host, Machines, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
 from .control import read_status, take_command, write_status
@@ -61,6 +61,10 @@ class RunHost:
     @property
     def waits_when_paused(self) -> bool:
         return self.host.waits_when_paused
+
+    @property
+    def machines(self) -> Machines:
+        return self.host.machines
 
     @property
     def faults(self) -> Sequence[str]:

@@ -11,7 +11,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import pick_device
 from ..distributed.ranks import Ranks
-from ..errors import Cancelled, UserError
+from ..errors import Cancelled
 from ..host import Host, Notice
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from ..runs.manifest import settings_of
@@ -28,7 +28,6 @@ def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mappi
     """
     if ranks.size == 1:
         return plan_run(request, host, unreadable)
-    _refuse_idle_ranks(request, ranks)
     ranks.require_equal({**versions(), "workflow": _settings_text(request)})
     machine = smallest_machine(ranks, this_machine(pick_device(host.device), request.model.dtype))
     plan = ranks.leaders_first(lambda: plan_run(request, host, unreadable, machine, ranks.is_main))
@@ -72,19 +71,6 @@ def warn_other_devices(ranks: Ranks, host: Host) -> None:
     if len(names) > 1:
         text = f"the devices differ ({', '.join(names)}): their rounding differs, so the LoRA's bytes are not those of one"
         host.emit(Notice(text, "warning"))
-
-
-def _refuse_idle_ranks(request: TrainRequest, ranks: Ranks) -> None:
-    if ranks.size > request.training.accumulation:
-        raise UserError.at("devices", idle_text(ranks.size, request.training.accumulation))
-
-
-def idle_text(size: int, accumulation: int) -> str:
-    """Return the message for more devices than a step has micro-batches."""
-    return (
-        f"{size} devices, and accumulation is {accumulation}: {size - accumulation} of them would have nothing to do. Set "
-        f"LoRATrainer.accumulation to {size} ({size} batches a step) or a multiple, or use at most {accumulation} devices"
-    )
 
 
 def _settings_text(request: TrainRequest) -> str:
