@@ -190,9 +190,14 @@ def slow_to_encode(host: Recorder, step: int) -> None:
 
 def sigterm(host: Recorder, step: int) -> None:
     """What the command line does with SIGTERM: the host says that the run is cancelled."""
-    host.cancelling_at(step)
-    at_cancel = host.is_over
-    assert not at_cancel()
+    real, seen = loop.train_step, [False]
+
+    def watched(state: Any, *others: Any) -> Any:
+        seen[0] = seen[0] or state.step + 1 == step
+        return real(state, *others)
+
+    loop.train_step = watched
+    object.__setattr__(host, "is_cancelled", lambda: seen[0])
 
 
 def command(name: str) -> Callable[[Recorder, int], None]:
