@@ -32,7 +32,7 @@ from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
-from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
+from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, expand_home
 from .trainer_core.paths import local_paths
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
@@ -89,6 +89,10 @@ class Interrupts:
         self.seen = True
         while threading.main_thread().is_alive():
             time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the run after the current step, as the first signal does."""
+        self.seen = True
 
     def __call__(self) -> bool:
         return self.seen
@@ -214,6 +218,8 @@ def _check_output_paths(arguments: argparse.Namespace) -> None:
 
 
 def _check_device(arguments: argparse.Namespace) -> None:
+    if arguments.device and getattr(arguments, "devices", None):
+        raise UserError.at("--device", "is one device, and --devices are several; give one of the two options")
     if arguments.device:
         from .trainer_core.devices import pick_device
 
@@ -379,9 +385,55 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
     return learning_score(model, lora, ASSETS / "neon-emoji", settings, _host(arguments, (Console(),)))
 
 
+def work(arguments: argparse.Namespace) -> int:
+    """Train as one of several processes, which trainer_core/launch started."""
+    from .trainer_core.distributed.device_list import device_of_rank
+    from .trainer_core.launch.job import FINISHED, Job, Result
+    from .trainer_core.launch.worker import EventFile, on_end_of_input, reporting
+    from .trainer_core.train.run import run as train
+
+    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK") == "0"
+    interrupts = Interrupts()
+    on_end_of_input(interrupts.stop)
+    job = Job.read(folder)
+    sinks = (EventFile(folder),) if is_first else ()
+    host = SinkHost(job.paths, sinks, interrupts, str(device_of_rank()), waits_when_paused=False)
+    with reporting(folder, is_first):
+        result = train(job.request, host, job.prompt)
+        if is_first:
+            lora = result.lora
+            Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(folder)
+    return 0
+
+
 def _read_graph(arguments: argparse.Namespace) -> Graph:
     graph = read_workflow(Path(arguments.workflow), schemas())
-    return override(graph, arguments.set, CATALOGUE)
+    graph = override(graph, arguments.set, CATALOGUE)
+    devices = getattr(arguments, "devices", None)
+    if devices is None:
+        return graph
+    trainers = [node.id for node in graph.nodes.values() if node.type == lora_trainer.SPEC.id]
+    return override(graph, [f"{id}.devices={devices}" for id in trainers], CATALOGUE)
+
+
+def _machines(arguments: argparse.Namespace) -> Machines:
+    """Return the machines that train together: --nodes, --node and --meet."""
+    count, number, meeting = (getattr(arguments, name, None) for name in ("nodes", "node", "meet"))
+    if count is None and number is None and not meeting:
+        return Machines()
+    host, colon, port = (meeting or "").rpartition(":")
+    problems = []
+    if not count or count < 2:
+        problems.append(Problem("--nodes", f"is {count}; give the number of machines, at least 2"))
+    if number is None or not 0 <= number < (count or number + 1):
+        problems.append(Problem("--node", f"is {number}; give the number of this machine, 0 to {(count or 1) - 1}"))
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        text = f"is {meeting!r}; give the name or address of machine 0 and a free port of it, such as 192.168.1.10:29500"
+        problems.append(Problem("--meet", text))
+    if problems:
+        raise UserError(problems)
+    assert count and number is not None and meeting
+    return Machines(count, number, meeting)
 
 
 def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = lambda: False) -> SinkHost:
@@ -392,7 +444,8 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
         [Path(p) for p in arguments.datasets],
         config,
     )
-    return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=getattr(arguments, "device", ""))
+    machines, device = _machines(arguments), getattr(arguments, "device", "")
+    return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=device, machines=machines)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -439,6 +492,16 @@ def _parser() -> argparse.ArgumentParser:
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
         runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+        _add_machine_arguments(runner)
+    for name in ("run", "resume", "check", "plan"):
+        commands.choices[name].add_argument(
+            "--devices",
+            metavar="LIST",
+            help="train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)",
+        )
+    worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
+    worker.set_defaults(call=work)
+    worker.add_argument("folder")
     sub = command("inspect", inspect)
     sub.add_argument("file", help="LoRA file (.safetensors)")
     sub.add_argument("--json", action="store_true", help="as JSON")
@@ -466,6 +529,12 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace the workflow if it exists")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, metavar="N", help="train on N machines, on each of which this is started")
+    parser.add_argument("--node", type=int, metavar="I", help="number of this machine, from 0; machine 0 saves the LoRA")
+    parser.add_argument("--meet", metavar="HOST:PORT", help="where the machines meet: address of machine 0, a free port")
 
 
 def _gigabytes(text: str) -> float:

@@ -42,7 +42,7 @@ def cases(workshop: Any, masks: Path) -> dict[str, TrainRequest]:
         "lokr, uneven rounds": replace(request(adapter={"kind": "lokr"}, accumulation=6), optimizer=bf16_states),
         "bf16, routed": request({"dtype": "bf16"}, routed_share=0.5, route_first=1, gradient_checkpointing=True),
         "int8, rollouts": request({"quantization": QuantizationConfig("int8-quanto", "cpu")}, rollout_probability=0.5),
-        "nf4, eva": request({"quantization": QuantizationConfig("nf4-bnb", "cpu")}, init="eva"),
+        "int4, eva": request({"quantization": QuantizationConfig("int4-quanto", "cpu")}, init="eva"),
         "masks, prior": replace(request(), dataset=weighed),
     }
 
@@ -109,7 +109,7 @@ def alone(fleet: Fleet, workshop: Any, masks: Path, tmp_path_factory: pytest.Tem
 @pytest.mark.parametrize(
     "names",
     [QUICK, pytest.param(("lokr, uneven rounds", "bf16, routed", "masks, prior"), marks=pytest.mark.slow)]
-    + [pytest.param(("int8, rollouts", "nf4, eva"), marks=pytest.mark.slow)],
+    + [pytest.param(("int8, rollouts", "int4, eva"), marks=pytest.mark.slow)],
     ids=["lora", "options", "quantized"],
 )
 def test_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path, alone: dict[str, Any], size: int, names: tuple):

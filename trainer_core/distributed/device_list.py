@@ -53,6 +53,12 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
     return parts
 
 
+def only_device(text: str) -> str:
+    """Return the device that a setting names, such as cuda:1; "" where it selects several, or leaves it to the trainer."""
+    text = text.strip().lower()
+    return text if re.fullmatch(r"[a-z]+:\d{1,4}|cpu|mps", text) and not text.startswith("cpu:") else ""
+
+
 def _first(count: int, available: Sequence[str]) -> list[str]:
     if count == 1:
         return []

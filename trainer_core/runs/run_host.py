@@ -157,6 +157,8 @@ def wait_for_resume(folder: Path, host: Host) -> None:
     with _lock_folder(folder):
         status = read_status(folder)
         assert status
+        if not status.pid:  # the processes that trained have ended, and this one waits
+            write_status(folder, dataclasses.replace(status, pid=os.getpid()))
         try:
             while (command := take_command(folder)) != "resume":
                 host.check_cancelled()

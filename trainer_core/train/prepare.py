@@ -16,6 +16,7 @@ from ..config.training import TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
 from ..data.reference_images import References, find_references
 from ..devices import pick_device
+from ..distributed.device_list import only_device
 from ..errors import UserError
 from ..host import Host, Notice, collect
 from ..models.family import Family
@@ -118,7 +119,7 @@ def check_run(
     unresolved, request = request, resolve_for_model(request, family)
     for line in _describe_choices(unresolved.training, request.training, family):
         host.emit(Notice(line))
-    device = pick_device(host.device)
+    device = pick_device(only_device(request.training.devices) or host.device)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)

@@ -27,6 +27,8 @@ from ..distributed.process_group import join
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
+from ..launch.job import Result
+from ..launch.launch import devices_to_start, launch
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
 from ..runs.local_values import write_local_values
@@ -72,12 +74,15 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
         UserError: all problems that can be found in advance, or one that occurs during the run.
         Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
     """
+    devices = devices_to_start(request, host)
     ranks = join()
     host = host_of_rank(host, ranks)
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
     with torch.inference_mode(False), torch.enable_grad(), reporting_failure(ranks):
         while True:
             try:
+                if devices:
+                    return _result_of(launch(request, host, prompt or {}, devices), request)
                 return _run(request, host, prompt or {}, ranks)
             except Paused as pause:
                 if not host.waits_when_paused:
@@ -92,6 +97,11 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
             # After the except block: the exception no longer references the frames and their tensors.
             _free_memory(pick_device(host.device))
             wait_for_resume(folder, host)
+
+
+def _result_of(result: Result, request: TrainRequest) -> TrainResult:
+    path, name, sha256, folder = result.lora
+    return TrainResult(TrainedLora(path, name, sha256, request.model, folder), result.losses, result.report)
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ranks) -> TrainResult:

@@ -1,0 +1,1 @@
+"""Start the processes of a run on several devices, show what they report, and end with their result (docs/devices.md)."""
