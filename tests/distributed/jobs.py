@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from chroma_trainer.trainer_core.adapters.inject import adapter_state
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.data.cache import latents
 from chroma_trainer.trainer_core.distributed.process_group import join
 from chroma_trainer.trainer_core.host import Event, StepReport
 from chroma_trainer.trainer_core.runs.control import request as send_command
-from chroma_trainer.trainer_core.train.hooks import checkpoint, compare_ranks
+from chroma_trainer.trainer_core.train import metadata
+from chroma_trainer.trainer_core.train.hooks import checkpoint
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop
 from torch import nn
@@ -106,6 +107,20 @@ def train(
     return result
 
 
+def train_other_dataset(rank: int, request: TrainRequest, folder: Path, version: str = "") -> Result:
+    """Run a request whose images are others on rank 1; or, with a version, whose rank 1 has another version."""
+    if rank == 1 and version:
+        metadata.VERSION = version
+    elif rank == 1:
+        own = folder / "other" / Path(request.dataset.roots[0]).name
+        shutil.copytree(request.dataset.roots[0], own)
+        (own / "0.txt").write_text("another caption", "utf-8")
+        (part,) = request.dataset.parts
+        dataset = replace(request.dataset, parts=(replace(part, folder=str(own)),), roots=(str(own),))
+        request = replace(request, dataset=dataset)
+    return train(rank, [(request, folder / "out", folder / "cache")])
+
+
 def at_step(host: Recorder, step: int, act: Callable[[], None]) -> None:
     def see(event: Event) -> None:
         if isinstance(event, StepReport) and event.step == step:
@@ -162,17 +177,12 @@ def out_of_memory_once(host: Recorder, step: int) -> None:
 
 
 def flip_a_bit(host: Recorder, step: int) -> None:
-    compare_ranks.EVERY = 1
     real = loop.train_step
 
     def flipped(state: Any, *others: Any) -> Any:
         result = real(state, *others)
         if state.step == step:
-            weight = next(iter(adapter_state(state.layers)))
-            parameter = state.parameters[0]
-            assert weight
-            bits = parameter.data.view(torch.int32)
-            bits.view(-1)[0] ^= 1
+            state.parameters[0].data.view(torch.int32).view(-1)[0] ^= 1
         return result
 
     loop.train_step = flipped

@@ -20,5 +20,5 @@ def test_processes_that_would_be_idle_are_refused(monkeypatch, workshop):
     assert problems_of(workshop.request(accumulation=4), workshop.host()) == []
     (problem,) = problems_of(workshop.request(accumulation=3), workshop.host())
     assert problem.field == "devices"
-    assert "4 devices, and accumulation is 3: 1 of them would have nothing to do" in problem.message
-    assert "Set LoRATrainer.accumulation to 4 (4 batches a step)" in problem.message
+    assert "4 devices for 3 micro-batches a step (accumulation): 1 of them would have nothing to do" in problem.message
+    assert "Set LoRATrainer.accumulation to 4 or a multiple, or use at most 3 devices" in problem.message

@@ -91,9 +91,10 @@ def num_launched() -> int:
 
 def idle_text(size: int, accumulation: int) -> str:
     """Return the message for more devices than a step has micro-batches."""
+    most = "one device" if accumulation == 1 else f"at most {accumulation} devices"
     return (
-        f"{size} devices, and accumulation is {accumulation}: {size - accumulation} of them would have nothing to do. Set "
-        f"LoRATrainer.accumulation to {size} ({size} batches a step) or a multiple, or use at most {accumulation} devices"
+        f"{size} devices for {accumulation} micro-batches a step (accumulation): {size - accumulation} of them would have "
+        f"nothing to do. Set LoRATrainer.accumulation to {size} or a multiple, or use {most}"
     )
 
 

@@ -116,11 +116,13 @@ class JoinedRanks(Ranks):
 
     def require_equal(self, values: Mapping[str, str]) -> None:
         all_values = self.together(lambda: dict(values))
+        names = dict.fromkeys(name for own in all_values for name in own)
         problems = [
-            Problem(name, f"{self.name_of(rank)} has {theirs[name]!r}, and {self.name_of(0)} has {value!r}; {FIX}")
-            for name, value in all_values[0].items()
-            for rank, theirs in enumerate(all_values)
-            if theirs.get(name) != value
+            Problem(name, f"{self.name_of(rank)} has {own.get(name)!r}, and {self.name_of(0)} has {first!r}; {FIX}")
+            for name in names
+            for first in [all_values[0].get(name)]
+            for rank, own in enumerate(all_values)
+            if own.get(name) != first
         ]
         if problems:
             raise UserError(problems)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
@@ -28,7 +28,7 @@ def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mappi
     """
     if ranks.size == 1:
         return plan_run(request, host, unreadable)
-    ranks.require_equal({**versions(), "workflow": _settings_text(request)})
+    ranks.require_equal({**versions(), **_flatten(settings_of(request))})
     machine = smallest_machine(ranks, this_machine(pick_device(host.device), request.model.dtype))
     plan = ranks.leaders_first(lambda: plan_run(request, host, unreadable, machine, ranks.is_main))
     ranks.require_equal(
@@ -73,8 +73,15 @@ def warn_other_devices(ranks: Ranks, host: Host) -> None:
         host.emit(Notice(text, "warning"))
 
 
-def _settings_text(request: TrainRequest) -> str:
-    return json.dumps(settings_of(request), sort_keys=True)
+def _flatten(value: Any, name: str = "") -> dict[str, str]:
+    """Return nested settings as texts by name, such as "training.rank", so that a difference is named by itself."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    else:
+        return {name: str(value)}
+    return {key: text for part, item in items for key, text in _flatten(item, f"{name}.{part}".strip(".")).items()}
 
 
 @contextmanager
