@@ -128,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_paths(arguments)
         return arguments.call(arguments)
     except UserError as error:
-        _print_last(*(f"error: {_one_line(problem)}" for problem in error.problems))
+        if not _is_silent():
+            _print_last(*(f"error: {_one_line(problem)}" for problem in error.problems))
         return EXIT_USER
     except OSError as error:
         if error.errno is None:  # raised by a library, not by the operating system
@@ -136,8 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_last(f"error: {printable(str(error.filename or 'output'))}: {error.strerror}")
         return EXIT_USER
     except (Cancelled, KeyboardInterrupt):
+        if _is_silent():
+            return 0  # else torchrun would end rank 0, which is saving
         _print_last("canceled")
         return EXIT_CANCELLED
+
+
+def _is_silent() -> bool:
+    """Return whether rank 0 speaks for this process: torchrun started several, and they have found each other."""
+    group = sys.modules.get(f"{__package__}.trainer_core.distributed.process_group")
+    return group is not None and group.has_joined() and os.environ.get("RANK") != "0"
 
 
 def _expand_homes(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -193,8 +202,12 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(event, RunReported):
             reports.append(event.report)
 
-    execute(graph, CATALOGUE, _host(arguments, (Console(), collect), Interrupts()))
-    if arguments.report:
+    is_first = os.environ.get("RANK", "0") == "0" and _machines(arguments).number == 0
+    if not is_first:  # the LoRA is on another machine, or another process uses it
+        graph = _up_to_trainers(graph)
+    sinks = (Console(), collect) if os.environ.get("RANK", "0") == "0" else (collect,)
+    execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
+    if arguments.report and is_first:
         write_json(Path(arguments.report), _join_reports(reports))
     return 0
 
@@ -264,20 +277,25 @@ def plan(arguments: argparse.Namespace) -> int:
             _print(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
-    if not needed:
+    graph = _up_to_trainers(graph)
+    if not graph.nodes:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan; add one")
-    before: set[str] = set()
-    while before != needed:
-        before = set(needed)
-        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
-    graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
     catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=plan_instead)}
     _check_device(arguments)
     execute(graph, catalogue, _host(arguments))
     if arguments.json:
         print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
     return 0
+
+
+def _up_to_trainers(graph: Graph) -> Graph:
+    """Return the trainers of the workflow, and what they depend on."""
+    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
+    before: set[str] = set()
+    while before != needed:
+        before = set(needed)
+        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
+    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -416,6 +434,13 @@ def _read_graph(arguments: argparse.Namespace) -> Graph:
     return override(graph, [f"{id}.devices={devices}" for id in trainers], CATALOGUE)
 
 
+def _device_of_rank() -> str:
+    """Return the device of this process where torchrun or accelerate launch started several; "" where it runs by itself."""
+    from .trainer_core.distributed.device_list import device_of_rank, num_launched
+
+    return str(device_of_rank()) if num_launched() else ""
+
+
 def _machines(arguments: argparse.Namespace) -> Machines:
     """Return the machines that train together: --nodes, --node and --meet."""
     count, number, meeting = (getattr(arguments, name, None) for name in ("nodes", "node", "meet"))
@@ -444,7 +469,7 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
         [Path(p) for p in arguments.datasets],
         config,
     )
-    machines, device = _machines(arguments), getattr(arguments, "device", "")
+    machines, device = _machines(arguments), getattr(arguments, "device", "") or _device_of_rank()
     return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=device, machines=machines)
 
 

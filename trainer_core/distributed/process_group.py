@@ -201,6 +201,11 @@ def _last_words(error: BaseException) -> str:
 _joined: list[JoinedRanks] = []
 
 
+def has_joined() -> bool:
+    """Return whether this process has joined others."""
+    return bool(_joined)
+
+
 def join() -> Ranks:
     """Return the ranks of this run. The first call waits until all processes have called it; a single process is ALONE.
 
