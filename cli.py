@@ -407,7 +407,7 @@ def work(arguments: argparse.Namespace) -> int:
     """Train as one of several processes, which trainer_core/launch started."""
     from .trainer_core.distributed.device_list import device_of_rank
     from .trainer_core.launch.job import FINISHED, Job, Result
-    from .trainer_core.launch.worker import EventFile, on_end_of_input, reporting
+    from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
 
     folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK") == "0"
@@ -420,7 +420,9 @@ def work(arguments: argparse.Namespace) -> int:
         result = train(job.request, host, job.prompt)
         if is_first:
             lora = result.lora
-            Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(folder)
+            Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(
+                folder
+            )
     return 0
 
 
@@ -453,7 +455,9 @@ def _machines(arguments: argparse.Namespace) -> Machines:
     if number is None or not 0 <= number < (count or number + 1):
         problems.append(Problem("--node", f"is {number}; give the number of this machine, 0 to {(count or 1) - 1}"))
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        text = f"is {meeting!r}; give the name or address of machine 0 and a free port of it, such as 192.168.1.10:29500"
+        text = (
+            f"is {meeting!r}; give the name or address of machine 0 and a free port of it, such as 192.168.1.10:29500"
+        )
         problems.append(Problem("--meet", text))
     if problems:
         raise UserError(problems)
@@ -558,8 +562,12 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="train on N machines, on each of which this is started")
-    parser.add_argument("--node", type=int, metavar="I", help="number of this machine, from 0; machine 0 saves the LoRA")
-    parser.add_argument("--meet", metavar="HOST:PORT", help="where the machines meet: address of machine 0, a free port")
+    parser.add_argument(
+        "--node", type=int, metavar="I", help="number of this machine, from 0; machine 0 saves the LoRA"
+    )
+    parser.add_argument(
+        "--meet", metavar="HOST:PORT", help="where the machines meet: address of machine 0, a free port"
+    )
 
 
 def _gigabytes(text: str) -> float:

@@ -102,7 +102,7 @@ def train(
             result.errors.append("")
         except BaseException as error:
             result.errors.append(f"{type(error).__name__}: {error}")
-        result.events.append([event for event in host.events if not isinstance(event, tuple)])
+        result.events.append(host.all(object))
         result.steps.append(max((event.step for event in host.all(StepReport)), default=0))
     return result
 

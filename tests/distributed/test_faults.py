@@ -180,7 +180,9 @@ def test_another_dataset_on_a_rank_is_refused_by_name(fleet: Fleet, workshop: An
     assert fleet.run(job) == [0, 0], job.log(0)
     for rank in (0, 1):
         error = job.result(rank).errors[0]
-        assert error.startswith("UserError: dataset: rank 1 (cpu on ") and "all processes of a run need the same" in error
+        assert (
+            error.startswith("UserError: dataset: rank 1 (cpu on ") and "all processes of a run need the same" in error
+        )
     assert not (tmp_path / "out" / "loras").exists()
 
 

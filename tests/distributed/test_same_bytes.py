@@ -108,8 +108,11 @@ def alone(fleet: Fleet, workshop: Any, masks: Path, tmp_path_factory: pytest.Tem
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "names",
-    [QUICK, pytest.param(("lokr, uneven rounds", "bf16, routed", "masks, prior"), marks=pytest.mark.slow)]
-    + [pytest.param(("int8, rollouts", "int4, eva"), marks=pytest.mark.slow)],
+    [
+        QUICK,
+        pytest.param(("lokr, uneven rounds", "bf16, routed", "masks, prior"), marks=pytest.mark.slow),
+        pytest.param(("int8, rollouts", "int4, eva"), marks=pytest.mark.slow),
+    ],
     ids=["lora", "options", "quantized"],
 )
 def test_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path, alone: dict[str, Any], size: int, names: tuple):

@@ -104,7 +104,6 @@ class JoinedRanks(Ranks):
             raise Cancelled
 
     def collect_warnings(self) -> None:
-        """Move the warnings of all ranks to the main one. The same warning of several ranks becomes one."""
         own, self.warnings = self.warnings, []
         texts = self.together(lambda: own)
         if self.is_main:
@@ -186,8 +185,10 @@ class JoinedRanks(Ranks):
 
     def _failure_of(self, reasons: Mapping[int, str]) -> RankLost:
         if not reasons:
-            text = "another process of this run ended without a message (killed, or out of memory?); run again to resume"
-            return RankLost.at("devices", text)
+            text = (
+                "another process of this run ended without a message (killed, or out of memory?); run again to resume"
+            )
+            return RankLost([Problem("devices", text)])
         return RankLost([Problem("devices", f"{self.name_of(rank)}: {text}") for rank, text in reasons.items()])
 
 
@@ -238,7 +239,7 @@ def _join() -> JoinedRanks:
     hosts = ranks.together(lambda: [socket.gethostname(), str(device), device_name(device), local_rank])
     ranks.node = sum(row[3] == 0 for row in hosts[: ranks.rank + 1]) - 1
     ranks.places = [f"{row[1]} on {row[0]}" for row in hosts]
-    ranks.device_names = [row[2] for row in hosts]
+    ranks.device_names = [str(row[2]) for row in hosts]
     ranks.wire = _wire(ranks, [f"{row[0]} {row[1]}" for row in hosts])
     return ranks
 

@@ -119,6 +119,9 @@ class Ranks:
         """
         check()
 
+    def collect_warnings(self) -> None:
+        """Move the warnings of all ranks to the main one. The same warning of several ranks becomes one."""
+
     def require_equal(self, values: Mapping[str, str]) -> None:
         """Compare named texts, such as the dataset's digest, with those of the main rank.
 

@@ -1,9 +1,9 @@
 """What the processes of a run get from the one that starts them, and what they leave: files in a temporary folder.
 
-    job.json       the request with the paths of this machine
-    events.jsonl   every event of the machine's first process, as a line
-    result.json    how the run ended
-    logs/          what each process printed
+job.json       the request with the paths of this machine
+events.jsonl   every event of the machine's first process, as a line
+result.json    how the run ended
+logs/          what each process printed
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def decode(kind: Any, value: Any) -> Any:
         return tuple(decode(parts[0], item) for item in value)
     if origin is dict:
         return {key: decode(parts[1], item) for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: decode(hints[name], item) for name, item in value.items()})
     return Path(value) if kind is Path else value

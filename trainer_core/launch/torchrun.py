@@ -37,14 +37,14 @@ class Processes:
             devices: name of each process's device.
             machines: the machines that train together.
         """
-        command = [sys.executable, "-m", "torch.distributed.run", *options_of(len(devices), machines)]
+        command: list[str] = [sys.executable, "-m", "torch.distributed.run", *options_of(len(devices), machines)]
         command += ["--log-dir", str(folder / LOGS), "--redirects", "3", str(PACKAGE / "cli.py"), "worker", str(folder)]
         environment = {**os.environ, DEVICES_VARIABLE: ",".join(devices), **_environment()}
         apart: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal reaches this process alone
         if sys.platform == "win32":
             apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with (folder / "torchrun.log").open("wb") as log:
-            process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=str(Path.cwd()), **apart
             )
         return cls(folder, process)
@@ -97,7 +97,7 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         **({"USE_LIBUV": "0"} if sys.platform == "win32" else {}),  # torch for Windows is built without it
     }
-    return {name: os.environ.get(name, value) for name, value in values.items()}
+    return {name: os.environ.get(name) or value for name, value in values.items()}
 
 
 def _ending(code: int) -> str:

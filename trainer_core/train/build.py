@@ -56,7 +56,9 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
     with phases("latents"):
         latents = _cache_latents(plan, plan.index, host, ranks)
         reference_latents = (
-            _cache_latents(plan, plan.references.index, host, ranks, plan.references.change) if plan.references else None
+            _cache_latents(plan, plan.references.index, host, ranks, plan.references.change)
+            if plan.references
+            else None
         )
     gc.collect()
     empty_cache(device)
@@ -142,9 +144,7 @@ def _cache_text(plan: RunPlan, host: Host, ranks: Ranks) -> TextCache:
     )  # fmt: skip
 
 
-def _cache_latents(
-    plan: RunPlan, index: Index, host: Host, ranks: Ranks, change: Change | None = None
-) -> LatentCache:
+def _cache_latents(plan: RunPlan, index: Index, host: Host, ranks: Ranks, change: Change | None = None) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.resolved_request, plan.device), _store(host, "latents"), host,

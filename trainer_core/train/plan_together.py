@@ -69,7 +69,9 @@ def warn_other_devices(ranks: Ranks, host: Host) -> None:
     """Say where the ranks' devices are of different models, because the bytes are those of one device then no more."""
     names = list(dict.fromkeys(ranks.device_names))
     if len(names) > 1:
-        text = f"the devices differ ({', '.join(names)}): their rounding differs, so the LoRA's bytes are not those of one"
+        text = (
+            f"the devices differ ({', '.join(names)}): their rounding differs, so the LoRA's bytes are not those of one"
+        )
         host.emit(Notice(text, "warning"))
 
 

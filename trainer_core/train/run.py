@@ -145,11 +145,8 @@ def _train(
     ranks: Ranks,
 ) -> TrainResult:
     request = plan.request
-    host.emit(RunOpened(plan.folder))
-    if estimate:
-        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
-        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
     record = make_record(plan, prompt, host.paths)
+    _announce(plan, estimate, host)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
     state = build_run(plan, host, phases, ranks)
@@ -168,12 +165,7 @@ def _train(
         set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
-    with checkpoint_for(ranks, lambda: _newest(request, checkpoints, host, state)) as newest:
-        if newest:
-            _resume(state, newest, live, host, phases)
-        else:
-            init_from_data_(state, request, host)
-            share_start_(state)
+    _resume_or_start_(state, request, checkpoints, live, host, phases)
     first = state.step
     host.begin(first, state.num_steps, state.losses)
     try:
@@ -196,6 +188,7 @@ def _train(
         eval_after = evaluate(state, host)
     with phases("validate"):
         live.sample_last(state)
+    ranks.collect_warnings()
     report: dict[str, Any] = {}
     if lora:
         report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
@@ -218,8 +211,27 @@ def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> Trai
     return TrainedLora(path, name, sha256, plan.request.model, folder)
 
 
-def _newest(request: TrainRequest, checkpoints: Path, host: Host, state: TrainState) -> Path | None:
-    return newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
+def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host) -> None:
+    host.emit(RunOpened(plan.folder))
+    if estimate:
+        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
+        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
+
+
+def _resume_or_start_(
+    state: TrainState, request: TrainRequest, checkpoints: Path, live: LiveValidation, host: Host, phases: PhaseTimer
+) -> None:
+    """Restore the newest checkpoint, if there is one; else finish the adapter's initialization."""
+
+    def find() -> Path | None:
+        return newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
+
+    with checkpoint_for(state.ranks, find) as newest:
+        if newest:
+            _resume(state, newest, live, host, phases)
+        else:
+            init_from_data_(state, request, host)
+            share_start_(state)
 
 
 def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Host, phases: PhaseTimer) -> None:
