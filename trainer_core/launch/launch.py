@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.request import TrainRequest
 from ..distributed.device_list import accelerators, devices_of, num_launched
-from ..errors import Cancelled, UserError
+from ..errors import Cancelled, Problem, UserError
 from ..host import Host, Notice, RunOpened
 from ..runs.run_host import Paused, Stopped
 from .job import EVENTS, FAILED, FINISHED, PAUSED, REFUSED, STOPPED, Job, Result, decode_event
@@ -108,7 +108,8 @@ def _outcome(result: Result | None, processes: Processes, relay: Relay) -> Resul
     if result.status == FINISHED:
         return result
     if result.status == REFUSED:
-        raise UserError(result.problems)
+        killed = processes.killed() if any(problem.field == "devices" for problem in result.problems) else []
+        raise UserError([*result.problems, *(Problem("devices", text) for text in killed)])
     if result.status == PAUSED:
         raise Paused(Path(result.text))
     raise Stopped if result.status == STOPPED else Cancelled

@@ -26,7 +26,7 @@ class Processes:
     """The processes of this machine. They end after the current step when their standard input is closed."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[Any]
 
     @classmethod
     def start(cls, folder: Path, devices: Sequence[str], machines: Machines) -> Processes:
@@ -44,7 +44,7 @@ class Processes:
         if sys.platform == "win32":
             apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with (folder / "torchrun.log").open("wb") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=str(Path.cwd()), **apart
             )
         return cls(folder, process)
@@ -68,10 +68,16 @@ class Processes:
         self.process.wait()
         self.stop_after_step()
 
+    def killed(self) -> list[str]:
+        """Return which processes of this machine were ended by a signal."""
+        text = _tail(self.folder / "torchrun.log")
+        endings = {rank: int(code) for code, rank in FAILED.findall(text)}
+        return [f"process {rank} of this machine {_ending(code)}" for rank, code in endings.items() if code < 0]
+
     def describe_failure(self) -> str:
         """Return which processes failed, and the last lines that the first of them printed."""
         text = _tail(self.folder / "torchrun.log")
-        failures = [f"process {rank} on this machine {_ending(int(code))}" for code, rank in FAILED.findall(text)]
+        failures = [f"process {rank} of this machine {_ending(int(code))}" for code, rank in FAILED.findall(text)]
         logs = sorted((self.folder / LOGS).rglob("stderr.log"))
         ends = [end for path in logs if (end := _last_error(_tail(path)))]
         return "; ".join([*dict.fromkeys(failures), *ends[:1]]) or _last_error(text) or "torchrun failed"

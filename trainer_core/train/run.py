@@ -146,13 +146,12 @@ def _train(
 ) -> TrainResult:
     request = plan.request
     record = make_record(plan, prompt, host.paths)
-    _announce(plan, estimate, host)
+    _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
     state = build_run(plan, host, phases, ranks)
     if ranks.is_main:
         report_density(plan, record, host)
-    warn_other_devices(ranks, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
@@ -192,15 +191,13 @@ def _train(
     report: dict[str, Any] = {}
     if lora:
         report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
-        report["best"] = best
-        report["memory"] = memory_report(estimate, plan.device)
+        report |= {"best": best, "memory": memory_report(estimate, plan.device)}
         host.emit(Notice(comparison(report["memory"])))
         write_json(plan.folder / layout.REPORT, report)
         host.emit(RunReported(report))
     result = TrainResult(_lora_of_main(plan, lora, ranks), tuple(state.losses), report)
-    device = state.device
     del state, live
-    _free_memory(device)
+    _free_memory(plan.device)
     return result
 
 
@@ -211,8 +208,9 @@ def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> Trai
     return TrainedLora(path, name, sha256, plan.request.model, folder)
 
 
-def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host) -> None:
+def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host, ranks: Ranks) -> None:
     host.emit(RunOpened(plan.folder))
+    warn_other_devices(ranks, host)
     if estimate:
         on_device = estimate.device_peak if estimate.machine.device_bytes else 0
         host.emit(MemoryPlanned(on_device, estimate.ram_peak))
