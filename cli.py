@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -521,13 +521,7 @@ def _parser() -> argparse.ArgumentParser:
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
         runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
-        _add_machine_arguments(runner)
-    for name in ("run", "resume", "check", "plan"):
-        commands.choices[name].add_argument(
-            "--devices",
-            metavar="LIST",
-            help="train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)",
-        )
+    _add_device_arguments(commands.choices)
     worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
     worker.set_defaults(call=work)
     worker.add_argument("folder")
@@ -560,14 +554,19 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the report as JSON")
 
 
-def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=int, metavar="N", help="train on N machines, on each of which this is started")
-    parser.add_argument(
-        "--node", type=int, metavar="I", help="number of this machine, from 0; machine 0 saves the LoRA"
-    )
-    parser.add_argument(
-        "--meet", metavar="HOST:PORT", help="where the machines meet: address of machine 0, a free port"
-    )
+def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Add the options for several devices and machines."""
+    for name in ("run", "resume", "check", "plan"):
+        text = "train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)"
+        commands[name].add_argument("--devices", metavar="LIST", help=text)
+    for name in ("run", "resume"):
+        parser = commands[name]
+        parser.add_argument("--nodes", type=int, metavar="N", help="train on N machines; start this on each of them")
+        parser.add_argument(
+            "--node", type=int, metavar="I", help="number of this machine, from 0, which saves the LoRA"
+        )
+        text = "where the machines meet: address of machine 0 and a free port"
+        parser.add_argument("--meet", metavar="HOST:PORT", help=text)
 
 
 def _gigabytes(text: str) -> float:

@@ -54,9 +54,9 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
 
 
 def only_device(text: str) -> str:
-    """Return the device that a setting names, such as cuda:1; "" where it selects several, or leaves it to the trainer."""
+    """Return the device that a setting names, such as cuda:1, or cpu for cpu:2; "" where it leaves it to the trainer."""
     text = text.strip().lower()
-    return text if re.fullmatch(r"[a-z]+:\d{1,4}|cpu|mps", text) and not text.startswith("cpu:") else ""
+    return "cpu" if text.startswith("cpu") else text if re.fullmatch(r"[a-z]+:\d{1,4}|mps", text) else ""
 
 
 def _first(count: int, available: Sequence[str]) -> list[str]:
