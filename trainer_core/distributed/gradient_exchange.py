@@ -30,7 +30,7 @@ class Wire:
         size: number of ranks.
         device: where the tensors lie that are exchanged: the CPU, or the ranks' accelerators.
         all_to_all: (output, input), both 1-D uint8 in `size` equal slices: as torch.distributed.all_to_all_single.
-        all_gather: (output, input), both 1-D uint8: as torch.distributed.all_gather_into_tensor.
+        all_gather: (output, input), both 1-D uint8: as torch.distributed.all_gather_single.
     """
 
     rank: int

@@ -146,12 +146,12 @@ class JoinedRanks(Ranks):
     def _all_gather(self, payload: bytes) -> list[bytes]:
         length = torch.tensor([len(payload)])
         lengths = torch.empty(self.size, dtype=torch.int64)
-        self._call(lambda dist: dist.all_gather_into_tensor(lengths, length))
+        self._call(lambda dist: gather_of(dist)(lengths, length))
         longest = int(lengths.max())
         own = torch.zeros(longest, dtype=torch.uint8)
         own[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         parts = torch.empty(self.size * longest, dtype=torch.uint8)
-        self._call(lambda dist: dist.all_gather_into_tensor(parts, own))
+        self._call(lambda dist: gather_of(dist)(parts, own))
         rows = parts.view(self.size, longest)
         return [rows[rank, :size].numpy().tobytes() for rank, size in enumerate(lengths.tolist())]
 
@@ -200,6 +200,11 @@ def _last_words(error: BaseException) -> str:
 
 
 _joined: list[JoinedRanks] = []
+
+
+def gather_of(dist: Any) -> Callable[..., Any]:
+    """Return torch's all_gather into one tensor, which has another name since torch 2.13."""
+    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def has_joined() -> bool:
@@ -256,7 +261,7 @@ def _wire(ranks: JoinedRanks, places: Sequence[str]) -> Wire:
         ranks._call(lambda dist: dist.all_to_all_single(output, slices, group=group))
 
     def all_gather(output: Tensor, part: Tensor) -> None:
-        ranks._call(lambda dist: dist.all_gather_into_tensor(output, part, group=group))
+        ranks._call(lambda dist: gather_of(dist)(output, part, group=group))
 
     device = ranks.device if uses_nccl else torch.device("cpu")
     return Wire(ranks.rank, ranks.size, device, all_to_all, all_gather)
