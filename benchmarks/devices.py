@@ -107,7 +107,9 @@ def child() -> None:
 
         return send
 
-    ranks.wire = replace(ranks.wire, all_to_all=counted(ranks.wire.all_to_all), all_gather=counted(ranks.wire.all_gather))
+    ranks.wire = replace(
+        ranks.wire, all_to_all=counted(ranks.wire.all_to_all), all_gather=counted(ranks.wire.all_gather)
+    )
     seconds = []
     for _ in range(STEPS):
         ranks.wait()

@@ -23,7 +23,7 @@ from ..devices import device_name, works_beside
 from ..errors import Cancelled, Problem, UserError
 from .device_list import device_of_rank, num_launched
 from .gradient_exchange import Wire, add_gradients_
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, RankLost, Ranks
 
 T = TypeVar("T")
 STOP, KEEP_ON = 1, 0
@@ -31,10 +31,6 @@ LONGEST_WAIT = timedelta(days=7)  # while another rank encodes a dataset. A rank
 LONGEST_STEP = timedelta(hours=1)  # of NCCL, whose watchdog ends the process; the ranks agree on gloo before each step
 REASON_SECONDS = 5.0  # how long to wait for the last words of a rank that ended
 REASON = "chroma_trainer/failure"
-
-
-class RankLost(UserError):
-    """Another rank ended, or failed. This rank's weights are those of the last whole step."""
 
 
 @dataclass(eq=False)

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
+from ..errors import UserError
+
 T = TypeVar("T")
+
+
+class RankLost(UserError):
+    """Another rank ended, or failed. This rank's weights are those of the last whole step."""
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..distributed.ranks import RankLost
 from ..errors import Cancelled, UserError
 from ..host import Event, Host, Machines, Notice, Paths
 from ..storage.atomic import remove_temporaries
@@ -139,6 +140,7 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
             raise
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not event_log.ended_by_user
+            failed = failed or isinstance(error, RankLost)  # torchrun then sends SIGTERM, as a user may
             text = " | ".join(str(error).splitlines()) or type(error).__name__
             event_log.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
             raise
