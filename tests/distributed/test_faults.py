@@ -134,6 +134,15 @@ def test_a_bit_that_flips_on_one_rank(start: Any, tmp_path: Path, whole: dict[st
     assert statuses == [0, 0] and saved(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
+def test_a_bit_is_noticed_without_a_checkpoint(start: Any, workshop: Any, tmp_path: Path):
+    request = workshop.request(**{**VALUES, "steps": 80, "checkpoint_every": 0})
+    job, statuses = start(2, request, fault="a bit flips", at=20, on=1)
+    assert statuses == [0, 0]
+    assert "after step 50 the weights of rank 1" in job.result(0).errors[0]
+    assert not (tmp_path / "out" / "loras").exists() and not (run_folder(tmp_path / "out") / "checkpoints").exists()
+
+
 def test_out_of_memory_on_one_rank_repeats_its_micro_batch(start: Any, workshop: Any, tmp_path: Path):
     def request() -> Any:
         asked = workshop.request(**{**VALUES, "gradient_checkpointing": True})
