@@ -25,6 +25,7 @@ from tests.workshop import DEVICE, Recorder
 
 pytestmark = [
     pytest.mark.slow,  # each process imports torch
+    pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by signals here"),
     pytest.mark.skipif(DEVICE != "cpu", reason="the processes would not have the second device"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
