@@ -437,7 +437,7 @@ def _read_graph(arguments: argparse.Namespace) -> Graph:
 
 
 def _device_of_rank() -> str:
-    """Return the device of this process where torchrun or accelerate launch started several; "" where it runs by itself."""
+    """Return the device of this process where a launcher started several; "" where it runs by itself."""
     from .trainer_core.distributed.device_list import device_of_rank, num_launched
 
     return str(device_of_rank()) if num_launched() else ""

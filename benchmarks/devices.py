@@ -1,8 +1,8 @@
-"""What the exchange of gradients costs: measured on gloo, and reckoned for GPUs and machines. `python benchmarks/devices.py`
+"""What the exchange of gradients costs, measured on gloo and simulated for GPUs. `python benchmarks/devices.py`
 
-Measured: bytes and seconds a step of trainer_core/distributed/gradient_exchange.py alone, between processes on this machine's CPU.
-Reckoned: a step of Chroma with 1 to 32 GPUs from stated bandwidths. It is a simulation: nothing of it was measured on a GPU.
---docs writes both tables to docs/devices.md, between its markers; --check says whether they are those of results/devices.json.
+Measured: bytes and seconds a step of distributed/gradient_exchange.py alone, between processes on this machine's CPU.
+Simulated: a step of Chroma with 1 to 32 GPUs, from stated bandwidths. Nothing of it was measured on a GPU.
+--docs writes both tables to docs/devices.md; --check says whether they are those of results/devices.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS_A_BATCH, BATCHES = 1.0, 32  # assumed: one micro-batch of Chroma on one 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs of equal machines, with the bandwidth of one GPU to the others of its machine, and of one machine to the others."""
+    """GPUs of equal machines: the bandwidth of a GPU within its machine, and of a machine to the others."""
 
     name: str
     gpus: int

@@ -1,6 +1,6 @@
-"""A process that has imported everything, and forks the ranks of a job: real processes that talk by gloo, without seconds of import.
+"""A process that has imported everything, and forks the ranks of a job: they talk over gloo, and need not import again.
 
-A line of its input is the path of a pickled Job. It answers with a line: the exit status of every rank as os.waitpid has it.
+A line of its input is the path of a pickled Job. It answers with a line: the exit status of every rank.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "accumulation", "expected"),
     [
-        ("", 4, []), ("1", 4, []), ("2", 4, FOUR[:2]), ("0", 4, FOUR[:1]), ("0,2", 4, ["cuda:0", "cuda:2"]), ("auto", 8, FOUR), ("auto", 3, FOUR[:3]),
+        ("", 4, []), ("1", 4, []), ("2", 4, FOUR[:2]), ("0", 4, FOUR[:1]),
+        ("0,2", 4, ["cuda:0", "cuda:2"]), ("auto", 8, FOUR), ("auto", 3, FOUR[:3]),
         ("auto", 1, []), ("cuda:1, cuda:3", 4, ["cuda:1", "cuda:3"]), ("CPU:2", 4, ["cpu", "cpu"]), ("cpu", 4, ["cpu"]),
     ],
 )  # fmt: skip

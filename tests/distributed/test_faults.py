@@ -1,4 +1,4 @@
-"""What happens to one process of a run happens to all: they end together, the run's folder stays whole, a resume gives the bytes."""
+"""What happens to one process of a run happens to all: they end together, and a resume gives the same bytes."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_two_machines(tmp_path: Path, by_one: bytes):
 
 
 def test_ctrl_c_and_the_end_of_the_parent(tmp_path: Path, by_one: bytes):
-    """Ctrl-C reaches the command line alone, which lets all end after a step; if it is killed, they end by themselves."""
+    """Ctrl-C reaches the command line alone, which ends all after a step; if it is killed, they end by themselves."""
     command = [*CLI, "run", str(WORKFLOW), *SETTINGS, "--output", str(tmp_path), "--devices", "cpu:2"]
     for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)

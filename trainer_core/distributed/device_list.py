@@ -54,7 +54,7 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
 
 
 def only_device(text: str) -> str:
-    """Return the device that a setting names, such as cuda:1, or cpu for cpu:2; "" where it leaves it to the trainer."""
+    """Return the device that a setting names, such as cuda:1, or cpu for cpu:2; "" where it names none."""
     text = text.strip().lower()
     return "cpu" if text.startswith("cpu") else text if re.fullmatch(r"[a-z]+:\d{1,4}|mps", text) else ""
 
@@ -93,8 +93,8 @@ def idle_text(size: int, accumulation: int) -> str:
     """Return the message for more devices than a step has micro-batches."""
     most = "one device" if accumulation == 1 else f"at most {accumulation} devices"
     return (
-        f"{size} devices for {accumulation} micro-batches a step (accumulation): {size - accumulation} of them would have "
-        f"nothing to do. Set LoRATrainer.accumulation to {size} or a multiple, or use {most}"
+        f"{size} devices for {accumulation} micro-batches a step (accumulation): {size - accumulation} of them would "
+        f"have nothing to do. Set LoRATrainer.accumulation to {size} or a multiple, or use {most}"
     )
 
 
@@ -113,6 +113,7 @@ def device_of_rank() -> torch.device:
     if not devices:
         return torch.device("cpu")
     if local_rank >= len(devices):
-        text = f"{local_size} processes were started on this machine, which has {len(devices)} devices ({', '.join(devices)})"
-        raise UserError.at("devices", f"{text}; start at most one process per device")
+        here = f"this machine, which has {len(devices)} devices ({', '.join(devices)})"
+        text = f"{local_size} processes were started on {here}; start at most one process per device"
+        raise UserError.at("devices", text)
     return torch.device(devices[local_rank])

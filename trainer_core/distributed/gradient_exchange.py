@@ -7,8 +7,8 @@ ranks; each rank owns one slice, gets it from all ranks, and adds the parts in t
     addition:    owned += part of micro-batch 0; owned += part of micro-batch 1; ...
     all_gather:  after the last round, every rank gets all sums
 
-So the sum is equal bit by bit for every number of ranks. An all_reduce adds in an order that depends on their number. The
-volume is the same as that of a ring all_reduce if each rank computes one micro-batch per step.
+So the sum is equal bit by bit for every number of ranks. An all_reduce adds in an order that depends on their number.
+The volume is the same as that of a ring all_reduce if each rank computes one micro-batch per step.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def add_gradients_(
 
 
 def _by_dtype(parameters: Sequence[nn.Parameter]) -> dict[torch.dtype, list[nn.Parameter]]:
-    """Return the parameters by dtype: each is added in its own precision, as autograd does. fp32 also has the losses."""
+    """Return the parameters by dtype: each is added in its own precision, as by autograd. fp32 has the losses too."""
     groups: dict[torch.dtype, list[nn.Parameter]] = {torch.float32: []}
     for parameter in parameters:
         groups.setdefault(parameter.dtype, []).append(parameter)
@@ -123,7 +123,7 @@ def _clear_(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _set_gradients_(part: _Sum, total: Tensor, is_used: dict[int, float]) -> None:
-    """Set .grad to new tensors: kernels for slices of a vector may add a norm in another order than for aligned tensors."""
+    """Set .grad to new tensors. For slices, which are not aligned, a kernel may add up a norm in another order."""
     start = part.head
     for parameter in part.parameters:
         piece = total[start : start + parameter.numel()]

@@ -224,7 +224,7 @@ def join() -> Ranks:
 def _join() -> JoinedRanks:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
-        text = f"is set, but {', '.join(missing)} is not; start the processes with --devices, torchrun or accelerate launch"
+        text = f"is set, but {', '.join(missing)} is not; use --devices, torchrun or accelerate launch"
         raise UserError.at("WORLD_SIZE", text)
     if sys.platform == "win32":
         os.environ.setdefault("USE_LIBUV", "0")  # torch for Windows is built without it

@@ -1,7 +1,7 @@
-"""The processes that train a run together, called ranks, and how they share out work. This file is the run of one process.
+"""The processes that train a run together, called ranks, and how they share out work. This file: a single process.
 
-The request decides the mathematics: a step has `accumulation` micro-batches, whatever the number of ranks. Micro-batch n
-of a step is computed by rank n mod size. Needs no torch.
+The request decides the mathematics: a step has `accumulation` micro-batches, whatever the number of ranks. Micro-batch
+n of a step is computed by rank n mod size. Needs no torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class RankLost(UserError):
 class Ranks:
     """The ranks of a run, seen from one of them. Without arguments: the only one, which waits for nobody.
 
-    process_group.py has those of several processes. Each method that they override must be called by all of them, in the
-    same order.
+    process_group.py has those of several processes. Each method that they override must be called by all of them, in
+    the same order.
 
     Args:
         rank: number of this process, from 0. Rank 0 is the main one: it alone writes the run's folder.
@@ -53,7 +53,7 @@ class Ranks:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is the first process of its machine, which fills the machine's caches where that can't be shared."""
+        """Whether this is the first process of its machine, which does what can't be shared out there."""
         return self.local_rank == 0
 
     def numbers(self, count: int) -> range:
@@ -96,7 +96,7 @@ class Ranks:
         return [parts[number % self.size][number // self.size] for number in range(count)]
 
     def leaders_first(self, compute: Callable[[], T]) -> T:
-        """Compute a value on each rank: first on the leader of each machine, whose caches the others then find filled."""
+        """Compute a value on each rank, first on each machine's leader: the others then find its caches filled."""
         return compute()
 
     def from_leader(self, compute: Callable[[], T]) -> T:

@@ -1,1 +1,1 @@
-"""Start the processes of a run on several devices, show what they report, and end with their result (docs/devices.md)."""
+"""Start the processes of a run on several devices, and show what they report (docs/devices.md)."""

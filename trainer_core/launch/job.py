@@ -100,7 +100,7 @@ def _encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """Return a value of this type from what _encode made of it: a dataclass of numbers, texts, paths, tuples and dicts."""
+    """Return a value of this type from its JSON: a dataclass of numbers, texts, paths, tuples and dicts."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else decode(next(part for part in parts if part is not type(None)), value)

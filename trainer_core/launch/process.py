@@ -26,7 +26,7 @@ class EventFile:
 
 
 def on_end_of_input(call: Callable[[], Any]) -> None:
-    """Call a function when standard input is closed: the process that started this one has ended, or wants it to end."""
+    """Call a function when standard input is closed: whoever started this process has ended, or wants it to end."""
 
     def wait() -> None:
         try:

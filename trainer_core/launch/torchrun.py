@@ -1,4 +1,4 @@
-"""Start processes with torchrun (torch.distributed.run), which watches them: if one ends with an error, it ends the others."""
+"""Start processes with torchrun (torch.distributed.run): if one of them ends with an error, it ends the others."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _environment() -> dict[str, str]:
 
     values = {
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
-        # torchrun would set 1. On a CPU the last bits depend on the number of threads, which should be that of one process.
+        # torchrun would set 1. On a CPU the last bits depend on the number of threads: take that of one process.
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         **({"USE_LIBUV": "0"} if sys.platform == "win32" else {}),  # torch for Windows is built without it
     }

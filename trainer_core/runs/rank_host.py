@@ -90,7 +90,7 @@ class PeerHost(RankHost):
 
 
 class PeerLog:
-    """Writes events as lines to RUN/ranks/rank-N.log. Lines from before the run's folder is known are kept until then."""
+    """Writes events as lines to RUN/ranks/rank-N.log. Those from before the folder is known are held until then."""
 
     def __init__(self, rank: int):
         self.rank, self.waiting = rank, list[Event]()

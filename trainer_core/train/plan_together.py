@@ -42,7 +42,7 @@ def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mappi
 
 
 def memory_with(ranks: Ranks, plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
-    """Choose the memory settings, see resolve_memory. All ranks take those that rank 0 chooses for the smallest machine."""
+    """Choose the memory settings, see resolve_memory. All ranks take what rank 0 chooses for the smallest machine."""
     plan, estimate = resolve_memory(plan, host)
     if ranks.size == 1:
         return plan, estimate

@@ -242,7 +242,7 @@ def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Hos
 
 
 def _begin_folder(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
-    """Write what the run is: its request, the paths of this machine, and its manifest. Adopt another run's checkpoint."""
+    """Write what the run is: request, paths of this machine and manifest. Adopt another run's checkpoint."""
     if plan.resume_from:
         adopt(plan.resume_from, plan.folder, host)
     warn_other_versions(plan.folder, record, host)

@@ -85,11 +85,11 @@ def test_a_checkpoint_is_not_measured_twice(workshop):
 
 
 def test_saved_workflows_read_their_values_by_position():
-    """The field comes last, also in PlanRun, which has fields of its own after those of the trainer."""
+    """New fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
     for spec in (lora_trainer.SPEC, plan_run.SPEC):
-        assert [field.name for field in spec.fields()][-1] == "eval_images"
+        assert [field.name for field in spec.fields()][-2:] == ["eval_images", "devices"]
     widgets = [field.name for field in plan_run.SPEC.fields() if field.is_widget]
-    assert widgets[-3:] == ["vram_gb", "ram_gb", "eval_images"]
+    assert widgets[-4:] == ["vram_gb", "ram_gb", "eval_images", "devices"]
 
 
 @pytest.mark.parametrize("step", [2, 6])

@@ -56,7 +56,7 @@ def checkpoint_for(ranks: Ranks, find: Callable[[], Path | None]) -> Iterator[Pa
 
 
 def share_start_(state: TrainState) -> None:
-    """Let every rank start from the weights of rank 0. A random start is equal anyway, one that was computed may not be."""
+    """Let every rank start from the weights of rank 0. A random start is equal anyway, a computed one may not be."""
     if state.ranks.size == 1:
         return
     weights = state.ranks.bytes_from_main(lambda: save(adapter_state(state.layers)))
@@ -86,8 +86,8 @@ def require_same_weights(state: TrainState, checkpoints: Path) -> None:
     """Compare the trained weights of all ranks, bit by bit.
 
     Raises:
-        UserError: they differ, as after an error of a device's memory. The state is marked as inconsistent, so that it is
-            never saved.
+        UserError: they differ, as after an error of a device's memory. The state is marked as inconsistent, so that it
+            is never saved.
     """
     if state.ranks.size == 1:
         return
@@ -101,8 +101,8 @@ def require_same_weights(state: TrainState, checkpoints: Path) -> None:
     intact = f"The last checkpoint, {steps[0]}, is intact" if steps else "There is no checkpoint yet"
     raise UserError.at(
         "devices",
-        f"after step {state.step} the weights of {names} differ from those of {state.ranks.name_of(0)}, which should be "
-        "equal bit by bit. A device computes wrongly, as with faulty memory or too much overclocking. "
+        f"after step {state.step} the weights of {names} differ from those of {state.ranks.name_of(0)}, which should "
+        "be equal bit by bit. A device computes wrongly, as with faulty memory or too much overclocking. "
         f"{intact}; run again to resume, without that device if it happens again",
     )
 
