@@ -305,6 +305,21 @@ def expand_home(text: str) -> str:
     return os.path.expanduser(text) if text.startswith(("~/", "~\\")) or text == "~" else text
 
 
+@dataclass(frozen=True)
+class Machines:
+    """The machines that train together, each of which starts its own processes.
+
+    Args:
+        count: number of machines.
+        number: number of this one, from 0. Machine 0 writes the run's folder.
+        meeting: HOST:PORT of machine 0, where all of them meet.
+    """
+
+    count: int = 1
+    number: int = 0
+    meeting: str = ""
+
+
 class Host(Protocol):
     """Environment of the engine."""
 
@@ -335,6 +350,11 @@ class Host(Protocol):
         False where other jobs are queued behind it, as in ComfyUI: the run then ends, and continues when it is run
         again.
         """
+        ...
+
+    @property
+    def machines(self) -> Machines:
+        """The machines that train together."""
         ...
 
     @property
@@ -369,6 +389,7 @@ class SinkHost:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     node_id: str = ""
     waits_when_paused: bool = True
+    machines: Machines = Machines()
     faults: list[str] = field(default_factory=list)  # one for each sink that failed and gets no more events
     _failed: list[Callable[[Event], None]] = field(default_factory=list, repr=False)
 

@@ -25,6 +25,7 @@ from ...trainer_core.host import (
     GGUF,
     GGUF_KINDS,
     Event,
+    Machines,
     Notice,
     Paths,
     PhaseProgress,
@@ -207,6 +208,7 @@ class ComfyHost:
     feed: Feed
     log: LineLog = dataclasses.field(default_factory=lambda: LineLog("[ChromaTrainer] "))
     waits_when_paused = False  # this node would block ComfyUI's queue
+    machines = Machines()
 
     @classmethod
     def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:

@@ -69,6 +69,7 @@ class TrainingConfig:
         ("loss_weighting",),
         ("noise_choice",),
     )
+    UNRECORDED: ClassVar = ("devices",)  # they decide who computes, not what
 
     name: Annotated[
         str,
@@ -345,6 +346,17 @@ class TrainingConfig:
             "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no choice."
         ),
     ] = 1
+    devices: Annotated[
+        str,
+        Text(),
+        Advanced(),
+        Last(),
+        Doc(
+            "Devices that train together, each in a process of its own: auto, a number (2), a list (0,1) or CPU processes "
+            "(cpu:2). They share out the batches of accumulation, so the LoRA has the same bytes for any number. Empty: "
+            "one device (docs/devices.md)."
+        ),
+    ] = ""
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""

@@ -85,12 +85,12 @@ def test_a_checkpoint_is_not_measured_twice(workshop):
 
 
 def test_saved_workflows_read_their_values_by_position():
-    """Later fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
-    later = ["eval_images", "preservation", "loss", "huber_c", "loss_weighting", "noise_choice"]
+    """New fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
+    later = ["eval_images", "preservation", "loss", "huber_c", "loss_weighting", "noise_choice", "devices"]
     for spec in (lora_trainer.SPEC, plan_run.SPEC):
-        assert [field.name for field in spec.fields()][-6:] == later
+        assert [field.name for field in spec.fields()][-len(later) :] == later
     widgets = [field.name for field in plan_run.SPEC.fields() if field.is_widget]
-    assert widgets[-8:] == ["vram_gb", "ram_gb", *later]
+    assert widgets[-len(later) - 2 :] == ["vram_gb", "ram_gb", *later]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ...host import EvalReport, Host, Notice, PhaseStarted
 from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
+from .compare_ranks import require_same_weights
 from .eval_loss import best_step, eval_loss
 
 
@@ -21,7 +22,10 @@ def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool =
             run was interrupted: its history must not differ from that of an uninterrupted run.
     """
     if evaluate:
+        require_same_weights(state, folder)
         _evaluate_held(state, host)
+    if not state.ranks.is_main:
+        return
     newest = save_checkpoint(folder, state, host)
     prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best_step(state))
 

@@ -74,28 +74,37 @@ def _eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
     samples = _eval_samples(state)
     count = min(state.config.eval_images, len(samples))
     host.emit(PhaseStarted("eval", count, "images"))
-    losses = []
-    for sample in (samples[i * len(samples) // count] for i in range(count)):
+
+    def measure(number: int) -> float:
         host.check_cancelled()
-        x0 = state.latents.get(sample)[None].float()
-        noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
-        text = state.text.get(sample.captions[0]).to(state.device)
-        beside: dict[str, Any] = {
-            name: tensor.to(state.device) for name, tensor in stack_references(state, [sample]).items()
-        }
-        weight = stack_masks(state, [sample])
-        weight = None if weight is None else weight.to(state.device)
-        values = []
-        for value in EVAL_SIGMAS:
-            sigma = torch.tensor([value])
-            x_sigma, velocity = interpolate(x0, noise, sigma)
-            prediction = state.family.predict(
-                state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
-            )
-            values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean())
-        losses.append(fmean(torch.stack(values).tolist()))  # one synchronization for all sigmas
-        host.emit(PhaseProgress("eval", len(losses), count))
+        loss = _loss_of(state, samples[number * len(samples) // count])
+        done = number - state.ranks.rank + state.ranks.size
+        host.emit(PhaseProgress("eval", min(done, count), count))
+        return loss
+
+    losses = state.ranks.share_out(count, measure)
     return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
+
+
+def _loss_of(state: TrainState, sample: Sample) -> float:
+    """Return the mean loss of a sample over the sigmas of the evaluation."""
+    x0 = state.latents.get(sample)[None].float()
+    noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
+    text = state.text.get(sample.captions[0]).to(state.device)
+    beside: dict[str, Any] = {
+        name: tensor.to(state.device) for name, tensor in stack_references(state, [sample]).items()
+    }
+    weight = stack_masks(state, [sample])
+    weight = None if weight is None else weight.to(state.device)
+    values = []
+    for value in EVAL_SIGMAS:
+        sigma = torch.tensor([value])
+        x_sigma, velocity = interpolate(x0, noise, sigma)
+        prediction = state.family.predict(
+            state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
+        )
+        values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean())
+    return fmean(torch.stack(values).tolist())  # one synchronization for all sigmas
 
 
 def _eval_samples(state: TrainState) -> Sequence[Sample]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...adapters.inject import set_strength_
 from ...config.validation import ValidationConfig
+from ...distributed.ranks import Ranks
 from ...host import Host, Notice, PhaseStarted, PreviewReady
 from ...models.family import ImageCodec
 from ...plots.image_grid import find_png_fault, save_png
@@ -53,11 +54,13 @@ class LiveValidation:
         if not self.settings:
             return
         key = key_of(self.settings, self.record["versions"], str(state.device))
-        earlier = load_base(self.folder, key)
-        self.base = earlier or self._sample_images(state)
-        if not earlier:
+        earlier = load_base(self.folder, key) if state.ranks.is_main else None
+        if state.ranks.from_main(lambda: earlier is None):
+            self.base = self._sample_images(state)
+        if earlier is None and state.ranks.is_main:
             save_base(self.folder, key, self.base)
-        self._save(0, [("base", self.base)])
+        self.base = earlier or self.base
+        self._save(state, 0, [("base", self.base)])
 
     def hook(self, state: TrainState) -> None:
         """Sample images where the settings ask for them at this step."""
@@ -66,8 +69,10 @@ class LiveValidation:
                 self._validate(state)
             self.host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
-    def set_damaged_aside(self) -> None:
+    def set_damaged_aside(self, ranks: Ranks) -> None:
         """Rename the validation images of an earlier start that can't be read any more."""
+        if not ranks.is_main:
+            return
         for path in sorted(self.folder.glob(f"{layout.STEP}*.png")):
             if fault := find_png_fault(path):
                 renamed = set_aside(path)
@@ -86,7 +91,8 @@ class LiveValidation:
             text = f"{', '.join(past)} can't be sampled again, because the run is at step {state.step}"
             self.host.emit(Notice(text, "warning"))
         is_damaged = any(name.startswith(prefix) for name in self.damaged)
-        if self._is_due(state) and (is_damaged or not any(self.folder.glob(f"{prefix}*"))):
+        is_missing = state.ranks.from_main(lambda: is_damaged or not any(self.folder.glob(f"{prefix}*")))
+        if self._is_due(state) and is_missing:
             with self.phases("validate"):
                 self._validate(state)
 
@@ -107,17 +113,20 @@ class LiveValidation:
                 set_strength_(state.transformer, strength)
                 columns.append((f"LoRA {strength:g}", self._sample_images(state)))
         set_strength_(state.transformer, 1.0)
-        self._save(state.step, columns)
+        self._save(state, state.step, columns)
 
     def _sample_images(self, state: TrainState) -> Pictures:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled
-        )
+            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled,
+            ranks=state.ranks,
+        )  # fmt: skip
 
-    def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:
+    def _save(self, state: TrainState, step: int, columns: list[tuple[str, Pictures]]) -> None:
         assert self.settings
+        if not state.ranks.is_main:
+            return
         self.last_grids = []
         for (width, height), grid in draw_grids(columns, self.settings, f"step {step}").items():
             path = self.folder / f"{layout.step_name(step)}-{width}x{height}.png"
