@@ -48,6 +48,8 @@ LR_SCHEDULES = {
     "polynomial": LrSchedule(("lr_power", "lr_min_ratio")),
     "wsd": LrSchedule(("lr_decay_share", "lr_min_ratio")),
 }
+NEVER, NO_LONGER_BETTER = "never", "no longer better"
+MIN_HELD_OUT = 4  # images, for stop_when: with fewer, the uncertainty of the loss is itself too uncertain
 EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
 
 
@@ -60,6 +62,7 @@ class TrainingConfig:
         ("routed_share", "route_first", "route_last"),
         ("trackers",),
         ("eval_images",),
+        ("stop_when", "patience"),
     )
 
     name: Annotated[
@@ -283,6 +286,24 @@ class TrainingConfig:
             "difference shows what the LoRA has learned. 0: off."
         ),
     ] = 16
+    stop_when: Annotated[
+        str,
+        Choice(NEVER, NO_LONGER_BETTER),
+        Advanced(),
+        Last(),
+        Doc(
+            "End the run early. no longer better: once the loss of the held-out images (holdout) has reached no new low "
+            "for `patience` checkpoints, and on average is no lower than at as many checkpoints before. never: train all "
+            "steps (docs/learned.md)."
+        ),
+    ] = NEVER
+    patience: Annotated[
+        int,
+        Range(1, 1000),
+        Advanced(),
+        Last(),
+        Doc("Checkpoints without a new low of the held-out loss after which stop_when ends the run."),
+    ] = 3
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""
@@ -327,6 +348,20 @@ class TrainingConfig:
         if self.holdout and not self.eval_images:
             text = "is 0, but holdout is above 0, and the loss on the held-out images chooses the best checkpoint; "
             problems.append(Problem("eval_images", text + "use 16, or set holdout to 0"))
+        problems += self._stop_problems() if self.stop_when != NEVER else []
         if self.learning_rate == 0:
             problems.append(Problem("learning_rate", "is 0, so nothing would be trained; 1e-4 is usual"))
+        return problems
+
+    def _stop_problems(self) -> list[Problem]:
+        problems = []
+        if not self.holdout:
+            text = f"{self.stop_when!r} needs held-out images, but holdout is 0; set holdout to 0.1 or more"
+            problems.append(Problem("stop_when", text))
+        elif self.eval_images < MIN_HELD_OUT:
+            text = f"{self.stop_when!r} needs {MIN_HELD_OUT} or more eval_images, and it is {self.eval_images}; use 16"
+            problems.append(Problem("stop_when", text))
+        if not self.checkpoint_every:
+            text = f"{self.stop_when!r} decides at checkpoints, but checkpoint_every is 0; use a tenth of the steps"
+            problems.append(Problem("stop_when", text))
         return problems

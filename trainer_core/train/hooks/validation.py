@@ -92,7 +92,7 @@ class LiveValidation:
 
     def _is_due(self, state: TrainState) -> bool:
         every = state.config.validate_every
-        return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
+        return bool(self.settings and every and state.step % every == 0 and state.step and not state.is_over)
 
     def sample_last(self, state: TrainState) -> None:
         """Sample the images of the last step."""

@@ -21,6 +21,7 @@ from ...devices import works_beside
 from ...flow.sigma_density import Density
 from ...models.family import Family
 from ...models.token_routing import Route
+from ..paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
 
@@ -29,7 +30,7 @@ from .working_copies import WorkingCopies
 class TrainState:
     """Everything that a training step needs, in memory.
 
-    step, losses, eval_losses, learning_rates and step_seconds grow during the run; the other fields stay as they are.
+    step, losses, eval_losses, evaluations, learning_rates and step_seconds grow during the run; the other fields stay as they are.
     """
 
     config: TrainingConfig
@@ -58,10 +59,17 @@ class TrainState:
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start
+    stop_reason: str = ""  # why the run ends before its last step; "" while it does not
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
     # Whether weights, optimizer, average and history are those of one and the same step. Only then is the state saved.
     is_consistent: bool = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training ends here."""
+        return self.step >= self.num_steps or bool(self.stop_reason)
 
     def finish_step_(self, loss: float, learning_rate: float, seconds: float) -> None:
         """Record a step whose weights are in place. An interrupt within leaves the state marked as inconsistent."""
