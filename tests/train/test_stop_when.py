@@ -29,7 +29,9 @@ def dataset(tmp_path_factory) -> DatasetConfig:
 
 
 def request_of(workshop, dataset, **values):
-    request = workshop.request(**{"holdout": 0.4, "steps": 7, "checkpoint_every": 1, "name": "held", "eval_images": 4, **values})
+    request = workshop.request(
+        **{"holdout": 0.4, "steps": 7, "checkpoint_every": 1, "name": "held", "eval_images": 4, **values}
+    )
     return replace(request, dataset=dataset)
 
 
@@ -99,9 +101,7 @@ def test_an_interrupted_run_ends_at_the_same_step_with_the_same_bytes(workshop, 
 
 
 def test_it_changes_nothing_where_it_does_not_stop(workshop, dataset):
-    plain, early = (
-        request_of(workshop, dataset, steps=2, stop_when=when) for when in ("never", "no longer better")
-    )
+    plain, early = (request_of(workshop, dataset, steps=2, stop_when=when) for when in ("never", "no longer better"))
     assert "stop_when" not in plain.as_json()["training"] and "patience" not in plain.as_json()["training"]
     assert settings_of(plain) == settings_of(early)
     hosts = [workshop.host(), workshop.host()]

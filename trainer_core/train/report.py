@@ -23,8 +23,8 @@ from ..runs import layout
 from ..storage.bounded_files import read_json
 from .hooks.eval_loss import Eval
 from .hooks.validation import LiveValidation
-from .phase_timer import PhaseTimer
 from .paired_evals import Estimate, verdict
+from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.state import TrainState
 

@@ -61,7 +61,9 @@ def decide_stop_(state: TrainState, host: Host) -> None:
     if not asked or state.step not in state.evaluations or not 0 < state.step < state.num_steps:
         return
     if len(state.evaluations[state.step].judged) < MIN_HELD_OUT:  # the other held-out images preserve the prior
-        host.emit(Notice(f"stop_when needs {MIN_HELD_OUT} held-out images that are trained on; it is ignored", "warning"))
+        host.emit(
+            Notice(f"stop_when needs {MIN_HELD_OUT} held-out images that are trained on; it is ignored", "warning")
+        )
     elif is_no_longer_better(state.evaluations, patience):
         result = verdict(state.evaluations, state.step)
         best = result.best if result else 0

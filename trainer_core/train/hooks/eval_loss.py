@@ -20,7 +20,6 @@ from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
-
 Eval = tuple[float, float]  # mean loss, and its standard error
 EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
