@@ -29,8 +29,8 @@ export class Panel {
   // Height in pixels that the panel needs to be readable.
   get minHeight() {
     if (!this.state?.state) return HEIGHT.empty;
-    const { numPoints, pictures } = this.state;
-    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length ? HEIGHT.pictures : 0);
+    const { numPoints, pictures, sampling } = this.state;
+    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length || sampling ? HEIGHT.pictures : 0);
   }
 
   show(state) {
@@ -55,7 +55,7 @@ export class Panel {
     const [done, total] = state.progress;
     set(this.element, {
       "data-state": state.state, "data-phase": state.phase.phase, "data-step": state.step, "data-total": state.total,
-      "data-points": state.numPoints, "data-run": state.run, "data-pictures": state.pictures.length,
+      "data-points": state.numPoints, "data-run": state.run, "data-pictures": state.pictures.length + (state.sampling ? 1 : 0),
       "data-checkpoints": state.checkpoints.length, "data-evals": state.heldOut.length,
       "data-overfits": Boolean(state.heldOut.at(-1)?.overfits),
     });
@@ -66,7 +66,7 @@ export class Panel {
     parts.bar.style.width = `${total ? Math.min(100, (100 * done) / total) : 0}%`;
     this.drawFacts(state);
     this.drawNote(state);
-    this.pictures.draw(state.pictures);
+    this.pictures.draw(state.pictures, state.sampling);
     this.chart.draw(state);
   }
 

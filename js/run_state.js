@@ -17,7 +17,7 @@ export class RunState {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], evals: [], pictures: [], notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      checkpoints: [], evals: [], pictures: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
       summary: null,
     });
   }
@@ -125,6 +125,7 @@ const TAKE = {
     state.notices = []; // drop the warnings of an earlier start
   },
   PhaseStarted(state, { phase, total, unit }) {
+    state.sampling = null;
     state.phase = { phase, done: 0, total, unit };
     if (phase === "train" && total) state.total = total;
   },
@@ -145,7 +146,11 @@ const TAKE = {
   EvalCompared(state, { kind, node, name, run, memory, ...values }) {
     if (state.evals.at(-1)?.step === values.step) Object.assign(state.evals.at(-1), values);
   },
+  SamplingPreview(state, { step, total, url }) {
+    if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };
+  },
   PreviewReady(state, { step, url, label }) {
+    state.sampling = null;
     if (url && step >= 0) state.addPicture({ step, label, url: `${url}&v=${Date.now()}` });
   },
   LoraSaved(state, { lora, applied, num_keys }) {
@@ -158,6 +163,7 @@ const TAKE = {
     state.plan = message;
   },
   RunEnded(state, message) {
+    state.sampling = null;
     state.state = message.state;
     state.message = message.message;
   },

@@ -96,8 +96,8 @@ export class RunView {
     if (learned.dataset.of === key) return;
     learned.dataset.of = key;
     const rows = key ? newest.sigmas.map((sigma, i) => el("tr", {}, el("td", {}, say("gap.sigma", { sigma })),
-      el("td", {}, say("gap.value", { gap: short(newest.gaps[i]), error: short(newest.gap_errors[i]) })))) : [];
-    const title = say(newest?.overfits ? "gap.title.overfits" : "gap.title", { step: newest?.step });
+      el("td", {}, `${short(newest.gaps[i])} ± ${short(newest.gap_errors[i])}`))) : [];
+    const title = say(newest?.overfits ? "gap.title.overfits" : "gap.title", { step: newest?.step, since: newest?.gap_since });
     learned.replaceChildren(...(key ? [el("caption", { title: say("gap.tip") }, title)] : []), ...rows);
   }
 

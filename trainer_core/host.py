@@ -114,7 +114,8 @@ class EvalCompared:
         change_error: standard error of the change.
         trained: mean loss of trained images, beside held-out ones; else None.
         sigmas: noise levels of the gaps.
-        gaps: how much more the trained images have improved than the held-out ones since the start, at each sigma.
+        gap_since: step that the gaps are counted from.
+        gaps: how much more the trained images have improved than the held-out ones, at each sigma.
         gap_errors: their standard errors.
         waiting: evaluations since the best one.
         overfits: whether the loss of held-out images rises while that of the trained ones falls.
@@ -126,6 +127,7 @@ class EvalCompared:
     change_error: float
     trained: float | None
     sigmas: tuple[float, ...]
+    gap_since: int
     gaps: tuple[float, ...]
     gap_errors: tuple[float, ...]
     waiting: int
@@ -137,6 +139,21 @@ class PreviewReady:
     """A validation image has been saved to `path`. Step 0 is the base model."""
 
     step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class SamplingPreview:
+    """A preview of the image that is being sampled has replaced the one at `path`. It is not in the event log.
+
+    Args:
+        step: sampling steps that are done.
+        num_steps: sampling steps of the image.
+        path: a JPEG.
+    """
+
+    step: int
+    num_steps: int
     path: Path
 
 
@@ -198,6 +215,7 @@ Event = (
     | PhaseProgress
     | StepReport
     | PreviewReady
+    | SamplingPreview
     | CheckpointSaved
     | LoraSaved
     | RunOpened

@@ -139,7 +139,7 @@ class RunHistory:
     def _compare_eval(self, event: Mapping[str, Any]) -> None:
         if not self.evals or self.evals[-1]["step"] != _whole(event["step"]):
             return
-        whole = {name: _whole(event[name]) for name in ("best", "waiting")}
+        whole = {name: _whole(event[name]) for name in ("best", "waiting", "gap_since")}
         numbers = {name: _number(event[name]) for name in ("change", "change_error", "trained")}
         lists = {name: [_number(v) for v in event[name][:MAX_SIGMAS]] for name in ("sigmas", "gaps", "gap_errors")}
         self.evals[-1] |= {**whole, **numbers, **lists, "overfits": event["overfits"] is True}

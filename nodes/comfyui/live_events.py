@@ -22,6 +22,7 @@ from ...trainer_core.host import (
     PhaseStarted,
     PreviewReady,
     RunOpened,
+    SamplingPreview,
     StepReport,
 )
 from ...trainer_core.runs.control import read_status
@@ -133,6 +134,8 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
         return {**kind, "text": event.text, "level": event.level}
     if isinstance(event, PreviewReady):
         return {**kind, "step": event.step, "url": view_url(event.path, output), "label": label_of(event.path)}
+    if isinstance(event, SamplingPreview):
+        return {**kind, "step": event.step, "total": event.num_steps, "url": view_url(event.path, output)}
     if isinstance(event, EvalReport | EvalCompared):
         return {**kind, **{name: finite_all(value) for name, value in dataclasses.asdict(event).items()}}
     if isinstance(event, CheckpointSaved):

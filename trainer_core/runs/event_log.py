@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..host import EvalCompared, EvalReport, Event, PhaseStarted, RunReported, StepReport
+from ..host import EvalCompared, EvalReport, Event, PhaseStarted, RunReported, SamplingPreview, StepReport
 from .control import Status, write_status
 from .layout import EVENTS
 
@@ -40,7 +40,7 @@ class EventLog:
             self._file, self.fault = None, error.strerror or str(error)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunReported):  # stored in report.json
+        if isinstance(event, RunReported | SamplingPreview):  # stored in report.json; of the moment only
             return
         self.write(event_json(event, self.folder))
         if isinstance(event, PhaseStarted):

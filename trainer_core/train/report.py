@@ -150,6 +150,7 @@ def _evaluation(state: TrainState, step: int) -> dict[str, Any]:
             "trained": result.trained,
             "best": result.best,
             "change": _estimate(result.change),
+            "gap_since": result.gap_since,
             "gap": result.gap and _estimate(result.gap),
             "gap_by_sigma": {
                 f"{sigma:g}": _estimate(value) for sigma, value in zip(EVAL_SIGMAS, result.gaps, strict=False)

@@ -66,7 +66,7 @@ def report(state: TrainState, evaluation: Evaluation, host: Host) -> None:
         return
     host.emit(
         EvalCompared(
-            state.step, result.best, *result.change, trained=result.trained, sigmas=EVAL_SIGMAS,
+            state.step, result.best, *result.change, trained=result.trained, sigmas=EVAL_SIGMAS, gap_since=result.gap_since,
             gaps=tuple(value for value, _ in result.gaps), gap_errors=tuple(error for _, error in result.gaps),
             waiting=result.waiting, overfits=result.overfits,
         )

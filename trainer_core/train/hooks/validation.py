@@ -16,6 +16,7 @@ from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...storage.atomic import set_aside
 from ...validation.base_images import key_of, load_base, save_base
+from ...validation.previews import Preview, preview_of
 from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
@@ -33,6 +34,7 @@ class LiveValidation:
     host: Host
     record: Mapping[str, Any]
     phases: PhaseTimer
+    preview: Preview | None = None  # of the image that is being sampled
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
     damaged: list[str] = field(default_factory=list)  # names of images that were set aside
@@ -46,7 +48,8 @@ class LiveValidation:
         codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
         if codec and plan.resolved_request.memory.model_offload:
             codec = SoloCodec(codec, state.transformer, state.device)
-        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
+        preview = preview_of(settings, codec, plan.folder / layout.PREVIEW, host) if settings and codec else None
+        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview)
 
     def sample_base(self, state: TrainState) -> None:
         """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
@@ -113,8 +116,9 @@ class LiveValidation:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled
-        )
+            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled,
+            preview=self.preview,
+        )  # fmt: skip
 
     def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:
         assert self.settings
