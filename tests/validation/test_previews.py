@@ -105,7 +105,7 @@ def test_another_file_is_refused(tiny, tmp_path, what):
         file.write_bytes(b"{" * 100)
     else:
         save_file(tiny.encoder.state_dict() if what == "encoder" else {"1.weight": torch.zeros(3)}, file)
-    with pytest.raises(UserError, match="taef1_decoder.safetensors"):
+    with pytest.raises(UserError, match=r"taef1_decoder\.safetensors"):
         TinyDecoder(file)
 
 

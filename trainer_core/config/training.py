@@ -21,7 +21,10 @@ SIGMA_DENSITIES = (
     "quadratic_tail",
     "quadratic_tail_legacy",
 )
-TRACKERS = ("none", "tensorboard", "wandb", "tensorboard+wandb")
+TRACKERS = (
+    "none", "tensorboard", "wandb", "tensorboard+wandb", "webhook", "tensorboard+webhook", "wandb+webhook",
+    "tensorboard+wandb+webhook",
+)  # fmt: skip
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
 
 
@@ -274,7 +277,10 @@ class TrainingConfig:
         str,
         Choice(*TRACKERS),
         Advanced(),
-        Doc("Experiment trackers to log to: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
+        Doc(
+            "Where else the run is shown: TensorBoard, Weights & Biases (wandb), messages to a webhook such as Discord's or "
+            "Slack's, or several of them. The webhook's address is set in the environment only. See docs/trackers.md."
+        ),
     ] = "none"
     eval_images: Annotated[
         int,

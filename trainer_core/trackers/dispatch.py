@@ -93,12 +93,19 @@ class TrackerSink:
                 self(event)
 
     def __call__(self, event: Event) -> None:
+        self._pass_on(event)
         if self._waiting is not None:
             if isinstance(event, (EvalReport, EvalCompared, PreviewReady)):
                 self._waiting.append(event)
         elif call := self._call_of(event):
             for thread in self._threads:
                 thread.put(call)
+
+    def _pass_on(self, event: Event) -> None:
+        """Pass the event itself to the trackers that take events."""
+        for thread in self._threads if self._waiting is None else ():
+            if thread.takes_events:
+                thread.put(lambda tracker: tracker.event(event))  # type: ignore[attr-defined]
 
     def close(self, failed: bool, seconds: float = LAST_SECONDS) -> None:
         """Close all trackers.
