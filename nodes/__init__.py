@@ -13,6 +13,7 @@ from . import (
     memory_settings,
     optimizer_settings,
     plan_run,
+    publish_lora,
     quantize_model,
     validate_sampler,
 )
@@ -30,6 +31,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         optimizer_settings.SPEC,
         memory_settings.SPEC,
         plan_run.SPEC,
+        publish_lora.SPEC,
     )
 }
 
