@@ -110,6 +110,7 @@ def test_events_of_runs_and_the_live_page():
             "change_error",
             "trained",
             "sigmas",
+            "gap_since",
             "gaps",
             "gap_errors",
             "waiting",

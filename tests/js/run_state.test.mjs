@@ -378,3 +378,15 @@ describe("held-out images", () => {
     assert.deepEqual(state.evals, []);
   });
 });
+
+describe("previews while sampling", () => {
+  const preview = (step, url = "/view?filename=preview.jpg") => ({ kind: "SamplingPreview", step, total: 26, url });
+
+  test("the newest is shown until the image is there, or the phase or the run ends", () => {
+    assert.deepEqual([after(preview(3)).sampling.step, after(preview(3), preview(4)).sampling.step], [3, 4]);
+    assert.match(after(preview(3)).sampling.url, /preview\.jpg&v=\d+$/); // not the one in the browser's cache
+    const ends = [picture(10), { kind: "PhaseStarted", phase: "train", total: 9 }, { kind: "RunEnded", state: "finished" }];
+    for (const end of ends) assert.equal(after(preview(3), end).sampling, null, end.kind);
+    assert.equal(after(preview(3, "")).sampling, null); // outside of ComfyUI's output folder
+  });
+});

@@ -136,7 +136,8 @@ class Hub(BaseHTTPRequestHandler):
 
     @property
     def root(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        assert isinstance(self.server, ThreadingHTTPServer)
+        return f"http://127.0.0.1:{self.server.server_port}"
 
     def fails(self, path: str) -> bool:
         self.log.append((self.command, path))

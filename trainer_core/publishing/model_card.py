@@ -137,6 +137,7 @@ def card_of(facts: Facts) -> str:
 
     model = _object(facts.request.get("model"))
     family = str(model.get("family") or "")
+    license_values: dict[str, Any] = {**license_of(model)}
     data = ModelCardData(
         base_model=facts.base or None,
         tags=[*TAGS, *([family] if family else []), "chroma-trainer"],
@@ -144,7 +145,7 @@ def card_of(facts: Facts) -> str:
         library_name="diffusers",
         instance_prompt=facts.trigger or None,
         widget=[{"text": sample.prompt, "output": {"url": sample.target}} for sample in facts.samples] or None,
-        **license_of(model),
+        **license_values,
     )
     parts = [f"# {_plain(facts.title)}", _summary(facts), _trigger(facts), "<Gallery />" if facts.samples else ""]
     parts += [_use(facts), _settings(facts), MARK]
@@ -172,7 +173,7 @@ def _use(facts: Facts) -> str:
 
 
 def _settings(facts: Facts) -> str:
-    rows = [("Steps", facts.steps)] if facts.steps else []
+    rows: list[tuple[str, Any]] = [("Steps", facts.steps)] if facts.steps else []
     for title, path in SETTINGS:
         value: Any = facts.request
         for name in path:
