@@ -121,8 +121,8 @@ def test_a_missing_file_is_reported_before_anything_is_loaded(tmp_path):
     assert validate_sampler.preflight(inputs, host) == []
 
 
-def test_taef1_needs_flux_latents(codec, tmp_path):
-    codec = type("Other", (), {"channels": 4, "factor": 8})()
+def test_taef1_needs_flux_latents(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "channels", 4)
     with pytest.raises(UserError, match="decodes 16 latent channels, and this VAE has 4"):
         preview_of(ValidationConfig(prompts="a", previews="taef1"), codec, tmp_path / "x", host_of(tmp_path)[0])
 
