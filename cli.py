@@ -53,7 +53,9 @@ EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
+    "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "lora": "lora", "dry_run": "--dry-run",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -417,6 +419,22 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0 if result.is_equal else EXIT_DIFFERENT
 
 
+def publish_lora(arguments: argparse.Namespace) -> int:
+    """Publish a LoRA on the Hugging Face Hub: with a model card, sample images and its workflow."""
+    from .trainer_core.publishing.publish import find_lora, publish, write_locally
+
+    output, base = Path(arguments.output or "output"), (arguments.base_model or "").strip()
+    lora = find_lora(arguments.lora, output)
+    host = SinkHost(paths=local_paths([], output), sinks=(Console(),))
+    if arguments.dry_run:
+        names = write_locally(lora, Path(arguments.dry_run), host, base)
+        _print("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
+        return 0
+    result = publish(lora, arguments.repo or "", arguments.private, host, base)
+    _print(f"published: {result.url} (commit {result.commit[:8]})")
+    return 0
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
@@ -597,6 +615,7 @@ def _parser() -> argparse.ArgumentParser:
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
     _add_import_arguments(command("import", import_config))
+    _add_publish_arguments(command("publish", publish_lora))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
@@ -652,6 +671,15 @@ def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> No
         )
         text = "where the machines meet: address of machine 0 and a free port"
         parser.add_argument("--meet", metavar="HOST:PORT", help=text)
+
+
+def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lora", help="LoRA file (.safetensors), or its name in the output folder's loras")
+    parser.add_argument("--repo", metavar="USER/NAME", help="Hugging Face repository; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="a repository that only you can see")
+    parser.add_argument("--dry-run", metavar="DIR", help="write the files into an empty folder, and send nothing")
+    parser.add_argument("--base-model", metavar="USER/NAME", help="repository of the base model (default: as recorded)")
+    parser.add_argument("--output", metavar="DIR", help="output folder with the LoRA's run (default: output)")
 
 
 def _gigabytes(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.model import AUTO
 from ..config.request import TrainRequest
-from ..config.training import TrainingConfig
+from ..config.training import MIN_HELD_OUT, NEVER, TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
+from ..data.holdout import num_held
 from ..data.reference_images import References, find_references
 from ..devices import pick_device
 from ..distributed.device_list import only_device
-from ..errors import UserError
+from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
 from ..models.family import Family
 from ..models.loading.fingerprint import remembering, sampling
@@ -123,6 +125,8 @@ def check_run(
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
+    if isinstance(index, Index):
+        problems += _held_out_problems(request.training, len(index.samples))
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
         references = collect(problems, find_references, index, request.dataset)
@@ -138,6 +142,17 @@ def check_run(
         room = machine or shared_machine or this_machine(device, request.model.dtype)
         request = with_precision(request, family, index, room, host)
     return CheckedRequest(request, family, index, device, optimizer, references)
+
+
+def _held_out_problems(training: TrainingConfig, num_images: int) -> list[Problem]:
+    """Return a problem where too few images are held out for stop_when."""
+    count = num_held(num_images, training.holdout)
+    if training.stop_when == NEVER or not count or count >= MIN_HELD_OUT:
+        return []
+    share = math.ceil(100 * MIN_HELD_OUT / num_images) / 100
+    fix = f"set holdout to {share:g} or more" if share <= 0.5 else "add images, or set stop_when to never"
+    text = f"stop_when needs {MIN_HELD_OUT} or more held-out images, and {count} of {num_images} are held out; {fix}"
+    return [Problem("holdout", text)]
 
 
 def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:

@@ -21,7 +21,7 @@ from ..models.family import Family, ImageCodec
 from ..plots.image_grid import draw_grid
 from ..storage.lora_name import is_portable
 from .attention import use_attention
-from .euler import sample
+from .euler import OnStep, sample
 
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # in file names of some system
 MAX_NAME = 60  # characters of a prompt's name in a file name
@@ -66,6 +66,7 @@ def draw_pictures(
     on_picture: Callable[[], None] = lambda: None,
     on_step: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
+    preview: OnStep | None = None,
 ) -> Pictures:
     """Sample and decode an image for every prompt at every size.
 
@@ -78,9 +79,16 @@ def draw_pictures(
         on_picture: Called after every image.
         on_step: Called after every sampling step. May raise to stop.
         ranks: Processes that share out the images.
+        preview: Called after every sampling step with its number, the number of steps and the denoised latents.
     Returns:
         The images by size.
     """
+
+    def after_step(step: int, num_steps: int, denoised: Tensor) -> None:
+        on_step()
+        if preview is not None:
+            preview(step, num_steps, denoised)
+
     device = next(transformer.parameters()).device
     negative = text.get(settings.negative_prompt).to(device) if settings.cfg > 1 else None
     guidance = guidance_of(settings)
@@ -96,8 +104,7 @@ def draw_pictures(
                 family, transformer, text.get(prompt).to(device), negative,
                 width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
                 channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
-                guidance=guidance,
-                on_step=lambda *_: on_step(), reference=references.get((width, height)),
+                guidance=guidance, on_step=after_step, reference=references.get((width, height)),
             )  # fmt: skip
         pixels = pixels_of(codec.decode(latents))[0]
         on_picture()

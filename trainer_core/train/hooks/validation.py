@@ -17,6 +17,7 @@ from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...storage.atomic import set_aside
 from ...validation.base_images import key_of, load_base, save_base
+from ...validation.previews import Preview, preview_of
 from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
@@ -34,6 +35,7 @@ class LiveValidation:
     host: Host
     record: Mapping[str, Any]
     phases: PhaseTimer
+    preview: Preview | None = None  # of the image that is being sampled
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
     damaged: list[str] = field(default_factory=list)  # names of images that were set aside
@@ -47,7 +49,8 @@ class LiveValidation:
         codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
         if codec and plan.resolved_request.memory.model_offload:
             codec = SoloCodec(codec, state.transformer, state.device)
-        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
+        preview = preview_of(settings, codec, plan.folder / layout.PREVIEW, host) if settings and codec else None
+        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview)
 
     def sample_base(self, state: TrainState) -> None:
         """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
@@ -98,7 +101,7 @@ class LiveValidation:
 
     def _is_due(self, state: TrainState) -> bool:
         every = state.config.validate_every
-        return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
+        return bool(self.settings and every and state.step % every == 0 and state.step and not state.is_over)
 
     def sample_last(self, state: TrainState) -> None:
         """Sample the images of the last step."""
@@ -120,7 +123,7 @@ class LiveValidation:
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
             self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled,
-            ranks=state.ranks,
+            preview=self.preview, ranks=state.ranks,
         )  # fmt: skip
 
     def _save(self, state: TrainState, step: int, columns: list[tuple[str, Pictures]]) -> None:

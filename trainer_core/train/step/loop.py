@@ -31,7 +31,7 @@ from .state import Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
-    """Train from state.step to state.num_steps, and call every hook after every step.
+    """Train from state.step to state.num_steps, or to where a hook sets stop_reason. Every step calls every hook.
 
     Raises:
         Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
@@ -39,7 +39,7 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
     """
     end = state.num_steps * state.config.accumulation
     with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, state.next_micro) as fetch:
-        while state.step < state.num_steps:
+        while not state.is_over:
             state.ranks.agree(host.check_cancelled)
             start = time.perf_counter()
             rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
