@@ -607,15 +607,8 @@ def _parser() -> argparse.ArgumentParser:
     worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
     worker.set_defaults(call=work)
     worker.add_argument("folder")
-    sub = command("inspect", inspect)
-    sub.add_argument("file", help="LoRA file (.safetensors)")
-    sub.add_argument("--json", action="store_true", help="as JSON")
-    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
-    description = "Merge, resize, scale or extract LoRA files."
-    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
-    _add_verify_arguments(command("verify", verify))
+    _add_lora_commands(commands, command)
     _add_import_arguments(command("import", import_config))
-    _add_publish_arguments(command("publish", publish_lora))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
@@ -624,6 +617,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
+    """Add the commands for finished LoRAs."""
+    sub = command("inspect", inspect)
+    sub.add_argument("file", help="LoRA file (.safetensors)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    description = "Merge, resize, scale or extract LoRA files."
+    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
+    _add_verify_arguments(command("verify", verify))
+    _add_publish_arguments(command("publish", publish_lora))
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from ..errors import Cancelled
 from ..host import Host, Notice
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from ..runs.manifest import settings_of
-from .metadata import versions
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
+from .results.metadata import versions
 
 
 def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> RunPlan:

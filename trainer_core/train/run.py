@@ -46,12 +46,12 @@ from .hooks.eval_loss import evaluate, evaluate_start
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
-from .metadata import make_record
 from .phase_timer import PhaseTimer
 from .plan_together import memory_with, plan_with, reporting_failure, warn_other_devices
 from .prepare import RunPlan
-from .report import build_report, report_density, warn_other_versions
-from .save_lora import save_best_lora, save_lora
+from .results.metadata import make_record
+from .results.report import build_report, report_density, warn_other_versions
+from .results.save_lora import save_best_lora, save_lora
 from .step.loop import fit
 from .step.state import TrainState
 

@@ -8,25 +8,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..config.request import TrainedLora
-from ..config.training import EVAL_SIGMAS
-from ..devices import (
+from ...config.request import TrainedLora
+from ...config.training import EVAL_SIGMAS
+from ...devices import (
     peak_ram_bytes,
     peak_vram_bytes,
 )
-from ..flow.sigma_density import ShiftedBySize, density
-from ..host import Host, Notice
-from ..plots.density_chart import density_text, draw_density
-from ..plots.image_grid import save_png
-from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
-from ..runs import layout
-from ..storage.bounded_files import read_json
-from .hooks.eval_loss import Eval
-from .hooks.validation import LiveValidation
-from .paired_evals import Estimate, verdict
-from .phase_timer import PhaseTimer
-from .prepare import RunPlan
-from .step.state import TrainState
+from ...flow.sigma_density import ShiftedBySize, density
+from ...host import Host, Notice
+from ...plots.density_chart import density_text, draw_density
+from ...plots.image_grid import save_png
+from ...plots.loss_chart import Marker, StepPoint, draw_loss_chart
+from ...runs import layout
+from ...storage.bounded_files import read_json
+from ..hooks.eval_loss import Eval
+from ..hooks.validation import LiveValidation
+from ..paired_evals import Estimate, verdict
+from ..phase_timer import PhaseTimer
+from ..prepare import RunPlan
+from ..step.state import TrainState
 
 RECORD_BYTES = 64 << 20  # of request.json, which holds the workflow
 
