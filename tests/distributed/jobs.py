@@ -18,8 +18,8 @@ from chroma_trainer.trainer_core.data.cache import latents
 from chroma_trainer.trainer_core.distributed.process_group import join
 from chroma_trainer.trainer_core.host import Event, StepReport
 from chroma_trainer.trainer_core.runs.control import request as send_command
-from chroma_trainer.trainer_core.train import metadata
 from chroma_trainer.trainer_core.train.hooks import checkpoint
+from chroma_trainer.trainer_core.train.results import metadata
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop
 from torch import nn

@@ -95,7 +95,7 @@ class Renderer:
         set_strength_(self.transformer, strength)
         return draw_pictures(
             settings, self.family, self.transformer, self.codec, self.text, on_picture, self.host.check_cancelled,
-            self.preview,
+            preview=self.preview,
         )  # fmt: skip
 
 
