@@ -117,7 +117,7 @@ def test_one_caption_for_all_and_copies_of_an_image(host, messages):
     assert [file.read_text("utf-8") for file in folder(host).glob("*.txt")] == ["cat\n"] * 2
     save(host, [image, image], ["cat", "red cat"])
     assert [file.read_text("utf-8") for file in folder(host).glob("*.txt")] == ["cat\nred cat\n"]
-    assert any("1 of 3 images are copies" in text for text in messages)
+    assert any("copies of other images: 1 of 3" in text for text in messages)
 
 
 def test_without_captions_no_caption_files_are_written(host):
@@ -150,7 +150,9 @@ def test_edited_captions_stay_until_they_are_deleted(host, messages):
     text.write_text("better\n", "utf-8")
     save(host, pictures(2), ["a", "b"])
     save(host, pictures(2), ["a", "b"])  # the edit is remembered
-    assert text.read_text("utf-8") == "better\n" and any("1 files were edited" in line for line in messages)
+    assert text.read_text("utf-8") == "better\n" and any(
+        "edited files stay as they are: 1" in line for line in messages
+    )
     text.unlink()
     save(host, pictures(2), ["a", "b"])
     assert text.read_text("utf-8") == "a\n"
@@ -220,9 +222,9 @@ def test_what_is_refused_is_named_by_its_index(host):
     nan, far = pictures(3), pictures(3) * 255
     nan[1, 0, 0, 0] = torch.nan
     text = problems_of(save, host, [nan, far, torch.zeros(1, 0, 8, 3), torch.zeros(1, 8, 8, 2)])
-    assert "images 2 of 8 have values that are NaN or infinite" in text
-    assert "images 4, 5, 6 of 8 are not in 0 to 1" in text
-    assert "images 7 of 8 are empty" in text and "images 8 of 8 don't have 1, 3 or 4 channels" in text
+    assert "image 2 of 8: values that are NaN or infinite" in text
+    assert "images 4, 5, 6 of 8: values far outside of 0 to 1" in text
+    assert "image 7 of 8: no pixels" in text and "image 8 of 8: not 1, 3 or 4 channels" in text
     assert "item 2 of 2 is of type str, expected an IMAGE" in problems_of(save, host, [pictures(1), "x"])
     assert "item 1 of 1 has the shape [4, 4]" in problems_of(save, host, [torch.zeros(4, 4)])
     assert "there are none" in problems_of(save, host, [])
@@ -232,12 +234,12 @@ def test_what_is_refused_is_named_by_its_index(host):
 def test_a_mismatch_is_one_clear_error(host):
     text = problems_of(save, host, [pictures(4), pictures(4, seed=1)], ["a", "b"])
     assert text == "captions: 2 captions for 8 images; connect one for all, or one for each image in the same order"
-    assert "captions 2 of 2 are not texts" in problems_of(save, host, pictures(2), ["a", 3])
-    assert "captions 1 of 2 are not valid Unicode" in problems_of(save, host, pictures(2), ["\ud800", "a"])
-    assert "captions 1 of 1 have NUL" in problems_of(save, host, pictures(2), "a\0")
+    assert "caption 2 of 2: not a text" in problems_of(save, host, pictures(2), ["a", 3])
+    assert "caption 1 of 2: not valid Unicode" in problems_of(save, host, pictures(2), ["\ud800", "a"])
+    assert "caption 1 of 1: a NUL character" in problems_of(save, host, pictures(2), "a\0")
     masks = problems_of(save, host, pictures(2), "a", [torch.ones(2, 64, 64)])
-    assert "masks 1, 2 of 2 have another aspect ratio than their images" in masks
-    assert "masks 1 of 1 are entirely black" in problems_of(save, host, pictures(2), "a", [torch.zeros(1, 64, 96)])
+    assert "masks 1, 2 of 2: another aspect ratio" in masks
+    assert "mask 1 of 1: entirely black" in problems_of(save, host, pictures(2), "a", [torch.zeros(1, 64, 96)])
     image, both = pictures(1), [torch.ones(1, 64, 96), torch.full((1, 64, 96), 0.5)]
     assert "images 1 and 2 are equal, but their masks are not" in problems_of(save, host, [image, image], "a", both)
 
@@ -318,7 +320,7 @@ def test_a_headless_run_takes_what_comfyui_wrote(host, messages):
     assert len([text for text in messages if "as ComfyUI wrote them" in text]) == 1
     next(folder(host).glob("*.txt")).unlink()
     execute(graph(), CATALOGUE, host)
-    assert any("1 of its files are not there" in text for text in messages)
+    assert any("not there any more: 1, such as" in text for text in messages)
 
 
 def test_a_dataset_that_was_never_written_is_one_error(host):

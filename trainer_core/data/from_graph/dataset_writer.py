@@ -69,13 +69,13 @@ def read_items(images: Any, captions: Any, masks: Any, host: Host) -> list[Item]
     pictures = list_images(images, "images", problems)
     if not pictures and not problems:
         problems.append(Problem("images", "there are none; the connected node gave an empty list"))
-    problems += group_faults("images", "images", pictures, _cancellable(GraphImage.fault, host))
+    problems += group_faults("images", "image", pictures, _cancellable(GraphImage.fault, host))
     texts, mask_list = list_captions(captions), _list_masks(masks, problems, host)
-    problems += group_faults("captions", "captions", texts, caption_fault)
+    problems += group_faults("captions", "caption", texts, caption_fault)
     each_text = list(spread("captions", "captions", texts, len(pictures), problems))
     each_mask = list(spread("masks", "masks", mask_list, len(pictures), problems))
     pairs = [pair for pair in zip(pictures, each_mask, strict=True) if pair[1]] if not problems else []
-    problems += group_faults("masks", "masks", pairs, lambda pair: shape_fault(*pair))
+    problems += group_faults("masks", "mask", pairs, lambda pair: shape_fault(*pair))
     if problems:
         raise UserError(problems)
     digest = _cancellable(GraphImage.digest, host)
@@ -89,7 +89,7 @@ def read_items(images: Any, captions: Any, masks: Any, host: Host) -> list[Item]
 
 def _list_masks(masks: Any, problems: list[Problem], host: Host) -> list[GraphImage]:
     mask_list = list_images(masks, "masks", problems, is_mask=True) if masks is not None else []
-    problems += group_faults("masks", "masks", mask_list, _cancellable(GraphImage.fault, host))
+    problems += group_faults("masks", "mask", mask_list, _cancellable(GraphImage.fault, host))
     return mask_list
 
 
@@ -126,7 +126,7 @@ def _merge_equal(items: Sequence[Item], host: Host) -> list[Item]:
     if len(unique) < len(items):
         copies = len(items) - len(unique)
         host.emit(
-            Notice(f"{copies} of {len(items)} images are copies of others; each is written once, with all captions")
+            Notice(f"copies of other images: {copies} of {len(items)}; each image is written once, with all captions")
         )
     return [item for _, item in unique.values()]
 
@@ -247,10 +247,8 @@ def _report(own: OwnFiles, num_written: int, num_removed: int, edited: Sequence[
         text = f"dataset {name!r}: {_images(num_removed)} of earlier runs moved to its folder {EARLIER}, not trained"
         host.emit(Notice(text))
     if edited:
-        text = (
-            f"dataset {name!r}: {len(edited)} files were edited since they were written and stay as they are "
-            f"({', '.join(edited[:NUM_SHOWN])}{' ...' if len(edited) > NUM_SHOWN else ''}); delete them to have them written again"
-        )
+        shown = f"{', '.join(edited[:NUM_SHOWN])}{' ...' if len(edited) > NUM_SHOWN else ''}"
+        text = f"dataset {name!r}: edited files stay as they are: {len(edited)} ({shown}); delete them to have them written again"
         host.emit(Notice(text, "warning"))
     others = FolderBackend(own.folder).entries()
     num_others = len({entry.name for entry in others} - set(own.images()))
@@ -275,7 +273,7 @@ def find_saved(name: str, paths: Paths) -> OwnFiles:
         searched = ", ".join(map(str, roots)) or "none is set"
         text = (
             f"{name!r} is made by nodes that only run in ComfyUI, and has not been written to a datasets folder ({searched}); run "
-            "the workflow in ComfyUI once, or copy the dataset there with its hidden files, or set --datasets to the folder it is in"
+            "the workflow in ComfyUI once, or copy the dataset there with its hidden files, or set --datasets to the folder that contains it"
         )
         raise UserError.at("name", text)
     own = OwnFiles.read(paths.find_dataset(str(folder.absolute()), "name"), "name")
@@ -293,5 +291,5 @@ def report_saved(own: OwnFiles, host: Host) -> None:
     )
     missing = [name for name in own.files if not (own.folder / name).is_file()]
     if missing:
-        text = f"dataset {own.folder.name!r}: {len(missing)} of its files are not there, such as {missing[0]}"
+        text = f"dataset {own.folder.name!r}: files that are not there any more: {len(missing)}, such as {missing[0]}"
         host.emit(Notice(text, "warning"))

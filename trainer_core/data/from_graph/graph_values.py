@@ -41,19 +41,19 @@ class GraphImage:
         return int(self.values.shape[1]), int(self.values.shape[0])
 
     def fault(self) -> str:
-        """Return why it can't be used, as the end of a sentence about several images; "" if it can."""
+        """Return why it can't be used; "" if it can."""
         if 0 in self.values.shape:
-            return "are empty (no pixels)"
+            return "no pixels (empty)"
         if not self.is_mask and self.values.shape[2] not in MODES:
-            return "don't have 1, 3 or 4 channels; connect an output of type IMAGE"
+            return "not 1, 3 or 4 channels; connect an output of type IMAGE"
         values = as_array(self.values)
         if not np.isfinite(values).all():
-            return "have values that are NaN or infinite; look at the node that makes them (a VAE in fp16 may do this)"
+            return "values that are NaN or infinite; look at the node that makes them (a VAE in fp16 may do this)"
         if values.min() < -OVERSHOOT or values.max() > 1 + OVERSHOOT:
-            return "are not in 0 to 1; scale their values"
+            return "values far outside of 0 to 1; scale them"
         if self.is_mask and not self.pixels().any():
             return (
-                "are entirely black, so that nothing of their images would be trained (Load Image gives such a mask for "
+                "entirely black, so that nothing of the image would be trained (Load Image gives such a mask for "
                 "images without transparency); disconnect masks, or use Invert Mask"
             )
         return ""
@@ -130,11 +130,12 @@ def caption_lines(caption: str) -> tuple[str, ...]:
 def caption_fault(caption: Any) -> str:
     """Return why a value can't be a caption; "" if it can."""
     if not isinstance(caption, str):
-        return "are not texts; connect an output of type STRING"
+        return "not a text; connect an output of type STRING"
     try:
-        return "have NUL characters" if "\0" in caption else caption.encode("utf-8") and ""  # type: ignore[return-value]
+        raw = caption.encode("utf-8")
     except UnicodeEncodeError:
-        return "are not valid Unicode"
+        return "not valid Unicode; look at the node that makes it"
+    return "a NUL character; look at the node that makes it" if b"\0" in raw else ""
 
 
 def group_faults(field: str, noun: str, items: Sequence[Any], fault_of: Callable[[Any], str]) -> list[Problem]:
@@ -143,7 +144,10 @@ def group_faults(field: str, noun: str, items: Sequence[Any], fault_of: Callable
     for number, item in enumerate(items, 1):
         if fault := fault_of(item):
             numbers.setdefault(fault, []).append(number)
-    return [Problem(field, f"{noun} {join(indices)} of {len(items)} {fault}") for fault, indices in numbers.items()]
+    return [
+        Problem(field, f"{noun}{'s' * (len(indices) > 1)} {join(indices)} of {len(items)}: {fault}")
+        for fault, indices in numbers.items()
+    ]
 
 
 def join(numbers: Sequence[int]) -> str:
@@ -170,7 +174,7 @@ def spread(field: str, noun: str, values: Sequence[Any], count: int, problems: l
 
 
 def shape_fault(image: GraphImage, mask: GraphImage) -> str:
-    """Return how the aspect ratio of a mask differs from that of its image."""
+    """Return a fault if a mask has another aspect ratio than its image."""
     if is_same_shape(mask.size, image.size):
         return ""
-    return "have another aspect ratio than their images; resize them to the images"
+    return "another aspect ratio than the image has; resize it to the image"
