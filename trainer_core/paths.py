@@ -14,8 +14,8 @@ from .storage.bounded_yaml import parse_yaml
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
-DATASETS = "datasets"  # ComfyUI's folder of datasets, which extra_model_paths.yaml may name too
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
+DATASETS = "datasets"  # ComfyUI's folder of datasets, which extra_model_paths.yaml may name too
 CONFIG_NAME = "extra_model_paths.yaml"
 CONFIG_BYTES = 256 << 10  # ComfyUI's example has 3 KB
 

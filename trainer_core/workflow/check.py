@@ -74,17 +74,6 @@ def check(
     return problems
 
 
-def _quick_run(
-    spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, connections: bool
-) -> Callable[[Any, Any], tuple[Any, ...]] | None:
-    """Return what the check can call for the outputs of a node: the run of a light node, or what is stored."""
-    if not draft.complete:
-        return None
-    if resolved.is_stored:  # in ComfyUI itself, its nodes run and the outputs are made
-        return spec.stored if connections and resolved.complete else None
-    return spec.run if spec.light and _has_inputs(spec, node, resolved) else None
-
-
 def _shared_identity(
     spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, owners: dict[tuple[str, str], str]
 ) -> list[Problem]:
@@ -116,6 +105,17 @@ def _has_inputs(spec: NodeSpec, node: Node, resolved: Resolved) -> bool:
     """
     optional = {field.name for field in spec.fields() if field.socket and not field.required}
     return all(resolved.values.get(name, PENDING) is not PENDING for name in node.inputs.keys() - optional)
+
+
+def _quick_run(
+    spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, connections: bool
+) -> Callable[[Any, Any], tuple[Any, ...]] | None:
+    """Return what the check can call for the outputs of a node: the run of a light node, or what is stored."""
+    if not draft.complete:
+        return None
+    if resolved.is_stored:  # in ComfyUI itself, its nodes run and the outputs are made
+        return spec.stored if connections and resolved.complete else None
+    return spec.run if spec.light and _has_inputs(spec, node, resolved) else None
 
 
 def _without_pending(inputs: Any) -> Any:

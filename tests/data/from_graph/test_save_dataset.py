@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chroma_trainer.nodes import CATALOGUE
-from chroma_trainer.nodes.datasets.save_dataset import SPEC
+from chroma_trainer.nodes.datasets.save_dataset import SPEC, fingerprint, stored
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.data.dataset import build_index
@@ -38,7 +38,7 @@ def host(tmp_path, messages):
     return SinkHost(paths=paths, sinks=(sink,), device="cpu")
 
 
-def save(host, images, captions="", masks=None, name="cats"):
+def save(host, images, captions: str | list = "", masks=None, name="cats"):
     """Run the node as ComfyUI does, with lists."""
     values = {"images": images, "name": name, "captions": captions, "masks": masks}
     inputs, problems = build_inputs(SPEC, values)
@@ -190,7 +190,7 @@ def test_a_run_that_ends_in_the_middle_leaves_nothing_that_is_not_known(host, mo
     monkeypatch.setattr(dataset_writer, "write_atomic", fail)
     assert "can't be written" in problems_of(save, host, pictures(3, seed=7), ["x", "y", "z"])
     assert not list(folder(host).glob(".tmp-*"))
-    assert "is not complete" in problems_of(SPEC.stored, SPEC.inputs(images=None, name="cats"), host)
+    assert "is not complete" in problems_of(stored, SPEC.inputs(images=None, name="cats"), host)
     monkeypatch.undo()
     save(host, pictures(1), ["a"])  # another graph, after the crash
     assert [sample.captions for sample in index(host).samples] == [("a",)]
@@ -284,13 +284,13 @@ def test_a_list_names_no_files_elsewhere(host):
 
 def test_fingerprint_follows_the_folder(host):
     values = {"name": "cats"}
-    empty = SPEC.fingerprint(values, host.paths)
+    empty = fingerprint(values, host.paths)
     save(host, pictures(1), "a")
-    written = SPEC.fingerprint(values, host.paths)
+    written = fingerprint(values, host.paths)
     save(host, pictures(1), "a")
-    assert empty != written == SPEC.fingerprint(values, host.paths)
+    assert empty != written == fingerprint(values, host.paths)
     next(folder(host).glob("*.txt")).write_text("edited by hand")
-    assert SPEC.fingerprint(values, host.paths) != written
+    assert fingerprint(values, host.paths) != written
 
 
 def graph(**more):

@@ -98,7 +98,7 @@ def list_images(values: Any, field: str, problems: list[Problem], is_mask: bool 
     images: list[GraphImage] = []
     items = values if isinstance(values, list | tuple) else [values]
     for number, item in enumerate(items, 1):
-        shape = tuple(getattr(item, "shape", ()))
+        shape: tuple[int, ...] = tuple(getattr(item, "shape", ()))
         if is_mask and len(shape) == 4 and shape[1] == 1:  # some nodes give masks a channel axis
             item, shape = item[:, 0], (shape[0], *shape[2:])
         axes = len(shape) + is_mask
