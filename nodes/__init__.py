@@ -17,6 +17,7 @@ from . import (
     quantize_model,
     validate_sampler,
 )
+from .datasets import save_dataset
 from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
@@ -26,6 +27,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         load_flux.SPEC,
         quantize_model.SPEC,
         dataset_backend.SPEC,
+        save_dataset.SPEC,
         lora_trainer.SPEC,
         validate_sampler.SPEC,
         adapter_settings.SPEC,

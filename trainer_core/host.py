@@ -237,12 +237,14 @@ class Paths:
         models: kind ("diffusion_models", "text_encoders", "vae", "loras", "diffusers") -> folders, in search order.
         datasets: folders that datasets may be read from. Other folders are refused, because a workflow may come from
             an untrusted source.
+        new_datasets: the one of them that SaveDataset writes to; None if nothing can be written.
     """
 
     output: Path
     cache: Path
     models: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     datasets: tuple[Path, ...] = ()
+    new_datasets: Path | None = None
 
     def list_models(self, kind: str) -> tuple[str, ...]:
         """Return the sorted names of the model files of a kind, relative to their folder, with forward slashes."""

@@ -15,6 +15,7 @@ from .storage.bounded_yaml import parse_yaml
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
 KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
+DATASETS = "datasets"  # ComfyUI's folder of datasets, which extra_model_paths.yaml may name too
 CONFIG_NAME = "extra_model_paths.yaml"
 CONFIG_BYTES = 256 << 10  # ComfyUI's example has 3 KB
 
@@ -29,7 +30,8 @@ def local_paths(
             on.
         output: folder for results; caches go to chroma_trainer/.cache inside it.
         datasets: folders that datasets may be read from, in addition to the working directory, the `datasets` folder in
-            each models folder, and the `input` folder next to it.
+            each models folder, and the `input` and `datasets` folders next to it. New datasets are written to the first
+            of them, else to `datasets` next to the models.
         config: an extra_model_paths.yaml file; None looks for one next to each models folder and in the working
             directory.
     Raises:
@@ -44,7 +46,7 @@ def local_paths(
                 "--datasets", f"{str(folder)!r} is not a folder; set it to a folder that contains datasets"
             )
     output = output.absolute()  # reports and node outputs contain paths of results
-    folders: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    folders: dict[str, list[Path]] = {kind: [] for kind in (*KINDS, DATASETS)}
     for folder in models:
         for kind in KINDS:
             names = [kind, *(old for old, new in OLD_NAMES.items() if new == kind)]
@@ -57,12 +59,15 @@ def local_paths(
     for path in configs:
         _read_config_(folders, path)
     folders["loras"].append(output / "loras")
-    roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *(m.parent / "input" for m in models))
+    beside = tuple(m.parent / "datasets" for m in models)
+    inputs = (m.parent / "input" for m in models)
+    roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *inputs, *folders.pop(DATASETS), *beside)
     return Paths(
         output=output,
         cache=cache_folder(output),
         models={k: tuple(v) for k, v in folders.items()},
         datasets=roots,
+        new_datasets=next(iter((*datasets, *beside)), Path.cwd()).absolute(),
     )
 
 

@@ -81,6 +81,14 @@ class Socket:
 
 
 @dataclass(frozen=True)
+class Each:
+    """A list with one value for each image. ComfyUI runs the node once with all of them, and the node checks them itself.
+
+    Headless, such a value may come from a node that only runs in ComfyUI, see `stored` of NodeSpec.
+    """
+
+
+@dataclass(frozen=True)
 class Initial:
     """The value of a widget in new nodes of the editor, where it is not the default.
 
@@ -122,6 +130,7 @@ class Field:
     advanced: bool = False
     last: bool = False
     initial: Any = None
+    each: bool = False
 
     @property
     def is_widget(self) -> bool:
@@ -162,6 +171,8 @@ class NodeSpec:
         identity: identity(inputs) returns a field and the value of it that no other node of this type may have.
         is_output: ComfyUI executes the graph for this node (an output node).
         search_aliases: other words that find the node in ComfyUI's search.
+        stored: stored(inputs, host) returns the outputs of an earlier run in ComfyUI. A headless run calls it in place of
+            `run` where values of `Each` fields come from nodes that only run in ComfyUI. It is fast and writes nothing.
     """
 
     id: str
@@ -178,10 +189,16 @@ class NodeSpec:
     is_output: bool = False
     search_aliases: tuple[str, ...] = ()
     review: Callable[[Any, Any], list[str]] | None = None
+    stored: Callable[[Any, Any], tuple[Any, ...]] | None = None
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of the inputs, in order."""
         return fields_of(self.inputs)
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the node runs once with lists, instead of once for each of their values."""
+        return any(field.each for field in self.fields())
 
 
 @cache
@@ -213,6 +230,7 @@ def _resolve_field(item: dataclasses.Field, hint: Any) -> Field:
         advanced=Advanced in by_type,
         last=Last in by_type,
         initial=by_type[Initial].value if Initial in by_type else default,
+        each=Each in by_type,
     )
 
 
@@ -320,7 +338,7 @@ def draft_inputs(spec: NodeSpec, values: Mapping[str, Any]) -> Draft:
             if field.required:
                 problems.append(Problem(name, f"required input is missing; {_suggest_fix(field)}"))
             continue
-        if field.socket:
+        if field.socket or (field.each and isinstance(values[name], list)):
             checked[name] = values[name]
             continue
         value, problem = check_value(field, values[name])

@@ -9,7 +9,7 @@ import dataclasses
 import gc
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ...trainer_core.host import (
     SinkHost,
     StepReport,
 )
-from ...trainer_core.paths import cache_folder
+from ...trainer_core.paths import DATASETS, cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
 from .live_events import Feed
@@ -70,6 +70,7 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
         return schema_of(spec)
 
     def execute(cls, **values: Any) -> io.NodeOutput:
+        values = unlisted(spec, values)
         inputs, problems = build_inputs(spec, {name: value for name, value in values.items() if value is not None})
         if inputs is None:
             raise UserError(problem.at(str(cls.hidden.unique_id), spec.id) for problem in problems)
@@ -94,8 +95,18 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
     if spec.id in CATALOGUE:
         members["validate_inputs"] = classmethod(_validate_inputs(spec))
     if spec.fingerprint:
-        members["fingerprint_inputs"] = classmethod(lambda cls, **values: spec.fingerprint(values, _paths()))
+        members["fingerprint_inputs"] = classmethod(
+            lambda cls, **values: spec.fingerprint(unlisted(spec, values), _paths())
+        )
     return type(spec.id, (io.ComfyNode,), members)
+
+
+def unlisted(spec: NodeSpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a node that takes lists, with only the fields as lists that want one: ComfyUI gives all so."""
+    if not spec.takes_lists:
+        return dict(values)
+    lists = {field.name for field in spec.fields() if field.each}
+    return {name: value if name in lists or not value else value[0] for name, value in values.items()}
 
 
 def _validate_inputs(spec: NodeSpec) -> Any:
@@ -136,6 +147,7 @@ def schema_of(spec: NodeSpec) -> io.Schema:
         ],
         "hidden": [io.Hidden.prompt, io.Hidden.unique_id],
         "is_output_node": spec.is_output,
+        "is_input_list": spec.takes_lists,
         "search_aliases": list(spec.search_aliases),
     }
     supported = {field.name for field in dataclasses.fields(io.Schema)}
@@ -196,8 +208,16 @@ def _paths() -> Paths:
         for kind in MODEL_KINDS
         if kind in folder_paths.folder_names_and_paths
     }
-    datasets = (Path(folder_paths.get_input_directory()), Path(folder_paths.models_dir) / "datasets")
-    return Paths(output=output, cache=cache_folder(output), models=models, datasets=datasets)
+    own = Path(folder_paths.models_dir) / DATASETS
+    # Older versions of ComfyUI have no folder of datasets.
+    comfyui = folder_paths.get_folder_paths(DATASETS) if DATASETS in folder_paths.folder_names_and_paths else []
+    return Paths(
+        output=output,
+        cache=cache_folder(output),
+        models=models,
+        datasets=(Path(folder_paths.get_input_directory()), own, *map(Path, comfyui)),
+        new_datasets=Path(comfyui[0]) if comfyui else own,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

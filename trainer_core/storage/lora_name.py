@@ -61,6 +61,17 @@ def faults_of_name(typed: str) -> list[str]:
     return [*faults, *([f"is {size} bytes long; use at most {MAX_BYTES}"] if size > MAX_BYTES else [])]
 
 
+def faults_of_folder(name: str) -> list[str]:
+    """Return what is wrong with the name of a folder, which may have / between subfolders."""
+    if not name:
+        return ["is empty; enter a name"]
+    if not all(is_portable(part) and part.isprintable() and not part.startswith(".") for part in name.split("/")):
+        rule = "use letters, digits, spaces, - and _, and / for subfolders; no dot in front"
+        return [f"{name[:60]!r} is not a valid folder name on every system; {rule}"]
+    size = len(name.encode("utf-8", "replace"))
+    return [f"is {size} bytes long; use at most {MAX_BYTES}"] if size > MAX_BYTES else []
+
+
 def is_portable(part: str) -> bool:
     """Return whether this can be the name of a file or folder on Linux, Windows and macOS."""
     reserved = part.partition(".")[0].strip().lower() in RESERVED_NAMES

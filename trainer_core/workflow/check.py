@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -58,10 +58,10 @@ def check(
             fault for fault in draft.problems if fault.field not in missing
         ]
         faults += _shared_identity(spec, node, draft, resolved, owners)
-        if spec.light and draft.complete and _has_inputs(spec, node, resolved):
+        if quick_run := _quick_run(spec, node, draft, resolved, connections):
             faulty_fields, is_sound = {fault.field for fault in faults}, not faults and resolved.complete
             run_problems: list[Problem] = []
-            result = collect(run_problems, spec.run, _without_pending(draft.inputs), host)
+            result = collect(run_problems, quick_run, _without_pending(draft.inputs), host)
             faults += [fault for fault in run_problems if fault.field not in faulty_fields]
             if result is not None and is_sound:
                 values[node_id] = result  # type: ignore[assignment]
@@ -110,6 +110,17 @@ def _has_inputs(spec: NodeSpec, node: Node, resolved: Resolved) -> bool:
     """
     optional = {field.name for field in spec.fields() if field.socket and not field.required}
     return all(resolved.values.get(name, PENDING) is not PENDING for name in node.inputs.keys() - optional)
+
+
+def _quick_run(
+    spec: NodeSpec, node: Node, draft: Draft, resolved: Resolved, connections: bool
+) -> Callable[[Any, Any], tuple[Any, ...]] | None:
+    """Return what the check can call for the outputs of a node: the run of a light node, or what is stored."""
+    if not draft.complete:
+        return None
+    if resolved.is_stored:  # in ComfyUI itself, its nodes run and the outputs are made
+        return spec.stored if connections and resolved.complete else None
+    return spec.run if spec.light and _has_inputs(spec, node, resolved) else None
 
 
 def _without_pending(inputs: Any) -> Any:

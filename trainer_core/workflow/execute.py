@@ -40,11 +40,13 @@ def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> 
         if node.type not in catalogue:
             continue
         spec = catalogue[node.type]
-        inputs, faults = build_inputs(spec, resolve(node, graph, catalogue, outputs).values)
+        resolved = resolve(node, graph, catalogue, outputs)
+        inputs, faults = build_inputs(spec, resolved.values)
+        run = spec.stored if spec.stored and resolved.is_stored else spec.run
         try:
             if inputs is None:
                 raise UserError(faults)
-            outputs[node_id] = spec.run(inputs, replace(host, prompt=prompt, node_id=node_id))
+            outputs[node_id] = run(inputs, replace(host, prompt=prompt, node_id=node_id))
         except UserError as error:
             raise UserError(problem.at(node.id, node.type) for problem in error.problems) from error
     return outputs

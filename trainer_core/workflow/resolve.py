@@ -34,11 +34,14 @@ class Resolved:
         values: Value by field name.
         problems: Problems of the node's connections.
         complete: Whether no value is pending, so that the node can run.
+        is_stored: Whether values come from nodes that only run in ComfyUI, so that an earlier run there must have stored
+            the outputs. These values are PENDING, and the node needs none of them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     complete: bool = True
+    is_stored: bool = False
 
 
 def resolve(
@@ -54,11 +57,15 @@ def resolve(
         catalogue: Node specs by type.
         outputs: Outputs of the nodes that ran, by node id. Missing ones are PENDING.
     """
-    sockets = {item.name: item.socket.type for item in catalogue[node.type].fields() if item.socket}
+    spec = catalogue[node.type]
+    sockets = {item.name: item.socket.type for item in spec.fields() if item.socket}
+    storable = {item.name for item in spec.fields() if item.each and spec.stored}
     resolved = Resolved()
     for name, raw in node.inputs.items():
         socket_type = sockets.get(name, "")
-        if isinstance(raw, Link):
+        if isinstance(raw, Link) and name in storable and is_foreign(raw, graph, catalogue):
+            resolved.values[name], resolved.is_stored = PENDING, True
+        elif isinstance(raw, Link):
             value, problem = _follow(raw, name, socket_type, graph, catalogue, outputs)
             resolved.problems.extend([problem] if problem else [])
             resolved.complete = resolved.complete and value is not PENDING
@@ -118,6 +125,12 @@ def _follow(
         )
     values = outputs.get(source.id)
     return (values[link.slot] if values else PENDING), None
+
+
+def is_foreign(link: Link, graph: Graph, catalogue: Mapping[str, NodeSpec]) -> bool:
+    """Return whether a link comes from a node that only runs in ComfyUI."""
+    source = graph.nodes[_skip_literals(link, graph).node]
+    return not (source.type in catalogue or source.type in LITERALS or is_misspelt(source.type, catalogue))
 
 
 def _skip_literals(link: Link, graph: Graph) -> Link:

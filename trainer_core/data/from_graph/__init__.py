@@ -1,0 +1,1 @@
+"""Images, captions and masks of other ComfyUI nodes, written as a folder that trains as any other."""
