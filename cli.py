@@ -40,6 +40,7 @@ from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
 from .trainer_core.storage.bounded_files import path_fault
+from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link
@@ -53,7 +54,7 @@ EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "images": "--images", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -454,6 +455,10 @@ def _tool_host(arguments: argparse.Namespace) -> SinkHost:
     return _host(argparse.Namespace(**{**defaults, **vars(arguments)}), (Console(),), Interrupts())
 
 
+def _new_host(arguments: argparse.Namespace) -> SinkHost:
+    return _host(argparse.Namespace(**{**vars(arguments), "output": None}), (Console(),))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows."
@@ -511,6 +516,9 @@ def _parser() -> argparse.ArgumentParser:
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
     _add_import_arguments(command("import", import_config))
+    sub = command("new", new)
+    _add_folder_arguments(sub)
+    add_new(sub, _new_host, CATALOGUE, (check_workflow, plan))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
