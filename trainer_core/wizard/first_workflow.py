@@ -22,7 +22,10 @@ def workflow_of(answers: Answers, catalogue: Mapping[str, NodeSpec]) -> dict[str
         answers: what the user wants to train.
         catalogue: the nodes by type.
     """
-    recipe = recipe_of(answers.model, answers.learn, answers.quality, answers.images, answers.vram)
+    images = answers.images
+    recipe = recipe_of(
+        answers.model, answers.learn, answers.quality, answers.num_trained, images.edge, answers.vram
+    )
     resolution = recipe.resolution.value
     prompts = json.dumps(prompts_of(answers.learn, answers.trigger), ensure_ascii=False, indent=1)
     model = {"flavour": answers.model.flavour, **answers.model.files, "dtype": recipe.dtype.value}

@@ -16,7 +16,7 @@ from ..data.source.folder import FolderBackend, no_images
 from ..data.source.formats import readable_suffixes
 from ..data.source.scan import scans
 from ..data.source.text_encoding import UnreadableText
-from ..errors import UserError, printable
+from ..errors import UserError, nearest, printable
 from ..host import ASSETS, Paths, SinkHost, expand_home, extra_roots
 from ..storage.bounded_files import path_fault
 
@@ -116,8 +116,12 @@ def _find(typed: str, paths: Paths) -> tuple[Path, Path | None]:
     try:
         return paths.find_dataset(text, OPTION), None
     except UserError:
-        if path_fault(text) or not os.path.isdir(text):
+        if path_fault(text):
             raise
+        if not os.path.isdir(text):
+            hint = nearest(text, [name for name, _ in suggest_folders(paths)])
+            message = f"{typed[:80]!r} is not a folder here{hint or '; write the path of a folder of images'}"
+            raise UserError.at(OPTION, message) from None
         path = Path(text).resolve()
         return path, path.parent
 

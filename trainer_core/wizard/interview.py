@@ -56,6 +56,11 @@ class Answers:
     quality: str
     name: str
 
+    @property
+    def num_trained(self) -> int:
+        """Number of images that have a caption, and are thus trained."""
+        return self.images.num_captioned if self.captions == TEXTFILE else self.images.num_images
+
 
 class Interview:
     """Collects the answers: from options, then from the terminal.
@@ -171,7 +176,7 @@ class Interview:
             option="--captions",
             text=f"{total - captioned} of {total} images have no caption (a text file of the same name). What instead?",
             default=default,
-            read=one_of("--captions", names),
+            read=lambda text: _read_captions(text, names),
             choices=tuple((name, CAPTIONS[name]) for name in names),
             is_numbered=True,
             is_asked=captioned < total,
@@ -230,6 +235,12 @@ class Interview:
             default=name if name and not faults_of_name(name) and "%" not in name else DEFAULT_NAME,
             read=_read_name,
         )
+
+
+def _read_captions(text: str, names: tuple[str, ...]) -> str:
+    if text.lower() == TEXTFILE and TEXTFILE not in names:
+        raise UserError.at("--captions", f"no image has a caption file, so use {' or '.join(names)}")
+    return one_of("--captions", names)(text)
 
 
 def _made_up_word(images: ImageFolder) -> str:

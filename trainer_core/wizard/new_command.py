@@ -177,5 +177,7 @@ def _review(arguments: argparse.Namespace, target: Path, folders: Mapping[str, l
 
 
 def _command(*words: str) -> str:
+    file = Path(sys.argv[0])
+    start = f"python {file}" if file.name == "cli.py" else "chroma-trainer"  # without pip there is no such command
     line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-    return encodable(printable(f"chroma-trainer {line}"), sys.stdout)
+    return encodable(printable(f"{start} {line}"), sys.stdout)

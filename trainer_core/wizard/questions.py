@@ -82,16 +82,18 @@ class Terminal:
 
         Raises:
             InputEnded: there are no more lines.
+            UserError: a line is not text.
         """
         if self.takes_defaults:
             value = question.answer("")
-            self.say(f"{question.text} {question.default or 'none'}")
+            self.say(f"{question.option[2:]}: {question.default or 'none'}")
             return value
         for line in question.lines():
             self.say(line)
         while True:
+            line = self._read_line(question)
             try:
-                return question.answer(self._read_line(question))
+                return question.answer(line)
             except UserError as error:
                 for problem in error.problems:
                     self.say(f"  {problem.message}")
@@ -109,7 +111,7 @@ class Terminal:
             hint = f"the input ended; answer with {question.option}, or take all defaults with --yes"
             raise InputEnded(str(Problem(question.option, hint))) from error
         except UnicodeDecodeError as error:
-            raise UserError.at("stdin", "is not text in the encoding of this terminal") from error
+            raise UserError.at("stdin", f"is not text in {error.encoding}; answer with {question.option}") from error
         if not (sys.stdin and sys.stdin.isatty()):
             self.say(line)  # a terminal shows what is typed, a pipe does not
         return line

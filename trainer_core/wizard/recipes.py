@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .image_folder import ImageFolder
 from .model_offers import CHROMA, FLUX, Offer
 
 STYLE, SUBJECT, CHARACTER = "style", "subject", "character"
@@ -127,17 +126,18 @@ class Recipe:
     sampling: Mapping[str, Any]
 
 
-def recipe_of(model: Offer, learn: str, quality: str, images: ImageFolder, vram: float) -> Recipe:
+def recipe_of(model: Offer, learn: str, quality: str, num_images: int, edge: float, vram: float) -> Recipe:
     """Return the values for a request.
 
     Args:
         model: the model.
         learn: a key of LEARN.
         quality: a key of QUALITIES.
-        images: the images.
+        num_images: number of images that are trained.
+        edge: median edge of squares with the images' areas, in pixels.
         vram: memory of the accelerator in GB, 0 for none.
     """
-    steps = _nano_steps(quality) if model.is_tiny else _steps(learn, quality, images.num_images)
+    steps = _nano_steps(quality) if model.is_tiny else _steps(learn, quality, num_images)
     every = Value(max(1, steps.value // CHECKPOINTS), f"{CHECKPOINTS} times in the run, as with the defaults")
     shared = {"steps": steps, "checkpoint_every": every, "validate_every": every}
     if model.is_tiny:
@@ -151,7 +151,7 @@ def recipe_of(model: Offer, learn: str, quality: str, images: ImageFolder, vram:
         "gradient_checkpointing": Value(True, "docs/first-lora.md, step 4; as few blocks as the memory allows"),
         "sigma_density": DENSITY[model.family],
     }
-    resolution = _resolution(quality, images.edge, vram)
+    resolution = _resolution(quality, edge, vram)
     return Recipe({**training, **shared}, resolution, DTYPE, QUANTIZATION, {"sampling": "by model"})
 
 
