@@ -154,7 +154,10 @@ def test_an_existing_file_is_not_replaced(new: New, home: Path, capsys: pytest.C
     assert (home / "workflow.json").read_text("utf-8") == "mine" and (home / "workflow-2.json").is_file()
     given = (*nano, "--captions", "filename", "--learn", "style", "--trigger", "t", "--quality", "good", "--name", "n")
     assert new(*given, lines="workflow-2.json\nthird.json\n") == 0
-    assert "'workflow-2.json' exists already; write another name, or yes to replace workflow.json" in capsys.readouterr().out
+    assert (
+        "'workflow-2.json' exists already; write another name, or yes to replace workflow.json"
+        in capsys.readouterr().out
+    )
     assert (home / "third.json").is_file() and (home / "workflow.json").read_text("utf-8") == "mine"
     assert new(*given, lines="yes\n") == 0 and json.loads((home / "workflow.json").read_text("utf-8"))["nodes"]
 
@@ -192,7 +195,12 @@ def test_damaged_images_are_counted_and_none_left_is_an_error(new: New, home: Pa
 
 def test_the_workflow_trains(new: New, home: Path):
     assert new("--yes", "--family", "nano", "--images", "neon-emoji", "--name", "first") == 0
-    short = ["LoRATrainer.steps=2", "LoRATrainer.warmup_steps=0", "LoRATrainer.eval_images=0", "ValidateSampler.steps=1"]
+    short = [
+        "LoRATrainer.steps=2",
+        "LoRATrainer.warmup_steps=0",
+        "LoRATrainer.eval_images=0",
+        "ValidateSampler.steps=1",
+    ]
     arguments = ["run", "workflow.json", "--output", "out", "--device", "cpu"]
     assert main([*arguments, *(word for value in short for word in ("--set", value))]) == 0
     assert (home / "out" / "loras" / "first.safetensors").is_file()

@@ -19,7 +19,9 @@ from chroma_trainer.trainer_core.wizard.recipes import LEARN, PROMPTS, QUALITIES
 from chroma_trainer.trainer_core.workflow.graph import Link
 from chroma_trainer.trainer_core.workflow.read import graph_from_json
 
-CHROMA, FLUX, NANO = (Offer(key, family, key, "") for key, family in (("hd", "chroma"), ("krea", "flux"), ("nano", "nano")))
+CHROMA, FLUX, NANO = (
+    Offer(key, family, key, "") for key, family in (("hd", "chroma"), ("krea", "flux"), ("nano", "nano"))
+)
 IMAGES = ImageFolder("mine", Path("mine"), None, [(1024, 1024)] * 30, num_captioned=30)
 ANSWERS = Answers(CHROMA, IMAGES, "textfile", "style", "zwx", 24.0, "good", "mine")
 
@@ -41,7 +43,12 @@ def test_the_workflow_of_a_style(tmp_path: Path):
         "lr_schedule": "constant", "targets": "all", "gradient_checkpointing": True, "sigma_density": "chroma",
         "checkpoint_every": 375, "validate_every": 375,
     }.items() <= nodes["LoRATrainer"].items()  # fmt: skip
-    links = {(link.node, name) for node in graph.nodes.values() for name, link in node.inputs.items() if isinstance(link, Link)}
+    links = {
+        (link.node, name)
+        for node in graph.nodes.values()
+        for name, link in node.inputs.items()
+        if isinstance(link, Link)
+    }
     assert {name for _, name in links} == {"model", "dataset", "validation"}
 
 

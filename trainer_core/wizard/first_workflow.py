@@ -23,9 +23,7 @@ def workflow_of(answers: Answers, catalogue: Mapping[str, NodeSpec]) -> dict[str
         catalogue: the nodes by type.
     """
     images = answers.images
-    recipe = recipe_of(
-        answers.model, answers.learn, answers.quality, answers.num_trained, images.edge, answers.vram
-    )
+    recipe = recipe_of(answers.model, answers.learn, answers.quality, answers.num_trained, images.edge, answers.vram)
     resolution = recipe.resolution.value
     prompts = json.dumps(prompts_of(answers.learn, answers.trigger), ensure_ascii=False, indent=1)
     model = {"flavour": answers.model.flavour, **answers.model.files, "dtype": recipe.dtype.value}
@@ -76,9 +74,7 @@ def _captions_text(answers: Answers) -> str:
 def _hints(answers: Answers) -> list[str]:
     hints = []
     if answers.images.outside:
-        text = (
-            f"**In ComfyUI** put the folder *{answers.images.name}* into `input`; headless, `--datasets` names its parent"
-        )
+        text = f"**In ComfyUI** put the folder *{answers.images.name}* into `input`; headless, `--datasets` names its parent"
         hints.append(text)
     if answers.captions == TEXTFILE and answers.learn == "style":
         hints.append("**Captions of a style** describe what is in the image, and not the style")

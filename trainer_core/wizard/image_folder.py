@@ -88,11 +88,15 @@ def look_into(typed: str, host: SinkHost) -> ImageFolder:
     with TemporaryDirectory(prefix="chroma-trainer-new-", ignore_cleanup_errors=True) as folder:
         unwritten = replace(host, paths=replace(host.paths, cache=Path(folder)))
         results = list(scans(backend, entries, str(root), unwritten))
-    unusable = [(backend.path(entry.name), scan.fault) for entry, scan in zip(entries, results, strict=True) if scan.fault]
+    unusable = [
+        (backend.path(entry.name), scan.fault) for entry, scan in zip(entries, results, strict=True) if scan.fault
+    ]
     usable = [(entry.name, scan) for entry, scan in zip(entries, results, strict=True) if not scan.fault]
     if not usable:
         place, reason = unusable[0]
-        raise UserError.at(OPTION, f"none of {len(unusable)} images in {typed!r} can be used, such as {place}: {reason}")
+        raise UserError.at(
+            OPTION, f"none of {len(unusable)} images in {typed!r} can be used, such as {place}: {reason}"
+        )
     captions = [_captions(backend, name) for name, _ in usable]
     return ImageFolder(
         name=name_of(root, outside, host.paths),

@@ -72,9 +72,7 @@ class Interview:
         detect_card: returns the accelerator of this machine; called where it matters.
     """
 
-    def __init__(
-        self, host: SinkHost, terminal: Terminal, options: Mapping[str, str], detect_card: Callable[[], Card]
-    ):
+    def __init__(self, host: SinkHost, terminal: Terminal, options: Mapping[str, str], detect_card: Callable[[], Card]):
         self.host, self.terminal, self.options, self.detect_card = host, terminal, options, detect_card
         self.answers: dict[str, Any] = {}
         self.families: Sequence[str] = FAMILIES

@@ -48,7 +48,11 @@ def add_new(
         reviews: the commands check and plan, which are run on the new workflow.
     """
     parser.add_argument(
-        "-o", "--output", dest="target", metavar="FILE", help=f"the workflow (default: {TARGET}, or a name that is free)"
+        "-o",
+        "--output",
+        dest="target",
+        metavar="FILE",
+        help=f"the workflow (default: {TARGET}, or a name that is free)",
     )
     for name, (placeholder, text) in OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=placeholder, help=text)
@@ -126,7 +130,9 @@ def _free_target(arguments: argparse.Namespace, terminal: Terminal) -> Path:
     def read(text: str) -> Path:
         path = target if text.lower() in ("yes", "y") else _read_target(text)
         if path != target and path.exists():
-            raise UserError.at("--output", f"{text[:60]!r} exists already; write another name, or yes to replace {target}")
+            raise UserError.at(
+                "--output", f"{text[:60]!r} exists already; write another name, or yes to replace {target}"
+            )
         return path
 
     return terminal.ask(Question("--output", f"{target} exists. Another name, or yes to replace it:", str(free), read))
@@ -162,7 +168,9 @@ def _review(arguments: argparse.Namespace, target: Path, folders: Mapping[str, l
         "workflow": str(target), "set": [], "output": None, "device": "", "vram": vram, "ram": 0.0, "json": False,
         "models": folders["models"], "datasets": folders["datasets"], "model_config": arguments.model_config,
     }  # fmt: skip
-    words = [word for name, values in folders.items() for value in values for word in (f"--{name.replace('_', '-')}", value)]
+    words = [
+        word for name, values in folders.items() for value in values for word in (f"--{name.replace('_', '-')}", value)
+    ]
     for review in arguments.reviews:
         try:
             print(flush=True)

@@ -41,7 +41,9 @@ RANK = {
     BEST: Value(32, "chosen: twice the usual 16, as the loss falls with the rank up to 64 (docs/learning.md)"),
 }
 # One thing needs no higher rank, and too high a rank makes horizontal lines (docs/first-lora.md, What to watch).
-RANK_OF_ONE = Value(16, "the usual 16 is enough for one thing; too high a rank makes horizontal lines (docs/first-lora.md)")
+RANK_OF_ONE = Value(
+    16, "the usual 16 is enough for one thing; too high a rank makes horizontal lines (docs/first-lora.md)"
+)
 LEARNING_RATE = {
     QUICK: Value(3e-4, "the upper end of docs/first-lora.md's 1e-4 to 3e-4, because the steps are few"),
     GOOD: Value(2e-4, "the middle of docs/first-lora.md's 1e-4 to 3e-4"),
