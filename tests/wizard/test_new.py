@@ -191,6 +191,28 @@ def test_damaged_images_are_counted_and_none_left_is_an_error(new: New, home: Pa
     shutil.copy(ASSETS / "neon-emoji" / "crab.png", bad / "b.png")
     assert new("--yes", "--images", "bad", "--family", "nano") == 0
     assert "bad: 1 image, 64 x 64 pixels, no captions; 1 can't be used, such as" in capsys.readouterr().out
+    assert str(home) not in (home / "workflow.json").read_text("utf-8")
+
+
+def test_the_working_folder_itself(
+    new: New, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(home / "my-dog")
+    assert new("--yes", "--family", "nano", "--images", ".") == 0
+    assert f"next: chroma-trainer run workflow.json --datasets {home}" in capsys.readouterr().out
+
+
+def test_a_trigger_that_all_captions_begin_with_is_the_default(new: New, home: Path, capsys: pytest.CaptureFixture):
+    folder = home / "mine"
+    folder.mkdir()
+    for number, text in enumerate(("zwx style, a cat", "zwx style, a dog")):
+        shutil.copy(ASSETS / "neon-emoji" / "crab.png", folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(text, "utf-8")
+    assert new("--yes", "--family", "nano", "--images", "mine") == 0
+    assert "trigger: zwx style" in capsys.readouterr().out
+    (folder / "1.txt").write_text("a dog", "utf-8")
+    assert new("--yes", "--family", "nano", "--images", "mine") == 0
+    assert "trigger: minex" in capsys.readouterr().out
 
 
 def test_the_workflow_trains(new: New, home: Path):

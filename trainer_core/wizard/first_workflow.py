@@ -48,7 +48,7 @@ def _note(answers: Answers, recipe: Recipe) -> str:
     card = f"{answers.vram:g} GB of graphics memory" if answers.vram else "no graphics card"
     facts = [
         f"**Model**: {answers.model.key}: {answers.model.text}",
-        f"**Images**: {answers.images.text()}",
+        f"**Images**: {answers.images.text(with_example=False)}",
         f"**Captions**: {_captions_text(answers)}",
         f"**To learn**: {answers.learn}, {answers.quality}, with {card}",
         *_hints(answers),

@@ -63,13 +63,18 @@ class ImageFolder:
         """The median of the edges of squares with the images' areas, in pixels."""
         return sorted((width * height) ** 0.5 for width, height in self.sizes)[self.num_images // 2]
 
-    def text(self) -> str:
-        """Return what is in the folder, in one line."""
+    def text(self, with_example: bool = True) -> str:
+        """Return what is in the folder, in one line.
+
+        Args:
+            with_example: name one of the images that can't be used, by its path.
+        """
         small, large = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
         sizes = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}" if large != small else "")
         without = self.num_images - self.num_captioned
         captions = "no captions" if not self.num_captioned else f"{without} without a caption"
-        left = f"; {len(self.unusable)} can't be used, such as {': '.join(self.unusable[0])}" if self.unusable else ""
+        left = f"; {len(self.unusable)} can't be used" if self.unusable else ""
+        left += f", such as {': '.join(self.unusable[0])}" if self.unusable and with_example else ""
         images = f"{self.num_images} image" + ("s" if self.num_images > 1 else "")
         return f"{self.name}: {images}, {sizes} pixels, {captions if without else 'all with captions'}{left}"
 
@@ -80,7 +85,8 @@ def look_into(typed: str, host: SinkHost) -> ImageFolder:
     Raises:
         UserError: there is no such folder, or no image in it can be used.
     """
-    root, outside = _find(typed, host.paths)
+    root = _find(typed, host.paths)
+    name = name_of(root, host.paths)
     backend = FolderBackend(root)
     entries = backend.entries()
     if not len(entries):
@@ -99,9 +105,9 @@ def look_into(typed: str, host: SinkHost) -> ImageFolder:
         )
     captions = [_captions(backend, name) for name, _ in usable]
     return ImageFolder(
-        name=name_of(root, outside, host.paths),
+        name=name or root.name,
         root=root,
-        outside=outside,
+        outside=None if name else root.parent,
         sizes=[(scan.width, scan.height) for _, scan in usable],
         unusable=[*unusable, *backend.left_out.unreadable],
         num_captioned=sum(bool(texts) for texts in captions),
@@ -110,15 +116,15 @@ def look_into(typed: str, host: SinkHost) -> ImageFolder:
     )
 
 
-def _find(typed: str, paths: Paths) -> tuple[Path, Path | None]:
-    """Return a folder's path, and its parent if it is in no datasets folder, whose workflows may not name it.
+def _find(typed: str, paths: Paths) -> Path:
+    """Return the path of a folder, which may also lie outside the datasets folders.
 
     Raises:
         UserError: there is no such folder.
     """
     text = expand_home(typed.strip().strip('"'))
     try:
-        return paths.find_dataset(text, OPTION), None
+        return paths.find_dataset(text, OPTION)
     except UserError:
         if path_fault(text):
             raise
@@ -126,18 +132,15 @@ def _find(typed: str, paths: Paths) -> tuple[Path, Path | None]:
             hint = nearest(text, [name for name, _ in suggest_folders(paths)])
             message = f"{typed[:80]!r} is not a folder here{hint or '; write the path of a folder of images'}"
             raise UserError.at(OPTION, message) from None
-        path = Path(text).resolve()
-        return path, path.parent
+        return Path(text).resolve()
 
 
-def name_of(root: Path, outside: Path | None, paths: Paths) -> str:
-    """Return the shortest name with which the workflow finds the folder."""
-    if outside:
-        return root.name
+def name_of(root: Path, paths: Paths) -> str:
+    """Return the shortest name with which a workflow finds the folder; "" if it lies in no datasets folder."""
     roots = [base.resolve() for base in (*paths.datasets, ASSETS, *extra_roots())]
     names = [root.relative_to(base).as_posix() for base in roots if root.is_relative_to(base)]
     fitting = [name for name in names if name != "." and paths.find_dataset(name, OPTION) == root]
-    return min(fitting, key=len) if fitting else str(root)
+    return min(fitting, key=len, default="")
 
 
 def _captions(backend: FolderBackend, name: str) -> tuple[str, ...]:
@@ -173,8 +176,9 @@ def suggest_folders(paths: Paths) -> list[tuple[str, int]]:
         folders = [path for path in list(_folders(root))[:MAX_FOLDERS] if path.name.lower() not in NOT_DATASETS]
         for folder in folders:
             count = sum(os.path.splitext(name)[1].lower() in suffixes for name in _names(folder))
-            if count:
-                counts[name_of(folder, None, paths)] = count
+            name = name_of(folder, paths) if count else ""
+            if name:
+                counts[name] = count
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -155,11 +155,13 @@ def _offer_file(paths: Paths, family: str, name: str, found: Found) -> Offer:
     flavour = _flavour_of(family, paths.find_model("diffusion_models", name, "--model"))
     files = {field: found.names[part][0] for part, field in FIELDS[family].items() if found.names[part]}
     missing = [part for part in FIELDS[family] if not found.names[part]]
-    text = f"{family.title()} {flavour}, with {', '.join(map(_base_name, files.values()))}" if files else family.title()
+    text = f"{family.title()} {flavour}"
+    if files:
+        text += f", with {', '.join(map(_base_name, files.values()))}"
     if missing:
         size = sum(DOWNLOAD_GB[part] for part in missing)
         names = " and ".join(PART_NAMES[part] for part in missing)
-        text += f"; {names} of {repo_of(flavour)} are added ({_size_text(flavour, missing, size)})"
+        text += f"; {names} from {repo_of(flavour)}: {_size_text(flavour, missing, size)}"
     return Offer(name, family, flavour, text, {"diffusion_model": name, **files})
 
 
