@@ -86,9 +86,9 @@ def test_names_of_files_flavours_and_families(models: Path):
         ("base", "base"), ("schnell", "schnell"), ("nano", "nano"),
     ):  # fmt: skip
         assert offer_named(text, shown, FAMILIES).key == key
-    with pytest.raises(UserError, match="did you mean 'one.safetensors'"):
+    with pytest.raises(UserError, match=r"did you mean 'one\.safetensors'"):
         offer_named("onne.safetensors", shown, FAMILIES)
-    with pytest.raises(UserError, match="is not one of one.safetensors, hd, base, flash"):
+    with pytest.raises(UserError, match=r"is not one of one\.safetensors, hd, base, flash"):
         offer_named("schnell", shown[:1], ("chroma",))
 
 
