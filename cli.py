@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
-from .trainer_core.host import ASSETS, PACKAGE, Event, RunReported, SinkHost, expand_home
+from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, expand_home
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import local_paths
@@ -54,7 +54,9 @@ EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output", "chart": "--chart", "images": "--images", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
+    "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
+    "lora": "lora", "images": "--images", "dry_run": "--dry-run",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -93,6 +95,10 @@ class Interrupts:
         while threading.main_thread().is_alive():
             time.sleep(0.05)
 
+    def stop(self) -> None:
+        """Stop the run after the current step, as the first signal does."""
+        self.seen = True
+
     def __call__(self) -> bool:
         return self.seen
 
@@ -127,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_paths(arguments)
         return arguments.call(arguments)
     except UserError as error:
-        _print_last(*(f"error: {_one_line(problem)}" for problem in error.problems))
+        if not _is_silent():
+            _print_last(*(f"error: {_one_line(problem)}" for problem in error.problems))
         return EXIT_USER
     except OSError as error:
         if error.errno is None:  # raised by a library, not by the operating system
@@ -135,8 +142,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_last(f"error: {printable(str(error.filename or 'output'))}: {error.strerror}")
         return EXIT_USER
     except (Cancelled, KeyboardInterrupt):
+        if _is_silent():
+            return 0  # else torchrun would end rank 0, which is saving
         _print_last("canceled")
         return EXIT_CANCELLED
+
+
+def _is_silent() -> bool:
+    """Return whether rank 0 speaks for this process: torchrun started several, and they have found each other."""
+    group = sys.modules.get(f"{__package__}.trainer_core.distributed.process_group")
+    return group is not None and group.has_joined() and os.environ.get("RANK") != "0"
 
 
 def _expand_homes(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -192,8 +207,12 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(event, RunReported):
             reports.append(event.report)
 
-    execute(graph, CATALOGUE, _host(arguments, (Console(), collect), Interrupts()))
-    if arguments.report:
+    is_first = os.environ.get("RANK", "0") == "0" and _machines(arguments).number == 0
+    if not is_first:  # the LoRA is on another machine, or another process uses it
+        graph = _up_to_trainers(graph)
+    sinks = (Console(), collect) if os.environ.get("RANK", "0") == "0" else (collect,)
+    execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
+    if arguments.report and is_first:
         write_json(Path(arguments.report), _join_reports(reports))
     return 0
 
@@ -217,6 +236,8 @@ def _check_output_paths(arguments: argparse.Namespace) -> None:
 
 
 def _check_device(arguments: argparse.Namespace) -> None:
+    if arguments.device and getattr(arguments, "devices", None):
+        raise UserError.at("--device", "is one device, and --devices are several; give one of the two options")
     if arguments.device:
         from .trainer_core.devices import pick_device
 
@@ -292,16 +313,21 @@ def list_captions(arguments: argparse.Namespace) -> int:
 
 def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks: tuple = ()) -> None:
     """Run the graph's trainers and what they need, with `call` in place of the training."""
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
-    if not needed:
+    graph = _up_to_trainers(graph)
+    if not graph.nodes:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan or list; add one")
+    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
+    execute(graph, catalogue, _host(arguments, sinks))
+
+
+def _up_to_trainers(graph: Graph) -> Graph:
+    """Return the trainers of the workflow, and what they depend on."""
+    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
     before: set[str] = set()
     while before != needed:
         before = set(needed)
         needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
-    graph = replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
-    catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
-    execute(graph, catalogue, _host(arguments, sinks))
+    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -394,6 +420,22 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0 if result.is_equal else EXIT_DIFFERENT
 
 
+def publish_lora(arguments: argparse.Namespace) -> int:
+    """Publish a LoRA on the Hugging Face Hub: with a model card, sample images and its workflow."""
+    from .trainer_core.publishing.publish import find_lora, publish, write_locally
+
+    output, base = Path(arguments.output or "output"), (arguments.base_model or "").strip()
+    lora = find_lora(arguments.lora, output)
+    host = SinkHost(paths=local_paths([], output), sinks=(Console(),))
+    if arguments.dry_run:
+        names = write_locally(lora, Path(arguments.dry_run), host, base)
+        _print("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
+        return 0
+    result = publish(lora, arguments.repo or "", arguments.private, host, base)
+    _print(f"published: {result.url} (commit {result.commit[:8]})")
+    return 0
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Train the shipped workflow on the embedded model, score the LoRA, and print the paths of all results."""
     arguments.workflow, arguments.models, arguments.datasets, arguments.model_config = str(DEMO), [], [], None
@@ -433,9 +475,66 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
     return learning_score(model, lora, ASSETS / "neon-emoji", settings, _host(arguments, (Console(),)))
 
 
+def work(arguments: argparse.Namespace) -> int:
+    """Train as one of several processes, which trainer_core/launch started."""
+    from .trainer_core.distributed.device_list import device_of_rank
+    from .trainer_core.launch.job import FINISHED, Job, Result
+    from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
+    from .trainer_core.train.run import run as train
+
+    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK") == "0"
+    interrupts = Interrupts()
+    on_end_of_input(interrupts.stop)
+    job = Job.read(folder)
+    sinks = (EventFile(folder),) if is_first else ()
+    host = SinkHost(job.paths, sinks, interrupts, str(device_of_rank()), waits_when_paused=False)
+    with reporting(folder, is_first):
+        result = train(job.request, host, job.prompt)
+        if is_first:
+            lora = result.lora
+            Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(
+                folder
+            )
+    return 0
+
+
 def _read_graph(arguments: argparse.Namespace) -> Graph:
     graph = read_workflow(Path(arguments.workflow), schemas())
-    return override(graph, arguments.set, CATALOGUE)
+    graph = override(graph, arguments.set, CATALOGUE)
+    devices = getattr(arguments, "devices", None)
+    if devices is None:
+        return graph
+    trainers = [node.id for node in graph.nodes.values() if node.type == lora_trainer.SPEC.id]
+    return override(graph, [f"{id}.devices={devices}" for id in trainers], CATALOGUE)
+
+
+def _device_of_rank() -> str:
+    """Return the device of this process where a launcher started several; "" where it runs by itself."""
+    from .trainer_core.distributed.device_list import device_of_rank, num_launched
+
+    return str(device_of_rank()) if num_launched() else ""
+
+
+def _machines(arguments: argparse.Namespace) -> Machines:
+    """Return the machines that train together: --nodes, --node and --meet."""
+    count, number, meeting = (getattr(arguments, name, None) for name in ("nodes", "node", "meet"))
+    if count is None and number is None and not meeting:
+        return Machines()
+    host, colon, port = (meeting or "").rpartition(":")
+    problems = []
+    if not count or count < 2:
+        problems.append(Problem("--nodes", f"is {count}; give the number of machines, at least 2"))
+    if number is None or not 0 <= number < (count or number + 1):
+        problems.append(Problem("--node", f"is {number}; give the number of this machine, 0 to {(count or 1) - 1}"))
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        text = (
+            f"is {meeting!r}; give the name or address of machine 0 and a free port of it, such as 192.168.1.10:29500"
+        )
+        problems.append(Problem("--meet", text))
+    if problems:
+        raise UserError(problems)
+    assert count and number is not None and meeting
+    return Machines(count, number, meeting)
 
 
 def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = lambda: False) -> SinkHost:
@@ -446,7 +545,8 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
         [Path(p) for p in arguments.datasets],
         config,
     )
-    return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=getattr(arguments, "device", ""))
+    machines, device = _machines(arguments), getattr(arguments, "device", "") or _device_of_rank()
+    return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=device, machines=machines)
 
 
 def _tool_host(arguments: argparse.Namespace) -> SinkHost:
@@ -508,13 +608,11 @@ def _parser() -> argparse.ArgumentParser:
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
         runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
-    sub = command("inspect", inspect)
-    sub.add_argument("file", help="LoRA file (.safetensors)")
-    sub.add_argument("--json", action="store_true", help="as JSON")
-    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
-    description = "Merge, resize, scale or extract LoRA files."
-    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
-    _add_verify_arguments(command("verify", verify))
+    _add_device_arguments(commands.choices)
+    worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
+    worker.set_defaults(call=work)
+    worker.add_argument("folder")
+    _add_lora_commands(commands, command)
     _add_import_arguments(command("import", import_config))
     sub = command("new", new)
     _add_folder_arguments(sub)
@@ -527,6 +625,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
+    """Add the commands for finished LoRAs."""
+    sub = command("inspect", inspect)
+    sub.add_argument("file", help="LoRA file (.safetensors)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    description = "Merge, resize, scale or extract LoRA files."
+    add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
+    _add_verify_arguments(command("verify", verify))
+    _add_publish_arguments(command("publish", publish_lora))
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -559,6 +669,30 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and len(text) < 10 and int(text)):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of epochs; write for example 2")
     return int(text)
+
+
+def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Add the options for several devices and machines."""
+    for name in ("run", "resume", "check", "plan"):
+        text = "train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)"
+        commands[name].add_argument("--devices", metavar="LIST", help=text)
+    for name in ("run", "resume"):
+        parser = commands[name]
+        parser.add_argument("--nodes", type=int, metavar="N", help="train on N machines; start this on each of them")
+        parser.add_argument(
+            "--node", type=int, metavar="I", help="number of this machine, from 0, which saves the LoRA"
+        )
+        text = "where the machines meet: address of machine 0 and a free port"
+        parser.add_argument("--meet", metavar="HOST:PORT", help=text)
+
+
+def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lora", help="LoRA file (.safetensors), or its name in the output folder's loras")
+    parser.add_argument("--repo", metavar="USER/NAME", help="Hugging Face repository; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="a repository that only you can see")
+    parser.add_argument("--dry-run", metavar="DIR", help="write the files into an empty folder, and send nothing")
+    parser.add_argument("--base-model", metavar="USER/NAME", help="repository of the base model (default: as recorded)")
+    parser.add_argument("--output", metavar="DIR", help="output folder with the LoRA's run (default: output)")
 
 
 def _gigabytes(text: str) -> float:

@@ -201,7 +201,7 @@ def machine() -> dict[str, Any]:
     import datetime
     import platform
 
-    from chroma_trainer.trainer_core.train.metadata import versions
+    from chroma_trainer.trainer_core.train.results.metadata import versions
 
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

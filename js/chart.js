@@ -1,4 +1,5 @@
-// The loss curve of a run: raw and smoothed, the learning rate on a second axis, checkpoints and images as marks.
+// The loss curve of a run: raw and smoothed, the loss of held-out images with its error, that of trained ones on the same
+// noise, the learning rate on a second axis, checkpoints and images as marks.
 // SVG, because a node is scaled with the canvas: it stays sharp at every zoom and uses ComfyUI's colors.
 
 import { el, set, svg, text } from "./dom.js";
@@ -13,7 +14,7 @@ export class Chart {
   constructor() {
     this.parts = {
       grid: svg("g.ct-grid"), rate: svg("path.ct-rate"), raw: svg("path.ct-raw"), smooth: svg("path.ct-smooth"),
-      marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
+      trained: svg("path.ct-trained"), held: svg("path.ct-held"), evals: svg("g.ct-evals"), marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
     };
     this.svg = svg("svg.ct-svg", {}, ...Object.values(this.parts));
     this.tip = el("div.ct-tip", { hidden: "" });
@@ -31,7 +32,8 @@ export class Chart {
     const smooth = smoothed(state.steps, state.total);
     const x = scale([0, span(state)], [EDGE.left, width - EDGE.right]);
     const columns = bucketed(step, loss, x);
-    const y = scale(range(columns, smooth), [height - EDGE.bottom, EDGE.top]);
+    const evals = state.heldOut;
+    const y = scale(range(columns, [...smooth, ...evals.flatMap(({ loss, trained }) => [loss, trained ?? null])]), [height - EDGE.bottom, EDGE.top]);
     // Not Math.max(...rate): a long run overflows the stack.
     const top = rate.reduce((highest, value) => (value > highest ? value : highest), 0) || 1;
     const yRate = scale([0, top * 1.04], [height - EDGE.bottom, EDGE.top]);
@@ -41,6 +43,7 @@ export class Chart {
     set(this.parts.raw, { d: band(columns, y) });
     set(this.parts.smooth, { d: line(step, smooth, x, y) });
     set(this.parts.rate, { d: line(step, rate, x, yRate) });
+    this.drawEvals(state.numPoints ? evals : [], x, y);
     this.drawMarks(state, x, height);
     if (this.at !== null) this.point();
   }
@@ -57,6 +60,14 @@ export class Chart {
     elements.push(label(width - EDGE.right + 9, EDGE.top + 4, rateText(top), "start", "ct-rate-text"));
     elements.push(label(width - EDGE.right + 9, bottom, "0", "start", "ct-rate-text"));
     this.parts.grid.replaceChildren(...elements);
+  }
+
+  drawEvals(evals, x, y) {
+    const steps = evals.map(({ step }) => step);
+    set(this.parts.held, { d: line(steps, evals.map(({ loss }) => loss), x, y) });
+    set(this.parts.trained, { d: line(steps, evals.map(({ trained }) => trained ?? NaN), x, y) });
+    this.parts.evals.replaceChildren(...evals.map(({ step, loss, overfits }) =>
+      svg(`circle.ct-eval${overfits ? ".ct-overfits" : ""}`, { cx: x(step), cy: y(loss), r: 2.5 })));
   }
 
   drawMarks(state, x, height) {
@@ -92,6 +103,9 @@ export class Chart {
     for (const name of ["cursor", "spot"]) this.parts[name].style.display = "";
     const hasImages = state.pictures.some((picture) => picture.step === step[i]);
     const marks = [state.checkpoints.includes(step[i]) && say("tip.checkpoint"), hasImages && say("tip.images")];
+    const held = state.heldOut.find((found) => found.step === step[i]);
+    if (held) marks.push(say("tip.held", { loss: short(held.loss), error: short(held.standard_error) }));
+    if (held?.overfits) marks.push(say("tip.overfits"));
     const lines = [
       say("step", { step: step[i] }), say("tip.loss", { loss: short(loss[i]), smooth: short(smooth[i]) }),
       say("tip.rate", { rate: rateText(rate[i]), pace: pace(seconds[i]) }), ...marks.filter(Boolean),

@@ -3,7 +3,7 @@
 import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
-import { bytes, clock, smoothed } from "./run_state.js";
+import { bytes, clock, heldOutText, smoothed } from "./run_state.js";
 import { say } from "./texts.js";
 
 const FRAME_MS = 100; // between two redraws
@@ -29,8 +29,8 @@ export class Panel {
   // Height in pixels that the panel needs to be readable.
   get minHeight() {
     if (!this.state?.state) return HEIGHT.empty;
-    const { numPoints, pictures } = this.state;
-    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length ? HEIGHT.pictures : 0);
+    const { numPoints, pictures, sampling } = this.state;
+    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length || sampling ? HEIGHT.pictures : 0);
   }
 
   show(state) {
@@ -55,8 +55,9 @@ export class Panel {
     const [done, total] = state.progress;
     set(this.element, {
       "data-state": state.state, "data-phase": state.phase.phase, "data-step": state.step, "data-total": state.total,
-      "data-points": state.numPoints, "data-run": state.run, "data-pictures": state.pictures.length,
-      "data-checkpoints": state.checkpoints.length,
+      "data-points": state.numPoints, "data-run": state.run, "data-pictures": state.pictures.length + (state.sampling ? 1 : 0),
+      "data-checkpoints": state.checkpoints.length, "data-evals": state.heldOut.length,
+      "data-overfits": Boolean(state.heldOut.at(-1)?.overfits),
     });
     text(parts.doing, state.doing);
     text(parts.count, total ? `${done} / ${total}` : "");
@@ -65,7 +66,7 @@ export class Panel {
     parts.bar.style.width = `${total ? Math.min(100, (100 * done) / total) : 0}%`;
     this.drawFacts(state);
     this.drawNote(state);
-    this.pictures.draw(state.pictures);
+    this.pictures.draw(state.pictures, state.sampling);
     this.chart.draw(state);
   }
 
@@ -78,6 +79,8 @@ export class Panel {
       facts.push([say("panel.rate"), rate, say("panel.rate.tip"), "ct-key-rate"]);
       facts.push(["", pace(state.pace), say("panel.pace.tip")]);
     }
+    const held = heldOutText(state, short);
+    if (held) facts.push([say("panel.held"), held, say("panel.held.tip"), "ct-key-held"]);
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];

@@ -1,4 +1,5 @@
-// The validation images of a run, with a slider over its steps. It stays at the newest step until the user moves it.
+// The validation images of a run, with a slider over its steps. It stays at the newest step until the user moves it. While
+// an image is sampled its preview is shown instead, unless the user looks at an earlier step.
 
 import { el, set, text } from "./dom.js";
 import { say } from "./texts.js";
@@ -20,16 +21,30 @@ export class Pictures {
     this.label = "";
   }
 
-  draw(pictures) {
+  draw(pictures, sampling = null) {
     this.pictures = pictures;
     this.steps = [...new Set(pictures.map((picture) => picture.step))];
-    this.element.hidden = !pictures.length;
+    this.element.hidden = !pictures.length && !sampling;
+    if (sampling && (this.follows || !pictures.length)) {
+      this.showSampling(sampling);
+      return;
+    }
     if (!pictures.length) return;
     const last = this.steps.length - 1;
     set(this.slider, { max: last });
     this.slider.style.visibility = last ? "" : "hidden";
     if (this.follows || Number(this.slider.value) > last) this.slider.value = last;
     this.show();
+  }
+
+  showSampling({ step, total, url }) {
+    set(this.link, { href: api.apiURL(url) });
+    set(this.image, { src: api.apiURL(url) });
+    set(this.element, { "data-step": "sampling" });
+    text(this.step, say("step.sampling", { step, total }));
+    this.slider.style.visibility = this.steps.length > 1 ? "" : "hidden";
+    this.sizes.dataset.of = "";
+    this.sizes.replaceChildren();
   }
 
   moved() {

@@ -17,7 +17,7 @@ export class RunState {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], pictures: [], notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      checkpoints: [], evals: [], pictures: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
       summary: null,
     });
   }
@@ -76,7 +76,18 @@ export class RunState {
     while (keep && this.steps.step[keep - 1] > step) keep--;
     for (const name of COLUMNS) this.steps[name].length = keep;
     this.checkpoints = this.checkpoints.filter((saved) => saved <= step);
+    this.evals = this.evals.filter((found) => found.step <= step);
     this.pictures = this.pictures.filter((picture) => picture.step <= step);
+  }
+
+  // The evaluations on held-out images.
+  get heldOut() {
+    return this.evals.filter((found) => found.held_out && Number.isFinite(found.loss));
+  }
+
+  addEval(values) {
+    this.evals = this.evals.filter((found) => found.step < values.step);
+    this.evals.push(values);
   }
 
   addPicture(picture) {
@@ -97,7 +108,7 @@ export class RunState {
     const { summary } = history;
     Object.assign(this, {
       summary, state: summary.state, message: summary.message,
-      checkpoints: history.checkpoints, notices: history.notices,
+      checkpoints: history.checkpoints, evals: history.evals ?? [], notices: history.notices,
       crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
@@ -114,6 +125,7 @@ const TAKE = {
     state.notices = []; // drop the warnings of an earlier start
   },
   PhaseStarted(state, { phase, total, unit }) {
+    state.sampling = null;
     state.phase = { phase, done: 0, total, unit };
     if (phase === "train" && total) state.total = total;
   },
@@ -128,7 +140,17 @@ const TAKE = {
   CheckpointSaved(state, { step }) {
     if (!state.checkpoints.includes(step)) state.checkpoints.push(step);
   },
+  EvalReport(state, { step, loss, standard_error, held_out }) {
+    state.addEval({ step, loss, standard_error, held_out });
+  },
+  EvalCompared(state, { kind, node, name, run, memory, ...values }) {
+    if (state.evals.at(-1)?.step === values.step) Object.assign(state.evals.at(-1), values);
+  },
+  SamplingPreview(state, { step, total, url }) {
+    if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };
+  },
   PreviewReady(state, { step, url, label }) {
+    state.sampling = null;
     if (url && step >= 0) state.addPicture({ step, label, url: `${url}&v=${Date.now()}` });
   },
   LoraSaved(state, { lora, applied, num_keys }) {
@@ -141,6 +163,7 @@ const TAKE = {
     state.plan = message;
   },
   RunEnded(state, message) {
+    state.sampling = null;
     state.state = message.state;
     state.message = message.message;
   },
@@ -159,6 +182,16 @@ export function smoothed({ step, loss }, total) {
     means.push(weight ? mean / weight : null);
   }
   return means;
+}
+
+// The held-out loss in words: the newest, and how it has changed since its lowest; "" without held-out images.
+export function heldOutText(state, number) {
+  const newest = state.heldOut.at(-1);
+  if (!newest) return "";
+  const loss = number(newest.loss);
+  if (!newest.waiting) return loss;
+  const change = `${newest.change < 0 ? "\u2212" : "+"}${number(Math.abs(newest.change))}`;
+  return say("panel.held.since", { loss, change, error: number(newest.change_error), step: newest.best });
 }
 
 // The state of a run in words.

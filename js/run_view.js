@@ -1,6 +1,7 @@
 // One run in the sidebar: its panel, its buttons, its images over the steps, its file and its settings.
 
 import { api } from "../../scripts/api.js";
+import { short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { fetchRun } from "./feed.js";
 import { Panel } from "./panel.js";
@@ -25,15 +26,15 @@ export class RunView {
     this.panel = new Panel();
     this.parts = {
       name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
-      grid: el("div.ct-grid-of-pictures"),
+      learned: el("table.ct-learned"), grid: el("div.ct-grid-of-pictures"),
       file: el("div.ct-saved-file"), settings: el("div.ct-settings"),
     };
-    const { name, when, buttons, grid, file, settings } = this.parts;
+    const { name, when, buttons, learned, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), file, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -56,6 +57,7 @@ export class RunView {
     this.panel.show(state);
     this.drawButtons(commandsOf(summary));
     this.drawFile(state, summary);
+    this.drawLearned(state.heldOut.at(-1));
     this.drawGrid(state.pictures);
     if (!parts.settings.children.length && state.settings) parts.settings.replaceChildren(...sections(state.settings));
   }
@@ -85,6 +87,18 @@ export class RunView {
     if (this.parts.file.dataset.of === key) return;
     this.parts.file.dataset.of = key;
     this.parts.file.replaceChildren(...file, ...crops, ...pairs);
+  }
+
+  // The gap between trained and held-out images at each noise level.
+  drawLearned(newest) {
+    const { learned } = this.parts;
+    const key = newest?.gaps?.length ? `${newest.step}` : "";
+    if (learned.dataset.of === key) return;
+    learned.dataset.of = key;
+    const rows = key ? newest.sigmas.map((sigma, i) => el("tr", {}, el("td", {}, say("gap.sigma", { sigma })),
+      el("td", {}, `${short(newest.gaps[i])} ± ${short(newest.gap_errors[i])}`))) : [];
+    const title = say(newest?.overfits ? "gap.title.overfits" : "gap.title", { step: newest?.step, since: newest?.gap_since });
+    learned.replaceChildren(...(key ? [el("caption", { title: say("gap.tip") }, title)] : []), ...rows);
   }
 
   drawGrid(pictures) {

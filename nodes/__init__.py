@@ -13,6 +13,7 @@ from . import (
     memory_settings,
     optimizer_settings,
     plan_run,
+    publish_lora,
     quantize_model,
     validate_sampler,
 )
@@ -37,6 +38,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         resize_lora.SPEC,
         scale_lora.SPEC,
         extract_lora.SPEC,
+        publish_lora.SPEC,
     )
 }
 

@@ -101,9 +101,10 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     if host.node_id in prompt:  # a resumed run keeps its date
         prompt[host.node_id]["inputs"]["name"] = request.training.name
     result = train(request, host, prompt)
+    is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
     return (
         result.lora,
-        load_tensors(Path(result.lora.path)),
+        load_tensors(Path(result.lora.path)) if is_here else {},
         {"loss": [loss for loss in result.losses if math.isfinite(loss)]},
         result.lora.name,
     )

@@ -32,7 +32,10 @@ def _record_inputs(node: Mapping[str, Any], prompt: Mapping[str, Any]) -> dict[s
     if node["class_type"] not in CATALOGUE:
         return {"class_type": node["class_type"], "inputs": dict(sorted(values.items()))}
     inputs = {}
+    unrecorded = getattr(CATALOGUE[node["class_type"]].inputs, "UNRECORDED", ())
     for field in sorted(CATALOGUE[node["class_type"]].fields(), key=lambda field: field.name):
+        if field.name in unrecorded:
+            continue
         if field.name in values and _is_link(values[field.name], prompt):
             inputs[field.name] = list(values[field.name])
         elif field.is_widget:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
-from ..trainer_core.config.validation import ValidationConfig
+from ..trainer_core.config.validation import TAEF1, ValidationConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Paths, collect
+from ..trainer_core.paths import find_taef1
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 
 MAX_LIBRARY_BYTES = 1 << 20
@@ -104,6 +105,8 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
     problems = missing_for_drawing(inputs)
     collect(problems, settings_of, inputs, host)
+    if inputs.previews == TAEF1:
+        collect(problems, find_taef1, host.paths)
     return problems
 
 

@@ -97,11 +97,25 @@ def test_events_of_runs_and_the_live_page():
         "PhaseProgress": ["phase", "done", "total"],
         "StepReport": ["step", "total", "loss", "learning_rate", "grad_norm", "seconds"],
         "PreviewReady": ["step", "path"],
+        "SamplingPreview": ["step", "num_steps", "path"],
         "CheckpointSaved": ["step", "path"],
         "LoraSaved": ["path", "sha256", "applied", "num_keys"],
         "RunOpened": ["folder"],
         "MemoryPlanned": ["device_bytes", "ram_bytes"],
         "EvalReport": ["step", "loss", "standard_error", "held_out"],
+        "EvalCompared": [
+            "step",
+            "best",
+            "change",
+            "change_error",
+            "trained",
+            "sigmas",
+            "gap_since",
+            "gaps",
+            "gap_errors",
+            "waiting",
+            "overfits",
+        ],
         "RunReported": ["report"],
     }
 
@@ -112,7 +126,7 @@ def test_names_in_a_runs_folder():
         "LOCAL_VALUES": "paths.json", "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
-        "BY_NAME": "by-name",
-        "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "RUNS": "chroma_trainer",
+        "BY_NAME": "by-name", "PREVIEW": "preview.jpg",
+        "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "RUNS": "chroma_trainer", "RANKS": "ranks",
     }  # fmt: skip
     assert layout.step_name(250) == "step-000250"

@@ -105,10 +105,56 @@ class EvalReport:
 
 
 @dataclass(frozen=True)
+class EvalCompared:
+    """What an evaluation says beside the earlier ones, image by image (train/paired_evals.py).
+
+    Args:
+        step: step of the evaluation.
+        best: step of the lowest loss so far.
+        change: of the loss since the best step, as the mean of the images' differences.
+        change_error: standard error of the change.
+        trained: mean loss of trained images, beside held-out ones; else None.
+        sigmas: noise levels of the gaps.
+        gap_since: step that the gaps are counted from.
+        gaps: how much more the trained images have improved than the held-out ones, at each sigma.
+        gap_errors: their standard errors.
+        waiting: evaluations since the best one.
+        overfits: whether the loss of held-out images rises while that of the trained ones falls.
+    """
+
+    step: int
+    best: int
+    change: float
+    change_error: float
+    trained: float | None
+    sigmas: tuple[float, ...]
+    gap_since: int
+    gaps: tuple[float, ...]
+    gap_errors: tuple[float, ...]
+    waiting: int
+    overfits: bool
+
+
+@dataclass(frozen=True)
 class PreviewReady:
     """A validation image has been saved to `path`. Step 0 is the base model."""
 
     step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class SamplingPreview:
+    """A preview of the image that is being sampled has replaced the one at `path`. It is not in the event log.
+
+    Args:
+        step: sampling steps that are done.
+        num_steps: sampling steps of the image.
+        path: a JPEG.
+    """
+
+    step: int
+    num_steps: int
     path: Path
 
 
@@ -170,11 +216,13 @@ Event = (
     | PhaseProgress
     | StepReport
     | PreviewReady
+    | SamplingPreview
     | CheckpointSaved
     | LoraSaved
     | RunOpened
     | MemoryPlanned
     | EvalReport
+    | EvalCompared
     | RunReported
 )
 
@@ -305,6 +353,21 @@ def expand_home(text: str) -> str:
     return os.path.expanduser(text) if text.startswith(("~/", "~\\")) or text == "~" else text
 
 
+@dataclass(frozen=True)
+class Machines:
+    """The machines that train together, each of which starts its own processes.
+
+    Args:
+        count: number of machines.
+        number: number of this one, from 0. Machine 0 writes the run's folder.
+        meeting: HOST:PORT of machine 0, where all of them meet.
+    """
+
+    count: int = 1
+    number: int = 0
+    meeting: str = ""
+
+
 class Host(Protocol):
     """Environment of the engine."""
 
@@ -335,6 +398,11 @@ class Host(Protocol):
         False where other jobs are queued behind it, as in ComfyUI: the run then ends, and continues when it is run
         again.
         """
+        ...
+
+    @property
+    def machines(self) -> Machines:
+        """The machines that train together."""
         ...
 
     @property
@@ -369,6 +437,7 @@ class SinkHost:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     node_id: str = ""
     waits_when_paused: bool = True
+    machines: Machines = Machines()
     faults: list[str] = field(default_factory=list)  # one for each sink that failed and gets no more events
     _failed: list[Callable[[Event], None]] = field(default_factory=list, repr=False)
 

@@ -13,7 +13,7 @@ from .storage.bounded_files import Unusable, path_fault, read_regular
 from .storage.bounded_yaml import parse_yaml
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
-KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
+KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
 CONFIG_NAME = "extra_model_paths.yaml"
 CONFIG_BYTES = 256 << 10  # ComfyUI's example has 3 KB
@@ -115,3 +115,23 @@ def _read_sections(path: Path) -> Any:
         raise UserError.at(str(path), f"is not valid UTF-8 (at byte {error.start}); save it as UTF-8") from error
     except Unusable as error:
         raise UserError.at(str(path), f"{error}; set it to an extra_model_paths.yaml file") from error
+
+
+def find_taef1(paths: Paths) -> Path:
+    """Return the file of Flux's tiny autoencoder in ComfyUI's folders vae_approx.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for name in paths.list_models("vae_approx") if name.lower().startswith("taef1")]
+    decoders = [name for name in names if "encoder" not in name.lower()]
+    if not decoders:
+        folders = (
+            ", ".join(str(folder) for folder in paths.models.get("vae_approx", ())) or "there is none; set --models"
+        )
+        raise UserError.at(
+            "previews",
+            f"taef1 needs taef1_decoder.safetensors in a vae_approx folder ({folders}); download it from "
+            "https://github.com/madebyollin/taesd, or set previews to fast",
+        )
+    return paths.find_model("vae_approx", decoders[0], "previews")

@@ -65,6 +65,7 @@ PARTS: dict[str, dict[str, str]] = {
     "tracker": {
         "tensorboard": ".trackers.tensorboard:TensorBoard",
         "wandb": ".trackers.wandb:WeightsAndBiases",
+        "webhook": ".trackers.webhook:Webhook",
     },
 }
 

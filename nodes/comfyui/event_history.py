@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from ...trainer_core.host import (
     CheckpointSaved,
+    EvalCompared,
+    EvalReport,
     LoraSaved,
     MemoryPlanned,
     Notice,
@@ -33,6 +35,8 @@ NUM_SAMPLES, SAMPLE_BYTES = 200, 4 << 10  # of a part that is not read whole
 MAX_STEPS = 100_000  # in memory; more are thinned, the older half first
 MAX_TEXT = 4000  # characters of a notice
 MAX_NOTICES = 200  # in memory
+MAX_EVALS = 1000  # in memory
+MAX_SIGMAS = 16  # of an evaluation
 
 
 class RunHistory:
@@ -55,6 +59,7 @@ class RunHistory:
         self._steps: list[dict[str, Any]] = []
         self._images: dict[str, int] = {}  # path -> step, in the order of events
         self.checkpoints: list[int] = []
+        self.evals: list[dict[str, Any]] = []  # each with the fields of EvalReport, and of EvalCompared if there is one
         self.notices: list[dict[str, Any]] = []
         self.phase: dict[str, Any] = {}
         self.lora: dict[str, Any] = {}
@@ -125,6 +130,20 @@ class RunHistory:
     def _add_checkpoint(self, event: Mapping[str, Any]) -> None:
         self.checkpoints.append(_whole(event["step"]))
 
+    def _add_eval(self, event: Mapping[str, Any]) -> None:
+        step = _whole(event["step"])
+        self.evals = [item for item in self.evals if item["step"] < step][-MAX_EVALS:]
+        numbers = {name: _number(event[name]) for name in ("loss", "standard_error")}
+        self.evals.append({"step": step, **numbers, "held_out": event["held_out"] is True})
+
+    def _compare_eval(self, event: Mapping[str, Any]) -> None:
+        if not self.evals or self.evals[-1]["step"] != _whole(event["step"]):
+            return
+        whole = {name: _whole(event[name]) for name in ("best", "waiting", "gap_since")}
+        numbers = {name: _number(event[name]) for name in ("change", "change_error", "trained")}
+        lists = {name: [_number(v) for v in event[name][:MAX_SIGMAS]] for name in ("sigmas", "gaps", "gap_errors")}
+        self.evals[-1] |= {**whole, **numbers, **lists, "overfits": event["overfits"] is True}
+
     def _add_image(self, event: Mapping[str, Any]) -> None:
         path = _inside(event["path"])
         self._images.pop(path, None)
@@ -162,6 +181,8 @@ class RunHistory:
             self._steps.pop()
         while self.checkpoints and self.checkpoints[-1] > step:
             self.checkpoints.pop()
+        while self.evals and self.evals[-1]["step"] > step:
+            self.evals.pop()
         while self._images and next(reversed(self._images.values())) > step:
             self._images.popitem()
 
@@ -177,6 +198,8 @@ APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
     StepReport.__name__: RunHistory._report_step,
     RunOpened.__name__: RunHistory._open_run,
     CheckpointSaved.__name__: RunHistory._add_checkpoint,
+    EvalReport.__name__: RunHistory._add_eval,
+    EvalCompared.__name__: RunHistory._compare_eval,
     PreviewReady.__name__: RunHistory._add_image,
     LoraSaved.__name__: RunHistory._save_lora,
     MemoryPlanned.__name__: RunHistory._plan_memory,

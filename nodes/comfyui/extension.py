@@ -25,10 +25,12 @@ from ...trainer_core.host import (
     GGUF,
     GGUF_KINDS,
     Event,
+    Machines,
     Notice,
     Paths,
     PhaseProgress,
     PreviewReady,
+    SamplingPreview,
     SinkHost,
     StepReport,
 )
@@ -38,7 +40,7 @@ from .. import ALL_NODES, CATALOGUE
 from .live_events import Feed
 from .prompt_check import problems_of, remember, reported_field, text_of
 
-MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
+MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
 PREVIEW_EDGE = 512  # longer edge of a preview in the editor, in pixels
 EVENT_NAME = "chroma_trainer.event"
 # Key in a node's UI output: the name of the run's folder, so that the editor finds the run of a cached node.
@@ -207,6 +209,7 @@ class ComfyHost:
     feed: Feed
     log: LineLog = dataclasses.field(default_factory=lambda: LineLog("[ChromaTrainer] "))
     waits_when_paused = False  # this node would block ComfyUI's queue
+    machines = Machines()
 
     @classmethod
     def of(cls, prompt: dict[str, Any], node_id: str, name: str) -> ComfyHost:
@@ -248,6 +251,8 @@ class ComfyHost:
         try:
             if isinstance(event, (StepReport, PhaseProgress)):
                 self._update_progress_bar(event)
+            elif isinstance(event, SamplingPreview):
+                self._show_preview(event, event.step, event.num_steps)
             elif isinstance(event, PreviewReady) and not self.feed.run:  # the trainer's panel shows its own images
                 self._show_preview(event)
         except memory.InterruptProcessingException:
@@ -270,13 +275,14 @@ class ComfyHost:
         done = event.step if isinstance(event, StepReport) else event.done
         ProgressBar(event.total, node_id=self.node_id).update_absolute(done, event.total)
 
-    def _show_preview(self, event: PreviewReady) -> None:
+    def _show_preview(self, event: PreviewReady | SamplingPreview, done: int = 1, total: int = 1) -> None:
+        """Show an image in ComfyUI's own preview of the node."""
         from comfy.utils import ProgressBar
         from PIL import Image
 
         with Image.open(event.path) as image:
             preview = image.convert("RGB")
-        ProgressBar(1, node_id=self.node_id).update_absolute(1, 1, ("JPEG", preview, PREVIEW_EDGE))
+        ProgressBar(total, node_id=self.node_id).update_absolute(done, total, ("JPEG", preview, PREVIEW_EDGE))
 
 
 def _send(message: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from urllib.parse import urlencode
 
 from ...trainer_core.host import (
     CheckpointSaved,
+    EvalCompared,
+    EvalReport,
     Event,
     LoraSaved,
     MemoryPlanned,
@@ -19,6 +22,7 @@ from ...trainer_core.host import (
     PhaseStarted,
     PreviewReady,
     RunOpened,
+    SamplingPreview,
     StepReport,
 )
 from ...trainer_core.runs.control import read_status
@@ -130,6 +134,10 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
         return {**kind, "text": event.text, "level": event.level}
     if isinstance(event, PreviewReady):
         return {**kind, "step": event.step, "url": view_url(event.path, output), "label": label_of(event.path)}
+    if isinstance(event, SamplingPreview):
+        return {**kind, "step": event.step, "total": event.num_steps, "url": view_url(event.path, output)}
+    if isinstance(event, EvalReport | EvalCompared):
+        return {**kind, **{name: finite_all(value) for name, value in dataclasses.asdict(event).items()}}
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):
@@ -156,3 +164,10 @@ def label_of(path: Path) -> str:
 def finite(value: float) -> float | None:
     """Return a value, or None if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None
+
+
+def finite_all(value: Any) -> Any:
+    """Return a value, or a list of them, with None for numbers that are not finite."""
+    if isinstance(value, tuple | list):
+        return [finite_all(item) for item in value]
+    return finite(value) if isinstance(value, float) else value

@@ -97,6 +97,7 @@ class Backlog:
         with history.lock:
             history.update()
             columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
+            evals = [dict(item) for item in history.evals]
             lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
@@ -104,6 +105,7 @@ class Backlog:
             "summary": self.summary(folder),
             "steps": thin_out(columns, NUM_POINTS),
             "checkpoints": checkpoints,
+            "evals": evals,
             "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
             "lora": lora,
             "phase": phase,

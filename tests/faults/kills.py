@@ -284,7 +284,8 @@ def _without_last_loss(files: dict[str, bytes], name: str) -> object:
         return files[name]
     content = json.loads(files[name])
     if name.endswith("/state.json"):
-        content["eval_losses"].pop(str(content["step"]), None)
+        for losses in (content["eval_losses"], content.get("evaluations", {})):
+            losses.pop(str(content["step"]), None)
     else:
         content = {key: value for key, value in _flat(content).items() if "state.json" not in key}
     return content

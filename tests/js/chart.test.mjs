@@ -331,3 +331,26 @@ describe("formatting", () => {
     assert.deepEqual([0, null, 0.25, 99, 3661].map(pace), ["-", "-", "0.25 s/step", "99 s/step", "1:01:01 per step"]);
   });
 });
+
+describe("held-out images", () => {
+  test("their loss is a line with a dot for each evaluation, in the frame, also where it is far above the others", () => {
+    const state = stateOf([0.5, 0.4, 0.3, 0.2]);
+    state.evals = [
+      { step: 0, loss: 2, held_out: true }, { step: 2, loss: 1.5, trained: 0.4, held_out: true },
+      { step: 4, loss: 3, trained: 0.1, held_out: true, overfits: true },
+    ];
+    const chart = draw(state);
+    assert.equal(points(chart.parts.held).length, 3);
+    assert.equal(points(chart.parts.trained).length, 2);
+    for (const name of ["held", "trained"])
+      for (const [x, y] of points(chart.parts[name]))
+        assert.ok(x >= FRAME.left && x <= FRAME.right && y >= FRAME.top && y <= FRAME.bottom, `${name} ${x} ${y}`);
+    assert.equal(chart.parts.evals.children.length, 3);
+  });
+
+  test("without them nothing of it is drawn", () => {
+    const chart = draw(stateOf([0.5, 0.4]));
+    assert.equal(chart.parts.held.getAttribute("d"), "");
+    assert.equal(chart.parts.evals.children.length, 0);
+  });
+});

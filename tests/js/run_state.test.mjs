@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { load } from "./load.mjs";
 import { random } from "./random.mjs";
 
-const { RunState, ago, bytes, clock, smoothed } = await load("run_state.js");
+const { RunState, ago, bytes, clock, heldOutText, smoothed } = await load("run_state.js");
 
 const range = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
 
@@ -346,5 +346,47 @@ describe("formatting", () => {
     const now = Date.now() / 1000;
     const found = [0, now + 100, now - 5, now - 61, now - 3601, now - 3 * 86400 - 1].map(ago);
     assert.deepEqual(found, ["", "just now", "just now", "1 minute ago", "1 hour ago", "3 days ago"]);
+  });
+});
+
+describe("held-out images", () => {
+  const report = (step, loss, more = {}) => ({ kind: "EvalReport", step, loss, standard_error: 0.1, held_out: true, ...more });
+  const compared = (step, values) => ({ kind: "EvalCompared", node: "5", run: "cat", step, trained: 0.4, overfits: false, ...values });
+
+  test("an evaluation and what it says beside the others are one", () => {
+    const state = after(report(0, 0.5), report(10, 0.4), compared(10, { best: 10, waiting: 0 }));
+    assert.deepEqual(state.evals, [
+      { step: 0, loss: 0.5, standard_error: 0.1, held_out: true },
+      { step: 10, loss: 0.4, standard_error: 0.1, held_out: true, trained: 0.4, overfits: false, best: 10, waiting: 0 },
+    ]);
+    assert.equal(heldOutText(state, String), "0.4");
+  });
+
+  test("its change since the lowest is shown", () => {
+    const worse = compared(20, { best: 10, waiting: 1, change: 0.02, change_error: 0.01 });
+    const state = after(report(10, 0.4), report(20, 0.42), worse);
+    assert.equal(heldOutText(state, String), "0.42 (+0.02 ± 0.01 since step 10)");
+    assert.equal(heldOutText(after(report(0, 0.5, { held_out: false })), String), "");
+  });
+
+  test("a resume takes back what was lost, and a history brings it", () => {
+    const state = after(report(10, 0.4), report(20, 0.42), reports(1, 20), reports(16, 17));
+    assert.deepEqual(state.heldOut.map(({ step }) => step), [10]);
+    state.load(story({ evals: [{ step: 5, loss: 0.3, held_out: true }, { step: 6, loss: null, held_out: true }] }));
+    assert.deepEqual(state.heldOut.map(({ step }) => step), [5]);
+    state.load(story());
+    assert.deepEqual(state.evals, []);
+  });
+});
+
+describe("previews while sampling", () => {
+  const preview = (step, url = "/view?filename=preview.jpg") => ({ kind: "SamplingPreview", step, total: 26, url });
+
+  test("the newest is shown until the image is there, or the phase or the run ends", () => {
+    assert.deepEqual([after(preview(3)).sampling.step, after(preview(3), preview(4)).sampling.step], [3, 4]);
+    assert.match(after(preview(3)).sampling.url, /preview\.jpg&v=\d+$/); // not the one in the browser's cache
+    const ends = [picture(10), { kind: "PhaseStarted", phase: "train", total: 9 }, { kind: "RunEnded", state: "finished" }];
+    for (const end of ends) assert.equal(after(preview(3), end).sampling, null, end.kind);
+    assert.equal(after(preview(3, "")).sampling, null); // outside of ComfyUI's output folder
   });
 });

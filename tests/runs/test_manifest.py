@@ -131,7 +131,7 @@ def test_a_finished_run_asks_nothing(workshop):
 
 def test_other_versions_are_told(workshop, monkeypatch):
     host = cancelled(workshop, workshop.request())
-    from chroma_trainer.trainer_core.train import metadata
+    from chroma_trainer.trainer_core.train.results import metadata
 
     monkeypatch.setattr(metadata, "VERSION", "9.9")
     run(workshop.request(), host)

@@ -21,7 +21,10 @@ SIGMA_DENSITIES = (
     "quadratic_tail",
     "quadratic_tail_legacy",
 )
-TRACKERS = ("none", "tensorboard", "wandb", "tensorboard+wandb")
+TRACKERS = (
+    "none", "tensorboard", "wandb", "tensorboard+wandb", "webhook", "tensorboard+webhook", "wandb+webhook",
+    "tensorboard+wandb+webhook",
+)  # fmt: skip
 LOSSES = ("mse", "mae", "huber")
 LOSS_WEIGHTINGS = ("none", "sigma", "sigma_sqrt", "cosmap", "bell")
 HUBER_C = 0.1
@@ -51,6 +54,8 @@ LR_SCHEDULES = {
     "polynomial": LrSchedule(("lr_power", "lr_min_ratio")),
     "wsd": LrSchedule(("lr_decay_share", "lr_min_ratio")),
 }
+NEVER, NO_LONGER_BETTER = "never", "no longer better"
+MIN_HELD_OUT = 4  # images, for stop_when: with fewer, the uncertainty of the loss is itself too uncertain
 EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
 
 
@@ -68,7 +73,9 @@ class TrainingConfig:
         ("huber_c",),
         ("loss_weighting",),
         ("noise_choice",),
+        ("stop_when", "patience"),
     )
+    UNRECORDED: ClassVar = ("devices",)  # they decide who computes, not what
 
     name: Annotated[
         str,
@@ -279,7 +286,10 @@ class TrainingConfig:
         str,
         Choice(*TRACKERS),
         Advanced(),
-        Doc("Experiment trackers to log to: TensorBoard, Weights & Biases (wandb), or both. See docs/trackers.md."),
+        Doc(
+            "Where else the run is shown: TensorBoard, Weights & Biases (wandb), messages to a webhook such as Discord's or "
+            "Slack's, or several of them. The webhook's address is set in the environment only. See docs/trackers.md."
+        ),
     ] = "none"
     eval_images: Annotated[
         int,
@@ -345,6 +355,35 @@ class TrainingConfig:
             "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no choice."
         ),
     ] = 1
+    devices: Annotated[
+        str,
+        Text(),
+        Advanced(),
+        Last(),
+        Doc(
+            "Devices that train together, each in a process of its own: auto, a number (2), a list (0,1) or CPU processes "
+            "(cpu:2). They share out the batches of accumulation, so the LoRA has the same bytes for any number. Empty: "
+            "one device (docs/devices.md)."
+        ),
+    ] = ""
+    stop_when: Annotated[
+        str,
+        Choice(NEVER, NO_LONGER_BETTER),
+        Advanced(),
+        Last(),
+        Doc(
+            "End the run early. no longer better: once the loss of the held-out images (holdout) has reached no new low "
+            "for `patience` checkpoints, and on average is no lower than at as many checkpoints before. never: train all "
+            "steps (docs/learned.md)."
+        ),
+    ] = NEVER
+    patience: Annotated[
+        int,
+        Range(1, 1000),
+        Advanced(),
+        Last(),
+        Doc("Checkpoints without a new low of the held-out loss after which stop_when ends the run."),
+    ] = 3
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""
@@ -389,6 +428,20 @@ class TrainingConfig:
         if self.holdout and not self.eval_images:
             text = "is 0, but holdout is above 0, and the loss on the held-out images chooses the best checkpoint; "
             problems.append(Problem("eval_images", text + "use 16, or set holdout to 0"))
+        problems += self._stop_problems() if self.stop_when != NEVER else []
         if self.learning_rate == 0:
             problems.append(Problem("learning_rate", "is 0, so nothing would be trained; 1e-4 is usual"))
+        return problems
+
+    def _stop_problems(self) -> list[Problem]:
+        problems = []
+        if not self.holdout:
+            text = f"{self.stop_when!r} needs held-out images, but holdout is 0; set holdout to 0.1 or more"
+            problems.append(Problem("stop_when", text))
+        elif self.eval_images < MIN_HELD_OUT:
+            text = f"{self.stop_when!r} needs {MIN_HELD_OUT} or more eval_images, and it is {self.eval_images}; use 16"
+            problems.append(Problem("stop_when", text))
+        if not self.checkpoint_every:
+            text = f"{self.stop_when!r} decides at checkpoints, but checkpoint_every is 0; use a tenth of the steps"
+            problems.append(Problem("stop_when", text))
         return problems

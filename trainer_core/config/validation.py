@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
-from ..spec import Advanced, Choice, Doc, Range, Seed, Text
+from ..spec import Advanced, Choice, Doc, Last, Range, Seed, Text
 from ..storage.bounded_files import Unusable, parse_json
 from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
+OFF, FAST, TAEF1 = "off", "fast", "taef1"  # previews
 CHECKPOINTS_PATTERN = re.compile(r"all|last(?:\s+(?P<last>[1-9]\d{0,8}))?")
 
 
@@ -61,7 +62,7 @@ class ValidationConfig:
     """
 
     PATHS: ClassVar = ("reference",)
-    LATER: ClassVar = (("sampling",), ("reference",), ("attention",))
+    LATER: ClassVar = (("sampling",), ("reference",), ("attention",), ("previews",))
     KEY: ClassVar = (
         "ValidationConfig", "prompts", "negative_prompt", "steps", "cfg", "resolutions", "seed", "scheduler", "shift",
         "lora_strength", "guidance", "threshold", "uncond_zero_scale", "cfg_start_pct", "initial_disabled_steps",
@@ -156,6 +157,17 @@ class ValidationConfig:
             "native: chosen by torch. sage: SageAttention (8 bits, CUDA only, needs its package)."
         ),
     ] = "same"
+    previews: Annotated[
+        str,
+        Choice(OFF, FAST, TAEF1),
+        Advanced(),
+        Last(),
+        Doc(
+            "Show each image while it is sampled, at most twice a second: on the node, and as preview.jpg in the run's "
+            "folder. fast: small, with colors fitted to the VAE. taef1: sharper, by the tiny autoencoder in "
+            "models/vae_approx. The sampled images are the same."
+        ),
+    ] = OFF
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
@@ -166,6 +178,10 @@ class ValidationConfig:
             except UserError as error:
                 problems.extend(error.problems)
         return problems
+
+    def without_previews(self) -> ValidationConfig:
+        """Return what decides the images."""
+        return replace(self, previews=OFF)
 
     @property
     def library_file(self) -> str:

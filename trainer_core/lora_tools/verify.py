@@ -18,8 +18,8 @@ from ..runs import layout
 from ..spec import NodeSpec
 from ..storage.atomic import sha256_of
 from ..storage.bounded_files import Unusable, parse_json
-from ..train.metadata import PACKAGES, versions
 from ..train.prepare import plan_run
+from ..train.results.metadata import PACKAGES, versions
 from ..workflow.execute import execute
 from ..workflow.graph import Graph, Link, Schema
 from ..workflow.read import read_workflow

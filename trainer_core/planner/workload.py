@@ -137,10 +137,17 @@ def facts_of(
             rows["bucket"], preserves_prior[rows["part"]], repeats[rows["part"]], training.batch_size
         ),
         image_sizes=len({*map(tuple, rows["bucket"].tolist()), *validation_sizes}),
-        eval_images=min(training.eval_images, num_held(len(samples), training.holdout) or len(samples)),
+        eval_images=evaluated_images(training, len(samples)),
         text_tokens=num_prompts * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
         validation_passes=validation_passes(request, num_steps),
     )  # fmt: skip
+
+
+def evaluated_images(training: TrainingConfig, num_images: int) -> int:
+    """Return the images of an evaluation: held-out ones and trained ones, or trained ones alone."""
+    num_held_out = num_held(num_images, training.holdout)
+    trained = min(training.eval_images, num_images - num_held_out)
+    return min(training.eval_images, num_held_out) + trained
 
 
 def validation_passes(request: TrainRequest, num_steps: int) -> int:

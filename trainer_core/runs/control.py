@@ -51,6 +51,7 @@ class Status:
         pid: id of the process that wrote the status, 0 where none is active.
         updated: time of writing, in seconds since 1970.
         message: why the run failed, "" otherwise.
+        learned: what the newest evaluation on held-out images says, "" before there is one.
     """
 
     state: str
@@ -60,6 +61,7 @@ class Status:
     pid: int = 0
     updated: float = 0.0
     message: str = ""
+    learned: str = ""
 
     @classmethod
     def from_json(cls, value: Any) -> Status:
@@ -71,7 +73,7 @@ class Status:
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: item for name, item in value.items() if name in names} if isinstance(value, dict) else {}
         numbers = [known.get(name, 0) for name in ("step", "total", "pid")]
-        texts = [known.get(name, "") for name in ("phase", "message")]
+        texts = [known.get(name, "") for name in ("phase", "message", "learned")]
         updated = known.get("updated", 0.0)
         if (
             known.get("state") not in STATES
@@ -84,7 +86,7 @@ class Status:
 
     def text(self) -> str:
         """Return the status in words, such as "running at step 3 of 6 (train)"."""
-        return f"{self.state}{self._details()}"
+        return f"{self.state}{self._details()}" + (f"; {self.learned}" if self.learned else "")
 
     def clause(self) -> str:
         """Return the status as a clause after the name of the run, such as "ended unexpectedly at step 3 of 6"."""

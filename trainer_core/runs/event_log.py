@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..host import Event, PhaseStarted, RunReported, StepReport
+from ..host import EvalCompared, EvalReport, Event, PhaseStarted, RunReported, SamplingPreview, StepReport
 from .control import Status, write_status
 from .layout import EVENTS
 
@@ -40,7 +40,7 @@ class EventLog:
             self._file, self.fault = None, error.strerror or str(error)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunReported):  # stored in report.json
+        if isinstance(event, RunReported | SamplingPreview):  # stored in report.json; of the moment only
             return
         self.write(event_json(event, self.folder))
         if isinstance(event, PhaseStarted):
@@ -50,6 +50,10 @@ class EventLog:
             self.status = dataclasses.replace(self.status, step=event.step, total=event.total)
             if time.monotonic() >= self._due:
                 self.set()
+        elif isinstance(event, EvalReport) and event.held_out:
+            self.set(learned=f"held-out loss {event.loss:.4f} at step {event.step}")
+        elif isinstance(event, EvalCompared) and self.status.learned:
+            self.set(learned=f"{self.status.learned}{learned_text(event)}")
 
     def write(self, value: Mapping[str, Any]) -> None:
         """Append a line with a time stamp to events.jsonl."""
@@ -71,6 +75,14 @@ class EventLog:
     def close(self) -> None:
         if self._file:
             self._file.close()
+
+
+def learned_text(event: EvalCompared) -> str:
+    """Return what an evaluation says beside the earlier ones, as the end of a line about the held-out loss."""
+    text = ""
+    if event.waiting:
+        text = f", {event.change:+.4f} +- {event.change_error:.4f} since its lowest at step {event.best}"
+    return text + ("; the run overfits" if event.overfits else "")
 
 
 def event_json(event: Event, folder: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@
         validation/step-000250-512x512.png                   validation images
         validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
         validation/base.safetensors                          the base model's, see validation/base_images.py
+        preview.jpg                                          the image that is being sampled, where previews are on
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
         paths.json                                           paths of this machine (local_values.py)
+        ranks/rank-1.log                                     logs of the other processes, see docs/devices.md
 
 Saved runs are found by these names, so they never change.
 """
@@ -25,10 +27,12 @@ REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
 LOCAL_VALUES = "paths.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
+PREVIEW = "preview.jpg"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"
 LORAS = "loras"
+RANKS = "ranks"
 
 
 def runs_folder(output: Path) -> Path:
@@ -44,6 +48,11 @@ def run_folder(output: Path, name: str, digest: str) -> Path:
         digest: hex digest of the run, see train/prepare.py.
     """
     return runs_folder(output) / f"{flat_name(name)}-{digest[:8]}"
+
+
+def rank_log(folder: Path, rank: int) -> Path:
+    """Return the log of a process other than rank 0."""
+    return folder / RANKS / f"rank-{rank}.log"
 
 
 def flat_name(name: str) -> str:

@@ -30,7 +30,7 @@ MAX_BYTES = 256 << 20  # of world.json; an older one holds the images, 60 bytes 
 # Fields that do not affect the training: a run can be resumed after they were edited.
 WITHOUT_EFFECT = (
     "resume", "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every", "on_change", "skip_bad_steps",
-    "trackers", "eval_images",
+    "trackers", "eval_images", "stop_when", "patience",
 )  # fmt: skip
 
 

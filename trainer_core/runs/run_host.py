@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..distributed.ranks import RankLost
 from ..errors import Cancelled, UserError
-from ..host import Event, Host, Notice, Paths
+from ..host import Event, Host, Machines, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
 from .control import read_status, take_command, write_status
@@ -61,6 +62,10 @@ class RunHost:
     @property
     def waits_when_paused(self) -> bool:
         return self.host.waits_when_paused
+
+    @property
+    def machines(self) -> Machines:
+        return self.host.machines
 
     @property
     def faults(self) -> Sequence[str]:
@@ -135,6 +140,7 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
             raise
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not event_log.ended_by_user
+            failed = failed or isinstance(error, RankLost)  # torchrun then sends SIGTERM, as a user may
             text = " | ".join(str(error).splitlines()) or type(error).__name__
             event_log.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
             raise
@@ -153,6 +159,8 @@ def wait_for_resume(folder: Path, host: Host) -> None:
     with _lock_folder(folder):
         status = read_status(folder)
         assert status
+        if not status.pid:  # the processes that trained have ended, and this one waits
+            write_status(folder, dataclasses.replace(status, pid=os.getpid()))
         try:
             while (command := take_command(folder)) != "resume":
                 host.check_cancelled()

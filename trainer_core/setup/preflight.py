@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from ..adapters.targets import choose_layers
 from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
 from ..data.source.folder import FolderBackend, no_images
+from ..distributed.device_list import devices_of, idle_text, num_launched
 from ..errors import Problem, UserError
 from ..host import Host, collect
 from ..models.lora_targets import Linears
@@ -91,7 +91,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)
     problems += missing_trackers(request)
-    problems += launcher_problems()
+    problems += devices_problems(request, host)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         problems.append(
@@ -119,16 +119,15 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     return [*problems, *contradictions(request), *reference_problems(request), *own]
 
 
-def launcher_problems() -> list[Problem]:
-    """Return a problem if torchrun or accelerate launch started several processes, which would all train the same."""
-    processes, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "0")
-    if not processes.isdigit() or int(processes) < 2:
-        return []
-    text = (
-        f"this is process {rank} of {processes}, started by torchrun or accelerate launch, but a run trains on one device; "
-        "start it without them (chroma-trainer run WORKFLOW), or with one process (--nproc_per_node 1, --num_processes 1)"
-    )
-    return [Problem("WORLD_SIZE", text)]
+def devices_problems(request: TrainRequest, host: Host) -> list[Problem]:
+    """Return problems of the devices: one is missing, or there are more of them than micro-batches in a step."""
+    accumulation = request.training.accumulation
+    try:
+        devices = devices_of(request.training.devices, accumulation, host.machines.count)
+    except UserError as error:
+        return list(error.problems)
+    size = num_launched() or max(1, len(devices)) * host.machines.count
+    return [Problem("devices", idle_text(size, accumulation))] if size > accumulation else []
 
 
 def reference_problems(request: TrainRequest) -> list[Problem]:

@@ -15,6 +15,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,14 @@ DTYPES = {
 }  # fmt: skip  # name in safetensors -> name in torch
 
 
+class Workers(Protocol):
+    """See distributed/ranks.py: Ranks."""
+
+    def from_leader(self, compute: Callable[[], list[int]]) -> list[int]: ...
+
+    def together(self, compute: Callable[[], None]) -> list[None]: ...
+
+
 class Store:
     """Tensors by key, stored on disk and memory-mapped for reading.
 
@@ -53,6 +62,16 @@ class Store:
         self._verified: set[int] = set()
         self._mapped: dict[int, Tensor] = {}
         remove_temporaries(self.folder, older_than=DAY)
+        self._read_folder()
+
+    def read_again(self) -> None:
+        """Find the shards that other processes have written since, and forget those that they have set aside."""
+        verified = {self._shards[shard] for shard in self._verified}
+        self._shards, self._tables, self._mapped = [], [], {}
+        self._read_folder()
+        self._verified = {number for number, name in enumerate(self._shards) if name in verified}
+
+    def _read_folder(self) -> None:
         paths = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
         # Files that start with a dot are being written by another process, or by one that was killed.
         self._add_shards([path for path in paths if not path.name.startswith(".")])
@@ -196,10 +215,12 @@ def fill(
     keys: np.ndarray,
     make: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]],
     shard_bytes: int = SHARD_BYTES,
+    workers: Workers | None = None,
 ) -> None:
     """Compute the tensors that are missing and write them, one shard at a time.
 
-    If the process is killed, all full shards remain.
+    If the process is killed, all full shards remain. Several processes that fill a store together call this at once; each
+    finds the tensors of all of them in its store then.
 
     Args:
         store: The store.
@@ -207,8 +228,19 @@ def fill(
         make: From the indices of the missing keys, yields batches of tensors in any order. Not called if none is
             missing.
         shard_bytes: Size at which a shard is written.
+        workers: The processes that fill the store together. `make` computes this one's share.
     """
-    absent = store.absent(keys)
+    if workers is None:
+        _fill(store, store.absent(keys), make, shard_bytes)
+        return
+    absent = np.array(workers.from_leader(lambda: store.absent(keys).tolist()), dtype=np.int64)
+    workers.together(lambda: _fill(store, absent, make, shard_bytes))
+    store.read_again()
+
+
+def _fill(
+    store: Store, absent: np.ndarray, make: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]], shard_bytes: int
+) -> None:
     if not len(absent):
         return
     waiting: dict[str, Tensor] = {}

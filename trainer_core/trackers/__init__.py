@@ -1,1 +1,1 @@
-"""Where else a run is shown: TensorBoard, Weights & Biases."""
+"""Where else a run is shown: TensorBoard, Weights & Biases, webhooks."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from ..host import EvalReport, Event, LoraSaved, Notice, PreviewReady, RunReported, StepReport
+from ..host import EvalCompared, EvalReport, Event, LoraSaved, Notice, PreviewReady, RunReported, StepReport
 from ..registry import load
 from .tracker import NONE, Opening
 from .worker import Call, TrackerThread
@@ -93,12 +93,19 @@ class TrackerSink:
                 self(event)
 
     def __call__(self, event: Event) -> None:
+        self._pass_on(event)
         if self._waiting is not None:
-            if isinstance(event, (EvalReport, PreviewReady)):
+            if isinstance(event, (EvalReport, EvalCompared, PreviewReady)):
                 self._waiting.append(event)
         elif call := self._call_of(event):
             for thread in self._threads:
                 thread.put(call)
+
+    def _pass_on(self, event: Event) -> None:
+        """Pass the event itself to the trackers that take events."""
+        for thread in self._threads if self._waiting is None else ():
+            if thread.takes_events:
+                thread.put(lambda tracker: tracker.event(event))  # type: ignore[attr-defined]
 
     def close(self, failed: bool, seconds: float = LAST_SECONDS) -> None:
         """Close all trackers.
@@ -117,6 +124,9 @@ class TrackerSink:
         if isinstance(event, EvalReport):
             name = "eval/loss" if event.held_out else "eval/loss_on_training_images"
             return lambda tracker: tracker.values(event.step, {name: event.loss})
+        if isinstance(event, EvalCompared):
+            compared = values_of(event)
+            return lambda tracker: tracker.values(event.step, compared)
         if isinstance(event, PreviewReady):
             label, caption = event.path.stem.rpartition("-")[2], " | ".join(self._opening.prompts)
             return lambda tracker: tracker.picture(event.step, f"validation/{label}", event.path, caption)
@@ -142,6 +152,14 @@ class TrackerSink:
             kind, used = self._memory_use()
             values[f"train/{kind}_gb"] = used / 1e9
         return values
+
+
+def values_of(event: EvalCompared) -> dict[str, float]:
+    """Return the scalars of a comparison of evaluations."""
+    gaps = {f"eval/gap_sigma_{sigma:g}": gap for sigma, gap in zip(event.sigmas, event.gaps, strict=False)}
+    trained = {} if event.trained is None else {"eval/loss_trained": event.trained}
+    change = {"eval/change": event.change, "eval/change_error": event.change_error}
+    return {**change, **trained, **gaps}
 
 
 def summary_of(report: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class Tracker(Protocol):
         """Log the results of the run: JSON values, flat. May be called more than once; the last call counts."""
         ...
 
+    # A tracker may also have `def event(self, event: Event) -> None`, which receives every event of the run.
+
     def close(self, failed: bool) -> None:
         """End the run.
 

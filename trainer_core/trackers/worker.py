@@ -27,6 +27,7 @@ class TrackerThread:
         self, name: str, make: Callable[[Opening, Callable[[str], None]], Tracker], report: Callable[[str, str], None]
     ):
         self.name, self._make, self._report = name, make, report
+        self.takes_events = hasattr(make, "event")  # see Tracker
         self._calls: queue.Queue[Call | None] = queue.Queue(LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
         self._over = threading.Event()

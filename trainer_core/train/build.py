@@ -24,6 +24,7 @@ from ..data.holdout import split
 from ..data.reference_images import ReferenceLatents
 from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, columns
 from ..devices import empty_cache, trim_heap
+from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
 from ..host import Host, Notice
 from ..models.projections import projection_groups
@@ -44,7 +45,7 @@ from .step.state import TrainState
 from .step.working_copies import WorkingCopies
 
 
-def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
+def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALONE) -> TrainState:
     """Cache the dataset, load and quantize the base model, and inject the adapter.
 
     The base model is frozen. The LoRA is new, and its update is zero.
@@ -52,24 +53,24 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.resolved_request.memory
     with phases("latents"):  # before anything is loaded, because a mask may be invalid
-        masks = _cache_masks(plan, host)
+        masks = _cache_masks(plan, host, ranks)
     with phases("text"):
-        text = _cache_text(plan, host)
+        text = _cache_text(plan, host, ranks)
     with phases("latents"):
         store = _store(host, "latents")
-        latents = _cache_latents(plan, plan.index, host, store)
+        latents = _cache_latents(plan, plan.index, host, ranks, store)
         reference_latents = (
-            _cache_latents(plan, plan.references.index, host, store, plan.references.change)
+            _cache_latents(plan, plan.references.index, host, ranks, store, plan.references.change)
             if plan.references
             else None
         )
         if any(part.flip for part in plan.request.dataset.parts):
-            _cache_mirrored(plan, host, store)
+            _cache_mirrored(plan, host, ranks, store)
     gc.collect()
     empty_cache(device)
     trim_heap()
     with phases("load"):
-        transformer, injected = _load_model(plan, host)
+        transformer, injected = _load_in_turn(plan, host, ranks)
         layers = injected.layers
         optimizer = _build_optimizer(plan, injected)
     samples, held, batches, num_steps = plan_batches(plan.request, plan.index)
@@ -91,12 +92,13 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer) -> TrainState:
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
+        ranks=ranks,
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(
             plan.request.memory, memory, config, blocks, device, host
         ),
     )  # fmt: skip
-    choose_attention_(state, memory.attention, host)
+    ranks.leaders_first(lambda: choose_attention_(state, memory.attention, host))
     return state
 
 
@@ -108,6 +110,14 @@ def plan_batches(request: TrainRequest, index: Index) -> tuple[Sequence[Sample],
     batches = BatchPlan(columns(samples)["bucket"], repeats, config.batch_size, config.seed)
     num_steps = config.steps or -(-config.epochs * batches.batches_per_epoch // config.accumulation)
     return samples, held, batches, num_steps
+
+
+def _load_in_turn(plan: RunPlan, host: Host, ranks: Ranks) -> tuple[nn.Module, Injected]:
+    """Load the model, first on one rank of each machine if it writes the quantized base to the cache for the others."""
+    config = plan.request.model.quantization
+    if config.level != "none" and config.cached_bases:
+        return ranks.leaders_first(lambda: _load_model(plan, host))
+    return _load_model(plan, host)
 
 
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
@@ -135,16 +145,16 @@ def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer
     return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
 
 
-def _cache_mirrored(plan: RunPlan, host: Host, store: Store) -> None:
+def _cache_mirrored(plan: RunPlan, host: Host, ranks: Ranks, store: Store) -> None:
     """Cache the latents of mirrored images, and of their references."""
     is_flipped = np.array([part.flip > 0 for part in plan.request.dataset.parts])
     for index in filter(None, (plan.index, plan.references and plan.references.index)):
         numbers = np.flatnonzero(is_flipped[columns(index.samples)["part"]])
         change = plan.references.change if plan.references and index is plan.references.index else None
-        _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, store, change)
+        _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, ranks, store, change)
 
 
-def _cache_text(plan: RunPlan, host: Host) -> TextCache:
+def _cache_text(plan: RunPlan, host: Host, ranks: Ranks) -> TextCache:
     captions = Captions(plan.index.samples)
     if plan.request.training.preservation:
         captions = ClassCaptions(plan.index.samples, plan.request.dataset.parts)
@@ -152,20 +162,23 @@ def _cache_text(plan: RunPlan, host: Host) -> TextCache:
     return cache_prompts(
         Prompts(captions, other_prompts), text_identity(plan.family, plan.request.model),
         lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,
+        ranks=ranks,
     )  # fmt: skip
 
 
-def _cache_latents(plan: RunPlan, index: Index, host: Host, store: Store, change: Change | None = None) -> LatentCache:
+def _cache_latents(
+    plan: RunPlan, index: Index, host: Host, ranks: Ranks, store: Store, change: Change | None = None
+) -> LatentCache:
     return cache_latents(
         index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.resolved_request, plan.device), store, host,
-        largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change,
+        largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change, ranks=ranks,
     )  # fmt: skip
 
 
-def _cache_masks(plan: RunPlan, host: Host) -> MaskWeights | None:
+def _cache_masks(plan: RunPlan, host: Host, ranks: Ranks) -> MaskWeights | None:
     masks, factor = plan.index.masks, plan.family.latent_factor
-    return cache_masks(masks, plan.request.dataset, factor, _store(host, "masks"), host) if masks else None
+    return cache_masks(masks, plan.request.dataset, factor, _store(host, "masks"), host, ranks) if masks else None
 
 
 def _store(host: Host, kind: str) -> Store:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.request import TrainRequest
+from ..devices import pick_device
+from ..distributed.device_list import devices_of, only_device
 from ..errors import UserError
 from ..host import Host, Notice
 from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
@@ -26,22 +28,22 @@ def plan_request(
     Raises:
         UserError: all problems of the request.
     """
-    checked = check_run(request, host, {}, machine, needs_weights=False)
-    request = checked.request
-    estimator = make_estimator(
-        request,
-        checked.family,
-        checked.index,
-        machine or this_machine(checked.device, request.model.dtype),
-        host.paths.cache,
+    count = max(1, len(devices_of(request.training.devices, request.training.accumulation)))
+    whole = machine or this_machine(
+        pick_device(only_device(request.training.devices) or host.device), request.model.dtype
     )
+    room = replace(whole, ram_bytes=whole.ram_bytes // count, ram_total=whole.ram_total // count)
+    checked = check_run(request, host, {}, room if machine or count > 1 else None, needs_weights=False)
+    request = checked.request
+    estimator = make_estimator(request, checked.family, checked.index, room, host.paths.cache)
     choice = ""
     if request.memory.mode == "auto":
         memory = choose_memory(estimator, request)
         choice = explain_choice(estimator, request, memory)
         request = replace(request, memory=memory)
     plan = replace(estimator.plan(request), choice=choice)
-    return plan, describe(suggestion(estimator, request, plan)) if plan.unfit() else "", request
+    advice = describe(suggestion(estimator, request, plan)) if plan.unfit() else ""
+    return plan if count == 1 else plan.on_devices(count, request.training.accumulation, whole), advice, request
 
 
 def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
@@ -63,9 +65,8 @@ def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | Non
 
 
 def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
-    estimator = make_estimator(
-        plan.request, plan.family, plan.index, this_machine(plan.device, plan.request.model.dtype), host.paths.cache
-    )
+    machine = plan.machine or this_machine(plan.device, plan.request.model.dtype)
+    estimator = make_estimator(plan.request, plan.family, plan.index, machine, host.paths.cache)
     if plan.request.memory.mode == "auto":
         plan = replace(plan, memory=choose_memory(estimator, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)

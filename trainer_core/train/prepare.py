@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.model import AUTO
 from ..config.request import TrainRequest
-from ..config.training import TrainingConfig
+from ..config.training import MIN_HELD_OUT, NEVER, TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
+from ..data.holdout import num_held
 from ..data.reference_images import References, find_references
 from ..devices import pick_device
-from ..errors import UserError
+from ..distributed.device_list import only_device
+from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
 from ..models.family import Family
 from ..models.loading.fingerprint import remembering, sampling
@@ -50,6 +53,7 @@ class RunPlan:
     resume_from: ResumeFrom | None = None  # another run whose newest checkpoint this run continues
     references: References | None = None  # reference images
     memory: MemoryConfig | None = None  # chosen for this machine where the request's mode is auto
+    machine: Machine | None = None  # what each rank has, where several train
 
     @property
     def resolved_request(self) -> TrainRequest:
@@ -57,12 +61,20 @@ class RunPlan:
         return replace(self.request, memory=self.memory) if self.memory else self.request
 
 
-def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | None = None) -> RunPlan:
+def plan_run(
+    request: TrainRequest,
+    host: Host,
+    unreadable: Mapping[str, str] | None = None,
+    shared_machine: Machine | None = None,
+    is_main: bool = True,
+) -> RunPlan:
     """Check everything that can be checked without weights.
 
     Args:
         unreadable: images that are known not to decode, see data.dataset.Unreadable. Further ones that are found here
             are skipped or are an error, as on_broken says.
+        shared_machine: where several ranks train, what each of them has. None: this machine.
+        is_main: whether this rank looks for an unfinished run in the run's folder, and draws there.
     Raises:
         UserError: all problems of the model files, the dataset and the settings; or the changes since an unfinished run
             of this name.
@@ -70,7 +82,7 @@ def plan_run(request: TrainRequest, host: Host, unreadable: Mapping[str, str] | 
     left_out = dict(unreadable or {})
     while True:
         try:
-            return _name_run(check_run(request, host, left_out), host)
+            return _name_run(check_run(request, host, left_out, shared_machine=shared_machine), host, is_main)
         except Unreadable as error:
             left_out |= error.faults
 
@@ -93,6 +105,7 @@ def check_run(
     unreadable: Mapping[str, str],
     machine: Machine | None = None,
     needs_weights: bool = True,
+    shared_machine: Machine | None = None,
 ) -> CheckedRequest:
     """Check everything that can be checked before the model is downloaded.
 
@@ -100,6 +113,7 @@ def check_run(
         unreadable: images that are known not to decode.
         machine: where QuantizeModel's level auto is chosen for; None: this machine.
         needs_weights: False for a plan: a released model need not be on this machine, nor on the network.
+        shared_machine: see plan_run.
     Raises:
         UserError: all problems.
     """
@@ -107,10 +121,12 @@ def check_run(
     unresolved, request = request, resolve_for_model(request, family)
     for line in _describe_choices(unresolved.training, request.training, family):
         host.emit(Notice(line))
-    device = pick_device(host.device)
+    device = pick_device(only_device(request.training.devices) or host.device)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
+    if isinstance(index, Index):
+        problems += _held_out_problems(request.training, len(index.samples))
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
         references = collect(problems, find_references, index, request.dataset)
@@ -123,11 +139,23 @@ def check_run(
     if machine is None or not machine.device_bytes:  # else the plan is for a machine with an accelerator
         request = replace(request, memory=without_streams(request.memory, device, host))
     if request.model.quantization.level == AUTO:
-        request = with_precision(request, family, index, machine or this_machine(device, request.model.dtype), host)
+        room = machine or shared_machine or this_machine(device, request.model.dtype)
+        request = with_precision(request, family, index, room, host)
     return CheckedRequest(request, family, index, device, optimizer, references)
 
 
-def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
+def _held_out_problems(training: TrainingConfig, num_images: int) -> list[Problem]:
+    """Return a problem where too few images are held out for stop_when."""
+    count = num_held(num_images, training.holdout)
+    if training.stop_when == NEVER or not count or count >= MIN_HELD_OUT:
+        return []
+    share = math.ceil(100 * MIN_HELD_OUT / num_images) / 100
+    fix = f"set holdout to {share:g} or more" if share <= 0.5 else "add images, or set stop_when to never"
+    text = f"stop_when needs {MIN_HELD_OUT} or more held-out images, and {count} of {num_images} are held out; {fix}"
+    return [Problem("holdout", text)]
+
+
+def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:
     """Identify the run by its request, dataset and model files, and look for an unfinished run of the same name."""
     request, family = checked.request, checked.family
     index = _check_captions(checked.index, request, host)
@@ -143,11 +171,9 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
         manifest = replace(manifest, sampled_weights=sampled)
         if layout.has_checkpoints(older):  # it continues where it began
             folder, manifest = older, replace(manifest, weights=sampled)
-    resume_from = check_for_changes(folder, manifest, request)
-    if not (folder / layout.CROP_SHEET).is_file():  # the folder's name holds the dataset's digest
-        draw_crop_sheet(index, folder / layout.CROP_SHEET)
-    if checked.references and not (folder / layout.PAIR_SHEET).is_file():
-        draw_pair_sheet(index, checked.references, folder / layout.PAIR_SHEET)
+    resume_from = check_for_changes(folder, manifest, request) if is_main else None
+    if is_main:
+        _draw_sheets(folder, index, checked.references)
     warning = request.validation and family.warning(request.model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer)
     for line in dict.fromkeys(describe_preservation(request.training, request.dataset)):
@@ -155,6 +181,14 @@ def _name_run(checked: CheckedRequest, host: Host) -> RunPlan:
     for text in filter(None, [*hints, warning, request.model.training_hint]):
         host.emit(Notice(text, "warning"))
     return RunPlan(request, family, index, folder, checked.device, manifest, resume_from, checked.references)
+
+
+def _draw_sheets(folder: Path, index: Index, references: References | None) -> None:
+    """Draw what the dataset looks like, once: the folder's name holds the dataset's digest."""
+    if not (folder / layout.CROP_SHEET).is_file():
+        draw_crop_sheet(index, folder / layout.CROP_SHEET)
+    if references and not (folder / layout.PAIR_SHEET).is_file():
+        draw_pair_sheet(index, references, folder / layout.PAIR_SHEET)
 
 
 def _folder_of(checked: CheckedRequest, identities: Mapping[str, str], host: Host) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ from ..devices import (
     reset_peak,
     trim_heap,
 )
+from ..distributed.process_group import join
+from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
+from ..launch.job import Result
+from ..launch.launch import devices_to_start, launch
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
 from ..runs.local_values import write_local_values
 from ..runs.manifest import write_manifest
+from ..runs.rank_host import PeerHost, host_of_rank, show_warnings
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..setup.attach_adapter import starts_beside_base
 from ..storage.atomic import write_json
@@ -35,16 +41,17 @@ from .build import build_run
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
+from .hooks.compare_ranks import checkpoint_for, compare_hook, share_start_
 from .hooks.eval_loss import evaluate, evaluate_start
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
-from .metadata import make_record
 from .phase_timer import PhaseTimer
-from .planning import resolve_memory
-from .prepare import RunPlan, plan_run
-from .report import build_report, report_density, warn_other_versions
-from .save_lora import save_best_lora, save_lora
+from .plan_together import memory_with, plan_with, reporting_failure, warn_other_devices
+from .prepare import RunPlan
+from .results.metadata import make_record
+from .results.report import build_report, report_density, warn_other_versions
+from .results.save_lora import save_best_lora, save_lora
 from .step.loop import fit
 from .step.state import TrainState
 
@@ -67,11 +74,16 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
         UserError: all problems that can be found in advance, or one that occurs during the run.
         Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
     """
+    devices = devices_to_start(request, host)
+    ranks = join()
+    host = host_of_rank(host, ranks)
     # ComfyUI runs nodes in inference mode, in which no gradient can be computed.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), reporting_failure(ranks):
         while True:
             try:
-                return _run(request, host, prompt or {})
+                if devices:
+                    return _result_of(launch(request, host, prompt or {}, devices), request)
+                return _run(request, host, prompt or {}, ranks)
             except Paused as pause:
                 if not host.waits_when_paused:
                     raise
@@ -87,46 +99,63 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
             wait_for_resume(folder, host)
 
 
-def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any]) -> TrainResult:
+def _result_of(result: Result, request: TrainRequest) -> TrainResult:
+    path, name, sha256, folder = result.lora
+    return TrainResult(TrainedLora(path, name, sha256, request.model, folder), result.losses, result.report)
+
+
+def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ranks) -> TrainResult:
     phases = PhaseTimer()
     host.emit(PhaseStarted("start"))
     unreadable: dict[str, str] = {}
     while True:
-        checked = plan_run(request, host, unreadable)
+        checked = plan_with(ranks, request, host, unreadable)
         host.free_memory()  # unload other models, so that their memory is available to this run
         reset_peak(checked.device)
-        plan, estimate = resolve_memory(checked, host)
+        plan, estimate = memory_with(ranks, checked, host)
         try:
             with (
                 as_current(plan.device), explain_oom(estimate, phases, plan.device),
-                open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host,
+                _opened(plan, host, prompt, ranks) as run_host,
             ):  # fmt: skip
-                return _train(plan, run_host, prompt, phases, estimate)
+                return _train(plan, run_host, prompt, phases, estimate, ranks)
         except Unreadable as error:  # without these images it is another run, in another folder
             unreadable |= error.faults
-        if not layout.has_checkpoints(plan.folder):
+        if ranks.is_main and not layout.has_checkpoints(plan.folder):
             shutil.rmtree(plan.folder, ignore_errors=True)
 
 
+@contextmanager
+def _opened(plan: RunPlan, host: Host, prompt: Mapping[str, Any], ranks: Ranks) -> Iterator[RunHost | PeerHost]:
+    """Yield the host of the run. Only rank 0 opens the run's folder and its trackers."""
+    if isinstance(host, PeerHost):
+        yield host
+        return
+    with open_run(plan.folder, host) as opened, track_run(plan, prompt, opened) as run_host:
+        yield run_host
+        show_warnings(run_host, ranks)
+
+
 def _train(
-    plan: RunPlan, host: RunHost, prompt: Mapping[str, Any], phases: PhaseTimer, estimate: MemoryPlan | None
+    plan: RunPlan,
+    host: RunHost | PeerHost,
+    prompt: Mapping[str, Any],
+    phases: PhaseTimer,
+    estimate: MemoryPlan | None,
+    ranks: Ranks,
 ) -> TrainResult:
     request = plan.request
-    host.emit(RunOpened(plan.folder))
-    if estimate:
-        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
-        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
-    if plan.resume_from:
-        adopt(plan.resume_from, plan.folder, host)
     record = make_record(plan, prompt, host.paths)
-    warn_other_versions(plan.folder, record, host)
-    _write_records(plan, record, prompt, host)
-    state = build_run(plan, host, phases)
-    report_density(plan, record, host)
+    _announce(plan, estimate, host, ranks)
+    if ranks.is_main:
+        _begin_folder(plan, record, prompt, host)
+    state = build_run(plan, host, phases, ranks)
+    if ranks.is_main:
+        report_density(plan, record, host)
 
     with phases("load"):
         live = LiveValidation.build(plan, state, host, record, phases)
-        live.set_damaged_aside()
+        live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
     with phases("validate"):
@@ -135,41 +164,72 @@ def _train(
         set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
-    newest = newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
-    if newest:
-        _resume(state, newest, live, host, phases)
-    else:
-        init_from_data_(state, request, host)
+    _resume_or_start_(state, request, checkpoints, live, host, phases)
     first = state.step
     host.begin(first, state.num_steps, state.losses)
     try:
         with phases("train"):
             host.emit(PhaseStarted("train", state.num_steps, "steps"))
-            fit(state, host, (checkpoint_hook(checkpoints, host, phases), live.hook))
+            fit(state, host, (compare_hook(checkpoints, host), checkpoint_hook(checkpoints, host, phases), live.hook))
         with phases("save"):  # before the validation images, so that the LoRA exists if those fail
             host.emit(PhaseStarted("save"))
             save_and_prune(checkpoints, state, host)
     except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
-        _save_unfinished(plan, state, checkpoints, record, host)
+        if ranks.is_main:
+            _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    with phases("save"):
-        lora = save_lora(plan, state, record, host)
-        best = save_best_lora(plan, state, checkpoints, record, host)
+    lora, best = None, None
+    if ranks.is_main:
+        with phases("save"):
+            lora = save_lora(plan, state, record, host)
+            best = save_best_lora(plan, state, checkpoints, record, host)
     with phases("eval"):
         eval_after = evaluate(state, host)
     with phases("validate"):
         live.sample_last(state)
-    report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
-    report["best"] = best
-    report["memory"] = memory_report(estimate, plan.device)
-    host.emit(Notice(comparison(report["memory"])))
-    write_json(plan.folder / layout.REPORT, report)
-    host.emit(RunReported(report))
-    result = TrainResult(lora, tuple(state.losses), report)
-    device = state.device
+    ranks.collect_warnings()
+    report: dict[str, Any] = {}
+    if lora:
+        report = build_report(plan, state, lora, phases, (eval_base, eval_before, eval_after), first, live)
+        report |= {"best": best, "memory": memory_report(estimate, plan.device)}
+        host.emit(Notice(comparison(report["memory"])))
+        write_json(plan.folder / layout.REPORT, report)
+        host.emit(RunReported(report))
+    result = TrainResult(_lora_of_main(plan, lora, ranks), tuple(state.losses), report)
     del state, live
-    _free_memory(device)
+    _free_memory(plan.device)
     return result
+
+
+def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> TrainedLora:
+    """Return the LoRA that rank 0 has saved. On another machine its path may not exist."""
+    values = ranks.from_main(lambda: [lora.path, lora.name, lora.sha256, lora.folder] if lora else [])
+    path, name, sha256, folder = values
+    return TrainedLora(path, name, sha256, plan.request.model, folder)
+
+
+def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host, ranks: Ranks) -> None:
+    host.emit(RunOpened(plan.folder))
+    warn_other_devices(ranks, host)
+    if estimate:
+        on_device = estimate.device_peak if estimate.machine.device_bytes else 0
+        host.emit(MemoryPlanned(on_device, estimate.ram_peak))
+
+
+def _resume_or_start_(
+    state: TrainState, request: TrainRequest, checkpoints: Path, live: LiveValidation, host: Host, phases: PhaseTimer
+) -> None:
+    """Restore the newest checkpoint, if there is one; else finish the adapter's initialization."""
+
+    def find() -> Path | None:
+        return newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
+
+    with checkpoint_for(state.ranks, find) as newest:
+        if newest:
+            _resume(state, newest, live, host, phases)
+        else:
+            init_from_data_(state, request, host)
+            share_start_(state)
 
 
 def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Host, phases: PhaseTimer) -> None:
@@ -181,8 +241,11 @@ def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Hos
     live.catch_up(state)
 
 
-def _write_records(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
-    """Write what the run is: its request, the paths of this machine, and its manifest."""
+def _begin_folder(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
+    """Write what the run is: request, paths of this machine and manifest. Adopt another run's checkpoint."""
+    if plan.resume_from:
+        adopt(plan.resume_from, plan.folder, host)
+    warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / layout.REQUEST, record)
     write_local_values(plan.folder, prompt, record["workflow"])
     if message := write_manifest(plan.folder, plan.manifest):

@@ -28,12 +28,13 @@ from ..plots.image_grid import save_png
 from ..quant.levels import with_level_to_draw
 from ..quant.loading import interruptible, load_base, quantization_problems, text_converter, text_identity
 from ..registry import load
-from ..runs.layout import VALIDATION, runs_folder
+from ..runs.layout import PREVIEW, VALIDATION, runs_folder
 from ..runs.portable import portable
 from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems
 from .comparison import Drawn, Version, grids_of, singles_of, versions_of
+from .previews import preview_of
 from .sample_images import Pictures, draw_pictures, prompts_of
 
 
@@ -81,6 +82,8 @@ class Renderer:
         if lora:
             self.put(Path(lora.path))
         self.codec = self.family.load_codec(model, device)
+        path = runs_folder(host.paths.output) / VALIDATION / PREVIEW
+        self.preview = preview_of(settings, self.codec, path, host) if settings else None
 
     def put(self, lora: Path) -> None:
         """Apply this LoRA to the model instead of any other."""
@@ -91,8 +94,9 @@ class Renderer:
         """Sample an image of every prompt at every size with the LoRA at this strength."""
         set_strength_(self.transformer, strength)
         return draw_pictures(
-            settings, self.family, self.transformer, self.codec, self.text, on_picture, self.host.check_cancelled
-        )
+            settings, self.family, self.transformer, self.codec, self.text, on_picture, self.host.check_cancelled,
+            preview=self.preview,
+        )  # fmt: skip
 
 
 class Counter:
@@ -154,7 +158,7 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     grids = []
     for number, grid in enumerate(grids_of(results, settings, name)):
         width, height = grid.size
-        key = sha256_text(key_text(settings), name)[:8] + (f"-{number + 1}" if grid.label else "")
+        key = sha256_text(key_text(settings.without_previews()), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
         save_png(grid.page, path, prompt=portable(dict(host.prompt), host.paths))
         host.emit(PreviewReady(-1, path))

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ..config.validation import ValidationConfig
 from ..data.cache.latents import to_tensor
 from ..data.source.decode import BrokenImage, decode
+from ..distributed.ranks import ALONE, Ranks
 from ..errors import UserError
 from ..flow.adaptive_guidance import AdaptiveGuidance
 from ..models.family import Family, ImageCodec
 from ..plots.image_grid import draw_grid
 from ..storage.lora_name import is_portable
 from .attention import use_attention
-from .euler import sample
+from .euler import OnStep, sample
 
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # in file names of some system
 MAX_NAME = 60  # characters of a prompt's name in a file name
@@ -64,6 +65,8 @@ def draw_pictures(
     text: Embeddings,
     on_picture: Callable[[], None] = lambda: None,
     on_step: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
+    preview: OnStep | None = None,
 ) -> Pictures:
     """Sample and decode an image for every prompt at every size.
 
@@ -75,27 +78,57 @@ def draw_pictures(
         text: Embeddings of the prompts.
         on_picture: Called after every image.
         on_step: Called after every sampling step. May raise to stop.
+        ranks: Processes that share out the images.
+        preview: Called after every sampling step with its number, the number of steps and the denoised latents.
     Returns:
         The images by size.
     """
+
+    def after_step(step: int, num_steps: int, denoised: Tensor) -> None:
+        on_step()
+        if preview is not None:
+            preview(step, num_steps, denoised)
+
     device = next(transformer.parameters()).device
     negative = text.get(settings.negative_prompt).to(device) if settings.cfg > 1 else None
     guidance = guidance_of(settings)
+    items = [(size, prompt) for size in settings.sizes() for prompt in settings.library().values()]
+    references: dict[Size, Tensor] = {}
+
+    def draw(number: int) -> np.ndarray:
+        (width, height), prompt = items[number]
+        if settings.reference and (width, height) not in references:
+            references[width, height] = start_of(settings.reference, (width, height), codec)
+        with use_attention(transformer, settings.attention):
+            latents = sample(
+                family, transformer, text.get(prompt).to(device), negative,
+                width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
+                channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
+                guidance=guidance, on_step=after_step, reference=references.get((width, height)),
+            )  # fmt: skip
+        pixels = pixels_of(codec.decode(latents))[0]
+        on_picture()
+        return pixels
+
     pictures: Pictures = {}
-    for width, height in settings.sizes():
-        reference = start_of(settings.reference, (width, height), codec) if settings.reference else None
-        for prompt in settings.library().values():
-            with use_attention(transformer, settings.attention):
-                latents = sample(
-                    family, transformer, text.get(prompt).to(device), negative,
-                    width=width, height=height, steps=settings.steps, cfg=settings.cfg, seed=settings.seed,
-                    channels=codec.channels, factor=codec.factor, scheduler=settings.scheduler, shift=settings.shift,
-                    guidance=guidance,
-                    on_step=lambda *_: on_step(), reference=reference,
-                )  # fmt: skip
-            pictures.setdefault((width, height), []).append(pixels_of(codec.decode(latents))[0])
-            on_picture()
+    for (size, _), pixels in zip(items, _share_out(ranks, [size for size, _ in items], draw), strict=True):
+        pictures.setdefault(size, []).append(pixels)
     return pictures
+
+
+def _share_out(ranks: Ranks, sizes: Sequence[Size], draw: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+    """Return the images of these sizes, each drawn by one rank."""
+    if ranks.size == 1:
+        return [draw(number) for number in range(len(sizes))]
+    parts = ranks.gather_bytes(lambda: b"".join(draw(number).tobytes() for number in ranks.numbers(len(sizes))))
+    starts = [0] * ranks.size
+    images: list[np.ndarray] = []
+    for number, (width, height) in enumerate(sizes):
+        rank, length = number % ranks.size, 3 * width * height
+        pixels = np.frombuffer(parts[rank], np.uint8, length, starts[rank])
+        starts[rank] += length
+        images.append(pixels.reshape(height, width, 3))
+    return images
 
 
 def start_of(path: str, size: Size, codec: ImageCodec) -> Tensor:

@@ -34,7 +34,7 @@ def check(
     """
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
-        outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output)
+        outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output and not _follows_training(spec))
         foreign = list_skipped(graph, catalogue)
         comfyui_only = foreign and not any(node.type in catalogue for node in graph.nodes.values())
         detail = f": its nodes can only run in ComfyUI ({_join_names(foreign)})" if comfyui_only else ""
@@ -72,6 +72,11 @@ def check(
                 warnings += (f"node {node.id} ({node.type}): {text}" for text in spec.review(inputs, host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
+
+
+def _follows_training(spec: NodeSpec) -> bool:
+    """Return whether the node needs a trained LoRA: then it is not what a graph without outputs lacks."""
+    return any(field.required and field.socket and field.socket.type == "TRAINED_LORA" for field in spec.fields())
 
 
 def _shared_identity(

@@ -211,3 +211,20 @@ def test_a_long_curve_is_thinned_to_its_means(output):
     assert len(steps["step"]) <= NUM_POINTS and steps["step"][-1] == 2 * NUM_POINTS + 1
     assert (steps["step"][0], steps["loss"][0]) == (3, 2.0)
     assert all(len(values) == len(steps["step"]) for values in steps.values())
+
+
+def test_evaluations_are_in_the_history(output):
+    """Each with what it says beside the others; those after a checkpoint that the run went back to are not."""
+    report = {"kind": "EvalReport", "loss": 0.5, "standard_error": math.nan, "held_out": True}
+    compared = {
+        "kind": "EvalCompared", "best": 0, "waiting": 1, "change": 0.1, "change_error": 0.05, "trained": None,
+        "sigmas": [0.125], "gap_since": 0, "gaps": [0.2], "gap_errors": [0.1], "overfits": True,
+    }  # fmt: skip
+    tell(output / "chroma_trainer" / RUN, *({**report, "step": at} for at in (0, 2)), {**compared, "step": 2})
+    tell(output / "chroma_trainer" / RUN, {**compared, "step": 3}, {**report, "step": "x"})
+    found = json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["evals"]
+    assert found[0] == {"step": 0, "loss": 0.5, "standard_error": None, "held_out": True}
+    compared.pop("kind")
+    assert found[1:] == [{**found[0], **compared, "step": 2}]
+    tell(output / "chroma_trainer" / RUN, {"kind": "Resumed", "step": 1})
+    assert len(json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["evals"]) == 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import adapter_state, inject_, trainable_parameters
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.distributed.ranks import ALONE
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.registry import load
@@ -42,6 +43,7 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNa
         is_consistent=True,
         transformer=model, layers=layers, optimizer=optimizer, step=0, num_steps=100, losses=[], learning_rates=[],
         eval_losses={}, held=(), ema=None,
+        ranks=ALONE,
         config=SimpleNamespace(keep_checkpoints=keep_last, keep_every=keep_every, checkpoint_every=every),
     )  # fmt: skip
 

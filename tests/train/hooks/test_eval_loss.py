@@ -85,12 +85,13 @@ def test_a_checkpoint_is_not_measured_twice(workshop):
 
 
 def test_saved_workflows_read_their_values_by_position():
-    """Later fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
-    later = ["eval_images", "preservation", "loss", "huber_c", "loss_weighting", "noise_choice"]
+    """New fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
+    later = ["eval_images", "preservation", "loss", "huber_c", "loss_weighting", "noise_choice", "devices"]
+    later += ["stop_when", "patience"]
     for spec in (lora_trainer.SPEC, plan_run.SPEC):
-        assert [field.name for field in spec.fields()][-6:] == later
+        assert [field.name for field in spec.fields()][-len(later) :] == later
     widgets = [field.name for field in plan_run.SPEC.fields() if field.is_widget]
-    assert widgets[-8:] == ["vram_gb", "ram_gb", *later]
+    assert widgets[-len(later) - 2 :] == ["vram_gb", "ram_gb", *later]
 
 
 @pytest.mark.slow
@@ -109,8 +110,8 @@ def test_an_evaluation_that_was_canceled_is_done_after_the_resume(workshop, monk
             raise Cancelled
         return measure(state, host)
 
-    measure = checkpointer.eval_loss
-    monkeypatch.setattr(checkpointer, "eval_loss", cancel)
+    measure = checkpointer.measure
+    monkeypatch.setattr(checkpointer, "measure", cancel)
     with pytest.raises(Cancelled):
         run(request, host)
     assert host.checkpoints[-1] == f"step-{step:06}" and host.lora.is_file()

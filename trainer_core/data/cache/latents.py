@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...config.serialize import key_text
+from ...distributed.ranks import ALONE, Ranks
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
@@ -65,6 +66,7 @@ def cache_latents(
     host: Host,
     largest_batch: int = LARGEST_BATCH,
     change: Change | None = None,
+    ranks: Ranks = ALONE,
 ) -> LatentCache:
     """Encode the images whose latents are missing. The codec is loaded only if there are any.
 
@@ -76,22 +78,25 @@ def cache_latents(
         host: Receives progress.
         largest_batch: Images encoded at once. 1 is best on a CPU, where a batch of 8 takes 1.3 times as long.
         change: Applied to each image after it is resized and cropped. The sample's sha256 must identify it.
+        ranks: Processes that share out the batches. A batch has the same images, whoever encodes it.
     Raises:
         Cancelled: Between two batches; latents encoded so far are stored.
         Unreadable: All images that can't be decoded; the others are encoded and stored.
     """
 
+    faults: dict[str, str] = {}
+
     def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
         host.emit(PhaseStarted("latents", len(absent), "images"))
         codec = load()
-        done, faults = 0, dict[str, str]()
-        batches = _batches(index.samples, absent, largest_batch)
+        done = 0
+        batches = ranks.deal(_batches(index.samples, absent, largest_batch))
         with ThreadPoolExecutor(WORKERS) as pool:
             waiting = [pool.submit(_pixels, index, batch, change) for batch in islice(batches, WORKERS)]
             while waiting:
                 host.check_cancelled()
                 batch, pixels, broken = waiting.pop(0).result()
-                faults |= broken
+                faults.update(broken)
                 waiting += [pool.submit(_pixels, index, batch, change) for batch in islice(batches, 1)]
                 done += len(batch) + len(broken)
                 if batch:
@@ -102,11 +107,12 @@ def cache_latents(
                         latent_key(sample, identity): latent.clone()
                         for sample, latent in zip(batch, latents, strict=False)  # without the padding
                     }
-                host.emit(PhaseProgress("latents", done, len(absent)))
-        if faults:
-            raise Unreadable(faults)
+                host.emit(PhaseProgress("latents", min(done * ranks.local_size, len(absent)), len(absent)))
 
-    fill(store, digests(latent_key(sample, identity) for sample in index.samples), make)
+    keys = digests(latent_key(sample, identity) for sample in index.samples)
+    fill(store, keys, make, workers=ranks.as_workers)
+    if faults := ranks.merge(faults):
+        raise Unreadable(faults)
     return LatentCache(store, identity)
 
 

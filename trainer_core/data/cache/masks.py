@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...config.dataset import DatasetConfig
 from ...config.serialize import key_text
+from ...distributed.ranks import ALONE, Ranks
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
@@ -77,14 +78,17 @@ class MaskWeights:
         return weight
 
 
-def cache_masks(masks: Masks, config: DatasetConfig, factor: int, store: Store, host: Host) -> MaskWeights:
-    """Compute the weights that are missing.
+def cache_masks(
+    masks: Masks, config: DatasetConfig, factor: int, store: Store, host: Host, ranks: Ranks = ALONE
+) -> MaskWeights:
+    """Compute the weights that are missing, shared out over the ranks.
 
     Raises:
         Cancelled: Weights computed so far are stored.
         Unreadable: All images whose masks can't be used; the weights of the others are computed and stored.
     """
     weights = MaskWeights(masks, config, factor, store)
+    faults: dict[str, str] = {}
 
     def compute(number: int) -> tuple[str, Tensor | str]:
         mask = masks.samples[number]
@@ -95,17 +99,16 @@ def cache_masks(masks: Masks, config: DatasetConfig, factor: int, store: Store, 
 
     def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
         host.emit(PhaseStarted("latents", len(absent), "masks"))
-        faults: dict[str, str] = {}
         with ThreadPoolExecutor(WORKERS) as pool:
-            for start in range(0, len(absent), SLICE):
+            for start in ranks.deal(range(0, len(absent), SLICE)):
                 host.check_cancelled()
                 results = dict(pool.map(compute, absent[start : start + SLICE].tolist()))
-                faults |= {key: value for key, value in results.items() if isinstance(value, str)}
+                faults.update({key: value for key, value in results.items() if isinstance(value, str)})
                 yield {key: value for key, value in results.items() if isinstance(value, Tensor)}
                 host.emit(PhaseProgress("latents", min(start + SLICE, len(absent)), len(absent)))
-        if faults:  # report each image: several may have masks of the same bytes
-            by_mask = ((mask, faults.get(weights.key(mask))) for mask in masks.samples)
-            raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in by_mask if fault})
 
-    fill(store, digests(weights.key(mask) for mask in masks.samples), make)
+    fill(store, digests(weights.key(mask) for mask in masks.samples), make, workers=ranks.as_workers)
+    if faults := ranks.merge(faults):  # report each image: several may have masks of the same bytes
+        by_mask = ((mask, faults.get(weights.key(mask))) for mask in masks.samples)
+        raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in by_mask if fault})
     return weights

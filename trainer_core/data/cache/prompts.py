@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...distributed.ranks import ALONE, Ranks
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
@@ -77,7 +78,12 @@ class Prompts(LazySequence[str]):
 
 
 def cache_prompts(
-    prompts: Sequence[str], identity: str, load: Callable[[], Encoder], store: Store, host: Host
+    prompts: Sequence[str],
+    identity: str,
+    load: Callable[[], Encoder],
+    store: Store,
+    host: Host,
+    ranks: Ranks = ALONE,
 ) -> TextCache:
     """Encode the prompts whose embeddings are missing. The encoder is loaded only if there are any.
 
@@ -87,6 +93,7 @@ def cache_prompts(
         load: Loads the encoder.
         store: Where embeddings are stored.
         host: Receives progress.
+        ranks: Processes that share out the batches.
     Raises:
         Cancelled: Between two batches; embeddings encoded so far are stored.
     """
@@ -100,7 +107,7 @@ def cache_prompts(
         ordered = absent[
             np.lexsort((low, high, np.array(lengths)[absent]))
         ]  # prompts of similar length need the least padding
-        for start in range(0, len(ordered), BATCH):
+        for start in ranks.deal(range(0, len(ordered), BATCH)):
             host.check_cancelled()
             indices: list[int] = ordered[start : start + BATCH].tolist()
             batch = [prompts[i] for i in indices]
@@ -109,7 +116,7 @@ def cache_prompts(
             yield dict(zip((prompt_key(prompt, identity) for prompt in batch), embeddings, strict=True))
             host.emit(PhaseProgress("text", start + len(batch), len(absent)))
 
-    fill(store, keys, make)
+    fill(store, keys, make, workers=ranks.as_workers)
     return TextCache(store, identity)
 
 

@@ -7,7 +7,7 @@ A checkpoint is a folder that is created by one rename. It is complete, or it do
         optimizer.safetensors  tensors of the optimizer state, by parameter
         lora.safetensors       the same adapter as a LoRA file that loads everywhere
         ema.safetensors        averaged weights, where the run averages its weights
-        state.json             run, step, losses, learning rates, skipped steps, eval losses, other optimizer state
+        state.json             run, step, losses, learning rates, skipped steps, losses of evaluations, other optimizer state
         manifest.json          SHA-256 of each file above; written last
 
 All randomness is derived from the seed and the step, so there is no generator state to save.
@@ -37,6 +37,7 @@ from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
 from ...storage.atomic import as_os_errors, rename, set_aside, sha256_of, sync_folder, write_json
+from ..paired_evals import Evaluation
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
@@ -146,6 +147,7 @@ def _write(
         "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
         "learning_rates": state.learning_rates,
         "eval_losses": {str(step): value for step, value in state.eval_losses.items()},
+        "evaluations": {str(step): value.as_json() for step, value in state.evaluations.items()},
         "optimizer": others,
         "optimizer_kind": type(state.optimizer).__name__,
     }
@@ -187,6 +189,9 @@ def restore_(state: TrainState, checkpoint: Path) -> None:
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
     state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
+    start = {step: evaluation for step, evaluation in state.evaluations.items() if step == 0}  # of this process
+    past = saved.get("evaluations", {})  # older checkpoints have none
+    state.evaluations = {int(step): Evaluation.from_json(value) for step, value in past.items()} | start
 
 
 @contextmanager

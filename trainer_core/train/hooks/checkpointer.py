@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...host import EvalReport, Host, Notice, PhaseStarted
+from ...config.training import MIN_HELD_OUT, NO_LONGER_BETTER
+from ...host import Host, Notice, PhaseStarted
+from ..paired_evals import is_no_longer_better, verdict
 from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
-from .eval_loss import best_step, eval_loss
+from .compare_ranks import require_same_weights
+from .eval_loss import best_step, measure, report
 
 
 def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool = True) -> None:
@@ -21,7 +24,10 @@ def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool =
             run was interrupted: its history must not differ from that of an uninterrupted run.
     """
     if evaluate:
+        require_same_weights(state, folder)
         _evaluate_held(state, host)
+    if not state.ranks.is_main:
+        return
     newest = save_checkpoint(folder, state, host)
     prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best_step(state))
 
@@ -33,13 +39,40 @@ def catch_up(state: TrainState, host: Host) -> None:
     """
     if _is_due(state):
         _evaluate_held(state, host)
+    decide_stop_(state, host)
 
 
 def _evaluate_held(state: TrainState, host: Host) -> None:
     if state.held and state.step not in state.eval_losses:
-        mean, error = state.eval_losses[state.step] = eval_loss(state, host)
-        host.emit(EvalReport(state.step, mean, error, held_out=True))
-        host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}"))
+        evaluation = state.evaluations[state.step] = measure(state, host)
+        mean, error = state.eval_losses[state.step] = evaluation.loss
+        report(state, evaluation, host)
+        host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}{_change(state)}"))
+
+
+def _change(state: TrainState) -> str:
+    result = verdict(state.evaluations, state.step)
+    if result is None:
+        return ""
+    since = result.best if result.waiting else min(state.evaluations)
+    mean, error = result.change if result.waiting else result.improvement
+    return f", {mean:+.4f} +- {error:.4f} since step {since}"
+
+
+def decide_stop_(state: TrainState, host: Host) -> None:
+    """Let the run end here where `stop_when` says so. It follows from the evaluations, also after a resume."""
+    asked, patience = state.config.stop_when == NO_LONGER_BETTER, state.config.patience
+    if not asked or state.step not in state.evaluations or not 0 < state.step < state.num_steps:
+        return
+    if len(state.evaluations[state.step].judged) < MIN_HELD_OUT:  # the other held-out images preserve the prior
+        host.emit(
+            Notice(f"stop_when needs {MIN_HELD_OUT} held-out images that are trained on; it is ignored", "warning")
+        )
+    elif is_no_longer_better(state.evaluations, patience):
+        result = verdict(state.evaluations, state.step)
+        best = result.best if result else 0
+        state.stop_reason = f"the loss of held-out images no longer falls; it was lowest at step {best}"
+        host.emit(Notice(f"the run ends at step {state.step} of {state.num_steps}: {state.stop_reason} (stop_when)"))
 
 
 def _is_due(state: TrainState) -> bool:
@@ -54,7 +87,8 @@ def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[T
         if _is_due(state):
             with phases("save"):
                 save_and_prune(folder, state, host)
-            if state.held:
+                decide_stop_(state, host)
+            if state.held and not state.is_over:
                 host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
     return save

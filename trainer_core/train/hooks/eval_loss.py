@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,9 @@ from ...config.training import EVAL_SIGMAS
 from ...data.sample_table import Chosen, Sample, columns
 from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
-from ...host import EvalReport, Host, PhaseProgress, PhaseStarted
+from ...host import EvalCompared, EvalReport, Host, Notice, PhaseProgress, PhaseStarted
 from ...seeds import generator
+from ..paired_evals import Evaluation, verdict
 from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
@@ -25,29 +24,64 @@ Eval = tuple[float, float]  # mean loss, and its standard error
 EVALUATION_SEED = 0  # fixed: the eval loss must not depend on the run's seed
 
 
-def eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
-    """Return the mean velocity loss and its standard error over the samples (0 for one sample).
+def eval_loss(state: TrainState, host: Host) -> Eval:
+    """Return the mean velocity loss and its standard error over the samples (0 for one sample), see `measure`."""
+    return measure(state, host).loss
 
-    It is measured on at most `eval_images` samples at 4 sigmas each, with their first caption. They are spread evenly
-    over the held-out samples, or over all samples where none are held out. The weights are those for export, see
-    final_weights.
+
+def measure(state: TrainState, host: Host) -> Evaluation:
+    """Return the velocity loss of each sample at each of EVAL_SIGMAS.
+
+    It is measured on at most `eval_images` samples with their first caption, spread evenly over the held-out samples, or
+    over all samples where none are held out. Beside held-out samples, as many trained ones are measured too. The weights
+    are those for export, see final_weights.
 
     Args:
         host: receives progress.
     Raises:
         Cancelled: between two samples.
     """
+    judged = _spread(_without_prior(state, state.held or state.samples), state.config.eval_images)
+    trained = _spread(_without_prior(state, state.samples), state.config.eval_images) if state.held else []
     with final_weights(state):
-        return _eval_loss(state, host)
+        losses = _eval_losses(state, host, [*judged, *trained])
+    values = [*zip((sample.key for sample in (*judged, *trained)), losses, strict=True)]
+    return Evaluation(dict(values[: len(judged)]), dict(values[len(judged) :]))
 
 
 def evaluate(state: TrainState, host: Host) -> Eval | None:
     """Measure the loss and report it, unless a checkpoint has done so. None where `eval_images` is 0."""
     if not state.config.eval_images or state.step in state.eval_losses:
         return state.eval_losses.get(state.step)
-    mean, error = eval_loss(state, host)
-    host.emit(EvalReport(state.step, mean, error, held_out=bool(state.held)))
-    return mean, error
+    evaluation = state.evaluations[state.step] = measure(state, host)
+    report(state, evaluation, host)
+    return evaluation.loss
+
+
+def report(state: TrainState, evaluation: Evaluation, host: Host) -> None:
+    """Report the evaluation of this step, and what it says beside the earlier ones."""
+    host.emit(EvalReport(state.step, *evaluation.loss, held_out=bool(state.held)))
+    result = verdict(state.evaluations, state.step)
+    if result is None:
+        return
+    host.emit(
+        EvalCompared(
+            state.step, result.best, *result.change, trained=result.trained, sigmas=EVAL_SIGMAS, gap_since=result.gap_since,
+            gaps=tuple(value for value, _ in result.gaps), gap_errors=tuple(error for _, error in result.gaps),
+            waiting=result.waiting, overfits=result.overfits,
+        )
+    )  # fmt: skip
+    before = verdict(state.evaluations, max((at for at in state.evaluations if at < state.step), default=0))
+    if result.overfits and not (before and before.overfits):
+        host.emit(Notice(describe_overfitting(state.step, result.best), "warning"))
+
+
+def describe_overfitting(step: int, best: int) -> str:
+    return (
+        f"step {step}: the run overfits. The loss of held-out images rises while that of the trained ones falls; it was "
+        f"lowest at step {best}. Use an earlier checkpoint (NAME-best), a lower learning rate or rank, "
+        "or more images"
+    )
 
 
 def evaluate_start(state: TrainState, host: Host, is_beside_base: bool) -> tuple[Eval | None, Eval | None]:
@@ -70,37 +104,50 @@ def evaluate_start(state: TrainState, host: Host, is_beside_base: bool) -> tuple
 
 
 @torch.no_grad()
-def _eval_loss(state: TrainState, host: Host) -> tuple[float, float]:
-    samples = _eval_samples(state)
-    count = min(state.config.eval_images, len(samples))
+def _eval_losses(state: TrainState, host: Host, samples: Sequence[Sample]) -> list[list[float]]:
+    """Return the loss of each sample at each of EVAL_SIGMAS."""
+    count = len(samples)
     host.emit(PhaseStarted("eval", count, "images"))
-    losses = []
-    for sample in (samples[i * len(samples) // count] for i in range(count)):
+
+    def measure_one(number: int) -> list[float]:
         host.check_cancelled()
-        x0 = state.latents.get(sample)[None].float()
-        noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
-        text = state.text.get(sample.captions[0]).to(state.device)
-        beside: dict[str, Any] = {
-            name: tensor.to(state.device) for name, tensor in stack_references(state, [sample]).items()
-        }
-        weight = stack_masks(state, [sample])
-        weight = None if weight is None else weight.to(state.device)
-        values = []
-        for value in EVAL_SIGMAS:
-            sigma = torch.tensor([value])
-            x_sigma, velocity = interpolate(x0, noise, sigma)
-            prediction = state.family.predict(
-                state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
-            )
-            values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean())
-        losses.append(fmean(torch.stack(values).tolist()))  # one synchronization for all sigmas
-        host.emit(PhaseProgress("eval", len(losses), count))
-    return fmean(losses), stdev(losses) / math.sqrt(count) if count > 1 else 0.0
+        losses = _losses_of(state, samples[number])
+        done = number - state.ranks.rank + state.ranks.size
+        host.emit(PhaseProgress("eval", min(done, count), count))
+        return losses
+
+    return state.ranks.share_out(count, measure_one)
 
 
-def _eval_samples(state: TrainState) -> Sequence[Sample]:
-    """Return the held-out samples, or all. Samples with prior preservation are left out, unless there are no others."""
-    samples = state.held or state.samples
+def _losses_of(state: TrainState, sample: Sample) -> list[float]:
+    """Return the loss of a sample at each of EVAL_SIGMAS."""
+    x0 = state.latents.get(sample)[None].float()
+    noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "evaluation", sample.key))
+    text = state.text.get(sample.captions[0]).to(state.device)
+    beside: dict[str, Any] = {
+        name: tensor.to(state.device) for name, tensor in stack_references(state, [sample]).items()
+    }
+    weight = stack_masks(state, [sample])
+    weight = None if weight is None else weight.to(state.device)
+    values = []
+    for value in EVAL_SIGMAS:
+        sigma = torch.tensor([value])
+        x_sigma, velocity = interpolate(x0, noise, sigma)
+        prediction = state.family.predict(
+            state.transformer, x_sigma.to(state.device), sigma.to(state.device), [text], **beside
+        )
+        values.append(velocity_loss(prediction, velocity.to(state.device), weight).mean())
+    return torch.stack(values).tolist()  # one synchronization for all sigmas
+
+
+def _spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """Return at most `limit` samples, spread evenly."""
+    count = min(limit, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def _without_prior(state: TrainState, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Return the samples without those with prior preservation, unless there are no others."""
     if not state.prior_parts:
         return samples
     indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(state.prior_parts)))

@@ -13,8 +13,8 @@ from ...host import Paths
 from ...runs.run_host import RunHost
 from ...trackers.dispatch import LAST_SECONDS, TrackerSink, parse_trackers
 from ...trackers.tracker import Opening
-from ..metadata import make_record
 from ..prepare import RunPlan
+from ..results.metadata import make_record
 
 HURRIED_SECONDS = 1.0  # how long to wait for trackers after a second Ctrl-C
 

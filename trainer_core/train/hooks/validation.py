@@ -9,6 +9,7 @@ from typing import Any
 
 from ...adapters.inject import set_strength_
 from ...config.validation import ValidationConfig
+from ...distributed.ranks import Ranks
 from ...host import Host, Notice, PhaseStarted, PreviewReady
 from ...models.family import ImageCodec
 from ...plots.image_grid import find_png_fault, save_png
@@ -16,6 +17,7 @@ from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
 from ...storage.atomic import set_aside
 from ...validation.base_images import key_of, load_base, save_base
+from ...validation.previews import Preview, preview_of
 from ...validation.sample_images import Pictures, draw_grids, draw_named, draw_pictures, file_names
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
@@ -33,6 +35,7 @@ class LiveValidation:
     host: Host
     record: Mapping[str, Any]
     phases: PhaseTimer
+    preview: Preview | None = None  # of the image that is being sampled
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
     damaged: list[str] = field(default_factory=list)  # names of images that were set aside
@@ -46,18 +49,21 @@ class LiveValidation:
         codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
         if codec and plan.resolved_request.memory.model_offload:
             codec = SoloCodec(codec, state.transformer, state.device)
-        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases)
+        preview = preview_of(settings, codec, plan.folder / layout.PREVIEW, host) if settings and codec else None
+        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview)
 
     def sample_base(self, state: TrainState) -> None:
         """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
         if not self.settings:
             return
         key = key_of(self.settings, self.record["versions"], str(state.device))
-        earlier = load_base(self.folder, key)
-        self.base = earlier or self._sample_images(state)
-        if not earlier:
+        earlier = load_base(self.folder, key) if state.ranks.is_main else None
+        if state.ranks.from_main(lambda: earlier is None):
+            self.base = self._sample_images(state)
+        if earlier is None and state.ranks.is_main:
             save_base(self.folder, key, self.base)
-        self._save(0, [("base", self.base)])
+        self.base = earlier or self.base
+        self._save(state, 0, [("base", self.base)])
 
     def hook(self, state: TrainState) -> None:
         """Sample images where the settings ask for them at this step."""
@@ -66,8 +72,10 @@ class LiveValidation:
                 self._validate(state)
             self.host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
-    def set_damaged_aside(self) -> None:
+    def set_damaged_aside(self, ranks: Ranks) -> None:
         """Rename the validation images of an earlier start that can't be read any more."""
+        if not ranks.is_main:
+            return
         for path in sorted(self.folder.glob(f"{layout.STEP}*.png")):
             if fault := find_png_fault(path):
                 renamed = set_aside(path)
@@ -86,13 +94,14 @@ class LiveValidation:
             text = f"{', '.join(past)} can't be sampled again, because the run is at step {state.step}"
             self.host.emit(Notice(text, "warning"))
         is_damaged = any(name.startswith(prefix) for name in self.damaged)
-        if self._is_due(state) and (is_damaged or not any(self.folder.glob(f"{prefix}*"))):
+        is_missing = state.ranks.from_main(lambda: is_damaged or not any(self.folder.glob(f"{prefix}*")))
+        if self._is_due(state) and is_missing:
             with self.phases("validate"):
                 self._validate(state)
 
     def _is_due(self, state: TrainState) -> bool:
         every = state.config.validate_every
-        return bool(self.settings and every and state.step % every == 0 and 0 < state.step < state.num_steps)
+        return bool(self.settings and every and state.step % every == 0 and state.step and not state.is_over)
 
     def sample_last(self, state: TrainState) -> None:
         """Sample the images of the last step."""
@@ -107,17 +116,20 @@ class LiveValidation:
                 set_strength_(state.transformer, strength)
                 columns.append((f"LoRA {strength:g}", self._sample_images(state)))
         set_strength_(state.transformer, 1.0)
-        self._save(state.step, columns)
+        self._save(state, state.step, columns)
 
     def _sample_images(self, state: TrainState) -> Pictures:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled
-        )
+            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled,
+            preview=self.preview, ranks=state.ranks,
+        )  # fmt: skip
 
-    def _save(self, step: int, columns: list[tuple[str, Pictures]]) -> None:
+    def _save(self, state: TrainState, step: int, columns: list[tuple[str, Pictures]]) -> None:
         assert self.settings
+        if not state.ranks.is_main:
+            return
         self.last_grids = []
         for (width, height), grid in draw_grids(columns, self.settings, f"step {step}").items():
             path = self.folder / f"{layout.step_name(step)}-{width}x{height}.png"

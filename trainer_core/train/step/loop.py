@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -25,22 +25,22 @@ from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
-from .preservation import preservation_loss, prior_target
+from .preservation import added_apart, preservation_loss, prior_target
 from .scheduled_sampling import roll_out
 from .state import Fetch, Hook, TrainState
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
-    """Train from state.step to state.num_steps, and call every hook after every step.
+    """Train from state.step to state.num_steps, or to where a hook sets stop_reason. Every step calls every hook.
 
     Raises:
         Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
     end = state.num_steps * state.config.accumulation
-    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end) as fetch:
-        while state.step < state.num_steps:
-            host.check_cancelled()
+    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, state.next_micro) as fetch:
+        while not state.is_over:
+            state.ranks.agree(host.check_cancelled)
             start = time.perf_counter()
             rate = rate_of(state.step, state.config, state.optimizer_config, state.num_steps)
             loss, norm = train_step(state, rate, fetch)
@@ -80,34 +80,53 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
 
 
 def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) -> Tensor:
-    """Add up the gradients of a step's micro-batches. Retry the step where out-of-memory recovery can help.
+    """Add up the gradients of a step's micro-batches, from number `first` on. Return the mean loss, on the device."""
+    micros = range(first, first + state.config.accumulation)
 
-    Args:
-        first: number of the step's first micro-batch.
-    Returns:
-        The mean loss, on the device.
-    """
+    def add_up() -> Tensor:
+        total = torch.zeros((), device=state.device)
+        with state.working.active() if state.working else nullcontext():
+            for micro in micros:
+                total += _backward(state, micro, fetch)
+        return total
+
+    if state.ranks.size == 1:
+        return _with_recovery(state, add_up)
+    with state.working.active() if state.working else nullcontext():
+        return state.ranks.add_gradients_(  # out of memory on one rank repeats its micro-batch, not the others' step
+            state.parameters, micros, lambda micro: _with_recovery(state, lambda: _backward(state, micro, fetch))
+        )
+
+
+def _backward(state: TrainState, micro: int, fetch: Fetch | None) -> Tensor:
+    """Add a micro-batch's share of the step's gradient to .grad, and return its share of the loss."""
+    set_micro_(state.layers, micro)
+    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
+    parts = (micro_loss, preservation_loss) if batch.class_text else (micro_loss,)
+    total = torch.zeros((), device=state.device)
+    with added_apart(state.parameters) if len(parts) > 1 else nullcontext():
+        for part in parts:  # each by itself, so that the activations of one are in memory at a time
+            loss = part(state, micro, lambda _: batch) / state.config.accumulation
+            loss.backward()
+            if state.working:
+                state.working.collect_()
+            total += loss.detach()
+    return total
+
+
+def _with_recovery(state: TrainState, compute: Callable[[], Tensor]) -> Tensor:
+    """Compute gradients. Retry from gradients of zero where out-of-memory recovery can help."""
     while True:
         try:
-            total, loss = torch.zeros((), device=state.device), None
-            with state.working.active() if state.working else nullcontext():
-                for micro in range(first, first + state.config.accumulation):
-                    set_micro_(state.layers, micro)
-                    batch = (fetch(micro) if fetch else make_batch(state, micro)).to(state.device)
-                    for part in (micro_loss, preservation_loss) if batch.class_text else (micro_loss,):
-                        loss = part(state, micro, lambda _, batch=batch: batch) / state.config.accumulation
-                        loss.backward()  # of each part by itself, so that one of them is in memory at a time
-                        if state.working:
-                            state.working.collect_()
-                        total += loss.detach()
-            return total
+            return compute()
         except Exception as error:
             if state.oom_recovery is None or not state.oom_recovery.helps(error):
                 raise
         finally:
             set_micro_(state.layers, None)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = None  # after an interrupted backward pass it still references the stored activations
+        if state.working:
+            state.working.clear_gradients()
         state.oom_recovery.take_()
 
 

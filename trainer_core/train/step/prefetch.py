@@ -5,7 +5,7 @@ A micro-batch is a pure function of its number. It has the same bytes whichever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,10 +22,11 @@ class BatchPrefetcher:
         make: makes a micro-batch from its number. It is called in the caller's thread for the first micro-batch and for
             every one that was not prepared, as when a step is retried.
         end: number of the last micro-batch plus one.
+        following: returns the number of the micro-batch that comes after this one.
     """
 
-    def __init__(self, make: Fetch, end: int):
-        self._make, self._end = make, end
+    def __init__(self, make: Fetch, end: int, following: Callable[[int], int] = lambda micro: micro + 1):
+        self._make, self._end, self._following = make, end, following
         self._next: tuple[int, Future[Batch]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
 
@@ -37,8 +38,9 @@ class BatchPrefetcher:
         """
         expected, self._next = self._next, None
         batch = expected[1].result() if expected and expected[0] == micro else self._make(micro)
-        if micro + 1 < self._end:
-            self._next = micro + 1, self._pool.submit(self._make, micro + 1)
+        following = self._following(micro)
+        if following < self._end:
+            self._next = following, self._pool.submit(self._make, following)
         return batch
 
     def close(self) -> None:
@@ -54,7 +56,9 @@ def is_worth_it(device: torch.device) -> bool:
 
 
 @contextmanager
-def prefetch_batches(make: Fetch, device: torch.device, end: int) -> Iterator[Fetch]:
+def prefetch_batches(
+    make: Fetch, device: torch.device, end: int, following: Callable[[int], int] = lambda micro: micro + 1
+) -> Iterator[Fetch]:
     """Yield a function that returns micro-batches by number: with prefetching where it pays off, else `make` itself.
 
     The thread has ended when the context exits.
@@ -62,7 +66,7 @@ def prefetch_batches(make: Fetch, device: torch.device, end: int) -> Iterator[Fe
     if not is_worth_it(device):
         yield make
         return
-    prefetcher = BatchPrefetcher(_pin_batches(make, device), end)
+    prefetcher = BatchPrefetcher(_pin_batches(make, device), end, following)
     try:
         yield prefetcher.get
     finally:

@@ -1,12 +1,15 @@
-"""Targets that are the base model's own predictions: for images with prior preservation, and for captions without the trigger."""
+"""Targets that are the base model's own predictions.
+
+For images with prior preservation, and for captions without the trigger.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...adapters.inject import set_strength_
 from ...flow.loss import velocity_loss
@@ -22,6 +25,22 @@ def base_model(state: TrainState) -> Iterator[None]:
         yield
     finally:
         set_strength_(state.transformer, 1.0)
+
+
+@contextmanager
+def added_apart(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Sum up the gradients of the context by themselves, and then add them to those of before.
+
+    So a micro-batch with several losses adds the same bytes wherever it is computed: on another device, nothing is there
+    before.
+    """
+    earlier = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    yield
+    for parameter, grad in zip(parameters, earlier, strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
 
 
 @torch.no_grad()

@@ -19,9 +19,11 @@ from ...data.cache.prompts import TextCache
 from ...data.dataset import Sample
 from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
+from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
 from ...models.family import Family
 from ...models.token_routing import Route
+from ..paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
 
@@ -30,7 +32,7 @@ from .working_copies import WorkingCopies
 class TrainState:
     """Everything that a training step needs, in memory.
 
-    step, losses, eval_losses, learning_rates and step_seconds grow during the run; the other fields stay as they are.
+    step, losses, eval_losses, evaluations, learning_rates and step_seconds grow during the run; the other fields stay as they are.
     """
 
     config: TrainingConfig
@@ -58,12 +60,24 @@ class TrainState:
     working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
     parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): none of them mirrors images
+    ranks: Ranks = ALONE  # the processes that train together
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start
+    stop_reason: str = ""  # why the run ends before its last step; "" while it does not
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
     # Whether weights, optimizer, average and history are those of one and the same step. Only then is the state saved.
     is_consistent: bool = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training ends here."""
+        return self.step >= self.num_steps or bool(self.stop_reason)
+
+    def next_micro(self, micro: int) -> int:
+        """Return the micro-batch that this process computes after this one."""
+        return self.ranks.next_micro(micro, self.config.accumulation)
 
     def finish_step_(self, loss: float, learning_rate: float, seconds: float) -> None:
         """Record a step whose weights are in place. An interrupt within leaves the state marked as inconsistent."""

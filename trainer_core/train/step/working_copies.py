@@ -62,7 +62,7 @@ class WorkingCopies:
                 layer.working = None
             for joined in self._joined:
                 joined.layers[0].together = None
-            self._clear_gradients()
+            self.clear_gradients()
 
     @torch.no_grad()
     def _refresh_(self) -> None:
@@ -90,9 +90,10 @@ class WorkingCopies:
         for i, gradient in zip(used, wide, strict=True):
             if self._masters[i].grad is None:
                 self._masters[i].grad = gradient
-        self._clear_gradients()
+        self.clear_gradients()
 
-    def _clear_gradients(self) -> None:
+    def clear_gradients(self) -> None:
+        """Drop the gradients of the copies, as after a backward pass that was interrupted."""
         for leaf in self._leaves:
             leaf.grad = None
         for joined in self._joined:

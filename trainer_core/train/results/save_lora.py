@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters.files.export import ExportedLora, export_lora
-from ..config.request import TrainedLora
-from ..devices import DTYPES
-from ..host import Host, LoraSaved, Notice
-from ..runs import layout
-from ..runs.saved_loras import keep_other_lora
-from .hooks.checkpoint import weights_of
-from .hooks.eval_loss import best_step
-from .hooks.eval_weights import final_weights
+from ...adapters.files.export import ExportedLora, export_lora
+from ...config.request import TrainedLora
+from ...devices import DTYPES
+from ...host import Host, LoraSaved, Notice
+from ...runs import layout
+from ...runs.saved_loras import keep_other_lora
+from ..hooks.checkpoint import weights_of
+from ..hooks.eval_loss import best_step
+from ..hooks.eval_weights import final_weights
+from ..prepare import RunPlan
+from ..step.state import TrainState
 from .metadata import lora_metadata
-from .prepare import RunPlan
 from .report import draw_chart
-from .step.state import TrainState
 
 
 def _export(plan: RunPlan, state: TrainState, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from ..data.sample_table import columns
-from ..host import Paths
-from ..runs.portable import portable
-from ..version import VERSION
-from .prepare import RunPlan
-from .step.state import TrainState
+from ...data.sample_table import columns
+from ...host import Paths
+from ...runs.portable import portable
+from ...version import VERSION
+from ..prepare import RunPlan
+from ..step.state import TrainState
 
 PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors")
 

@@ -8,23 +8,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..config.request import TrainedLora
-from ..devices import (
+from ...config.request import TrainedLora
+from ...config.training import EVAL_SIGMAS
+from ...devices import (
     peak_ram_bytes,
     peak_vram_bytes,
 )
-from ..flow.sigma_density import ShiftedBySize, density
-from ..host import Host, Notice
-from ..plots.density_chart import density_text, draw_density
-from ..plots.image_grid import save_png
-from ..plots.loss_chart import Marker, StepPoint, draw_loss_chart
-from ..runs import layout
-from ..storage.bounded_files import read_json
-from .hooks.eval_loss import Eval
-from .hooks.validation import LiveValidation
-from .phase_timer import PhaseTimer
-from .prepare import RunPlan
-from .step.state import TrainState
+from ...flow.sigma_density import ShiftedBySize, density
+from ...host import Host, Notice
+from ...plots.density_chart import density_text, draw_density
+from ...plots.image_grid import save_png
+from ...plots.loss_chart import Marker, StepPoint, draw_loss_chart
+from ...runs import layout
+from ...storage.bounded_files import read_json
+from ..hooks.eval_loss import Eval
+from ..hooks.validation import LiveValidation
+from ..paired_evals import Estimate, verdict
+from ..phase_timer import PhaseTimer
+from ..prepare import RunPlan
+from ..step.state import TrainState
 
 RECORD_BYTES = 64 << 20  # of request.json, which holds the workflow
 
@@ -108,7 +110,9 @@ def build_report(
             "after": after and after[0],
             "standard_error": [before and before[1], after and after[1]],
             "images": "held out" if state.held else "trained on",
+            **_comparison(state),
         },
+        "stopped_early": state.stop_reason or None,
         "seconds": seconds,
         # The median measures a steady step: the first steps warm up, and saves happen between steps.
         "seconds_per_step": round(median(state.step_seconds), 5) if state.step_seconds else None,
@@ -124,3 +128,37 @@ def build_report(
             "validation": [str(path) for path in live.last_grids],
         },
     }
+
+
+def _comparison(state: TrainState) -> dict[str, Any]:
+    """Return what the evaluations say beside one another: the change since the start, and each with held-out images."""
+    result = verdict(state.evaluations, state.step)
+    if result is None:
+        return {}
+    values: dict[str, Any] = {"change": _estimate(result.improvement)}
+    if state.held:
+        values["evaluations"] = [_evaluation(state, step) for step in sorted(state.evaluations)]
+    return values
+
+
+def _evaluation(state: TrainState, step: int) -> dict[str, Any]:
+    mean, error = state.evaluations[step].loss
+    result = verdict(state.evaluations, step)
+    values: dict[str, Any] = {"step": step, "loss": mean, "standard_error": error}
+    if result:
+        values |= {
+            "trained": result.trained,
+            "best": result.best,
+            "change": _estimate(result.change),
+            "gap_since": result.gap_since,
+            "gap": result.gap and _estimate(result.gap),
+            "gap_by_sigma": {
+                f"{sigma:g}": _estimate(value) for sigma, value in zip(EVAL_SIGMAS, result.gaps, strict=False)
+            },
+            "overfits": result.overfits,
+        }
+    return values
+
+
+def _estimate(value: Estimate) -> dict[str, float]:
+    return {"mean": value[0], "standard_error": value[1]}

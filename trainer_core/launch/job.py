@@ -1,0 +1,116 @@
+"""What the processes of a run get from the one that starts them, and what they leave: files in a temporary folder.
+
+job.json       the request with the paths of this machine
+events.jsonl   every event of the machine's first process, as a line
+result.json    how the run ended
+logs/          what each process printed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import host as events_module
+from ..config.request import TrainRequest
+from ..errors import Problem
+from ..host import Event, Paths
+
+JOB, EVENTS, RESULT, LOGS = "job.json", "events.jsonl", "result.json", "logs"
+FINISHED, PAUSED, STOPPED, REFUSED, FAILED = "finished", "paused", "stopped", "refused", "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a machine trains."""
+
+    request: TrainRequest
+    paths: Paths
+    prompt: dict[str, Any]  # the workflow, to be recorded
+
+    def write(self, folder: Path) -> None:
+        value = {"request": _encode(self.request), "paths": _encode(self.paths), "prompt": self.prompt}
+        (folder / JOB).write_text(json.dumps(value), "utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        value = json.loads((folder / JOB).read_text("utf-8"))
+        return cls(decode(TrainRequest, value["request"]), decode(Paths, value["paths"]), value["prompt"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Args:
+        status: finished; paused or stopped by the user; refused: a UserError; failed: any other error.
+        lora: path, name, SHA-256 and folder of the LoRA that was saved.
+        losses: one per step.
+        report: see docs/report.md; {} on other machines than the first.
+        problems: what a UserError says.
+        text: folder of a paused run, or the message of an error.
+    """
+
+    status: str
+    lora: tuple[str, ...] = ()
+    losses: tuple[float, ...] = ()
+    report: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    text: str = ""
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / f".{RESULT}"
+        temporary.write_text(json.dumps(_encode(self)), "utf-8")
+        temporary.replace(folder / RESULT)
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        """Return the result; None where the process that should write it was killed."""
+        try:
+            return decode(cls, json.loads((folder / RESULT).read_text("utf-8")))
+        except OSError:
+            return None
+
+
+def encode_event(event: Event) -> str:
+    """Return an event as a line of JSON."""
+    return json.dumps({"kind": type(event).__name__, **_encode(event)})
+
+
+def decode_event(line: str) -> Event:
+    """Return the event of a line."""
+    value = json.loads(line)
+    return decode(getattr(events_module, value.pop("kind")), value)
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """Return a value of this type from its JSON: a dataclass of numbers, texts, paths, tuples and dicts."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else decode(next(part for part in parts if part is not type(None)), value)
+    if origin is typing.Annotated:
+        return decode(parts[0], value)
+    if origin is tuple:
+        return tuple(decode(parts[0], item) for item in value)
+    if origin is dict:
+        return {key: decode(parts[1], item) for key, item in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: decode(hints[name], item) for name, item in value.items()})
+    return Path(value) if kind is Path else value

@@ -1,0 +1,115 @@
+"""Train a request in several processes, as seen from the process that starts them: the command line, or ComfyUI."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config.request import TrainRequest
+from ..distributed.device_list import accelerators, devices_of, num_launched
+from ..errors import Cancelled, Problem, UserError
+from ..host import Host, Notice, RunOpened
+from ..runs.run_host import Paused, Stopped
+from .job import EVENTS, FAILED, FINISHED, PAUSED, REFUSED, STOPPED, Job, Result, decode_event
+from .torchrun import Processes
+
+POLL_SECONDS = 0.1
+
+
+def devices_to_start(request: TrainRequest, host: Host) -> list[str]:
+    """Return the devices that each need a process of their own; [] where this process trains by itself.
+
+    Raises:
+        UserError: see devices_of.
+    """
+    if num_launched():
+        return []
+    devices = devices_of(request.training.devices, request.training.accumulation, host.machines.count)
+    if host.machines.count > 1:
+        return devices or accelerators()[:1] or ["cpu"]
+    return devices if len(devices) > 1 else []
+
+
+def launch(request: TrainRequest, host: Host, prompt: Mapping[str, Any], devices: Sequence[str]) -> Result:
+    """Train on these devices, each in a process of its own, and pass their events on.
+
+    Raises:
+        UserError: what a process raised, or a process ended without a message.
+        Paused, Stopped: the user paused or stopped the run through its folder.
+        Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
+    """
+    host.free_memory()  # of this process, on the devices that the others use
+    where = f" on machine {host.machines.number} of {host.machines.count}" if host.machines.count > 1 else ""
+    host.emit(Notice(f"training with {len(devices)} processes{where}: {', '.join(devices)}"))
+    with tempfile.TemporaryDirectory(prefix="chroma-trainer-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        Job(request, host.paths, dict(prompt)).write(folder)
+        processes = Processes.start(folder, devices, host.machines)
+        relay = Relay(folder / EVENTS, host)
+        try:
+            while processes.are_running:
+                relay.pass_on()
+                host.check_cancelled()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _end(processes, relay)
+            raise
+        finally:
+            processes.wait()
+            relay.pass_on()
+        return _outcome(Result.read(folder), processes, relay)
+
+
+class Relay:
+    """Passes the events of a file on to a host, as they come."""
+
+    def __init__(self, path: Path, host: Host):
+        self._path, self._host, self._offset = path, host, 0
+        self.run_folder: Path | None = None
+
+    def pass_on(self) -> None:
+        """Emit the events that have come since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                lines = file.read()
+        except OSError:  # none has come yet
+            return
+        complete = lines[: lines.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            event = decode_event(line.decode("utf-8"))
+            if isinstance(event, RunOpened):
+                self.run_folder = event.folder
+            self._host.emit(event)
+
+
+def _end(processes: Processes, relay: Relay) -> None:
+    """End the processes after the current step, or at once if the user interrupts this too."""
+    processes.stop_after_step()
+    try:
+        while processes.are_running:
+            relay.pass_on()
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        processes.stop_now()
+
+
+def _outcome(result: Result | None, processes: Processes, relay: Relay) -> Result:
+    """Return the result of a finished run, or raise what its processes raised."""
+    if result is None or result.status == FAILED:
+        reason = processes.describe_failure() if result is None else f"{result.text}; {processes.describe_failure()}"
+        logs = f"; logs: {relay.run_folder / 'ranks'}" if relay.run_folder else ""
+        text = f"a process of this run failed: {reason}{logs}. Run again to resume from the last checkpoint"
+        raise UserError.at("devices", text)
+    if result.status == FINISHED:
+        return result
+    if result.status == REFUSED:
+        killed = processes.killed() if any(problem.field == "devices" for problem in result.problems) else []
+        raise UserError([*result.problems, *(Problem("devices", text) for text in killed)])
+    if result.status == PAUSED:
+        raise Paused(Path(result.text))
+    raise Stopped if result.status == STOPPED else Cancelled

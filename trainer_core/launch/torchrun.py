@@ -1,0 +1,129 @@
+"""Start processes with torchrun (torch.distributed.run): if one of them ends with an error, it ends the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..distributed.device_list import DEVICES_VARIABLE
+from ..host import PACKAGE, Machines
+from .job import LOGS
+
+SHUTDOWN_SECONDS = 300  # for the step in progress and a checkpoint, before torchrun kills the processes
+TAIL_BYTES = 4000  # of a log that is shown
+FAILED = re.compile(r"exitcode: (-?\d+)\) local_rank: (\d+)")
+
+
+@dataclass
+class Processes:
+    """The processes of this machine. They end after the current step when their standard input is closed."""
+
+    folder: Path
+    process: subprocess.Popen[Any]
+
+    @classmethod
+    def start(cls, folder: Path, devices: Sequence[str], machines: Machines) -> Processes:
+        """Start one process for each device.
+
+        Args:
+            folder: has job.json.
+            devices: name of each process's device.
+            machines: the machines that train together.
+        """
+        command: list[str] = [sys.executable, "-m", "torch.distributed.run", *options_of(len(devices), machines)]
+        command += ["--log-dir", str(folder / LOGS), "--redirects", "3", str(PACKAGE / "cli.py"), "worker", str(folder)]
+        environment = {**os.environ, DEVICES_VARIABLE: ",".join(devices), **_environment()}
+        apart: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal reaches this process alone
+        if sys.platform == "win32":
+            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        with (folder / "torchrun.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=str(Path.cwd()), **apart
+            )
+        return cls(folder, process)
+
+    @property
+    def are_running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop_after_step(self) -> None:
+        """Let the processes end after the current step, with a checkpoint and a LoRA."""
+        if self.process.stdin and not self.process.stdin.closed:
+            self.process.stdin.close()
+
+    def stop_now(self) -> None:
+        """End the processes as a second Ctrl-C does."""
+        self.stop_after_step()
+        if self.are_running:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        self.process.wait()
+        self.stop_after_step()
+
+    def killed(self) -> list[str]:
+        """Return which processes of this machine were ended by a signal."""
+        text = _tail(self.folder / "torchrun.log")
+        endings = {rank: int(code) for code, rank in FAILED.findall(text)}
+        return [f"process {rank} of this machine {_ending(code)}" for rank, code in endings.items() if code < 0]
+
+    def describe_failure(self) -> str:
+        """Return which processes failed, and the last lines that the first of them printed."""
+        text = _tail(self.folder / "torchrun.log")
+        failures = [f"process {rank} of this machine {_ending(int(code))}" for code, rank in FAILED.findall(text)]
+        logs = sorted((self.folder / LOGS).rglob("stderr.log"))
+        ends = [end for path in logs if (end := _last_error(_tail(path)))]
+        return "; ".join([*dict.fromkeys(failures), *ends[:1]]) or _last_error(text) or "torchrun failed"
+
+
+def options_of(count: int, machines: Machines) -> list[str]:
+    """Return torchrun's options for `count` processes on this machine."""
+    options = ["--nproc-per-node", str(count), "--max-restarts", "0"]
+    if machines.count == 1:
+        return ["--standalone", *options]
+    host, _, port = machines.meeting.rpartition(":")
+    meeting = ["--master-addr", host, "--master-port", port]
+    return ["--nnodes", str(machines.count), "--node-rank", str(machines.number), *meeting, *options]
+
+
+def _environment() -> dict[str, str]:
+    """Return variables for the processes. The user's own values come first."""
+    import torch
+
+    values = {
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        # torchrun would set 1. On a CPU the last bits depend on the number of threads: take that of one process.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        **({"USE_LIBUV": "0"} if sys.platform == "win32" else {}),  # torch for Windows is built without it
+    }
+    return {name: os.environ.get(name) or value for name, value in values.items()}
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name if -code in {int(number) for number in signal.Signals} else f"signal {-code}"
+    hint = ", which the system also sends when memory is full" if name == "SIGKILL" else ""
+    return f"was ended by {name}{hint}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.path.getsize(path) - TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _last_error(text: str) -> str:
+    """Return the last line of a log that names an exception."""
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return lines[-1] if lines else ""

@@ -1,0 +1,1 @@
+"""Publish a LoRA on the Hugging Face Hub, with a model card."""

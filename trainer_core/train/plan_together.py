@@ -1,0 +1,97 @@
+"""Plan a run on all ranks: each checks its own copy of the request, dataset and model files, and all must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from ..config.memory import MemoryConfig
+from ..config.request import TrainRequest
+from ..devices import pick_device
+from ..distributed.ranks import Ranks
+from ..errors import Cancelled
+from ..host import Host, Notice
+from ..planner.memory_plan import Machine, MemoryPlan, this_machine
+from ..runs.manifest import settings_of
+from .planning import resolve_memory
+from .prepare import RunPlan, plan_run
+from .results.metadata import versions
+
+
+def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mapping[str, str]) -> RunPlan:
+    """Return the plan of a run, see plan_run. The run's folder is that of rank 0.
+
+    Raises:
+        UserError: as plan_run; or a rank has another version, workflow, dataset or model than rank 0.
+    """
+    if ranks.size == 1:
+        return plan_run(request, host, unreadable)
+    ranks.require_equal({**versions(), **_flatten(settings_of(request))})
+    machine = smallest_machine(ranks, this_machine(pick_device(host.device), request.model.dtype))
+    plan = ranks.leaders_first(lambda: plan_run(request, host, unreadable, machine, ranks.is_main))
+    ranks.require_equal(
+        {
+            "quantization": plan.request.model.quantization.level,
+            "dataset": plan.index.digest,
+            **{f"model ({part})": identity for part, identity in plan.manifest.weights.items()},
+        }
+    )
+    return replace(plan, folder=plan.folder.with_name(ranks.from_main(lambda: plan.folder.name)), machine=machine)
+
+
+def memory_with(ranks: Ranks, plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
+    """Choose the memory settings, see resolve_memory. All ranks take what rank 0 chooses for the smallest machine."""
+    plan, estimate = resolve_memory(plan, host)
+    if ranks.size == 1:
+        return plan, estimate
+    chosen = ranks.from_main(lambda: asdict(plan.memory) if plan.memory else None)
+    names = {field.name for field in fields(MemoryConfig)}
+    memory = MemoryConfig(**{name: value for name, value in chosen.items() if name in names}) if chosen else None
+    return replace(plan, memory=memory), estimate
+
+
+def smallest_machine(ranks: Ranks, here: Machine) -> Machine:
+    """Return the machine with the least memory that any rank has. The ranks of a machine share its RAM."""
+    own = replace(here, ram_bytes=here.ram_bytes // ranks.local_size, ram_total=here.ram_total // ranks.local_size)
+    all_machines = [Machine(**values) for values in ranks.together(lambda: asdict(own))]
+    return replace(
+        all_machines[0],
+        **{
+            name: min(getattr(machine, name) for machine in all_machines)
+            for name in ("device_bytes", "ram_bytes", "flops", "device_total", "ram_total")
+        },
+    )
+
+
+def warn_other_devices(ranks: Ranks, host: Host) -> None:
+    """Say where the ranks' devices are of different models, because the bytes are those of one device then no more."""
+    names = list(dict.fromkeys(ranks.device_names))
+    if len(names) > 1:
+        text = (
+            f"the devices differ ({', '.join(names)}): their rounding differs, so the LoRA's bytes are not those of one"
+        )
+        host.emit(Notice(text, "warning"))
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, str]:
+    """Return nested settings as texts by name, such as "training.rank", so that a difference is named by itself."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    else:
+        return {name: str(value)}
+    return {key: text for part, item in items for key, text in _flatten(item, f"{name}.{part}".strip(".")).items()}
+
+
+@contextmanager
+def reporting_failure(ranks: Ranks) -> Iterator[None]:
+    """If the run fails on this rank, let the others know why before the process ends."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Cancelled):
+            ranks.report_failure(" | ".join(str(error).splitlines()) or type(error).__name__)
+        raise

@@ -1,0 +1,1 @@
+"""What a run leaves: the LoRA, its metadata, and the report."""
