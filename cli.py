@@ -614,9 +614,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("folder")
     _add_lora_commands(commands, command)
     _add_import_arguments(command("import", import_config))
-    sub = command("new", new)
-    _add_folder_arguments(sub)
-    add_new(sub, _new_host, CATALOGUE, (check_workflow, plan))
+    _add_new_arguments(command("new", new))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
@@ -648,6 +646,11 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
     parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_new_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_folder_arguments(parser)
+    add_new(parser, _new_host, CATALOGUE, (check_workflow, plan))
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
