@@ -78,6 +78,7 @@ def test_every_answer_wrong_once(new: New, home: Path, capsys: pytest.CaptureFix
     ]  # fmt: skip
     assert new(lines="\n".join(lines)) == 0
     printed = capsys.readouterr().out
+    assert "Other flavors can be typed: base, flash, dev, schnell, fluxbooru, libreflux.\n" in printed
     for reason in (
         "'hdd' is not one of hd, krea, nano, base",
         "'my-dogs' is not a folder here; did you mean 'my-dog'?",

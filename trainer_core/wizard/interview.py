@@ -14,7 +14,7 @@ from ..host import SinkHost, collect
 from ..storage.lora_name import faults_of_name
 from . import recipes
 from .image_folder import DEMO, ImageFolder, look_into, suggest_folders
-from .model_offers import FAMILIES, Found, Offer, describe_unusable, find_files, offer_named, offers
+from .model_offers import FAMILIES, FLAVOURS_OF, Found, Offer, describe_unusable, find_files, offer_named, offers
 from .questions import Question, Terminal, one_of
 
 TEXTFILE, FILENAME, TRIGGER = "textfile", "filename", "trigger"
@@ -136,9 +136,12 @@ class Interview:
         shown = [offer for offer in offers(self.host.paths, self.found) if offer.family in self.families]
         for line in describe_unusable(self.found):
             self.terminal.say(line)
+        names = [name for family in self.families for name in FLAVOURS_OF[family]]
+        unlisted = [name for name in names if all(name != offer.key for offer in shown)]
+        others = f"Other flavors can be typed: {', '.join(unlisted)}." if unlisted else ""
         return Question(
             option="--model",
-            text="Which model should the LoRA be for? Released models: their flavour, such as base or schnell, works too.",
+            text=f"Which model should the LoRA be for? {others}".strip(),
             default=self._default_model(shown),
             read=lambda text: offer_named(text, shown, self.families),
             choices=tuple((offer.key, offer.text) for offer in shown),

@@ -22,7 +22,7 @@ MakeHost = Callable[[argparse.Namespace], SinkHost]
 Command = Callable[[argparse.Namespace], int]
 OPTIONS = {  # name of an answer -> its option's placeholder and help
     "family": ("NAME", "chroma, flux or nano: the best model of this family that is here, else the released one"),
-    "model": ("NAME", "the name of a model file, or a flavour: hd, base, flash, krea, dev, schnell, nano and others"),
+    "model": ("NAME", "the name of a model file, or a flavor: hd, base, flash, krea, dev, schnell, nano and others"),
     "images": ("DIR", "the folder of images"),
     "captions": ("KIND", "for images without a caption: textfile (leave them out), filename, or trigger"),
     "learn": ("WHAT", "style, subject or character"),
