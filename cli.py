@@ -40,6 +40,7 @@ from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import fault_of, write_json
 from .trainer_core.storage.bounded_files import path_fault
+from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
 from .trainer_core.workflow.graph import Graph, Link
@@ -55,7 +56,7 @@ PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
     "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
-    "lora": "lora", "dry_run": "--dry-run",
+    "lora": "lora", "images": "--images", "dry_run": "--dry-run",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -554,6 +555,10 @@ def _tool_host(arguments: argparse.Namespace) -> SinkHost:
     return _host(argparse.Namespace(**{**defaults, **vars(arguments)}), (Console(),), Interrupts())
 
 
+def _new_host(arguments: argparse.Namespace) -> SinkHost:
+    return _host(argparse.Namespace(**{**vars(arguments), "output": None}), (Console(),))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows."
@@ -609,6 +614,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("folder")
     _add_lora_commands(commands, command)
     _add_import_arguments(command("import", import_config))
+    _add_new_arguments(command("new", new))
     sub = command("demo", demo)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="override a value of the demo's workflow"
@@ -640,6 +646,11 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
     parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_new_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_folder_arguments(parser)
+    add_new(parser, _new_host, CATALOGUE, (check_workflow, plan))
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:

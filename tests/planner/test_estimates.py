@@ -178,6 +178,20 @@ def test_the_choice_is_explained_in_one_line(estimates):
     assert text in plan.text() and plan.as_json()["choice"] == text and "of the blocks" in plan.settings
 
 
+def test_a_choice_that_validation_changed_is_explained_too(estimates):
+    """`plan` crashed where the images, not the training, needed model_offload, or where the user had set an offload."""
+    request, estimator = estimates
+    with_room(estimator, request, MemoryConfig(activation_offload=True))
+    chosen = choose_memory(estimator, request)
+    text = explain_choice(estimator, request, chosen)
+    assert (
+        chosen.group_offload == "none"
+        and explain_choice(estimator, request, replace(chosen, model_offload=True)) == text
+    )
+    own = replace(request, memory=replace(request.memory, activation_offload=True))
+    assert explain_choice(estimator, own, choose_memory(estimator, own)) == ""
+
+
 def test_a_run_explains_it(workshop):
     """On a CPU without the room for stored activations."""
     request = replace(workshop.request(steps=1, checkpoint_every=0), memory=MemoryConfig(mode="auto"))

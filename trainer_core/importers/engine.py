@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import Problem, UserError, nearest, printable
 from ..registry import load, names
 from ..spec import Field, NodeSpec, check_value, draft_inputs
-from .editor_graph import editor_workflow
+from ..workflow.editor.write import editor_workflow
 from .option_table import LOAD, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
 from .source_files import ConfigFile, SourceFiles, read_config
 from .value_readers import is_off, shorten

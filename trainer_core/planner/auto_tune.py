@@ -170,8 +170,12 @@ def explain_choice(estimator: MemoryEstimator, request: TrainRequest, chosen: Me
     """
     manual, tight = with_memory(request, mode="manual"), _with_reserve(estimator)
     ways = _ways(request, on_device=bool(estimator.machine.device_bytes))
-    settings = [{name: way.get(name, getattr(MemoryConfig, name)) for name in ways[-1]} for way in ways]
-    index = settings.index({name: getattr(chosen, name) for name in ways[-1]})
+    names = ways[-1].keys() - {"model_offload"}  # which validation images may have set afterwards
+
+    def values_of(memory: MemoryConfig) -> dict[str, Any]:
+        return {name: getattr(memory, name) for name in names}
+
+    index = [values_of(with_memory(manual, **way).memory) for way in ways].index(values_of(chosen))
     if index == 0:
         return ""
     faster, room = with_memory(manual, **ways[index - 1]), tight.machine

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..spec import Field, NodeSpec
+from ...spec import Field, NodeSpec
 
 COLUMNS = {
     "MarkdownNote": 0,
