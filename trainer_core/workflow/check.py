@@ -34,11 +34,10 @@ def check(
     """
     problems = unknown_types(graph, catalogue)
     if not any(node.type in catalogue and catalogue[node.type].is_output for node in graph.nodes.values()):
-        outputs = " or ".join(spec.id for spec in catalogue.values() if spec.is_output and not _follows_training(spec))
         foreign = list_skipped(graph, catalogue)
         comfyui_only = foreign and not any(node.type in catalogue for node in graph.nodes.values())
         detail = f": its nodes can only run in ComfyUI ({_join_names(foreign)})" if comfyui_only else ""
-        problems.append(Problem("workflow", f"has nothing to run{detail}; add a {outputs} node"))
+        problems.append(Problem("workflow", f"has nothing to run{detail}; add a {_names_of_runs(catalogue)} node"))
     for node in graph.nodes.values():
         problems += value_problems(node)
         if node.type in SAVERS:
@@ -74,9 +73,14 @@ def check(
     return problems
 
 
-def _follows_training(spec: NodeSpec) -> bool:
-    """Return whether the node needs a trained LoRA: then it is not what a graph without outputs lacks."""
-    return any(field.required and field.socket and field.socket.type == "TRAINED_LORA" for field in spec.fields())
+def _names_of_runs(catalogue: Mapping[str, NodeSpec]) -> str:
+    """Return the nodes that train, plan or sample: one of them is what a graph without outputs lacks."""
+    outputs = (spec for spec in catalogue.values() if spec.is_output)
+    return " or ".join(
+        spec.id
+        for spec in outputs
+        if "VALIDATION" in {item.type for item in (*(f.socket for f in spec.fields() if f.socket), *spec.outputs)}
+    )
 
 
 def _shared_identity(
