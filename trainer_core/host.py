@@ -164,6 +164,23 @@ class RunReported:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class MemoryInUse:
+    """Memory of the process that trains, from where that is not the host's own process (trainer_core/launch).
+
+    Args:
+        kind: "VRAM" or "RAM".
+        used: memory in use, in bytes.
+        peak: peak memory of tensors, 0 if unknown.
+        total: memory of the device.
+    """
+
+    kind: str
+    used: int
+    peak: int
+    total: int
+
+
 Event = (
     Notice
     | PhaseStarted
@@ -176,6 +193,7 @@ Event = (
     | MemoryPlanned
     | EvalReport
     | RunReported
+    | MemoryInUse
 )
 
 

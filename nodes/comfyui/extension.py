@@ -294,16 +294,7 @@ def _server() -> Any:
 
 
 def memory_use() -> dict[str, Any]:
-    """Return the memory use of this process on the training device, in bytes.
+    """Return the memory use of this process on the training device, as MemoryInUse."""
+    from ...trainer_core.devices import measure_memory
 
-    Returns:
-        kind: "VRAM" or "RAM".
-        used: memory in use.
-        peak: peak memory of tensors, 0 if unknown.
-        total: memory of the device.
-    """
-    from ...trainer_core.devices import memory_in_use, peak_vram_bytes, total_bytes
-
-    device = memory.get_torch_device()
-    kind, used = memory_in_use(device)
-    return {"kind": kind, "used": used, "peak": peak_vram_bytes(device), "total": total_bytes(device)}
+    return dataclasses.asdict(measure_memory(memory.get_torch_device()))

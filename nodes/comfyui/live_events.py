@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -13,6 +14,7 @@ from ...trainer_core.host import (
     CheckpointSaved,
     Event,
     LoraSaved,
+    MemoryInUse,
     MemoryPlanned,
     Notice,
     PhaseProgress,
@@ -37,7 +39,8 @@ class Feed:
         node: id of the running node, such as "5", or "12:5" in a subgraph.
         name: name of the LoRA, to distinguish workflows with the same node ids.
         output: ComfyUI's output folder. Images inside it get a URL.
-        memory_use: returns the memory in use, in bytes: {"used", "total", "kind"}; None if unknown.
+        memory_use: returns the memory in use, in bytes: {"used", "total", "kind"}; None if unknown. Where another
+            process trains, its MemoryInUse events take its place.
         clock: returns the time in seconds.
     """
 
@@ -65,7 +68,10 @@ class Feed:
 
     def __call__(self, event: Event) -> None:
         now = self._clock()
-        if isinstance(event, StepReport):
+        if isinstance(event, MemoryInUse):
+            use = asdict(event)
+            self._memory_use = lambda: use
+        elif isinstance(event, StepReport):
             self._steps.append(event)
             if now >= self._step_due or event.step == event.total:
                 self.flush()
