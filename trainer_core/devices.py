@@ -172,8 +172,8 @@ def memory_in_use(device: torch.device) -> tuple[str, int]:
 
 def measure_memory(device: torch.device) -> MemoryInUse:
     """Return the memory use of this process on a device."""
-    kind, used = memory_in_use(device)
-    return MemoryInUse(kind, used, peak_vram_bytes(device), total_bytes(device))
+    memory, used = memory_in_use(device)
+    return MemoryInUse(memory, used, peak_vram_bytes(device), total_bytes(device))
 
 
 def peak_ram_bytes() -> int:

@@ -169,13 +169,13 @@ class MemoryInUse:
     """Memory of the process that trains, from where that is not the host's own process (trainer_core/launch).
 
     Args:
-        kind: "VRAM" or "RAM".
+        memory: "VRAM" or "RAM".
         used: memory in use, in bytes.
         peak: peak memory of tensors, 0 if unknown.
         total: memory of the device.
     """
 
-    kind: str
+    memory: str
     used: int
     peak: int
     total: int

@@ -36,7 +36,7 @@ from ...trainer_core.host import (
 from ...trainer_core.paths import cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
-from .live_events import Feed
+from .live_events import Feed, memory_json
 from .prompt_check import problems_of, remember, reported_field, text_of
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers")
@@ -294,7 +294,7 @@ def _server() -> Any:
 
 
 def memory_use() -> dict[str, Any]:
-    """Return the memory use of this process on the training device, as MemoryInUse."""
+    """Return the memory use of this process on the training device, for Feed."""
     from ...trainer_core.devices import measure_memory
 
-    return dataclasses.asdict(measure_memory(memory.get_torch_device()))
+    return memory_json(measure_memory(memory.get_torch_device()))

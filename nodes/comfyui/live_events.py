@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -69,7 +68,7 @@ class Feed:
     def __call__(self, event: Event) -> None:
         now = self._clock()
         if isinstance(event, MemoryInUse):
-            use = asdict(event)
+            use = memory_json(event)
             self._memory_use = lambda: use
         elif isinstance(event, StepReport):
             self._steps.append(event)
@@ -143,6 +142,11 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, MemoryPlanned):
         return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None
+
+
+def memory_json(use: MemoryInUse) -> dict[str, Any]:
+    """Return a measurement as JSON values for the editor."""
+    return {"kind": use.memory, "used": use.used, "peak": use.peak, "total": use.total}
 
 
 def view_url(path: Path, output: Path) -> str:
