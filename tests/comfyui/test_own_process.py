@@ -130,7 +130,12 @@ def shown(messages: list[dict[str, Any]]) -> dict[str, Any]:
         if event["kind"] in kinds and event.get("phase") not in cached
     ]
     notices = {event["text"] for event in events if event["kind"] == "Notice"}
-    return {"steps": steps, "events": rest, "notices": notices, "memory": [e["memory"] for e in events if "memory" in e]}
+    return {
+        "steps": steps,
+        "events": rest,
+        "notices": notices,
+        "memory": [e["memory"] for e in events if "memory" in e],
+    }
 
 
 def train(server: Server, workflow: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:

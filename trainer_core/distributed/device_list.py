@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # so that checks of settings do not import torch
 
 DEVICES_VARIABLE = "CHROMA_TRAINER_DEVICES"  # devices of the processes on this machine, separated by commas
 ACCELERATORS = ("cuda", "xpu")  # of which a machine can have several
-FORMS = "auto, a number (2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
+FORMS = "auto, a number (1, 2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
 MOST_PROCESSES = 1024  # for cpu:N
 
 
