@@ -26,7 +26,7 @@ SECONDS = 60
 NANO = PROJECT / "assets" / "chroma-nano" / "transformer" / "diffusion_pytorch_model.safetensors"
 TRAINER = "5"
 ENDLESS = {"steps": 100_000, "lr_schedule": "constant"}
-OF_A_MOMENT = {"events.jsonl", "status.json", "report.json", "lock"}  # times, process ids, memory
+OF_A_MOMENT = {"events.jsonl", "status.json", "report.json", "ranks"}  # times, process ids, memory, logs
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     try:
         yield server
     finally:
-        server.stop()
+        if server.process.poll() is None:  # the last test ends it
+            server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,8 @@ def shown(messages: list[dict[str, Any]]) -> dict[str, Any]:
         for event in events
         if event["kind"] in kinds and event.get("phase") not in cached
     ]
-    notices = {event["text"] for event in events if event["kind"] == "Notice"}
+    texts = {event["text"] for event in events if event["kind"] == "Notice"}
+    notices = {text for text in texts if not text.startswith(("plan: ", "peak memory: "))}  # of this moment
     return {
         "steps": steps,
         "events": rest,
@@ -145,7 +147,7 @@ def train(server: Server, workflow: dict[str, Any]) -> tuple[dict[str, bytes], d
         server.run(workflow)
     folder, lora = run_folder(server, name), server.output / "loras" / f"{name}.safetensors"
     assert folder
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in OF_A_MOMENT]
+    paths = [path for path in folder.rglob("*") if path.is_file() and not OF_A_MOMENT & {path.name, path.parent.name}]
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths} | {"lora": lora.read_bytes()}
     assert not is_held(folder) and children(server) == [], "the memory of the processes is free"
     shutil.rmtree(folder)
@@ -167,7 +169,7 @@ def test_files_and_messages_are_those_of_a_run_in_comfyui_s_process(server, prom
     own_files, own_page = train(server, prompt("own", devices=devices))
     assert {name for name in files | own_files if files.get(name) != own_files.get(name)} == set()
     assert own_page["steps"] == page["steps"] and own_page["events"] == page["events"]
-    assert {text for text in page["notices"] - own_page["notices"] if not text.startswith("memory")} == set()
+    assert page["notices"] <= own_page["notices"]
     assert own_page["memory"] and own_page["memory"][-1]["used"] > 0
 
 
@@ -210,17 +212,17 @@ def test_pause_and_resume_by_the_routes_of_the_sidebar(server, prompt):
 
 def test_an_error_of_the_process_is_shown_as_one_of_comfyui_s(server, prompt):
     """Here the run's folder is in use, which is found after every check of the prompt."""
-    files = {}
-    server.run(prompt("refused", steps=2))
+    texts = {}
+    server.run(prompt("refused", steps=4))
     folder = run_folder(server, "refused")
     assert folder
     with RunLock(folder):
         for devices in ("", "1", "cpu:2"):
-            history = server.wait(server.queue(prompt("refused", steps=3, devices=devices)))
+            history = server.wait(server.queue(prompt("refused", steps=5, devices=devices)))
             (fault,) = faults_of(history)
             assert (fault["node_id"], fault["exception_type"].rpartition(".")[2]) == (TRAINER, "UserError")
-            files[devices] = fault["exception_message"]
-    assert "is using this run folder" in files[""] and len(set(files.values())) == 1, files
+            texts[devices] = fault["exception_message"]
+    assert "is using this run folder" in texts[""] and len(set(texts.values())) == 1, texts
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process is ended by a signal here")
@@ -235,6 +237,7 @@ def test_a_process_that_is_killed_is_an_error_of_the_node_and_comfyui_goes_on(se
     assert "Run again to resume from the last checkpoint" in fault["exception_message"]
     end = shown(messages)["events"][-1]
     assert (end["kind"], end["state"]) == ("RunEnded", "failed") and "SIGKILL" in end["message"]
+    assert status_of(folder).state == "failed" and "SIGKILL" in status_of(folder).message
     last = max(int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*"))
     server.run(prompt("killed", devices="1", **{**ENDLESS, "steps": last + 2}))
     assert json.loads((folder / "report.json").read_text("utf-8"))["resumed_from"] == last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..devices import pick_device
 from ..distributed.device_list import accelerators, devices_of, is_worker, num_launched
 from ..errors import Cancelled, Problem, UserError
 from ..host import Host, Notice, RunOpened
+from ..runs.control import read_status, write_status
 from ..runs.layout import RANKS, rank_log
 from ..runs.run_host import Paused, Stopped
 from .job import EVENTS, FAILED, FINISHED, PAUSED, REFUSED, STOPPED, Job, Result, decode_event
@@ -108,15 +110,22 @@ def _end(processes: Processes, relay: Relay) -> None:
         processes.stop_now()
 
 
+def _record_failure(run_folder: Path, text: str) -> None:
+    """Write to the run's folder why it failed, where its process was ended before it could."""
+    status = read_status(run_folder)
+    if status and status.state == "died":
+        write_status(run_folder, replace(status, state="failed", message=text))
+
+
 def _outcome(result: Result | None, processes: Processes, relay: Relay) -> Result:
     """Return the result of a finished run, or raise what its processes raised."""
     if result is None or result.status == FAILED:
         reason = processes.describe_failure() if result is None else f"{result.text}; {processes.describe_failure()}"
-        logs = ""
+        logs = f"; logs: {relay.run_folder / RANKS}" if relay.run_folder else ""
+        text = f"a process of this run failed: {reason}{logs}. Run again to resume from the last checkpoint"
         if relay.run_folder:
             processes.save_log(rank_log(relay.run_folder, 0))
-            logs = f"; logs: {relay.run_folder / RANKS}"
-        text = f"a process of this run failed: {reason}{logs}. Run again to resume from the last checkpoint"
+            _record_failure(relay.run_folder, text)
         raise UserError.at("devices", text)
     if result.status == FINISHED:
         return result
