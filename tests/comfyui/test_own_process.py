@@ -213,12 +213,12 @@ def test_pause_and_resume_by_the_routes_of_the_sidebar(server, prompt):
 def test_an_error_of_the_process_is_shown_as_one_of_comfyui_s(server, prompt):
     """Here the run's folder is in use, which is found after every check of the prompt."""
     texts = {}
-    server.run(prompt("refused", steps=4))
+    server.run(prompt("refused", **{**ENDLESS, "steps": 4}))
     folder = run_folder(server, "refused")
     assert folder
     with RunLock(folder):
         for devices in ("", "1", "cpu:2"):
-            history = server.wait(server.queue(prompt("refused", steps=5, devices=devices)))
+            history = server.wait(server.queue(prompt("refused", devices=devices, **{**ENDLESS, "steps": 5})))
             (fault,) = faults_of(history)
             assert (fault["node_id"], fault["exception_type"].rpartition(".")[2]) == (TRAINER, "UserError")
             texts[devices] = fault["exception_message"]

@@ -86,6 +86,23 @@ def test_a_process_of_its_own_that_is_killed(workshop: Any, whole: dict[str, str
     assert (host.run_folder / "ranks" / "rank-0.log").is_file()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be set on Linux")
+def test_a_process_of_its_own_that_runs_out_of_memory(workshop: Any):
+    """From step 3 on it gets no more memory than it has."""
+
+    def limit(event: Event) -> None:
+        if isinstance(event, StepReport) and event.step == 3:
+            (child,) = psutil.Process().children(recursive=True)
+            child.rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
+
+    host = workshop.host(sink=limit)
+    with pytest.raises(UserError) as caught:
+        run(workshop.request(**{**VALUES, "steps": 20_000}, devices="1"), host)
+    text = str(caught.value)
+    assert "out of memory in the phase" in text, text
+    assert not any(child.is_running() for child in psutil.Process().children(recursive=True))
+
+
 def test_a_problem_that_a_process_finds_is_raised_here(workshop: Any):
     with pytest.raises(UserError, match="4 devices for 2 micro-batches a step"):
         run(workshop.request(**VALUES, devices="cpu:4"), workshop.host())
