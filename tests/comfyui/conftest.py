@@ -303,7 +303,8 @@ def short_workflow() -> Callable[..., dict[str, Any]]:
         given = {"LoRATrainer": few, "ValidateSampler": drawn, "DatasetBackend": {"folder": "few"}}
         for node in workflow["nodes"]:
             for field, value in given.get(node["type"], {}).items():
-                node["widgets_values"][widget_place(node["type"], field)] = value
+                place, values = widget_place(node["type"], field), node["widgets_values"]
+                values[place : place + 1] = [value]  # the file may be older than the last field
         return workflow
 
     return build
