@@ -476,18 +476,20 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Train as one of several processes, which trainer_core/launch started."""
+    """Train in a process that trainer_core/launch started, alone or as one of several."""
+    from .trainer_core.devices import measure_memory
     from .trainer_core.distributed.device_list import device_of_rank
     from .trainer_core.launch.job import FINISHED, Job, Result
     from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
 
-    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK") == "0"
+    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK", "0") == "0"
     interrupts = Interrupts()
     on_end_of_input(interrupts.stop)
     job = Job.read(folder)
-    sinks = (EventFile(folder),) if is_first else ()
-    host = SinkHost(job.paths, sinks, interrupts, str(device_of_rank()), waits_when_paused=False)
+    device = device_of_rank()
+    sinks = (EventFile(folder, lambda: measure_memory(device)),) if is_first else ()
+    host = SinkHost(job.paths, sinks, interrupts, str(device), waits_when_paused=False)
     with reporting(folder, is_first):
         result = train(job.request, host, job.prompt)
         if is_first:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .host import MemoryInUse
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -167,6 +168,12 @@ def memory_in_use(device: torch.device) -> tuple[str, int]:
     import psutil  # accelerate brings it
 
     return "RAM", int(psutil.Process().memory_info().rss)
+
+
+def measure_memory(device: torch.device) -> MemoryInUse:
+    """Return the memory use of this process on a device."""
+    memory, used = memory_in_use(device)
+    return MemoryInUse(memory, used, peak_vram_bytes(device), total_bytes(device))
 
 
 def peak_ram_bytes() -> int:

@@ -210,6 +210,23 @@ class RunReported:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class MemoryInUse:
+    """Memory of the process that trains, from where that is not the host's own process (trainer_core/launch).
+
+    Args:
+        memory: "VRAM" or "RAM".
+        used: memory in use, in bytes.
+        peak: peak memory of tensors, 0 if unknown.
+        total: memory of the device.
+    """
+
+    memory: str
+    used: int
+    peak: int
+    total: int
+
+
 Event = (
     Notice
     | PhaseStarted
@@ -224,6 +241,7 @@ Event = (
     | EvalReport
     | EvalCompared
     | RunReported
+    | MemoryInUse
 )
 
 

@@ -37,7 +37,7 @@ from ...trainer_core.host import (
 from ...trainer_core.paths import DATASETS, cache_folder
 from ...trainer_core.spec import Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
-from .live_events import Feed
+from .live_events import Feed, memory_json
 from .prompt_check import problems_of, remember, reported_field, text_of
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
@@ -318,16 +318,7 @@ def _server() -> Any:
 
 
 def memory_use() -> dict[str, Any]:
-    """Return the memory use of this process on the training device, in bytes.
+    """Return the memory use of this process on the training device, for Feed."""
+    from ...trainer_core.devices import measure_memory
 
-    Returns:
-        kind: "VRAM" or "RAM".
-        used: memory in use.
-        peak: peak memory of tensors, 0 if unknown.
-        total: memory of the device.
-    """
-    from ...trainer_core.devices import memory_in_use, peak_vram_bytes, total_bytes
-
-    device = memory.get_torch_device()
-    kind, used = memory_in_use(device)
-    return {"kind": kind, "used": used, "peak": peak_vram_bytes(device), "total": total_bytes(device)}
+    return memory_json(measure_memory(memory.get_torch_device()))

@@ -16,6 +16,7 @@ from ...trainer_core.host import (
     EvalReport,
     Event,
     LoraSaved,
+    MemoryInUse,
     MemoryPlanned,
     Notice,
     PhaseProgress,
@@ -41,7 +42,8 @@ class Feed:
         node: id of the running node, such as "5", or "12:5" in a subgraph.
         name: name of the LoRA, to distinguish workflows with the same node ids.
         output: ComfyUI's output folder. Images inside it get a URL.
-        memory_use: returns the memory in use, in bytes: {"used", "total", "kind"}; None if unknown.
+        memory_use: returns the memory in use, in bytes: {"used", "total", "kind"}; None if unknown. Where another
+            process trains, its MemoryInUse events take its place.
         clock: returns the time in seconds.
     """
 
@@ -69,7 +71,10 @@ class Feed:
 
     def __call__(self, event: Event) -> None:
         now = self._clock()
-        if isinstance(event, StepReport):
+        if isinstance(event, MemoryInUse):
+            use = memory_json(event)
+            self._memory_use = lambda: use
+        elif isinstance(event, StepReport):
             self._steps.append(event)
             if now >= self._step_due or event.step == event.total:
                 self.flush()
@@ -145,6 +150,11 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, MemoryPlanned):
         return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None
+
+
+def memory_json(use: MemoryInUse) -> dict[str, Any]:
+    """Return a measurement as JSON values for the editor."""
+    return {"kind": use.memory, "used": use.used, "peak": use.peak, "total": use.total}
 
 
 def view_url(path: Path, output: Path) -> str:

@@ -146,7 +146,7 @@ def serve(variable: str, default: str, folders: pytest.TempPathFactory) -> Itera
         server.stop()
 
 
-def start(root: Path, base: Path) -> Server:
+def start(root: Path, base: Path, *arguments: str) -> Server:
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir()
     pack = base / "custom_nodes" / "chroma-trainer"  # a hyphen, as many people will have
@@ -176,6 +176,7 @@ def start(root: Path, base: Path) -> Server:
             "--database-url",
             "sqlite:///:memory:",
             "--disable-auto-launch",
+            *arguments,
         ],
         cwd=root,
         stdin=subprocess.DEVNULL,
@@ -302,7 +303,8 @@ def short_workflow() -> Callable[..., dict[str, Any]]:
         given = {"LoRATrainer": few, "ValidateSampler": drawn, "DatasetBackend": {"folder": "few"}}
         for node in workflow["nodes"]:
             for field, value in given.get(node["type"], {}).items():
-                node["widgets_values"][widget_place(node["type"], field)] = value
+                place, values = widget_place(node["type"], field), node["widgets_values"]
+                values[place : place + 1] = [value]  # the file may be older than the last field
         return workflow
 
     return build

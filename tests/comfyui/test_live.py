@@ -100,10 +100,13 @@ def test_a_trainer_in_a_subgraph(page, short_workflow):
     assert not any("live" in saved for saved in seen["saved"])
 
 
-def test_pause_resume_and_stop_from_the_sidebar(page, short_workflow):
-    seen = page.live("sidebar", short_workflow("by-sidebar", steps=4000, **FIELDS))
+@pytest.mark.parametrize("devices", ["", "1"])
+def test_pause_resume_and_stop_from_the_sidebar(page, short_workflow, devices):
+    """In ComfyUI's process, and in one of its own."""
+    name = f"by-sidebar{devices}"
+    seen = page.live("sidebar", short_workflow(name, steps=4000, devices=devices, **FIELDS), name)
     assert seen["faults"] == []
-    assert seen["card"]["run"] == seen["stopped"]["run"] and seen["card"]["run"].startswith("by-sidebar-")
+    assert seen["card"]["run"] == seen["stopped"]["run"] and seen["card"]["run"].startswith(f"{name}-")
     assert seen["reached"] > seen["paused"] >= 3
     assert int(seen["node"]["points"]) == seen["paused"]  # the node's panel shows the same
     assert "by-sidebar" in seen["settings"] and seen["pictures"] >= 1 and int(seen["list"]["count"]) >= 1

@@ -23,9 +23,10 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "accumulation", "expected"),
     [
-        ("", 4, []), ("1", 4, []), ("2", 4, FOUR[:2]), ("0", 4, FOUR[:1]),
+        ("", 4, []), ("1", 4, [""]), ("2", 4, FOUR[:2]), ("0", 4, FOUR[:1]),
         ("0,2", 4, ["cuda:0", "cuda:2"]), ("auto", 8, FOUR), ("auto", 3, FOUR[:3]),
         ("auto", 1, []), ("cuda:1, cuda:3", 4, ["cuda:1", "cuda:3"]), ("CPU:2", 4, ["cpu", "cpu"]), ("cpu", 4, ["cpu"]),
+        ("cpu:1", 4, ["cpu"]), ("cuda:1", 4, ["cuda:1"]),
     ],
 )  # fmt: skip
 def test_what_a_setting_selects(four: None, text: str, accumulation: int, expected: list[str]):

@@ -16,6 +16,7 @@ from chroma_trainer.trainer_core.host import (
     Event,
     LoraSaved,
     Machines,
+    MemoryInUse,
     MemoryPlanned,
     Notice,
     Paths,
@@ -33,7 +34,7 @@ EVENTS = [
     Notice("größer 猫", "warning", "groesser"), PhaseStarted("train", 3, "steps"), PhaseProgress("eval", 1, 2),
     StepReport(1, 3, 0.1, 1e-4, float("inf"), 0.5), EvalReport(0, 0.3, 0.0, True), PreviewReady(2, Path("a.png")),
     CheckpointSaved(2, Path("out/step")), LoraSaved(Path("l.safetensors"), "ab", 3, 4), RunOpened(Path("out/run")),
-    MemoryPlanned(0, 5), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
+    MemoryPlanned(0, 5), MemoryInUse("RAM", 5, 0, 7), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
 ]  # fmt: skip
 
 

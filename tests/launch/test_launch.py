@@ -63,6 +63,46 @@ def test_the_bytes_and_events_of_one_process(workshop: Any, whole: dict[str, str
     assert [path.name for path in (host.run_folder / "ranks").iterdir()] == ["rank-1.log"]
 
 
+def test_a_process_of_its_own(workshop: Any, whole: dict[str, str]):
+    host = workshop.host()
+    result = run(workshop.request(**VALUES, devices="1"), host)
+    assert saved(host) == whole and Path(result.lora.path) == host.lora
+    assert [event.step for event in host.all(StepReport)] == [*range(1, 7)] and len(result.losses) == 6
+    assert "training in a process of its own: cpu" in host.told()
+    assert not (host.run_folder / "ranks").exists()
+
+
+def test_a_process_of_its_own_that_is_killed(workshop: Any, whole: dict[str, str]):
+    def kill(event: Event) -> None:
+        if isinstance(event, StepReport) and event.step == 3:
+            (child,) = psutil.Process().children(recursive=True)
+            child.kill()
+
+    host = workshop.host(sink=kill)
+    with pytest.raises(UserError) as caught:
+        run(workshop.request(**{**VALUES, "steps": 100}, devices="1"), host)
+    text = str(caught.value)
+    assert "it was ended by SIGKILL" in text and "Run again to resume" in text, text
+    assert (host.run_folder / "ranks" / "rank-0.log").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be set on Linux")
+def test_a_process_of_its_own_that_runs_out_of_memory(workshop: Any):
+    """From step 3 on it gets no more memory than it has."""
+
+    def limit(event: Event) -> None:
+        if isinstance(event, StepReport) and event.step == 3:
+            (child,) = psutil.Process().children(recursive=True)
+            child.rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
+
+    host = workshop.host(sink=limit)
+    with pytest.raises(UserError) as caught:
+        run(workshop.request(**{**VALUES, "steps": 20_000}, devices="1"), host)
+    text = str(caught.value)
+    assert "out of memory in the phase" in text, text
+    assert not any(child.is_running() for child in psutil.Process().children(recursive=True))
+
+
 def test_a_problem_that_a_process_finds_is_raised_here(workshop: Any):
     with pytest.raises(UserError, match="4 devices for 2 micro-batches a step"):
         run(workshop.request(**VALUES, devices="cpu:4"), workshop.host())

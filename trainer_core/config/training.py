@@ -361,9 +361,9 @@ class TrainingConfig:
         Advanced(),
         Last(),
         Doc(
-            "Devices that train together, each in a process of its own: auto, a number (2), a list (0,1) or CPU processes "
-            "(cpu:2). They share out the batches of accumulation, so the LoRA has the same bytes for any number. Empty: "
-            "one device (docs/devices.md)."
+            "Devices that train, each in a process of its own: 1 (the usual device, outside of ComfyUI's process), a "
+            "larger number (2), auto, a list (0,1) or CPU processes (cpu:2). They share out the batches of accumulation, "
+            "so the LoRA has the same bytes for any number. Empty: one device, in ComfyUI's process (docs/devices.md)."
         ),
     ] = ""
     stop_when: Annotated[

@@ -14,12 +14,14 @@ if TYPE_CHECKING:  # so that checks of settings do not import torch
 
 DEVICES_VARIABLE = "CHROMA_TRAINER_DEVICES"  # devices of the processes on this machine, separated by commas
 ACCELERATORS = ("cuda", "xpu")  # of which a machine can have several
-FORMS = "auto, a number (2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
+FORMS = "auto, a number (1, 2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
 MOST_PROCESSES = 1024  # for cpu:N
 
 
 def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]:
-    """Return the names of the devices that a setting selects; [] for one device, which the trainer chooses.
+    """Return the names of the devices that a setting selects, each for a process of its own.
+
+    [] stands for this process, and "" for the device that the trainer chooses.
 
     Args:
         text: the setting.
@@ -37,6 +39,8 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
     if text == "auto":
         usable = available[: max(1, accumulation // num_machines)]
         return usable if len(usable) > 1 or num_machines > 1 else []
+    if text == "1":
+        return [""]
     if re.fullmatch(r"[1-9]\d{0,3}", text):
         return _first(int(text), available)
     parts = text.split(",")
@@ -60,8 +64,6 @@ def only_device(text: str) -> str:
 
 
 def _first(count: int, available: Sequence[str]) -> list[str]:
-    if count == 1:
-        return []
     if count > len(available):
         text = f"{count} devices are wanted; {_inventory(available)}. Use at most that many, or cpu:{count} for the CPU"
         raise UserError.at("devices", text)
@@ -81,6 +83,11 @@ def accelerators() -> list[str]:
         if module is not None and module.is_available():
             return [f"{kind}:{number}" for number in range(module.device_count())]
     return []
+
+
+def is_worker() -> bool:
+    """Return whether trainer_core/launch started this process, to train on one device."""
+    return DEVICES_VARIABLE in os.environ
 
 
 def num_launched() -> int:

@@ -3,7 +3,8 @@
 job.json       the request with the paths of this machine
 events.jsonl   every event of the machine's first process, as a line
 result.json    how the run ended
-logs/          what each process printed
+log.txt        what torchrun printed, or the only process
+logs/          what each of several processes printed
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..config.request import TrainRequest
 from ..errors import Problem
 from ..host import Event, Paths
 
-JOB, EVENTS, RESULT, LOGS = "job.json", "events.jsonl", "result.json", "logs"
+JOB, EVENTS, RESULT, LOG, LOGS = "job.json", "events.jsonl", "result.json", "log.txt", "logs"
 FINISHED, PAUSED, STOPPED, REFUSED, FAILED = "finished", "paused", "stopped", "refused", "failed"
 
 

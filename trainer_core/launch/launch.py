@@ -5,13 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config.request import TrainRequest
-from ..distributed.device_list import accelerators, devices_of, num_launched
+from ..devices import pick_device
+from ..distributed.device_list import accelerators, devices_of, is_worker, num_launched
 from ..errors import Cancelled, Problem, UserError
 from ..host import Host, Notice, RunOpened
+from ..runs.control import read_status, write_status
+from ..runs.layout import RANKS, rank_log
 from ..runs.run_host import Paused, Stopped
 from .job import EVENTS, FAILED, FINISHED, PAUSED, REFUSED, STOPPED, Job, Result, decode_event
 from .torchrun import Processes
@@ -25,12 +29,12 @@ def devices_to_start(request: TrainRequest, host: Host) -> list[str]:
     Raises:
         UserError: see devices_of.
     """
-    if num_launched():
+    if num_launched() or is_worker():
         return []
     devices = devices_of(request.training.devices, request.training.accumulation, host.machines.count)
     if host.machines.count > 1:
-        return devices or accelerators()[:1] or ["cpu"]
-    return devices if len(devices) > 1 else []
+        return [name for name in devices if name] or accelerators()[:1] or ["cpu"]
+    return [name or str(pick_device(host.device)) for name in devices]
 
 
 def launch(request: TrainRequest, host: Host, prompt: Mapping[str, Any], devices: Sequence[str]) -> Result:
@@ -42,8 +46,7 @@ def launch(request: TrainRequest, host: Host, prompt: Mapping[str, Any], devices
         Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
     """
     host.free_memory()  # of this process, on the devices that the others use
-    where = f" on machine {host.machines.number} of {host.machines.count}" if host.machines.count > 1 else ""
-    host.emit(Notice(f"training with {len(devices)} processes{where}: {', '.join(devices)}"))
+    host.emit(Notice(_describe(devices, host)))
     with tempfile.TemporaryDirectory(prefix="chroma-trainer-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         Job(request, host.paths, dict(prompt)).write(folder)
@@ -61,6 +64,15 @@ def launch(request: TrainRequest, host: Host, prompt: Mapping[str, Any], devices
             processes.wait()
             relay.pass_on()
         return _outcome(Result.read(folder), processes, relay)
+
+
+def _describe(devices: Sequence[str], host: Host) -> str:
+    if host.machines.count > 1:
+        where = f" on machine {host.machines.number} of {host.machines.count}"
+        return f"training with {len(devices)} processes{where}: {', '.join(devices)}"
+    if len(devices) == 1:
+        return f"training in a process of its own: {devices[0]}"
+    return f"training with {len(devices)} processes: {', '.join(devices)}"
 
 
 class Relay:
@@ -98,12 +110,22 @@ def _end(processes: Processes, relay: Relay) -> None:
         processes.stop_now()
 
 
+def _record_failure(run_folder: Path, text: str) -> None:
+    """Write to the run's folder why it failed, where its process was ended before it could."""
+    status = read_status(run_folder)
+    if status and status.state == "died":
+        write_status(run_folder, replace(status, state="failed", message=text))
+
+
 def _outcome(result: Result | None, processes: Processes, relay: Relay) -> Result:
     """Return the result of a finished run, or raise what its processes raised."""
     if result is None or result.status == FAILED:
         reason = processes.describe_failure() if result is None else f"{result.text}; {processes.describe_failure()}"
-        logs = f"; logs: {relay.run_folder / 'ranks'}" if relay.run_folder else ""
+        logs = f"; logs: {relay.run_folder / RANKS}" if relay.run_folder else ""
         text = f"a process of this run failed: {reason}{logs}. Run again to resume from the last checkpoint"
+        if relay.run_folder:
+            processes.save_log(rank_log(relay.run_folder, 0))
+            _record_failure(relay.run_folder, text)
         raise UserError.at("devices", text)
     if result.status == FINISHED:
         return result

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import Cancelled, UserError
-from ..host import Event
+from ..host import Event, MemoryInUse
 from ..runs.run_host import Paused
 from .job import EVENTS, FAILED, PAUSED, REFUSED, STOPPED, Result, encode_event
 
+MEMORY_SECONDS = 1.0  # minimum time between two measurements
+
 
 class EventFile:
-    """A sink that writes every event as a line, for launch.Relay."""
+    """A sink that writes every event as a line, for launch.Relay, and how much memory this process uses.
 
-    def __init__(self, folder: Path):
-        self._file = (folder / EVENTS).open("ab", buffering=0)
+    Args:
+        folder: of the job.
+        memory_use: returns the memory in use.
+    """
+
+    def __init__(self, folder: Path, memory_use: Callable[[], MemoryInUse]):
+        self._file, self._memory_use, self._memory_due = (folder / EVENTS).open("ab", buffering=0), memory_use, 0.0
 
     def __call__(self, event: Event) -> None:
+        if time.monotonic() >= self._memory_due:
+            self._memory_due = time.monotonic() + MEMORY_SECONDS
+            self._write(self._memory_use())
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
         self._file.write(encode_event(event).encode("utf-8") + b"\n")
 
 

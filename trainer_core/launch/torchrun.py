@@ -1,20 +1,25 @@
-"""Start processes with torchrun (torch.distributed.run): if one of them ends with an error, it ends the others."""
+"""Start the processes of a run.
+
+Several of them are started by torchrun (torch.distributed.run): if one of them ends with an error, it ends the others.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..distributed.device_list import DEVICES_VARIABLE
 from ..host import PACKAGE, Machines
-from .job import LOGS
+from .job import LOG, LOGS
 
 SHUTDOWN_SECONDS = 300  # for the step in progress and a checkpoint, before torchrun kills the processes
 TAIL_BYTES = 4000  # of a log that is shown
@@ -26,7 +31,8 @@ class Processes:
     """The processes of this machine. They end after the current step when their standard input is closed."""
 
     folder: Path
-    process: subprocess.Popen[Any]
+    process: subprocess.Popen[Any]  # torchrun, or the only process that trains
+    uses_torchrun: bool = True
 
     @classmethod
     def start(cls, folder: Path, devices: Sequence[str], machines: Machines) -> Processes:
@@ -37,17 +43,26 @@ class Processes:
             devices: name of each process's device.
             machines: the machines that train together.
         """
-        command: list[str] = [sys.executable, "-m", "torch.distributed.run", *options_of(len(devices), machines)]
-        command += ["--log-dir", str(folder / LOGS), "--redirects", "3", str(PACKAGE / "cli.py"), "worker", str(folder)]
+        uses_torchrun = len(devices) > 1 or machines.count > 1
+        command = [str(PACKAGE / "cli.py"), "worker", str(folder)]
+        if uses_torchrun:
+            options = [*options_of(len(devices), machines), "--log-dir", str(folder / LOGS), "--redirects", "3"]
+            command = ["-m", "torch.distributed.run", *options, *command]
         environment = {**os.environ, DEVICES_VARIABLE: ",".join(devices), **_environment()}
         apart: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal reaches this process alone
         if sys.platform == "win32":
             apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        with (folder / "torchrun.log").open("wb") as log:
+        with (folder / LOG).open("wb") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=str(Path.cwd()), **apart
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=str(Path.cwd()),
+                **apart,
             )
-        return cls(folder, process)
+        return cls(folder, process, uses_torchrun)
 
     @property
     def are_running(self) -> bool:
@@ -70,17 +85,31 @@ class Processes:
 
     def killed(self) -> list[str]:
         """Return which processes of this machine were ended by a signal."""
-        text = _tail(self.folder / "torchrun.log")
-        endings = {rank: int(code) for code, rank in FAILED.findall(text)}
-        return [f"process {rank} of this machine {_ending(code)}" for rank, code in endings.items() if code < 0]
+        return [text for code, text in self._endings() if code < 0]
 
     def describe_failure(self) -> str:
         """Return which processes failed, and the last lines that the first of them printed."""
-        text = _tail(self.folder / "torchrun.log")
-        failures = [f"process {rank} of this machine {_ending(int(code))}" for code, rank in FAILED.findall(text)]
-        logs = sorted((self.folder / LOGS).rglob("stderr.log"))
-        ends = [end for path in logs if (end := _last_error(_tail(path)))]
-        return "; ".join([*dict.fromkeys(failures), *ends[:1]]) or _last_error(text) or "torchrun failed"
+        failures = dict.fromkeys(text for _, text in self._endings())
+        ends = [end for path in self._logs() if (end := _last_error(_tail(path)))]
+        return "; ".join([*failures, *ends[:1]]) or _last_error(_tail(self.folder / LOG)) or "torchrun failed"
+
+    def save_log(self, path: Path) -> None:
+        """Copy what the first process printed, because the temporary folder is removed."""
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self._logs()[0], path)
+
+    def _endings(self) -> list[tuple[int, str]]:
+        """Return the exit code of each process that failed, and what it means."""
+        if not self.uses_torchrun:
+            code = self.process.returncode
+            return [(code, f"it {_ending(code)}")] if code else []
+        codes = [(int(code), rank) for code, rank in FAILED.findall(_tail(self.folder / LOG))]
+        return [(code, f"process {rank} of this machine {_ending(code)}") for code, rank in codes]
+
+    def _logs(self) -> list[Path]:
+        """Return what the processes printed, in the order of their ranks."""
+        return sorted((self.folder / LOGS).rglob("stderr.log")) or [self.folder / LOG]
 
 
 def options_of(count: int, machines: Machines) -> list[str]:
@@ -103,6 +132,8 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         **({"USE_LIBUV": "0"} if sys.platform == "win32" else {}),  # torch for Windows is built without it
     }
+    if sys.flags.no_user_site:  # python -s, as ComfyUI's portable version is started
+        values["PYTHONNOUSERSITE"] = "1"
     return {name: os.environ.get(name) or value for name, value in values.items()}
 
 

@@ -51,7 +51,7 @@ def run_folder(output: Path, name: str, digest: str) -> Path:
 
 
 def rank_log(folder: Path, rank: int) -> Path:
-    """Return the log of a process other than rank 0."""
+    """Return the log of a process. Rank 0 has one only where it failed in a process of its own."""
     return folder / RANKS / f"rank-{rank}.log"
 
 

@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
     LoraSaved,
+    MemoryInUse,
     MemoryPlanned,
     Notice,
     PhaseProgress,
@@ -152,3 +153,11 @@ def test_a_node_that_told_nothing_ends_in_silence():
     wire = Wire()
     wire.feed.close(ValueError("x"))
     assert wire.messages == []
+
+
+def test_the_memory_of_another_process_takes_the_place_of_one_s_own():
+    wire = Wire(memory_use=lambda: {"kind": "RAM", "used": 1, "peak": 0, "total": 9})
+    wire.feed(MemoryInUse("VRAM", 5, 6, 7))
+    assert wire.messages == []
+    wire.feed(PhaseStarted("start"))
+    assert wire.messages[0]["memory"] == {"kind": "VRAM", "used": 5, "peak": 6, "total": 7}
