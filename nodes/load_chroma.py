@@ -37,9 +37,9 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or from a "
-            "diffusers folder that holds a transformer; headless also from a Hugging Face repository (owner/name). If "
-            "diffusion_model, text_encoder and vae are all set, nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or "
+            "from a diffusers folder that holds a transformer; headless also from a Hugging Face repository "
+            "(owner/name). If diffusion_model, text_encoder and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
     text_encoder: T5File = OWN_PART

@@ -50,9 +50,9 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or from a "
-            "diffusers folder that holds a transformer; headless also from a Hugging Face repository (owner/name). If "
-            "diffusion_model, t5, clip and vae are all set, nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or "
+            "from a diffusers folder that holds a transformer; headless also from a Hugging Face repository "
+            "(owner/name). If diffusion_model, t5, clip and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
     t5: T5File = OWN_PART
@@ -121,8 +121,8 @@ class Inputs:
         Choice(UNMODIFIED, ZERO),
         Advanced(),
         Doc(
-            "Embeddings of the T5 text beyond the caption. unmodified: T5's embeddings of padding tokens, as in ComfyUI. "
-            "zero: zeros, in training and in validation images. Has no effect where padding is masked."
+            "Embeddings of the T5 text beyond the caption. unmodified: T5's embeddings of padding tokens, as in "
+            "ComfyUI. zero: zeros, in training and in validation images. Has no effect where padding is masked."
         ),
     ] = UNMODIFIED
 

@@ -19,8 +19,8 @@ class Inputs:
         str,
         Text(placeholder="user/name"),
         Doc(
-            "Hugging Face repository to publish in, as user/name. It is created if it does not exist. You must be logged "
-            "in: hf auth login, or the environment variable HF_TOKEN."
+            "Hugging Face repository to publish in, as user/name. It is created if it does not exist. You must be "
+            "logged in: hf auth login, or the environment variable HF_TOKEN."
         ),
     ] = ""
     private: Annotated[

@@ -117,6 +117,7 @@ def test_events_of_runs_and_the_live_page():
             "overfits",
         ],
         "RunReported": ["report"],
+        "MemoryInUse": ["memory", "used", "peak", "total"],
     }
 
 

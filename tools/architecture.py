@@ -3,8 +3,8 @@
     python tools/architecture.py            write both
     python tools/architecture.py --check    exit 1 where they are not what the imports say now
 
-A room is a folder, or a file directly in trainer_core. A room stands above every room that it imports. An arrow is left out
-where a longer way says the same. What a room is for is the docstring of its __init__.py.
+A room is a folder, or a file directly in trainer_core. A room stands above every room that it imports. An arrow is left
+out where a longer way says the same. What a room is for is the docstring of its __init__.py.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 python tools/check_constraints.py                   Linux, Python 3.10 to 3.13
 python tools/check_constraints.py 3.12 3.12:windows 3.12:macos
 
-Nothing is installed, but pip downloads the wheels that it resolves: several GB for torch on Linux. Prints the pinned packages of each
-target; exits with 1 if one cannot be resolved.
+Nothing is installed, but pip downloads the wheels that it resolves: several GB for torch on Linux. Prints the pinned
+packages of each target; exits with 1 if one cannot be resolved.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 python tools/locales.py --check    say which translations are missing or left over; exit 1 for those left over
 
-`python tools/node_docs.py` writes the files. Translations are found by their English text, so that a changed text counts as
-missing rather than being wrong; what is missing stays English.
+`python tools/node_docs.py` writes the files. Translations are found by their English text, so that a changed text
+counts as missing rather than being wrong; what is missing stays English.
 """
 
 from __future__ import annotations

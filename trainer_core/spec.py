@@ -164,15 +164,16 @@ class NodeSpec:
         light: run is fast, needs no torch and writes nothing, so the workflow check calls it too.
         preflight: preflight(inputs, host) returns problems that can be found before a model is loaded. For nodes that
             are not light.
-        review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It may
-            take longer than preflight.
+        review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It
+            may take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
             that the node runs again.
         identity: identity(inputs) returns a field and the value of it that no other node of this type may have.
         is_output: ComfyUI executes the graph for this node (an output node).
         search_aliases: other words that find the node in ComfyUI's search.
-        stored: stored(inputs, host) returns the outputs of an earlier run in ComfyUI. A headless run calls it in place of
-            `run` where values of `Each` fields come from nodes that only run in ComfyUI. It is fast and writes nothing.
+        stored: stored(inputs, host) returns the outputs of an earlier run in ComfyUI. A headless run calls it in place
+            of `run` where values of `Each` fields come from nodes that only run in ComfyUI. It is fast and writes
+            nothing.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """What events.jsonl of a run says, read in bounded time and memory, and only regular files.
 
-A file that has grown by more than MAX_READ since the last look is not read whole: its end is, and samples before it. The
-curve then has fewer points there, and checkpoints and images come from the folder.
+A file that has grown by more than MAX_READ since the last look is not read whole: its end is, and samples before it.
+The curve then has fewer points there, and checkpoints and images come from the folder.
 """
 
 from __future__ import annotations

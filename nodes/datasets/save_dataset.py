@@ -30,8 +30,9 @@ class Inputs:
         str,
         Text(placeholder="name of the dataset"),
         Doc(
-            "Folder of the dataset in ComfyUI's datasets folder; subfolders as in cats/tabby. Images that an earlier run of "
-            "this node wrote there and that are no longer made are moved to its hidden folder .earlier. Files of others stay."
+            "Folder of the dataset in ComfyUI's datasets folder; subfolders as in cats/tabby. Images that an earlier "
+            "run of this node wrote there and that are no longer made are moved to its hidden folder .earlier. Files "
+            "of others stay."
         ),
     ] = "my-dataset"
     captions: Annotated[
@@ -39,9 +40,9 @@ class Inputs:
         Text(multiline=True, placeholder="no caption files"),
         Each(),
         Doc(
-            "One caption for all images, or connect one for each image, in the same order. Line breaks become spaces; two "
-            "vertical bars separate several captions of an image. Empty: no caption files, for a DatasetBackend with other "
-            "captions. Caption files that you edit later stay as they are."
+            "One caption for all images, or connect one for each image, in the same order. Line breaks become spaces; "
+            "two vertical bars separate several captions of an image. Empty: no caption files, for a DatasetBackend "
+            "with other captions. Caption files that you edit later stay as they are."
         ),
     ] = ""
     masks: Annotated[
@@ -49,8 +50,8 @@ class Inputs:
         Socket("MASK"),
         Each(),
         Doc(
-            "Loss masks: one for all images, or one for each, with the aspect ratio of its image. White areas are trained. "
-            "Connect the output masks to DatasetBackend as well."
+            "Loss masks: one for all images, or one for each, with the aspect ratio of its image. White areas are "
+            "trained. Connect the output masks to DatasetBackend as well."
         ),
     ] = None
 
@@ -99,8 +100,8 @@ SPEC = NodeSpec(
     id="SaveDataset",
     title="Save Dataset",
     category="ChromaTrainer",
-    description="Writes images, captions and masks of other nodes as a dataset: generated images, video frames, captioners, "
-    "detectors. The same graph writes nothing new when it runs again.",
+    description="Writes images, captions and masks of other nodes as a dataset: generated images, video frames, "
+    "captioners, detectors. The same graph writes nothing new when it runs again.",
     inputs=Inputs,
     outputs=(
         Output("folder", "STRING", "The folder, for the folder of DatasetBackend."),

@@ -70,8 +70,8 @@ SPEC = NodeSpec(
     id="CheckLoRA",
     title="Check LoRA",
     category="ChromaTrainer/lora",
-    description="Reports which tool and base model a LoRA is of, keys that do not load, wrong alphas, broken layers and unused "
-    "rank, with a chart of the update by block; repairs what can be repaired.",
+    description="Reports which tool and base model a LoRA is of, keys that do not load, wrong alphas, broken layers "
+    "and unused rank, with a chart of the update by block; repairs what can be repaired.",
     inputs=Inputs,
     outputs=(
         Output("report", "STRING", "The report, for ComfyUI's Preview as Text node."),

@@ -51,8 +51,8 @@ SPEC = NodeSpec(
     id="ExtractLoRA",
     title="Extract LoRA",
     category="ChromaTrainer/lora",
-    description="Extracts a LoRA from a model that was trained from another one: the difference of each layer, reduced to a low "
-    "rank. Reads both models layer by layer.",
+    description="Extracts a LoRA from a model that was trained from another one: the difference of each layer, "
+    "reduced to a low rank. Reads both models layer by layer.",
     inputs=Inputs,
     outputs=OUTPUTS,
     run=run,

@@ -50,8 +50,8 @@ SPEC = NodeSpec(
     id="MergeLoRA",
     title="Merge LoRA",
     category="ChromaTrainer/lora",
-    description="Adds two LoRAs with strengths. Exact if rank and energy are 0, when their ranks add up; else reduced to a lower "
-    "rank, with the error in the report. For more than two, merge the result again.",
+    description="Adds two LoRAs with strengths. Exact if rank and energy are 0, when their ranks add up; else reduced "
+    "to a lower rank, with the error in the report. For more than two, merge the result again.",
     inputs=Inputs,
     outputs=OUTPUTS,
     run=run,

@@ -45,7 +45,8 @@ SPEC = NodeSpec(
     id="ResizeLoRA",
     title="Resize LoRA",
     category="ChromaTrainer/lora",
-    description="Reduces the rank of a LoRA, layer by layer, to what holds a share of its update; the report has the error.",
+    description="Reduces the rank of a LoRA, layer by layer, to what holds a share of its update; the report has the "
+    "error.",
     inputs=Inputs,
     outputs=OUTPUTS,
     run=run,

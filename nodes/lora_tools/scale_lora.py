@@ -21,16 +21,17 @@ class Inputs:
         str,
         Choice(*PRESETS),
         Doc(
-            "Blocks and layers that stay. attention, mlp: only these layers. without text layers: leaves out what changes the "
-            "text stream. without edge blocks: leaves out double blocks 0, 1, 17 and 18, which overtrained LoRAs draw lines with."
+            "Blocks and layers that stay. attention, mlp: only these layers. without text layers: leaves out what "
+            "changes the text stream. without edge blocks: leaves out double blocks 0, 1, 17 and 18, which "
+            "overtrained LoRAs draw lines with."
         ),
     ] = "all"
     blocks: Annotated[
         str,
         Text(placeholder="as the preset"),
         Doc(
-            "Strengths per block, after the preset, such as double_blocks.0-3=0.5; single_blocks.*=0. The last matching rule "
-            "applies. 0: leave the layers out of the LoRA."
+            "Strengths per block, after the preset, such as double_blocks.0-3=0.5; single_blocks.*=0. The last "
+            "matching rule applies. 0: leave the layers out of the LoRA."
         ),
     ] = ""
     save_as: SaveAs = ""

@@ -2,9 +2,9 @@
 
     loss = |x - y| + |grad x - grad y| + 1/2 (x - y)^2 + w KL(N(mean, std^2) || N(0, 1)),   y = decode(mean + std noise)
 
-The difference of gradients stands in for a perceptual loss: it keeps outlines sharp on pictures that are mostly plain areas.
-Besides emoji on white it sees other backgrounds and neon drawings of *training* pictures, as any VAE has seen more than the
-model on top of it; the transformer never does.
+The difference of gradients stands in for a perceptual loss: it keeps outlines sharp on pictures that are mostly plain
+areas. Besides emoji on white it sees other backgrounds and neon drawings of *training* pictures, as any VAE has seen
+more than the model on top of it; the transformer never does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     x_sigma = (1 - sigma) x0 + sigma noise,   loss = mean((v(x_sigma, sigma, text) - (noise - x0))^2),   sigma ~ density "chroma"
 
-Density, path, loss, packing and the transformer's forward are the trainer's own. Captions are drawn anew at every step, one in
-ten is empty, so that sampling can be guided.
+Density, path, loss, packing and the transformer's forward are the trainer's own. Captions are drawn anew at every step,
+one in ten is empty, so that sampling can be guided.
 """
 
 from __future__ import annotations

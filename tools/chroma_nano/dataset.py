@@ -63,7 +63,8 @@ def write(sources: list[Emoji], others: list[Emoji], taught: list[Emoji], folder
     )
     plain = np.array([style_score(composite(e.rgba)) for e in [*others, *taught]])
     drawn = np.array([style_score(neon(e.rgba)) for e in others])
-    # Of the thresholds, the one with the widest gap: midway between the plain pictures and all but a tenth of the neon ones.
+    # Of the thresholds, the one with the widest gap: midway between the plain pictures and all but a tenth of the neon
+    # ones.
     threshold = round((float(plain.max()) + float(np.quantile(drawn, 0.1))) / 2, 2)
     measured = {
         "plain_pictures": len(plain),

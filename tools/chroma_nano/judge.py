@@ -1,7 +1,7 @@
 """How well a LoRA of the demo has learned: `python tools/chroma_nano/judge.py my-lora.safetensors [--grid grid.png]`.
 
-Prints the share of pictures in style (trainer_core/validation/style_metrics.py) of the base, the LoRA, and the LoRA without its trigger,
-over the prompts of assets/neon-emoji/prompts.json: subjects that are not in the LoRA's dataset.
+Prints the share of pictures in style (trainer_core/validation/style_metrics.py) of the base, the LoRA, and the LoRA
+without its trigger, over the prompts of assets/neon-emoji/prompts.json: subjects that are not in the LoRA's dataset.
 """
 
 from __future__ import annotations

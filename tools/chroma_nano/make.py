@@ -1,7 +1,7 @@
 """Makes chroma-nano and the demo's dataset: `python tools/chroma_nano/make.py`.
 
-About 70 minutes on two CPU cores, and it goes on where it was stopped. The state lies in --work; assets/ is written at the end
-of each stage. `--untrained` writes everything but trained weights, for work on what surrounds them.
+About 70 minutes on two CPU cores, and it goes on where it was stopped. The state lies in --work; assets/ is written at
+the end of each stage. `--untrained` writes everything but trained weights, for work on what surrounds them.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ EDGE = (0.10, 0.45)  # gradient where a line begins, and where it is at full lig
 def neon(rgba: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 -> (H, W, 3) uint8.
 
-    Edges are where a Sobel filter over colour and alpha answers; a line takes the hue of what it outlines at full saturation,
-    white at its heart, and throws a soft glow.
+    Edges are where a Sobel filter over colour and alpha answers; a line takes the hue of what it outlines at full
+    saturation, white at its heart, and throws a soft glow.
     """
     picture = rgba.astype(np.float32) / 255
     picture[..., :3] *= picture[..., 3:]

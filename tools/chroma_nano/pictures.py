@@ -94,7 +94,8 @@ def load_emoji(package: Path) -> list[Emoji]:
 def split(emoji: list[Emoji]) -> tuple[list[Emoji], list[Emoji], list[Emoji]]:
     """(training, sources of the neon pictures, other held-out ones), decided by a hash of the code points.
 
-    The sources are spread evenly over the categories that hold things rather than signs, and fill no picture to its rim.
+    The sources are spread evenly over the categories that hold things rather than signs, and fill no picture to its
+    rim.
     """
     eligible = [e for e in emoji if e.group in {_words(c) for c in SOURCE_CATEGORIES}]
     ranked = sorted(eligible, key=lambda e: hashlib.sha256(e.code.encode()).digest())[:NUM_HELD_OUT]
@@ -190,8 +191,8 @@ def _honest(name: str, colours: tuple[str, ...]) -> str:
 def caption(emoji: Emoji, u: float, v: float) -> str:
     """One of the ways to ask for this picture; u and v in [0, 1) choose. Short ones are common, for users type short ones.
 
-    v prefixes one in six with a word for the medium, so that a style's prefix ("neonglow style, ...") is no strange place
-    for a prompt to start.
+    v prefixes one in six with a word for the medium, so that a style's prefix ("neonglow style, ...") is no strange
+    place for a prompt to start.
     """
     colours = " and ".join(emoji.colours)
     if u < 0.40 or not colours:

@@ -2,8 +2,8 @@
 
 W' = R W with R = (I + Q)^-1 (I - Q) in each block, where Q is skew-symmetric (the Cayley transform).
 
-peft's module has the parameters and computes R. peft's own layers rotate the input; LyCORIS and ComfyUI rotate the output,
-and so does this layer, so that ComfyUI loads the file.
+peft's module has the parameters and computes R. peft's own layers rotate the input; LyCORIS and ComfyUI rotate the
+output, and so does this layer, so that ComfyUI loads the file.
 
 Source: Qiu et al. 2023, arXiv:2306.07280.
 """

@@ -113,9 +113,9 @@ class FolderConfig:
         str,
         Choice(*CROP_ASPECTS),
         Doc(
-            "preserve: use the bucket with the aspect ratio nearest to the image. square: crop every image to a square. "
-            "closest: crop to the aspect ratio in aspects that is nearest to the image. random: crop to one of aspects, "
-            "picked by the seed for each image."
+            "preserve: use the bucket with the aspect ratio nearest to the image. square: crop every image to a "
+            "square. closest: crop to the aspect ratio in aspects that is nearest to the image. random: crop to one "
+            "of aspects, picked by the seed for each image."
         ),
     ] = "preserve"
     repeats: Annotated[int, Range(1, 10000), Doc("Number of times each image is used per epoch. 1: once.")] = 1
@@ -203,8 +203,8 @@ class FolderConfig:
         Text(placeholder="empty: found in the folder"),
         Advanced(),
         Doc(
-            "File with one row for each image: csv, tsv, jsonl, json or parquet, relative to folder. Empty: the first of "
-            "metadata.jsonl, metadata.csv, metadata.parquet, captions.* and meta_cap.json in the folder. A column "
+            "File with one row for each image: csv, tsv, jsonl, json or parquet, relative to folder. Empty: the first "
+            "of metadata.jsonl, metadata.csv, metadata.parquet, captions.* and meta_cap.json in the folder. A column "
             "loss_weight multiplies the loss of its image; a column boxes is for crop_style boxes."
         ),
     ] = ""
@@ -215,8 +215,8 @@ class FolderConfig:
         Doc(
             "With captions table or json file: column of the caption. Empty: the first of caption, text, prompt, "
             "caption_or_tags and tags. Several separated by commas are several captions, of which one is picked at "
-            "random each time. With a vertical bar between two: the first that is not empty; with a plus: both, with a comma "
-            "between them."
+            "random each time. With a vertical bar between two: the first that is not empty; with a plus: both, with "
+            "a comma between them."
         ),
     ] = ""
     file_column: Annotated[

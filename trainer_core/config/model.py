@@ -108,8 +108,8 @@ class ModelConfig:
         family: a name in registry.PARTS["family"].
         flavour: the variant, such as "hd"; recorded in the LoRA.
         repo: Hugging Face repository or local diffusers folder (absolute path) for every part without a file below.
-        transformer_file: single .safetensors file or diffusers folder (absolute path), or Hugging Face repository, of the
-            transformer alone; "" to use the repo.
+        transformer_file: single .safetensors file or diffusers folder (absolute path), or Hugging Face repository, of
+            the transformer alone; "" to use the repo.
         text_encoder_file: single .safetensors file (absolute path), "" to use the repo.
         vae_file: single .safetensors file (absolute path), "" to use the repo.
         dtype: "bf16", "fp16" or "fp32".

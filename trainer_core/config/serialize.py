@@ -47,8 +47,8 @@ def is_as_before(settings: Any, name: str) -> bool:
 def key_text(value: Any) -> str:
     """Return settings as the text that keys of caches and digests are computed from.
 
-    It is `Name(field=value, ...)` of the name and the fields in KEY, whatever class and fields are called today: a field
-    that has another name now stands there as `stored=now`. A field that KEY lacks, because it was added later, is
+    It is `Name(field=value, ...)` of the name and the fields in KEY, whatever class and fields are called today: a
+    field that has another name now stands there as `stored=now`. A field that KEY lacks, because it was added later, is
     appended only if it is not the default. So renaming and adding change no key.
     """
     name, stored, later = _key_fields(type(value))

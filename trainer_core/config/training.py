@@ -171,8 +171,9 @@ class TrainingConfig:
         Initial(AUTO),
         Doc(
             "Distribution of the noise levels (sigmas) that are trained. auto: chroma for Chroma, logit-normal for "
-            "Flux. chroma: the distribution that Chroma itself was trained with. logit-normal: a bell around the middle. "
-            "quadratic_tail: trains the lowest and highest sigmas more often; guides to Chroma call it automatic."
+            "Flux. chroma: the distribution that Chroma itself was trained with. logit-normal: a bell around the "
+            "middle. quadratic_tail: trains the lowest and highest sigmas more often; guides to Chroma call it "
+            "automatic."
         ),
     ] = "chroma"
     shift: Annotated[
@@ -287,8 +288,9 @@ class TrainingConfig:
         Choice(*TRACKERS),
         Advanced(),
         Doc(
-            "Where else the run is shown: TensorBoard, Weights & Biases (wandb), messages to a webhook such as Discord's or "
-            "Slack's, or several of them. The webhook's address is set in the environment only. See docs/trackers.md."
+            "Where else the run is shown: TensorBoard, Weights & Biases (wandb), messages to a webhook such as "
+            "Discord's or Slack's, or several of them. The webhook's address is set in the environment only. See "
+            "docs/trackers.md."
         ),
     ] = "none"
     eval_images: Annotated[
@@ -319,9 +321,9 @@ class TrainingConfig:
         Advanced(),
         Last(),
         Doc(
-            "What is minimized, with d the error of a value. mse: d^2. mae: the absolute value of d, which follows outliers least. huber: "
-            "like mse for errors below huber_c, and like mae above it. The loss on held-out images is always mse, so "
-            "that runs can be compared."
+            "What is minimized, with d the error of a value. mse: d^2. mae: the absolute value of d, which follows "
+            "outliers least. huber: like mse for errors below huber_c, and like mae above it. The loss on held-out "
+            "images is always mse, so that runs can be compared."
         ),
     ] = "mse"
     huber_c: Annotated[
@@ -352,7 +354,8 @@ class TrainingConfig:
         Last(),
         Doc(
             "Number of noises to choose from for each image: the one that is nearest to the image is trained, which "
-            "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no choice."
+            "straightens the paths. Chroma itself was trained with noises matched to the images of each batch. 1: no "
+            "choice."
         ),
     ] = 1
     devices: Annotated[
@@ -362,8 +365,9 @@ class TrainingConfig:
         Last(),
         Doc(
             "Devices that train, each in a process of its own: 1 (the usual device, outside of ComfyUI's process), a "
-            "larger number (2), auto, a list (0,1) or CPU processes (cpu:2). They share out the batches of accumulation, "
-            "so the LoRA has the same bytes for any number. Empty: one device, in ComfyUI's process (docs/devices.md)."
+            "larger number (2), auto, a list (0,1) or CPU processes (cpu:2). They share out the batches of "
+            "accumulation, so the LoRA has the same bytes for any number. Empty: one device, in ComfyUI's process "
+            "(docs/devices.md)."
         ),
     ] = ""
     stop_when: Annotated[
@@ -372,9 +376,9 @@ class TrainingConfig:
         Advanced(),
         Last(),
         Doc(
-            "End the run early. no longer better: once the loss of the held-out images (holdout) has reached no new low "
-            "for `patience` checkpoints, and on average is no lower than at as many checkpoints before. never: train all "
-            "steps (docs/learned.md)."
+            "End the run early. no longer better: once the loss of the held-out images (holdout) has reached no new "
+            "low for `patience` checkpoints, and on average is no lower than at as many checkpoints before. never: "
+            "train all steps (docs/learned.md)."
         ),
     ] = NEVER
     patience: Annotated[

@@ -73,8 +73,8 @@ class ValidationConfig:
         str,
         Text(multiline=True, placeholder="one prompt per line, or a JSON object of names and prompts"),
         Doc(
-            "Prompts: one per line, or a prompt library: a JSON object of names and prompts, or the path of a .json file "
-            "with one, looked up like a dataset folder. Images of a library are also saved by name."
+            "Prompts: one per line, or a prompt library: a JSON object of names and prompts, or the path of a .json "
+            "file with one, looked up like a dataset folder. Images of a library are also saved by name."
         ),
     ] = ""
     negative_prompt: Annotated[

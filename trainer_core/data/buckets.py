@@ -87,8 +87,8 @@ def _buckets(edge: float, step: int) -> tuple[tuple[int, int], ...]:
 def place(width: int, height: int, config: FolderConfig, seed: int, key: str, box: Box | None = None) -> Placement:
     """Return how an image of (width, height) is resized and cropped.
 
-    A random crop or aspect ratio is chosen once per image, by (seed, key), because its latent is cached. Without a crop,
-    the whole image is resized to its bucket, unless that would distort it too much.
+    A random crop or aspect ratio is chosen once per image, by (seed, key), because its latent is cached. Without a
+    crop, the whole image is resized to its bucket, unless that would distort it too much.
 
     Args:
         width: Of the image, in pixels.

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 from ..config.dataset import FolderConfig
 
-# A counter at the end of a name, set apart by _, - or parentheses: "red_fox_012", "fox-7", "red fox (3)". A number after
-# a space or a letter is part of the name: "Porsche 911", "R2D2", "street in 1999".
+# A counter at the end of a name, set apart by _, - or parentheses: "red_fox_012", "fox-7", "red fox (3)". A number
+# after a space or a letter is part of the name: "Porsche 911", "R2D2", "street in 1999".
 COUNTER = re.compile(r"([_-]+\d+)?([\s_-]*\(\d+\))?\Z")
 
 # Scripts that are written without spaces between words, and Hangul, where particles follow a word without one. A

@@ -368,8 +368,8 @@ def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Hos
     if report["cropped_despite_off"]:
         host.emit(
             Notice(
-                f"{report['num_cropped_despite_off']} images are cropped although crop is off, because resizing them to "
-                f"their bucket would distort them by more than {MAX_DISTORTION - 1:.0%}, for example "
+                f"{report['num_cropped_despite_off']} images are cropped although crop is off, because resizing them "
+                f"to their bucket would distort them by more than {MAX_DISTORTION - 1:.0%}, for example "
                 f"{report['cropped_despite_off'][0]}",
                 "warning",
             )

@@ -145,7 +145,7 @@ def extract(
     """
     if base.family != tuned.family or set(base.layers) != set(tuned.layers):
         raise UserError.at(
-            tuned.name, f"is a {tuned.family} transformer with {len(tuned.layers)} layers, and {base.name} is {base.family} with "
+            tuned.name, f"is a {tuned.family} transformer with {len(tuned.layers)} layers, and {base.name} is " f"{base.family} with "
             f"{len(base.layers)}; they are not of one model",
         )  # fmt: skip
     for done, name in enumerate(base.layers):

@@ -49,7 +49,8 @@ def add_lora(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
     for name in ("base", "tuned"):
         sub.add_argument(
             name,
-            help=f"the {'original' if name == 'base' else 'trained'} model: .safetensors file, diffusers folder or Hugging Face repository",
+            help=f"the {'original' if name == 'base' else 'trained'} model: .safetensors file, diffusers folder or "
+            "Hugging Face repository",
         )
     _add_cut(sub, "")
     sub.add_argument("--device", default="", help="where the decompositions run (default: the best available device)")

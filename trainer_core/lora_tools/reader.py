@@ -232,5 +232,6 @@ def require_lora(lora: LoraReader) -> None:
     if strangers:
         raise UserError.at(
             lora.name,
-            f"{len(strangers)} of its {len(lora.groups.parts)} layers are none of Chroma or Flux, such as {strangers[0]}; {SEE_DOCTOR}",
+            f"{len(strangers)} of its {len(lora.groups.parts)} layers are none of Chroma or Flux, such as "
+            f"{strangers[0]}; {SEE_DOCTOR}",
         )

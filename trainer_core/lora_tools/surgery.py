@@ -23,7 +23,10 @@ from .reader import LoraReader, require_lora
 from .report.examine import name_of_kind
 
 Layers = Iterator[tuple[str, Update]]
-ALTERNATIVE = "apply it to the base model in ComfyUI, save the model with Save Checkpoint or Model Save, and use lora extract on both"
+ALTERNATIVE = (
+    "apply it to the base model in ComfyUI, save the model with Save Checkpoint or Model Save, and use lora extract "
+    "on both"
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def _sum(name: str, pairs: Sequence[tuple[LoraPair, float]], cut: Cut, losses: L
     if len(shapes) > 1:
         raise UserError.at(
             name,
-            f"has different shapes in the files ({', '.join(map(str, sorted(shapes)))}); they belong to different models",
+            f"has different shapes in the files ({', '.join(map(str, sorted(shapes)))}); they belong to different "
+            "models",
         )
     down = torch.cat([pair.down.float() for pair, _ in pairs])
     up = torch.cat([pair.up.float() * strength for pair, strength in pairs], dim=1)

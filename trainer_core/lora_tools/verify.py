@@ -167,7 +167,10 @@ def _checked(trainer: Trainer, record: Mapping[str, Any], anyway: bool) -> NodeS
         digest = plan_run(trainer.request_of(inputs), host, {}).index.digest
         recorded = record.get("dataset", {}).get("digest")
         if digest != recorded:
-            text = f"the dataset differs (digest {str(recorded)[:16]} was recorded, here it is {digest[:16]}): images or captions were changed"
+            text = (
+                f"the dataset differs (digest {str(recorded)[:16]} was recorded, here it is {digest[:16]}): images or "
+                "captions were changed"
+            )
             host.emit(Notice(text, "warning"))
             if not anyway:
                 raise DatasetDiffers(text)
@@ -181,7 +184,10 @@ def _differences_of_versions(recorded: Any) -> Iterator[str]:
     before = recorded if isinstance(recorded, dict) else {}
     for name in dict.fromkeys(["chroma-trainer", *PACKAGES, *before]):
         if before.get(name) != current.get(name):
-            yield f"{name} {before.get(name, '(not recorded)')} was used, here it is {current.get(name, '(not installed)')}"
+            yield (
+                f"{name} {before.get(name, '(not recorded)')} was used, here it is "
+                f"{current.get(name, '(not installed)')}"
+            )
 
 
 def _result(path: Path, node: str, record: Mapping[str, Any], host: SinkHost) -> Path:
@@ -261,4 +267,7 @@ def _tensor_differences(old: LoraReader, new: LoraReader) -> Iterator[str]:
             first = first or key
             square += float((one.double() - two.double()).square().sum())
     if first:
-        yield f"the weights differ from {first} on; relative difference of all weights {(square / total) ** 0.5 if total else 0:.3g}"
+        yield (
+            f"the weights differ from {first} on; relative difference of all weights "
+            f"{(square / total) ** 0.5 if total else 0:.3g}"
+        )

@@ -1,6 +1,7 @@
 """Write a LoRA layer by layer, and prove that the file holds what was written and loads where it should.
 
-The tensors are collected in a temporary file, because a safetensors header stands before them and needs all their sizes.
+The tensors are collected in a temporary file, because a safetensors header stands before them and needs all their
+sizes.
 """
 
 from __future__ import annotations
@@ -211,8 +212,8 @@ def _check(lora: LoraReader, writer: LoraWriter, name: str) -> None:
 def edited_metadata(operation: str, parents: Sequence[tuple[LoraReader, str]], **settings: object) -> dict[str, str]:
     """Return the metadata of a file that a tool makes from others.
 
-    A file with one parent keeps its metadata (workflow, trigger, base model). A file with several keeps what they agree on,
-    and the records of each inside chroma_trainer_edit.
+    A file with one parent keeps its metadata (workflow, trigger, base model). A file with several keeps what they agree
+    on, and the records of each inside chroma_trainer_edit.
 
     Args:
         operation: Name of the tool, such as "lora merge".

@@ -70,9 +70,9 @@ def compile_blocks_(blocks: Iterable[nn.Module], backend: str = "inductor") -> N
     """Compile each block's forward with dynamic sequence lengths.
 
     Blocks of one class share their code, so each class is compiled once. Call this after checkpoint_blocks_: with the
-    checkpoint inside what is compiled, the compiler leaves out of the recomputation what no gradient reads, and fuses the
-    rest (27 to 31 % less time than a checkpoint around compiled blocks, on a CPU). Results differ in their last bits,
-    because operations are fused.
+    checkpoint inside what is compiled, the compiler leaves out of the recomputation what no gradient reads, and fuses
+    the rest (27 to 31 % less time than a checkpoint around compiled blocks, on a CPU). Results differ in their last
+    bits, because operations are fused.
     """
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True, backend=backend)

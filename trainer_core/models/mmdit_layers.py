@@ -85,8 +85,8 @@ class RotaryPositions(nn.Module):
 def attend_heads(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Apply attention to heads: (B, tokens, heads, head width) each -> (B, tokens, width).
 
-    The kernel receives views, (B, heads, tokens, width) with the strides of (B, tokens, heads, width); nothing is copied.
-    attention_check.py passes the same strides to the kernels.
+    The kernel receives views, (B, heads, tokens, width) with the strides of (B, tokens, heads, width); nothing is
+    copied. attention_check.py passes the same strides to the kernels.
 
     Args:
         attend: The attention function.

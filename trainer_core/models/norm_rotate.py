@@ -2,10 +2,10 @@
 
     n = x / sqrt(mean(x^2) + eps),   y = R (w n),   R turns each pair of features by its position's angle
 
-Apart, the two take 8 and 3 small kernels forward for queries and as many for keys, and about 36 backward, in every block: 3,270 of the
-13,516 that a step of Chroma launches while the GPU waits for the host (docs/decisions/0035). Here queries and keys go through together, in
-fp32 from the norm to the end of the rotation: one rounding to bf16 instead of two. What the backward pass needs is x as it came, and one
-number a row; torch's own keeps fp32 copies.
+Apart, the two take 8 and 3 small kernels forward for queries and as many for keys, and about 36 backward, in every
+block: 3,270 of the 13,516 that a step of Chroma launches while the GPU waits for the host (docs/decisions/0035). Here
+queries and keys go through together, in fp32 from the norm to the end of the rotation: one rounding to bf16 instead of
+two. What the backward pass needs is x as it came, and one number a row; torch's own keeps fp32 copies.
 
     dL/dn = w R^T g,   dL/dx = (dL/dn - n mean(n dL/dn)) / sqrt(mean(x^2) + eps)
 """
@@ -115,8 +115,8 @@ def _wide(x: Tensor) -> Tensor:
 def _turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn each pair (a, b) of features: (a + ib) (cos + i sin), in x's precision.
 
-    One complex product where the device has them, 2.5 times as fast as four real ones on a CPU; compilers can't fuse those,
-    so real ones for them.
+    One complex product where the device has them, 2.5 times as fast as four real ones on a CPU; compilers can't fuse
+    those, so real ones for them.
     """
     pairs = x.unflatten(-1, (-1, 2))
     if x.device.type in COMPLEX_DEVICES and not torch.compiler.is_compiling():

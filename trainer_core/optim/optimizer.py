@@ -117,7 +117,8 @@ def parameter_groups(
     Args:
         layers: Adapter layers by name.
         rates: Factors of the learning rate by name.
-        undecayed_parts: Names of parameters that are not decayed in any layer, for a plan whose layers have not started.
+        undecayed_parts: Names of parameters that are not decayed in any layer, for a plan whose layers have not
+            started.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, layer in layers.items():

@@ -2,8 +2,8 @@
 
 8 bits with a scale per row; 4 and 2 bits with a scale and an offset per 128 weights.
 
-The package is imported only to encode, once per base model, because its import takes 2.7 CPU seconds and 150 MiB. Weights
-are encoded in fp32: in bf16 the package rounds the scales to bf16, which changes 2 to 7 % of the codes
+The package is imported only to encode, once per base model, because its import takes 2.7 CPU seconds and 150 MiB.
+Weights are encoded in fp32: in bf16 the package rounds the scales to bf16, which changes 2 to 7 % of the codes
 (docs/decisions/0038).
 """
 
@@ -104,7 +104,8 @@ class _Grouped(_EncodedByQuanto):
         encoded = quanto.quantize_weight(
             exact, qtype, 0, scale.float(), -offset.float(), exact.shape[1], optimized=False
         )
-        # Its own unpack compiles C++ or CUDA on first use: that needs a compiler and a package folder that can be written.
+        # Its own unpack compiles C++ or CUDA on first use: that needs a compiler and a package folder that can be
+        # written.
         codes.copy_(self._unpack(encoded._data._data, len(codes)))
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

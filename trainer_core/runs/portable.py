@@ -1,7 +1,7 @@
 """What may be published with a LoRA: names instead of paths of a machine, no secrets, and values that are JSON.
 
-The workflow and the request are written into LoRA files, images and request.json. A path in them would tell a user's name,
-and equal data at another place would give other bytes.
+The workflow and the request are written into LoRA files, images and request.json. A path in them would tell a user's
+name, and equal data at another place would give other bytes.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
     if training.alpha > training.rank:
         lines.append(
             f"alpha is {training.alpha:g} and rank {training.rank}: the update is scaled by alpha / rank, "
-            f"{training.alpha / training.rank:g} times, like a learning rate that is as much higher; set alpha to 0 for "
-            "a scale of 1"
+            f"{training.alpha / training.rank:g} times, like a learning rate that is as much higher; set alpha to 0 "
+            "for a scale of 1"
         )
     low, high = part.usual_rates
     if not low / FAR <= training.learning_rate <= high * FAR:
@@ -46,9 +46,11 @@ def describe_preservation(training: TrainingConfig, dataset: DatasetConfig) -> l
     if not training.preservation:
         return [f"class_word is {word!r}, but preservation is 0: it has no effect" for _, word in sorted(words) if word]
     return [
-        f"preservation {training.preservation:g}: the prediction for captions with {word!r} in place of {trigger!r} is held"
+        f"preservation {training.preservation:g}: the prediction for captions with {word!r} in place of {trigger!r} "
+        "is held"
         if word
-        else f"preservation {training.preservation:g}: the prediction for the empty caption is held (class_word is empty)"
+        else f"preservation {training.preservation:g}: the prediction for the empty caption is held (class_word "
+        "is empty)"
         for trigger, word in sorted(words)
     ]
 

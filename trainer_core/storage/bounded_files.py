@@ -1,7 +1,7 @@
 """Read files that may hold anything: only regular files, only so many bytes, and JSON only to some depth.
 
-A run folder, a model or a workflow may be damaged, or come from somebody else. Every failure is an OSError or an Unusable,
-so that no caller has to know what else a parser can raise.
+A run folder, a model or a workflow may be damaged, or come from somebody else. Every failure is an OSError or an
+Unusable, so that no caller has to know what else a parser can raise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def read_regular(path: Path | str, max_bytes: int) -> bytes:
 
     Raises:
         OSError: The file does not exist or can't be read.
-        Unusable: It is not a regular file (but a device or a fifo, for example), it is too large, or its path has a NUL.
+        Unusable: It is not a regular file (but a device or a fifo, for example), it is too large, or its path has a
+            NUL.
     """
     handle = open_regular(path)
     with os.fdopen(handle, "rb") as stream:

@@ -55,7 +55,8 @@ def faults_of_name(typed: str) -> list[str]:
         )
     elif not all(is_portable(part) for part in parts):
         faults.append(
-            f"{typed!r} is not a valid file name on every system; use letters, digits, spaces, - and _, and / for subfolders"
+            f"{typed!r} is not a valid file name on every system; use letters, digits, spaces, - and _, and / for "
+            "subfolders"
         )
     size = len(name.encode("utf-8", "replace"))
     return [*faults, *([f"is {size} bytes long; use at most {MAX_BYTES}"] if size > MAX_BYTES else [])]

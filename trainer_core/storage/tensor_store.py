@@ -219,8 +219,8 @@ def fill(
 ) -> None:
     """Compute the tensors that are missing and write them, one shard at a time.
 
-    If the process is killed, all full shards remain. Several processes that fill a store together call this at once; each
-    finds the tensors of all of them in its store then.
+    If the process is killed, all full shards remain. Several processes that fill a store together call this at once;
+    each finds the tensors of all of them in its store then.
 
     Args:
         store: The store.

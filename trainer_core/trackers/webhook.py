@@ -1,7 +1,7 @@
 """Send messages about a run to a web address: JSON of our events, or the form of Discord or Slack.
 
-The address is read from the environment variable CHROMA_TRAINER_WEBHOOK only. It is a secret: whoever knows it can post. So it is
-in no workflow, no file and no message.
+The address is read from the environment variable CHROMA_TRAINER_WEBHOOK only. It is a secret: whoever knows it can
+post. So it is in no workflow, no file and no message.
 """
 
 from __future__ import annotations

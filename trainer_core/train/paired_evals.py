@@ -9,8 +9,8 @@ The gap is what the trained images have improved by more than the held-out ones,
 
     gap = mean over held-out images of (L_i(t) - L_i(r)) - mean over trained images of (L_j(t) - L_j(r))
 
-The earlier loss is subtracted because the two sets of images differ. r is the evaluation with the lowest held-out loss. At
-the lowest itself it is the start, where the error is large: images differ in what the base model knows of them (on
+The earlier loss is subtracted because the two sets of images differ. r is the evaluation with the lowest held-out loss.
+At the lowest itself it is the start, where the error is large: images differ in what the base model knows of them (on
 chroma-nano 0.20 +- 0.18 since the start, and 0.048 +- 0.015 since the lowest). Needs no torch.
 """
 
@@ -110,8 +110,8 @@ def gap(new: Evaluation, old: Evaluation, sigma: int | None = None) -> Estimate 
 def slope(evaluations: Mapping[int, Evaluation]) -> Estimate | None:
     """Return the slope of the judged images' loss, per evaluation, and its standard error.
 
-    The error has two parts: that of the images, each of which has a slope of its own, and that of the evaluations, which
-    scatter around the line because the weights do.
+    The error has two parts: that of the images, each of which has a slope of its own, and that of the evaluations,
+    which scatter around the line because the weights do.
     """
     series = [evaluation.judged for _, evaluation in sorted(evaluations.items())]
     keys = [key for key in series[0] if all(key in losses for losses in series)] if len(series) > 2 else []
@@ -131,7 +131,8 @@ def overfits(evaluations: Mapping[int, Evaluation]) -> bool:
     """Return whether the run overfits: its newest CONFIRMATIONS evaluations all show it.
 
     An evaluation shows it if the trained images have improved by more than the held-out ones since the lowest held-out
-    loss, and the held-out loss rises over the last SLOPE_EVALS evaluations, both with 95 % certainty. How often good runs raise a false alarm: tests/train/test_paired_evals.py.
+    loss, and the held-out loss rises over the last SLOPE_EVALS evaluations, both with 95 % certainty. How often good
+    runs raise a false alarm: tests/train/test_paired_evals.py.
     """
     steps = sorted(evaluations)
     newest = [steps[: len(steps) - back] for back in range(CONFIRMATIONS)]

@@ -266,8 +266,8 @@ def _save_unfinished(
     """Whatever ended the run, save the LoRA of its last consistent step, and a checkpoint to resume from.
 
     An interrupt can hit the middle of a step, where weights and optimizer do not belong together. Such a state is never
-    saved: the newest checkpoint takes its place. An error while saving is logged, and does not hide the one that ended the
-    run.
+    saved: the newest checkpoint takes its place. An error while saving is logged, and does not hide the one that ended
+    the run.
     """
     try:
         if not state.is_consistent and not _restore_newest(state, checkpoints, host):

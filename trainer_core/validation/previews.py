@@ -4,8 +4,8 @@ fast: colors that are linear in the latents, at a pixel for each latent cell,
 
     rgb = z W + b,
 
-with W and b fitted to the VAE of the run, by least squares on the small images that come with the pack and some synthetic
-ones. So it works with every VAE, and nothing is downloaded (docs/decisions/0063).
+with W and b fitted to the VAE of the run, by least squares on the small images that come with the pack and some
+synthetic ones. So it works with every VAE, and nothing is downloaded (docs/decisions/0063).
 
 taef1: the tiny autoencoder of Flux's latents (Bohan, github.com/madebyollin/taesd), at the size of the image.
 """

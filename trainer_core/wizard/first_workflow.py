@@ -74,7 +74,10 @@ def _captions_text(answers: Answers) -> str:
 def _hints(answers: Answers) -> list[str]:
     hints = []
     if answers.images.outside:
-        text = f"**In ComfyUI** put the folder *{answers.images.name}* into `input`; headless, `--datasets` names its parent"
+        text = (
+            f"**In ComfyUI** put the folder *{answers.images.name}* into `input`; headless, `--datasets` names its "
+            "parent"
+        )
         hints.append(text)
     if answers.captions == TEXTFILE and answers.learn == "style":
         hints.append("**Captions of a style** describe what is in the image, and not the style")

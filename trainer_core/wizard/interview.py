@@ -211,7 +211,8 @@ class Interview:
             self.terminal.say(f"\n{card.name}: {card.gigabytes:g} GB")
         return Question(
             option="--vram",
-            text="How much memory has the graphics card that will train, in GB as it is sold? 0: none, the processor trains.",
+            text="How much memory has the graphics card that will train, in GB as it is sold? 0: none, the processor "
+            "trains.",
             default=f"{card.gigabytes:g}",
             read=read_gigabytes,
             is_asked=not (is_tiny or card.gigabytes),

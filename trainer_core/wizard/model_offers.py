@@ -32,7 +32,8 @@ FIELDS = {
     CHROMA: {"text_encoder": "text_encoder", "vae": "vae"},
     FLUX: {"text_encoder": "t5", "clip": "clip", "vae": "vae"},
 }
-# GB in bf16: 8.9 and 11.9 billion parameters, T5-XXL 4.76, CLIP-L 0.12, the VAE 0.08 (docs/quantization.md, docs/flux.md).
+# GB in bf16: 8.9 and 11.9 billion parameters, T5-XXL 4.76, CLIP-L 0.12, the VAE 0.08 (docs/quantization.md,
+# docs/flux.md).
 DOWNLOAD_GB = {CHROMA: 17.8, FLUX: 23.8, "text_encoder": 9.5, "clip": 0.25, "vae": 0.17}
 PART_NAMES = {"text_encoder": "T5", "clip": "CLIP-L", "vae": "the VAE"}
 USUAL_NAMES = {"text_encoder": "t5xxl", "clip": "clip_l", "vae": "ae."}  # chosen first where several files fit

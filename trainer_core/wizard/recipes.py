@@ -54,7 +54,8 @@ SCHEDULE = {
     GOOD: Value("constant", "a finished run can be extended by raising steps (docs/first-lora.md)"),
     BEST: Value("cosine", "falls towards the end (docs/optimizers.md)"),
 }
-# Steps: how often each image is seen, within limits. 20 to 60 images and 1000 to 3000 steps (docs/first-lora.md) are 50.
+# Steps: how often each image is seen, within limits. 20 to 60 images and 1000 to 3000 steps (docs/first-lora.md) are
+# 50.
 VIEWS = {QUICK: 25, GOOD: 50, BEST: 75}  # chosen for quick and best: half as often, and half as often again
 # Lower ends: 500 steps is the least of usual runs, 1000 docs/first-lora.md's. Upper ends: 3000 is docs/first-lora.md's.
 STEPS = {QUICK: (500, 1500), GOOD: (1000, 3000), BEST: (1500, 4000)}  # 4000: the most of usual runs

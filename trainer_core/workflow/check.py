@@ -102,7 +102,8 @@ def _shared_identity(
     return [
         Problem(
             field,
-            f"{value!r} is also the {field} of node {owner} ({spec.id}), whose file this node would replace; change one of them",
+            f"{value!r} is also the {field} of node {owner} ({spec.id}), whose file this node would replace; change "
+            "one of them",
         )
     ]
 

@@ -34,8 +34,8 @@ class Resolved:
         values: Value by field name.
         problems: Problems of the node's connections.
         complete: Whether no value is pending, so that the node can run.
-        is_stored: Whether values come from nodes that only run in ComfyUI, so that an earlier run there must have stored
-            the outputs. These values are PENDING, and the node needs none of them.
+        is_stored: Whether values come from nodes that only run in ComfyUI, so that an earlier run there must have
+            stored the outputs. These values are PENDING, and the node needs none of them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)

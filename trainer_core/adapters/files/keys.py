@@ -120,7 +120,8 @@ def layers_of(name: str) -> tuple[tuple[str, Place], ...]:
     """Return the diffusers modules that a module name of a LoRA file stands for, with their positions in it.
 
     Args:
-        name: Name without the model's prefix: diffusers', the original one, or either with `_` for `.` and kohya's prefix.
+        name: Name without the model's prefix: diffusers', the original one, or either with `_` for `.` and kohya's
+            prefix.
     Returns:
         Several modules for a fused one, in the order of their rows; () if the name is none of Chroma or Flux.
     """

@@ -62,9 +62,9 @@ def read_lora_file(path: Path | str) -> LoraFile:
 
     Supported keys: `transformer.X.lora_A.weight`, `diffusion_model.X.lora_down.weight` with `.alpha`, kohya's
     `lora_unet_X`, folders of peft (adapter_model.safetensors, with adapter_config.json), DoRA of peft and ComfyUI, and
-    LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`, with any wrapper and adapter name of peft. Without `.alpha`, the header
-    that diffusers writes or peft's config gives it. Keys of text encoders and changes that are no adapters (of biases and
-    norms) are left out.
+    LyCORIS' `lokr_*`, `hada_*` and `oft_blocks`, with any wrapper and adapter name of peft. Without `.alpha`, the
+    header that diffusers writes or peft's config gives it. Keys of text encoders and changes that are no adapters (of
+    biases and norms) are left out.
 
     Raises:
         UserError: The file is not a safetensors file, contains other keys, or several adapters.

@@ -1,7 +1,7 @@
 """Write images of a graph as a dataset: PNG files named by their pixels, captions and masks beside them.
 
-The same images give the same names, so that a second run writes nothing and trains the same bytes, in whatever order the
-graph gives them.
+The same images give the same names, so that a second run writes nothing and trains the same bytes, in whatever order
+the graph gives them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def _warn_of_empty(items: Sequence[Item], host: Host) -> None:
     """Report captions that are missing for some images: a captioner has failed. None at all may be meant."""
     numbers = [number for number, item in enumerate(items, 1) if not item.captions]
     if 0 < len(numbers) < len(items):
-        text = f"captions {join(numbers)} of {len(items)} are empty: on_broken of DatasetBackend decides about their images"
+        text = (
+            f"captions {join(numbers)} of {len(items)} are empty: on_broken of DatasetBackend decides about their "
+            "images"
+        )
         host.emit(Notice(text, "warning"))
 
 
@@ -248,7 +251,10 @@ def _report(own: OwnFiles, num_written: int, num_removed: int, edited: Sequence[
         host.emit(Notice(text))
     if edited:
         shown = f"{', '.join(edited[:NUM_SHOWN])}{' ...' if len(edited) > NUM_SHOWN else ''}"
-        text = f"dataset {name!r}: edited files stay as they are: {len(edited)} ({shown}); delete them to have them written again"
+        text = (
+            f"dataset {name!r}: edited files stay as they are: {len(edited)} ({shown}); delete them to have them "
+            "written again"
+        )
         host.emit(Notice(text, "warning"))
     others = FolderBackend(own.folder).entries()
     num_others = len({entry.name for entry in others} - set(own.images()))
@@ -272,8 +278,9 @@ def find_saved(name: str, paths: Paths) -> OwnFiles:
     if folder is None:
         searched = ", ".join(map(str, roots)) or "none is set"
         text = (
-            f"{name!r} is made by nodes that only run in ComfyUI, and has not been written to a datasets folder ({searched}); run "
-            "the workflow in ComfyUI once, or copy the dataset there with its hidden files, or set --datasets to the folder that contains it"
+            f"{name!r} is made by nodes that only run in ComfyUI, and has not been written to a datasets folder "
+            f"({searched}); run the workflow in ComfyUI once, or copy the dataset there with its hidden files, or set "
+            "--datasets to the folder that contains it"
         )
         raise UserError.at("name", text)
     own = OwnFiles.read(paths.find_dataset(str(folder.absolute()), "name"), "name")

@@ -1,7 +1,8 @@
 """What other ComfyUI nodes give as images, masks and captions: batches and lists, as single images in 8 bits.
 
-An image is (H, W, C) with values from 0 to 1, a batch is (B, H, W, C), and lists hold batches of any sizes. Masks have no
-channels. Torch tensors and arrays are taken alike; one image at a time is converted, because a list may fill the RAM.
+An image is (H, W, C) with values from 0 to 1, a batch is (B, H, W, C), and lists hold batches of any sizes. Masks have
+no channels. Torch tensors and arrays are taken alike; one image at a time is converted, because a list may fill the
+RAM.
 """
 
 from __future__ import annotations

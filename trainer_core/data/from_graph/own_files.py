@@ -1,7 +1,7 @@
 """The files that SaveDataset wrote into a folder, by name: only these does it replace, or set aside.
 
-The list is a hidden file in the folder. It says first which files will be there, and last that all are: after a crash the
-files that were written are still known as the node's own.
+The list is a hidden file in the folder. It says first which files will be there, and last that all are: after a crash
+the files that were written are still known as the node's own.
 """
 
 from __future__ import annotations

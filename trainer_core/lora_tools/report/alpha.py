@@ -51,7 +51,10 @@ def scale_of(lora: LoraReader, module: str, part: Mapping[str, Tensor]) -> Scale
     if in_header is not None and any(end in part for end in DOWNS):
         if in_header == rank:
             return Scale(rank, 1.0, 1.0)
-        fault = f"alpha stands in the header alone, which ComfyUI does not read: it applies 1 instead of {in_header / rank:g}"
+        fault = (
+            "alpha stands in the header alone, which ComfyUI does not read: it applies 1 instead of "
+            f"{in_header / rank:g}"
+        )
         return Scale(rank, 1.0, in_header / rank, fault, True)
     if not any(end in part for end in OF_KOHYA):
         return Scale(rank, 1.0, 1.0)

@@ -69,7 +69,8 @@ class Comparison:
         lines = [
             f"{self.names[0]} and {self.names[1]}",
             f"  cosine      {self.cosine:+.3f} over all layers: {_in_words(self.cosine)}",
-            f"  overlap     {self.overlap:.0%} of the main directions of the {len(self.layers)} layers that both change",
+            f"  overlap     {self.overlap:.0%} of the main directions of the {len(self.layers)} layers that both "
+            "change",
         ]
         if any(self.only):
             lines.append(f"  only in one {self.only[0]} layers of the first, {self.only[1]} of the second")

@@ -329,7 +329,8 @@ def _add_rank(report: _Collector, layers: Sequence[LayerReport]) -> None:
         report.findings.append(
             Finding(
                 NOTE,
-                f"half of the rank or more is unused: {ENERGY:.0%} of the update fits rank {statistics.median_high(needed)} in the "
-                f"median layer ({min(needed)} to {max(needed)}); `lora resize --energy {ENERGY:g}` makes the file smaller",
+                f"half of the rank or more is unused: {ENERGY:.0%} of the update fits rank "
+                f"{statistics.median_high(needed)} in the median layer ({min(needed)} to {max(needed)}); `lora resize "
+                f"--energy {ENERGY:g}` makes the file smaller",
             )
         )

@@ -1,6 +1,7 @@
 """Which keys ComfyUI and diffusers load, by their names. What they do not load changes nothing, and no error says so.
 
-The rules were read from ComfyUI 0.33 (comfy/lora.py) and diffusers 0.42 (FluxLoraLoaderMixin), and are tested against both.
+The rules were read from ComfyUI 0.33 (comfy/lora.py) and diffusers 0.42 (FluxLoraLoaderMixin), and are tested against
+both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Digests that identify weights by content, regardless of file names and paths.
 
-Every byte of a file counts. A large file is read once: its digest is remembered in the cache folder, by path, size, time
-of change and inode.
+Every byte of a file counts. A large file is read once: its digest is remembered in the cache folder, by path, size,
+time of change and inode.
 """
 
 from __future__ import annotations

@@ -98,8 +98,9 @@ class Weights:
     Args:
         files: The part's shards, or one single file, which may also hold other parts. Empty: only a config is known.
         kind: The part.
-        mapped: Return memory-mapped tensors where their dtype does not change. False: read each tensor into its own memory, for tensors that are freed
-            soon. Mapped pages stay in the process until the last tensor of the file is freed.
+        mapped: Return memory-mapped tensors where their dtype does not change. False: read each tensor into its own
+            memory, for tensors that are freed soon. Mapped pages stay in the process until the last tensor of the file
+            is freed.
     Raises:
         UserError: A file is damaged, or no file holds this part.
     """

@@ -66,8 +66,8 @@ def find_clip_tokenizer(model: ModelConfig) -> tuple[Path, ...]:
             return files
     raise UserError.at(
         "clip_file" if single else "repo",
-        "CLIP's tokenizer was not found; put vocab.json and merges.txt, or tokenizer.json (from the model's repository, "
-        f"folder `{name}`) into {_beside(model, single) / name}",
+        "CLIP's tokenizer was not found; put vocab.json and merges.txt, or tokenizer.json (from the model's "
+        f"repository, folder `{name}`) into {_beside(model, single) / name}",
     )
 
 
@@ -148,8 +148,8 @@ def read_clip_tokenizer(files: Sequence[Path]) -> Any:
         if len(files) == 1:
             return PreTrainedTokenizerFast(tokenizer_file=str(files[0]))
         vocabulary, merges = map(str, files)
-        # transformers 5 takes the first two arguments, 4 the others. Given their folder, it would read any tokenizer.json
-        # in it.
+        # transformers 5 takes the first two arguments, 4 the others. Given their folder, it would read any
+        # tokenizer.json in it.
         return CLIPTokenizerFast(vocab=vocabulary, merges=merges, vocab_file=vocabulary, merges_file=merges)
     except Exception as error:
         raise _unreadable(files[0], error) from error

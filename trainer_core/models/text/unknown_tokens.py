@@ -1,8 +1,8 @@
 """Find texts with characters that the tokenizer's vocabulary lacks. Needs no torch.
 
-T5's pieces cover English, German, French and Romanian. It reads each run of other characters (Chinese, Japanese, Korean,
-Hindi, Arabic, Greek, emoji, and { } < ~ ^) as one and the same unknown token, so that different captions get equal
-embeddings.
+T5's pieces cover English, German, French and Romanian. It reads each run of other characters (Chinese, Japanese,
+Korean, Hindi, Arabic, Greek, emoji, and { } < ~ ^) as one and the same unknown token, so that different captions get
+equal embeddings.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class UnknownText:
         """Return a warning. what: Name of the texts, in the plural."""
         parts = ", ".join(map(repr, self.parts[:3])) + (", ..." if len(self.parts) > 3 else "")
         return (
-            f"{what} with characters that T5's vocabulary lacks: {self.num_texts}. It reads each run of such characters as "
-            f"the same unknown token, so different {what} may become equal. For example {_shorten(self.example)!r}, where {parts} "
-            "can't be read; write English instead"
+            f"{what} with characters that T5's vocabulary lacks: {self.num_texts}. It reads each run of such "
+            f"characters as the same unknown token, so different {what} may become equal. For example "
+            f"{_shorten(self.example)!r}, where {parts} can't be read; write English instead"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Decode the blocks of GGUF files, in torch and on any device. Every value is computed in fp32 and rounded once.
 
-Each row of a weight is stored as blocks of 32 or 256 values with a scale. d and m are fp16 numbers of a block, q its codes.
+Each row of a weight is stored as blocks of 32 or 256 values with a scale. d and m are fp16 numbers of a block, q its
+codes.
 
     Q8_0: d q            Q4_0: d (q - 8)      Q5_0: d (q - 16)
     Q4_1, Q5_1: d q + m

@@ -1,7 +1,7 @@
 """Read the header of a GGUF file without torch, with bounds on everything that is read.
 
-Format: "GGUF", version, number of tensors, number of metadata entries, the entries, the tensors' descriptions, padding, the tensors.
-All little-endian. A tensor's dimensions are stored fastest first, so they are reversed here.
+Format: "GGUF", version, number of tensors, number of metadata entries, the entries, the tensors' descriptions, padding,
+the tensors. All little-endian. A tensor's dimensions are stored fastest first, so they are reversed here.
 Source: github.com/ggml-org/ggml, docs/gguf.md.
 """
 

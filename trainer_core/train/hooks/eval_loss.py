@@ -32,9 +32,9 @@ def eval_loss(state: TrainState, host: Host) -> Eval:
 def measure(state: TrainState, host: Host) -> Evaluation:
     """Return the velocity loss of each sample at each of EVAL_SIGMAS.
 
-    It is measured on at most `eval_images` samples with their first caption, spread evenly over the held-out samples, or
-    over all samples where none are held out. Beside held-out samples, as many trained ones are measured too. The weights
-    are those for export, see final_weights.
+    It is measured on at most `eval_images` samples with their first caption, spread evenly over the held-out samples,
+    or over all samples where none are held out. Beside held-out samples, as many trained ones are measured too. The
+    weights are those for export, see final_weights.
 
     Args:
         host: receives progress.
@@ -78,9 +78,9 @@ def report(state: TrainState, evaluation: Evaluation, host: Host) -> None:
 
 def describe_overfitting(step: int, best: int) -> str:
     return (
-        f"step {step}: the run overfits. The loss of held-out images rises while that of the trained ones falls; it was "
-        f"lowest at step {best}. Use an earlier checkpoint (NAME-best), a lower learning rate or rank, "
-        "or more images"
+        f"step {step}: the run overfits. The loss of held-out images rises while that of the trained ones falls; it "
+        f"was lowest at step {best}. Use an earlier checkpoint (NAME-best), a lower learning rate or rank, or more "
+        "images"
     )
 
 

@@ -25,8 +25,8 @@ from .token_drop import draw_route, loss_weight_of_kept
 def make_batch(state: TrainState, micro: int) -> Batch:
     """Return micro-batch number `micro`, on the CPU.
 
-    Latents and text embeddings come from the caches. Noise, sigma, caption choice, mirroring, rollout and token route are
-    sampled from generators that are seeded by the number.
+    Latents and text embeddings come from the caches. Noise, sigma, caption choice, mirroring, rollout and token route
+    are sampled from generators that are seeded by the number.
     """
     batch = draw_samples(state.config, state.samples, state.plan, state.parts, micro)
     x0 = torch.stack([state.latents.get(sample) for sample in batch])

@@ -1,8 +1,8 @@
 """LoRA layers that read the same input, computed with one product each for the bases, for A and for B.
 
-One by one, queries, keys and values take 9 products forward and 18 kernels backward, in every block and again where it is
-recomputed. Joined they take 3 and 9 (docs/decisions/0035). Each output element is the same dot product as before; the gradient
-with respect to the input is summed in another order, so last bits change.
+One by one, queries, keys and values take 9 products forward and 18 kernels backward, in every block and again where it
+is recomputed. Joined they take 3 and 9 (docs/decisions/0035). Each output element is the same dot product as before;
+the gradient with respect to the input is summed in another order, so last bits change.
 """
 
 from __future__ import annotations

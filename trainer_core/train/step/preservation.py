@@ -31,8 +31,8 @@ def base_model(state: TrainState) -> Iterator[None]:
 def added_apart(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Sum up the gradients of the context by themselves, and then add them to those of before.
 
-    So a micro-batch with several losses adds the same bytes wherever it is computed: on another device, nothing is there
-    before.
+    So a micro-batch with several losses adds the same bytes wherever it is computed: on another device, nothing is
+    there before.
     """
     earlier = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -65,8 +65,8 @@ def preservation_loss(state: TrainState, micro: int, fetch: Fetch | None = None)
     """Return the loss of one micro-batch that holds predictions at those of the base model, times its weight.
 
     The prediction of the base model for the caption with the class word in place of the trigger is the target of the
-    prediction with the LoRA, at the same noise level. In a rollout this is the level where it starts. Samples with prior
-    preservation are included: their own loss holds the prediction for their caption.
+    prediction with the LoRA, at the same noise level. In a rollout this is the level where it starts. Samples with
+    prior preservation are included: their own loss holds the prediction for their caption.
 
     Args:
         micro: number of the micro-batch, counted from the start of the run.

@@ -32,7 +32,8 @@ from .working_copies import WorkingCopies
 class TrainState:
     """Everything that a training step needs, in memory.
 
-    step, losses, eval_losses, evaluations, learning_rates and step_seconds grow during the run; the other fields stay as they are.
+    step, losses, eval_losses, evaluations, learning_rates and step_seconds grow during the run; the other fields stay
+    as they are.
     """
 
     config: TrainingConfig

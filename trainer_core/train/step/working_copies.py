@@ -1,9 +1,10 @@
 """The LoRA's weights in the model's precision, cast once a step instead of at every call.
 
-Masters are fp32, and products run in bf16 or fp16. Cast where they are used, A and B take nine small kernels in each layer and step: 3,762
-of the 17,276 that a step of Chroma launches, while the GPU waits for the host (docs/decisions/0035). Here a few kernels cast them all at
-the beginning of a step, and a few add the gradients to the masters' after each backward pass. Every element is rounded as before and
-added in the same order, so the bytes of a run stay the same.
+Masters are fp32, and products run in bf16 or fp16. Cast where they are used, A and B take nine small kernels in each
+layer and step: 3,762 of the 17,276 that a step of Chroma launches, while the GPU waits for the host
+(docs/decisions/0035). Here a few kernels cast them all at the beginning of a step, and a few add the gradients to the
+masters' after each backward pass. Every element is rounded as before and added in the same order, so the bytes of a run
+stay the same.
 
 Layers that read the same input share their copies, and are computed together (joined_lora.py).
 """
