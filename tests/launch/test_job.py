@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Problem
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
+    EvalCompared,
     EvalReport,
     Event,
     LoraSaved,
@@ -25,6 +26,7 @@ from chroma_trainer.trainer_core.host import (
     PreviewReady,
     RunOpened,
     RunReported,
+    SamplingPreview,
     StepReport,
 )
 from chroma_trainer.trainer_core.launch.job import FINISHED, Job, Result, decode_event, encode_event
@@ -34,7 +36,8 @@ EVENTS = [
     Notice("größer 猫", "warning", "groesser"), PhaseStarted("train", 3, "steps"), PhaseProgress("eval", 1, 2),
     StepReport(1, 3, 0.1, 1e-4, float("inf"), 0.5), EvalReport(0, 0.3, 0.0, True), PreviewReady(2, Path("a.png")),
     CheckpointSaved(2, Path("out/step")), LoraSaved(Path("l.safetensors"), "ab", 3, 4), RunOpened(Path("out/run")),
-    MemoryPlanned(0, 5), MemoryInUse("RAM", 5, 0, 7), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
+    EvalCompared(4, 2, 0.01, 0.002, 0.2, (0.3, 0.7), 2, (0.1, -0.1), (0.01, 0.02), 1, False),
+    SamplingPreview(3, 26, Path("p.jpg")), MemoryPlanned(0, 5), MemoryInUse("RAM", 5, 0, 7), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
 ]  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def test_it_is_the_order_of_the_captions_that_a_run_looks_up(workshop, monkeypat
     monkeypatch.setattr(build_module.TextCache, "get", lambda self, prompt: used.append(prompt) or get(self, prompt))
     from chroma_trainer.trainer_core.train.hooks import eval_loss
 
-    monkeypatch.setattr(eval_loss, "_eval_loss", lambda state, host: (0.0, 0.0))  # it looks up captions as well
+    # The evaluation looks up captions as well.
+    monkeypatch.setattr(eval_loss, "_eval_losses", lambda state, host, samples: [[0.0]] * len(samples))
     run(request, workshop.host())
     assert [item.caption for item in listed] == used and "" in used
     assert listed[0].epoch == listed[0].step == 1 and listed[-1].step == (6 if not training else listed[-1].step)

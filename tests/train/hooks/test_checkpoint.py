@@ -12,6 +12,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import adapter_state, inject_, trainable_parameters
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.distributed.ranks import ALONE
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice, Paths, SinkHost
@@ -42,9 +43,9 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNa
     return SimpleNamespace(
         is_consistent=True,
         transformer=model, layers=layers, optimizer=optimizer, step=0, num_steps=100, losses=[], learning_rates=[],
-        eval_losses={}, held=(), ema=None,
+        eval_losses={}, evaluations={}, stop_reason="", held=(), ema=None,
         ranks=ALONE,
-        config=SimpleNamespace(keep_checkpoints=keep_last, keep_every=keep_every, checkpoint_every=every),
+        config=TrainingConfig(keep_checkpoints=keep_last, keep_every=keep_every, checkpoint_every=every),
     )  # fmt: skip
 
 
