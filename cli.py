@@ -68,7 +68,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen = self._is_asked = False
         self._closing = _on_console_close(self._close)  # a reference, because Windows calls the handler
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
@@ -96,11 +96,14 @@ class Interrupts:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop the run after the current step, as the first signal does."""
-        self.seen = True
+        """Stop the run after the current step. The first signal after this still lets it end in order.
+
+        torchrun sends a signal to all processes of a run when one of them fails, while others may be saving.
+        """
+        self._is_asked = True
 
     def __call__(self) -> bool:
-        return self.seen
+        return self.seen or self._is_asked
 
 
 def _on_console_close(call: Callable[[], None]) -> Any:

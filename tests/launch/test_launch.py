@@ -134,7 +134,7 @@ def test_cancelling_ends_after_a_step(workshop: Any, whole: dict[str, str]):
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
         run(workshop.request(**{**VALUES, "steps": 400}, devices="cpu:2"), host)
-    assert any("stopped at step" in text for text in host.told())
+    assert any("stopped at step" in text for text in host.told()), host.told()
     assert host.checkpoints and host.lora.is_file()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from chroma_trainer.cli import main
+from chroma_trainer.cli import Interrupts, main
 
 WORKFLOW = str(Path(__file__).resolve().parents[2] / "workflows" / "first-lora.json")
 FOUR = ["--set", "LoRATrainer.accumulation=4"]
@@ -54,3 +56,16 @@ def test_the_plan_counts_the_ram_of_all_processes(capsys: pytest.CaptureFixture[
     assert one["machine"]["ram_bytes"] == two["machine"]["ram_bytes"] and two["fits"]
     assert main(["plan", WORKFLOW, *FOUR, "--devices", "cpu:4", "--json", "--ram", "1"]) == 0
     assert not json.loads(capsys.readouterr().out)["fits"], "one process would fit"
+
+
+def test_a_process_that_was_asked_to_stop_survives_one_signal(monkeypatch: pytest.MonkeyPatch):
+    """torchrun signals all processes of a run when one of them fails; the first may be saving then."""
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    interrupts = Interrupts()
+    assert not interrupts()
+    interrupts.stop()
+    assert interrupts()
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
