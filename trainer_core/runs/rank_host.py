@@ -6,60 +6,29 @@ Every other rank writes its events as lines of RUN/ranks/rank-N.log, and nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from ..console import Console
 from ..distributed.ranks import Ranks
-from ..host import Event, Host, Machines, Notice, Paths, RunOpened
+from ..host import Event, Host, Notice, RunOpened
 from . import layout
-from .run_host import RunHost
+from .run_host import ForwardingHost, RunHost
 
 
 @dataclass(frozen=True)
-class RankHost:
-    """The environment of one of several ranks. It passes everything on to another host, except for the events."""
+class RankHost(ForwardingHost):
+    """The environment of one of several ranks."""
 
-    host: Host
     ranks: Ranks
-
-    @property
-    def paths(self) -> Paths:
-        return self.host.paths
-
-    @property
-    def device(self) -> str:
-        return self.host.device
-
-    @property
-    def prompt(self) -> Mapping[str, Any]:
-        return self.host.prompt
-
-    @property
-    def node_id(self) -> str:
-        return self.host.node_id
 
     @property
     def waits_when_paused(self) -> bool:
         """All processes end when the run is paused, so that their memory is free."""
         return False
-
-    @property
-    def machines(self) -> Machines:
-        return self.host.machines
-
-    @property
-    def faults(self) -> Sequence[str]:
-        return self.host.faults
-
-    def check_cancelled(self) -> None:
-        self.host.check_cancelled()
-
-    def free_memory(self) -> None:
-        self.host.free_memory()
 
 
 @dataclass(frozen=True)

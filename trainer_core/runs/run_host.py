@@ -33,15 +33,10 @@ class Paused(Cancelled):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunHost:
-    """The host of a run with a folder.
-
-    Events also go to the event log and to the trackers. Commands in the folder are obeyed between two steps.
-    """
+class ForwardingHost:
+    """An environment inside of another host, to which it passes everything on, except for the events."""
 
     host: Host
-    event_log: EventLog
-    trackers: TrackerSink | None = None
 
     @property
     def paths(self) -> Paths:
@@ -70,6 +65,23 @@ class RunHost:
     @property
     def faults(self) -> Sequence[str]:
         return self.host.faults
+
+    def check_cancelled(self) -> None:
+        self.host.check_cancelled()
+
+    def free_memory(self) -> None:
+        self.host.free_memory()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHost(ForwardingHost):
+    """The host of a run with a folder.
+
+    Events also go to the event log and to the trackers. Commands in the folder are obeyed between two steps.
+    """
+
+    event_log: EventLog
+    trackers: TrackerSink | None = None
 
     def emit(self, event: Event) -> None:
         before = self.event_log.fault
@@ -115,9 +127,6 @@ class RunHost:
             raise Stopped
         if command == "pause":
             raise Paused(self.event_log.folder)
-
-    def free_memory(self) -> None:
-        self.host.free_memory()
 
 
 @contextmanager
