@@ -65,6 +65,11 @@ def reason_of(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def one_line(error: BaseException) -> str:
+    """Return all lines of an error message as one, or the name of its class if the message is empty."""
+    return " | ".join(str(error).splitlines()) or type(error).__name__
+
+
 LONGEST_NAME = 255  # characters of a name that similar ones are searched for
 # ASCII and C1 control characters, marks that turn the direction of text, and halves of surrogate pairs.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")

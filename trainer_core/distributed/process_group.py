@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..devices import device_name, works_beside
-from ..errors import Cancelled, Problem, UserError
+from ..errors import Cancelled, Problem, UserError, one_line
 from .device_list import device_of_rank, num_launched
 from .gradient_exchange import Wire, add_gradients_
 from .ranks import ALONE, RankLost, Ranks
@@ -55,7 +55,7 @@ class JoinedRanks(Ranks):
         try:
             payload = b"+" + compute()
         except Exception as own:
-            error, payload = own, b"-" + _last_words(own).encode("utf-8", "replace")
+            error, payload = own, b"-" + one_line(own).encode("utf-8", "replace")
         replies = self._all_gather(payload)
         if error:
             raise error
@@ -189,10 +189,6 @@ class JoinedRanks(Ranks):
 
 
 FIX = "all processes of a run need the same version, workflow, dataset and model files"
-
-
-def _last_words(error: BaseException) -> str:
-    return " | ".join(str(error).splitlines()) or type(error).__name__
 
 
 _joined: list[JoinedRanks] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed.ranks import RankLost
-from ..errors import Cancelled, UserError
+from ..errors import Cancelled, UserError, one_line
 from ..host import Event, Host, Machines, Notice, Paths
 from ..storage.atomic import remove_temporaries
 from ..trackers.dispatch import TrackerSink
@@ -150,8 +150,7 @@ def open_run(folder: Path, host: Host) -> Iterator[RunHost]:
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, Cancelled) and not event_log.ended_by_user
             failed = failed or isinstance(error, RankLost)  # torchrun then sends SIGTERM, as a user may
-            text = " | ".join(str(error).splitlines()) or type(error).__name__
-            event_log.set(state="failed" if failed else "stopped", pid=0, message=text if failed else "")
+            event_log.set(state="failed" if failed else "stopped", pid=0, message=one_line(error) if failed else "")
             raise
         finally:
             event_log.close()

@@ -11,7 +11,7 @@ from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import pick_device
 from ..distributed.ranks import Ranks
-from ..errors import Cancelled
+from ..errors import Cancelled, one_line
 from ..host import Host, Notice
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from ..runs.manifest import settings_of
@@ -93,5 +93,5 @@ def reporting_failure(ranks: Ranks) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, Cancelled):
-            ranks.report_failure(" | ".join(str(error).splitlines()) or type(error).__name__)
+            ranks.report_failure(one_line(error))
         raise
