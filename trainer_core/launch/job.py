@@ -22,6 +22,7 @@ from .. import host as events_module
 from ..config.request import TrainRequest
 from ..errors import Problem
 from ..host import Event, Paths
+from ..storage.atomic import write_atomic
 
 JOB, EVENTS, RESULT, LOG, LOGS = "job.json", "events.jsonl", "result.json", "log.txt", "logs"
 FINISHED, PAUSED, STOPPED, REFUSED, FAILED = "finished", "paused", "stopped", "refused", "failed"
@@ -66,9 +67,7 @@ class Result:
     text: str = ""
 
     def write(self, folder: Path) -> None:
-        temporary = folder / f".{RESULT}"
-        temporary.write_text(json.dumps(_encode(self)), "utf-8")
-        temporary.replace(folder / RESULT)
+        write_atomic(folder / RESULT, json.dumps(_encode(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
