@@ -105,6 +105,12 @@ def idle_text(size: int, accumulation: int) -> str:
     )
 
 
+def local_rank_and_size() -> tuple[int, int]:
+    """Return the number of this process on its machine, and how many a launcher started there."""
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    return rank, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
 def device_of_rank() -> torch.device:
     """Return the device of this process, which torchrun or accelerate launch started as one of several.
 
@@ -113,8 +119,7 @@ def device_of_rank() -> torch.device:
     """
     import torch
 
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    local_rank, local_size = local_rank_and_size()
     chosen = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
     devices = chosen or accelerators()
     if not devices:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..devices import device_name, works_beside
 from ..errors import Cancelled, Problem, UserError, one_line
-from .device_list import device_of_rank, num_launched
+from .device_list import device_of_rank, local_rank_and_size, num_launched
 from .gradient_exchange import Wire, add_gradients_
 from .ranks import ALONE, RankLost, Ranks
 
@@ -230,8 +230,7 @@ def _join() -> JoinedRanks:
     if works_beside(device):
         getattr(torch, device.type).set_device(device)
     dist.init_process_group("gloo", timeout=LONGEST_WAIT)
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    local_rank, local_size = local_rank_and_size()
     ranks = JoinedRanks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device=device)
     hosts = ranks.together(lambda: [socket.gethostname(), str(device), device_name(device), local_rank])
     ranks.node = sum(row[3] == 0 for row in hosts[: ranks.rank + 1]) - 1
