@@ -41,6 +41,10 @@ class Machine:
     device_total: int = 0
     ram_total: int = 0
 
+    def shared_by(self, count: int) -> Machine:
+        """Return what each of several processes has of this machine: a device of its own, and its share of the RAM."""
+        return replace(self, ram_bytes=self.ram_bytes // count, ram_total=self.ram_total // count)
+
 
 @dataclass(frozen=True)
 class PhasePlan:

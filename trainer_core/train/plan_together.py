@@ -54,8 +54,7 @@ def memory_with(ranks: Ranks, plan: RunPlan, host: Host) -> tuple[RunPlan, Memor
 
 def smallest_machine(ranks: Ranks, here: Machine) -> Machine:
     """Return the machine with the least memory that any rank has. The ranks of a machine share its RAM."""
-    own = replace(here, ram_bytes=here.ram_bytes // ranks.local_size, ram_total=here.ram_total // ranks.local_size)
-    all_machines = [Machine(**values) for values in ranks.together(lambda: asdict(own))]
+    all_machines = [Machine(**values) for values in ranks.together(lambda: asdict(here.shared_by(ranks.local_size)))]
     return replace(
         all_machines[0],
         **{

@@ -32,7 +32,7 @@ def plan_request(
     whole = machine or this_machine(
         pick_device(only_device(request.training.devices) or host.device), request.model.dtype
     )
-    room = replace(whole, ram_bytes=whole.ram_bytes // count, ram_total=whole.ram_total // count)
+    room = whole.shared_by(count)
     checked = check_run(request, host, {}, room if machine or count > 1 else None, needs_weights=False)
     request = checked.request
     estimator = make_estimator(request, checked.family, checked.index, room, host.paths.cache)
