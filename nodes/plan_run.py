@@ -38,13 +38,12 @@ def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: 
     Returns:
         The MemoryPlan, and advice that makes the run fit ("" if it fits).
     """
-    from ..trainer_core.devices import pick_device
-    from ..trainer_core.planner.memory_plan import this_machine, with_memory
-    from ..trainer_core.train.planning import plan_request
+    from ..trainer_core.planner.memory_plan import with_memory
+    from ..trainer_core.train.planning import machine_of, plan_request
 
     request = lora_trainer.request_of(inputs)
-    machine = this_machine(pick_device(host.device), request.model.dtype)
-    memory_plan, advice, _ = plan_request(request, host, with_memory(machine, vram_gb, ram_gb))
+    machine = with_memory(machine_of(request, host), vram_gb, ram_gb)
+    memory_plan, advice, _ = plan_request(request, host, machine)
     return memory_plan, advice
 
 

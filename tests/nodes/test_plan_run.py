@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.nodes import ALL_NODES, lora_trainer, plan_run
+from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.host import SinkHost
 
 WORKFLOW = "workflows/first-lora.json"
 
@@ -32,3 +35,11 @@ def test_plan_says_what_a_workflow_takes_and_trains_nothing(tmp_path, capsys):
     assert main(["plan", WORKFLOW, "--output", str(tmp_path), "--vram", "0.6", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     assert "does not fit" in told and ("cheapest change" in told or "no change" in told)
+
+
+def test_a_plan_is_for_the_device_that_the_trainer_names(workshop):
+    request, host = workshop.request(devices="cpu:1"), SinkHost(workshop.host().paths, device="no such device")
+    settings = {field.name: getattr(request.training, field.name) for field in fields(TrainingConfig)}
+    inputs = lora_trainer.Inputs(model=request.model, dataset=request.dataset, **settings)
+    estimate, _ = plan_run.plan(inputs, host)
+    assert not estimate.machine.device_bytes

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.request import TrainRequest
-from ..devices import pick_device
-from ..distributed.device_list import devices_of, only_device
+from ..distributed.device_list import devices_of
 from ..errors import UserError
 from ..host import Host, Notice
 from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
 from ..planner.estimator import make_estimator
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
-from .prepare import RunPlan, check_run
+from .prepare import RunPlan, check_run, device_of
+
+
+def machine_of(request: TrainRequest, host: Host) -> Machine:
+    """Return this machine with the memory and the speed of the device that trains."""
+    return this_machine(device_of(request, host), request.model.dtype)
 
 
 def plan_request(
@@ -29,9 +33,7 @@ def plan_request(
         UserError: all problems of the request.
     """
     count = max(1, len(devices_of(request.training.devices, request.training.accumulation)))
-    whole = machine or this_machine(
-        pick_device(only_device(request.training.devices) or host.device), request.model.dtype
-    )
+    whole = machine or machine_of(request, host)
     room = whole.shared_by(count)
     checked = check_run(request, host, {}, room if machine or count > 1 else None, needs_weights=False)
     request = checked.request

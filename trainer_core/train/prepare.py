@@ -99,6 +99,11 @@ class CheckedRequest:
     references: References | None = None  # reference images
 
 
+def device_of(request: TrainRequest, host: Host) -> torch.device:
+    """Return the device that trains: the one that the request names, else the host's."""
+    return pick_device(only_device(request.training.devices) or host.device)
+
+
 def check_run(
     request: TrainRequest,
     host: Host,
@@ -121,7 +126,7 @@ def check_run(
     unresolved, request = request, resolve_for_model(request, family)
     for line in _describe_choices(unresolved.training, request.training, family):
         host.emit(Notice(line))
-    device = pick_device(only_device(request.training.devices) or host.device)
+    device = device_of(request, host)
     optimizer: OptimizerPart = load("optimizer", request.optimizer.optimizer)
     problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
