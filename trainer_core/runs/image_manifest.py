@@ -108,7 +108,7 @@ class ImageManifest:
         replace_atomic(path, write_to)
 
     def name(self, number: int) -> str:
-        """Return the name of a row, in printable_name form."""
+        """Return the name of a row, in printable form."""
         begin = int(self.rows["name_end"][number - 1]) if number else 0
         raw = bytes(self._names[begin : int(self.rows["name_end"][number])])
         return printable_name(raw.decode("utf-8", "surrogatepass"))

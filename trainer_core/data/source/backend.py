@@ -117,7 +117,7 @@ class Backend(Protocol):
         ...
 
     def path(self, name: str) -> str:
-        """Return the location of the image in printable_name form, for messages."""
+        """Return the location of the image in printable form, for messages."""
         ...
 
 
