@@ -117,21 +117,18 @@ class Chosen(Sequence[Sample]):
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(index, slice):
-            return Chosen(self.samples, self.numbers[index])
-        return self.samples[int(self.numbers[index])]
+            return type(self)(self.samples, self.numbers[index])
+        return self._of(self.samples[int(self.numbers[index])])
+
+    def _of(self, sample: Sample) -> Sample:
+        return sample
 
 
 class Mirrored(Chosen):
     """A subset of another sequence of samples, each of them mirrored."""
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return Mirrored(self.samples, self.numbers[index])
-        return replace(self.samples[int(self.numbers[index])], is_mirrored=True)
+    def _of(self, sample: Sample) -> Sample:
+        return replace(sample, is_mirrored=True)
 
 
 def columns(samples: Sequence[Sample]) -> np.ndarray:
