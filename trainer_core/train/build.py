@@ -88,7 +88,6 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
             ReferenceLatents(plan.references, reference_latents) if plan.references and reference_latents else None
         ),
         masks=masks,
-        prior_parts=frozenset(i for i, part in enumerate(plan.request.dataset.parts) if part.prior_preservation),
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),

@@ -148,9 +148,10 @@ def _spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
 
 def _without_prior(state: TrainState, samples: Sequence[Sample]) -> Sequence[Sample]:
     """Return the samples without those with prior preservation, unless there are no others."""
-    if not state.prior_parts:
+    prior_parts = state.prior_parts
+    if not prior_parts:
         return samples
-    indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(state.prior_parts)))
+    indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(prior_parts)))
     return Chosen(samples, indices) if len(indices) else samples
 
 

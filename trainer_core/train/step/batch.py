@@ -40,7 +40,8 @@ def make_batch(state: TrainState, micro: int) -> Batch:
     sigma = state.density.at(x0[0, 0].numel()).sample(len(batch), generator(state.config.seed, "sigma", micro))
     prompts = [pick_prompt(state.config, sample, micro, position) for position, sample in enumerate(batch)]
     text = [state.text.get(prompt) for prompt in prompts]
-    is_prior = [sample.part in state.prior_parts for sample in batch]
+    prior_parts = state.prior_parts
+    is_prior = [sample.part in prior_parts for sample in batch]
     prior = torch.tensor(is_prior) if any(is_prior) else None
     levels = draw_rollout_levels(state.config, micro, sigma, prior)
     x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])

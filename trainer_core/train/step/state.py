@@ -56,11 +56,10 @@ class TrainState:
     held: Sequence[Sample] = ()  # held-out samples: their loss selects the best checkpoint
     references: ReferenceLatents | None = None  # latents of the reference images
     masks: MaskWeights | None = None
-    prior_parts: frozenset[int] = frozenset()  # indices of the dataset parts with prior preservation
     oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
     working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
-    parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): none of them mirrors images
+    parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): as the defaults
     ranks: Ranks = ALONE  # the processes that train together
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
@@ -70,6 +69,11 @@ class TrainState:
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
     # Whether weights, optimizer, average and history are those of one and the same step. Only then is the state saved.
     is_consistent: bool = True
+
+    @property
+    def prior_parts(self) -> frozenset[int]:
+        """The indices of the dataset's folders with prior preservation."""
+        return frozenset(index for index, part in enumerate(self.parts) if part.prior_preservation)
 
     @property
     def is_over(self) -> bool:
