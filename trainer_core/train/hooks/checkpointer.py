@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...config.training import MIN_HELD_OUT, NO_LONGER_BETTER
 from ...host import Host, Notice, PhaseStarted
-from ..paired_evals import is_no_longer_better, verdict
+from ..paired_evals import Verdict, is_no_longer_better, verdict
 from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
@@ -46,12 +46,11 @@ def _evaluate_held(state: TrainState, host: Host) -> None:
     if state.held and state.step not in state.eval_losses:
         evaluation = state.evaluations[state.step] = measure(state, host)
         mean, error = state.eval_losses[state.step] = evaluation.loss
-        report(state, evaluation, host)
-        host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}{_change(state)}"))
+        change = _change(state, report(state, evaluation, host))
+        host.emit(Notice(f"step {state.step}: loss on held-out images {mean:.4f} +- {error:.4f}{change}"))
 
 
-def _change(state: TrainState) -> str:
-    result = verdict(state.evaluations, state.step)
+def _change(state: TrainState, result: Verdict | None) -> str:
     if result is None:
         return ""
     since = result.best if result.waiting else min(state.evaluations)

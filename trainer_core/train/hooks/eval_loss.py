@@ -15,7 +15,7 @@ from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
 from ...host import EvalCompared, EvalReport, Host, Notice, PhaseProgress, PhaseStarted
 from ...seeds import generator
-from ..paired_evals import Evaluation, verdict
+from ..paired_evals import Evaluation, Verdict, overfits, verdict
 from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights
@@ -58,12 +58,12 @@ def evaluate(state: TrainState, host: Host) -> Eval | None:
     return evaluation.loss
 
 
-def report(state: TrainState, evaluation: Evaluation, host: Host) -> None:
-    """Report the evaluation of this step, and what it says beside the earlier ones."""
+def report(state: TrainState, evaluation: Evaluation, host: Host) -> Verdict | None:
+    """Report the evaluation of this step, and what it says beside the earlier ones. Return that, see verdict."""
     host.emit(EvalReport(state.step, *evaluation.loss, held_out=bool(state.held)))
     result = verdict(state.evaluations, state.step)
     if result is None:
-        return
+        return None
     host.emit(
         EvalCompared(
             state.step, result.best, *result.change, trained=result.trained, sigmas=EVAL_SIGMAS, gap_since=result.gap_since,
@@ -71,9 +71,9 @@ def report(state: TrainState, evaluation: Evaluation, host: Host) -> None:
             waiting=result.waiting, overfits=result.overfits,
         )
     )  # fmt: skip
-    before = verdict(state.evaluations, max((at for at in state.evaluations if at < state.step), default=0))
-    if result.overfits and not (before and before.overfits):
+    if result.overfits and not overfits({at: earlier for at, earlier in state.evaluations.items() if at < state.step}):
         host.emit(Notice(describe_overfitting(state.step, result.best), "warning"))
+    return result
 
 
 def describe_overfitting(step: int, best: int) -> str:
