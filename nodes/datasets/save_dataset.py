@@ -93,7 +93,8 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
 
 def _stats(folder: Path) -> list[str]:
     paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path in paths if (stat := os.lstat(path))]
+    stats = ((path, os.lstat(path)) for path in paths)
+    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
 
 
 SPEC = NodeSpec(
