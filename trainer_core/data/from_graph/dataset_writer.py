@@ -78,7 +78,7 @@ def read_items(images: Any, captions: Any, masks: Any, host: Host) -> list[Item]
     problems += group_faults("masks", "mask", pairs, lambda pair: shape_fault(*pair))
     if problems:
         raise UserError(problems)
-    digest = _cancellable(GraphImage.digest, host)
+    digest = _cancellable(lambda image: image.digest, host)
     items = [
         Item(image, digest(image), caption_lines(text or ""), mask)
         for image, text, mask in zip(pictures, each_text, each_mask, strict=True)
@@ -135,7 +135,7 @@ def _merge_equal(items: Sequence[Item], host: Host) -> list[Item]:
 
 
 def _mask_content(item: Item) -> str:
-    return item.mask.digest() if item.mask else ""
+    return item.mask.digest if item.mask else ""
 
 
 def planned_files(items: Sequence[Item]) -> dict[str, PlannedFile]:
@@ -236,7 +236,8 @@ def _remove(own: OwnFiles, files: Collection[str], edited: list[str]) -> int:
     stale = [name for name in own.files if name not in files and (own.folder / name).is_file()]
     is_edited = {stem_of(name): own.is_edited(name) for name in own.images() if name in stale}
     for name in stale:
-        if is_edited.get(stem_of(name), own.is_edited(name)):
+        stem = stem_of(name)
+        if is_edited[stem] if stem in is_edited else own.is_edited(name):
             edited.append(name)
         else:
             own.set_aside(name)

@@ -64,8 +64,9 @@ class GraphImage:
         values = np.rint(np.clip(as_array(self.values), 0, 1) * 255).astype(np.uint8)
         return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
 
+    @cached_property
     def digest(self) -> str:
-        """Return the hash of the pixels and their shape."""
+        """The hash of the pixels and their shape."""
         pixels = self.pixels()
         return hashlib.sha256(f"{pixels.shape}\n".encode() + pixels.tobytes()).hexdigest()
 
