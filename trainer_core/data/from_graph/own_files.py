@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import UserError, reason_of
 from ...storage.atomic import rename, sha256_of, write_json
 from ...storage.bounded_files import Unusable, read_json
+from ..source.backend import stem
 
 LIST = ".chroma-trainer-dataset.json"  # hidden: the scan of a dataset leaves such names out
 EARLIER = ".earlier"  # folder of images that are no longer made
@@ -101,4 +102,4 @@ def _is_name(name: str) -> bool:
 
 def stem_of(name: str) -> str:
     """Return the name of the image that a file belongs to, without its ending."""
-    return name.removesuffix(MASK_END).rpartition(".")[0] or name.removesuffix(MASK_END)
+    return stem(name.removesuffix(MASK_END))
