@@ -190,8 +190,12 @@ def _read(entry: Entry, rows: slice) -> Tensor:
 
 def _read_packed(entry: Entry, rows: slice) -> Tensor:
     """Read rows of a tensor of blocks, uint8, (rows, bytes of a row)."""
+    return _read_rows(entry, _packed_shape(entry), torch.uint8, rows)
+
+
+def _packed_shape(entry: Entry) -> tuple[int, int]:
     values, size = BLOCKS[entry.dtype]
-    return _read_rows(entry, (_product(entry.shape[:-1]), entry.shape[-1] // values * size), torch.uint8, rows)
+    return _product(entry.shape[:-1]), entry.shape[-1] // values * size
 
 
 def _read_rows(entry: Entry, shape: tuple[int, ...], tensor_dtype: torch.dtype, rows: slice) -> Tensor:
@@ -299,14 +303,12 @@ def mark_packed(linear: nn.Linear, packed: PackedWeight | None) -> None:
 
 def mark_packed_(model: nn.Module, weights: Weights, layout: Layout = same_names) -> None:
     """Note on each Linear of a model on the meta device how the file stores its weight (for the memory estimate)."""
-    for name, module in model.named_modules():
+    for name, linear in [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]:
         keys, rows = layout(f"{name}.weight")
-        key = next((key for key in keys if key in weights.entries), None)
-        if type(module) is nn.Linear and key and weights.entries[key].dtype in DECODERS:
-            values, size = BLOCKS[weights.entries[key].dtype]
-            shape = len(range(*rows.indices(weights.shape(key)[0]))), weights.shape(key)[-1] // values * size
-            codes = torch.empty(shape, dtype=torch.uint8, device="meta")
-            mark_packed(module, PackedWeight(weights.entries[key].dtype, codes))
+        entry = next((weights.entries[key] for key in keys if key in weights.entries), None)
+        if entry and entry.dtype in DECODERS:
+            codes = torch.empty(_packed_shape(entry), dtype=torch.uint8, device="meta")
+            mark_packed(linear, PackedWeight(entry.dtype, codes[rows]))
 
 
 def _match_keys(
