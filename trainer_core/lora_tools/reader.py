@@ -11,21 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..adapters.files.grouping import KeyGroups, group_keys, update_types
 from ..adapters.files.keys import Place, layers_of
-from ..adapters.files.load import build_update
-from ..adapters.files.peft_config import alpha_of, peft_config
+from ..adapters.files.load import ALPHA, add_alpha_, build_update, part_of
+from ..adapters.files.peft_config import peft_config
 from ..adapters.layer import IncompatibleUpdate, Update
 from ..errors import UserError
 from ..storage.atomic import sha256_of
 from ..storage.safetensors_header import read_header
 
-ALPHA = ".alpha"
-DOWNS = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight")
 NUM_EXAMPLES = 3
 EDIT = "chroma_trainer_edit"  # metadata: how a tool made this file from others
 SUFFIX = ".safetensors"
@@ -108,11 +105,7 @@ class LoraReader:
     def scaled_part(self, module: str) -> dict[str, Tensor]:
         """Return the tensors of a layer by suffix, with the alpha of the header if it has none of its own."""
         part = self.part(module)
-        down = next((part[end] for end in DOWNS if end in part), None)
-        if ALPHA not in part and down is not None and self.header_alpha:
-            alpha = alpha_of(self.header_alpha, module, down.shape[0])
-            if alpha is not None:
-                part[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
+        add_alpha_(part, self.header_alpha, module)
         return part
 
     def update(self, module: str) -> Update | None:
@@ -147,16 +140,6 @@ class LoraReader:
             return part_of(update, place)
         except IncompatibleUpdate as error:
             raise UserError.at(self.name, f"{module} can't be used: {error}") from error
-
-
-def part_of(update: Update, place: Place) -> Update:
-    """Return the update of one layer from that of the module in a file.
-
-    Raises:
-        IncompatibleUpdate: It belongs to a fused layer, and this kind can't be split.
-    """
-    part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
-    return part.swap_halves() if place.is_swapped else part
 
 
 def open_lora(path: Path) -> LoraReader:
