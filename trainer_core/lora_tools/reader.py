@@ -21,11 +21,10 @@ from ..adapters.files.peft_config import peft_config
 from ..adapters.layer import IncompatibleUpdate, Update
 from ..errors import UserError
 from ..storage.atomic import sha256_of
-from ..storage.safetensors_header import read_header
+from ..workflow.lora_metadata import read_lora_header
 
 NUM_EXAMPLES = 3
 EDIT = "chroma_trainer_edit"  # metadata: how a tool made this file from others
-SUFFIX = ".safetensors"
 SEE_DOCTOR = "chroma-trainer doctor shows what it is"
 
 
@@ -148,14 +147,7 @@ def open_lora(path: Path) -> LoraReader:
     Raises:
         UserError: The file can't be read, or is not a safetensors file.
     """
-    try:
-        header = read_header(path)
-    except OSError as error:
-        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; use a .safetensors file") from error
-    except ValueError as error:
-        raise UserError.at(
-            str(path), f"is not a safetensors file ({error}); use a LoRA that ends in {SUFFIX}"
-        ) from error
+    header = read_lora_header(path)
     entries = {key: Entry(entry["dtype"], tuple(entry["shape"])) for key, entry in header.tensors.items()}
     stack = ExitStack()
     if header.faults:
