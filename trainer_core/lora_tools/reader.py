@@ -182,15 +182,18 @@ def of_tensors(tensors: Mapping[str, Tensor], name: str = "lora") -> LoraReader:
     return LoraReader(own.name, None, entries, own.metadata, read, digest=own.sha256)
 
 
-def load_tensors(path: Path) -> LoraTensors:
+def load_tensors(path: Path, sha256: str = "") -> LoraTensors:
     """Read a whole file into memory, for a LORA_MODEL connection.
 
+    Args:
+        path: The file.
+        sha256: Its digest if it is known, so that it is not read twice.
     Raises:
         UserError: The file can't be read.
     """
     with open_lora(path) as lora:
         tensors = {key: lora.read(key).clone() for key in lora.entries}
-        return LoraTensors(tensors, path.name, lora.metadata, lora.sha256)
+        return LoraTensors(tensors, path.name, lora.metadata, sha256 or lora.sha256)
 
 
 def require_lora(lora: LoraReader) -> None:
