@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...storage.gguf.blocks import DECODERS, PackedWeight, decode
+from ...storage.gguf.blocks import DECODERS, PackedWeight, decode, unpack_
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
 from ..family import Convert
@@ -263,7 +263,8 @@ def load_weights_(
         layout: Maps a parameter name to its keys.
         ignored: Returns whether the model does not need a key.
         convert: Called with each Linear as soon as it is loaded. The returned layer replaces it, and the full one is
-            freed before the next is read.
+            freed before the next is read. A layer that a GGUF file packs comes with its blocks alone, because a
+            converter may keep them: unpack_ decodes its weight, which is on the meta device until then.
     Raises:
         UserError: Keys are missing, unexpected or have another shape. One message lists all of them.
     """
@@ -282,23 +283,26 @@ def load_weights_(
                 if name not in sources:
                     continue
                 source = sources[name]
-                if (tensor := shared.get(source)) is None:
+                is_converted = convert is not None and leaf == "weight" and type(module) is nn.Linear
+                packed = weights.packed(source[0], slice(*source[1:])) if is_converted else None
+                if packed:
+                    mark_packed(module, packed)
+                    tensor = torch.empty(shapes[name], dtype=dtype(name), device="meta")
+                elif (tensor := shared.get(source)) is None:
                     tensor = weights.read(source[0], slice(*source[1:]), dtype(name)).reshape(shapes[name])
                     if uses[source] > 1:
                         shared[source] = tensor
                 tensors[leaf] = nn.Parameter(tensor, requires_grad=False) if tensors is groups[0] else tensor
-                if convert is not None and leaf == "weight" and type(module) is nn.Linear:
-                    mark_packed(module, weights.packed(source[0], slice(*source[1:])))
         if convert is not None and type(module) is nn.Linear:
             parent = model.get_submodule(module_name.rpartition(".")[0])
-            setattr(parent, module_name.rpartition(".")[2], convert(module_name, module))
+            layer = convert(module_name, module)
+            setattr(parent, module_name.rpartition(".")[2], unpack_(module) if layer is module else layer)
     model.requires_grad_(False).eval()
 
 
-def mark_packed(linear: nn.Linear, packed: PackedWeight | None) -> None:
+def mark_packed(linear: nn.Module, packed: PackedWeight) -> None:
     """Note how the file stores a layer's weight, so that a converter can keep it so (quant/quantizer.py)."""
-    if packed is not None:
-        linear.packed = packed  # type: ignore[assignment]
+    linear.packed = packed  # type: ignore[assignment]
 
 
 def mark_packed_(model: nn.Module, weights: Weights, layout: Layout = same_names) -> None:
