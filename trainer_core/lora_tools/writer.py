@@ -72,6 +72,10 @@ class Written:
         """Return which of the keys are loaded, in words."""
         return "; ".join(f"{count} of {self.num_keys} keys load in {program}" for program, count in self.loaded.items())
 
+    def as_json(self, file: str) -> dict[str, Any]:
+        """Return the result as JSON values. file: its path as the user gave it."""
+        return {"file": file, "sha256": self.sha256, "keys": self.num_keys, "loaded": self.loaded}
+
 
 @dataclass
 class _Spool:
