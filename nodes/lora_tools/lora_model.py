@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,12 +65,12 @@ def finish(
         text = "; ".join(filter(None, [kept.text(), describe()]))
         host.emit(Notice(f"{operation}: {text}"))
         return kept.tensors, text, ""
-    path = _free_path(host, save_as)
+    *earlier, path = _paths(host, save_as)
     written = write_lora(path, layers(), metadata)
-    path = _drop_copy(path, written.sha256)
+    path = _drop_copy(path, earlier, written.sha256)
     text = "; ".join(filter(None, [written.text(), describe()]))
     host.emit(Notice(f"{operation}: {path}: {text}"))
-    return load_tensors(path), text, _listed_name(path, host)
+    return load_tensors(path, written.sha256), text, _listed_name(path, host)
 
 
 def _listed_name(path: Path, host: Host) -> str:
@@ -79,31 +79,24 @@ def _listed_name(path: Path, host: Host) -> str:
     return listed_name(path, host.paths.output)
 
 
-def _free_path(host: Host, save_as: str) -> Path:
-    """Return the path of the file, with a number if there is one of this name."""
+def _paths(host: Host, save_as: str) -> list[Path]:
+    """Return the path of the file, and those with a number that follow as long as files have these names."""
     from datetime import datetime
 
     from ...trainer_core.runs.layout import lora_path
-    from ...trainer_core.storage.lora_name import resolve_name
+    from ...trainer_core.storage.lora_name import numbered, resolve_name
 
-    path = lora_path(host.paths.output, resolve_name(save_as.strip(), datetime.now()))
-    number = 2
-    while path.exists() and number < 1_000_000:
-        path, number = (
-            path.with_stem(f"{path.stem.rpartition('-')[0] if number > 2 else path.stem}-{number}"),
-            number + 1,
-        )
-    return path
+    paths = [lora_path(host.paths.output, resolve_name(save_as.strip(), datetime.now()))]
+    numbers = numbered(paths[0])
+    while paths[-1].exists():
+        paths.append(next(numbers))
+    return paths
 
 
-def _drop_copy(path: Path, sha256: str) -> Path:
+def _drop_copy(path: Path, earlier: Sequence[Path], sha256: str) -> Path:
     """Remove a file with a number if an earlier one has the same bytes: the node ran again with the same inputs."""
     from ...trainer_core.storage.atomic import sha256_of
 
-    stem, _, number = path.stem.rpartition("-")
-    if not stem or not number.isdigit():
-        return path
-    earlier = [path.with_stem(stem), *(path.with_stem(f"{stem}-{i}") for i in range(2, int(number)))]
     same = next((other for other in earlier if other.is_file() and sha256_of(other) == sha256), None)
     if same is None:
         return path

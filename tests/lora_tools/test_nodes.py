@@ -98,6 +98,14 @@ def test_a_saved_file_stays_and_the_same_bytes_are_not_saved_twice(host):
     assert_equal(delta(saved(host, "mine")), expected(0.25))
 
 
+def test_a_number_that_the_user_typed_is_a_name_of_its_own(host):
+    nodes = {"3": node("ScaleLoRA", lora_model=["2", 0], strength=0.5, save_as="mine")}
+    assert execute(graph(**nodes), CATALOGUE, host)["3"][2] == "mine.safetensors"
+    nodes["3"]["inputs"]["save_as"] = "mine-2"
+    assert execute(graph(**nodes), CATALOGUE, host)["3"][2] == "mine-2.safetensors"
+    assert saved(host, "mine").read_bytes() == saved(host, "mine-2").read_bytes()
+
+
 def test_a_sound_lora_passes_unchanged(host):
     nodes = {"3": node("CheckLoRA", lora_model=["2", 0])}
     outputs = execute(graph(**nodes), CATALOGUE, host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar
 
 from ..errors import Problem
@@ -53,6 +54,10 @@ class BlockRule:
     text: str
     patterns: tuple[str, ...]
     factor: float
+
+    def matches(self, name: str) -> bool:
+        """Return whether the rule applies to the module of this name."""
+        return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in self.patterns)
 
 
 def block_rules(text: str) -> list[BlockRule]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
-from ..adapters.files.keys import layers_of
+from ..adapters.files.keys import BLOCKS, layers_of
 from ..config.adapter import BlockRule, block_rules
 from ..errors import UserError
 
 OUTSIDE = "outside"
-ORIGINAL = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
+ORIGINAL = {original: kind for kind, (original, _) in BLOCKS.items()}
 
 
 def block_of(module: str) -> str:
@@ -33,21 +32,19 @@ def strengths(names: Iterable[str], text: str, field: str = "blocks") -> dict[st
     """
     values = dict.fromkeys(names, 1.0)
     try:
-        rules = block_rules(re.sub(r"\b(double_blocks|single_blocks)\b", lambda match: ORIGINAL[match[1]], text))
+        rules = _rules(text)
     except ValueError as error:
         raise UserError.at(field, str(error)) from error
     for rule in rules:
-        fitting = [name for name in values if _fits(name, rule)]
-        values.update(dict.fromkeys(fitting, rule.factor))
+        values.update(dict.fromkeys([name for name in values if rule.matches(name)], rule.factor))
     return values
 
 
 def unmatched(names: Iterable[str], text: str) -> list[str]:
     """Return the rules that match no layer."""
     layers = list(names)
-    text = re.sub(r"\b(double_blocks|single_blocks)\b", lambda match: ORIGINAL[match[1]], text)
-    return [rule.text for rule in block_rules(text) if not any(_fits(name, rule) for name in layers)]
+    return [rule.text for rule in _rules(text) if not any(rule.matches(name) for name in layers)]
 
 
-def _fits(name: str, rule: BlockRule) -> bool:
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in rule.patterns)
+def _rules(text: str) -> list[BlockRule]:
+    return block_rules(re.sub(r"\b(double_blocks|single_blocks)\b", lambda match: ORIGINAL[match[1]], text))

@@ -69,12 +69,7 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
         result["chart"] = arguments.chart
     if arguments.fixed:
         written = repair(lora, report, Path(arguments.fixed))
-        result["repaired"] = {
-            "file": arguments.fixed,
-            "sha256": written.sha256,
-            "keys": written.num_keys,
-            "loaded": written.loaded,
-        }
+        result["repaired"] = written.as_json(arguments.fixed)
         if not arguments.json:
             _print(f"\n{arguments.fixed}: the repaired file; {written.text()}")
     elif report.needs_repair and report.base.is_ours and not arguments.json:

@@ -22,6 +22,7 @@ from ..models.lora_targets import Linears
 from ..registry import load, names
 from ..seeds import generator
 from ..storage.atomic import sha256_of
+from .factors import Decomposition
 from .progress import Progress
 from .reader import EDIT
 from .surgery import Cut, Layers, Losses
@@ -167,8 +168,8 @@ def _decompose(name: str, difference: Tensor, cut: Cut, losses: Losses) -> LoraP
     square, sums = float(difference.double().square().sum()), values.double().square().cumsum(0)
     rank = min(limit, int((sums < cut.energy * square).sum()) + 1) if cut.energy else limit
     losses.add(name, square, max(0.0, square - float(sums[rank - 1])), full, rank)
-    root = values[:rank].sqrt()
-    return LoraPair((root[:, None] * right[:rank]).cpu(), (left[:, :rank] * root).cpu())
+    pair = Decomposition(left, values, right).cut(rank)
+    return LoraPair(pair.down.cpu(), pair.up.cpu())
 
 
 def model_metadata(base: ModelWeights, tuned: ModelWeights, progress: Progress) -> dict[str, str]:

@@ -24,7 +24,7 @@ MAX_RANK = 1024
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Delta = left diag(values) right, fp64.
+    """Delta = left diag(values) right.
 
     Attributes:
         left: Orthonormal columns, (out, k).
@@ -36,11 +36,10 @@ class Decomposition:
     values: Tensor
     right: Tensor
 
-    def cut(self, rank: int) -> tuple[LoraPair, float]:
-        """Return the best approximation of this rank, with the scale shared by both factors, and its relative error."""
+    def cut(self, rank: int) -> LoraPair:
+        """Return the best approximation of this rank, with the scale shared by both factors."""
         root = self.values[:rank].sqrt()
-        pair = LoraPair((root[:, None] * self.right[:rank]).float(), (self.left[:, :rank] * root).float())
-        return pair, relative_error(self.values, rank)
+        return LoraPair((root[:, None] * self.right[:rank]).float(), (self.left[:, :rank] * root).float())
 
 
 def decompose(up: Tensor, down: Tensor) -> Decomposition:
@@ -69,12 +68,6 @@ def rank_of_energy(values: Tensor, energy: float = ENERGY) -> int:
         return 1
     sums = squares.cumsum(0) / total
     return min(len(values), int((sums < energy - 1e-12).sum()) + 1)
-
-
-def relative_error(values: Tensor, rank: int) -> float:
-    """Return the norm of what a cut to this rank leaves out, relative to the norm of all."""
-    total = float(values.square().sum())
-    return (float(values[rank:].square().sum()) / total) ** 0.5 if total else 0.0
 
 
 def inner(first: LoraPair, second: LoraPair) -> float:

@@ -199,13 +199,7 @@ def _save(arguments: argparse.Namespace, operation: str, metadata: dict[str, str
     step = progress_of(arguments.make_host(arguments), operation)
     written = write_lora(Path(arguments.target), layers(cut, losses, step), metadata, TORCH_DTYPES[arguments.dtype])
     if arguments.json:
-        result = {
-            "file": arguments.target,
-            "sha256": written.sha256,
-            "keys": written.num_keys,
-            "loaded": written.loaded,
-        }
-        show({**result, **(losses.as_json() if losses.ranks else {})}, True)
+        show({**written.as_json(arguments.target), **(losses.as_json() if losses.ranks else {})}, True)
     else:
         lines = [f"{arguments.target}: {written.text()}", *filter(None, [losses.text()])]
         show("\n  ".join(lines), False)

@@ -11,24 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..adapters.files.grouping import KeyGroups, group_keys, update_types
 from ..adapters.files.keys import Place, layers_of
-from ..adapters.files.load import build_update
-from ..adapters.files.peft_config import alpha_of, peft_config
+from ..adapters.files.load import ALPHA, add_alpha_, build_update, part_of
+from ..adapters.files.peft_config import peft_config
 from ..adapters.layer import IncompatibleUpdate, Update
 from ..errors import UserError
 from ..storage.atomic import sha256_of
-from ..storage.safetensors_header import read_header
+from ..workflow.lora_metadata import read_lora_header
 
-ALPHA = ".alpha"
-DOWNS = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight")
 NUM_EXAMPLES = 3
 EDIT = "chroma_trainer_edit"  # metadata: how a tool made this file from others
-SUFFIX = ".safetensors"
 SEE_DOCTOR = "chroma-trainer doctor shows what it is"
 
 
@@ -108,11 +104,7 @@ class LoraReader:
     def scaled_part(self, module: str) -> dict[str, Tensor]:
         """Return the tensors of a layer by suffix, with the alpha of the header if it has none of its own."""
         part = self.part(module)
-        down = next((part[end] for end in DOWNS if end in part), None)
-        if ALPHA not in part and down is not None and self.header_alpha:
-            alpha = alpha_of(self.header_alpha, module, down.shape[0])
-            if alpha is not None:
-                part[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
+        add_alpha_(part, self.header_alpha, module)
         return part
 
     def update(self, module: str) -> Update | None:
@@ -149,30 +141,13 @@ class LoraReader:
             raise UserError.at(self.name, f"{module} can't be used: {error}") from error
 
 
-def part_of(update: Update, place: Place) -> Update:
-    """Return the update of one layer from that of the module in a file.
-
-    Raises:
-        IncompatibleUpdate: It belongs to a fused layer, and this kind can't be split.
-    """
-    part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
-    return part.swap_halves() if place.is_swapped else part
-
-
 def open_lora(path: Path) -> LoraReader:
     """Open a LoRA file. Nothing but its header is read.
 
     Raises:
         UserError: The file can't be read, or is not a safetensors file.
     """
-    try:
-        header = read_header(path)
-    except OSError as error:
-        raise UserError.at(str(path), f"can't be read: {error.strerror or error}; use a .safetensors file") from error
-    except ValueError as error:
-        raise UserError.at(
-            str(path), f"is not a safetensors file ({error}); use a LoRA that ends in {SUFFIX}"
-        ) from error
+    header = read_lora_header(path)
     entries = {key: Entry(entry["dtype"], tuple(entry["shape"])) for key, entry in header.tensors.items()}
     stack = ExitStack()
     if header.faults:
@@ -207,15 +182,18 @@ def of_tensors(tensors: Mapping[str, Tensor], name: str = "lora") -> LoraReader:
     return LoraReader(own.name, None, entries, own.metadata, read, digest=own.sha256)
 
 
-def load_tensors(path: Path) -> LoraTensors:
+def load_tensors(path: Path, sha256: str = "") -> LoraTensors:
     """Read a whole file into memory, for a LORA_MODEL connection.
 
+    Args:
+        path: The file.
+        sha256: Its digest if it is known, so that it is not read twice.
     Raises:
         UserError: The file can't be read.
     """
     with open_lora(path) as lora:
         tensors = {key: lora.read(key).clone() for key in lora.entries}
-        return LoraTensors(tensors, path.name, lora.metadata, lora.sha256)
+        return LoraTensors(tensors, path.name, lora.metadata, sha256 or lora.sha256)
 
 
 def require_lora(lora: LoraReader) -> None:

@@ -125,7 +125,7 @@ def _cut(name: str, parts: Decomposition, before: int, cut: Cut, losses: Losses)
     rank = cut.rank_of(parts.values)
     squares = parts.values.square()
     losses.add(name, float(squares.sum()), float(squares[rank:].sum()), before, rank)
-    return parts.cut(rank)[0]
+    return parts.cut(rank)
 
 
 def _product(lora: LoraReader, name: str, update: Update) -> LoraPair:

@@ -24,6 +24,7 @@ from ..workflow.execute import execute
 from ..workflow.graph import Graph, Link, Schema
 from ..workflow.read import read_workflow
 from .reader import EDIT, LoraReader, open_lora
+from .report.origin import edit_of
 
 RECORD = "chroma_trainer"
 MAX_SHOWN, MAX_LINES = 80, 12
@@ -76,7 +77,7 @@ def read_record(lora: LoraReader) -> dict[str, Any]:
         UserError: There is none, or the file was made from others.
     """
     if EDIT in lora.metadata:
-        edit = parse_json(lora.metadata[EDIT])
+        edit: Any = edit_of(lora)
         parents = ", ".join(f"{p.get('name')} ({str(p.get('sha256', ''))[:16]}...)" for p in edit.get("parents", []))
         raise UserError.at(lora.name, f"was made by {edit.get('operation')} from {parents}; verify those")
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.files.keys import layers_of
-from ..adapters.files.safetensors import DTYPE_NAMES
+from ..adapters.files.safetensors import header_entry, raw_bytes, to_file_dtype
 from ..adapters.layer import Update, probe
 from ..adapters.lora import LoraPair
 from ..errors import UserError
@@ -73,6 +72,10 @@ class Written:
         """Return which of the keys are loaded, in words."""
         return "; ".join(f"{count} of {self.num_keys} keys load in {program}" for program, count in self.loaded.items())
 
+    def as_json(self, file: str) -> dict[str, Any]:
+        """Return the result as JSON values. file: its path as the user gave it."""
+        return {"file": file, "sha256": self.sha256, "keys": self.num_keys, "loaded": self.loaded}
+
 
 @dataclass
 class _Spool:
@@ -84,13 +87,10 @@ class _Spool:
     end: int = 0
 
     def add(self, key: str, tensor: Tensor) -> None:
-        flat = tensor.contiguous().reshape(-1)
-        raw = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+        raw = raw_bytes(tensor)
         self.stream.write(raw)
         self.digest.update(raw)
-        shape, start = list(tensor.shape), self.end
-        self.end += tensor.numel() * tensor.element_size()
-        self.header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, self.end]}
+        self.header[key], self.end = header_entry(tensor, self.end)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class LoraWriter:
 
     def tensors_of(self, layer: str, update: Update) -> dict[str, Tensor]:
         """Return the tensors of a layer by key. layer: a name for key_of."""
-        tensors = {key_of(layer) + end: _as_saved(tensor, self.dtype) for end, tensor in update.tensors().items()}
+        tensors = {key_of(layer) + end: to_file_dtype(tensor, self.dtype) for end, tensor in update.tensors().items()}
         self.probes[layer] = update.applied(probe(update.shape[1]))
         self.networks.add(type(update).__name__)
         if isinstance(update, LoraPair):
@@ -129,10 +129,6 @@ def key_of(layer: str) -> str:
     """Return the name of a layer in a file that ComfyUI and diffusers load: diffusers' name or, for a fused one, the original."""
     layers = layers_of(layer)
     return f"{WRAPPED}{layer}" if layers and layers[0][0] == layer else f"{NATIVE}{layer}"
-
-
-def _as_saved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
 
 
 def write_lora(
@@ -164,8 +160,6 @@ def write_lora(
             with temporary.open("wb") as target:
                 target.write(header_bytes({METADATA: metadata, **spool.header}))
                 shutil.copyfileobj(stream, target, HASH_CHUNK_BYTES)
-                target.flush()
-                os.fsync(target.fileno())
         with open_lora(temporary) as written:
             _check(written, writer, path.name)
 

@@ -73,7 +73,7 @@ class FluxLikeFamily:
         transformer = self.build_on_meta(part, weights)
         if part.files:
             layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-            mark_packed_(transformer, weights, _only_known(layout))
+            mark_packed_(transformer, weights, layout)
         return transformer
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
@@ -197,18 +197,6 @@ def shape_of(weights: Weights, ours: str, theirs: str) -> tuple[int, ...]:
 def is_original(weights: Weights) -> bool:
     """Return whether the file uses the original names, as files of ComfyUI and lodestones do."""
     return "img_in.weight" in weights.entries
-
-
-def _only_known(layout: Layout) -> Layout:
-    """Return a layout that has no keys for modules without a name in it."""
-
-    def known(parameter: str) -> tuple[Sequence[str], slice]:
-        try:
-            return layout(parameter)
-        except KeyError:
-            return (), slice(None)
-
-    return known
 
 
 def original_layout(width: int) -> Layout:

@@ -14,6 +14,7 @@ from ..errors import Problem
 from ..host import Host, Notice, PhaseProgress, PhaseStarted
 from ..registry import load
 from ..storage.atomic import sha256_text
+from ..storage.gguf.blocks import unpack_
 from ..storage.gguf.header import is_gguf
 from .packages import missing_packages
 from .quantizer import Quantizer, is_kept
@@ -125,7 +126,7 @@ def _keep_blocks(quantizer: Quantizer, keep: tuple[str, ...], move: Convert | No
     """Return a converter that leaves the weights of a GGUF file in their blocks, except for layers in full precision."""
 
     def convert(name: str, linear: nn.Linear) -> nn.Module:
-        layer = linear if is_kept(name, keep) else quantizer.layer(linear)
+        layer = unpack_(linear) if is_kept(name, keep) else quantizer.layer(linear)
         return move(name, layer) if move else layer
 
     return convert

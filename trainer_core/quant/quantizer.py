@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import reason_of
-from ..storage.gguf.blocks import PackedWeight, decode
+from ..storage.gguf.blocks import PackedWeight, decode, unpack_
 from .packages import EXTRAS, missing_for, version_of
 from .quantized_linear import QuantizedLinear
 
@@ -91,7 +91,7 @@ class Quantizer(ABC):
             linear: The layer.
             device: Where the weight is encoded; None for its own device. The result is on the weight's device.
         """
-        weight = linear.weight.detach()
+        weight = unpack_(linear).weight.detach()
         with torch.no_grad():
             stored = self.encode(weight.to(device) if device is not None else weight)
         on_home = {name: tensor.to(weight.device) for name, tensor in stored.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..host import Host, LoraSaved, Notice
 from ..storage.atomic import sha256_of
+from ..storage.lora_name import numbered
 from .event_log import read_events
 from .layout import MANIFEST
 
@@ -51,8 +52,7 @@ def _name_beside(path: Path, folder: Path, sha256: str) -> Path:
     owner = next((run for run in owners if _has_saved(run, sha256)), None)
     if owner:
         return path.with_stem(f"{path.stem}-{owner.name.rpartition('-')[2]}")
-    numbers = (path.with_stem(f"{path.stem}-{number}") for number in range(2, 1_000_000))
-    return next(other for other in numbers if not other.exists())
+    return next(other for other in numbered(path) if not other.exists())
 
 
 def _link(path: Path, other: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from ..config.adapter import block_rules
 from ..errors import Problem, UserError
@@ -24,7 +23,7 @@ def rates_of(names: Sequence[str], text: str) -> dict[str, float]:
     rates = dict.fromkeys(names, 1.0)
     problems = []
     for rule in block_rules(text):
-        fitting = [name for name in names if any(_fits(name, pattern) for pattern in rule.patterns)]
+        fitting = [name for name in names if rule.matches(name)]
         rates.update(dict.fromkeys(fitting, rule.factor))
         if not fitting:
             examples = ", ".join(names[:: max(1, len(names) // NUM_SHOWN)][:NUM_SHOWN])
@@ -36,7 +35,3 @@ def rates_of(names: Sequence[str], text: str) -> dict[str, float]:
     if not any(rates.values()):
         raise UserError.at(FIELD, "sets the learning rate of every layer to 0, so nothing is trained; leave some out")
     return rates
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")

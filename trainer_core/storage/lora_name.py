@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 ENDING = ".safetensors"
 MAX_BYTES = 120
@@ -36,6 +38,11 @@ def _expand(match: re.Match[str], now: datetime) -> str:
 def _date_part(part: str, now: datetime) -> str:
     text = now.strftime(STRFTIME[part if part in STRFTIME else part * 2])
     return text if part in STRFTIME else str(int(text))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield NAME-2, NAME-3 and so on, in the folder of a path and with its ending."""
+    return (path.with_stem(f"{path.stem}-{number}") for number in range(2, 1_000_000))
 
 
 def faults_of_name(typed: str) -> list[str]:

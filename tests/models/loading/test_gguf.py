@@ -13,11 +13,13 @@ import pytest
 import torch
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.adapters.files.keys import original_parameter
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.quant.loading import load_base, text_converter
+from chroma_trainer.trainer_core.quant.loading import load_base, load_quantized, text_converter
 from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.quant.quantizer import GgufBlocks
+from chroma_trainer.trainer_core.storage.gguf import blocks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -111,6 +113,37 @@ def test_blocks_stay_as_they_are_and_products_are_exact(model, tiny_model, tmp_p
     original = FAMILY.predict(FAMILY.load_transformer(tiny_model), latents, sigma, text)
     error = (FAMILY.predict(packed, latents, sigma, text) - original).norm() / original.norm()
     assert 0 < error < 0.02  # Q8_0
+
+
+@pytest.mark.parametrize(("level", "decoded"), [("none", 0), ("fp8-native", 34)])
+def test_blocks_are_decoded_once_and_only_where_a_weight_is_needed(model, tmp_path, monkeypatch, level, decoded):
+    calls: list[str] = []
+    q8_0 = blocks.DECODERS["Q8_0"]
+    monkeypatch.setitem(blocks.DECODERS, "Q8_0", lambda raw: calls.append("Q8_0") or q8_0(raw))
+    host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path / "cache"))
+    quantized = replace(model, quantization=QuantizationConfig(level=level))
+    plain: Any = FAMILY.load_transformer(model)
+    names = {name: module.weight for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    calls.clear()
+    base = load_quantized(FAMILY, quantized, host, CPU)
+    assert len(calls) == decoded
+    assert not any(parameter.is_meta for parameter in base.parameters())
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert layers.keys() == names.keys() and not any(hasattr(layer, "packed") for layer in layers.values())
+    for name, layer in layers.items():
+        if not isinstance(layer, QuantizedLinear):
+            assert torch.equal(layer.weight, names[name])
+
+
+def test_a_layer_in_full_precision_is_decoded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(ChromaFamily, "full_precision", (*FAMILY.full_precision, "transformer_blocks.0.*"))
+    host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path / "cache"))
+    plain: Any = FAMILY.load_transformer(model)
+    for level in ("none", "fp8-native"):
+        base: Any = load_quantized(FAMILY, replace(model, quantization=QuantizationConfig(level=level)), host, CPU)
+        layer = base.transformer_blocks[0].attn.to_q
+        assert type(layer) is torch.nn.Linear and not hasattr(layer, "packed")
+        assert torch.equal(layer.weight, plain.transformer_blocks[0].attn.to_q.weight)
 
 
 def test_the_text_encoder(model, tiny_model):

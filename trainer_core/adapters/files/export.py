@@ -23,7 +23,7 @@ from ..layer import AdapterLayer, Update, probe
 from ..lora import row_norms
 from .keys import Place, original_place
 from .load import file_names, kohya_name, match, read_lora
-from .safetensors import data_sha256, header_bytes, tensor_bytes
+from .safetensors import data_sha256, header_bytes, tensor_bytes, to_file_dtype
 
 PREFIX = "transformer."
 PREFIXES: dict[str, Callable[[str], str]] = {
@@ -85,7 +85,7 @@ def export_lora(
     by_name = updates if form == "universal" else fuse_updates(updates, transformer)
     tensors_by_module = {
         name: {
-            PREFIXES[form](name) + end: _to_file_dtype(tensor, dtype)
+            PREFIXES[form](name) + end: to_file_dtype(tensor, dtype)
             for end, tensor in update.tensors(form == "kohya").items()
         }
         for name, update in by_name.items()
@@ -155,11 +155,6 @@ def _norms(module: nn.Module) -> Tensor:
     base = module.base if isinstance(module, AdapterLayer) else module
     assert isinstance(base, nn.Linear)
     return row_norms(to_double(dense_weight(base))).float().cpu()
-
-
-def _to_file_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert for the file, on the CPU. Scalars such as alpha stay fp32."""
-    return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
 
 
 def _check(

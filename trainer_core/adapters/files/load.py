@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 NUM_EXAMPLES = 3
+ALPHA = ".alpha"
+DOWNS = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight")
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,24 @@ def _add_alphas_(parts: Mapping[str, dict[str, Tensor]], path: Path) -> None:
     """Add the alpha of the header to each LoRA without one of its own."""
     with safe_open(path, framework="pt", device="cpu") as file:
         config = peft_config(path, file.metadata())
-    for module, part in parts.items() if config else ():
-        down = next((part[end] for end in (".lora_A.weight", ".lora_down.weight") if end in part), None)
-        if down is not None and ".alpha" not in part:
-            alpha = alpha_of(config, module, down.shape[0])
-            if alpha is not None:
-                part[".alpha"] = torch.tensor(alpha, dtype=torch.float64)
+    for module, part in parts.items():
+        add_alpha_(part, config, module)
+
+
+def add_alpha_(part: dict[str, Tensor], config: Mapping[str, Any], module: str) -> None:
+    """Add the alpha of a peft config to a LoRA's tensors by suffix, if they have none of their own."""
+    down = next((part[end] for end in DOWNS if end in part), None)
+    if config and down is not None and ALPHA not in part:
+        alpha = alpha_of(config, module, down.shape[0])
+        if alpha is not None:
+            part[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
 
 
 def is_finite(update: Update) -> bool:
-    tensors = (value for value in vars(update).values() if isinstance(value, Tensor))
+    return are_finite(value for value in vars(update).values() if isinstance(value, Tensor))
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
 
 
@@ -155,9 +166,7 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
     for name, update in updates.items():
         for module, place in by_file_name.get(name, ()):
             try:
-                # Fused layers all have the model's width as inputs.
-                part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
-                part = part.swap_halves() if place.is_swapped else part
+                part = part_of(update, place)
             except IncompatibleUpdate as fault:
                 misfits[name] = f"{name} ({fault})"
                 continue
@@ -166,6 +175,17 @@ def match(transformer: nn.Module, updates: Mapping[str, Update]) -> tuple[dict[s
             else:
                 misfits[name] = name
     return matches, misfits
+
+
+def part_of(update: Update, place: Place) -> Update:
+    """Return the update of one layer from that of the module in a file.
+
+    Raises:
+        IncompatibleUpdate: It belongs to a fused layer, and this kind can't be split.
+    """
+    # Fused layers all have the model's width as inputs.
+    part = update.rows(place.rows(update.shape[1])) if place.part is not None else update
+    return part.swap_halves() if place.is_swapped else part
 
 
 def apply_lora_(transformer: nn.Module, path: Path | str, strength: float = 1.0) -> dict[str, AdapterLayer]:

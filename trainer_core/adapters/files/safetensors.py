@@ -17,7 +17,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytearray:
     """Return the data section: the bytes of each tensor in row-major order, sorted by name."""
     data = bytearray()
     for name in sorted(tensors):  # not joined: that would hold all parts beside the whole
-        data += _raw(tensors[name])
+        data += raw_bytes(tensors[name])
     return data
 
 
@@ -26,11 +26,14 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for name in sorted(tensors):
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
+        header[name], start = header_entry(tensors[name], start)
     return tensor_header.header_bytes(header)
+
+
+def header_entry(tensor: Tensor, start: int) -> tuple[dict[str, object], int]:
+    """Return a tensor's entry in the header, and where its bytes end. start: where they start in the data section."""
+    end = start + tensor.numel() * tensor.element_size()
+    return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}, end
 
 
 def data_sha256(data: bytes | bytearray) -> str:
@@ -38,6 +41,12 @@ def data_sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _raw(tensor: Tensor) -> memoryview | bytes:
+def to_file_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert for the file, on the CPU. Scalars such as alpha stay fp32."""
+    return tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview | bytes:
+    """Return the bytes of a tensor in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""

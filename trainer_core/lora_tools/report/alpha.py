@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...adapters.files.load import ALPHA, DOWNS
 from ...adapters.files.peft_config import alpha_of
-from ..reader import ALPHA, DOWNS, LoraReader
+from ..reader import LoraReader
 
 FACTORS = (*DOWNS, ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")  # whose first edge is the rank, in the order that counts
 OF_KOHYA = (".lora_down.weight", ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")  # whose tools always write an alpha

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...adapters.files.keys import layers_of
-from ..reader import DOWNS, LoraReader
+from ...adapters.files.load import DOWNS
+from ..reader import LoraReader
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38  # of Chroma and Flux.1
 CHROMA, FLUX, EITHER, TINY = "Chroma", "Flux.1", "Chroma or Flux.1", "tiny"
@@ -98,7 +99,7 @@ def _other(
     modules: list[str], known: Mapping[str, object], shapes: Mapping[str, tuple[int, int]], lora: LoraReader
 ) -> BaseModel | None:
     """Return another base model if most layers are none of Chroma or Flux.1."""
-    names = [*modules, *(key for key in lora.groups.unknown)]
+    names = [*modules, *lora.groups.unknown]
     strangers = [name for name in names if name not in known]
     if len(known) > len(strangers):
         wide = [shape[0] / shape[1] for name, shape in shapes.items() if name.endswith(("linear1", "_linear1"))]

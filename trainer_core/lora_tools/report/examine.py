@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...adapters.files.grouping import update_types
 from ...adapters.files.keys import layers_of
-from ...adapters.files.load import build_update, is_finite
+from ...adapters.files.load import DOWNS, are_finite, build_update, is_finite
 from ...adapters.layer import Update
 from ...adapters.lora import LoraPair
 from ..block_strengths import block_of
 from ..factors import ENERGY, rank_of_energy, spectrum
 from ..progress import Progress
-from ..reader import DOWNS, LoraReader
+from ..reader import LoraReader
 from .alpha import Scale, scale_of, with_scale
 from .base_model import BaseModel, base_of
 from .loading_rules import unloaded_keys
@@ -188,17 +188,13 @@ def _examine_layer(lora: LoraReader, module: str) -> LayerReport:
     scale, block, kind = scale_of(lora, module, part), block_of(module), _kind(part)
     update = build_update(with_scale(part, scale), update_types())
     if update is None:
-        return LayerReport(module, block, kind, scale, is_complete=False, is_finite=_are_finite(part))
+        return LayerReport(module, block, kind, scale, is_complete=False, is_finite=are_finite(part.values()))
     if not is_finite(update):
         return LayerReport(module, block, kind, scale, is_finite=False)
     values = spectrum(update)
     if values is None:
         return LayerReport(module, block, kind, scale)
     return LayerReport(module, block, kind, scale, float(values.norm()), rank_of_energy(values))
-
-
-def _are_finite(part: dict[str, Tensor]) -> bool:
-    return all(bool(tensor.float().isfinite().all()) for tensor in part.values())
 
 
 def _kind(part: dict[str, Tensor]) -> str:

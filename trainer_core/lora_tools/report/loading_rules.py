@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ...adapters.files.foreign import left_out_reason
 from ...adapters.files.grouping import module_name, split_key
-from ...adapters.files.keys import KOHYA_PREFIX, layers_of, original_place
+from ...adapters.files.keys import layers_of, original_place
+from ...adapters.files.load import kohya_name
 from ..reader import LoraReader
 
 COMFYUI, DIFFUSERS = "ComfyUI", "diffusers"
@@ -49,7 +50,7 @@ def _is_loaded_by_comfyui(key: str, name: str, end: str) -> bool:
         return False
     diffusers = layers[0][0]
     original = original_place(diffusers).module
-    forms = {f"{WRAPPED}{diffusers}", diffusers, f"{NATIVE}{original}", f"{KOHYA_PREFIX}{original.replace('.', '_')}"}
+    forms = {f"{WRAPPED}{diffusers}", diffusers, f"{NATIVE}{original}", kohya_name(original)}
     forms |= {prefix + diffusers.replace(".", "_") for prefix in FLAT}
     return name in forms or name == f"{NATIVE}{original}_qkv"
 
@@ -62,4 +63,4 @@ def _is_loaded_by_diffusers(name: str, end: str, is_kohya: bool) -> bool:
     if not is_kohya:
         return end in OF_DIFFUSERS and name == f"{WRAPPED}{diffusers}"
     inside = diffusers.startswith(("transformer_blocks.", "single_transformer_blocks."))
-    return inside and end in OF_KOHYA and name == KOHYA_PREFIX + original_place(diffusers).module.replace(".", "_")
+    return inside and end in OF_KOHYA and name == kohya_name(original_place(diffusers).module)

@@ -9,12 +9,12 @@ import torch
 
 from ...adapters.files.grouping import update_types
 from ...adapters.files.keys import layers_of
-from ...adapters.files.load import build_update, is_finite
+from ...adapters.files.load import build_update, is_finite, part_of
 from ...adapters.layer import IncompatibleUpdate, Update
 from ...errors import UserError
-from ..reader import LoraReader, part_of
+from ..reader import LoraReader
 from ..writer import Written, edited_metadata, write_lora
-from .alpha import scale_of, with_scale
+from .alpha import with_scale
 from .examine import LoraReport
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -67,8 +67,7 @@ def sound_layers(lora: LoraReader, report: LoraReport) -> Iterator[tuple[str, Up
         is_sound = layer.is_complete and layer.is_finite and not layer.is_dead
         if not is_sound or layer.module in report.base.unknown:
             continue
-        part = lora.part(layer.module)
-        update = build_update(with_scale(part, scale_of(lora, layer.module, part)), update_types())
+        update = build_update(with_scale(lora.part(layer.module), layer.scale), update_types())
         assert update is not None and is_finite(update)
         for name, piece in _pieces(layer.module, update):
             if name not in written and name not in wrong_shapes:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...storage.gguf.blocks import DECODERS, PackedWeight, decode
+from ...storage.gguf.blocks import DECODERS, PackedWeight, decode, unpack_
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
 from ..family import Convert
@@ -190,8 +190,12 @@ def _read(entry: Entry, rows: slice) -> Tensor:
 
 def _read_packed(entry: Entry, rows: slice) -> Tensor:
     """Read rows of a tensor of blocks, uint8, (rows, bytes of a row)."""
+    return _read_rows(entry, _packed_shape(entry), torch.uint8, rows)
+
+
+def _packed_shape(entry: Entry) -> tuple[int, int]:
     values, size = BLOCKS[entry.dtype]
-    return _read_rows(entry, (_product(entry.shape[:-1]), entry.shape[-1] // values * size), torch.uint8, rows)
+    return _product(entry.shape[:-1]), entry.shape[-1] // values * size
 
 
 def _read_rows(entry: Entry, shape: tuple[int, ...], tensor_dtype: torch.dtype, rows: slice) -> Tensor:
@@ -259,7 +263,8 @@ def load_weights_(
         layout: Maps a parameter name to its keys.
         ignored: Returns whether the model does not need a key.
         convert: Called with each Linear as soon as it is loaded. The returned layer replaces it, and the full one is
-            freed before the next is read.
+            freed before the next is read. A layer that a GGUF file packs comes with its blocks alone, because a
+            converter may keep them: unpack_ decodes its weight, which is on the meta device until then.
     Raises:
         UserError: Keys are missing, unexpected or have another shape. One message lists all of them.
     """
@@ -278,35 +283,36 @@ def load_weights_(
                 if name not in sources:
                     continue
                 source = sources[name]
-                if (tensor := shared.get(source)) is None:
+                is_converted = convert is not None and leaf == "weight" and type(module) is nn.Linear
+                packed = weights.packed(source[0], slice(*source[1:])) if is_converted else None
+                if packed:
+                    mark_packed(module, packed)
+                    tensor = torch.empty(shapes[name], dtype=dtype(name), device="meta")
+                elif (tensor := shared.get(source)) is None:
                     tensor = weights.read(source[0], slice(*source[1:]), dtype(name)).reshape(shapes[name])
                     if uses[source] > 1:
                         shared[source] = tensor
                 tensors[leaf] = nn.Parameter(tensor, requires_grad=False) if tensors is groups[0] else tensor
-                if convert is not None and leaf == "weight" and type(module) is nn.Linear:
-                    mark_packed(module, weights.packed(source[0], slice(*source[1:])))
         if convert is not None and type(module) is nn.Linear:
             parent = model.get_submodule(module_name.rpartition(".")[0])
-            setattr(parent, module_name.rpartition(".")[2], convert(module_name, module))
+            layer = convert(module_name, module)
+            setattr(parent, module_name.rpartition(".")[2], unpack_(module) if layer is module else layer)
     model.requires_grad_(False).eval()
 
 
-def mark_packed(linear: nn.Linear, packed: PackedWeight | None) -> None:
+def mark_packed(linear: nn.Module, packed: PackedWeight) -> None:
     """Note how the file stores a layer's weight, so that a converter can keep it so (quant/quantizer.py)."""
-    if packed is not None:
-        linear.packed = packed  # type: ignore[assignment]
+    linear.packed = packed  # type: ignore[assignment]
 
 
 def mark_packed_(model: nn.Module, weights: Weights, layout: Layout = same_names) -> None:
     """Note on each Linear of a model on the meta device how the file stores its weight (for the memory estimate)."""
-    for name, module in model.named_modules():
+    for name, linear in [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]:
         keys, rows = layout(f"{name}.weight")
-        key = next((key for key in keys if key in weights.entries), None)
-        if type(module) is nn.Linear and key and weights.entries[key].dtype in DECODERS:
-            values, size = BLOCKS[weights.entries[key].dtype]
-            shape = len(range(*rows.indices(weights.shape(key)[0]))), weights.shape(key)[-1] // values * size
-            codes = torch.empty(shape, dtype=torch.uint8, device="meta")
-            mark_packed(module, PackedWeight(weights.entries[key].dtype, codes))
+        entry = next((weights.entries[key] for key in keys if key in weights.entries), None)
+        if entry and entry.dtype in DECODERS:
+            codes = torch.empty(_packed_shape(entry), dtype=torch.uint8, device="meta")
+            mark_packed(linear, PackedWeight(entry.dtype, codes[rows]))
 
 
 def _match_keys(

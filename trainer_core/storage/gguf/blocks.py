@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .header import BLOCKS
 
@@ -49,6 +50,17 @@ def decode(type: str, codes: Tensor, dtype: torch.dtype) -> Tensor:
         part = codes[start : start + step]
         out[start : start + step] = DECODERS[type](part.reshape(-1, size)).reshape(len(part), width)
     return out
+
+
+def unpack_(linear: nn.Linear) -> nn.Linear:
+    """Decode the weight of a layer that came with its blocks alone, see load_weights_. Other layers stay as they are."""
+    packed: Any = getattr(linear, "packed", None)
+    if isinstance(packed, PackedWeight) and not packed.codes.is_meta:
+        exact = decode(packed.type, packed.codes, torch.float32)
+        weight = exact.to(linear.weight.dtype).reshape(linear.weight.shape)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        del linear.packed
+    return linear
 
 
 def _half(raw: Tensor) -> Tensor:

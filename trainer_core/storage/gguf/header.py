@@ -7,6 +7,7 @@ Source: github.com/ggml-org/ggml, docs/gguf.md.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -30,7 +31,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
 BLOCKS = {name: (values, size) for name, values, size in TYPES.values() if values > 1}
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a metadata value -> bytes
 STRING, ARRAY, UINT32 = 8, 9, 4
-ALIGNMENT, ARCHITECTURE, PARTS = "general.alignment", "general.architecture", "split.count"
+ALIGNMENT, PARTS = "general.alignment", "split.count"
 # llama.cpp's names of a T5 encoder -> transformers' names.
 T5_NAMES = (
     (r"^enc\.blk\.(\d+)\.attn_(q|k|v|o)\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
@@ -164,9 +165,7 @@ def _entries(described: list[tuple[str, list[int], int, int]], start: int, file_
         if kind not in TYPES:
             raise Unusable(f"stores {name[:80]!r} in a type of blocks that is not known here (number {kind})")
         dtype, values, block_bytes = TYPES[kind]
-        count = 1
-        for length in shape:
-            count *= length
+        count = math.prod(shape)
         if count >= 1 << 50 or (values > 1 and (not shape or shape[-1] % values)):
             raise Unusable(f"has a tensor {name[:80]!r} of shape {shape} in blocks of {values}; it is damaged")
         end = offset + count // values * block_bytes
