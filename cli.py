@@ -30,7 +30,7 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
-from .trainer_core.console import Console
+from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, expand_home
 from .trainer_core.lora_tools import commands as lora_report
@@ -195,11 +195,6 @@ def _print_last(*lines: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  else Python complains about the stream at its end
 
 
-def _print(text: str) -> None:
-    """Print a text that comes from a file, with its control characters escaped."""
-    print(printable(text, lines=True))
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Run the workflow: train its LoRA."""
     graph = _read_graph(arguments)
@@ -266,10 +261,10 @@ def check_workflow(arguments: argparse.Namespace) -> int:
         print(f"warning: {printable(text)}", file=sys.stderr)
     if problems:
         raise UserError(problems)
-    _print(f"{arguments.workflow}: no problems")
+    print_text(f"{arguments.workflow}: no problems")
     left_out = list_skipped(graph, CATALOGUE)
     if left_out:
-        _print(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
+        print_text(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
     return 0
 
 
@@ -282,7 +277,7 @@ def plan(arguments: argparse.Namespace) -> int:
         estimate, suggestion = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
         plans.append({**estimate.as_json(), "advice": suggestion})
         if not arguments.json:
-            _print(plan_run.text_of(estimate, suggestion))
+            print_text(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
     _check_device(arguments)
@@ -341,7 +336,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
         current = read_status(folder)
-        _print(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+        print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
     return 0
 
 
@@ -368,7 +363,7 @@ def resume(arguments: argparse.Namespace) -> int:
 def _send_command(arguments: argparse.Namespace, command: str) -> int:
     folder = find_run(arguments.run, Path(arguments.output or "output"))
     before = request(folder, command)
-    _print(f"{folder.name}: {printable(before.text())}; sent the command {command}")
+    print_text(f"{folder.name}: {printable(before.text())}; sent the command {command}")
     return 0
 
 
@@ -377,7 +372,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     from .trainer_core.workflow.lora_metadata import describe
 
     description = describe(Path(arguments.file))
-    _print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else description.text())
+    print_text(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else description.text())
     return 0
 
 
@@ -393,9 +388,9 @@ def import_config(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"trainer": imported.trainer, "workflow": str(target), **imported.report.as_json()}, indent=2))
     else:
-        _print(imported.report.text())
-        _print(f"{target}: the workflow of this {imported.trainer} configuration")
-        _print(f"next: chroma-trainer check {target}")
+        print_text(imported.report.text())
+        print_text(f"{target}: the workflow of this {imported.trainer} configuration")
+        print_text(f"next: chroma-trainer check {target}")
     return 0
 
 
@@ -419,7 +414,7 @@ def verify(arguments: argparse.Namespace) -> int:
         differences = list(result.differences)
         print(json.dumps({"equal": result.is_equal, "sha256": result.sha256, "differences": differences}, indent=2))
     else:
-        _print(f"{arguments.file}: {result.text()}")
+        print_text(f"{arguments.file}: {result.text()}")
     return 0 if result.is_equal else EXIT_DIFFERENT
 
 
@@ -432,10 +427,10 @@ def publish_lora(arguments: argparse.Namespace) -> int:
     host = SinkHost(paths=local_paths([], output), sinks=(Console(),))
     if arguments.dry_run:
         names = write_locally(lora, Path(arguments.dry_run), host, base)
-        _print("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
+        print_text("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
         return 0
     result = publish(lora, arguments.repo or "", arguments.private, host, base)
-    _print(f"published: {result.url} (commit {result.commit[:8]})")
+    print_text(f"published: {result.url} (commit {result.commit[:8]})")
     return 0
 
 

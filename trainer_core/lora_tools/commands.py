@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, encodable, printable
+from ..console import print_text
+from ..errors import UserError, encodable
 from ..host import SinkHost
 
 EXIT_FINDINGS = 1
@@ -63,7 +64,7 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
     report = examine(lora, progress_of(host, "reading the layers"))
     result = report.as_json()
     if not arguments.json:
-        _print(report_text(report, ascii_only=encodable("█", sys.stdout) != "█"))
+        print_text(report_text(report, ascii_only=encodable("█", sys.stdout) != "█"))
     if arguments.chart:
         _save_chart(report, Path(arguments.chart))
         result["chart"] = arguments.chart
@@ -76,9 +77,9 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
             "loaded": written.loaded,
         }
         if not arguments.json:
-            _print(f"\n{arguments.fixed}: the repaired file; {written.text()}")
+            print_text(f"\n{arguments.fixed}: the repaired file; {written.text()}")
     elif report.needs_repair and report.base.is_ours and not arguments.json:
-        _print("\n  -o FIXED.safetensors writes a repaired file")
+        print_text("\n  -o FIXED.safetensors writes a repaired file")
     if arguments.json:
         show(result, True)
     return 0 if report.is_sound or arguments.fixed else EXIT_FINDINGS
@@ -115,8 +116,4 @@ def show(value: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
     else:
-        _print(value)
-
-
-def _print(text: str) -> None:
-    print(encodable(printable(text, lines=True), sys.stdout))
+        print_text(value)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..console import print_text
 from ..errors import UserError, encodable, printable
 from ..host import SinkHost, collect
 from ..spec import NodeSpec
@@ -78,7 +79,7 @@ def new(arguments: argparse.Namespace) -> int:
         answers = interview.run()
         target = _free_target(arguments, terminal)
     except InputEnded as end:
-        print(encodable(f"error: {printable(str(end))}", sys.stderr), file=sys.stderr)
+        _print_error(end)
         raise
     write_json(target, workflow_of(answers, arguments.catalogue))
     terminal.say(f"\n{target}: written; it opens in ComfyUI, with a note on what was chosen and why")
@@ -177,11 +178,15 @@ def _review(arguments: argparse.Namespace, target: Path, folders: Mapping[str, l
             review(argparse.Namespace(**own))
         except UserError as error:
             for problem in error.problems:
-                print(encodable(f"error: {printable(str(problem))}", sys.stderr), file=sys.stderr)
+                _print_error(problem)
             print(f"\nnext, once this is fixed: {_command('check', str(target), *words)}")
             return EXIT_USER
     print(f"\nnext: {_command('run', str(target), *words)}")
     return 0
+
+
+def _print_error(error: object) -> None:
+    print_text(f"error: {printable(str(error))}", sys.stderr)
 
 
 def _command(*words: str) -> str:
