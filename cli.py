@@ -32,13 +32,13 @@ from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
-from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, expand_home
+from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
-from .trainer_core.paths import local_paths
+from .trainer_core.paths import check_writable, local_paths, refuse_existing
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
-from .trainer_core.storage.atomic import fault_of, write_json
+from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
@@ -217,17 +217,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_output_paths(arguments: argparse.Namespace) -> None:
     """Check before the training that its results can be written."""
-    folders = {"--output": Path(arguments.output or "output")}
+    if arguments.report and Path(arguments.report).is_dir():
+        raise UserError.at("--report", f"{arguments.report!r} is a folder; use the path of a file")
+    problems: list[Problem] = []
+    collect(problems, check_writable, "--output", Path(arguments.output or "output"))
     if arguments.report:
-        folders["--report"] = Path(arguments.report).parent
-        if Path(arguments.report).is_dir():
-            raise UserError.at("--report", f"{arguments.report!r} is a folder; use the path of a file")
-    faults = {option: fault_of(folder) for option, folder in folders.items()}
-    problems = [
-        Problem(option, f"can't write to {str(folders[option])!r} ({fault}); use another folder")
-        for option, fault in faults.items()
-        if fault
-    ]
+        collect(problems, check_writable, "--report", Path(arguments.report).parent)
     if problems:
         raise UserError(problems)
     _check_device(arguments)
@@ -381,8 +376,7 @@ def import_config(arguments: argparse.Namespace) -> int:
     from .trainer_core.importers.engine import import_files
 
     target = Path(arguments.output)
-    if target.exists() and not arguments.force:
-        raise UserError.at("--output", f"{arguments.output!r} exists already; use another name, or --force")
+    refuse_existing("--output", arguments.output, arguments.force)
     imported = import_files([Path(name) for name in arguments.files], CATALOGUE)
     write_json(target, imported.workflow)
     if arguments.json:

@@ -12,6 +12,7 @@ from typing import Any
 from ..console import print_text
 from ..errors import UserError, encodable
 from ..host import SinkHost
+from ..paths import check_writable, refuse_existing
 
 EXIT_FINDINGS = 1
 MakeHost = Callable[[argparse.Namespace], SinkHost]
@@ -98,17 +99,13 @@ def _save_chart(report: Any, path: Path) -> None:
 
 def check_target(option: str, name: str | None, force: bool) -> None:
     """Raise UserError if a file would be replaced without --force, or can't be written."""
-    from ..storage.atomic import fault_of
-
     if not name:
         return
     path = Path(name)
     if path.is_dir():
         raise UserError.at(option, f"{name!r} is a folder; use the path of a file")
-    if path.exists() and not force:
-        raise UserError.at(option, f"{name!r} exists already; use another name, or --force")
-    if fault := fault_of(path.parent):
-        raise UserError.at(option, f"can't write to {str(path.parent)!r} ({fault}); use another folder")
+    refuse_existing(option, name, force)
+    check_writable(option, path.parent)
 
 
 def show(value: Any, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..console import print_text
 from ..errors import UserError, encodable, printable
 from ..host import SinkHost, collect
+from ..paths import refuse_existing
 from ..spec import NodeSpec
 from ..storage.atomic import write_json
 from .questions import InputEnded, Question, Terminal
@@ -97,10 +98,9 @@ def _check_target(arguments: argparse.Namespace, check_options: Callable[[], obj
 
 
 def _check_file(arguments: argparse.Namespace) -> None:
-    target = Path(arguments.target or TARGET)
-    _read_target(str(target))
-    if arguments.target and arguments.yes and not arguments.force and target.exists():
-        raise UserError.at("--output", f"{arguments.target!r} exists already; use another name, or --force")
+    _read_target(str(Path(arguments.target or TARGET)))
+    if arguments.target and arguments.yes:
+        refuse_existing("--output", arguments.target, arguments.force)
 
 
 def _read_target(text: str) -> Path:
