@@ -109,8 +109,5 @@ def check_target(option: str, name: str | None, force: bool) -> None:
 
 
 def show(value: Any, as_json: bool) -> None:
-    """Print a result."""
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
-    else:
-        print_text(value)
+    """Print a result. In JSON too, characters of a file that command a terminal are escaped."""
+    print_text(json.dumps(value, indent=2, ensure_ascii=False) if as_json else value)
