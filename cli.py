@@ -33,9 +33,11 @@ from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
+from .trainer_core.importers.import_command import add_import, import_config
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
-from .trainer_core.paths import check_writable, local_paths, refuse_existing
+from .trainer_core.paths import check_writable, local_paths
+from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import write_json
@@ -362,32 +364,6 @@ def _send_command(arguments: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def inspect(arguments: argparse.Namespace) -> int:
-    """Print the training settings that are stored in a LoRA file."""
-    from .trainer_core.workflow.lora_metadata import describe
-
-    description = describe(Path(arguments.file))
-    print_text(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else description.text())
-    return 0
-
-
-def import_config(arguments: argparse.Namespace) -> int:
-    """Convert another trainer's configuration to a workflow, and report what was taken over and what was not."""
-    from .trainer_core.importers.engine import import_files
-
-    target = Path(arguments.output)
-    refuse_existing("--output", arguments.output, arguments.force)
-    imported = import_files([Path(name) for name in arguments.files], CATALOGUE)
-    write_json(target, imported.workflow)
-    if arguments.json:
-        print(json.dumps({"trainer": imported.trainer, "workflow": str(target), **imported.report.as_json()}, indent=2))
-    else:
-        print_text(imported.report.text())
-        print_text(f"{target}: the workflow of this {imported.trainer} configuration")
-        print_text(f"next: chroma-trainer check {target}")
-    return 0
-
-
 def verify(arguments: argparse.Namespace) -> int:
     """Train a LoRA again from the record in its file, and report whether the bytes are equal: exit status 0, else 1."""
     from tempfile import TemporaryDirectory
@@ -410,22 +386,6 @@ def verify(arguments: argparse.Namespace) -> int:
     else:
         print_text(f"{arguments.file}: {result.text()}")
     return 0 if result.is_equal else EXIT_DIFFERENT
-
-
-def publish_lora(arguments: argparse.Namespace) -> int:
-    """Publish a LoRA on the Hugging Face Hub: with a model card, sample images and its workflow."""
-    from .trainer_core.publishing.publish import find_lora, publish, write_locally
-
-    output, base = Path(arguments.output or "output"), (arguments.base_model or "").strip()
-    lora = find_lora(arguments.lora, output)
-    host = SinkHost(paths=local_paths([], output), sinks=(Console(),))
-    if arguments.dry_run:
-        names = write_locally(lora, Path(arguments.dry_run), host, base)
-        print_text("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
-        return 0
-    result = publish(lora, arguments.repo or "", arguments.private, host, base)
-    print_text(f"published: {result.url} (commit {result.commit[:8]})")
-    return 0
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -607,7 +567,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.set_defaults(call=work)
     worker.add_argument("folder")
     _add_lora_commands(commands, command)
-    _add_import_arguments(command("import", import_config))
+    add_import(command("import", import_config), CATALOGUE)
     _add_new_arguments(command("new", new))
     sub = command("demo", demo)
     sub.add_argument(
@@ -621,14 +581,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRAs."""
-    sub = command("inspect", inspect)
-    sub.add_argument("file", help="LoRA file (.safetensors)")
-    sub.add_argument("--json", action="store_true", help="as JSON")
+    lora_report.add_inspect(command("inspect", lora_report.inspect))
     lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
-    _add_publish_arguments(command("publish", publish_lora))
+    add_publish(command("publish", publish_lora))
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -645,21 +603,6 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_new_arguments(parser: argparse.ArgumentParser) -> None:
     _add_folder_arguments(parser)
     add_new(parser, _new_host, CATALOGUE, (check_workflow, plan))
-
-
-def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="configuration of SimpleTuner, OneTrainer, ai-toolkit, kohya, kohya_ss, FluxGym or diffusion-pipe; the "
-        "files that it names are found beside it, or are given as well",
-    )
-    parser.add_argument(
-        "--output", "-o", default="workflow.json", metavar="FILE", help="the workflow (default: workflow.json)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the workflow if it exists")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
 
 
 def _count(text: str) -> int:
@@ -681,15 +624,6 @@ def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> No
         )
         text = "where the machines meet: address of machine 0 and a free port"
         parser.add_argument("--meet", metavar="HOST:PORT", help=text)
-
-
-def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lora", help="LoRA file (.safetensors), or its name in the output folder's loras")
-    parser.add_argument("--repo", metavar="USER/NAME", help="Hugging Face repository; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="a repository that only you can see")
-    parser.add_argument("--dry-run", metavar="DIR", help="write the files into an empty folder, and send nothing")
-    parser.add_argument("--base-model", metavar="USER/NAME", help="repository of the base model (default: as recorded)")
-    parser.add_argument("--output", metavar="DIR", help="output folder with the LoRA's run (default: output)")
 
 
 def _gigabytes(text: str) -> float:

@@ -19,6 +19,21 @@ MakeHost = Callable[[argparse.Namespace], SinkHost]
 DTYPES = ("fp32", "bf16", "fp16")
 
 
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command inspect."""
+    parser.add_argument("file", help="LoRA file (.safetensors)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print the training settings that are stored in a LoRA file."""
+    from ..workflow.lora_metadata import describe
+
+    description = describe(Path(arguments.file))
+    show(description if arguments.json else description.text(), arguments.json)
+    return 0
+
+
 def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
     """Add the command doctor."""
     parser.add_argument("file", help="LoRA file of any tool (.safetensors)")
