@@ -203,14 +203,15 @@ def run(arguments: argparse.Namespace) -> int:
     _check_output_paths(arguments)
     reports: list[dict[str, Any]] = []
 
-    def collect(event: Event) -> None:
+    def keep_report(event: Event) -> None:
         if isinstance(event, RunReported):
             reports.append(event.report)
 
-    is_first = os.environ.get("RANK", "0") == "0" and _machines(arguments).number == 0
+    is_main = os.environ.get("RANK", "0") == "0"
+    is_first = is_main and _machines(arguments).number == 0
     if not is_first:  # the LoRA is on another machine, or another process uses it
         graph = _up_to_trainers(graph)
-    sinks = (Console(), collect) if os.environ.get("RANK", "0") == "0" else (collect,)
+    sinks = (Console(), keep_report) if is_main else (keep_report,)
     execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
     if arguments.report and is_first:
         write_json(Path(arguments.report), _join_reports(reports))
@@ -552,7 +553,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for this much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")
-    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    _add_device_argument(sub)
     sub = command("captions", list_captions)
     sub.add_argument("workflow", help="as for run")
     _add_workflow_arguments(sub)
@@ -561,8 +562,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
-        runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
-    _add_device_arguments(commands.choices)
+        _add_device_argument(runner)
+    _add_several_devices(commands.choices)
     worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
     worker.set_defaults(call=work)
     worker.add_argument("folder")
@@ -596,7 +597,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)"
     )
     parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
-    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    _add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -611,7 +612,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+def _add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+
+
+def _add_several_devices(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     """Add the options for several devices and machines."""
     for name in ("run", "resume", "check", "plan"):
         text = "train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)"
