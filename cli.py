@@ -30,15 +30,17 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
-from .trainer_core.console import Console
+from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
-from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, expand_home
+from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
+from .trainer_core.importers.import_command import add_import, import_config
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
-from .trainer_core.paths import local_paths
+from .trainer_core.paths import check_writable, local_paths
+from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
-from .trainer_core.storage.atomic import fault_of, write_json
+from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
@@ -195,25 +197,21 @@ def _print_last(*lines: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  else Python complains about the stream at its end
 
 
-def _print(text: str) -> None:
-    """Print a text that comes from a file, with its control characters escaped."""
-    print(printable(text, lines=True))
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Run the workflow: train its LoRA."""
     graph = _read_graph(arguments)
     _check_output_paths(arguments)
     reports: list[dict[str, Any]] = []
 
-    def collect(event: Event) -> None:
+    def keep_report(event: Event) -> None:
         if isinstance(event, RunReported):
             reports.append(event.report)
 
-    is_first = os.environ.get("RANK", "0") == "0" and _machines(arguments).number == 0
+    is_main = os.environ.get("RANK", "0") == "0"
+    is_first = is_main and _machines(arguments).number == 0
     if not is_first:  # the LoRA is on another machine, or another process uses it
         graph = _up_to_trainers(graph)
-    sinks = (Console(), collect) if os.environ.get("RANK", "0") == "0" else (collect,)
+    sinks = (Console(), keep_report) if is_main else (keep_report,)
     execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
     if arguments.report and is_first:
         write_json(Path(arguments.report), _join_reports(reports))
@@ -222,17 +220,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_output_paths(arguments: argparse.Namespace) -> None:
     """Check before the training that its results can be written."""
-    folders = {"--output": Path(arguments.output or "output")}
+    if arguments.report and Path(arguments.report).is_dir():
+        raise UserError.at("--report", f"{arguments.report!r} is a folder; use the path of a file")
+    problems: list[Problem] = []
+    collect(problems, check_writable, "--output", Path(arguments.output or "output"))
     if arguments.report:
-        folders["--report"] = Path(arguments.report).parent
-        if Path(arguments.report).is_dir():
-            raise UserError.at("--report", f"{arguments.report!r} is a folder; use the path of a file")
-    faults = {option: fault_of(folder) for option, folder in folders.items()}
-    problems = [
-        Problem(option, f"can't write to {str(folders[option])!r} ({fault}); use another folder")
-        for option, fault in faults.items()
-        if fault
-    ]
+        collect(problems, check_writable, "--report", Path(arguments.report).parent)
     if problems:
         raise UserError(problems)
     _check_device(arguments)
@@ -266,10 +259,10 @@ def check_workflow(arguments: argparse.Namespace) -> int:
         print(f"warning: {printable(text)}", file=sys.stderr)
     if problems:
         raise UserError(problems)
-    _print(f"{arguments.workflow}: no problems")
+    print_text(f"{arguments.workflow}: no problems")
     left_out = list_skipped(graph, CATALOGUE)
     if left_out:
-        _print(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
+        print_text(f"skipped, these nodes only run in ComfyUI: {', '.join(left_out)}")
     return 0
 
 
@@ -282,7 +275,7 @@ def plan(arguments: argparse.Namespace) -> int:
         estimate, suggestion = plan_run.plan(inputs, host, arguments.vram, arguments.ram)
         plans.append({**estimate.as_json(), "advice": suggestion})
         if not arguments.json:
-            _print(plan_run.text_of(estimate, suggestion))
+            print_text(plan_run.text_of(estimate, suggestion))
         return (None,) * len(lora_trainer.SPEC.outputs)
 
     _check_device(arguments)
@@ -341,7 +334,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
         current = read_status(folder)
-        _print(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+        print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
     return 0
 
 
@@ -368,34 +361,7 @@ def resume(arguments: argparse.Namespace) -> int:
 def _send_command(arguments: argparse.Namespace, command: str) -> int:
     folder = find_run(arguments.run, Path(arguments.output or "output"))
     before = request(folder, command)
-    _print(f"{folder.name}: {printable(before.text())}; sent the command {command}")
-    return 0
-
-
-def inspect(arguments: argparse.Namespace) -> int:
-    """Print the training settings that are stored in a LoRA file."""
-    from .trainer_core.workflow.lora_metadata import describe
-
-    description = describe(Path(arguments.file))
-    _print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else description.text())
-    return 0
-
-
-def import_config(arguments: argparse.Namespace) -> int:
-    """Convert another trainer's configuration to a workflow, and report what was taken over and what was not."""
-    from .trainer_core.importers.engine import import_files
-
-    target = Path(arguments.output)
-    if target.exists() and not arguments.force:
-        raise UserError.at("--output", f"{arguments.output!r} exists already; use another name, or --force")
-    imported = import_files([Path(name) for name in arguments.files], CATALOGUE)
-    write_json(target, imported.workflow)
-    if arguments.json:
-        print(json.dumps({"trainer": imported.trainer, "workflow": str(target), **imported.report.as_json()}, indent=2))
-    else:
-        _print(imported.report.text())
-        _print(f"{target}: the workflow of this {imported.trainer} configuration")
-        _print(f"next: chroma-trainer check {target}")
+    print_text(f"{folder.name}: {printable(before.text())}; sent the command {command}")
     return 0
 
 
@@ -419,24 +385,8 @@ def verify(arguments: argparse.Namespace) -> int:
         differences = list(result.differences)
         print(json.dumps({"equal": result.is_equal, "sha256": result.sha256, "differences": differences}, indent=2))
     else:
-        _print(f"{arguments.file}: {result.text()}")
+        print_text(f"{arguments.file}: {result.text()}")
     return 0 if result.is_equal else EXIT_DIFFERENT
-
-
-def publish_lora(arguments: argparse.Namespace) -> int:
-    """Publish a LoRA on the Hugging Face Hub: with a model card, sample images and its workflow."""
-    from .trainer_core.publishing.publish import find_lora, publish, write_locally
-
-    output, base = Path(arguments.output or "output"), (arguments.base_model or "").strip()
-    lora = find_lora(arguments.lora, output)
-    host = SinkHost(paths=local_paths([], output), sinks=(Console(),))
-    if arguments.dry_run:
-        names = write_locally(lora, Path(arguments.dry_run), host, base)
-        _print("\n".join([f"written to {arguments.dry_run}, nothing was sent:", *(f"  {name}" for name in names)]))
-        return 0
-    result = publish(lora, arguments.repo or "", arguments.private, host, base)
-    _print(f"published: {result.url} (commit {result.commit[:8]})")
-    return 0
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -603,7 +553,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ram", type=_gigabytes, default=0.0, metavar="GB", help="plan for this much RAM")
     sub.add_argument("--json", action="store_true", help="as JSON")
-    sub.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    _add_device_argument(sub)
     sub = command("captions", list_captions)
     sub.add_argument("workflow", help="as for run")
     _add_workflow_arguments(sub)
@@ -612,13 +562,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
-        runner.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
-    _add_device_arguments(commands.choices)
+        _add_device_argument(runner)
+    _add_several_devices(commands.choices)
     worker = commands.add_parser("worker")  # without help: trainer_core/launch calls it
     worker.set_defaults(call=work)
     worker.add_argument("folder")
     _add_lora_commands(commands, command)
-    _add_import_arguments(command("import", import_config))
+    add_import(command("import", import_config), CATALOGUE)
     _add_new_arguments(command("new", new))
     sub = command("demo", demo)
     sub.add_argument(
@@ -632,14 +582,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRAs."""
-    sub = command("inspect", inspect)
-    sub.add_argument("file", help="LoRA file (.safetensors)")
-    sub.add_argument("--json", action="store_true", help="as JSON")
+    lora_report.add_inspect(command("inspect", lora_report.inspect))
     lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
-    _add_publish_arguments(command("publish", publish_lora))
+    add_publish(command("publish", publish_lora))
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -649,7 +597,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="keep the new run in this empty folder (default: a temporary one)"
     )
     parser.add_argument("--anyway", action="store_true", help="train even where packages or the dataset differ")
-    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+    _add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -658,28 +606,17 @@ def _add_new_arguments(parser: argparse.ArgumentParser) -> None:
     add_new(parser, _new_host, CATALOGUE, (check_workflow, plan))
 
 
-def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="configuration of SimpleTuner, OneTrainer, ai-toolkit, kohya, kohya_ss, FluxGym or diffusion-pipe; the "
-        "files that it names are found beside it, or are given as well",
-    )
-    parser.add_argument(
-        "--output", "-o", default="workflow.json", metavar="FILE", help="the workflow (default: workflow.json)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the workflow if it exists")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
-
-
 def _count(text: str) -> int:
     if not (text.isdecimal() and len(text) < 10 and int(text)):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of epochs; write for example 2")
     return int(text)
 
 
-def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+def _add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="", help="such as cuda:1 or cpu (default: the best available device)")
+
+
+def _add_several_devices(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     """Add the options for several devices and machines."""
     for name in ("run", "resume", "check", "plan"):
         text = "train on several devices: auto, 2, 0,1 or cpu:2 (default: LoRATrainer's field devices)"
@@ -692,15 +629,6 @@ def _add_device_arguments(commands: Mapping[str, argparse.ArgumentParser]) -> No
         )
         text = "where the machines meet: address of machine 0 and a free port"
         parser.add_argument("--meet", metavar="HOST:PORT", help=text)
-
-
-def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lora", help="LoRA file (.safetensors), or its name in the output folder's loras")
-    parser.add_argument("--repo", metavar="USER/NAME", help="Hugging Face repository; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="a repository that only you can see")
-    parser.add_argument("--dry-run", metavar="DIR", help="write the files into an empty folder, and send nothing")
-    parser.add_argument("--base-model", metavar="USER/NAME", help="repository of the base model (default: as recorded)")
-    parser.add_argument("--output", metavar="DIR", help="output folder with the LoRA's run (default: output)")
 
 
 def _gigabytes(text: str) -> float:

@@ -38,7 +38,7 @@ from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 from launches import NARROW
 from models import RESULTS, SIZES, surroundings
 from operator_counter import OperatorCounter
-from overhead import in_turns
+from overhead import compared, in_turns
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -181,11 +181,7 @@ def measure_seconds(size: str, dtype: torch.dtype, recompute: bool, rounds: int)
     seconds = in_turns(
         {pair: lambda case=case: case.step(*arguments) for pair, case in cases.items()}, rounds, warmup=2
     )
-    ours = median(seconds["ours"])
-    return {
-        pair: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / ours, 2)}
-        for pair, values in seconds.items()
-    }
+    return compared(seconds, "ours")
 
 
 def stored_mib(pair: str) -> float:

@@ -94,6 +94,15 @@ def in_turns(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int = 5) 
     return seconds
 
 
+def compared(seconds: dict[str, list[float]], base: str, digits: int = 2) -> dict[str, dict[str, float]]:
+    """Median CPU seconds of what in_turns measured, and their ratio to one of the kinds."""
+    medians = {name: median(values) for name, values in seconds.items()}
+    return {
+        name: {"cpu_seconds": round(value, 4), "ratio": round(value / medians[base], digits)}
+        for name, value in medians.items()
+    }
+
+
 def measure(size: str, rounds: int) -> dict[str, Any]:
     edge = EDGES[size]
     with tempfile.TemporaryDirectory() as folder:

@@ -43,7 +43,7 @@ from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.step.token_drop import draw_route
 from models import PROJECT, RESULTS, model_folder, request, surroundings
-from overhead import in_turns
+from overhead import compared, in_turns
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -171,12 +171,7 @@ def measure_ideas(rounds: int, compiled: bool) -> dict[str, Any]:
     }
     if compiled:
         steps["compiled blocks"] = changed(lambda t: compile_blocks_(FAMILY.blocks(t)))
-    seconds = in_turns(steps, rounds, warmup=3)
-    ours = median(seconds["ours"])
-    return {
-        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / ours, 2)}
-        for name, values in seconds.items()
-    }
+    return compared(in_turns(steps, rounds, warmup=3), "ours")
 
 
 class TorchInt8(Int8Product):
@@ -206,16 +201,10 @@ def measure_products(size: str, edge: int, rounds: int, with_torch: bool) -> dic
                 if isinstance(layer, QuantizedLinear):
                     layer.product = TorchInt8()
         steps[f"{level}, {products}"] = stepper(*adapted(base), edge=edge)
-    seconds = in_turns(steps, rounds, warmup=1)
-    plain = median(seconds["none, exact"])
-    found = {
-        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / plain, 2)}
-        for name, values in seconds.items()
-    }
     return {
         "edge": edge,
         "rounds": rounds,
-        "steps": found,
+        "steps": compared(in_turns(steps, rounds, warmup=1), "none, exact"),
         "single": _single_products(base, TOKENS + (edge // 16) ** 2),
     }
 
@@ -313,15 +302,8 @@ def measure_checkpointing(size: str, edge: int, rounds: int) -> dict[str, Any]:
         change(FAMILY.blocks(transformer))
         steps[name] = stepper(transformer, parameters, edge=edge)
     kept = {name: _kept_bytes(step) for name, step in steps.items()}
-    seconds = in_turns(steps, rounds, warmup=1)
-    stored = median(seconds["stored"])
-    return {
-        name: {
-            "cpu_seconds": round(median(values), 4), "ratio": round(median(values) / stored, 3),
-            "kept_mib": round(kept[name] / 2**20, 1),
-        }
-        for name, values in seconds.items()
-    }  # fmt: skip
+    found = compared(in_turns(steps, rounds, warmup=1), "stored", 3)
+    return {name: {**figures, "kept_mib": round(kept[name] / 2**20, 1)} for name, figures in found.items()}
 
 
 def measure_routing(size: str, edge: int, rounds: int) -> dict[str, Any]:
@@ -329,12 +311,7 @@ def measure_routing(size: str, edge: int, rounds: int) -> dict[str, Any]:
     folder = model_folder(size)
     base = FAMILY.load_transformer(request(folder, folder, edge).model)
     steps = {f"{share:g}": stepper(*adapted(base), edge=edge, routed=share) for share in (0.0, 0.25, 0.5)}
-    seconds = in_turns(steps, rounds, warmup=1)
-    plain = median(seconds["0"])
-    found = {
-        name: {"cpu_seconds": round(median(values), 4), "ratio": round(median(values) / plain, 3)}
-        for name, values in seconds.items()
-    }
+    found = compared(in_turns(steps, rounds, warmup=1), "0", 3)
     return {"edge": edge, "blocks": len(FAMILY.blocks(base)), "rounds": rounds, "steps": found}
 
 

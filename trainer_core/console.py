@@ -103,9 +103,21 @@ class LineLog:
         if self.faults:
             return
         try:
-            print(self.prefix + encodable(printable(text, lines=True), sys.stderr), file=sys.stderr, flush=True)
+            print_text(self.prefix + text, sys.stderr, flush=True)
         except (OSError, ValueError) as error:  # ValueError: I/O operation on closed file
             self.faults.append(f"log: {reason_of(error)}")
+
+
+def print_text(text: str, stream: TextIO | None = None, flush: bool = False) -> None:
+    """Print a text that may come from a file: its control characters, and what the stream can't encode, are escaped.
+
+    Args:
+        text: one line or several.
+        stream: default: stdout.
+        flush: as for print.
+    """
+    stream = stream or sys.stdout
+    print(encodable(printable(text, lines=True), stream), file=stream, flush=flush)
 
 
 def _format_duration(seconds: float) -> str:

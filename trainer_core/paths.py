@@ -1,4 +1,4 @@
-"""Folders of models and results for runs outside of ComfyUI: --models, --output and extra_model_paths.yaml."""
+"""Folders of models and results outside of ComfyUI: --models, --output and extra_model_paths.yaml, and what may be written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import UserError
 from .host import Paths
+from .storage.atomic import fault_of
 from .storage.bounded_files import Unusable, path_fault, read_regular
 from .storage.bounded_yaml import parse_yaml
 
@@ -69,6 +70,18 @@ def local_paths(
         datasets=roots,
         new_datasets=next(iter((*datasets, *beside)), Path.cwd()).absolute(),
     )
+
+
+def refuse_existing(option: str, name: str, force: bool) -> None:
+    """Raise UserError if a file would be replaced without --force."""
+    if not force and Path(name).exists():
+        raise UserError.at(option, f"{name!r} exists already; use another name, or --force")
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raise UserError if nothing can be written in a folder. It is created if it does not exist."""
+    if fault := fault_of(folder):
+        raise UserError.at(option, f"can't write to {str(folder)!r} ({fault}); use another folder")
 
 
 def cache_folder(output: Path) -> Path:

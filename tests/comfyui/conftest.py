@@ -95,9 +95,7 @@ class Server:
             AssertionError: it failed; with ComfyUI's own words.
         """
         history = self.wait(self.queue(prompt))
-        faults = [
-            detail["exception_message"] for name, detail in history["status"]["messages"] if name == "execution_error"
-        ]
+        faults = [fault["exception_message"] for fault in faults_of(history)]
         assert history["status"]["status_str"] == "success", f"{faults} {self.log[-1500:]}"
         return history
 
@@ -107,6 +105,11 @@ class Server:
         else:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def faults_of(history: dict[str, Any]) -> list[dict[str, Any]]:
+    """The errors of a prompt's history, each with its node and message."""
+    return [detail for name, detail in history["status"]["messages"] if name == "execution_error"]
 
 
 def skip_loudly(reason: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 from chroma_trainer.trainer_core.runs.control import Status, read_status
 from chroma_trainer.trainer_core.runs.lock import RunLock, is_held
 
-from .conftest import CURRENT, PROJECT, Server, root_of, start
+from .conftest import CURRENT, PROJECT, Server, faults_of, root_of, start
 
 pytestmark = pytest.mark.comfyui
 SECONDS = 60
@@ -83,10 +83,6 @@ def status_of(folder: Path) -> Status:
     status = read_status(folder)
     assert status
     return status
-
-
-def faults_of(history: dict[str, Any]) -> list[dict[str, Any]]:
-    return [detail for name, detail in history["status"]["messages"] if name == "execution_error"]
 
 
 @contextmanager

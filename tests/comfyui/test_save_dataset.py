@@ -10,6 +10,8 @@ import pytest
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
+from .conftest import faults_of
+
 pytestmark = pytest.mark.comfyui
 NAME = "graph-dataset"
 
@@ -67,9 +69,8 @@ def test_a_mismatch_is_shown_on_the_node(trained, short_prompt):
         "inputs": {"width": 64, "height": 64, "batch_size": 3, "color": 0x808080},
     }
     history = trained.wait(trained.queue(prompt))
-    ((node, text),) = [
-        (detail["node_id"], detail["exception_message"])
-        for name, detail in history["status"]["messages"]
-        if name == "execution_error"
-    ]
-    assert node == "save" and "captions: 4 captions for 3 images; connect one for all" in text, json.dumps(text)
+    (fault,) = faults_of(history)
+    text = fault["exception_message"]
+    assert fault["node_id"] == "save" and "captions: 4 captions for 3 images; connect one for all" in text, json.dumps(
+        text
+    )

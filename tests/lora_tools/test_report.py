@@ -333,6 +333,15 @@ def test_sizes_by_block(save):
 # --- the command ---
 
 
+@pytest.mark.parametrize("command", ["doctor", "inspect"])
+def test_json_commands_no_terminal(save, capsys, command):
+    path = save(native_tensors("diffusion_model."))
+    path = path.rename(path.with_name("a\u202eb.safetensors"))
+    main([command, str(path), "--json"])
+    out = capsys.readouterr().out
+    assert "\u202e" not in out and json.loads(out)["file"].startswith("a\u202eb")
+
+
 def test_the_command_prints_repairs_and_never_replaces(save, tmp_path, capsys):
     path = save(native_tensors(""))
     assert main(["doctor", str(path)]) == 1

@@ -9,12 +9,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, encodable, printable
+from ..console import print_text
+from ..errors import UserError, encodable
 from ..host import SinkHost
+from ..paths import check_writable, refuse_existing
 
 EXIT_FINDINGS = 1
 MakeHost = Callable[[argparse.Namespace], SinkHost]
 DTYPES = ("fp32", "bf16", "fp16")
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command inspect."""
+    parser.add_argument("file", help="LoRA file (.safetensors)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print the training settings that are stored in a LoRA file."""
+    from ..workflow.lora_metadata import describe
+
+    description = describe(Path(arguments.file))
+    show(description if arguments.json else description.text(), arguments.json)
+    return 0
 
 
 def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
@@ -63,7 +80,7 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
     report = examine(lora, progress_of(host, "reading the layers"))
     result = report.as_json()
     if not arguments.json:
-        _print(report_text(report, ascii_only=encodable("█", sys.stdout) != "█"))
+        print_text(report_text(report, ascii_only=encodable("█", sys.stdout) != "█"))
     if arguments.chart:
         _save_chart(report, Path(arguments.chart))
         result["chart"] = arguments.chart
@@ -71,9 +88,9 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
         written = repair(lora, report, Path(arguments.fixed))
         result["repaired"] = written.as_json(arguments.fixed)
         if not arguments.json:
-            _print(f"\n{arguments.fixed}: the repaired file; {written.text()}")
+            print_text(f"\n{arguments.fixed}: the repaired file; {written.text()}")
     elif report.needs_repair and report.base.is_ours and not arguments.json:
-        _print("\n  -o FIXED.safetensors writes a repaired file")
+        print_text("\n  -o FIXED.safetensors writes a repaired file")
     if arguments.json:
         show(result, True)
     return 0 if report.is_sound or arguments.fixed else EXIT_FINDINGS
@@ -92,26 +109,15 @@ def _save_chart(report: Any, path: Path) -> None:
 
 def check_target(option: str, name: str | None, force: bool) -> None:
     """Raise UserError if a file would be replaced without --force, or can't be written."""
-    from ..storage.atomic import fault_of
-
     if not name:
         return
     path = Path(name)
     if path.is_dir():
         raise UserError.at(option, f"{name!r} is a folder; use the path of a file")
-    if path.exists() and not force:
-        raise UserError.at(option, f"{name!r} exists already; use another name, or --force")
-    if fault := fault_of(path.parent):
-        raise UserError.at(option, f"can't write to {str(path.parent)!r} ({fault}); use another folder")
+    refuse_existing(option, name, force)
+    check_writable(option, path.parent)
 
 
 def show(value: Any, as_json: bool) -> None:
-    """Print a result."""
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
-    else:
-        _print(value)
-
-
-def _print(text: str) -> None:
-    print(encodable(printable(text, lines=True), sys.stdout))
+    """Print a result. In JSON too, characters of a file that command a terminal are escaped."""
+    print_text(json.dumps(value, indent=2, ensure_ascii=False) if as_json else value)

@@ -81,11 +81,10 @@ class Facts:
     samples: Sequence[Sample] = ()
 
 
-def facts_of(lora: Path, samples: Sequence[Sample] = (), base: str = "") -> Facts:
+def facts_of(lora: Path, base: str = "") -> Facts:
     """Return what a LoRA file records.
 
     Args:
-        samples: sample images.
         base: Hub id of the base model, where the user names it.
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
@@ -104,7 +103,6 @@ def facts_of(lora: Path, samples: Sequence[Sample] = (), base: str = "") -> Fact
         versions=_object(about.get("versions")),
         steps=step if isinstance(step, int) else 0,
         base=base or base_of(_object(request.get("model"))),
-        samples=samples,
     )
 
 

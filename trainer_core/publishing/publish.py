@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def find_lora(text: str, output: Path) -> Path:
 def gather(lora: Path, host: Host, base: str = "") -> Facts:
     """Return what is known of a LoRA, with the sample images of its run."""
     folder, step = run_of(lora, host.paths.output)
-    facts = facts_of(lora, base=base)
+    facts = facts_of(lora, base)
     samples = samples_of(folder, step, facts) if folder else []
     if not samples:
         host.emit(
@@ -120,7 +120,7 @@ def gather(lora: Path, host: Host, base: str = "") -> Facts:
     if not facts.base:
         text = f"the base model of {lora.name} is not on the Hub, or unknown; name it with --base-model user/name"
         host.emit(Notice(text, "warning"))
-    return facts_of(lora, samples, base)
+    return replace(facts, samples=samples)
 
 
 def run_of(lora: Path, output: Path) -> tuple[Path | None, int | None]:

@@ -34,6 +34,7 @@ from ..paths import find_taef1
 from ..seeds import generator
 from ..storage.atomic import write_atomic
 from ..storage.safetensors_header import header_of
+from .sample_images import pixels_of
 
 SECONDS = 0.5  # between two previews
 LONGEST_EDGE = 512  # pixels of a preview
@@ -170,8 +171,7 @@ class Preview:
 
 
 def _jpeg(pixels: Tensor) -> bytes:
-    array = ((pixels[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(np.ascontiguousarray(array))
+    image = Image.fromarray(np.ascontiguousarray(pixels_of(pixels)[0]))
     factor = LONGEST_EDGE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     kind = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.LANCZOS

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..console import print_text
 from ..errors import UserError, encodable, printable
 from ..host import SinkHost, collect
+from ..paths import refuse_existing
 from ..spec import NodeSpec
 from ..storage.atomic import write_json
 from .questions import InputEnded, Question, Terminal
@@ -78,7 +80,7 @@ def new(arguments: argparse.Namespace) -> int:
         answers = interview.run()
         target = _free_target(arguments, terminal)
     except InputEnded as end:
-        print(encodable(f"error: {printable(str(end))}", sys.stderr), file=sys.stderr)
+        _print_error(end)
         raise
     write_json(target, workflow_of(answers, arguments.catalogue))
     terminal.say(f"\n{target}: written; it opens in ComfyUI, with a note on what was chosen and why")
@@ -96,10 +98,9 @@ def _check_target(arguments: argparse.Namespace, check_options: Callable[[], obj
 
 
 def _check_file(arguments: argparse.Namespace) -> None:
-    target = Path(arguments.target or TARGET)
-    _read_target(str(target))
-    if arguments.target and arguments.yes and not arguments.force and target.exists():
-        raise UserError.at("--output", f"{arguments.target!r} exists already; use another name, or --force")
+    _read_target(str(Path(arguments.target or TARGET)))
+    if arguments.target and arguments.yes:
+        refuse_existing("--output", arguments.target, arguments.force)
 
 
 def _read_target(text: str) -> Path:
@@ -177,11 +178,15 @@ def _review(arguments: argparse.Namespace, target: Path, folders: Mapping[str, l
             review(argparse.Namespace(**own))
         except UserError as error:
             for problem in error.problems:
-                print(encodable(f"error: {printable(str(problem))}", sys.stderr), file=sys.stderr)
+                _print_error(problem)
             print(f"\nnext, once this is fixed: {_command('check', str(target), *words)}")
             return EXIT_USER
     print(f"\nnext: {_command('run', str(target), *words)}")
     return 0
+
+
+def _print_error(error: object) -> None:
+    print_text(f"error: {printable(str(error))}", sys.stderr)
 
 
 def _command(*words: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..console import print_text
 from ..errors import Cancelled, Problem, UserError, encodable, nearest, printable
 
 
@@ -100,7 +101,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a text, with its control characters escaped."""
-        print(encodable(printable(text, lines=True), sys.stdout), flush=True)
+        print_text(text, flush=True)
 
     def _read_line(self, question: Question) -> str:
         prompt = encodable(printable(f"{question.option[2:]} [{question.default or 'none'}]: "), sys.stdout)
