@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
+from .nodes.wizard import quick_lora
 from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
@@ -313,12 +315,13 @@ def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks:
     if not graph.nodes:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan or list; add one")
     catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
+    catalogue[quick_lora.SPEC.id] = replace(quick_lora.SPEC, run=partial(quick_lora.run_with, catalogue))
     execute(graph, catalogue, _host(arguments, sinks))
 
 
 def _up_to_trainers(graph: Graph) -> Graph:
     """Return the trainers of the workflow, and what they depend on."""
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
+    needed = {id for id, node in graph.nodes.items() if node.type in (lora_trainer.SPEC.id, quick_lora.SPEC.id)}
     before: set[str] = set()
     while before != needed:
         before = set(needed)

@@ -19,10 +19,12 @@ from . import (
 )
 from .datasets import save_dataset
 from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
+from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
     for spec in (
+        quick_lora.SPEC,
         load_chroma.SPEC,
         load_flux.SPEC,
         quantize_model.SPEC,

@@ -2,6 +2,9 @@
 export default {
   "fold.more": {"one": "1 more setting", "other": "{count} more settings"},
   "fold.fewer": "fewer settings",
+  "unfold.button": "Unfold into the full graph",
+  "unfold.title": "Full graph",
+  "unfold.connected": "These fields are connected, so their values are not known here: {names}. Type the values into the node, and unfold it again",
   "copy.renamed": "The copied trainer is named {name}",
   "state.none": "Not run yet",
   "state.running": "Running",

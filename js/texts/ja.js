@@ -5,6 +5,9 @@ export default {
     "other": "他 {count} 件の設定"
   },
   "fold.fewer": "設定を折りたたむ",
+  "unfold.button": "完全なグラフに展開",
+  "unfold.title": "完全なグラフ",
+  "unfold.connected": "次のフィールドは接続されているため、ここでは値が分かりません: {names}。ノードに値を入力してから、もう一度展開してください",
   "copy.renamed": "コピーした学習ノードの名前は {name} です",
   "state.none": "未実行",
   "state.running": "実行中",

@@ -5,6 +5,9 @@ export default {
     "other": "其他 {count} 项设置"
   },
   "fold.fewer": "收起设置",
+  "unfold.button": "展开为完整的图",
+  "unfold.title": "完整的图",
+  "unfold.connected": "以下字段已连接，因此此处不知道它们的值：{names}。请在节点中填写这些值，然后再次展开",
   "copy.renamed": "复制的训练器名为 {name}",
   "state.none": "尚未运行",
   "state.running": "运行中",

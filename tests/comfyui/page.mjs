@@ -6,6 +6,7 @@
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
 //   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
+//   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -21,7 +22,7 @@ const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Numbe
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours, fold, boxes, least }[command](page);
+  await { prompt, run, screenshot, colours, fold, boxes, least, unfold }[command](page);
 }, { width, height });
 
 function write(value) {
@@ -89,6 +90,23 @@ async function fold(page) {
     button.callback();
     return { folded, open, again: look(), same: before === after };
   }));
+}
+
+// Presses the button of QuickLora; with an empty folder of images first.
+async function unfold(page) {
+  const press = (images, ready) => page.evaluate(async ([folder, test]) => {
+    const node = window.app.graph.nodes.find(({ type }) => type === "QuickLora");
+    node.widgets.find(({ name }) => name === "images").value = folder;
+    node.widgets.find(({ name }) => name === "unfold").callback();
+    const done = new Function(`return ${test}`);
+    for (let waits = 0; waits < 600 && !done(); waits++) await new Promise((again) => setTimeout(again, 100));
+  }, [images, ready]);
+  await press("nowhere-at-all", 'document.body.textContent.includes("nowhere-at-all")');
+  const error = await page.evaluate(() => document.body.textContent.includes("'nowhere-at-all' is not a folder"));
+  await press("neon-emoji", 'window.app.graph.nodes.some(({ type }) => type === "LoRATrainer")');
+  await page.waitForTimeout(500);
+  write({ error, ...(await promptOf(page)) });
+  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
 }
 
 function boxesOf() {

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from chroma_trainer.nodes.comfyui.http_routes import add_routes, same_origin
 from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
+from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.runs.control import COMMAND, Status, write_status
 from chroma_trainer.trainer_core.runs.lock import RunLock
 
@@ -56,15 +57,15 @@ def output(tmp_path) -> Path:
     return tmp_path / "output"
 
 
-def ask(output: Path, path: str, method: str = "GET", headers: dict | None = None) -> tuple[int, str]:
+def ask(output: Path, path: str, method: str = "GET", headers: dict | None = None, body: str = "") -> tuple[int, str]:
     """Status and text of one request."""
 
     async def call() -> tuple[int, str]:
         routes, app = web.RouteTableDef(), web.Application()
-        add_routes(routes, lambda: output)
+        add_routes(routes, lambda: output, lambda: SinkHost(Paths(output, output / "cache")))
         app.add_routes(routes)
         async with TestClient(TestServer(app)) as client:
-            answer = await client.request(method, URL(path, encoded=True), headers=headers or {})
+            answer = await client.request(method, URL(path, encoded=True), headers=headers or {}, data=body or None)
             return answer.status, await answer.text()
 
     from yarl import URL
@@ -228,3 +229,15 @@ def test_evaluations_are_in_the_history(output):
     assert found[1:] == [{**found[0], **compared, "step": 2}]
     tell(output / "chroma_trainer" / RUN, {"kind": "Resumed", "step": 1})
     assert len(json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["evals"]) == 1
+
+
+def test_unfolding_a_quick_lora(output):
+    status, text = ask(output, "/chroma_trainer/unfold", "POST", body='{"quality": "quick"}')
+    types = [node["type"] for node in json.loads(text)["workflow"]["nodes"]]
+    assert status == 200 and types.count("LoRATrainer") == 1
+    status, text = ask(output, "/chroma_trainer/unfold", "POST", body='{"images": "nowhere-at-all", "rank": 3}')
+    assert status == 409 and "rank" in json.loads(text)["error"]
+    for body in ("", "[]", "{", "\udcff".encode("utf-8", "surrogatepass").decode("latin-1")):
+        assert ask(output, "/chroma_trainer/unfold", "POST", body=body)[0] == 400
+    foreign = {"Origin": "https://elsewhere.example"}
+    assert ask(output, "/chroma_trainer/unfold", "POST", foreign, '{"quality": "quick"}')[0] == 403
