@@ -435,6 +435,7 @@ def work(arguments: argparse.Namespace) -> int:
     """Train in a process that trainer_core/launch started, alone or as one of several."""
     from .trainer_core.devices import measure_memory
     from .trainer_core.distributed.device_list import device_of_rank
+    from .trainer_core.distributed.process_group import leave
     from .trainer_core.launch.job import FINISHED, Job, Result
     from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
@@ -447,12 +448,17 @@ def work(arguments: argparse.Namespace) -> int:
     sinks = (EventFile(folder, lambda: measure_memory(device)),) if is_first else ()
     host = SinkHost(job.paths, sinks, interrupts, str(device), waits_when_paused=False)
     with reporting(folder, is_first):
-        result = train(job.request, host, job.prompt)
+        try:
+            result = train(job.request, host, job.prompt)
+        except Cancelled:
+            leave()
+            raise
         if is_first:
             lora = result.lora
             Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(
                 folder
             )
+    leave()
     return 0
 
 

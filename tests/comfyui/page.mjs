@@ -4,6 +4,7 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
+//   allBoxes    the boxes of every *.json in the folder WORKFLOW, by name
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
 //   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
 //   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
@@ -21,6 +22,7 @@ const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Numbe
 
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
+  if (command === "allBoxes") return allBoxes(page);
   await load(page, workflow);
   await { prompt, run, screenshot, colours, fold, boxes, least, unfold }[command](page);
 }, { width, height });
@@ -33,9 +35,13 @@ async function prompt(page) {
   write(await promptOf(page));
 }
 
+function jsonFiles() {
+  return fs.readdirSync(workflow).filter((name) => name.endsWith(".json") && !name.endsWith(".api.json")).sort();
+}
+
 async function prompts(page) {
   const found = {};
-  for (const name of fs.readdirSync(workflow).filter((n) => n.endsWith(".json") && !n.endsWith(".api.json")).sort()) {
+  for (const name of jsonFiles()) {
     await load(page, path.join(workflow, name));
     found[path.basename(name, ".json")] = await promptOf(page);
   }
@@ -125,6 +131,17 @@ function boxesOf() {
 async function boxes(page) {
   await page.waitForTimeout(1500);
   write({ scale: await page.evaluate(() => window.app.canvas.ds.scale), boxes: await page.evaluate(boxesOf) });
+}
+
+// One page for all workflows: opening it takes several seconds.
+async function allBoxes(page) {
+  const found = {};
+  for (const name of jsonFiles()) {
+    await load(page, path.join(workflow, name));
+    await page.waitForTimeout(1500);
+    found[path.basename(name, ".json")] = await page.evaluate(boxesOf);
+  }
+  write(found);
 }
 
 async function least(page) {
