@@ -116,6 +116,7 @@ def test_events_of_runs_and_the_live_page():
             "waiting",
             "overfits",
         ],
+        "LeakMeasured": ["step", "leak", "standard_error", "sigmas", "by_sigma", "moved_with", "moved_without"],
         "RunReported": ["report"],
         "MemoryInUse": ["memory", "used", "peak", "total"],
     }

@@ -97,7 +97,7 @@ class Backlog:
         with history.lock:
             history.update()
             columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
-            evals = [dict(item) for item in history.evals]
+            evals, leaks = [dict(item) for item in history.evals], [dict(item) for item in history.leaks]
             lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
@@ -106,6 +106,7 @@ class Backlog:
             "steps": thin_out(columns, NUM_POINTS),
             "checkpoints": checkpoints,
             "evals": evals,
+            "leaks": leaks,
             "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
             "lora": lora,
             "phase": phase,

@@ -158,6 +158,7 @@ def _train(
         live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
+        state.leak_meter.measure_base_(state, host)
     with phases("validate"):
         set_strength_(state.transformer, 0.0)
         live.sample_base(state)
