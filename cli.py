@@ -42,12 +42,14 @@ from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
+from .trainer_core.sweep.sweep_command import add_sweep, sweep
 from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
 from .trainer_core.workflow.execute import execute
-from .trainer_core.workflow.graph import Graph, Link
+from .trainer_core.workflow.graph import Graph
 from .trainer_core.workflow.overrides import override
 from .trainer_core.workflow.read import read_workflow
+from .trainer_core.workflow.trainers import up_to
 
 STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
@@ -210,7 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     is_first = is_main and _machines(arguments).number == 0
     if not is_first:  # the LoRA is on another machine, or another process uses it
-        graph = _up_to_trainers(graph)
+        graph = up_to(graph, lora_trainer.SPEC.id)
     sinks = (Console(), keep_report) if is_main else (keep_report,)
     execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
     if arguments.report and is_first:
@@ -309,21 +311,11 @@ def list_captions(arguments: argparse.Namespace) -> int:
 
 def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks: tuple = ()) -> None:
     """Run the graph's trainers and what they need, with `call` in place of the training."""
-    graph = _up_to_trainers(graph)
+    graph = up_to(graph, lora_trainer.SPEC.id)
     if not graph.nodes:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan or list; add one")
     catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
     execute(graph, catalogue, _host(arguments, sinks))
-
-
-def _up_to_trainers(graph: Graph) -> Graph:
-    """Return the trainers of the workflow, and what they depend on."""
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
-    before: set[str] = set()
-    while before != needed:
-        before = set(needed)
-        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
-    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -559,6 +551,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_workflow_arguments(sub)
     sub.add_argument("--epochs", type=_count, default=0, metavar="N", help="only the first N epochs (default: all)")
     sub.add_argument("--json", action="store_true", help="each sample as a line of JSON")
+    sub = command("sweep", sweep)
+    sub.add_argument("workflow", help="as for run")
+    _add_workflow_arguments(sub)
+    _add_device_argument(sub)
+    add_sweep(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")

@@ -28,7 +28,7 @@ export default {
   "panel.held.tip": "Loss of the held-out images, always with the same noise, and how it has changed since it was lowest (with the standard error of the change). Dashed: the same for trained images",
   "panel.held.since": "{loss} ({change} ± {error} since step {step})",
   "panel.leak": "leak",
-  "panel.leak.tip": "How far the LoRA moves predictions without its trigger, beside those with it: 0 not at all, 1 as far. What helps: prior_preservation of images without the trigger, preservation with a class_word, caption_dropout 0",
+  "panel.leak.tip": "How far the LoRA moves predictions without its trigger, beside those with it: 0 not at all, 1 as far. What helps: prior_preservation of images without the trigger, preservation with a class_word",
   "panel.rate": "learning rate",
   "panel.rate.tip": "Learning rate of the last step",
   "panel.pace.tip": "Seconds per step: the median of the last steps",

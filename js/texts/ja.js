@@ -31,7 +31,7 @@ export default {
   "panel.held.tip": "学習に使わない画像の損失（常に同じノイズ）と、最小値からの変化（変化の標準誤差つき）。破線: 学習画像の同じ損失",
   "panel.held.since": "{loss}（ステップ {step} から {change} ± {error}）",
   "panel.leak": "漏れ",
-  "panel.leak.tip": "トリガーなしの予測を LoRA がどれだけ動かすか（トリガーありに対する比）。0: まったく動かさない、1: 同じだけ動かす。効くもの: トリガーなし画像の prior_preservation、class_word を使う preservation、caption_dropout 0",
+  "panel.leak.tip": "トリガーなしの予測を LoRA がどれだけ動かすか（トリガーありに対する比）。0: まったく動かさない、1: 同じだけ動かす。効くもの: トリガーなし画像の prior_preservation、class_word を使う preservation",
   "panel.rate": "学習率",
   "panel.rate.tip": "最後のステップの学習率",
   "panel.pace.tip": "1 ステップの秒数（直近のステップの中央値）",

@@ -31,7 +31,7 @@ export default {
   "panel.held.tip": "留出图像的损失（始终使用相同噪声），以及自最低点以来的变化（含变化的标准误差）。虚线：训练图像的同一损失",
   "panel.held.since": "{loss}（自第 {step} 步以来 {change} ± {error}）",
   "panel.leak": "泄漏",
-  "panel.leak.tip": "LoRA 在没有触发词时对预测的改变，与有触发词时相比。0：毫无改变，1：改变同样大。有帮助的设置：对无触发词图像使用 prior_preservation、带 class_word 的 preservation、caption_dropout 0",
+  "panel.leak.tip": "LoRA 在没有触发词时对预测的改变，与有触发词时相比。0：毫无改变，1：改变同样大。有帮助的设置：对无触发词图像使用 prior_preservation、带 class_word 的 preservation",
   "panel.rate": "学习率",
   "panel.rate.tip": "最后一步的学习率",
   "panel.pace.tip": "每步秒数：最近各步的中位数",

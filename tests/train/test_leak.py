@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.data.holdout import split
 from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import LeakMeasured
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
+from chroma_trainer.trainer_core.seeds import generator
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.hooks import leak_meter
 from chroma_trainer.trainer_core.train.hooks.leak_meter import LeakMeter, find_probes, measure_leak
@@ -22,6 +23,7 @@ from chroma_trainer.trainer_core.train.leak import Leak
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
+from chroma_trainer.trainer_core.train.step.preservation import base_model
 
 
 def state_of(workshop, request):
@@ -104,7 +106,7 @@ def test_images_with_a_trigger_are_measured(workshop):
     state, _ = state_of(workshop, request)
     probes = state.leak_meter.probes
     assert {probe.sample.part for probe in probes} == {1} and len(probes) == 8
-    assert sorted(probe.sigma for probe in probes) == sorted([0.125, 0.375, 0.625, 0.875] * 2)
+    assert sorted(probe.sigma for probe in probes) == sorted([1.0, 0.95, 0.9, 0.8] * 2)
     assert all(probe.prompts[0] == f"sks, {probe.prompts[1]}" for probe in probes)
     held = workshop.request(holdout=0.25)
     index = plan_run(held, workshop.host()).index
@@ -137,7 +139,20 @@ def test_what_helps_is_named_once(moved, monkeypatch):
         measure_leak(state, host)
     assert len(host.all(LeakMeasured)) == 2
     (text,) = [text for text in host.told() if "what helps" in text]
-    assert "prior_preservation" in text and "class_word" in text and "caption_dropout 0" in text
+    assert "prior_preservation" in text and "class_word" in text
+
+
+def test_latents_come_from_the_base_model_and_the_prompt_without_the_trigger(moved):
+    """Not from training images, which show the style to any prompt."""
+    state, _ = moved
+    meter = state.leak_meter
+    number = next(i for i, probe in enumerate(meter.probes) if probe.sigma == 0.95)
+    probe = meter.probes[number]
+    noise = torch.randn(meter.starts[number].shape, generator=generator(0, "leak", number, probe.sample.key))
+    with torch.no_grad(), base_model(state):
+        text = [state.text.get(probe.prompts[1])]
+        velocity = state.family.predict(state.transformer, noise, torch.tensor([1.0]), text)
+    assert torch.equal(meter.starts[number], noise + (0.95 - 1.0) * velocity)
 
 
 def test_it_is_reported_at_each_checkpoint_and_changes_no_byte(workshop):
@@ -152,7 +167,7 @@ def test_it_is_reported_at_each_checkpoint_and_changes_no_byte(workshop):
     assert [event.step for event in events] == [2, 4] and not hosts[1].all(LeakMeasured)
     assert [entry["step"] for entry in measured.report["leak"]] == [2, 4] and "leak" not in plain.report
     assert measured.report["leak"][1]["leak"] == events[1].leak
-    assert set(measured.report["leak"][1]["by_sigma"]) == {"0.125", "0.375", "0.625", "0.875"}
+    assert set(measured.report["leak"][1]["by_sigma"]) == {"1", "0.95", "0.9", "0.8"}
     assert any(text.startswith("step 4: leak 0.") for text in hosts[0].told())
     history = RunHistory(hosts[0].run_folder)
     history.update()
@@ -176,7 +191,8 @@ def test_the_noise_does_not_depend_on_the_run(built, workshop):
     for state in (built[0], other):
         state.leak_meter.measure_base_(state, built[1])
     bases = [built[0].leak_meter.base, other.leak_meter.base]
-    assert bases[0].keys() == bases[1].keys() and all(torch.equal(bases[0][key], bases[1][key]) for key in bases[0])
+    assert bases[0].keys() == bases[1].keys()
+    assert all(torch.equal(*pair) for key in bases[0] for pair in zip(bases[0][key], bases[1][key], strict=True))
 
 
 def test_without_a_trigger_it_is_skipped_and_that_is_reported(workshop):

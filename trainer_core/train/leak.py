@@ -1,7 +1,7 @@
 """The leak of a LoRA: how far it moves predictions for prompts without its trigger, beside those with it.
 
 For a prompt p, move(p) is the root mean square of the difference between the prediction with the LoRA and that of the
-base model, on the same noisy latents. Over probes i, each with a prompt and the same prompt without the trigger:
+base model, for the same noisy latents. Over probes i, each with a prompt and the same prompt without the trigger:
 
     leak = mean move_i(without) / mean move_i(with)
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ..config.training import EVAL_SIGMAS
+from ..config.training import LEAK_SIGMAS
 from .paired_evals import Estimate
 
 HIGH = 0.5  # leak from which the log says what helps
@@ -46,7 +46,7 @@ class Leak:
     def by_sigma(self) -> dict[float, float | None]:
         """The leak at each sigma."""
         values = {}
-        for sigma in sorted(set(self.sigmas)):
+        for sigma in sorted(set(self.sigmas), reverse=True):
             at = [index for index, other in enumerate(self.sigmas) if other == sigma]
             pairs = [[moves[index] for index in at] for moves in (self.moved_without, self.moved_with)]
             estimate = ratio_of_means(*pairs)
@@ -96,5 +96,5 @@ def finite_mean(values: Sequence[float]) -> float | None:
 
 
 def sigma_of_probe(number: int) -> float:
-    """Return the noise level of a probe: all sigmas are used equally often."""
-    return EVAL_SIGMAS[number % len(EVAL_SIGMAS)]
+    """Return the noise level of a probe: each of LEAK_SIGMAS is used equally often."""
+    return LEAK_SIGMAS[number % len(LEAK_SIGMAS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...config.request import TrainRequest
-from ...config.training import EVAL_SIGMAS, LEAK_PROBES
+from ...config.training import EVAL_SIGMAS, LEAK_PROBES, LEAK_SIGMAS
 from ..cost_model import ModelCost, forward_flops, step_flops
 from ..step_peak import blocks_to_recompute
 from ..workload import MAX_TOKENS, RunFacts, rollout_passes
@@ -52,7 +52,8 @@ def leak_passes(request: TrainRequest, facts: RunFacts) -> int:
     if not has_trigger or not training.eval_images:
         return 0
     checkpoints = (facts.num_steps - 1) // training.checkpoint_every if training.checkpoint_every else 0
-    return 2 * LEAK_PROBES * (2 + checkpoints)
+    sampling = LEAK_PROBES * (len(LEAK_SIGMAS) - 1) // 2  # by the base model, from noise
+    return 2 * LEAK_PROBES * (2 + checkpoints) + sampling
 
 
 def _eval_flops(facts: RunFacts, cost: ModelCost) -> int:

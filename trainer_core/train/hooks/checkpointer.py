@@ -62,7 +62,12 @@ def _change(state: TrainState, result: Verdict | None) -> str:
 
 
 def decide_stop_(state: TrainState, host: Host) -> None:
-    """Let the run end here where `stop_when` says so. It follows from the evaluations, also after a resume."""
+    """Let the run end here where `stop_when` or the judge says so. It follows from the evaluations, also after a resume."""
+    if state.judge and state.step in state.evaluations and 0 < state.step < state.num_steps:
+        state.stop_reason = state.judge(state.step, state.evaluations)
+        if state.stop_reason:
+            host.emit(Notice(f"the run ends at step {state.step} of {state.num_steps}: {state.stop_reason}"))
+            return
     asked, patience = state.config.stop_when == NO_LONGER_BETTER, state.config.patience
     if not asked or state.step not in state.evaluations or not 0 < state.step < state.num_steps:
         return

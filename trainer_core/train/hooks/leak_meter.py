@@ -1,14 +1,20 @@
 """Measure at each checkpoint how far the LoRA moves predictions without its trigger (see train/leak.py).
 
-LEAK_PROBES images with the trigger are taken, each at one noise level with one noise. The base model predicts once, at the
-start of the process: a measurement takes 2 forward passes for each probe, 16 in all. Noise and images do not depend on
-the run's seed, so that runs can be compared; and nothing that the training reads is changed.
+LEAK_PROBES captions with the trigger are taken, and the same without it. Both are predicted for latents as they are
+while the base model samples an image for the caption without the trigger: from noise, down to one of LEAK_SIGMAS. There
+the prompt decides what the image becomes. Noisy training images would not do: they show the style already, and the LoRA
+changes their predictions as much for any prompt (docs/decisions/0075).
+
+The base model samples and predicts once, at the start of the process. A measurement takes 2 forward passes for each
+probe, 16 in all. Noise and captions do not depend on the run's seed, so that runs can be compared; and nothing that the
+training reads is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +23,11 @@ from torch import Tensor
 
 from ...config.dataset import FolderConfig
 from ...config.request import TrainRequest
-from ...config.training import LEAK_PROBES
+from ...config.training import LEAK_PROBES, LEAK_SIGMAS
 from ...data.captions import without_trigger
 from ...data.dataset import Index
 from ...data.holdout import split
 from ...data.sample_table import Sample, columns
-from ...flow.path import interpolate
 from ...host import Host, LeakMeasured, Notice, PhaseProgress, PhaseStarted
 from ...seeds import generator
 from ..leak import HIGH, Leak, finite_mean, sigma_of_probe
@@ -35,7 +40,7 @@ from .eval_weights import final_weights
 
 @dataclass(frozen=True)
 class Probe:
-    """A training image at a noise level, with its caption and the same without the trigger."""
+    """A caption with the trigger and the same without it, at a noise level, for latents of its image's size."""
 
     sample: Sample
     sigma: float
@@ -86,70 +91,81 @@ class LeakMeter:
 
     Attributes:
         probes: what is measured; () for nothing.
-        base: predictions of the base model, by probe and prompt; each rank has those of its own probes.
+        starts: noisy latents of each probe, (1, channels, h, w), on the CPU; each rank has those of its own probes.
+        base: predictions of the base model for them, with and without the trigger.
     """
 
     def __init__(self, probes: Sequence[Probe]):
         self.probes = probes
-        self.base: dict[tuple[int, int], Tensor] = {}
+        self.starts: dict[int, Tensor] = {}
+        self.base: dict[int, tuple[Tensor, Tensor]] = {}
 
     def measure_base_(self, state: TrainState, host: Host) -> None:
-        """Predict with the base model."""
+        """Sample with the base model, and predict with it."""
         if not self.probes:
             return
-        with base_model(state):
-            _predict_all(state, host, self.probes, self._keep_)
 
-    def _keep_(self, number: int, predictions: Sequence[Tensor]) -> list[float]:
-        for which, prediction in enumerate(predictions):
-            self.base[number, which] = prediction.cpu()
-        return []
+        def keep(number: int) -> list[float]:
+            start = self.starts[number] = _sample_down(state, self.probes[number], number)
+            first, second = _predictions(state, self.probes[number], start)
+            self.base[number] = first.cpu(), second.cpu()
+            return []
+
+        with base_model(state):
+            self._for_each(state, host, keep)
 
     def measure(self, state: TrainState, host: Host) -> Leak:
         """Return the moves of all probes, with the weights for export."""
         assert self.probes
 
-        def moves(number: int, predictions: Sequence[Tensor]) -> list[float]:
-            base = [self.base[number, which].to(state.device) for which in range(2)]
-            squares = [(new - old).square().mean().sqrt() for new, old in zip(predictions, base, strict=True)]
-            return torch.stack(squares).tolist()
+        def moves(number: int) -> list[float]:
+            predictions = _predictions(state, self.probes[number], self.starts[number])
+            pairs = zip(predictions, self.base[number], strict=True)
+            return torch.stack([(new - old.to(new)).square().mean().sqrt() for new, old in pairs]).tolist()
 
         with final_weights(state):
-            values = _predict_all(state, host, self.probes, moves)
+            values = self._for_each(state, host, moves)
         moved_with, moved_without = zip(*values, strict=True)
         return Leak([probe.sigma for probe in self.probes], moved_with, moved_without)
 
+    @torch.no_grad()
+    def _for_each(self, state: TrainState, host: Host, compute: Callable[[int], list[float]]) -> list[list[float]]:
+        """Return what `compute` returns for each probe."""
+        count = len(self.probes)
+        host.emit(PhaseStarted("leak", count, "prompts"))
 
-@torch.no_grad()
-def _predict_all(state: TrainState, host: Host, probes: Sequence[Probe], use: Any) -> list[list[float]]:
-    """Call `use` with the number and the two predictions of each probe, and return what it returns."""
-    count = len(probes)
-    host.emit(PhaseStarted("leak", count, "images"))
+        def compute_one(number: int) -> list[float]:
+            host.check_cancelled()
+            values = compute(number)
+            done = number - state.ranks.rank + state.ranks.size
+            host.emit(PhaseProgress("leak", min(done, count), count))
+            return values
 
-    def predict_one(number: int) -> list[float]:
-        host.check_cancelled()
-        values = use(number, _predictions(state, probes[number], number))
-        done = number - state.ranks.rank + state.ranks.size
-        host.emit(PhaseProgress("leak", min(done, count), count))
-        return values
-
-    return state.ranks.share_out(count, predict_one)
+        return state.ranks.share_out(count, compute_one)
 
 
-def _predictions(state: TrainState, probe: Probe, number: int) -> list[Tensor]:
-    x0 = state.latents.get(probe.sample)[None].float()
-    noise = torch.randn(x0.shape, generator=generator(EVALUATION_SEED, "leak", number, probe.sample.key))
-    sigma = torch.tensor([probe.sigma])
-    x_sigma = interpolate(x0, noise, sigma)[0].to(state.device)
+def _sample_down(state: TrainState, probe: Probe, number: int) -> Tensor:
+    """Return the latents of an image that the model samples without the trigger, at the probe's noise level."""
+    shape = (1, *state.latents.get(probe.sample).shape)
+    x = torch.randn(shape, generator=generator(EVALUATION_SEED, "leak", number, probe.sample.key))
+    levels = [sigma for sigma in LEAK_SIGMAS if sigma >= probe.sigma]
+    for now, following in pairwise(levels):
+        x = x + (following - now) * _predict(state, probe, x, now, probe.prompts[1]).cpu()
+    return x
+
+
+def _predictions(state: TrainState, probe: Probe, x_sigma: Tensor) -> list[Tensor]:
+    return [_predict(state, probe, x_sigma, probe.sigma, prompt) for prompt in probe.prompts]
+
+
+def _predict(state: TrainState, probe: Probe, x_sigma: Tensor, sigma: float, prompt: str) -> Tensor:
     beside: Mapping[str, Any] = {
         name: tensor.to(state.device) for name, tensor in stack_references(state, [probe.sample]).items()
     }
-    return [
-        state.family.predict(
-            state.transformer, x_sigma, sigma.to(state.device), [state.text.get(prompt).to(state.device)], **beside
-        ).float()
-        for prompt in probe.prompts
-    ]
+    return state.family.predict(
+        state.transformer, x_sigma.to(state.device), torch.tensor([sigma], device=state.device),
+        [state.text.get(prompt).to(state.device)], **beside,
+    ).float()  # fmt: skip
 
 
 def measure_leak(state: TrainState, host: Host) -> None:
@@ -176,11 +192,9 @@ def measure_leak(state: TrainState, host: Host) -> None:
 def what_helps(state: TrainState) -> str:
     """Return the settings that lower the leak, of those that the run does not use."""
     ways = []
-    if not state.prior_parts:
-        ways.append("a folder of images without the trigger, with prior_preservation")
+    if all(part.trigger.strip() for part in state.parts):
+        ways.append("a folder of images without the trigger, best with prior_preservation")
     if not state.config.preservation:
         ways.append("preservation with a class_word")
-    if state.config.caption_dropout:
-        ways.append("caption_dropout 0")
     text = "the LoRA also changes images without its trigger"
-    return f"{text}; what helps: {', '.join(ways) or 'fewer steps'} (docs/learned.md)"
+    return f"{text}; what helps: {', or '.join(ways) or 'fewer steps'} (docs/learned.md)"

@@ -28,6 +28,9 @@ from ..paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
 
+# Called at a checkpoint with its step and the evaluations so far: returns why the run ends there, or "".
+Judge = Callable[[int, Mapping[int, Evaluation]], str]
+
 
 @dataclass
 class TrainState:
@@ -67,6 +70,7 @@ class TrainState:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start
     leak_meter: Any = None  # hooks.leak_meter.LeakMeter
     leaks: dict[int, Leak] = field(default_factory=dict)  # step -> the leak without the trigger
+    judge: Judge | None = None
     stop_reason: str = ""  # why the run ends before its last step; "" while it does not
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run
