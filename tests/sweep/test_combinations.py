@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from chroma_trainer.nodes import CATALOGUE
 from chroma_trainer.trainer_core.errors import UserError
-from chroma_trainer.trainer_core.sweep.combinations import combine, read_axes
+from chroma_trainer.trainer_core.sweep.combinations import combine, hint_of, read_axes
 from chroma_trainer.trainer_core.workflow.graph import Graph, Node
 
 
@@ -78,3 +78,14 @@ def test_all_faults_at_once_and_too_many_runs():
 def test_two_trainers_are_told_apart_by_their_ids():
     with pytest.raises(UserError, match=r"write 5.rank or 6.rank"):
         axes_of("rank=1,2", graph=workflow(Node("6", "LoRATrainer", "Other", {})))
+
+
+def test_a_rank_with_a_fixed_alpha_is_warned_about():
+    graph = workflow()
+    graph.nodes["5"].inputs["alpha"] = 16  # type: ignore[index]
+    assert "--set 5.alpha=0" in hint_of(axes_of("rank=8,16", graph=graph), graph)
+    assert (
+        hint_of(axes_of("rank=8,16", "alpha=8,16", graph=graph), graph)
+        == hint_of(axes_of("seed=1", graph=Graph({"5": graph.nodes["5"]})), graph)
+        == ""
+    )

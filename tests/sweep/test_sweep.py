@@ -26,7 +26,7 @@ def test_all_faults_of_all_combinations_come_first(cli, home, capsys):
         (("LoRATrainer.holdout=0.1",), "1 of 10 images are held out; a sweep needs 4"),
         (("LoRATrainer.eval_images=2",), "a sweep needs 4 or more"),
         (("LoRATrainer.checkpoint_every=0",), "--stop-losers decides at checkpoints"),
-        (("LoRATrainer.devices=cpu:2",), "--stop-losers needs runs of this process"),
+        (("LoRATrainer.devices=1",), "--stop-losers needs runs of this process"),
         (("LoRATrainer.name=a%date%",), "give another --name"),
     ],
 )
@@ -38,7 +38,7 @@ def test_what_it_needs_is_asked_for(cli, capsys, values, text):
 
 def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
     """Killed within its second run: the first is not trained again, and the second goes on from its checkpoint."""
-    command = ("sweep", "workflow.json", "--over", "learning_rate=0.003,0.3", "--output", "out")
+    command = ("sweep", "workflow.json", "--over", "learning_rate=3,0.003", "--output", "out")
     trained: list[int] = []
     finish = run_module.fit
 
@@ -56,15 +56,16 @@ def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
     assert cli(*command) == 0
     assert trained == [1, 2, 3, 1, 2, 3]
     printed = capsys.readouterr()
-    assert "run 1 of 2: learning_rate=0.003: has ended before" in printed.err
-    assert printed.out.splitlines()[1].split()[:1] == ["0.003"] and "best" in printed.out.splitlines()[1]
+    assert "run 1 of 2: learning_rate=3: has ended before" in printed.err
+    assert printed.out.splitlines()[1].split()[:1] == ["3"] and "best" in printed.out.splitlines()[1]
     folder = home / "out" / "sweeps" / "tiny"
     rows = json.loads((folder / "table.json").read_text("utf-8"))["runs"]
     assert [row["is_best"] for row in rows] == [True, False] and rows[1]["difference"]["mean"] > 0
     assert all(row["leak"] for row in rows)
-    assert Image.open(folder / "sweep.png").width > 1000
+    with Image.open(folder / "sweep.png") as chart:
+        assert chart.width > 1000
     assert {path.stem for path in (home / "out" / "loras" / "tiny").glob("*[0-9].safetensors")} == {
-        "learning_rate-0.003", "learning_rate-0.3",
+        "learning_rate-0.003", "learning_rate-3",
     }  # fmt: skip
     assert cli(*command, "--json") == 0  # nothing is left to train
     assert trained == [1, 2, 3, 1, 2, 3] and len(json.loads(capsys.readouterr().out)["runs"]) == 2
@@ -72,13 +73,13 @@ def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_losers_are_stopped(cli, home, capsys):
-    command = ("sweep", "workflow.json", "--set", "LoRATrainer.steps=5", "--over", "learning_rate=0.003,0.3")
+    command = ("sweep", "workflow.json", "--set", "LoRATrainer.steps=5", "--over", "learning_rate=3,0.003")
     assert cli(*command, "--output", "losers", "--stop-losers") == 0
     printed = capsys.readouterr()
     rows = json.loads((home / "losers" / "sweeps" / "tiny" / "table.json").read_text("utf-8"))["runs"]
     assert rows[0]["steps"] == 5 and rows[0]["stopped"] is None
-    assert rows[1]["steps"] == 2 and "above that of learning_rate=0.003" in rows[1]["stopped"]
-    assert "stopped early" in printed.out and "was stopped at step 2" in printed.out
+    assert 2 <= rows[1]["steps"] < 5 and "above that of learning_rate=3" in rows[1]["stopped"]
+    assert "stopped early" in printed.out and "was stopped at step" in printed.out
 
 
 def test_a_damaged_state_is_no_end(home, monkeypatch):

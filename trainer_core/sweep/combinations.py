@@ -136,6 +136,17 @@ def _target(name: str, graph: Graph, catalogue: Mapping[str, NodeSpec]) -> tuple
     return f"no node of the workflow has a field {field!r}{nearest(field, [f for _, f in own])}"
 
 
+def hint_of(axes: Sequence[Axis], graph: Graph) -> str:
+    """Return a warning where the axes change more than they name; "" where they do not."""
+    targets = [axis.target for axis in axes]
+    for target in targets:
+        node, _, field = target.rpartition(".")
+        alpha = graph.nodes[node].inputs.get("alpha", 0)
+        if field == "rank" and f"{node}.alpha" not in targets and alpha:
+            return f"rank is swept and alpha stays {alpha}, so the scale alpha / rank changes too; --set {node}.alpha=0 keeps it at 1"
+    return ""
+
+
 def combine(axes: Sequence[Axis]) -> list[Combination]:
     """Return all combinations, the last axis varying fastest."""
     return [

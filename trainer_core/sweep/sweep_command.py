@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..console import print_text
-from ..host import SinkHost
+from ..host import Notice, SinkHost
 from ..spec import NodeSpec
 from ..workflow.graph import Graph
 
@@ -39,20 +39,23 @@ def add_sweep(
         help="end a run early once its held-out loss is above that of the best one at the same step, with 95 %% certainty",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    parser.set_defaults(read_graph=read_graph, make_host=host, catalogue=catalogue, node=node)
+    parser.set_defaults(read_graph=read_graph, make_host=host, catalogue=catalogue, trainer_node=node)
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Train a workflow with several values of some fields, and compare the results by their held-out loss."""
-    from .combinations import combine, read_axes
+    from .combinations import combine, hint_of, read_axes
     from .results import as_json, table
     from .sweep import CHART, Sweep, Trainer, plan_sweep, sweep_name
 
-    graph, node = arguments.read_graph(arguments), arguments.node
+    graph, node = arguments.read_graph(arguments), arguments.trainer_node
     trainer = Trainer(arguments.catalogue, node.SPEC.id, node.request_of, node.train_with)
     host = arguments.make_host(arguments)
     name = sweep_name(graph, trainer, arguments.name)
-    combinations = combine(read_axes(arguments.over, graph, arguments.catalogue))
+    axes = read_axes(arguments.over, graph, arguments.catalogue)
+    if hint := hint_of(axes, graph):
+        host.emit(Notice(hint, "warning"))
+    combinations = combine(axes)
     plans = plan_sweep(graph, combinations, name, trainer, host, arguments.stop_losers)
     run = Sweep(name, plans, trainer, host, arguments.stop_losers)
     rows = run.run()
