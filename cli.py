@@ -30,6 +30,7 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
+from .trainer_core.comparison.compare_command import add_compare, compare_loras
 from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
@@ -58,7 +59,7 @@ EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
+    "first": "first", "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
     "lora": "lora", "images": "--images", "dry_run": "--dry-run",
 }  # fmt: skip
@@ -556,6 +557,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_workflow_arguments(sub)
     _add_device_argument(sub)
     add_sweep(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    sub = command("compare", compare_loras)
+    _add_workflow_arguments(sub)
+    _add_device_argument(sub)
+    add_compare(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
