@@ -39,6 +39,7 @@ from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import check_writable, local_paths
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
+from .trainer_core.run_images.draw_command import add_draw, draw_prompts
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.storage.atomic import write_json
@@ -561,6 +562,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_workflow_arguments(sub)
     _add_device_argument(sub)
     add_compare(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    sub = command("draw", draw_prompts)
+    _add_workflow_arguments(sub)
+    _add_device_argument(sub)
+    add_draw(sub, _tool_host, CATALOGUE, schemas, lora_trainer)
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")

@@ -15,6 +15,7 @@ from . import (
     plan_run,
     publish_lora,
     quantize_model,
+    sample_run,
     validate_sampler,
 )
 from .datasets import save_dataset
@@ -41,6 +42,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         scale_lora.SPEC,
         extract_lora.SPEC,
         publish_lora.SPEC,
+        sample_run.SPEC,
     )
 }
 

@@ -284,6 +284,12 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
     return None
 
 
+def newest_sound(run_folder: Path) -> Path | None:
+    """Return the newest intact checkpoint of a run, without renaming damaged ones; None where there is none."""
+    checkpoints = reversed(list_checkpoints(run_folder / layout.CHECKPOINTS))
+    return next((path for path in checkpoints if not _find_fault(path) and _is_of(path, run_folder.name)), None)
+
+
 def _is_of(checkpoint: Path, run: str) -> bool:
     """Return whether an intact checkpoint is of this run. Older checkpoints do not name theirs."""
     return _run_of(checkpoint) in ("", run)
