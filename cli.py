@@ -553,19 +553,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_workflow_arguments(sub)
     sub.add_argument("--epochs", type=_count, default=0, metavar="N", help="only the first N epochs (default: all)")
     sub.add_argument("--json", action="store_true", help="each sample as a line of JSON")
-    sub = command("sweep", sweep)
-    sub.add_argument("workflow", help="as for run")
-    _add_workflow_arguments(sub)
-    _add_device_argument(sub)
-    add_sweep(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
-    sub = command("compare", compare_loras)
-    _add_workflow_arguments(sub)
-    _add_device_argument(sub)
-    add_compare(sub, _read_graph, _tool_host, CATALOGUE, lora_trainer)
-    sub = command("draw", draw_prompts)
-    _add_workflow_arguments(sub)
-    _add_device_argument(sub)
-    add_draw(sub, _tool_host, CATALOGUE, schemas, lora_trainer)
+    _add_comparing_commands(command)
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
@@ -585,6 +573,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", metavar="FILE", help="JSON report (default: OUTPUT/report.json)")
     sub.add_argument("--device", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_comparing_commands(command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
+    """Add the commands that compare runs or LoRAs, and sample with them."""
+    parsers = {
+        call: command(name, call)
+        for name, call in (("sweep", sweep), ("compare", compare_loras), ("draw", draw_prompts))
+    }
+    parsers[sweep].add_argument("workflow", help="as for run")
+    for parser in parsers.values():
+        _add_workflow_arguments(parser)
+        _add_device_argument(parser)
+    add_sweep(parsers[sweep], _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    add_compare(parsers[compare_loras], _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    add_draw(parsers[draw_prompts], _tool_host, CATALOGUE, schemas, lora_trainer)
 
 
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:

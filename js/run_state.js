@@ -17,7 +17,7 @@ export class RunState {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], evals: [], leaks: [], pictures: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      checkpoints: [], evals: [], leaks: [], pictures: [], drawn: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
       summary: null,
     });
   }
@@ -113,6 +113,7 @@ export class RunState {
       crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
+    this.drawn = (history.drawn ?? []).map((image) => ({ ...image, url: `${image.url}&v=${image.changed}` }));
     this.append(history.steps, summary.total);
     if (summary.total) this.total = summary.total;
     this.pictures = [];

@@ -15,11 +15,11 @@ from . import (
     plan_run,
     publish_lora,
     quantize_model,
-    sample_run,
     validate_sampler,
 )
 from .datasets import save_dataset
 from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
+from .runs import sample_run
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec

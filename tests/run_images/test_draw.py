@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chroma_trainer.cli import main
-from chroma_trainer.nodes import sample_run
+from chroma_trainer.nodes.comfyui.run_history import Backlog
+from chroma_trainer.nodes.runs import sample_run
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.run_images.drawable import drawable_run, prompts_in
@@ -143,3 +145,22 @@ def test_all_faults_of_the_node_at_once(tmp_path):
     with pytest.raises(UserError, match="at most 64"):
         prompts_in([str(i) for i in range(65)])
     assert prompts_in(["a", " a", "", "b"]) == ["a", "b"]
+
+
+def test_a_workflow_reaches_no_folder_outside_of_the_output(tmp_path):
+    folder = run_folder(tmp_path / "elsewhere", "paused")
+    output = tmp_path / "output"
+    assert drawable_run(str(folder), output) == folder
+    (problem,) = sample_run.preflight(sample_run.Inputs(run=str(folder), prompts="a"), SinkHost(Paths(output, output)))
+    assert problem.field == "run" and "outside of the output folder" in problem.message
+
+
+def test_the_page_gets_the_newest_images_first(tmp_path):
+    folder = run_folder(tmp_path, "paused")
+    (folder / "drawn").mkdir()
+    for step, seconds in ((2, 100), (4, 50)):
+        path = folder / "drawn" / f"step-00000{step}-abcdef01-32x32.png"
+        path.write_bytes(b"png")
+        os.utime(path, (seconds, seconds))
+    drawn = Backlog(tmp_path).story(folder)["drawn"]
+    assert [image["step"] for image in drawn] == [2, 4] and "subfolder=chroma_trainer" in drawn[0]["url"]

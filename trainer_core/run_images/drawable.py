@@ -12,15 +12,21 @@ from ..runs.control import find_run, read_status
 MAX_PROMPTS, MAX_LETTERS = 64, 4000
 
 
-def drawable_run(text: str, output: Path) -> Path:
+def drawable_run(text: str, output: Path, only_inside: bool = False) -> Path:
     """Return the folder of a run for a user's input.
 
+    Args:
+        text: name or path of a run's folder, or name of its LoRA.
+        output: output folder with the runs.
+        only_inside: refuse folders elsewhere, for inputs of a workflow, which may come from an untrusted source.
     Raises:
         UserError: there is none, it is running, or it has no checkpoint.
     """
     if not text.strip():
         raise UserError.at("run", "is empty; enter the name of a run's folder, or of its LoRA")
     folder = find_run(text.strip(), output)
+    if only_inside and not folder.resolve().is_relative_to(layout.runs_folder(output).resolve()):
+        raise UserError.at("run", f"{text!r} is outside of the output folder; use the name of a run in it")
     status = read_status(folder)
     if status and status.state == "running":
         way = f"pause it first: chroma-trainer pause {folder.name}"
