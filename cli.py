@@ -47,11 +47,10 @@ from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.sweep.sweep_command import add_sweep, sweep
 from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
-from .trainer_core.workflow.execute import execute
+from .trainer_core.workflow.execute import execute, up_to
 from .trainer_core.workflow.graph import Graph
 from .trainer_core.workflow.overrides import override
 from .trainer_core.workflow.read import read_workflow
-from .trainer_core.workflow.trainers import up_to
 
 STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
@@ -553,7 +552,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_workflow_arguments(sub)
     sub.add_argument("--epochs", type=_count, default=0, metavar="N", help="only the first N epochs (default: all)")
     sub.add_argument("--json", action="store_true", help="each sample as a line of JSON")
-    _add_comparing_commands(command)
     for name in ("run", "resume"):
         runner = commands.choices[name]
         runner.add_argument("--report", metavar="FILE", help="write a JSON report")
@@ -598,6 +596,7 @@ def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.Arg
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
     add_publish(command("publish", publish_lora))
+    _add_comparing_commands(command)
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:

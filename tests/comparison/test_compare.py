@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chroma_trainer.cli import main
-from chroma_trainer.trainer_core.comparison.compare import Comparison, Contender, Measured
+from chroma_trainer.trainer_core.comparison.compare_loras import Comparison, Contender, Measured
 from chroma_trainer.trainer_core.train.paired_evals import Evaluation
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -116,7 +116,8 @@ def result_of(*levels: float) -> Comparison:
         for n, level in enumerate(levels)
     ]
     labels = ("base", "A", "B")
-    return Comparison(*(Measured(Contender(label), e) for label, e in zip(labels, evaluations, strict=True)), "images")
+    base, first, second = (Measured(Contender(label), e) for label, e in zip(labels, evaluations, strict=True))
+    return Comparison(base, first, second, "images")
 
 
 def test_which_one_is_better_is_decided_by_the_differences():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ def home(tiny_chroma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def cli(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """cli("sweep", ...) in the working folder, with the signals put back afterwards."""
     monkeypatch.chdir(home)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield lambda *arguments: main([*map(str, arguments), "--models", "models"])  # type: ignore[misc]
+    yield lambda *arguments: main([*map(str, arguments), "--models", "models"])
     for number, handler in handlers.items():
         signal.signal(number, handler)

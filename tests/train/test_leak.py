@@ -55,6 +55,7 @@ def test_a_caption_without_its_trigger(caption, word, plain):
 
 def test_the_leak_is_a_ratio_with_its_error():
     leak = Leak([0.125, 0.125, 0.875, 0.875], [1.0, 3.0, 2.0, 2.0], [0.5, 1.0, 0.0, 0.5])
+    assert leak.ratio
     mean, error = leak.ratio
     assert mean == 2.0 / 8.0
     rest = [0.25, 0.25, -0.5, 0.0]

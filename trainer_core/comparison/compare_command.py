@@ -11,8 +11,8 @@ from typing import Any
 from ..console import print_text
 from ..host import SinkHost
 from ..spec import NodeSpec
+from ..workflow.execute import only_trainer, run_instead
 from ..workflow.graph import Graph
-from ..workflow.trainers import only_trainer, run_instead
 
 ReadGraph = Callable[[argparse.Namespace], Graph]
 MakeHost = Callable[[argparse.Namespace], SinkHost]
@@ -48,7 +48,7 @@ def add_compare(
 
 def compare_loras(arguments: argparse.Namespace) -> int:
     """Compare two LoRAs and their base on the same images, noise and prompts."""
-    from .compare import compare, find_contenders, request_for, result_path
+    from .compare_loras import compare, find_contenders, request_for, result_path
 
     node, output = arguments.trainer_node, Path(arguments.output or "output")
     contenders = find_contenders(arguments.first, arguments.second, output)

@@ -32,10 +32,10 @@ from ..storage.atomic import sha256_text
 from ..train.hooks.checkpoint import newest_sound
 from ..validation.render import Counter, Renderer
 from ..validation.sample_images import draw_grids, prompts_of
+from ..workflow.execute import run_instead
 from ..workflow.graph import Schema
 from ..workflow.overrides import override
 from ..workflow.read import read_workflow
-from ..workflow.trainers import run_instead
 
 
 @dataclass(frozen=True)

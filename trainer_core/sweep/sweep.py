@@ -28,9 +28,9 @@ from ..storage.lora_name import faults_of_name
 from ..train.paired_evals import Evaluation
 from ..train.prepare import RunPlan, plan_run
 from ..train.run import Judge, TrainResult
+from ..workflow.execute import only_trainer, run_instead
 from ..workflow.graph import Graph
 from ..workflow.overrides import override
-from ..workflow.trainers import only_trainer, run_instead
 from .combinations import Combination
 from .results import Row, RunResult, as_json, rows_of, why_lost
 

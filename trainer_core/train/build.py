@@ -42,14 +42,19 @@ from .hooks.leak_meter import LeakMeter, describe_missing, find_probes
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
-from .step.state import TrainState
+from .step.state import Judge, TrainState
 from .step.working_copies import WorkingCopies
 
 
-def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALONE) -> TrainState:
+def build_run(
+    plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALONE, judge: Judge | None = None
+) -> TrainState:
     """Cache the dataset, load and quantize the base model, and inject the adapter.
 
     The base model is frozen. The LoRA is new, and its update is zero.
+
+    Args:
+        judge: may end the run at a checkpoint.
     """
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.resolved_request.memory
@@ -96,6 +101,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
         leak_meter=LeakMeter(probes),
+        judge=judge,
         ranks=ranks,
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(

@@ -155,8 +155,7 @@ def _train(
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
-    state = build_run(plan, host, phases, ranks)
-    state.judge = judge
+    state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
         report_density(plan, record, host)
 
@@ -165,7 +164,6 @@ def _train(
         live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
-        state.leak_meter.measure_base_(state, host)
     with phases("validate"):
         set_strength_(state.transformer, 0.0)
         live.sample_base(state)
