@@ -19,6 +19,7 @@ from . import (
 )
 from .datasets import save_dataset
 from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
+from .runs import sample_run
 from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
@@ -43,6 +44,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         scale_lora.SPEC,
         extract_lora.SPEC,
         publish_lora.SPEC,
+        sample_run.SPEC,
     )
 }
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..trainer_core.config.adapter import AdapterConfig
 from ..trainer_core.config.dataset import DatasetConfig
@@ -20,6 +20,9 @@ from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
+
+if TYPE_CHECKING:
+    from ..trainer_core.train.run import Judge, TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +94,26 @@ def review(inputs: Inputs, host: Host) -> list[str]:
     return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
-def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    """Train, and return the LoRA, its weights, the finite losses and its name."""
-    from ..trainer_core.lora_tools.reader import load_tensors
+def train_with(inputs: Inputs, host: Host, judge: Judge | None = None) -> TrainResult:
+    """Train.
+
+    Args:
+        judge: may end the run at a checkpoint, see train/run.py.
+    """
     from ..trainer_core.train.run import run as train
     from .recorded_prompt import record_prompt
 
     request, prompt = request_of(inputs), record_prompt(host)
     if host.node_id in prompt:  # a resumed run keeps its date
         prompt[host.node_id]["inputs"]["name"] = request.training.name
-    result = train(request, host, prompt)
+    return train(request, host, prompt, judge)
+
+
+def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
+    """Train, and return the LoRA, its weights, the finite losses and its name."""
+    from ..trainer_core.lora_tools.reader import load_tensors
+
+    result = train_with(inputs, host)
     is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
     return (
         result.lora,
