@@ -28,9 +28,10 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
     sys.modules["chroma_trainer"] = util.module_from_spec(spec)
     sys.exit(import_module("chroma_trainer.cli").main())
 
-from .nodes import CATALOGUE, lora_trainer, plan_run
+from .nodes import CATALOGUE, dataset_backend, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
 from .trainer_core.console import Console, print_text
+from .trainer_core.dataset_doctor import doctor_command
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
 from .trainer_core.importers.import_command import add_import, import_config
@@ -58,7 +59,7 @@ PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
     "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
-    "lora": "lora", "images": "--images", "dry_run": "--dry-run",
+    "lora": "lora", "images": "--images", "dry_run": "--dry-run", "sheet": "--sheet",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -316,9 +317,76 @@ def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks:
     execute(graph, catalogue, _host(arguments, sinks))
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Report what is wrong with a LoRA file, a folder of images, or the datasets of a workflow."""
+    path = Path(arguments.file)
+    if not path.is_dir() and path.suffix.lower() != ".json":
+        dataset_options = {"sheet": "--sheet", **doctor_command.FOLDER_OPTIONS}
+        doctor_command.refuse_options(arguments, dataset_options, "a LoRA file")
+        return lora_report.doctor(arguments)
+    doctor_command.refuse_options(arguments, doctor_command.LORA_OPTIONS, "a dataset")
+    if path.is_dir():
+        return _doctor_folder(arguments, path)
+    doctor_command.refuse_options(arguments, doctor_command.FOLDER_OPTIONS, "a workflow")
+    host = _host(argparse.Namespace(**{**vars(arguments), "output": None}), (Console(),), Interrupts())
+    graph = _read_graph(argparse.Namespace(**{**vars(arguments), "workflow": arguments.file, "set": []}))
+    return doctor_command.examine_subjects(arguments, _subjects(graph, host), host)
+
+
+def _doctor_folder(arguments: argparse.Namespace, folder: Path) -> int:
+    from tempfile import TemporaryDirectory
+
+    names = doctor_command.FOLDER_OPTIONS
+    fields = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    with TemporaryDirectory(prefix="chroma-trainer-doctor-", ignore_cleanup_errors=True) as output:
+        host = _host(argparse.Namespace(**{**vars(arguments), "output": output}), (Console(),), Interrupts())
+        host = replace(host, paths=replace(host.paths, datasets=(folder.resolve().parent, *host.paths.datasets)))
+        inputs = dataset_backend.Inputs(folder=str(folder.resolve()), **fields)
+        (dataset,) = dataset_backend.run(inputs, host)
+        return doctor_command.examine_subjects(arguments, [doctor_command.Subject(dataset)], host)
+
+
+def _subjects(graph: Graph, host: SinkHost) -> list[doctor_command.Subject]:
+    """Return the dataset of every trainer, with its model if that is at hand; without a trainer, every dataset."""
+    links = [
+        (node.inputs.get("dataset"), node.inputs.get("model"))
+        for node in graph.nodes.values()
+        if node.type == lora_trainer.SPEC.id
+    ]
+    if not links:
+        backends = {id for id, node in graph.nodes.items() if node.type == dataset_backend.SPEC.id}
+        chained = {v.node for id in backends if isinstance(v := graph.nodes[id].inputs.get("dataset"), Link)}
+        links = [(Link(id, 0), None) for id in graph.nodes if id in backends - chained]
+    subjects = {dataset: model for dataset, model in links if isinstance(dataset, Link)}
+    if not subjects:
+        raise UserError.at("workflow", "has no dataset: no DatasetBackend is connected to a LoRATrainer")
+    return [_subject(graph, dataset, model, host) for dataset, model in subjects.items()]
+
+
+def _subject(graph: Graph, dataset: Link, model: Any, host: SinkHost) -> doctor_command.Subject:
+    values = _value_of(graph, dataset, host)
+    problems: list[Problem] = []  # of the model: it may not be on this machine
+    found = collect(problems, _value_of, graph, model, host) if isinstance(model, Link) else None
+    return doctor_command.Subject(values, found)  # type: ignore[arg-type]
+
+
+def _value_of(graph: Graph, link: Link, host: SinkHost) -> Any:
+    """Run the nodes that an output depends on, and return its value."""
+    needed = _up_to(graph, {link.node})
+    kind = graph.nodes[link.node].type
+    if kind not in CATALOGUE:
+        raise UserError.at("workflow", f"{kind} only runs in ComfyUI, so its output is not known here")
+    catalogue = {**CATALOGUE, kind: replace(CATALOGUE[kind], is_output=True)}
+    return execute(needed, catalogue, host)[link.node][link.slot]
+
+
 def _up_to_trainers(graph: Graph) -> Graph:
     """Return the trainers of the workflow, and what they depend on."""
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
+    return _up_to(graph, {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id})
+
+
+def _up_to(graph: Graph, needed: set[str]) -> Graph:
+    """Return these nodes of the workflow, and what they depend on."""
     before: set[str] = set()
     while before != needed:
         before = set(needed)
@@ -583,7 +651,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRAs."""
     lora_report.add_inspect(command("inspect", lora_report.inspect))
-    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    parser = command("doctor", doctor)
+    lora_report.add_doctor(parser, _tool_host)
+    doctor_command.add_dataset_options(parser)
+    _add_folder_arguments(parser)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
