@@ -567,6 +567,7 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
         Path(arguments.output or "output"),
         [Path(p) for p in arguments.datasets],
         config,
+        getattr(arguments, "allow_url", ()),
     )
     machines, device = _machines(arguments), getattr(arguments, "device", "") or _device_of_rank()
     return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=device, machines=machines)
@@ -739,6 +740,13 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="a folder that contains datasets; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an address that datasets may be read from, such as s3://bucket or hf://user/name; may be repeated",
     )
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from ..config.dataset import DatasetConfig, FolderConfig
 from ..data.buckets import Placement, place, target_edge
 from ..data.captions import final_captions
+from ..data.places.open_source import open_source
 from ..data.source.backend import Backend, printable_name
 from ..data.source.scan import Scan, scans
 from ..data.tables.caption_source import CaptionSource, NoCaption
 from ..errors import Problem, UserError
 from ..host import Host, collect
-from ..registry import load
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def list_images(config: DatasetConfig, host: Host, seed: int = 0) -> ImageList:
     images: list[ListedImage] = []
     backends: dict[int, Backend] = {}
     for part in parts:
-        backend: Backend = load("backend", "folder")(Path(config.roots[part]))
+        backend = open_source(config.roots[part], host)
         backends[part] = backend
         collect(problems, lambda p=part, b=backend: images.extend(_of_part(config, p, b, host, seed, len(images))))
     if problems:
