@@ -41,6 +41,7 @@ from .trainer_core.paths import check_writable, local_paths
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
+from .trainer_core.storage.allowed_urls import is_url
 from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.wizard.new_command import add_new, new
@@ -61,6 +62,7 @@ PATH_ARGUMENTS = {
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
     "lora": "lora", "images": "--images", "dry_run": "--dry-run", "sheet": "--sheet",
 }  # fmt: skip
+TABLES_OF_URLS = (".csv", ".tsv", ".jsonl")  # endings of tables that doctor examines; .json is a workflow
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
 
@@ -320,30 +322,37 @@ def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks:
 def doctor(arguments: argparse.Namespace) -> int:
     """Report what is wrong with a LoRA file, a folder of images, or the datasets of a workflow."""
     path = Path(arguments.file)
-    if not path.is_dir() and path.suffix.lower() != ".json":
+    is_source = path.is_dir() or is_url(arguments.file) or path.suffix.lower() in TABLES_OF_URLS
+    if not is_source and path.suffix.lower() != ".json":
         dataset_options = {"sheet": "--sheet", **doctor_command.FOLDER_OPTIONS}
         doctor_command.refuse_options(arguments, dataset_options, "a LoRA file")
         return lora_report.doctor(arguments)
     doctor_command.refuse_options(arguments, doctor_command.LORA_OPTIONS, "a dataset")
-    if path.is_dir():
-        return _doctor_folder(arguments, path)
+    if is_source:
+        return _doctor_folder(arguments, arguments.file)
     doctor_command.refuse_options(arguments, doctor_command.FOLDER_OPTIONS, "a workflow")
     host = _host(argparse.Namespace(**{**vars(arguments), "output": None}), (Console(),), Interrupts())
     graph = _read_graph(argparse.Namespace(**{**vars(arguments), "workflow": arguments.file, "set": []}))
     return doctor_command.examine_subjects(arguments, _subjects(graph, host), host)
 
 
-def _doctor_folder(arguments: argparse.Namespace, folder: Path) -> int:
+def _doctor_folder(arguments: argparse.Namespace, folder: str) -> int:
+    """Examine a folder, a store or a table of addresses. The user names it, so it is allowed."""
     from tempfile import TemporaryDirectory
 
     names = doctor_command.FOLDER_OPTIONS
     fields = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    with TemporaryDirectory(prefix="chroma-trainer-doctor-", ignore_cleanup_errors=True) as output:
+    is_remote = not Path(folder).is_dir()  # what is downloaded is for the run too
+    with TemporaryDirectory(prefix="chroma-trainer-doctor-", ignore_cleanup_errors=True) as temporary:
+        output = None if is_remote else temporary
         host = _host(argparse.Namespace(**{**vars(arguments), "output": output}), (Console(),), Interrupts())
-        host = replace(host, paths=replace(host.paths, datasets=(folder.resolve().parent, *host.paths.datasets)))
-        inputs = dataset_backend.Inputs(folder=str(folder.resolve()), **fields)
-        (dataset,) = dataset_backend.run(inputs, host)
-        return doctor_command.examine_subjects(arguments, [doctor_command.Subject(dataset)], host)
+        if is_url(folder):
+            paths = replace(host.paths, urls=(*host.paths.urls, folder))
+        else:
+            folder = str(Path(folder).resolve())
+            paths = replace(host.paths, datasets=(Path(folder).parent, *host.paths.datasets))
+        (dataset,) = dataset_backend.run(dataset_backend.Inputs(folder=folder, **fields), replace(host, paths=paths))
+        return doctor_command.examine_subjects(arguments, [doctor_command.Subject(dataset)], replace(host, paths=paths))
 
 
 def _subjects(graph: Graph, host: SinkHost) -> list[doctor_command.Subject]:

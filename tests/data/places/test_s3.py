@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
+from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.data.places.open_source import open_source
 from chroma_trainer.trainer_core.data.places.stores.s3_store import S3Settings, signed_headers
 from chroma_trainer.trainer_core.errors import UserError
@@ -197,3 +198,12 @@ def test_the_region_is_taken_from_the_store(s3, host, monkeypatch):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     s3.answer = redirect
     assert len(index_of(host("s3://pictures"), CATS).samples) == 6
+
+
+def test_doctor_examines_a_store_that_the_user_names(s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", CATS, "--resolution", "64"]) == 1
+    assert "6 of 6 images can be trained" in capsys.readouterr().out
+    count = len(s3.log)
+    main(["doctor", CATS, "--resolution", "64"])
+    assert s3.downloads(count) == []
