@@ -42,7 +42,9 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--trigger", metavar="WORD", help="of a folder: trigger that its captions should have")
     parser.add_argument(
-        "--captions", choices=CAPTIONS, help="of a folder: where its captions come from (default: textfile)"
+        "--captions",
+        choices=[name for name in CAPTIONS if name != "instance prompt"],
+        help="of a folder: where its captions come from (default: textfile)",
     )
 
 

@@ -143,6 +143,18 @@ def test_a_dead_server_costs_its_images_and_a_dead_network_ends_the_run(write, t
         index_of(host(web.url), path)
 
 
+def test_a_server_of_many_images_may_be_away_while_others_answer(table, write, web, host):
+    other = Service()
+    other.files["a.png"] = png(9)
+    other.start()
+    rows = [{"url": f"{web.url}/img/{number}.png", "text": "a"} for number in range(3 * MOST_FAILURES)]
+    path = write(*rows, {"url": f"{other.url}/a.png", "text": "b"})
+    web.fault = lambda number, path: 500
+    index = index_of(host(web.url, other.url), path)
+    other.stop()
+    assert len(index.samples) == 1 and len(index.report["skipped"]) == len(rows)
+
+
 def test_a_table_without_addresses(write, host):
     with pytest.raises(UserError, match=r"urls.jsonl has no column with addresses \('file', 'text'\)"):
         index_of(host(), write({"file": "a.png", "text": "a"}))

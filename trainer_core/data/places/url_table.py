@@ -21,11 +21,12 @@ from .byte_cache import ByteCache
 from .row_captions import row_caption, row_json
 from .stores.http_client import Client, copy_body
 from .stores.retry import ADVICE, with_retries
-from .stores.store import Missing
+from .stores.store import Missing, Temporary
 from .stores.store_files import LARGEST_FILE
 
 URL_COLUMNS = ("url", "image_url", "img_url", "URL", "uri", "link", "image", "file", "file_name", "path")
-MOST_FAILURES = 8  # images in a row that can't be had before the network is taken to be down
+MOST_FAILURES = 8  # images in a row that can't be had before other servers are asked whether the network is down
+MOST_PROBES = 3  # of those other servers
 
 
 class UrlTableBackend:
@@ -104,7 +105,7 @@ class UrlTableBackend:
         return raw
 
     def _download(self, url: str) -> bytes:
-        """Return an image. The first address that fails for a while is one image less; many in a row end the run."""
+        """Return an image. An address that fails is one image less; if no server answers any more, the run ends."""
 
         def fetch() -> bytes:
             body = io.BytesIO()
@@ -119,13 +120,33 @@ class UrlTableBackend:
             raw = with_retries(url, fetch, self._check_cancelled)
         except UserError as error:
             reason = error.problems[0].message
-            if self._count_failure() >= MOST_FAILURES:
+            if self._count_failure() >= MOST_FAILURES and not self._answers_elsewhere(url):
                 text = f"{MOST_FAILURES} images in a row could not be downloaded, the last one {reason}"
                 raise UserError.at("folder", text) from error
             raise Missing(reason.removesuffix(f"; {ADVICE}")) from error
         with self._lock:
             self._failures = 0
         return raw
+
+    def _answers_elsewhere(self, url: str) -> bool:
+        """Return whether another server of the table answers: then only that of this address is away."""
+        others: dict[str, str] = {}
+        for other in self._urls.values():
+            others.setdefault(urlsplit(other).netloc, other)
+        others.pop(urlsplit(url).netloc, None)
+        for other in list(others.values())[:MOST_PROBES]:
+            self._check_cancelled()
+            try:
+                with self._client.open(other, {}):
+                    pass
+            except Temporary:
+                continue
+            except Missing:  # an answer too
+                pass
+            with self._lock:
+                self._failures = 0
+            return True
+        return False
 
     def _count_failure(self) -> int:
         with self._lock:
