@@ -46,6 +46,8 @@ def normal_url(text: str) -> str:
         raise ValueError("contains spaces or control characters")
     if {".", ".."} & set(parts.path.split("/")):
         raise ValueError("contains . or .. as a folder; write the address without them")
+    if scheme not in PORTS and (parts.query or parts.fragment or "?" in url or "#" in url):
+        raise ValueError("contains ? or #, which addresses of stores do not have")
     netloc = parts.netloc
     if scheme in PORTS:
         name = (parts.hostname or "").rstrip(".")

@@ -93,6 +93,21 @@ def test_an_archive_that_is_cut_off(folder, host, where):
     assert any("cut off" in reason for reason in skipped(index).values()), skipped(index)
 
 
+def test_damaged_headers_are_faults(folder, host):
+    """Sizes of 96 bits, and negative ones, which would lead back."""
+    whole = bytearray(write_tar(folder / "a.tar", shard(0, 3)).read_bytes())
+    for name, size in (("b", b"\x80" + b"\x7f" * 11), ("c", b"\xff" * 10 + b"\xf0\x00")):
+        start = bytes(whole).index(b"0001.png")
+        damaged = bytearray(whole)
+        damaged[start + 124 : start + 136] = size
+        total = 256 + sum(damaged[start : start + 148]) + sum(damaged[start + 156 : start + 512])
+        damaged[start + 148 : start + 156] = b"%06o\0 " % total
+        (folder / f"{name}.tar").write_bytes(damaged)
+    index = index_of(host(), folder)
+    assert {name[:5] for name in captions(index)} == {"a.tar", "b.tar", "c.tar"} and len(index.samples) == 5
+    assert all(any(f"{name}.tar" in place for place in skipped(index)) for name in "bc"), skipped(index)
+
+
 def test_what_is_no_tar(folder, host):
     (folder / "a.tar").write_bytes(b"hello" * 1000)
     write_tar(folder / "b.tar", shard(0, 2), "w:gz")

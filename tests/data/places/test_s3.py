@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.data.places.open_source import open_source
+from chroma_trainer.trainer_core.data.places.stores import retry
 from chroma_trainer.trainer_core.data.places.stores.s3_store import S3Settings, signed_headers
-from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 
 from .conftest import SECRET, captions, index_of, png
 
@@ -198,6 +200,29 @@ def test_the_region_is_taken_from_the_store(s3, host, monkeypatch):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     s3.answer = redirect
     assert len(index_of(host("s3://pictures"), CATS).samples) == 6
+
+
+def test_a_redirect_to_another_region_is_signed_anew(s3, host, monkeypatch):
+    answer = s3.answer
+
+    def redirect(target, headers):
+        if "/us-east-1/" in headers.get("authorization", ""):
+            return 307, b"", {"Location": f"{s3.url}/elsewhere", "x-amz-bucket-region": "eu-test-1"}
+        return answer(target, headers)
+
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    s3.answer = redirect
+    assert len(index_of(host("s3://pictures"), CATS).samples) == 6
+    assert not any(path.startswith("/elsewhere") for path, _ in s3.log)
+
+
+def test_canceling_does_not_wait_for_a_busy_store(s3, host, monkeypatch):
+    """The server asks for a minute."""
+    monkeypatch.setattr(retry, "WAITS", (60.0,))
+    s3.fault = lambda number, path: 503
+    stops = replace(host("s3://pictures"), is_cancelled=lambda: bool(s3.log))
+    with pytest.raises(Cancelled):
+        index_of(stops, CATS)
 
 
 def test_doctor_examines_a_store_that_the_user_names(s3, tmp_path, monkeypatch, capsys):

@@ -127,6 +127,16 @@ def test_rows_that_can_not_be_used(write, table, web, host):
         assert any(text in reason for reason in reasons), (text, reasons)
 
 
+def test_addresses_with_other_letters(write, table, web, host):
+    web.files["bilder/käse 雪.png"] = png(1)
+    path = write(
+        {"url": f"{web.url}/bilder/käse%20雪.png", "text": "a"},
+        {"url": "https://bü" + "x" * 80 + ".de/a.png", "text": "b"},
+    )
+    index = index_of(host(web.url, "https://"), path)
+    assert len(index.samples) == 1 and "host is not valid" in index.report["skipped"][0]["reason"]
+
+
 def test_queries_make_different_names(write, table, web, host):
     web.files["view"] = png(1)
     path = write(*({"url": f"{web.url}/view?id={number}", "text": "a"} for number in range(3)))

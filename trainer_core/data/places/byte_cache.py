@@ -16,6 +16,7 @@ from ...storage.bounded_files import format_size
 VARIABLE = "CHROMA_TRAINER_URL_CACHE_GB"
 USUAL_GB = 20.0
 FOLDER, PART = "places", ".part"  # PART: ending of a download that is not complete
+RECOUNT = 0.05  # share of the bound that is added before the files are counted again
 ROOM = 0.9  # share of the bound that is left after files are deleted
 STALE_SECONDS = 24 * 3600.0  # age of temporary files of killed processes
 
@@ -47,7 +48,8 @@ class ByteCache:
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
         self._lock = threading.Lock()
-        self._size: int | None = None  # of all files; None: not counted yet
+        self._size = self._uncounted = 0  # of all files, and of those that were added since they were counted
+        self._is_counted = False
 
     def path(self, *key: str) -> Path:
         """Return where the file with this key is, or would be."""
@@ -112,12 +114,15 @@ class ByteCache:
                 "to a larger size in GB",
             )
         with self._lock:
-            if self._size is None:
+            if not self._is_counted:
                 remove_temporaries(self.folder, STALE_SECONDS)
-                self._size = sum(used for _, used, _ in self._files())
+            if not self._is_counted or self._uncounted > RECOUNT * self.max_bytes:  # other processes add files too
+                self._size, self._uncounted = sum(used for _, used, _ in self._files()), 0
+                self._is_counted = True
             if self._size + size > self.max_bytes:
                 self._size = self._shrink(round(self.max_bytes * ROOM) - size)
             self._size += size
+            self._uncounted += size
 
     def _shrink(self, target: int) -> int:
         """Delete files until at most `target` bytes are left. Return how many there are."""

@@ -35,13 +35,16 @@ def tar_members(path: Path) -> Iterator[TarMember]:
     Raises:
         OSError: The archive can't be read.
     """
-    count, size = 0, path.stat().st_size
+    count, size, last = 0, path.stat().st_size, -1
     try:
         with tarfile.open(path, "r:") as archive:
             while member := archive.next():
                 count += 1
                 # They are collected otherwise: a million of them take 1 GB.
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                if member.offset <= last or member.size < 0:
+                    raise tarfile.TarError("a header points backwards")
+                last = member.offset
                 if count > MAX_MEMBERS:
                     yield TarMember("", fault=f"it has more than {MAX_MEMBERS:,} members; the rest is not read")
                     return
@@ -54,5 +57,5 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                     yield TarMember(member.name, fault="the archive is cut off in the middle of it")
                 elif member.isreg():
                     yield TarMember(member.name, member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # tarfile checks no sizes
         yield TarMember("", fault=f"the archive is damaged or cut off after {count} members ({error}), or compressed")

@@ -53,18 +53,17 @@ class FsspecStore:
         except Exception as error:  # keys that are missing: every package has errors of its own
             raise store_fault(url, reason_of(error), ADVICE) from error
 
-    def files(self) -> Iterator[StoredFile]:
+    def page(self, token: str) -> tuple[list[StoredFile], str]:
         with self._as_our_errors():
             self._system.invalidate_cache()
-            found: dict[str, dict[str, Any]] = self._system.find(self._root, detail=True)
-            prefix = self._root.rstrip("/") + "/"
-            for path, details in found.items():
-                if details.get("type", "file") == "file":
-                    stamp = next((str(details[name]) for name in STAMPS if details.get(name)), "")
-                    name = path[len(prefix) :] if path.startswith(prefix) else path.rpartition("/")[2]
-                    yield StoredFile(
-                        name, int(details.get("size") or 0), hashlib.sha256(stamp.encode()).hexdigest()[:16]
-                    )
+            details: dict[str, dict[str, Any]] = self._system.find(self._root, detail=True)
+        return [self._file_of(path, item) for path, item in details.items() if item.get("type", "file") == "file"], ""
+
+    def _file_of(self, path: str, details: dict[str, Any]) -> StoredFile:
+        prefix = self._root.rstrip("/") + "/"
+        stamp = next((str(details[name]) for name in STAMPS if details.get(name)), "")
+        name = path[len(prefix) :] if path.startswith(prefix) else path.rpartition("/")[2]
+        return StoredFile(name, int(details.get("size") or 0), hashlib.sha256(stamp.encode()).hexdigest()[:16])
 
     def download(self, file: StoredFile, target: IO[bytes], start: int) -> None:
         with self._as_our_errors(), self._system.open(f"{self._root.rstrip('/')}/{file.name}", "rb") as source:

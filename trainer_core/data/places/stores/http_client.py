@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from ....errors import reason_of
 from ....version import VERSION
@@ -27,6 +27,7 @@ TIMEOUT_SECONDS = 60.0
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 20
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which another try may succeed
+SENT = "%/:?@!$&'()*+,;=-._~[]|"  # characters of an address that are sent as they are
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 KEPT_SECRETS = ("authorization", "cookie", "x-amz-security-token")  # headers that another host must not get
 
@@ -40,14 +41,17 @@ class Client:
 
     Args:
         hosts: Hosts that the user has named, which may be anywhere.
+        redirects: Follow redirects. A signed request can't be redirected.
     """
 
-    def __init__(self, hosts: Iterable[str]):
+    def __init__(self, hosts: Iterable[str], redirects: bool = True):
         proxies = (
             urlsplit(url if "://" in url else f"//{url}").hostname for url in urllib.request.getproxies().values()
         )
         self.hosts = frozenset(hosts) | {host for host in proxies if host}
-        self._opener = urllib.request.build_opener(_Http(self.hosts), _Https(self.hosts), _Redirects())
+        self._opener = urllib.request.build_opener(
+            _Http(self.hosts), _Https(self.hosts), _Redirects() if redirects else _NoRedirects()
+        )
 
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
@@ -57,9 +61,23 @@ class Client:
             Temporary: Try again.
             Missing: The server refuses, or the address can't be reached by right. See Status for its answer.
         """
-        request = urllib.request.Request(url, headers={"User-Agent": f"chroma-trainer/{VERSION}", **headers})
+        request = urllib.request.Request(_as_ascii(url), headers={"User-Agent": f"chroma-trainer/{VERSION}", **headers})
         with _as_our_errors(), self._opener.open(request, timeout=TIMEOUT_SECONDS) as response:
             yield response
+
+
+def _as_ascii(url: str) -> str:
+    """Return an address as it is sent: other characters than those of ASCII are encoded.
+
+    Raises:
+        Missing: The name of its host can't be encoded.
+    """
+    parts = urlsplit(url)
+    try:
+        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    except UnicodeError as error:
+        raise Missing("the name of its host is not valid") from error
+    return urlunsplit((parts.scheme, host, quote(parts.path, SENT), quote(parts.query, SENT), ""))
 
 
 class Status(Missing):
@@ -154,7 +172,7 @@ def copy_from(
     with client.open(url, {**headers, **part}) as response:
         if start and response.status != http.client.PARTIAL_CONTENT:
             raise Changed
-        answer = response.headers.get("ETag", "").strip('"')
+        answer = response.headers.get("ETag", "").removeprefix("W/").strip('"')
         if etag and answer and answer != etag:
             raise Changed
         copy_body(response, target, size - start)
@@ -241,6 +259,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             for header in [name for name in request.headers if name.lower() in KEPT_SECRETS]:
                 request.remove_header(header)
         return request
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        return None  # an HTTPError, with the status of the redirect
 
 
 def proxy_free_host(url: str) -> str:

@@ -35,7 +35,7 @@ class HubStore:
         self._client = Client({*hosts, proxy_free_host(constants.ENDPOINT)})
         self._commit = ""
 
-    def files(self) -> Iterator[StoredFile]:
+    def page(self, token: str) -> tuple[list[StoredFile], str]:
         from huggingface_hub import HfApi
 
         if self._is_offline:
@@ -47,9 +47,11 @@ class HubStore:
                 self._repo, self._folder or None, recursive=True, revision=self._commit, repo_type="dataset"
             )
             prefix = f"{self._folder}/" if self._folder else ""
-            for item in tree:
-                if (size := getattr(item, "size", None)) is not None:  # a file, not a folder
-                    yield StoredFile(item.path.removeprefix(prefix), size, _stamp(item))
+            return [
+                StoredFile(item.path.removeprefix(prefix), size, _stamp(item))
+                for item in tree
+                if (size := getattr(item, "size", None)) is not None  # a file, not a folder
+            ], ""
 
     def download(self, file: StoredFile, target: IO[bytes], start: int) -> None:
         from huggingface_hub import hf_hub_url

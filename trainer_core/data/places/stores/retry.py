@@ -30,9 +30,16 @@ def with_retries(place: str, call: Callable[[], Result], check_cancelled: Callab
         try:
             return call()
         except Temporary as error:
-            time.sleep(min(max(wait, error.wait), max(LONGEST_WAIT, wait)))
+            _sleep(min(max(wait, error.wait), max(LONGEST_WAIT, wait)), check_cancelled)
     check_cancelled()
     try:
         return call()
     except Temporary as error:
         raise store_fault(place, f"{error} ({len(WAITS) + 1} tries)", ADVICE) from error
+
+
+def _sleep(seconds: float, check_cancelled: Callable[[], None]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check_cancelled()
+        time.sleep(min(left, 0.5))

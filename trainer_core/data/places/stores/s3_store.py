@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import IO, Any
@@ -66,22 +66,16 @@ class S3Store:
         self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
         self._settings = S3Settings.of_environment()
-        self._client = Client({*hosts, proxy_free_host(self._settings.endpoint)} - {""})
+        self._client = Client({*hosts, proxy_free_host(self._settings.endpoint)} - {""}, redirects=False)
 
-    def files(self) -> Iterator[StoredFile]:
-        token = ""
-        while True:
-            query = {"list-type": "2", "prefix": self._prefix} | ({"continuation-token": token} if token else {})
-            page = _parse(self._read(query), self.place)
-            for item in page.iter("Contents"):
-                key, size = item.findtext("Key", ""), item.findtext("Size", "0")
-                if not key.endswith("/"):  # a folder, as some programs write it
-                    yield StoredFile(key[len(self._prefix) :], int(size), item.findtext("ETag", "").strip('"'))
-            token = page.findtext("NextContinuationToken", "")
-            if page.findtext("IsTruncated", "false") != "true":
-                return
-            if not token:
-                raise Temporary("the list of files has no continuation")
+    def page(self, token: str) -> tuple[list[StoredFile], str]:
+        query = {"list-type": "2", "prefix": self._prefix} | ({"continuation-token": token} if token else {})
+        page = _parse(self._read(query), self.place)
+        following = page.findtext("NextContinuationToken", "")
+        if page.findtext("IsTruncated", "false") == "true" and following in ("", token):
+            raise Temporary("the list of files has no continuation")
+        files = [_file_of(item, self._prefix) for item in page.iter("Contents")]
+        return [file for file in files if file], following
 
     def download(self, file: StoredFile, target: IO[bytes], start: int) -> None:
         def fetch() -> None:
@@ -137,6 +131,14 @@ class S3Store:
         if code == "NoSuchBucket":
             return store_fault(self.place, reason, "check the name of the bucket and AWS_ENDPOINT_URL")
         return Missing(reason)
+
+
+def _file_of(item: ElementTree.Element, prefix: str) -> StoredFile | None:
+    """Return a file of a listing; None for a folder, as some programs write it."""
+    key, size = item.findtext("Key", ""), item.findtext("Size", "0")
+    if key.endswith("/") or not key.startswith(prefix):
+        return None
+    return StoredFile(key[len(prefix) :], int(size) if size.isdecimal() else 0, item.findtext("ETag", "").strip('"'))
 
 
 def _parse(raw: bytes, place: str) -> ElementTree.Element:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -29,7 +28,7 @@ class Changed(Exception):
     """A file is not what it was when its download began, so what is there of it can't be continued."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file of a store.
 
@@ -53,9 +52,11 @@ class Store(Protocol):
 
     place: str
 
-    def files(self) -> Iterable[StoredFile]:
-        """Return every file, in any order.
+    def page(self, token: str) -> tuple[list[StoredFile], str]:
+        """Return some of the files, in any order, and the token of the next page; "" after the last one.
 
+        Args:
+            token: That of the page; "" for the first.
         Raises:
             Temporary: Try again.
             UserError: The store can't be used, such as with wrong keys.

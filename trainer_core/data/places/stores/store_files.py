@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..byte_cache import ByteCache
@@ -33,8 +34,13 @@ class StoreFiles:
         Raises:
             UserError: The store can't be listed.
         """
-        files = with_retries(self.store.place, lambda: list(self.store.files()), self._check_cancelled)
-        return sorted(files, key=lambda file: file.name)
+        files, token = list[StoredFile](), ""
+        while True:
+            page = partial(self.store.page, token)  # tried again by itself: a million files are a thousand pages
+            more, token = with_retries(self.store.place, page, self._check_cancelled)
+            files += more
+            if not token:
+                return sorted(files, key=lambda file: file.name)
 
     def read(self, file: StoredFile) -> bytes:
         """Return the bytes of a file.
