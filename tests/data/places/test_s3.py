@@ -11,6 +11,7 @@ from chroma_trainer.trainer_core.data.places.open_source import open_source
 from chroma_trainer.trainer_core.data.places.stores import retry
 from chroma_trainer.trainer_core.data.places.stores.s3_store import S3Settings, signed_headers
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
+from chroma_trainer.trainer_core.host import PhaseProgress
 
 from .conftest import SECRET, captions, index_of, png
 
@@ -214,6 +215,15 @@ def test_a_redirect_to_another_region_is_signed_anew(s3, host, monkeypatch):
     s3.answer = redirect
     assert len(index_of(host("s3://pictures"), CATS).samples) == 6
     assert not any(path.startswith("/elsewhere") for path, _ in s3.log)
+
+
+def test_downloads_show_progress(s3, host):
+    progress = []
+    for number in range(6, 80):
+        s3.files[f"pictures/cats/{number}.png"] = png(number)
+    sink = lambda event: progress.append(event.done) if isinstance(event, PhaseProgress) else None  # noqa: E731
+    index_of(replace(host("s3://pictures"), sinks=(sink,)), CATS, captions="filename")
+    assert progress == [32, 64, 80]
 
 
 def test_canceling_does_not_wait_for_a_busy_store(s3, host, monkeypatch):

@@ -19,7 +19,6 @@ from .byte_cache import FOLDER, ByteCache, cache_bytes
 from .store_backend import StoreBackend
 from .stores.store import Store, store_fault
 from .stores.store_files import StoreFiles
-from .url_table import UrlTableBackend
 
 OTHER = "fsspec"  # the store for every other kind of address
 TABLES = "place-tables"  # folder in the cache for tables of captions that lie in a store
@@ -67,6 +66,8 @@ def _cache(host: Host) -> ByteCache:
 
 def _open_path(path: Path, host: Host) -> Backend:
     if path.is_file():
+        from .url_table import UrlTableBackend  # here, because checks of a workflow do without urllib
+
         return UrlTableBackend(path, _cache(host), host.paths.allowed_urls, host.check_cancelled)
     folder = FolderBackend(path)
     for suffix in (TAR, PARQUET):
