@@ -34,6 +34,7 @@ from .nodes.widget_schemas import schemas
 from .nodes.wizard import quick_lora
 from .trainer_core.comparison.compare_command import add_compare, compare_loras
 from .trainer_core.console import Console, print_text
+from .trainer_core.dataset_doctor import doctor_command
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
 from .trainer_core.importers.import_command import add_import, import_config
@@ -64,7 +65,7 @@ PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
     "first": "first", "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
-    "lora": "lora", "images": "--images", "dry_run": "--dry-run",
+    "lora": "lora", "images": "--images", "dry_run": "--dry-run", "sheet": "--sheet",
 }  # fmt: skip
 CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
 
@@ -323,6 +324,26 @@ def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks:
     execute(graph, catalogue, _host(arguments, sinks))
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Report what is wrong with a LoRA file, a folder of images, or the datasets of a workflow."""
+    from .trainer_core.dataset_doctor.subjects import is_source, subject_of_source, subjects_of_workflow
+
+    refuse, is_workflow = doctor_command.refuse_options, Path(arguments.file).suffix.lower() == ".json"
+    if not is_source(arguments.file) and not is_workflow:
+        refuse(arguments, {"sheet": "--sheet", **doctor_command.FOLDER_OPTIONS}, "a LoRA file")
+        return lora_report.doctor(arguments)
+    refuse(arguments, doctor_command.LORA_OPTIONS, "a dataset")
+    host = _host(argparse.Namespace(**{**vars(arguments), "output": None}), (Console(),), Interrupts())
+    if is_source(arguments.file):
+        names = doctor_command.FOLDER_OPTIONS
+        fields = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+        with subject_of_source(arguments.file, fields, CATALOGUE, host) as (subject, own):
+            return doctor_command.examine_subjects(arguments, [subject], own)
+    refuse(arguments, doctor_command.FOLDER_OPTIONS, "a workflow")
+    graph = _read_graph(argparse.Namespace(**{**vars(arguments), "workflow": arguments.file, "set": []}))
+    return doctor_command.examine_subjects(arguments, subjects_of_workflow(graph, CATALOGUE, host), host)
+
+
 def status(arguments: argparse.Namespace) -> int:
     """Print the status of a run, or of all runs in the output folder."""
     output = Path(arguments.output or "output")
@@ -502,6 +523,7 @@ def _host(arguments: argparse.Namespace, sinks: tuple = (), interrupts: Any = la
         Path(arguments.output or "output"),
         [Path(p) for p in arguments.datasets],
         config,
+        getattr(arguments, "allow_url", ()),
     )
     machines, device = _machines(arguments), getattr(arguments, "device", "") or _device_of_rank()
     return SinkHost(paths=paths, sinks=sinks, is_cancelled=interrupts, device=device, machines=machines)
@@ -601,7 +623,10 @@ def _add_comparing_commands(command: Callable[[str, Any], argparse.ArgumentParse
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRAs."""
     lora_report.add_inspect(command("inspect", lora_report.inspect))
-    lora_report.add_doctor(command("doctor", lora_report.doctor), _tool_host)
+    parser = command("doctor", doctor)
+    lora_report.add_doctor(parser, _tool_host)
+    doctor_command.add_dataset_options(parser)
+    _add_folder_arguments(parser)
     description = "Merge, resize, scale or extract LoRA files."
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
@@ -687,6 +712,13 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="a folder that contains datasets; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an address that datasets may be read from, such as s3://bucket or hf://user/name; may be repeated",
     )
 
 

@@ -17,6 +17,7 @@ const NODES = {
   QuantizeModel: "#3a3350",
   DatasetBackend: "#33452a",
   SaveDataset: "#33452a",
+  CheckDataset: "#33452a",
   LoRATrainer: "#24425a",
   QuickLora: "#24425a",
   ValidateSampler: "#544a25",

@@ -17,7 +17,7 @@ from . import (
     quantize_model,
     validate_sampler,
 )
-from .datasets import save_dataset
+from .datasets import check_dataset, save_dataset
 from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
 from .runs import sample_run
 from .wizard import quick_lora
@@ -31,6 +31,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         quantize_model.SPEC,
         dataset_backend.SPEC,
         save_dataset.SPEC,
+        check_dataset.SPEC,
         lora_trainer.SPEC,
         validate_sampler.SPEC,
         adapter_settings.SPEC,

@@ -13,6 +13,7 @@ from ..trainer_core.errors import UserError
 from ..trainer_core.host import Host, Paths
 from ..trainer_core.runs.portable import portable_path
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.storage.allowed_urls import is_url
 from ..trainer_core.storage.atomic import sha256_text
 
 
@@ -31,13 +32,13 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     Raises:
         UserError: a folder does not exist or is not allowed.
     """
-    root = host.paths.find_dataset(inputs.folder, "folder")
+    root = host.paths.find_source(inputs.folder, "folder")
     values = {field.name: getattr(inputs, field.name) for field in fields(FolderConfig)}
     names = {name: portable_path(values[name], host.paths) for name in FolderConfig.PATHS}
     part = FolderConfig(**{**values, **names})
     references = str(host.paths.find_dataset(inputs.references, "references")) if inputs.references.strip() else ""
     masks = str(host.paths.find_dataset(inputs.masks, "masks")) if inputs.masks.strip() else ""
-    table = str(find_table(inputs, root, host.paths)) if inputs.needs_table else ""
+    table = find_table(inputs, root, host.paths) if inputs.needs_table else ""
     earlier = inputs.dataset or DatasetConfig(parts=(), roots=())
     parts = tuple(replace(part, resolution=edge, resolutions="") for edge in inputs.resolution_list())
     dataset = DatasetConfig(
@@ -50,33 +51,45 @@ def run(inputs: Inputs, host: Host) -> tuple[DatasetConfig]:
     return (dataset,)
 
 
-def find_table(inputs: FolderConfig, root: Path, paths: Paths) -> Path:
+def find_table(inputs: FolderConfig, root: str, paths: Paths) -> str:
     """Return the table of a folder: the one that is named, or the first of the usual ones.
 
+    Args:
+        inputs: The settings of the folder.
+        root: Where the images are. A store is not asked for its tables yet, and rows that come with the images need none.
+        paths: The allowed folders.
     Raises:
         UserError: There is none, or it is outside the allowed folders.
     """
     from ..trainer_core.data.tables.caption_row import NAMES
+    from ..trainer_core.data.tables.caption_source import IN_STORE
 
-    if inputs.table.strip():
-        return paths.find_beside(root, inputs.table, "table")
-    path = next((root / name for name in NAMES if (root / name).is_file()), None)
-    if path is None:
+    name, folder = inputs.table.strip(), Path(root)
+    if is_url(root):
+        return f"{IN_STORE}{name}"
+    if name:
+        return str(paths.find_beside(folder.parent if folder.is_file() else folder, inputs.table, "table"))
+    path = next((folder / usual for usual in NAMES if (folder / usual).is_file()), None)
+    if path is None and not folder.is_file() and not any(folder.rglob("*.parquet")):
         text = f"is empty, and {inputs.folder!r} has none of {', '.join(NAMES)}; enter the name of the table"
         raise UserError.at("table", text)
-    return path
+    return str(path or "")
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
     """Return a hash that changes when a file in the folders is added, removed or edited."""
     try:
-        roots = [paths.find_dataset(values.get("folder") or "", "folder")]
+        source = paths.find_source(values.get("folder") or "", "folder")
+        if is_url(source):
+            return source  # what is in a store is listed by each run
+        roots = [Path(source)]
         for field in ("references", "masks"):
             if (values.get(field) or "").strip():
                 roots.append(paths.find_dataset(values[field], field))
     except UserError as error:
         return str(error)
     files = [(root, path) for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
+    files += [(root.parent, root) for root in roots if root.is_file()]
     with suppress(UserError):  # there is none, or it is one of the files above
         table = paths.find_beside(roots[0], values.get("table") or "", "table")
         files.append((table.parent, table))

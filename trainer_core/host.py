@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import Cancelled, Problem, UserError, encodable, nearest, reason_of
+from .storage.allowed_urls import VARIABLE, environment_urls, is_allowed, is_url, normal_url
 from .storage.bounded_files import path_fault
 
 MODEL_SUFFIXES = (".safetensors",)
 GGUF, GGUF_KINDS = ".gguf", ("diffusion_models", "text_encoders")  # parts that can be read from GGUF files
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 PACKAGE = Path(__file__).resolve().parent.parent
 ASSETS = PACKAGE / "assets"
 
@@ -281,6 +283,7 @@ class Paths:
         datasets: folders that datasets may be read from. Other folders are refused, because a workflow may come from
             an untrusted source.
         new_datasets: the one of them that SaveDataset writes to; None if nothing can be written.
+        urls: addresses that datasets may be read from, in addition to those in the environment.
     """
 
     output: Path
@@ -288,6 +291,12 @@ class Paths:
     models: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     datasets: tuple[Path, ...] = ()
     new_datasets: Path | None = None
+    urls: tuple[str, ...] = ()
+
+    @property
+    def allowed_urls(self) -> tuple[str, ...]:
+        """All addresses that the user has allowed datasets to be read from."""
+        return (*self.urls, *environment_urls())
 
     def list_models(self, kind: str) -> tuple[str, ...]:
         """Return the sorted names of the model files of a kind, relative to their folder, with forward slashes."""
@@ -335,6 +344,45 @@ class Paths:
         hint = nearest(relative, self.list_models(kind))
         raise UserError.at(field_name, f"{name!r} is not in the {kind} folders ({searched}){hint}")
 
+    def find_source(self, folder: str, field_name: str) -> str:
+        """Return where images are: the path of a folder or of a table of addresses, or an address that is allowed.
+
+        Args:
+            folder: address, or path as for find_dataset.
+            field_name: field that errors refer to.
+        Raises:
+            UserError: it does not exist, or is not allowed.
+        """
+        text = folder.strip().strip('"')
+        if is_url(text):
+            return self._find_url(text, field_name)
+        if text.lower().endswith(TABLE_SUFFIXES) and (table := self._find_table(text, field_name)):
+            return table
+        return str(self.find_dataset(folder, field_name))
+
+    def _find_table(self, text: str, field_name: str) -> str:
+        """Return the path of a table in an allowed root; "" if there is none."""
+        roots = [*self.datasets, ASSETS, *extra_roots()]
+        if not path_fault(text):
+            for path in ((root / expand_home(text).replace("\\", "/")).resolve() for root in roots):
+                if os.path.isfile(path) and any(path.is_relative_to(root.resolve()) for root in roots):
+                    return str(path)
+        return ""
+
+    def _find_url(self, text: str, field_name: str) -> str:
+        try:
+            url = normal_url(text)
+        except ValueError as error:
+            raise UserError.at(field_name, f"{text[:100]!r} {error}") from error
+        if not is_allowed(url, self.allowed_urls):
+            allowed = ", ".join(self.allowed_urls) or "none"
+            raise UserError.at(
+                field_name,
+                f"{url[:200]!r} is not an address that you have allowed ({allowed}); a workflow may come from a "
+                f"stranger, so addresses are read only with --allow-url {url[:200]}, or if {VARIABLE} contains it",
+            )
+        return url
+
     def find_dataset(self, folder: str, field_name: str) -> Path:
         """Return the path of a dataset folder.
 
@@ -347,6 +395,8 @@ class Paths:
         text = expand_home(folder.strip().strip('"'))
         if not text:
             raise UserError.at(field_name, "is empty; enter the name of a folder of images")
+        if is_url(text):
+            raise UserError.at(field_name, f"{text[:100]!r} is an address; only folder may be one, enter a folder here")
         if fault := path_fault(text):
             raise UserError.at(field_name, f"{text[:60]!r} {fault}")
         roots = [*self.datasets, ASSETS, *extra_roots()]

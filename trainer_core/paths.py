@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import Problem, UserError
 from .host import Paths
+from .storage.allowed_urls import check_entries
 from .storage.atomic import fault_of
 from .storage.bounded_files import Unusable, path_fault, read_regular
 from .storage.bounded_yaml import parse_yaml
@@ -22,7 +23,11 @@ CONFIG_BYTES = 256 << 10  # ComfyUI's example has 3 KB
 
 
 def local_paths(
-    models: Sequence[Path], output: Path, datasets: Sequence[Path] = (), config: Path | None = None
+    models: Sequence[Path],
+    output: Path,
+    datasets: Sequence[Path] = (),
+    config: Path | None = None,
+    urls: Sequence[str] = (),
 ) -> Paths:
     """Return the folders of a headless run.
 
@@ -35,6 +40,7 @@ def local_paths(
             of them, else to `datasets` next to the models.
         config: an extra_model_paths.yaml file; None looks for one next to each models folder and in the working
             directory.
+        urls: addresses that datasets may be read from.
     Raises:
         UserError: a folder does not exist, or the config can't be read.
     """
@@ -46,6 +52,8 @@ def local_paths(
             raise UserError.at(
                 "--datasets", f"{str(folder)!r} is not a folder; set it to a folder that contains datasets"
             )
+    if faults := check_entries(urls):
+        raise UserError(Problem("--allow-url", fault) for fault in faults)
     output = output.absolute()  # reports and node outputs contain paths of results
     folders: dict[str, list[Path]] = {kind: [] for kind in (*KINDS, DATASETS)}
     for folder in models:
@@ -69,6 +77,7 @@ def local_paths(
         models={k: tuple(v) for k, v in folders.items()},
         datasets=roots,
         new_datasets=next(iter((*datasets, *beside)), Path.cwd()).absolute(),
+        urls=tuple(urls),
     )
 
 

@@ -14,8 +14,10 @@ PARTS: dict[str, dict[str, str]] = {
         "chroma": ".models.lora_targets:CHROMA",
         "flux": ".models.lora_targets:FLUX",
     },
-    "backend": {
-        "folder": ".data.source.folder:FolderBackend",
+    "store": {  # by the scheme of an address
+        "s3": ".data.places.stores.s3_store:S3Store",
+        "hf": ".data.places.stores.hub_store:HubStore",
+        "fsspec": ".data.places.stores.fsspec_store:FsspecStore",  # every other scheme
     },
     "quantization": {
         "none": ".quant.quantizer:KeepPrecision",

@@ -92,7 +92,7 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
         "execute": classmethod(execute),
         "__doc__": spec.description,
     }
-    if spec.id in CATALOGUE:
+    if spec.id in CATALOGUE and any(field.is_widget for field in spec.fields()):  # ComfyUI checks sockets itself
         members["validate_inputs"] = classmethod(_validate_inputs(spec))
     if spec.fingerprint:
         members["fingerprint_inputs"] = classmethod(

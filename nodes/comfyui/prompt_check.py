@@ -40,11 +40,12 @@ async def problems_of(node_id: str) -> list[Problem]:
 
 
 def reported_field(spec: NodeSpec) -> str:
-    """Return the field that ComfyUI shows the problems of a node at: the first widget.
+    """Return the field that ComfyUI shows the problems of a node at: the first widget, else the first input.
 
     It leaves out its own checks of the fields that a node validates, and repeats an error for each of them.
     """
-    return next(field.name for field in spec.fields() if field.is_widget)
+    fields = spec.fields()
+    return next((field for field in fields if field.is_widget), fields[0]).name
 
 
 def text_of(problems: list[Problem], spec: NodeSpec) -> str:

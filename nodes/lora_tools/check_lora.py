@@ -45,7 +45,7 @@ def run(inputs: Inputs, host: Host) -> tuple[str, list[Any], Any, str]:
     tensors, saved = inputs.lora_model, ""
     if report.base.is_ours and (report.needs_repair or inputs.save_as.strip()):
         tensors, saved = _repair(inputs, lora, report, host)
-    return text, [_to_image(draw_report(report))], tensors, saved
+    return text, [to_image(draw_report(report))], tensors, saved
 
 
 def _repair(inputs: Inputs, lora: Any, report: Any, host: Host) -> tuple[Any, str]:
@@ -58,7 +58,7 @@ def _repair(inputs: Inputs, lora: Any, report: Any, host: Host) -> tuple[Any, st
     return tensors, saved
 
 
-def _to_image(image: Any) -> Any:
+def to_image(image: Any) -> Any:
     """Return an image as ComfyUI has it, (1, H, W, 3) in [0, 1]."""
     import numpy
     import torch

@@ -92,6 +92,38 @@ def test_simpletuners_parquet_block(tmp_path: Path):
 @pytest.mark.parametrize(
     ("backend", "expected", "missing"),
     [
+        (
+            {"type": "aws", "aws_bucket_name": "pictures", "aws_data_prefix": "cats/", "aws_endpoint_url": "https://r2.example",
+             "aws_access_key_id": "KEY"},
+            {"folder": "s3://pictures/cats", "captions": "textfile"},
+            {"type", "aws_endpoint_url", "aws_access_key_id"},
+        ),
+        (
+            {"type": "huggingface", "dataset_name": "someone/cats", "caption_strategy": "huggingface",
+             "huggingface": {"caption_column": "short"}},
+            {"folder": "hf://someone/cats", "captions": "table", "caption_column": "short"},
+            {"type"},
+        ),
+        (
+            {"type": "csv", "csv_file": "urls.csv", "csv_caption_column": "prompt", "caption_strategy": "csv"},
+            {"folder": "urls.csv", "captions": "table", "caption_column": "prompt"},
+            {"type"},
+        ),
+    ],
+)  # fmt: skip
+def test_simpletuners_other_places(
+    tmp_path: Path, backend: dict[str, Any], expected: dict[str, Any], missing: set[str]
+):
+    result = imported_simpletuner(tmp_path, backend)
+    (folder,) = result.nodes("DatasetBackend")
+    assert expected.items() <= folder.items()
+    assert set(result.missing) == {f"cats.{name}" for name in missing}
+    assert "KEY" not in str(folder)
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected", "missing"),
+    [
         ({"crop_aspect": "closest", "crop_aspect_buckets": [1.0, 0.75]}, {"aspects": "1, 0.75"}, ""),
         ({"crop_aspect": "random", "crop_aspect_buckets": [0.5, "1.5"]}, {"crop_aspect": "random"}, ""),
         ({"crop_aspect": "closest"}, {"crop_aspect": "preserve", "aspects": ""}, ""),

@@ -48,8 +48,9 @@ class FolderConfig:
         str,
         Text(placeholder="folder of images"),
         Doc(
-            "Folder of images, including subfolders. A relative name is looked up in ComfyUI's input folder and in the "
-            "datasets folders. An absolute path must be inside one of them."
+            "Folder of images or archives, including subfolders. A relative name is looked up in ComfyUI's input folder "
+            "and in the datasets folders. An absolute path must be inside one of them. Also an address that you have "
+            "allowed (s3://bucket/cats, hf://user/name), or a table with the addresses of images."
         ),
     ] = "neon-emoji"
     captions: Annotated[

@@ -14,21 +14,19 @@ from ..config.dataset import CAPTIONS, DatasetConfig, FolderConfig
 from ..config.serialize import key_text
 from ..errors import Problem, UserError
 from ..host import Host, Notice, collect
-from ..registry import load
 from ..storage.atomic import sha256_texts
 from .buckets import MAX_DISTORTION, place
 from .captions import final_captions
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
+from .places.open_source import describe_empty, open_source
 from .sample_table import Sample, TableWriter, columns
 from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable_name
 from .source.decode import BrokenImage
-from .source.folder import FolderBackend, no_images
 from .source.scan import Scan, scans
 from .source.text_encoding import WESTERN
 from .tables.caption_row import Box, Row
 from .tables.caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
 
-BACKEND = "folder"
 NUM_SHOWN = 5  # names in a log message; the report lists them all
 MAX_PROBLEMS = 20  # shown in one error
 # Reasons that are the user's choice: these images are no error with on_broken "stop".
@@ -89,13 +87,13 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     counts = Counter[str]()
     num_found = num_converted = 0
     for part, (settings, root) in enumerate(zip(config.parts, config.roots, strict=True)):
-        backend: Backend = load("backend", BACKEND)(Path(root))
+        backend = open_source(root, host)
         backends.append(backend)
         entries = backend.entries()
         num_found += len(entries) + backend.left_out.num_unreadable
         skips.add_unreadable(settings, backend)
         if not entries:
-            problems.append(Problem("dataset", no_images(settings.folder, FolderBackend(Path(root)))))
+            problems.append(Problem("dataset", describe_empty(settings.folder, root, backend)))
         opened_masks = collect(problems, open_masks, config, part, entries, host)
         mask_folder = opened_masks if isinstance(opened_masks, MaskFolder) else None
         mask_writer.begin(mask_folder)

@@ -470,6 +470,8 @@ FOLDERS = Table(
                     "instanceprompt": "instance prompt",
                     "instance_prompt": "instance prompt",
                     "parquet": "table",
+                    "csv": "table",
+                    "huggingface": "table",
                 },
                 "not there; captions are read from text files",
             ),
@@ -650,6 +652,7 @@ def _folder_options(
         options.update({f"{name}.{key}": value for key, value in nested.items()} if isinstance(nested, dict) else {})
     if "caption_shuffle.enable" in options and is_off(options["caption_shuffle.enable"]):
         options.pop("caption_shuffle.count", None)
+    _set_place(options, settings, label)
     linked = options.get("conditioning_data")
     for name in linked if isinstance(linked, list) else [linked] if linked else []:
         other = by_id.get(str(name), {})
@@ -665,6 +668,27 @@ def _folder_options(
         else:
             settings.missing.append((f"{label}.conditioning", f"{shorten(entry)}: can't be made from an image here"))
     return options
+
+
+def _set_place(options: dict[str, Any], settings: Settings, label: str) -> None:
+    """Name a place that is no local folder as DatasetBackend does. Keys and addresses of servers go to the environment."""
+    kind = str(options.get("type"))
+    names = {"aws": ("aws_bucket_name", "aws_data_prefix"), "huggingface": ("dataset_name",), "csv": ("csv_file",)}
+    parts = [str(options.pop(name)).strip("/") for name in names.get(kind, ()) if options.get(name)]
+    if not parts:
+        return
+    scheme = {"aws": "s3://", "huggingface": "hf://", "csv": ""}[kind]
+    options["instance_data_dir"] = place = scheme + "/".join(filter(None, parts))
+    column = options.pop("csv_caption_column", None) or options.pop("huggingface.caption_column", None)
+    if isinstance(column, str):
+        options["parquet.caption_column"], options["caption_strategy"] = column, kind
+    keys = [name for name in options if name.startswith("aws_") and options[name]]
+    for name in keys:
+        options.pop(name)
+        variable = name.upper() if "region" not in name else "AWS_REGION"
+        settings.missing.append((f"{label}.{name}", f"set the environment variable {variable} to it"))
+    allowed = "the addresses in it" if kind == "csv" else place
+    settings.missing.append((f"{label}.type", f"run with --allow-url for {allowed}, which is read from the network"))
 
 
 def _degradation(entry: Any) -> str:

@@ -36,7 +36,9 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
     """Add the command doctor."""
-    parser.add_argument("file", help="LoRA file of any tool (.safetensors)")
+    parser.add_argument(
+        "file", help="LoRA file of any tool (.safetensors), folder or store of images, or workflow (.json)"
+    )
     parser.add_argument("second", nargs="?", help="another LoRA file: report how far both do the same")
     parser.add_argument("-o", "--output", dest="fixed", metavar="FILE", help="write a repaired file")
     parser.add_argument("--chart", metavar="PNG", help="draw the size of the update in each block")

@@ -12,6 +12,7 @@ from ..config.dataset import DatasetConfig
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.captions import WILDCARD, final_captions
+from ..data.places.open_source import has_archives, is_remote
 from ..data.source.backend import Backend, describe_left_out, left_out_report
 from ..data.source.folder import FolderBackend
 from ..data.tables.caption_source import CaptionSource, NoCaption
@@ -102,6 +103,8 @@ def _captions(dataset: DatasetConfig, backends: list[Backend]) -> Iterator[tuple
         backends: Receives the source of each folder.
     """
     for number, (part, root) in enumerate(zip(dataset.parts, dataset.roots, strict=True)):
+        if is_remote(root) or has_archives(Path(root)):  # the run reads them
+            continue
         settings, backend = replace(part, tag_orders=0, tag_dropout=0.0, kept_tags=0), FolderBackend(Path(root))
         backends.append(backend)
         entries = backend.entries()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..adapters.targets import choose_layers
 from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
+from ..data.places.open_source import has_archives, is_remote
 from ..data.source.folder import FolderBackend, no_images
 from ..distributed.device_list import devices_of, idle_text, num_launched
 from ..errors import Problem, UserError
@@ -86,7 +87,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     problems: list[Problem] = []
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
         backend = FolderBackend(Path(root))
-        if not backend.has_images():
+        if not (is_remote(root) or has_archives(Path(root)) or backend.has_images()):
             problems.append(Problem("dataset", no_images(part.folder, backend)))
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)

@@ -54,7 +54,12 @@ def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> 
 
 def up_to(graph: Graph, node_types: Collection[str]) -> Graph:
     """Return the nodes of these types, and what they depend on."""
-    needed = {id for id, node in graph.nodes.items() if node.type in node_types}
+    return with_sources(graph, {id for id, node in graph.nodes.items() if node.type in node_types})
+
+
+def with_sources(graph: Graph, ids: Collection[str]) -> Graph:
+    """Return these nodes, and what they depend on."""
+    needed = set(ids)
     before: set[str] = set()
     while before != needed:
         before = set(needed)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 import pytest
-from chroma_trainer.nodes import CATALOGUE
+from chroma_trainer.nodes import ALL_NODES, CATALOGUE
 from chroma_trainer.nodes.comfyui.prompt_check import problems_of, remember, reported_field, text_of
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 
@@ -123,3 +123,10 @@ def test_how_comfyui_shows_them(host):
 
     lines = asyncio.run(validate()).splitlines()
     assert lines[0].startswith("is empty; enter the name") and lines[1].startswith("instance_prompt: is empty")
+
+
+@pytest.mark.parametrize("spec", ALL_NODES.values(), ids=lambda spec: spec.id)
+def test_every_node_has_a_field_to_report_at(spec):
+    """Also one without widgets: an error here would keep ComfyUI from loading the whole pack."""
+    field = next(field for field in spec.fields() if field.name == reported_field(spec))
+    assert field.is_widget or not any(other.is_widget for other in spec.fields())

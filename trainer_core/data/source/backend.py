@@ -81,10 +81,12 @@ class Backend(Protocol):
     Attributes:
         left_out: What `entries` found beside the images.
         encodings: Number of captions that are not Unicode, by the encoding in which they were read.
+        has_rows: Whether each image has a row of named values, which `file_beside` returns as a .json file.
     """
 
     left_out: LeftOut
     encodings: Counter[str]
+    has_rows: bool
 
     def entries(self) -> Sequence[Entry]:
         """Return every image, in an order that is the same on every system."""

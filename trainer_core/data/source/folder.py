@@ -48,6 +48,7 @@ class FolderBackend:
     """
 
     def __init__(self, root: Path, only_masks: bool = False):
+        self.has_rows = False
         self.root = str(root)  # strings: creating a Path for each of 10,000 names takes 0.25 s
         self.only_masks = only_masks
         self.left_out = LeftOut()

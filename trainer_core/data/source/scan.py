@@ -16,11 +16,13 @@ from ...host import Host, PhaseProgress
 from ...storage.atomic import sha256_text
 from .backend import Backend, Entry
 from .decode import BrokenImage, decode, profile_of
+from .folder import FolderBackend
 from .integrity import upright_size
 from .scan_cache import Known, ScanMemory
 
 TO_SRGB = "converted to sRGB"
 SLICE = 400  # images that are scanned between two progress reports
+SLOW_SLICE = 32  # the same, where images may be downloaded
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
         host: Its cache folder holds the results of earlier scans; receives progress.
     """
     memory = ScanMemory(host.paths.cache / "index", str(root))
-    total = len(entries)
+    total, size = len(entries), SLICE if isinstance(backend, FolderBackend) else SLOW_SLICE
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, total, SLICE):  # in slices, so that a million images are never queued at once
+            for start in range(0, total, size):  # in slices, so that a million images are never queued at once
                 host.check_cancelled()
-                part = entries[start : start + SLICE]
+                part = entries[start : start + size]
                 known = memory.known([entry.name for entry in part])
                 results = list(pool.map(partial(_scan, backend, known), part))
                 memory.learn({
@@ -77,8 +79,8 @@ def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
                     if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
                 })  # fmt: skip
                 yield from results
-                if total > SLICE:
-                    host.emit(PhaseProgress("start", min(start + SLICE, total), total))
+                if total > size:
+                    host.emit(PhaseProgress("start", min(start + size, total), total))
     finally:
         memory.close()
 

@@ -16,6 +16,7 @@ from .caption_row import EMPTY, BadRow, Row, json_row
 if TYPE_CHECKING:
     from .caption_table import CaptionTable
 
+IN_STORE = "@"  # in front of the name of a table that lies in a store
 NO_CAPTION = "its caption file"  # prefix of every reason that is about caption files
 
 
@@ -47,9 +48,13 @@ class CaptionSource:
             return cls(config.parts[part], backend)
         from .caption_table import CaptionTable  # here, because it imports numpy, and most checks need none
 
-        return cls(
-            config.parts[part], backend, CaptionTable(Path(path), config.parts[part], Path(config.roots[part]), entries)
-        )
+        table, root = Path(path), Path(config.roots[part])
+        if path.startswith(IN_STORE):
+            from ..places.store_backend import StoreBackend
+
+            assert isinstance(backend, StoreBackend), path
+            table, root = backend.table_file(path.removeprefix(IN_STORE))
+        return cls(config.parts[part], backend, CaptionTable(table, config.parts[part], root, entries))
 
     def row(self, number: int, name: str) -> Row:
         """Return the row of an image, with at least one caption.
@@ -62,9 +67,9 @@ class CaptionSource:
         """
         try:
             row = self.table.row(number, name) if self.table else None
-            if self.settings.captions == "table":
+            if self.settings.captions == "table" and (self.table or not self.backend.has_rows):
                 return self._with_caption(row)
-            if self.settings.captions == "json file":
+            if self.settings.captions in ("table", "json file"):
                 own = self._json(name)
                 return replace(row, captions=own.captions) if row else own
         except BadRow as error:

@@ -1,0 +1,1 @@
+"""Examine a dataset before it is trained: copies, blurry, dark and small images, repeated marks, captions."""

@@ -1,0 +1,102 @@
+"""`chroma-trainer doctor` for a folder of images, or the datasets of a workflow."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config.dataset import CAPTIONS
+from ..console import print_text
+from ..errors import Problem, UserError
+from ..host import Host
+from ..paths import check_writable, refuse_existing
+from .subjects import Subject
+
+EXIT_FINDINGS = 1
+FOLDER_OPTIONS = {"resolution": "--resolution", "trigger": "--trigger", "captions": "--captions"}
+LORA_OPTIONS = {"second": "second", "fixed": "--output", "chart": "--chart"}
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a folder of images or a workflow."""
+    parser.add_argument("--sheet", metavar="PNG", help="of a dataset: draw the images of each finding")
+    parser.add_argument(
+        "--resolution", type=_pixels, metavar="PX", help="of a folder: edge that it is trained at (default: 1024)"
+    )
+    parser.add_argument("--trigger", metavar="WORD", help="of a folder: trigger that its captions should have")
+    parser.add_argument(
+        "--captions",
+        choices=[name for name in CAPTIONS if name != "instance prompt"],
+        help="of a folder: where its captions come from (default: textfile)",
+    )
+
+
+def _pixels(text: str) -> float:
+    if not (text.isdecimal() and len(text) < 6 and 16 <= int(text) <= 8192):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of pixels from 16 to 8192")
+    return float(text)
+
+
+def refuse_options(arguments: argparse.Namespace, options: dict[str, str], what: str) -> None:
+    """Raise UserError for every option that is given and not for this kind of file."""
+    refused = [option for name, option in options.items() if getattr(arguments, name, None)]
+    if refused:
+        raise UserError(Problem(option, f"is not for {what}; leave it out") for option in refused)
+
+
+def examine_subjects(arguments: argparse.Namespace, subjects: Sequence[Subject], host: Host) -> int:
+    """Print the report of each dataset, and draw the sheet. Return the exit status: 1 if there are warnings.
+
+    Raises:
+        UserError: A sheet would be replaced without --force, or a dataset can't be examined.
+    """
+    from .examine_dataset import examine_dataset
+    from .findings import dataset_text
+    from .token_limits import token_limit
+
+    sheets = _sheet_paths(arguments, len(subjects))
+    results: list[dict[str, Any]] = []
+    is_sound = True
+    for subject, sheet in zip(subjects, sheets, strict=True):
+        report, images = examine_dataset(subject.dataset, host, *token_limit(subject.model, host.paths))
+        is_sound &= report.is_sound
+        results.append(report.as_json() | ({"sheet": str(sheet)} if sheet else {}))
+        if sheet:
+            _save_sheet(report, images, sheet, host)
+        if not arguments.json:
+            print_text(dataset_text(report) + (f"\n  sheet       {sheet}" if sheet else ""))
+    if arguments.json:
+        _print_json(results[0] if len(results) == 1 else results)
+    return 0 if is_sound else EXIT_FINDINGS
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _sheet_paths(arguments: argparse.Namespace, count: int) -> list[Path | None]:
+    """Return a path for each dataset: the one that was given, then NAME-2, NAME-3 and so on."""
+    if not arguments.sheet:
+        return [None] * count
+    path = Path(arguments.sheet)
+    if path.is_dir():
+        raise UserError.at("--sheet", f"{arguments.sheet!r} is a folder; use the path of a PNG file")
+    paths = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, count + 1))]
+    for sheet in paths:
+        refuse_existing("--sheet", str(sheet), arguments.force)
+    check_writable("--sheet", path.parent)
+    return list(paths)
+
+
+def _save_sheet(report: Any, images: Any, path: Path, host: Host) -> None:
+    from ..storage.atomic import write_atomic
+    from .findings_sheet import draw_findings
+
+    buffer = io.BytesIO()
+    draw_findings(report, images, host).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
