@@ -347,10 +347,10 @@ def test_a_second_start_builds_neither_encoder_nor_codec(workshop, monkeypatch, 
     request, counts = workshop.request(), CostCache(tmp_path)
 
     def both():
-        return cached_encoder_cost(request, FAMILY, counts), cached_codec_cost(request, counts)
+        return cached_encoder_cost(request, FAMILY, counts), cached_codec_cost(request, FAMILY, counts)
 
     first = both()
-    assert first == (encoder_cost(request, FAMILY), codec_cost(request))
+    assert first == (encoder_cost(request, FAMILY), codec_cost(request, FAMILY))
     monkeypatch.setattr(ChromaFamily, "empty_text_encoder", lambda *_: pytest.fail("counted again"))
     monkeypatch.setattr(
         "chroma_trainer.trainer_core.planner.workload.empty_vae", lambda _: pytest.fail("counted again")

@@ -37,7 +37,7 @@ class ModelWeights:
 
     Attributes:
         name: For messages.
-        family: "chroma" or "flux".
+        family: "chroma", "flux" or "radiance".
         layers: Diffusers' names of all layers that a LoRA may change.
         read: Returns the weight of a layer, fp32, (out, in).
         files: The files.
@@ -95,10 +95,11 @@ def _resolve(path: Path) -> str:
 
 def _open(name: str, family: str, weights: Weights) -> ModelWeights:
     linears: Linears = load("linears", family)
-    width = shape_of(weights, "x_embedder.weight", "img_in.weight")[0]
+    width = shape_of(weights, "context_embedder.weight", "txt_in.weight")[0]
     layout = original_layout(width) if is_original(weights) else same_names
 
-    flavour = "hd" if family == "chroma" else "dev" if any(key in weights.entries for key in GUIDANCE) else "schnell"
+    flavour = {"chroma": "hd", "radiance": "radiance"}.get(family, "")
+    flavour = flavour or ("dev" if any(key in weights.entries for key in GUIDANCE) else "schnell")
 
     def source(layer: str) -> tuple[str, slice] | None:
         keys, rows = layout(f"{layer}.weight")

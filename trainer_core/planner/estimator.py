@@ -16,7 +16,6 @@ from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..config.serialize import key_text
 from ..data.dataset import Index
-from ..models.codec import vae_config
 from ..models.family import Family
 from ..storage.atomic import sha256_text
 from ..storage.gguf.header import is_gguf
@@ -127,10 +126,10 @@ def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache
     return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
 
 
-def cached_codec_cost(request: TrainRequest, counts: CostCache) -> CodecCost:
+def cached_codec_cost(request: TrainRequest, family: Family, counts: CostCache) -> CodecCost:
     """Return the cost of the VAE, counted once for all VAEs of this config."""
-    key = ("codec", _sorted_json(vae_config(request.model)), version("diffusers"))
-    return counts.get_or_count(key, lambda value: CodecCost(**value), lambda: codec_cost(request), asdict)
+    key = ("codec", _sorted_json(family.codec_config(request.model)), version("diffusers"))
+    return counts.get_or_count(key, lambda value: CodecCost(**value), lambda: codec_cost(request, family), asdict)
 
 
 def _sorted_json(config: dict[str, Any]) -> str:
@@ -164,6 +163,6 @@ def make_estimator(
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
         family, index, machine, counts, cached_encoder_cost(request, family, counts),
-        cached_codec_cost(request, counts), caption_facts(index.samples),
+        cached_codec_cost(request, family, counts), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

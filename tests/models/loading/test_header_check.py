@@ -130,8 +130,14 @@ def test_fp8_with_a_scale_for_a_weight_or_a_row_is_read(save, parts, tiny_model,
 def test_radiance_is_called_by_its_name(save):
     keys = ("distilled_guidance_layer.in_proj.weight", "img_in_patch.weight", "nerf_blocks.0.param_generator.weight")
     for prefix in ("", "model.diffusion_model."):
-        text = fault(save({prefix + key: torch.zeros(8, 8) for key in keys}), "transformer")
-        assert text.startswith("is Chroma Radiance, which works on pixels instead of latents and can't be trained here")
+        file = save({prefix + key: torch.zeros(8, 8) for key in keys})
+        assert fault(file, "transformer") == (
+            "is a Chroma Radiance transformer, which works on pixels; choose its file as diffusion_model of LoadChroma"
+        )
+        assert fault(file, "transformer", family="flux") == (
+            "is a Chroma Radiance transformer, not a Flux.1 transformer; use LoadChroma for it"
+        )
+        assert fault(file, "transformer", family="radiance") == ""
 
 
 def test_t5_1_0(save, parts, tiny_model):

@@ -35,23 +35,28 @@ BETTER_FILE = "use a bf16, fp8 or fp8_scaled file, or a GGUF file of Q4_0 to Q8_
 ANCHORS = {
     "chroma": ("distilled_guidance_layer.in_proj.weight",),
     "flux": ("double_blocks.0.img_mod.lin.weight", "single_transformer_blocks.0.norm.linear.weight"),
+    "radiance": ("nerf_blocks.0.param_generator.weight",),
     "text_encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight",),
     "vae": ("decoder.conv_in.weight",),
     "clip": ("embeddings.token_embedding.weight",),
 }
 # Keys of Flux.1 with a guidance embedding, in either layout.
 GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
-FAMILY_NAMES = {"chroma": "a Chroma transformer", "flux": "a Flux.1 transformer"}
+FAMILY_NAMES = {
+    "chroma": "a Chroma transformer",
+    "flux": "a Flux.1 transformer",
+    "radiance": "a Chroma Radiance transformer",
+}
 WANTED = {
     **FAMILY_NAMES, "text_encoder": "a T5-XXL text encoder (t5xxl)", "vae": "the VAE of Flux.1 (ae.safetensors)",
     "clip": "a CLIP-L text encoder (clip_l.safetensors)",
 }  # fmt: skip
-NODES = {"chroma": "LoadChroma", "flux": "LoadFlux"}
-RADIANCE = re.compile(r"(^|\.)(nerf_blocks\.|nerf_image_embedder\.|img_in_patch\.)", re.MULTILINE)
+NODES = {"chroma": "LoadChroma", "flux": "LoadFlux", "radiance": "LoadChroma"}
 # What a file is -> a pattern of its keys. The first that matches is named.
 KINDS: tuple[tuple[str, str], ...] = (
     ("a LoRA", r"\.lora_(A|B|down|up|mid)\.|(^|\.)lora_(unet|te\d?|transformer)_|\.(hada_w1|lokr_w)"),
     ("a ControlNet", r"(^|\.)(controlnet_|control_model\.|input_hint_block\.)"),
+    ("a Chroma Radiance transformer", r"(^|\.)(nerf_blocks|nerf_image_embedder|img_in_patch)\."),
     ("a Chroma transformer", r"(^|\.)distilled_guidance_layer\."),
     ("a Flux.2 transformer", r"(^|\.)(double|single)_stream_modulation"),
     ("a Flux.1 transformer", r"(^|\.)double_blocks\.0\.img_mod\.lin\.|(^|\.)single_transformer_blocks\.0\.norm\."),
@@ -87,7 +92,7 @@ def part_fault(files: Sequence[Path], part: str, family: str, config: Mapping[st
     Args:
         files: The part's shards, or one single file, which may also hold other parts.
         part: "transformer", "text_encoder", "vae" or "clip".
-        family: "chroma" or "flux".
+        family: "chroma", "flux" or "radiance".
         config: The part's config.json, if there is one.
     """
     header: dict[str, Any] = {}
@@ -109,12 +114,21 @@ def part_fault(files: Sequence[Path], part: str, family: str, config: Mapping[st
         return _vae_fault(own, config or {})
     if part == "clip":
         return _clip_fault(own)
-    fault = _t5_fault(own) if part == "text_encoder" else _transformer_fault(own)
+    fault = _t5_fault(own) if part == "text_encoder" else _transformer_fault(own, part)
     return fault or _quantization_fault(own)
 
 
 def _is_tensor(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("dtype"), str)
+
+
+def family_of_file(file: Path) -> str:
+    """Return the family of a transformer in a single file, by its keys; "" if it has none or can't be read."""
+    try:
+        kind = kind_of(list(model_header_of(file)[0]))
+    except (OSError, ValueError):
+        return ""
+    return next((family for family, name in FAMILY_NAMES.items() if name == kind), "")
 
 
 def _prefix(header: Header, anchors: Sequence[str]) -> str | None:
@@ -133,8 +147,6 @@ def kind_of(keys: Sequence[str]) -> str:
 
 def _other_kind(header: Header, part: str) -> str:
     """Return the message about a file without the part's anchor."""
-    if RADIANCE.search("\n".join(header)):
-        return _radiance()
     if part == "text_encoder" and _ends(header, "DenseReluDense.wi.weight"):
         return _t5_fault(header)
     kind = kind_of(list(header))
@@ -144,15 +156,11 @@ def _other_kind(header: Header, part: str) -> str:
     return f"is {kind}, not {WANTED[part]}" + (f"; use {other} for it" if other else "; choose another file")
 
 
-def _radiance() -> str:
-    return (
-        "is Chroma Radiance, which works on pixels instead of latents and can't be trained here; use a Chroma1 "
-        "transformer (HD, Base or Flash)"
-    )
-
-
-def _transformer_fault(own: Header) -> str:
-    return _radiance() if RADIANCE.search("\n".join(own)) else ""
+def _transformer_fault(own: Header, family: str) -> str:
+    """Return why a transformer with the family's anchor is of another family. Radiance has Chroma's anchor too."""
+    if family != "chroma" or kind_of(list(own)) != FAMILY_NAMES["radiance"]:
+        return ""
+    return f"is {FAMILY_NAMES['radiance']}, which works on pixels; choose its file as diffusion_model of LoadChroma"
 
 
 def _t5_fault(own: Header) -> str:
