@@ -158,7 +158,8 @@ class PixelEmbedder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map (N, pixels, channels) to (N, pixels, width)."""
-        layer = self.embedder[0]
+        (layer,) = self.embedder
+        assert isinstance(layer, nn.Linear)
         values = values.to(layer.weight.dtype)
         places = self.places(math.isqrt(values.shape[1]), values.device).to(values.dtype)
         return layer(torch.cat([values, places.expand(len(values), -1, -1)], dim=-1))
