@@ -18,7 +18,7 @@ from ..config.serialize import key_text
 from ..data.dataset import Index
 from ..models.family import Family
 from ..storage.atomic import sha256_text
-from ..storage.gguf.header import is_gguf
+from ..storage.packed.header import is_packed
 from ..storage.model_header import model_header_of
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
@@ -106,11 +106,11 @@ def layers_of(family: Family, model: ModelConfig) -> str:
 
 
 def blocks_of(file: str) -> tuple[str, ...]:
-    """Return what a GGUF file stores each tensor in, as a text; () for other files."""
-    if not is_gguf(file):
+    """Return what a GGUF or quantized file stores each tensor in, as a text; () for other files."""
+    if not is_packed(file):
         return ()
     try:
-        return (repr(sorted((name, entry["dtype"]) for name, entry in model_header_of(Path(file))[0].items())),)
+        return (repr(sorted((name, entry.get("dtype")) for name, entry in model_header_of(Path(file))[0].items())),)
     except (OSError, ValueError):  # reported where the file is read
         return ("unreadable",)
 
