@@ -40,9 +40,9 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or "
-            "from a diffusers folder that holds a transformer; headless also from a Hugging Face repository "
-            "(owner/name). If diffusion_model, text_encoder and vae are all set, nothing is downloaded. A file of "
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, GGUF, or quantized: "
+            "docs/bases.md), or from a diffusers folder that holds a transformer; headless also from a Hugging Face "
+            "repository (owner/name). If diffusion_model, text_encoder and vae are all set, nothing is downloaded. A file of "
             "Chroma1-Radiance is recognized; it works on pixels and needs no vae."
         ),
     ] = OWN_PART

@@ -30,9 +30,7 @@ def quantized(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    "form", ["int8_tensorwise", "int8_rows", "int8_rotated", "mxfp8", "nvfp4", "convrot_w4a4"]
-)
+@pytest.mark.parametrize("form", ["int8_tensorwise", "int8_rows", "int8_rotated", "mxfp8", "nvfp4", "convrot_w4a4"])
 def test_the_same_bits(quantized, form):
     weights = Weights([quantized], Kind("test", (f"{form}.weight",)))
     ours, theirs = weights.read(f"{form}.weight"), load_file(quantized)[f"{form}.decoded"]

@@ -31,7 +31,9 @@ def base(tmp_path, tiny_chroma):
         file = tmp_path / "radiance.safetensors"
         write_tiny_radiance(file, **variant)
         inputs = {"config": json.dumps(TINY_RADIANCE), "weights": str(file)}
-        return {"class_type": "ProbeRadiance", "inputs": inputs}, FAMILY.load_transformer(radiance_model(file, tiny_chroma))
+        return {"class_type": "ProbeRadiance", "inputs": inputs}, FAMILY.load_transformer(
+            radiance_model(file, tiny_chroma)
+        )
 
     return write
 

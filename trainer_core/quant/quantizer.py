@@ -145,6 +145,4 @@ class KeepPrecision(Quantizer):
         if not isinstance(packed, PackedWeight):
             return linear
         shape = linear.out_features, linear.in_features
-        return QuantizedLinear(
-            GgufBlocks(packed.type), packed.stored, shape, linear.weight.dtype, linear.bias
-        )
+        return QuantizedLinear(GgufBlocks(packed.type), packed.stored, shape, linear.weight.dtype, linear.bias)

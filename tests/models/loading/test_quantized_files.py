@@ -75,7 +75,9 @@ def nvfp4(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def nf4(name: str, weight: Tensor) -> dict[str, Tensor]:
-    table = torch.tensor([-1.0, -0.7, -0.53, -0.39, -0.28, -0.18, -0.09, 0.0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1.0])
+    table = torch.tensor(
+        [-1.0, -0.7, -0.53, -0.39, -0.28, -0.18, -0.09, 0.0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1.0]
+    )
     blocks = weight.reshape(-1, 64)
     absmax = blocks.abs().amax(1)
     codes = nearest(blocks / absmax[:, None], table).flatten()
@@ -149,7 +151,10 @@ def test_the_plan_knows_their_size(model, form, tmp_path):
 
 
 def test_another_level_quantizes_what_is_decoded(model, form, tmp_path):
-    base, plain = base_of(replace(model, quantization=QuantizationConfig("fp8-native")), tmp_path), base_of(model, tmp_path)
+    base, plain = (
+        base_of(replace(model, quantization=QuantizationConfig("fp8-native")), tmp_path),
+        base_of(model, tmp_path),
+    )
     layers = [(name, module) for name, module in base.named_modules() if isinstance(module, QuantizedLinear)]
     assert len(layers) == 34
     for name, layer in layers:

@@ -85,7 +85,11 @@ def test_nvfp4():
 def test_int8(whole):
     codes = draws(ROWS, COLUMNS, low=-128, high=128)
     scale = torch.tensor(0.01) if whole else torch.rand(ROWS, 1)
-    tensors = {"x.weight": codes.to(torch.int8), "x.weight_scale": scale, "x.comfy_quant": text(format="int8_tensorwise")}
+    tensors = {
+        "x.weight": codes.to(torch.int8),
+        "x.weight_scale": scale,
+        "x.comfy_quant": text(format="int8_tensorwise"),
+    }
     assert torch.equal(decoded(tensors), codes.float() * scale)
     assert torch.equal(decoded(tensors, torch.bfloat16), (codes.float() * scale).bfloat16())
 
@@ -102,15 +106,17 @@ def test_rotated(size, nested):
     assert torch.equal(exact, exact.round())
     scale = torch.full((ROWS, 1), size**-1.5)
     half = exact.round() / 2**3 if size == 16 else exact.round() / 2
-    eight = {"x.weight": exact.to(torch.int8), "x.weight_scale": scale, "x.comfy_quant": text(format="int8_tensorwise", **form)}
+    eight = {
+        "x.weight": exact.to(torch.int8),
+        "x.weight_scale": scale,
+        "x.comfy_quant": text(format="int8_tensorwise", **form),
+    }
     assert exact.abs().max() < 128
     torch.testing.assert_close(decoded(eight), original)
     codes = half.clamp(-8, 7).round().int()
     packed = (codes[:, ::2] & 15 | (codes[:, 1::2] & 15) << 4).to(torch.uint8).view(torch.int8)
     four = {"x.weight": packed, "x.weight_scale": scale[:, 0], "x.comfy_quant": text(format="convrot_w4a4", **form)}
-    torch.testing.assert_close(
-        decoded(four), ((codes * scale).unflatten(1, (-1, size)) @ hadamard(size)).flatten(1)
-    )
+    torch.testing.assert_close(decoded(four), ((codes * scale).unflatten(1, (-1, size)) @ hadamard(size)).flatten(1))
 
 
 def test_the_rotation_is_orthogonal_and_regular():
