@@ -18,8 +18,8 @@ from ..config.serialize import key_text
 from ..data.dataset import Index
 from ..models.family import Family
 from ..storage.atomic import sha256_text
-from ..storage.packed.header import is_packed
 from ..storage.model_header import model_header_of
+from ..storage.packed.packed_header import is_packed
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan

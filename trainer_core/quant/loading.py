@@ -15,7 +15,7 @@ from ..host import Host, Notice, PhaseProgress, PhaseStarted
 from ..registry import load
 from ..storage.atomic import sha256_text
 from ..storage.gguf.blocks import unpack_
-from ..storage.packed.header import is_packed
+from ..storage.packed.packed_header import is_packed
 from .packages import missing_packages
 from .quantizer import Quantizer, is_kept
 from .weight_cache import CachedBase, base_key, forget_old

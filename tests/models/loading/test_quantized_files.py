@@ -17,7 +17,7 @@ from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.quant.loading import load_base
 from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.quant.quantizer import KeepPrecision
-from chroma_trainer.trainer_core.storage.packed.decode import E2M1, hadamard
+from chroma_trainer.trainer_core.storage.packed.decode_packed import E2M1, hadamard
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor

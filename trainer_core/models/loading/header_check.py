@@ -13,7 +13,7 @@ from typing import Any
 
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
-from ...storage.packed.header import MAX_DESCRIPTION, Unreadable, layers_in_metadata, packed_weights
+from ...storage.packed.packed_header import MAX_DESCRIPTION, Unreadable, layers_in_metadata, packed_weights
 
 LATENT_CHANNELS, VAE_LEVELS, NORM_GROUPS = 16, 4, 32  # of Flux's VAE, which Chroma uses too
 UNREADABLE_BLOCKS = tuple(name for name in BLOCKS if name.startswith("IQ"))

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...storage.gguf.blocks import DECODERS, PackedWeight, decode, unpack_
-from ...storage.packed import decode as scaled
-from ...storage.packed import header as packed_header
-from ...storage.packed.header import MAX_DESCRIPTION, Packed, Unreadable, layers_in_metadata, packed_weights
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
+from ...storage.packed import decode_packed as scaled
+from ...storage.packed import packed_header
+from ...storage.packed.packed_header import MAX_DESCRIPTION, Packed, Unreadable, layers_in_metadata, packed_weights
 from ..family import Convert
 from .header_check import ANCHORS
 

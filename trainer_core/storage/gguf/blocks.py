@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..packed import decode as scaled
+from ..packed import decode_packed as scaled
 from .header import BLOCKS
 
 CHUNK_VALUES = 1 << 24  # decoded at once: several temporaries of this size exist for a moment
@@ -31,7 +31,7 @@ class PackedWeight:
     """A weight as a file stores it in fewer bits.
 
     Attributes:
-        type: Name of its blocks in a GGUF file, such as "Q4_K", or of its decoder in storage/packed/decode.py.
+        type: Name of its blocks in a GGUF file, such as "Q4_K", or of its decoder in storage/packed/decode_packed.py.
         codes: uint8, (out, bytes of a row).
         scales: Its other tensors, by their names there; a GGUF file has none.
     """

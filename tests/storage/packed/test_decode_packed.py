@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.storage.packed.decode import E2M1, decode, empty_stored, hadamard, stored_of
-from chroma_trainer.trainer_core.storage.packed.header import Unreadable, packed_weights
+from chroma_trainer.trainer_core.storage.packed.decode_packed import E2M1, decode, empty_stored, hadamard, stored_of
+from chroma_trainer.trainer_core.storage.packed.packed_header import Unreadable, packed_weights
 
 ROWS, COLUMNS = 130, 96  # more rows than a tile of scales, and an odd number of groups
 DTYPES = {

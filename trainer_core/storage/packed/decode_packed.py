@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .header import TILE, Packed
+from .packed_header import TILE, Packed
 
 CHUNK_VALUES = 1 << 24  # decoded at once: several temporaries of this size exist for a moment
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

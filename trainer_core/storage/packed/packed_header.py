@@ -38,9 +38,9 @@ class Packed:
     """How a weight is stored.
 
     Args:
-        type: Name of its decoder in decode.py.
+        type: Name of its decoder in decode_packed.py.
         shape: Shape of the weight, (out, in).
-        scales: Name of a scale in decode.py -> key of its tensor.
+        scales: Name of a scale in decode_packed.py -> key of its tensor.
         block: Values that share a scale, for bitsandbytes.
         nested: Scales that share a scale, where they are quantized too.
         offset: Of such scales.
