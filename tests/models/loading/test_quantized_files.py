@@ -124,6 +124,8 @@ def test_weights_stay_as_they_are_and_products_are_exact(model, form, tiny_model
     packed, plain = base_of(model, tmp_path), FAMILY.load_transformer(model)
     layers = {name: module for name, module in packed.named_modules() if isinstance(module, QuantizedLinear)}
     assert len(layers) == 34 and {getattr(layer.format, "type", "") for layer in layers.values()} == {form}
+    stored = [tensor for layer in layers.values() for tensor in layer.stored.values()]
+    assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize for tensor in stored)
     for name, layer in layers.items():  # fused rows are split with their scales
         torch.testing.assert_close(layer.dequantize(), plain.get_submodule(name).weight, rtol=1e-5, atol=1e-7)
     latents, sigma = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])

@@ -213,7 +213,9 @@ class Weights:
 
 
 def _of_rows(type: str, stored: Mapping[str, Tensor], rows: slice) -> PackedWeight:
-    parts = {name: part if name in scaled.WHOLE else part[rows] for name, part in stored.items()}
+    if rows != slice(None):  # copies, so that rows of a fused weight do not hold all of it
+        stored = {name: part if name in scaled.WHOLE else part[rows].clone() for name, part in stored.items()}
+    parts = dict(stored)
     return PackedWeight(type, parts.pop("codes"), parts)
 
 
