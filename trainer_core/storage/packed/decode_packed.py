@@ -149,7 +149,9 @@ def _untiled(scales: Tensor, rows: int, columns: int) -> Tensor:
     """
     down, across = -(-rows // TILE[0]), -(-columns // TILE[1])
     tiles = scales.reshape(down, across, 32, 4, 4).transpose(2, 3).reshape(down, across, *TILE)
-    return tiles.transpose(1, 2).reshape(down * TILE[0], -1)[:rows, :columns].clone(memory_format=torch.contiguous_format)
+    return (
+        tiles.transpose(1, 2).reshape(down * TILE[0], -1)[:rows, :columns].clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _bnb_scales(packed: Packed, read: Read) -> Tensor:
