@@ -15,7 +15,7 @@ from ..adapters.lora import LoraPair
 from ..config.model import ModelConfig
 from ..errors import UserError
 from ..models.flux_lineage import is_original, original_layout, shape_of
-from ..models.loading.header_check import GUIDANCE
+from ..models.loading.header_check import GUIDANCE, part_fault
 from ..models.loading.locate import find_part, folder_of_part, is_hub_id
 from ..models.loading.weights import Kind, Weights, same_names
 from ..models.lora_targets import Linears
@@ -85,7 +85,10 @@ def open_config(model: ModelConfig, name: str = "") -> ModelWeights:
         UserError: It is not on this machine, or of another family.
     """
     kind: Kind = load("family", model.family).transformer_kind
-    weights = Weights(find_part(model, "transformer").files, kind, mapped=False)
+    files = find_part(model, "transformer").files
+    if fault := part_fault(files, "transformer", model.family):
+        raise UserError.at(files[0].name, fault)
+    weights = Weights(files, kind, mapped=False)
     return _open(name or Path(model.transformer_file or model.repo).name, model.family, weights)
 
 

@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.flow.path import interpolate
 from chroma_trainer.trainer_core.host import Paths, SinkHost
+from chroma_trainer.trainer_core.lora_tools.extract import open_model
 from chroma_trainer.trainer_core.models.radiance import transformer as radiance_transformer
 from chroma_trainer.trainer_core.models.radiance.family import RadianceFamily
 from safetensors.torch import save_file
@@ -101,6 +102,15 @@ def test_colors_and_places_stay_fp32(tiny_radiance_model):
     weights = FAMILY.load_transformer(replace(tiny_radiance_model, dtype="bf16")).state_dict()
     assert weights["nerf_image_embedder.embedder.0.weight"].dtype == torch.float32
     assert weights["nerf_blocks.0.param_generator.weight"].dtype == torch.bfloat16
+
+
+def test_lora_tools_open_it_as_what_it_is(tiny_radiance, tiny_radiance_model):
+    """It has every layer of Chroma's blocks, and must not pass for a Chroma."""
+    weights = open_model(str(tiny_radiance), "base")
+    assert weights.family == "radiance" and len(weights.layers) == 1 + 2 * 10 + 2 * 5
+    layer = "single_transformer_blocks.1.attn.to_v"
+    plain = FAMILY.load_transformer(tiny_radiance_model).get_submodule(layer)
+    assert torch.equal(weights.read(layer), plain.weight.data)
 
 
 @pytest.fixture
