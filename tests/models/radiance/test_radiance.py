@@ -107,7 +107,7 @@ def test_colors_and_places_stay_fp32(tiny_radiance_model):
 def test_lora_tools_open_it_as_what_it_is(tiny_radiance, tiny_radiance_model):
     """It has every layer of Chroma's blocks, and must not pass for a Chroma."""
     weights = open_model(str(tiny_radiance), "base")
-    assert weights.family == "radiance" and len(weights.layers) == 1 + 2 * 10 + 2 * 5
+    assert weights.family == "radiance" and len(weights.layers) == 1 + 2 * 12 + 2 * 5
     layer = "single_transformer_blocks.1.attn.to_v"
     plain = FAMILY.load_transformer(tiny_radiance_model).get_submodule(layer)
     assert torch.equal(weights.read(layer), plain.weight.data)
