@@ -102,7 +102,9 @@ class MemoryEstimator:
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
-    return sha256_text(model.family, shapes_of(family.empty_transformer(model)), *blocks_of(model.transformer_file))
+    empty = family.empty_transformer(model)
+    packed = [(name, part.packed.type) for name, part in empty.named_modules() if hasattr(part, "packed")]
+    return sha256_text(model.family, shapes_of(empty), *((repr(packed),) if packed else ()))
 
 
 def blocks_of(file: str) -> tuple[str, ...]:

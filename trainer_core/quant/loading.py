@@ -86,7 +86,7 @@ def load_quantized(
     if quantizer.is_plain:
         host.emit(PhaseStarted("load"))
         move = _mover(host, device) if resident else None
-        if is_packed(model.transformer_file):
+        if is_packed(model.transformer_file or model.repo):
             return family.load_transformer(model, _keep_blocks(quantizer, family.full_precision, move))
         return family.load_transformer(model, move)
     encoder = _encoder_device(config, device)

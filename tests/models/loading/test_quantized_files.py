@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,28 @@ def test_another_level_quantizes_what_is_decoded(model, form, tmp_path):
     for name, layer in layers:
         exact = plain.get_submodule(name).dequantize()
         assert (layer.dequantize() - exact).norm() < 0.05 * exact.norm(), name
+
+
+def test_a_diffusers_folder_keeps_them_too(model, form, tiny_chroma, tmp_path):
+    """As diffusers saves a model that bitsandbytes quantized; a description in the metadata, as older files of ComfyUI."""
+    (file,) = (tiny_chroma / "transformer").glob("*.safetensors")
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = load_file(file)
+    tensors |= FORMS[form][0](name, tensors[f"{name}.weight"])
+    described = tensors.pop(f"{name}.comfy_quant", None)
+    layers = {name: json.loads(described.numpy().tobytes())} if described is not None else {}
+    shutil.copytree(tiny_chroma, tmp_path / "folder")
+    target = tmp_path / "folder" / "transformer" / file.name
+    save_file(tensors, target, {"_quantization_metadata": json.dumps({"layers": layers})})
+    whole = replace(model, transformer_file="", repo=str(tmp_path / "folder"))
+    for changed in (
+        whole,
+        replace(model, transformer_file=str(target.parent)),
+        replace(model, transformer_file=str(target)),
+    ):
+        assert FAMILY.problems(changed) == []
+        layers = [layer for layer in base_of(changed, tmp_path).modules() if isinstance(layer, QuantizedLinear)]
+        assert [getattr(layer.format, "type", "") for layer in layers] == [form]
 
 
 def test_other_tools_read_them(model, form):

@@ -59,13 +59,18 @@ class Unreadable(ValueError):
 
 
 def is_packed(path: Path | str) -> bool:
-    """Return whether a file stores weights in fewer bits, and says so in its header; GGUF files too."""
-    if not path or not Path(path).is_file():
-        return False
-    if is_gguf(Path(path)):
+    """Return whether a file stores weights in fewer bits, and says so in its header; GGUF files too.
+
+    Of a folder the files of its transformer are looked at, and "" is no file.
+    """
+    path = Path(path) if path else None
+    if path is None or not path.is_file():
+        files = [*path.glob("*.safetensors"), *path.glob("transformer/*.safetensors")] if path and path.is_dir() else []
+        return any(is_packed(file) for file in files)
+    if is_gguf(path):
         return True
     try:
-        header, _ = header_of(Path(path))
+        header, _ = header_of(path)
     except (OSError, ValueError):  # reported where the file is read
         return False
     return METADATA in _metadata(header) or any(key.endswith((COMFY, *BNB)) for key in header)
