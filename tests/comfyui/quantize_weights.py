@@ -7,7 +7,7 @@ import json
 import sys
 
 import torch
-from comfy_kitchen.tensor import QuantizedTensor
+from comfy_kitchen.tensor import QuantizedTensor  # pyright: ignore[reportMissingImports]
 from safetensors.torch import save_file
 
 ROTATION = {"convrot": True, "convrot_groupsize": 16}

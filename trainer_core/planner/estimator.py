@@ -103,7 +103,8 @@ class MemoryEstimator:
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
     empty = family.empty_transformer(model)
-    packed = [(name, part.packed.type) for name, part in empty.named_modules() if hasattr(part, "packed")]
+    noted = [(name, getattr(part, "packed", None)) for name, part in empty.named_modules()]
+    packed = [(name, weight.type) for name, weight in noted if weight is not None]
     return sha256_text(model.family, shapes_of(empty), *((repr(packed),) if packed else ()))
 
 

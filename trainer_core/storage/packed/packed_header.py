@@ -58,14 +58,16 @@ class Unreadable(ValueError):
     """A weight is stored in a form that can't be read. The text completes "is quantized as ..."."""
 
 
-def is_packed(path: Path | str) -> bool:
+def is_packed(source: Path | str) -> bool:
     """Return whether a file stores weights in fewer bits, and says so in its header; GGUF files too.
 
     Of a folder the files of its transformer are looked at, and "" is no file.
     """
-    path = Path(path) if path else None
-    if path is None or not path.is_file():
-        files = [*path.glob("*.safetensors"), *path.glob("transformer/*.safetensors")] if path and path.is_dir() else []
+    path = Path(source) if source else None
+    if path is None or not path.exists():
+        return False
+    if path.is_dir():
+        files = [*path.glob("*.safetensors"), *path.glob("transformer/*.safetensors")]
         return any(is_packed(file) for file in files)
     if is_gguf(path):
         return True
