@@ -365,9 +365,7 @@ def test_a_second_start_builds_neither_encoder_nor_codec(workshop, monkeypatch, 
     first = both()
     assert first == (encoder_cost(request, FAMILY), codec_cost(request, FAMILY))
     monkeypatch.setattr(ChromaFamily, "empty_text_encoder", lambda *_: pytest.fail("counted again"))
-    monkeypatch.setattr(
-        "chroma_trainer.trainer_core.planner.workload.empty_vae", lambda _: pytest.fail("counted again")
-    )
+    monkeypatch.setattr(ChromaFamily, "empty_codec", lambda *_: pytest.fail("counted again"))
     assert both() == first
 
 
