@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from ..trainer_core.config.model import CHROMA_REPOS, ModelConfig
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import ASSETS, Host
+from ..trainer_core.models.loading.header_check import family_of_file
 from ..trainer_core.setup.part_check import file_problems
 from ..trainer_core.spec import Choice, Doc, ModelFile, NodeSpec, Text
 from .model_files import MODEL, OWN_PART, BaseDtype, T5File, VaeFile, find_transformer, finder
 
+RADIANCE = "radiance"  # name of the family and of its only flavour
 REPOS = {"nano": str(ASSETS / "chroma-nano"), **CHROMA_REPOS}
 
 
@@ -37,9 +40,10 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or "
-            "from a diffusers folder that holds a transformer; headless also from a Hugging Face repository "
-            "(owner/name). If diffusion_model, text_encoder and vae are all set, nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, GGUF, or quantized: "
+            "docs/bases.md), or from a diffusers folder that holds a transformer; headless also from a Hugging Face "
+            "repository (owner/name). If diffusion_model, text_encoder and vae are all set, nothing is downloaded. A file of "
+            "Chroma1-Radiance is recognized; it works on pixels and needs no vae."
         ),
     ] = OWN_PART
     text_encoder: T5File = OWN_PART
@@ -48,20 +52,27 @@ class Inputs:
 
 
 def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
-    """Return the chosen model, with absolute paths of its files.
+    """Return the chosen model, with absolute paths of its files. A file of Radiance decides the family.
 
     Raises:
         UserError: a file or folder does not exist, or is not the part that it should be.
     """
     problems: list[Problem] = []
     find = finder(host, problems)
+    transformer = find_transformer(host, problems, inputs.diffusion_model)
+    is_radiance = bool(transformer) and family_of_file(Path(transformer)) == RADIANCE
+    if is_radiance and inputs.vae != OWN_PART:
+        text = f"is set, but {Path(transformer).name} is Chroma Radiance, which works on pixels and has no VAE; "
+        problems.append(Problem("vae", f"{text}use {OWN_PART!r}"))
+    # Radiance has no repository in diffusers' format. It takes T5 from the flavour's, and nano's is too small.
+    flavour = "hd" if is_radiance and inputs.flavour == "nano" else inputs.flavour
     model = ModelConfig(
-        family="chroma",
-        flavour=inputs.flavour,
-        repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else REPOS[inputs.flavour],
-        transformer_file=find_transformer(host, problems, inputs.diffusion_model),
+        family=RADIANCE if is_radiance else "chroma",
+        flavour=RADIANCE if is_radiance else inputs.flavour,
+        repo=find("diffusers", inputs.folder, "folder", none="") if inputs.folder.strip() else REPOS[flavour],
+        transformer_file=transformer,
         text_encoder_file=find("text_encoders", inputs.text_encoder, "text_encoder"),
-        vae_file=find("vae", inputs.vae, "vae"),
+        vae_file="" if is_radiance else find("vae", inputs.vae, "vae"),
         dtype=inputs.dtype,
     )
     files = {
@@ -69,6 +80,8 @@ def run(inputs: Inputs, host: Host) -> tuple[ModelConfig]:
         "text_encoder": (model.text_encoder_file, "text_encoder"),
         "vae": (model.vae_file, "vae"),
     }
+    if is_radiance:
+        del files["vae"]
     if problems or (problems := file_problems(model, files, "folder")):
         raise UserError(problems)
     return (model,)

@@ -50,9 +50,9 @@ class Inputs:
         str,
         ModelFile("diffusion_models", OWN_PART),
         Doc(
-            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, fp8_scaled or GGUF), or "
-            "from a diffusers folder that holds a transformer; headless also from a Hugging Face repository "
-            "(owner/name). If diffusion_model, t5, clip and vae are all set, nothing is downloaded."
+            "Load the transformer from a single file in models/diffusion_models (bf16, fp8, GGUF, or quantized: "
+            "docs/bases.md), or from a diffusers folder that holds a transformer; headless also from a Hugging Face "
+            "repository (owner/name). If diffusion_model, t5, clip and vae are all set, nothing is downloaded."
         ),
     ] = OWN_PART
     t5: T5File = OWN_PART

@@ -79,6 +79,65 @@ def tiny_flux_model(tiny_flux: Path):
     return flux_model(tiny_flux)
 
 
+@pytest.fixture(scope="session")
+def tiny_radiance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of a tiny random Radiance, as released: the tiny Chroma's blocks, a linear head. Tests must not write to it."""
+    file = tmp_path_factory.mktemp("models") / "tiny-radiance.safetensors"
+    write_tiny_radiance(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_radiance_model(tiny_radiance: Path, tiny_chroma: Path):
+    """ModelConfig of the tiny Radiance, in fp32, with the tiny Chroma's text encoder."""
+    return radiance_model(tiny_radiance, tiny_chroma)
+
+
+def radiance_model(file: Path, repo: Path):
+    from chroma_trainer.trainer_core.config.model import ModelConfig
+
+    return ModelConfig(family="radiance", flavour="radiance", repo=str(repo), transformer_file=str(file), dtype="fp32")
+
+
+TINY_RADIANCE = {
+    "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 6, 6), "approximator_num_channels": 64, "approximator_hidden_dim": 64, "approximator_layers": 2,
+    "nerf_hidden_size": 8, "nerf_mlp_ratio": 2, "nerf_depth": 2, "nerf_max_freqs": 3,
+}  # fmt: skip
+
+
+def write_tiny_radiance(
+    file: Path, conv_head: bool = False, x0: bool = False, sequential: bool = False, seed: int = 0, prefix: str = ""
+) -> None:
+    """Write a random Radiance with the keys of released files, from a seed.
+
+    Args:
+        conv_head: Its last layer is a convolution.
+        x0: It predicts clean images, which an empty tensor says.
+        sequential: Its text tokens have positions, which an empty tensor says.
+        prefix: Before each key.
+    """
+    import torch
+    from chroma_trainer.trainer_core.models.radiance.checkpoint_keys import SEQUENTIAL, X0, layout_of
+    from chroma_trainer.trainer_core.models.radiance.transformer import RadianceTransformer
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = RadianceTransformer(**TINY_RADIANCE, has_conv_head=conv_head)
+        vary_norms_(transformer)
+    layout, rows = layout_of(transformer.inner_dim), {}
+    for name, tensor in transformer.state_dict().items():
+        keys, place = layout(name)
+        rows.setdefault(keys[0], []).append((place.start or 0, tensor))
+    tensors = {
+        key: torch.cat([tensor for _, tensor in sorted(parts, key=lambda part: part[0])]) for key, parts in rows.items()
+    }
+    marks = [mark for mark, is_set in ((X0, x0), (SEQUENTIAL, sequential)) if is_set]
+    tensors |= {mark: torch.empty(0) for mark in marks}
+    save_file({prefix + key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+
+
 def flux_model(folder: Path, **options: object):
     from chroma_trainer.trainer_core.config.flux import FluxOptions
     from chroma_trainer.trainer_core.config.model import ModelConfig

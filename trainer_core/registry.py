@@ -9,10 +9,12 @@ PARTS: dict[str, dict[str, str]] = {
     "family": {
         "chroma": ".models.chroma.family:ChromaFamily",
         "flux": ".models.flux.family:FluxFamily",
+        "radiance": ".models.radiance.family:RadianceFamily",
     },
     "linears": {  # linear layers of each family; imports no torch
         "chroma": ".models.lora_targets:CHROMA",
         "flux": ".models.lora_targets:FLUX",
+        "radiance": ".models.lora_targets:RADIANCE",
     },
     "store": {  # by the scheme of an address
         "s3": ".data.places.stores.s3_store:S3Store",

@@ -127,8 +127,9 @@ def test_predict(family, model, dtype):
             [family.predict(transformer, x[i : i + 1], sigma[i : i + 1], text[i : i + 1]) for i in range(3)]
         )
     assert velocity.shape == x.shape and velocity.dtype == torch.float32 and velocity.isfinite().all()
-    tolerance = 1e-5 if dtype == "fp32" else 0.05
-    torch.testing.assert_close(velocity, alone, rtol=tolerance, atol=tolerance)
+    if dtype == "fp32":
+        torch.testing.assert_close(velocity, alone, rtol=1e-5, atol=1e-5)
+    assert (velocity - alone).norm() <= 0.02 * alone.norm()
 
 
 def test_every_input_matters(family, model, transformer):

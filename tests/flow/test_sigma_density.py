@@ -25,7 +25,7 @@ def grid(n=20001):
 
 @pytest.mark.parametrize(("edge", "shift"), [(256, 1.6487), (512, 1.8776), (1024, 3.1582)])
 def test_shift_0_follows_the_size_of_the_picture(edge, shift):
-    by_size = density("logit-normal", 0).at((edge // 8) ** 2)
+    by_size = density("logit-normal", 0).at((edge // 16) ** 2)
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     assert torch.allclose(by_size.quantile(u), density("logit-normal", shift).quantile(u), atol=1e-4)
     assert density("chroma", 2.0).at(64) is not None and density("chroma", 1.0).at(64) is density("chroma", 1.0)

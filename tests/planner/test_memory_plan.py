@@ -24,6 +24,7 @@ from chroma_trainer.trainer_core.models.chroma import family as chroma
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.models.loading import locate
+from chroma_trainer.trainer_core.models.radiance.family import RadianceFamily
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import estimator as forecaster_module
 from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory, suggestion
@@ -95,7 +96,9 @@ def real_peak(request: TrainRequest, shape: Shape, family: Any = FAMILY) -> int:
     optimizer = part.build(parameter_groups(layers, rates), request.optimizer, 1e-4, 0.01, 0)
     ema = new_ema(request, layers)
     text = [torch.zeros(shape.text_tokens, text_width(transformer)) for _ in range(shape.batch)]
-    x = torch.zeros(shape.batch, 16, shape.height // 8, shape.width // 8)
+    x = torch.zeros(
+        shape.batch, family.latent_channels, shape.height // family.latent_factor, shape.width // family.latent_factor
+    )
 
     copies = WorkingCopies(layers)
 
@@ -149,6 +152,16 @@ def test_a_flux_is_counted_too(workshop, tiny_flux_model):
     modules = encoder.t5.model, encoder.clip.model
     whole = bytes_of(*(t for module in modules for t in (*module.parameters(), *module.buffers())))
     assert encoder_cost(request, flux).weights == whole
+
+
+def test_a_radiance_is_counted_too(workshop, tiny_radiance_model):
+    """With the networks behind its blocks, which are made again for gradients, and without a VAE."""
+    radiance = RadianceFamily()
+    request = requested(workshop, model=tiny_radiance_model, gradient_checkpointing=True)
+    shape = Shape(384, 384, 1, 6)
+    planned, _ = training_peak(MetaModel(radiance, request).cost(shape), request)
+    assert planned == pytest.approx(real_peak(request, shape, radiance), rel=0.1)
+    assert codec_cost(request, radiance) == CodecCost(0, 0.0)
 
 
 @pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])
@@ -347,14 +360,12 @@ def test_a_second_start_builds_neither_encoder_nor_codec(workshop, monkeypatch, 
     request, counts = workshop.request(), CostCache(tmp_path)
 
     def both():
-        return cached_encoder_cost(request, FAMILY, counts), cached_codec_cost(request, counts)
+        return cached_encoder_cost(request, FAMILY, counts), cached_codec_cost(request, FAMILY, counts)
 
     first = both()
-    assert first == (encoder_cost(request, FAMILY), codec_cost(request))
+    assert first == (encoder_cost(request, FAMILY), codec_cost(request, FAMILY))
     monkeypatch.setattr(ChromaFamily, "empty_text_encoder", lambda *_: pytest.fail("counted again"))
-    monkeypatch.setattr(
-        "chroma_trainer.trainer_core.planner.workload.empty_vae", lambda _: pytest.fail("counted again")
-    )
+    monkeypatch.setattr(ChromaFamily, "empty_codec", lambda *_: pytest.fail("counted again"))
     assert both() == first
 
 

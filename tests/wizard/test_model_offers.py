@@ -55,6 +55,13 @@ def test_files_are_told_by_their_headers(models: Path):
     assert "download" not in chroma.text + flux.text and nano.is_tiny
 
 
+def test_a_radiance_is_offered_without_a_vae(models: Path, tiny_radiance: Path):
+    shutil.copy(tiny_radiance, models / "diffusion_models" / "pixels.safetensors")
+    offer = next(offer for offer in offered(models) if offer.key == "pixels.safetensors")
+    assert offer.files == {"diffusion_model": "pixels.safetensors", "text_encoder": "b.safetensors"}
+    assert (offer.family, offer.flavour, offer.text) == ("chroma", "hd", "Chroma Radiance, with b.safetensors")
+
+
 def test_missing_parts_are_named_with_their_size(models: Path):
     (models / "text_encoders" / "b.safetensors").unlink()
     chroma, flux, _ = offered(models)

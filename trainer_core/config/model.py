@@ -20,6 +20,7 @@ CHROMA_REPOS = {
     "base": "lodestones/Chroma1-Base",
     "flash": "lodestones/Chroma1-Flash",
 }  # flavour -> Hugging Face repository in diffusers format
+RADIANCE_REPO = "lodestones/Chroma1-Radiance"  # single files
 
 
 @dataclass(frozen=True)

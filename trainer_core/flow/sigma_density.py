@@ -59,8 +59,8 @@ class Density(ABC):
     def quantile(self, u: Tensor) -> Tensor:
         """Return the inverse of the CDF, for u in [0, 1]."""
 
-    def at(self, area: int) -> Density:
-        """Return the density for latents with H * W = area, which is the same for all areas by default."""
+    def at(self, num_tokens: int) -> Density:
+        """Return the density for images of this many tokens, which is the same for all by default."""
         return self
 
     def sample(self, n: int, generator: Generator) -> Tensor:
@@ -266,7 +266,7 @@ class Shifted(Density):
 
 
 class ShiftedBySize(Shifted):
-    """A density shifted by auto_shift of the image's tokens (2 x 2 latent pixels each), as Flux was trained.
+    """A density shifted by auto_shift of the image's tokens (16 x 16 pixels each), as Flux was trained.
 
     The object itself is the density for 1024 px; `at` returns that of another size.
     """
@@ -274,8 +274,8 @@ class ShiftedBySize(Shifted):
     def __init__(self, inner: Density):
         super().__init__(inner, auto_shift(AUTO_SHIFT_TOKENS[1]))
 
-    def at(self, area: int) -> Shifted:
-        return Shifted(self.inner, auto_shift(area // 4))
+    def at(self, num_tokens: int) -> Shifted:
+        return Shifted(self.inner, auto_shift(num_tokens))
 
 
 class Listed(Density):

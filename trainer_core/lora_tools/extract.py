@@ -15,7 +15,7 @@ from ..adapters.lora import LoraPair
 from ..config.model import ModelConfig
 from ..errors import UserError
 from ..models.flux_lineage import is_original, original_layout, shape_of
-from ..models.loading.header_check import GUIDANCE
+from ..models.loading.header_check import GUIDANCE, part_fault
 from ..models.loading.locate import find_part, folder_of_part, is_hub_id
 from ..models.loading.weights import Kind, Weights, same_names
 from ..models.lora_targets import Linears
@@ -37,7 +37,7 @@ class ModelWeights:
 
     Attributes:
         name: For messages.
-        family: "chroma" or "flux".
+        family: "chroma", "flux" or "radiance".
         layers: Diffusers' names of all layers that a LoRA may change.
         read: Returns the weight of a layer, fp32, (out, in).
         files: The files.
@@ -85,7 +85,10 @@ def open_config(model: ModelConfig, name: str = "") -> ModelWeights:
         UserError: It is not on this machine, or of another family.
     """
     kind: Kind = load("family", model.family).transformer_kind
-    weights = Weights(find_part(model, "transformer").files, kind, mapped=False)
+    files = find_part(model, "transformer").files
+    if fault := part_fault(files, "transformer", model.family):
+        raise UserError.at(files[0].name, fault)
+    weights = Weights(files, kind, mapped=False)
     return _open(name or Path(model.transformer_file or model.repo).name, model.family, weights)
 
 
@@ -95,10 +98,11 @@ def _resolve(path: Path) -> str:
 
 def _open(name: str, family: str, weights: Weights) -> ModelWeights:
     linears: Linears = load("linears", family)
-    width = shape_of(weights, "x_embedder.weight", "img_in.weight")[0]
+    width = shape_of(weights, "context_embedder.weight", "txt_in.weight")[0]
     layout = original_layout(width) if is_original(weights) else same_names
 
-    flavour = "hd" if family == "chroma" else "dev" if any(key in weights.entries for key in GUIDANCE) else "schnell"
+    flavour = {"chroma": "hd", "radiance": "radiance"}.get(family, "")
+    flavour = flavour or ("dev" if any(key in weights.entries for key in GUIDANCE) else "schnell")
 
     def source(layer: str) -> tuple[str, slice] | None:
         keys, rows = layout(f"{layer}.weight")

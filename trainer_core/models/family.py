@@ -64,7 +64,7 @@ class Family(Protocol):
     """Everything the trainer needs from a model family."""
 
     name: str
-    pixel_step: int  # image edges are multiples of this (latent_factor x patch size)
+    pixel_step: int  # image edges are multiples of this: latent_factor x the edge of a token in latent cells
     latent_channels: int
     latent_factor: int  # pixels per latent cell along each edge
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
@@ -144,7 +144,15 @@ class Family(Protocol):
         ...
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> ImageCodec:
-        """Load the VAE onto a device."""
+        """Load the VAE onto a device. A model that works on pixels has a codec that returns the pixels."""
+        ...
+
+    def codec_config(self, model: ModelConfig) -> dict[str, Any]:
+        """Return what determines the VAE's shapes, as JSON values; {} without one. Reads headers, imports no library."""
+        ...
+
+    def empty_codec(self, model: ModelConfig) -> nn.Module | None:
+        """Return the VAE on the meta device, as load_codec would load it. None: the model works on pixels."""
         ...
 
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
@@ -196,5 +204,12 @@ class Family(Protocol):
                 never skip one.
         Returns:
             The velocity, (B, channels, h, w), fp32.
+        """
+        ...
+
+    def loss_weight(self, transformer: nn.Module, sigma: Tensor) -> Tensor | None:
+        """Return a factor of the training loss at each noise level, (B,), fp32; None where it is 1.
+
+        For models whose velocity is derived from another prediction, and is therefore more exact at some levels.
         """
         ...

@@ -1,4 +1,4 @@
-"""What Chroma and Flux.1 have in common: files in two layouts, blocks, VAE, and token positions."""
+"""What Chroma, Radiance and Flux.1 have in common: files in two layouts, blocks, VAE, and token positions."""
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an or
 
 
 class FluxLikeFamily:
-    """Members of models.family.Family that both families share.
+    """Members of models.family.Family that the families share.
 
     Attributes:
         transformer_kind: Identifies the family's transformer in files.
+        parts: Parts of the model that are files.
+        ignored_keys: Keys of the transformer's files that describe it and hold no weights.
     """
 
     pixel_step, latent_channels, latent_factor = 16, 16, 8
     transformer_kind: ClassVar[Kind]
+    parts: ClassVar[tuple[str, ...]] = tuple(SINGLE_FILES)
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         """Create the transformer of these files on the meta device."""
@@ -54,7 +58,7 @@ class FluxLikeFamily:
         problems: list[Problem] = []
         if model.dtype not in DTYPES:
             problems.append(Problem("dtype", f"{model.dtype!r} is not one of {', '.join(DTYPES)}"))
-        for part in SINGLE_FILES:
+        for part in self.parts:
             collect(problems, self._check_part, model, part, needs_weights)
         return problems
 
@@ -63,23 +67,45 @@ class FluxLikeFamily:
         part = find_part(model, "transformer")
         weights = Weights(part.files, self.transformer_kind, mapped=convert is None)
         transformer = self.build_on_meta(part, weights)
-        layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-        load_weights_(transformer, weights, dtype=lambda name: DTYPES[model.dtype], layout=layout, convert=convert)
+        load_weights_(
+            transformer, weights, lambda name: self.dtype_of(name, DTYPES[model.dtype]),
+            self.layout_of(transformer, weights), lambda key: key in self.ignored_keys, convert,
+        )  # fmt: skip
         return transformer, weights
+
+    def dtype_of(self, parameter: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a parameter of the transformer is loaded in, where the model's is `dtype`."""
+        return dtype
+
+    def layout_of(self, transformer: Any, weights: Weights) -> Layout:
+        """Return which keys of the files hold a parameter of the transformer."""
+        return original_layout(transformer.inner_dim) if is_original(weights) else same_names
 
     def empty_of(self, part: Part) -> Any:
         """Return the transformer of these files on the meta device, with a note on each layer that a GGUF file packs."""
         weights = Weights(part.files, self.transformer_kind)
         transformer = self.build_on_meta(part, weights)
         if part.files:
-            layout = original_layout(transformer.inner_dim) if is_original(weights) else same_names
-            mark_packed_(transformer, weights, layout)
+            mark_packed_(transformer, weights, self.layout_of(transformer, weights))
         return transformer
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> Any:
         from .codec import load_vae
 
         return load_vae(model, device)
+
+    def codec_config(self, model: ModelConfig) -> dict[str, Any]:
+        from .codec import vae_config
+
+        return vae_config(model)
+
+    def empty_codec(self, model: ModelConfig) -> nn.Module | None:
+        from .codec import empty_vae
+
+        return empty_vae(model)
+
+    def loss_weight(self, transformer: Any, sigma: Tensor) -> Tensor | None:
+        return None
 
     def blocks(self, transformer: Any) -> list[nn.Module]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
@@ -107,6 +133,7 @@ def rope(
     width: int,
     device: torch.device,
     beside: tuple[int, int] | None = None,
+    patch: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of all positions, fp32. Text is at (0, 0, 0), where they are 1 and 0.
 
@@ -117,6 +144,7 @@ def rope(
         width: Width of the latents.
         device: Device of the result.
         beside: Height and width of reference latents. Their tokens follow the image's and are at (1, y, x).
+        patch: Edge of a token in latent cells.
     """
     cache: dict[Any, tuple[Tensor, Tensor]] = transformer.__dict__.setdefault("_rope_by_shape", {})
     key = (height, width, str(device), beside)
@@ -125,7 +153,7 @@ def rope(
             cache.pop(next(iter(cache)))
         # A preview in inference mode may fill the cache, and training uses it later.
         with torch.inference_mode(False):
-            ids = image_ids(height, width)
+            ids = image_ids(height, width, patch=patch)
             if beside:
                 ids = torch.cat([ids, image_ids(*beside) + torch.tensor([1.0, 0.0, 0.0])])
             cosines, sines = transformer.pos_embed(ids)
@@ -162,17 +190,22 @@ def common_dimensions(weights: Weights) -> dict[str, Any]:
     Raises:
         UserError: A tensor is missing.
     """
+    _, in_channels = shape_of(weights, "x_embedder.weight", "img_in.weight")
+    return {"in_channels": in_channels, **block_dimensions(weights)}
+
+
+def block_dimensions(weights: Weights) -> dict[str, Any]:
+    """Return the constructor arguments that describe the blocks, which all families share. See common_dimensions."""
     original = is_original(weights)
-    hidden, in_channels = shape_of(weights, "x_embedder.weight", "img_in.weight")
+    hidden, text_width = shape_of(weights, "context_embedder.weight", "txt_in.weight")
     query_norm = "double_blocks.0.img_attn.norm.query_norm.scale"
     head = shape_of(weights, "transformer_blocks.0.attn.norm_q.weight", query_norm)[0]
     dimensions: dict[str, Any] = {
-        "in_channels": in_channels,
         "num_layers": weights.count("double_blocks" if original else "transformer_blocks"),
         "num_single_layers": weights.count("single_blocks" if original else "single_transformer_blocks"),
         "attention_head_dim": head,
         "num_attention_heads": hidden // head,
-        "joint_attention_dim": shape_of(weights, "context_embedder.weight", "txt_in.weight")[1],
+        "joint_attention_dim": text_width,
     }
     if head != 128:  # one eighth of the head for time, the rest for y and x, all even, like (16, 56, 56) for 128
         plane = (head - head // 8) // 4 * 2
@@ -196,7 +229,7 @@ def shape_of(weights: Weights, ours: str, theirs: str) -> tuple[int, ...]:
 
 def is_original(weights: Weights) -> bool:
     """Return whether the file uses the original names, as files of ComfyUI and lodestones do."""
-    return "img_in.weight" in weights.entries
+    return not {"img_in.weight", "txt_in.weight"}.isdisjoint(weights.entries)
 
 
 def original_layout(width: int) -> Layout:

@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 
-def pack(latents: Tensor) -> Tensor:
-    """Pack (B, C, H, W) into (B, H/2 * W/2, 4 C): 2x2 patches, with features in the order c, dh, dw."""
+def pack(latents: Tensor, patch: int = 2) -> Tensor:
+    """Pack (B, C, H, W) into (B, H/p * W/p, p p C): patches of edge p, with features in the order c, dh, dw."""
     batch, channels, height, width = latents.shape
-    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), channels * 4)
+    rows, columns = height // patch, width // patch
+    patches = latents.reshape(batch, channels, rows, patch, columns, patch)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch * patch)
 
 
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Unpack (B, H/2 * W/2, 4 C) into (B, C, H, W). height and width are those of the latents."""
+def unpack(tokens: Tensor, height: int, width: int, patch: int = 2) -> Tensor:
+    """Unpack (B, H/p * W/p, p p C) into (B, C, H, W). height and width are those of the latents."""
     batch, _, features = tokens.shape
-    patches = tokens.reshape(batch, height // 2, width // 2, features // 4, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // 4, height, width)
+    channels = features // (patch * patch)
+    patches = tokens.reshape(batch, height // patch, width // patch, channels, patch, patch)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
-def image_ids(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Return (H/2 * W/2, 3): (0, y, x) of each image token, fp32."""
-    rows, columns = torch.arange(height // 2), torch.arange(width // 2)
+def image_ids(height: int, width: int, device: torch.device | None = None, patch: int = 2) -> Tensor:
+    """Return (H/p * W/p, 3): (0, y, x) of each image token, fp32."""
+    rows, columns = torch.arange(height // patch), torch.arange(width // patch)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3).to(device, torch.float32)
 

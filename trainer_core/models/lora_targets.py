@@ -126,6 +126,13 @@ CHROMA = Linears(
     double=DOUBLE, single=SINGLE, ends=ENDS,
     released="chroma_transformer", class_name="ChromaTransformer2DModel",
 )  # fmt: skip
+# Its patches are embedded by a convolution, and the layers behind the blocks generate weights; neither gets a LoRA.
+RADIANCE = Linears(
+    targets={name: patterns for name, patterns in CHROMA.targets.items() if "x_embedder" not in patterns},
+    frozen=("distilled_guidance_layer*", "nerf_*"),
+    double=DOUBLE, single=SINGLE, ends=("context_embedder",),
+    released="chroma_transformer", class_name="",
+)  # fmt: skip
 EMBEDDERS = ("timestep_embedder", "guidance_embedder", "text_embedder")
 FLUX = Linears(
     targets={**TARGETS, "ai-toolkit": TARGETS["all+ffs"] + MODULATIONS},

@@ -16,11 +16,10 @@ from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..config.serialize import key_text
 from ..data.dataset import Index
-from ..models.codec import vae_config
 from ..models.family import Family
 from ..storage.atomic import sha256_text
-from ..storage.gguf.header import is_gguf
 from ..storage.model_header import model_header_of
+from ..storage.packed.packed_header import is_packed
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
@@ -103,15 +102,18 @@ class MemoryEstimator:
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
-    return sha256_text(model.family, shapes_of(family.empty_transformer(model)), *blocks_of(model.transformer_file))
+    empty = family.empty_transformer(model)
+    noted = [(name, getattr(part, "packed", None)) for name, part in empty.named_modules()]
+    packed = [(name, weight.type) for name, weight in noted if weight is not None]
+    return sha256_text(model.family, shapes_of(empty), *((repr(packed),) if packed else ()))
 
 
 def blocks_of(file: str) -> tuple[str, ...]:
-    """Return what a GGUF file stores each tensor in, as a text; () for other files."""
-    if not is_gguf(file):
+    """Return what a GGUF or quantized file stores each tensor in, as a text; () for other files."""
+    if not is_packed(file):
         return ()
     try:
-        return (repr(sorted((name, entry["dtype"]) for name, entry in model_header_of(Path(file))[0].items())),)
+        return (repr(sorted((name, entry.get("dtype")) for name, entry in model_header_of(Path(file))[0].items())),)
     except (OSError, ValueError):  # reported where the file is read
         return ("unreadable",)
 
@@ -127,10 +129,10 @@ def cached_encoder_cost(request: TrainRequest, family: Family, counts: CostCache
     return counts.get_or_count(key, lambda value: EncoderCost(**value), lambda: encoder_cost(request, family), asdict)
 
 
-def cached_codec_cost(request: TrainRequest, counts: CostCache) -> CodecCost:
+def cached_codec_cost(request: TrainRequest, family: Family, counts: CostCache) -> CodecCost:
     """Return the cost of the VAE, counted once for all VAEs of this config."""
-    key = ("codec", _sorted_json(vae_config(request.model)), version("diffusers"))
-    return counts.get_or_count(key, lambda value: CodecCost(**value), lambda: codec_cost(request), asdict)
+    key = ("codec", _sorted_json(family.codec_config(request.model)), version("diffusers"))
+    return counts.get_or_count(key, lambda value: CodecCost(**value), lambda: codec_cost(request, family), asdict)
 
 
 def _sorted_json(config: dict[str, Any]) -> str:
@@ -164,6 +166,6 @@ def make_estimator(
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
         family, index, machine, counts, cached_encoder_cost(request, family, counts),
-        cached_codec_cost(request, counts), caption_facts(index.samples),
+        cached_codec_cost(request, family, counts), caption_facts(index.samples),
         request.dataset.parts[0].resolution,
     )  # fmt: skip

@@ -229,7 +229,7 @@ def _loss(model: MetaModel, shape: Shape, counter: MemoryTracker) -> Tensor:
     sigma = torch.ones(shape.batch, device=META)
     route = None
     if window := model.routed(shape):
-        num_tokens = latents[0][0, 0].numel() // 4
+        num_tokens = shape.height * shape.width // model.family.pixel_step**2
         count = num_kept(num_tokens, model.request.training.routed_share)
         route = Route(window[0], window[-1], torch.empty(shape.batch, count, dtype=torch.int64, device=META))
     prediction = model.family.predict(model.transformer, latents[0], sigma, text, route=route, **beside)

@@ -17,7 +17,6 @@ from ..data.dataset import Index
 from ..data.holdout import num_held
 from ..data.sample_table import Sample, columns
 from ..devices import DTYPES
-from ..models.codec import empty_vae
 from ..models.family import Family
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
@@ -174,9 +173,11 @@ def encoder_cost(request: TrainRequest, family: Family) -> EncoderCost:
     return EncoderCost(whole, sum(sizes), max(sizes), counter.peak, width, convert is not None, counter.flops)
 
 
-def codec_cost(request: TrainRequest) -> CodecCost:
-    """Count the VAE on the meta device."""
-    vae: Any = empty_vae(request.model)
+def codec_cost(request: TrainRequest, family: Family) -> CodecCost:
+    """Count the VAE on the meta device. A model that works on pixels has none, which costs nothing."""
+    vae: Any = family.empty_codec(request.model)
+    if vae is None:
+        return CodecCost(0, 0.0)
     return CodecCost(bytes_of(*vae.parameters()), vae.decoder.conv_out.in_channels / 128)
 
 

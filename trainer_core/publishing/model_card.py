@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.flux import FLAVOURS
-from ..config.model import CHROMA_REPOS
+from ..config.model import CHROMA_REPOS, RADIANCE_REPO
 from ..storage.lora_name import is_portable
 from ..workflow.lora_metadata import describe
 
@@ -113,6 +113,8 @@ def _object(value: Any) -> dict[str, Any]:
 def base_of(model: Mapping[str, Any]) -> str:
     """Return the Hub id of a recorded base model: its own repository, else that of its flavour; "" if unknown."""
     repo, flavour = str(model.get("repo") or ""), str(model.get("flavour") or "")
+    if model.get("family") == "radiance":  # its repo has the text encoder alone
+        return RADIANCE_REPO
     if HUB_ID.fullmatch(repo):
         return repo
     if model.get("family") == "flux":
@@ -122,7 +124,7 @@ def base_of(model: Mapping[str, Any]) -> str:
 
 def license_of(model: Mapping[str, Any]) -> dict[str, str]:
     """Return the license of the base model, which applies to its LoRAs; {} if it is unknown."""
-    if model.get("family") == "chroma":
+    if model.get("family") in ("chroma", "radiance"):
         return APACHE_LICENSE
     if model.get("family") == "flux":
         return APACHE_LICENSE if model.get("flavour") in APACHE_FLAVOURS else DEV_LICENSE
@@ -151,7 +153,9 @@ def card_of(facts: Facts) -> str:
 
 
 def _summary(facts: Facts) -> str:
-    kind = {"chroma": "Chroma", "flux": "Flux.1"}.get(str(_object(facts.request.get("model")).get("family")), "")
+    kind = {"chroma": "Chroma", "flux": "Flux.1", "radiance": "Chroma Radiance"}.get(
+        str(_object(facts.request.get("model")).get("family")), ""
+    )
     base = f" of [{facts.base}](https://huggingface.co/{facts.base})" if facts.base else ""
     trained = f", trained on {facts.num_images} images" if facts.num_images else ""
     return f"A LoRA{f' for {kind}' if kind else ''}{base}{trained}."

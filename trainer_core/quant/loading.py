@@ -15,7 +15,7 @@ from ..host import Host, Notice, PhaseProgress, PhaseStarted
 from ..registry import load
 from ..storage.atomic import sha256_text
 from ..storage.gguf.blocks import unpack_
-from ..storage.gguf.header import is_gguf
+from ..storage.packed.packed_header import is_packed
 from .packages import missing_packages
 from .quantizer import Quantizer, is_kept
 from .weight_cache import CachedBase, base_key, forget_old
@@ -86,7 +86,7 @@ def load_quantized(
     if quantizer.is_plain:
         host.emit(PhaseStarted("load"))
         move = _mover(host, device) if resident else None
-        if is_gguf(model.transformer_file):
+        if is_packed(model.transformer_file or model.repo):
             return family.load_transformer(model, _keep_blocks(quantizer, family.full_precision, move))
         return family.load_transformer(model, move)
     encoder = _encoder_device(config, device)
@@ -123,7 +123,7 @@ def load_quantized(
 
 
 def _keep_blocks(quantizer: Quantizer, keep: tuple[str, ...], move: Convert | None) -> Convert:
-    """Return a converter that leaves the weights of a GGUF file in their blocks, except for layers in full precision."""
+    """Return a converter that leaves weights as a GGUF or quantized file stores them, except for layers in full precision."""
 
     def convert(name: str, linear: nn.Linear) -> nn.Module:
         layer = unpack_(linear) if is_kept(name, keep) else quantizer.layer(linear)
@@ -135,7 +135,7 @@ def _keep_blocks(quantizer: Quantizer, keep: tuple[str, ...], move: Convert | No
 def text_converter(config: QuantizationConfig, device: torch.device, file: str = "") -> Convert | None:
     """Return the function that quantizes the text encoder's layers while they are loaded.
 
-    None if the text encoder keeps the model's precision, and its file has no blocks of GGUF.
+    None if the text encoder keeps the model's precision, and its file does not store weights in fewer bits.
 
     Args:
         config: The quantization.
@@ -143,7 +143,7 @@ def text_converter(config: QuantizationConfig, device: torch.device, file: str =
         file: The text encoder's single file, "" if there is none.
     """
     quantizer = _load_quantizer(config.text_encoder)
-    if quantizer.is_plain and not is_gguf(file):
+    if quantizer.is_plain and not is_packed(file):
         return None
     return lambda name, linear: quantizer.layer(linear, _encoder_device(config, device))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import reason_of
-from ..storage.gguf.blocks import PackedWeight, decode, unpack_
+from ..storage.gguf.blocks import PackedWeight, decode_any, unpack_
 from .packages import EXTRAS, missing_for, version_of
 from .quantized_linear import QuantizedLinear
 
@@ -120,17 +120,17 @@ def is_kept(name: str, keep: tuple[str, ...]) -> bool:
 
 
 class GgufBlocks:
-    """Decodes the blocks of a GGUF file for each product, see storage/gguf/blocks.py. Implements Format."""
+    """Decodes what a file stores for each product, see PackedWeight in storage/gguf/blocks.py. Implements Format."""
 
     def __init__(self, type: str):
         self.type = type
 
     def decode(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        return decode(self.type, stored["codes"], dtype)
+        return decode_any(self.type, stored, shape, dtype)
 
 
 class KeepPrecision(Quantizer):
-    """Leaves every layer as it is: a weight that a GGUF file stores in blocks stays in them."""
+    """Leaves every layer as it is: a weight that a file stores in fewer bits stays so."""
 
     is_plain = True
 
@@ -145,6 +145,4 @@ class KeepPrecision(Quantizer):
         if not isinstance(packed, PackedWeight):
             return linear
         shape = linear.out_features, linear.in_features
-        return QuantizedLinear(
-            GgufBlocks(packed.type), {"codes": packed.codes}, shape, linear.weight.dtype, linear.bias
-        )
+        return QuantizedLinear(GgufBlocks(packed.type), packed.stored, shape, linear.weight.dtype, linear.bias)

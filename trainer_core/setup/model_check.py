@@ -17,7 +17,7 @@ from ..models.loading.locate import is_local
 from ..storage.model_header import model_header_of
 
 ARCHITECTURE_KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_base_model")
-FAMILIES = ("chroma", "flux")  # as they are named in those values
+FAMILIES = ("chroma", "flux", "radiance")  # as they are named in those values
 
 
 def contradictions(request: TrainRequest) -> list[Problem]:
@@ -65,6 +65,8 @@ def _family_of_lora(path: Path) -> str:
     metadata = header.get("__metadata__") or {}
     if isinstance(metadata, dict):
         named = " ".join(str(metadata.get(key, "")) for key in ARCHITECTURE_KEYS).lower()
+        if "radiance" in named:  # whose name has Chroma's in it
+            return "radiance"
         families = [family for family in FAMILIES if family in named]
         if len(families) == 1:
             return families[0]

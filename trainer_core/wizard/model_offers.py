@@ -15,20 +15,24 @@ from ..models.loading.locate import config_in, find_cached, is_offline
 from ..storage.model_header import model_header_of
 from .choices import CHROMA, FLAVOURS_OF, FLUX, NANO
 
+RADIANCE = "radiance"  # a file that LoadChroma recognizes; its offers are Chroma's
+TRANSFORMERS = (CHROMA, FLUX, RADIANCE)
 GATED = ("krea", "dev")  # docs/flux.md: the license is accepted on the repository's page
 KINDS = {
     "a Chroma transformer": CHROMA,
     "a Flux.1 transformer": FLUX,
+    "a Chroma Radiance transformer": RADIANCE,
     "a T5 text encoder": "text_encoder",
     "a CLIP text encoder": "clip",
     "a VAE": "vae",
 }
-FOLDER_OF = {CHROMA: "diffusion_models", FLUX: "diffusion_models", "text_encoder": "text_encoders",
+FOLDER_OF = {**dict.fromkeys(TRANSFORMERS, "diffusion_models"), "text_encoder": "text_encoders",
              "clip": "text_encoders", "vae": "vae"}  # fmt: skip
 # Parts beside the transformer -> their field in the loader of each family.
 FIELDS = {
     CHROMA: {"text_encoder": "text_encoder", "vae": "vae"},
     FLUX: {"text_encoder": "t5", "clip": "clip", "vae": "vae"},
+    RADIANCE: {"text_encoder": "text_encoder"},
 }
 # GB in bf16: 8.9 and 11.9 billion parameters, T5-XXL 4.76, CLIP-L 0.12, the VAE 0.08 (docs/quantization.md,
 # docs/flux.md).
@@ -89,7 +93,7 @@ def find_files(paths: Paths) -> Found:
     for folder in dict.fromkeys(FOLDER_OF.values()):
         for name in paths.list_models(folder):
             part, fault = identify(paths.find_model(folder, name, folder))
-            if part in (CHROMA, FLUX) and fault:
+            if part in TRANSFORMERS and fault:
                 unusable.append((name, fault))
             elif part and not fault and FOLDER_OF[part] == folder:
                 names[part].append(name)
@@ -107,7 +111,7 @@ def identify(path: Path) -> tuple[str, str]:
     part = KINDS.get(kind_of(list(header)), "")
     if not part:
         return "", ""
-    fault = part_fault((path,), "transformer" if part in (CHROMA, FLUX) else part, part, _config(path))
+    fault = part_fault((path,), "transformer" if part in TRANSFORMERS else part, part, _config(path))
     if part != FLUX or fault:
         return part, fault
     shape = next((entry["shape"] for key, entry in header.items() if key.endswith(PATCHES)), [CHANNELS])
@@ -127,9 +131,9 @@ def _config(path: Path) -> Mapping[str, object]:
 
 def offers(paths: Paths, found: Found) -> list[Offer]:
     """Return the models to choose from: files that are here, then released models of families without one, then nano."""
-    here = [_offer_file(paths, family, name, found) for family in (CHROMA, FLUX) for name in found.names[family]]
-    present = {offer.family for offer in here}
-    released = [_offer_released(FLAVOURS_OF[family][0]) for family in (CHROMA, FLUX) if family not in present]
+    here = [_offer_file(paths, family, name, found) for family in TRANSFORMERS for name in found.names[family]]
+    absent = [family for family in (CHROMA, FLUX) if not found.names[family]]
+    released = [_offer_released(FLAVOURS_OF[family][0]) for family in absent]
     return [*here, *released, _offer_nano()]
 
 
@@ -154,13 +158,14 @@ def _offer_file(paths: Paths, family: str, name: str, found: Found) -> Offer:
     flavour = _flavour_of(family, paths.find_model("diffusion_models", name, "--model"))
     files = {field: found.names[part][0] for part, field in FIELDS[family].items() if found.names[part]}
     missing = [part for part in FIELDS[family] if not found.names[part]]
-    text = f"{family.title()} {flavour}"
+    text = "Chroma Radiance" if family == RADIANCE else f"{family.title()} {flavour}"
     if files:
         text += f", with {', '.join(map(_base_name, files.values()))}"
     if missing:
         size = sum(DOWNLOAD_GB[part] for part in missing)
         names = " and ".join(PART_NAMES[part] for part in missing)
         text += f"; {names} from {repo_of(flavour)}: {_size_text(flavour, missing, size)}"
+    family = CHROMA if family == RADIANCE else family
     return Offer(name, family, flavour, text, {"diffusion_model": name, **files})
 
 
@@ -183,7 +188,7 @@ def repo_of(flavour: str) -> str:
 
 def _size_text(flavour: str, parts: Sequence[str], size: float) -> str:
     folders = FOLDERS if flavour in FLAVOURS else {}
-    names = ["transformer" if part in (CHROMA, FLUX) else folders.get(part, part) for part in parts]
+    names = ["transformer" if part in TRANSFORMERS else folders.get(part, part) for part in parts]
     if all(find_cached(repo_of(flavour), name) for name in names):
         return "already in the Hugging Face cache"
     offline = ", but HF_HUB_OFFLINE is set" if is_offline() else ""
@@ -193,6 +198,8 @@ def _size_text(flavour: str, parts: Sequence[str], size: float) -> str:
 def _flavour_of(family: str, path: Path) -> str:
     """Return the flavour of a transformer. schnell has no guidance embedding; finetunes are told by their name only."""
     name = path.name.lower()
+    if family == RADIANCE:
+        return "hd"  # which has its text encoder
     if family == CHROMA:
         return next((flavour for flavour in ("flash", "base") if flavour in name), "hd")
     header, _ = model_header_of(path)

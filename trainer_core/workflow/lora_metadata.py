@@ -12,8 +12,9 @@ from ..storage.bounded_files import Unusable, parse_json
 from ..storage.safetensors_header import Header, read_header
 
 OWN, PROMPT = "chroma_trainer", "prompt"  # metadata that is shown as a record and a workflow
-RECORD = ("request", "versions", "dataset", "trigger", "step")
+RECORD = ("request", "versions", "dataset", "trigger", "step", "parents")
 MAX_SHOWN = 300  # characters of one metadata value as text; --json has all of them
+MAX_GENERATIONS = 16
 UNKNOWN = "unknown"
 
 
@@ -64,9 +65,21 @@ class Description(dict[str, Any]):
             f"  trigger   {self.get('trigger') or '(none)'}",
             f"  trained   {self.get('step', UNKNOWN)} steps on {_get(self, 'dataset', 'images')} images "
             f"(digest {str(digest)[:16]})",
+            *_parent_lines(self.get("parents")),
             "  settings  " + ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name"),
             "  versions  " + ", ".join(f"{key} {value}" for key, value in versions.items()),
         ]
+
+
+def _parent_lines(parents: Any, depth: int = 0) -> list[str]:
+    """Return a line for the LoRA that the training started from, and for each that this one was made from."""
+    lines: list[str] = []
+    for parent in parents if isinstance(parents, list) and depth < MAX_GENERATIONS else ():
+        step, digest = _get(parent, "step"), str(_get(parent, "sha256"))
+        steps = f", {step} steps" if isinstance(step, int) else ""
+        lines.append(f"  {'  ' * depth}from      {_get(parent, 'name')}{steps} (sha256 {digest[:16]})")
+        lines += _parent_lines(_get(parent, "parents"), depth + 1)
+    return lines
 
 
 def describe(path: Path) -> Description:

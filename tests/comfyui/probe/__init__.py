@@ -90,6 +90,55 @@ class ProbeFlux:
         return (_filled(flux, weights),)
 
 
+class ProbeRadiance:
+    """ComfyUI's Chroma Radiance of the dimensions of our transformer's arguments; the file says which variant."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "build", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "config": ("STRING", {"default": "{}", "multiline": True}),
+                "weights": ("STRING", {"default": ""}),
+            }
+        }
+
+    def build(self, config, weights):
+        wanted, keys = json.loads(config), load_file(weights)
+        radiance = comfy.supported_models.ChromaRadiance({
+            "image_model": "chroma_radiance",
+            "in_channels": 3,
+            "out_channels": 3,
+            "context_in_dim": wanted["joint_attention_dim"],
+            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+            "num_heads": wanted["num_attention_heads"],
+            "mlp_ratio": 4.0,
+            "depth": wanted["num_layers"],
+            "depth_single_blocks": wanted["num_single_layers"],
+            "axes_dim": wanted["axes_dims_rope"],
+            "theta": 10000,
+            "patch_size": 16,
+            "qkv_bias": True,
+            "txt_ids_dims": [],
+            "vec_in_dim": None,
+            "in_dim": wanted["approximator_num_channels"],
+            "out_dim": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+            "hidden_dim": wanted["approximator_hidden_dim"],
+            "n_layers": wanted["approximator_layers"],
+            "nerf_hidden_size": wanted["nerf_hidden_size"],
+            "nerf_mlp_ratio": wanted["nerf_mlp_ratio"],
+            "nerf_depth": wanted["nerf_depth"],
+            "nerf_max_freqs": wanted["nerf_max_freqs"],
+            "nerf_tile_size": 5,
+            "nerf_final_head_type": "conv" if "nerf_final_layer_conv.conv.weight" in keys else "linear",
+            "nerf_embedder_dtype": torch.float32,
+            "use_x0": "__x0__" in keys,
+            "use_sequential_txt_ids": "__sequential__" in keys,
+        })  # fmt: skip
+        return (_filled(radiance, weights),)
+
+
 def _filled(kind, weights):
     kind.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
@@ -218,5 +267,6 @@ NODE_CLASS_MAPPINGS = {
     "ProbeFlux": ProbeFlux,
     "ProbeHold": ProbeHold,
     "ProbeLoaded": ProbeLoaded,
+    "ProbeRadiance": ProbeRadiance,
     "ProbeVelocity": ProbeVelocity,
 }

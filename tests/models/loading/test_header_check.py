@@ -80,16 +80,19 @@ def eight_bits(tensor):
 
 UNREADABLE = {
     "mxfp8": ((fp8, blocks_of(32, torch.uint8)), "mxfp8 (fp8, one scale for every 32 values)"),
-    "mxfp8 named": (
+    "mxfp8 cut": (
         (fp8, blocks_of(16, torch.uint8), described("mxfp8")),
-        "mxfp8 (fp8, one scale for every 32 values)",
+        "mxfp8, but single_transformer_blocks.0.attn.to_k.weight_scale has 256 values instead of 512",
     ),
     "nvfp4": (
         (packed, blocks_of(16, torch.float8_e4m3fn), {"weight_scale_2": torch.ones(())}),
         "nvfp4 (4 bits, one scale for every 16 values)",
     ),
     "fp8 blocks": ((fp8, blocks_of(8, torch.float32)), "fp8 with one scale for each block of a weight"),
-    "int8": ((eight_bits, blocks_of(64, torch.float32), described("int8_convrot")), "int8 (int8_convrot)"),
+    "int8": (
+        (eight_bits, blocks_of(64, torch.float32), described("int8_convrot")),
+        "'int8_convrot', an unknown format, in single_transformer_blocks.0.attn.to_k",
+    ),
     "int8 per row": ((eight_bits, lambda t: torch.ones(t.shape[0], 1)), "int8"),
 }
 
@@ -98,7 +101,7 @@ UNREADABLE = {
 def test_block_scales_are_refused_by_name(save, parts, tiny_model, monkeypatch, name):
     arguments, storage = UNREADABLE[name]
     file = save(quantized(parts("transformer"), *arguments))
-    expected = f"is quantized as {storage}, which can't be read here; use a bf16, fp8 or fp8_scaled file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
+    expected = f"is quantized as {storage}, which can't be read here; use a bf16, fp8, fp8_scaled, mxfp8, nvfp4, int8 or nf4 file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
     assert fault(file, "transformer") == expected
     problems = ChromaFamily().problems(replace(tiny_model, transformer_file=str(file)))
     assert [str(problem) for problem in problems] == [f"wrong.safetensors: {expected} ({file})"]
@@ -107,7 +110,7 @@ def test_block_scales_are_refused_by_name(save, parts, tiny_model, monkeypatch, 
 @pytest.mark.parametrize(
     ("keys", "storage"),
     [
-        (("weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"), "nf4 or fp4 of bitsandbytes"),
+        (("weight.absmax", "weight.quant_map"), "nf4 or fp4 of bitsandbytes"),
         (("qweight", "wscales"), "int4 of Nunchaku (SVDQuant)"),
         (("qweight", "qzeros"), "int4 of GPTQ or AWQ"),
         (("weight._data", "weight._scale"), "a format of optimum-quanto"),
@@ -130,8 +133,14 @@ def test_fp8_with_a_scale_for_a_weight_or_a_row_is_read(save, parts, tiny_model,
 def test_radiance_is_called_by_its_name(save):
     keys = ("distilled_guidance_layer.in_proj.weight", "img_in_patch.weight", "nerf_blocks.0.param_generator.weight")
     for prefix in ("", "model.diffusion_model."):
-        text = fault(save({prefix + key: torch.zeros(8, 8) for key in keys}), "transformer")
-        assert text.startswith("is Chroma Radiance, which works on pixels instead of latents and can't be trained here")
+        file = save({prefix + key: torch.zeros(8, 8) for key in keys})
+        assert fault(file, "transformer") == (
+            "is a Chroma Radiance transformer, which works on pixels; choose its file as diffusion_model of LoadChroma"
+        )
+        assert fault(file, "transformer", family="flux") == (
+            "is a Chroma Radiance transformer, not a Flux.1 transformer; use LoadChroma for it"
+        )
+        assert fault(file, "transformer", family="radiance") == ""
 
 
 def test_t5_1_0(save, parts, tiny_model):

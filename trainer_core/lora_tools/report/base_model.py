@@ -12,7 +12,8 @@ from ...adapters.files.load import DOWNS
 from ..reader import LoraReader
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38  # of Chroma and Flux.1
-CHROMA, FLUX, EITHER, TINY = "Chroma", "Flux.1", "Chroma or Flux.1", "tiny"
+CHROMA, FLUX, RADIANCE = "Chroma", "Flux.1", "Chroma Radiance"
+EITHER, TINY = "Chroma or Flux.1", "tiny"
 # Outputs and inputs of a layer, in multiples of the width. None: another number.
 SHAPES: dict[str, tuple[int | None, int | None]] = {
     **dict.fromkeys(
@@ -186,6 +187,8 @@ def _family(layers: Mapping[str, str], metadata: Mapping[str, str]) -> tuple[str
         return CHROMA, "it changes the approximator, which only Chroma has"
     if modulation := next((name for name in layers if MODULATIONS.search(name)), ""):
         return FLUX, f"it changes {modulation}, which Chroma does not have"
+    if "radiance" in text:
+        return RADIANCE, "its metadata says so, and its layers fit"
     if "chroma" in text:
         return CHROMA, "its metadata says so, and its layers fit"
     if "flux" in text:

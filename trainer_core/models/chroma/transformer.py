@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class ChromaTransformer(FromConfig):
     ):
         super().__init__()
         width = self.inner_dim = num_attention_heads * attention_head_dim
-        num_rows = ROWS_SINGLE * num_single_layers + 2 * ROWS_STREAM * num_layers + ROWS_FINAL
+        num_rows = num_modulation_rows(num_layers, num_single_layers)
         self.pos_embed = RotaryPositions(axes_dims_rope)
         self.time_text_embed = RowInputs(approximator_num_channels, num_rows)
         self.distilled_guidance_layer = Approximator(
@@ -107,30 +108,60 @@ class ChromaTransformer(FromConfig):
             route: Which image tokens skip which blocks. None: no token skips a block.
         """
         assert not return_dict
-        num_double, num_single = len(self.transformer_blocks), len(self.single_transformer_blocks)
-        image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
-        rows = self.modulation(timestep, image.dtype)[:, :, None]
-        stream = ROWS_STREAM * num_double
-        single_rows, image_rows, text_rows, final = rows.split(
-            [ROWS_SINGLE * num_single, stream, stream, ROWS_FINAL], 1
-        )
         positions = image_rotary_emb
         if positions is None:
             assert img_ids is not None and txt_ids is not None
             positions = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        detour = Detour(route, positions, attention_mask, image.shape[1])
-        stream_rows = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
-        for index, (block, rows) in enumerate(zip(self.transformer_blocks, stream_rows, strict=True)):
-            image = detour.at(index, image)
-            text, image = block(image, text, *rows, detour.positions, detour.mask)
-        joint = torch.cat([text, image], dim=1)
-        joint_rows = single_rows.split(ROWS_SINGLE, 1)
-        for index, (block, rows) in enumerate(zip(self.single_transformer_blocks, joint_rows, strict=True), num_double):
-            joint = detour.at(index, joint)
-            joint = block(joint, rows, detour.positions, detour.mask)
-        joint = detour.at(num_double + num_single, joint)
+        image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
+        image, final = through_blocks(self, image, text, timestep, positions, attention_mask, route)
         shift, scale = final.unbind(1)
-        return (self.proj_out(modulate(joint[:, text.shape[1] :], shift, scale)),)
+        return (self.proj_out(modulate(image, shift, scale)),)
+
+
+def through_blocks(
+    transformer: Any,
+    image: Tensor,
+    text: Tensor,
+    sigma: Tensor,
+    positions: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    route: Route | None,
+) -> tuple[Tensor, Tensor]:
+    """Take embedded tokens through the blocks of Chroma or Radiance.
+
+    Args:
+        transformer: The model; see ChromaTransformer for its parts.
+        image: (B, image tokens, width).
+        text: (B, text tokens, width).
+        sigma: (B,), fp32.
+        positions: Cosines and sines of all tokens, text first.
+        mask: None, or boolean (B, text + image tokens).
+        route: Which image tokens skip which blocks.
+    Returns:
+        The image tokens, and the modulation of the last norm, (B, 2, 1, width).
+    """
+    num_double, num_single = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
+    rows = transformer.modulation(sigma, image.dtype)[:, :, None]
+    stream = ROWS_STREAM * num_double
+    single_rows, image_rows, text_rows, final = rows.split([ROWS_SINGLE * num_single, stream, stream, ROWS_FINAL], 1)
+    detour = Detour(route, positions, mask, image.shape[1])
+    stream_rows = zip(image_rows.split(ROWS_STREAM, 1), text_rows.split(ROWS_STREAM, 1), strict=True)
+    for index, (block, rows) in enumerate(zip(transformer.transformer_blocks, stream_rows, strict=True)):
+        image = detour.at(index, image)
+        text, image = block(image, text, *rows, detour.positions, detour.mask)
+    joint = torch.cat([text, image], dim=1)
+    joint_rows = single_rows.split(ROWS_SINGLE, 1)
+    blocks = zip(transformer.single_transformer_blocks, joint_rows, strict=True)
+    for index, (block, rows) in enumerate(blocks, num_double):
+        joint = detour.at(index, joint)
+        joint = block(joint, rows, detour.positions, detour.mask)
+    joint = detour.at(num_double + num_single, joint)
+    return joint[:, text.shape[1] :], final
+
+
+def num_modulation_rows(num_layers: int, num_single_layers: int) -> int:
+    """Return the number of rows that the approximator computes for a model of this many blocks."""
+    return ROWS_SINGLE * num_single_layers + 2 * ROWS_STREAM * num_layers + ROWS_FINAL
 
 
 class RowInputs(nn.Module):

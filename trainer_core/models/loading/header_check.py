@@ -6,7 +6,6 @@ the loading, which compares every key.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
+from ...storage.packed.packed_header import MAX_DESCRIPTION, Unreadable, layers_in_metadata, packed_weights
 
 LATENT_CHANNELS, VAE_LEVELS, NORM_GROUPS = 16, 4, 32  # of Flux's VAE, which Chroma uses too
 UNREADABLE_BLOCKS = tuple(name for name in BLOCKS if name.startswith("IQ"))
@@ -28,30 +28,36 @@ READABLE = (
 )
 FP8 = ("F8_E4M3", "F8_E5M2")
 SCALES = ("weight_scale", "scale_weight")
-MAX_DESCRIPTION = 4096  # bytes of a `comfy_quant` tensor
-BETTER_FILE = "use a bf16, fp8 or fp8_scaled file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
+BETTER_FILE = (
+    "use a bf16, fp8, fp8_scaled, mxfp8, nvfp4, int8 or nf4 file, or a GGUF file of Q4_0 to Q8_0 or Q2_K to Q6_K"
+)
 
 # Part of a model -> suffixes of keys, one of which it always has.
 ANCHORS = {
     "chroma": ("distilled_guidance_layer.in_proj.weight",),
     "flux": ("double_blocks.0.img_mod.lin.weight", "single_transformer_blocks.0.norm.linear.weight"),
+    "radiance": ("nerf_blocks.0.param_generator.weight",),
     "text_encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight",),
     "vae": ("decoder.conv_in.weight",),
     "clip": ("embeddings.token_embedding.weight",),
 }
 # Keys of Flux.1 with a guidance embedding, in either layout.
 GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
-FAMILY_NAMES = {"chroma": "a Chroma transformer", "flux": "a Flux.1 transformer"}
+FAMILY_NAMES = {
+    "chroma": "a Chroma transformer",
+    "flux": "a Flux.1 transformer",
+    "radiance": "a Chroma Radiance transformer",
+}
 WANTED = {
     **FAMILY_NAMES, "text_encoder": "a T5-XXL text encoder (t5xxl)", "vae": "the VAE of Flux.1 (ae.safetensors)",
     "clip": "a CLIP-L text encoder (clip_l.safetensors)",
 }  # fmt: skip
-NODES = {"chroma": "LoadChroma", "flux": "LoadFlux"}
-RADIANCE = re.compile(r"(^|\.)(nerf_blocks\.|nerf_image_embedder\.|img_in_patch\.)", re.MULTILINE)
+NODES = {"chroma": "LoadChroma", "flux": "LoadFlux", "radiance": "LoadChroma"}
 # What a file is -> a pattern of its keys. The first that matches is named.
 KINDS: tuple[tuple[str, str], ...] = (
     ("a LoRA", r"\.lora_(A|B|down|up|mid)\.|(^|\.)lora_(unet|te\d?|transformer)_|\.(hada_w1|lokr_w)"),
     ("a ControlNet", r"(^|\.)(controlnet_|control_model\.|input_hint_block\.)"),
+    ("a Chroma Radiance transformer", r"(^|\.)(nerf_blocks|nerf_image_embedder|img_in_patch)\."),
     ("a Chroma transformer", r"(^|\.)distilled_guidance_layer\."),
     ("a Flux.2 transformer", r"(^|\.)(double|single)_stream_modulation"),
     ("a Flux.1 transformer", r"(^|\.)double_blocks\.0\.img_mod\.lin\.|(^|\.)single_transformer_blocks\.0\.norm\."),
@@ -87,13 +93,15 @@ def part_fault(files: Sequence[Path], part: str, family: str, config: Mapping[st
     Args:
         files: The part's shards, or one single file, which may also hold other parts.
         part: "transformer", "text_encoder", "vae" or "clip".
-        family: "chroma" or "flux".
+        family: "chroma", "flux" or "radiance".
         config: The part's config.json, if there is one.
     """
     header: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for file in files:
         try:
             entries, start = model_header_of(file)
+            layers |= layers_in_metadata(entries)
             header |= {
                 key: {**entry, "file": file, "start": start} for key, entry in entries.items() if _is_tensor(entry)
             }
@@ -109,12 +117,22 @@ def part_fault(files: Sequence[Path], part: str, family: str, config: Mapping[st
         return _vae_fault(own, config or {})
     if part == "clip":
         return _clip_fault(own)
-    fault = _t5_fault(own) if part == "text_encoder" else _transformer_fault(own)
-    return fault or _quantization_fault(own)
+    fault = _t5_fault(own) if part == "text_encoder" else _transformer_fault(own, part)
+    own_layers = {name[len(prefix) :]: value for name, value in layers.items() if name.startswith(prefix)}
+    return fault or _quantization_fault(own, own_layers)
 
 
 def _is_tensor(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("dtype"), str)
+
+
+def family_of_file(file: Path) -> str:
+    """Return the family of a transformer in a single file, by its keys; "" if it has none or can't be read."""
+    try:
+        kind = kind_of(list(model_header_of(file)[0]))
+    except (OSError, ValueError):
+        return ""
+    return next((family for family, name in FAMILY_NAMES.items() if name == kind), "")
 
 
 def _prefix(header: Header, anchors: Sequence[str]) -> str | None:
@@ -133,8 +151,6 @@ def kind_of(keys: Sequence[str]) -> str:
 
 def _other_kind(header: Header, part: str) -> str:
     """Return the message about a file without the part's anchor."""
-    if RADIANCE.search("\n".join(header)):
-        return _radiance()
     if part == "text_encoder" and _ends(header, "DenseReluDense.wi.weight"):
         return _t5_fault(header)
     kind = kind_of(list(header))
@@ -144,15 +160,11 @@ def _other_kind(header: Header, part: str) -> str:
     return f"is {kind}, not {WANTED[part]}" + (f"; use {other} for it" if other else "; choose another file")
 
 
-def _radiance() -> str:
-    return (
-        "is Chroma Radiance, which works on pixels instead of latents and can't be trained here; use a Chroma1 "
-        "transformer (HD, Base or Flash)"
-    )
-
-
-def _transformer_fault(own: Header) -> str:
-    return _radiance() if RADIANCE.search("\n".join(own)) else ""
+def _transformer_fault(own: Header, family: str) -> str:
+    """Return why a transformer with the family's anchor is of another family. Radiance has Chroma's anchor too."""
+    if family != "chroma" or kind_of(list(own)) != FAMILY_NAMES["radiance"]:
+        return ""
+    return f"is {FAMILY_NAMES['radiance']}, which works on pixels; choose its file as diffusion_model of LoadChroma"
 
 
 def _t5_fault(own: Header) -> str:
@@ -202,16 +214,28 @@ def _width_fault(own: Header) -> str:
     )
 
 
-def _quantization_fault(own: Header) -> str:
+def _quantization_fault(own: Header, layers: Mapping[str, Any]) -> str:
     """Return how weights are stored if they can't be read."""
-    storage = _packed_format(own) or _scaled_format(own)
+    tensors = {key: (entry["dtype"], tuple(entry["shape"])) for key, entry in own.items()}
+    try:
+        packed = packed_weights(tensors, lambda key: _read_start(own[key]), layers)
+        others = {key: entry for key, entry in own.items() if key not in packed}
+        storage = _packed_format(others, is_bnb=any(key.type == "4bit-table" for key in packed.values()))
+        storage = storage or _scaled_format(others)
+    except Unreadable as error:
+        storage = str(error)
     return f"is quantized as {storage}, which can't be read here; {BETTER_FILE}" if storage else ""
 
 
-def _packed_format(own: Header) -> str:
-    """Return the format of weights that several tensors describe, by its name; "" if there is none."""
+def _packed_format(own: Header, is_bnb: bool) -> str:
+    """Return the format of weights that several tensors describe, by its name; "" if there is none.
+
+    Args:
+        own: The tensors without weights that can be read.
+        is_bnb: Some of those are of bitsandbytes, and their scales are here.
+    """
     ends = {key.rpartition(".")[2] for key in own}
-    if any(".quant_state.bitsandbytes__" in key for key in own) or {"absmax", "quant_map"} & ends:
+    if not is_bnb and {"absmax", "quant_map"} & ends:
         return "nf4 or fp4 of bitsandbytes"
     if {"wscales", "smooth_factor"} & ends:
         return "int4 of Nunchaku (SVDQuant)"
@@ -235,33 +259,28 @@ def _scaled_format(own: Header) -> str:
 
 
 def _name_format(own: Header, module: str, weight: Header, scale: Header | None) -> str:
-    description = _description(own.get(f"{module}.comfy_quant"))
-    if f"{module}.weight_scale_2" in own or description == "nvfp4":
+    if f"{module}.weight_scale_2" in own:
         return "nvfp4 (4 bits, one scale for every 16 values)"
     if weight["dtype"] in FP8 and scale:
         inputs, per_row = _count(weight) // weight["shape"][0], _count(scale) // weight["shape"][0]
         block = inputs // per_row if per_row else 0
-        if description == "mxfp8" or (scale["dtype"] in ("U8", "F8_E8M0") and block == 32):
+        if scale["dtype"] in ("U8", "F8_E8M0") and block == 32:
             return "mxfp8 (fp8, one scale for every 32 values)"
         return "fp8 with one scale for each block of a weight"
     names = {"I8": "int8", "U8": "packed values of fewer than 8 bits"}
     name = names.get(weight["dtype"], weight["dtype"])
-    name = f"{name} of GGUF (a codebook of importance-matrix quantization)" if name in UNREADABLE_BLOCKS else name
-    return f"{name} ({description})" if description else name
+    return f"{name} of GGUF (a codebook of importance-matrix quantization)" if name in UNREADABLE_BLOCKS else name
 
 
-def _description(entry: Header | None) -> str:
-    """Return the format that ComfyUI's `comfy_quant` tensor names; "" if it says nothing."""
-    if not entry:
-        return ""
+def _read_start(entry: Header) -> bytes:
+    """Return the first bytes of a tensor that describes a layer; b"" if the file can't be read."""
     try:
         begin, end = entry["data_offsets"]
         with entry["file"].open("rb") as stream:
             stream.seek(entry["start"] + begin)
-            value = json.loads(stream.read(min(end - begin, MAX_DESCRIPTION)))
-        return re.sub(r"[^\w.-]", "", str(value["format"]))[:40]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""
+            return stream.read(min(end - begin, MAX_DESCRIPTION))
+    except (OSError, ValueError, TypeError, KeyError):
+        return b""
 
 
 def _count(entry: Header) -> int:

@@ -9,8 +9,9 @@ memory at once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from ...errors import UserError
 from ...storage.gguf.blocks import DECODERS, PackedWeight, decode, unpack_
 from ...storage.gguf.header import BLOCKS, is_gguf
 from ...storage.model_header import model_header_of
+from ...storage.packed import decode_packed as scaled
+from ...storage.packed import packed_header
+from ...storage.packed.packed_header import MAX_DESCRIPTION, Packed, Unreadable, layers_in_metadata, packed_weights
 from ..family import Convert
 from .header_check import ANCHORS
 
@@ -29,12 +33,12 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Names of the scale of `X.weight` in ComfyUI's files: fp8_scaled files, and the newer files with `X.comfy_quant`.
 SCALES = ("scale_weight", "weight_scale")
 # Tensors that describe other tensors. Input scales only matter for fp8 matrix products.
-DESCRIPTIONS = ("scaled_fp8", *SCALES, "scale_input", "input_scale", "comfy_quant")
+DESCRIPTIONS = ("scaled_fp8", *SCALES, "scale_input", "input_scale", *packed_header.DESCRIPTIONS)
 # safetensors dtype names that can be read without memory-mapping.
 STORED = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I8": torch.int8, "U8": torch.uint8,
+    "I8": torch.int8, "U8": torch.uint8, "F8_E8M0": torch.uint8,  # exponents; old versions of torch have no such dtype
 }  # fmt: skip
 NUM_EXAMPLES = 3
 
@@ -107,8 +111,10 @@ class Weights:
 
     def __init__(self, files: Sequence[Path], kind: Kind, mapped: bool = True):
         entries: list[Entry] = []
+        self._layers: dict[str, Any] = {}  # descriptions of quantized layers in the files' metadata
         for file in files:
             header, start = read_header(file)
+            self._layers |= layers_in_metadata(header)
             for key, entry in header.items():
                 if key != "__metadata__":
                     offset = start + entry["data_offsets"][0]
@@ -123,9 +129,26 @@ class Weights:
         """Keys of the weights, without the prefix and without tensors that only describe others."""
         return [key for key in self.entries if key.rpartition(".")[2] not in DESCRIPTIONS]
 
+    @cached_property
+    def packed_entries(self) -> Mapping[str, Packed]:
+        """How each weight is stored that ComfyUI or bitsandbytes quantized, by its key.
+
+        Raises:
+            UserError: One is stored in a form that can't be read.
+        """
+        tensors = {key: (entry.dtype, entry.shape) for key, entry in self.entries.items()}
+        layers = {
+            name[len(self.prefix) :]: value for name, value in self._layers.items() if name.startswith(self.prefix)
+        }
+        try:
+            return packed_weights(tensors, lambda key: _read_start(self.entries[key]), layers)
+        except Unreadable as error:
+            raise UserError.at(self.files[0].name, f"is quantized as {error} ({self.files[0]})") from error
+
     def shape(self, key: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self.entries[key].shape
+        """Return the shape of a tensor, once it is decoded."""
+        packed = self.packed_entries.get(key)
+        return packed.shape if packed else self.entries[key].shape
 
     def count(self, prefix: str) -> int:
         """Return the number of blocks `prefix.0`, `prefix.1`, ..."""
@@ -141,6 +164,10 @@ class Weights:
             dtype: Dtype of the result, if the tensor is floating-point; None for its stored dtype or, for fp8 with a
                 scale, fp32. A tensor in another dtype is read into its own memory, which is freed after the conversion.
         """
+        if key in self.packed_entries:
+            packed = self.packed(key, rows)
+            assert packed is not None
+            return packed.decode(_sliced(self.shape(key), rows), dtype or torch.float32)
         tensor = self._decoded(key, rows, self.mapped and dtype in (None, STORED.get(self.entries[key].dtype)))
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
@@ -160,8 +187,10 @@ class Weights:
         return tensor.float() * scale.float()
 
     def packed(self, key: str, rows: slice = slice(None)) -> PackedWeight | None:
-        """Return rows of a weight as a GGUF file stores them; None if it has no blocks."""
+        """Return rows of a weight as a GGUF or quantized file stores them; None if it is stored as it is."""
         entry = self.entries[key]
+        if found := self.packed_entries.get(key):
+            return _of_rows(found.type, scaled.stored_of(found, self._raw(key), self._raw), rows)
         return PackedWeight(entry.dtype, _read_packed(entry, rows)) if entry.dtype in DECODERS else None
 
     def _scale(self, key: str) -> Tensor | None:
@@ -181,6 +210,24 @@ class Weights:
             self._open[entry.file] = safe_open(entry.file, framework="pt", device="cpu").__enter__()
         tensor = self._open[entry.file].get_tensor(entry.key)
         return tensor[rows] if rows != slice(None) else tensor
+
+
+def _of_rows(type: str, stored: Mapping[str, Tensor], rows: slice) -> PackedWeight:
+    if rows != slice(None):  # copies, so that rows of a fused weight do not hold all of it
+        stored = {name: part if name in scaled.WHOLE else part[rows].clone() for name, part in stored.items()}
+    parts = dict(stored)
+    return PackedWeight(type, parts.pop("codes"), parts)
+
+
+def _sliced(shape: tuple[int, ...], rows: slice) -> tuple[int, int]:
+    return len(range(*rows.indices(shape[0]))), shape[1]
+
+
+def _read_start(entry: Entry) -> bytes:
+    """Return the first bytes of a tensor that describes a layer."""
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        return stream.read(min(MAX_DESCRIPTION, _product(entry.shape) * STORED[entry.dtype].itemsize))
 
 
 def _read(entry: Entry, rows: slice) -> Tensor:
@@ -263,7 +310,7 @@ def load_weights_(
         layout: Maps a parameter name to its keys.
         ignored: Returns whether the model does not need a key.
         convert: Called with each Linear as soon as it is loaded. The returned layer replaces it, and the full one is
-            freed before the next is read. A layer that a GGUF file packs comes with its blocks alone, because a
+            freed before the next is read. A layer that a file packs comes with its blocks alone, because a
             converter may keep them: unpack_ decodes its weight, which is on the meta device until then.
     Raises:
         UserError: Keys are missing, unexpected or have another shape. One message lists all of them.
@@ -310,7 +357,9 @@ def mark_packed_(model: nn.Module, weights: Weights, layout: Layout = same_names
     for name, linear in [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]:
         keys, rows = layout(f"{name}.weight")
         entry = next((weights.entries[key] for key in keys if key in weights.entries), None)
-        if entry and entry.dtype in DECODERS:
+        if entry and (found := weights.packed_entries.get(entry.key[len(weights.prefix) :])):
+            mark_packed(linear, _of_rows(found.type, scaled.empty_stored(found), rows))
+        elif entry and entry.dtype in DECODERS:
             codes = torch.empty(_packed_shape(entry), dtype=torch.uint8, device="meta")
             mark_packed(linear, PackedWeight(entry.dtype, codes[rows]))
 

@@ -13,13 +13,14 @@ Source: the layouts in github.com/ggml-org/ggml, src/ggml-common.h.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..packed import decode_packed as scaled
 from .header import BLOCKS
 
 CHUNK_VALUES = 1 << 24  # decoded at once: several temporaries of this size exist for a moment
@@ -27,15 +28,31 @@ CHUNK_VALUES = 1 << 24  # decoded at once: several temporaries of this size exis
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight as a GGUF file stores it.
+    """A weight as a file stores it in fewer bits.
 
     Attributes:
-        type: Name of its blocks, such as "Q4_K".
+        type: Name of its blocks in a GGUF file, such as "Q4_K", or of its decoder in storage/packed/decode_packed.py.
         codes: uint8, (out, bytes of a row).
+        scales: Its other tensors, by their names there; a GGUF file has none.
     """
 
     type: str
     codes: Tensor
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {"codes": self.codes, **self.scales}
+
+    def decode(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return the weight, (out, in)."""
+        return decode_any(self.type, self.stored, shape, dtype)
+
+
+def decode_any(type: str, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return the weight, (out, in), of any PackedWeight's type and tensors."""
+    return decode(type, stored["codes"], dtype) if type in BLOCKS else scaled.decode(type, stored, shape, dtype)
 
 
 def decode(type: str, codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,7 +73,7 @@ def unpack_(linear: nn.Linear) -> nn.Linear:
     """Decode the weight of a layer that came with its blocks alone, see load_weights_. Other layers stay as they are."""
     packed: Any = getattr(linear, "packed", None)
     if isinstance(packed, PackedWeight) and not packed.codes.is_meta:
-        exact = decode(packed.type, packed.codes, torch.float32)
+        exact = packed.decode((linear.out_features, linear.in_features), torch.float32)
         weight = exact.to(linear.weight.dtype).reshape(linear.weight.shape)
         linear.weight = nn.Parameter(weight, requires_grad=False)
         del linear.packed

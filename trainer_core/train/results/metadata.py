@@ -16,7 +16,9 @@ from ...runs.portable import portable
 from ...version import VERSION
 from ..prepare import RunPlan
 from ..step.state import TrainState
+from .parents import parents_of
 
+RECORDED = ("request", "versions", "dataset", "trigger", "parents")  # what of a run's record its LoRA holds
 PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors")
 
 
@@ -36,12 +38,14 @@ def make_record(plan: RunPlan, prompt: Mapping[str, Any], paths: Paths) -> dict[
 
     It may be published: names stand in place of the paths of this machine.
     """
+    parents = parents_of(plan.request)
     return {
         "request": portable(plan.request.as_json(), paths),
         "workflow": portable(dict(prompt), paths),
         "versions": versions(),
         "dataset": {"digest": plan.index.digest, "images": len(plan.index.samples)},
         "trigger": trigger_of(plan),
+        **({"parents": parents} if parents else {}),
     }
 
 
@@ -72,7 +76,7 @@ def lora_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -
         "modelspec.trigger_phrase": record["trigger"],
         "prompt": json.dumps(record["workflow"], sort_keys=True),
         "chroma_trainer": json.dumps(
-            {key: record[key] for key in ("request", "versions", "dataset", "trigger")} | {"step": state.step},
+            {key: record[key] for key in RECORDED if key in record} | {"step": state.step},
             sort_keys=True,
         ),
     }

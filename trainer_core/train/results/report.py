@@ -39,7 +39,7 @@ def report_density(plan: RunPlan, record: Mapping[str, Any], host: Host) -> None
     if isinstance(sigma_density, ShiftedBySize):  # shown for the most common size
         buckets = plan.index.report["buckets"]
         width, height = map(int, max(buckets, key=lambda size: buckets[size]).split("x"))
-        shift = round(sigma_density.at(width * height // 64).shift, 3)
+        shift = round(sigma_density.at(width * height // plan.family.pixel_step**2).shift, 3)
     message, ascii_message = (
         f"noise levels (sigma) in training ({name}):\n{density_text(name, shift, ascii_only=plain)}"
         for plain in (False, True)

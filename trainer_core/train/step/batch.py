@@ -37,7 +37,10 @@ def make_batch(state: TrainState, micro: int) -> Batch:
         )
         for position, sample in enumerate(batch)
     ])  # fmt: skip
-    sigma = state.density.at(x0[0, 0].numel()).sample(len(batch), generator(state.config.seed, "sigma", micro))
+    patch = state.family.pixel_step // state.family.latent_factor
+    sigma = state.density.at(x0[0, 0].numel() // patch**2).sample(
+        len(batch), generator(state.config.seed, "sigma", micro)
+    )
     prompts = [pick_prompt(state.config, sample, micro, position) for position, sample in enumerate(batch)]
     text = [state.text.get(prompt) for prompt in prompts]
     prior_parts = state.prior_parts
@@ -46,13 +49,14 @@ def make_batch(state: TrainState, micro: int) -> Batch:
     levels = draw_rollout_levels(state.config, micro, sigma, prior)
     x_sigma, velocity = interpolate(x0, noise, sigma if levels is None else levels[0])
     beside, weight = stack_references(state, batch), stack_masks(state, batch)
-    route = draw_route(state.config, len(state.family.blocks(state.transformer)), x_sigma, weight, micro)
-    weight = weight if route is None else loss_weight_of_kept(route, x_sigma, weight)
+    route = draw_route(state.config, len(state.family.blocks(state.transformer)), x_sigma, weight, micro, patch)
+    weight = weight if route is None else loss_weight_of_kept(route, x_sigma, weight, patch)
     rolled = None if levels is None else x0
     class_text = _class_text(state, batch, prompts) if state.config.preservation else ()
     return Batch(
         x_sigma, velocity, sigma, text, beside, weight, prior, levels, rolled, route=route,
-        factor=loss_factors(state.config, batch, sigma), class_text=class_text,
+        factor=loss_factors(state.config, batch, sigma, state.family.loss_weight(state.transformer, sigma)),
+        class_text=class_text,
     )  # fmt: skip
 
 
@@ -74,12 +78,19 @@ def _is_mirrored(config: TrainingConfig, share: float, sample: Sample, micro: in
     return torch.rand((), generator=rng, dtype=torch.float64).item() < share
 
 
-def loss_factors(config: TrainingConfig, batch: Sequence[Sample], sigma: Tensor) -> Tensor | None:
-    """Return the factor of each sample's loss, (B,), by its row of a table and its noise level; None where all are 1."""
+def loss_factors(
+    config: TrainingConfig, batch: Sequence[Sample], sigma: Tensor, of_family: Tensor | None = None
+) -> Tensor | None:
+    """Return the factor of each sample's loss, (B,), by its row of a table and its noise level; None where all are 1.
+
+    Args:
+        of_family: Family.loss_weight at these noise levels.
+    """
     is_weighted = any(sample.loss_weight != 1.0 for sample in batch)
     if not is_weighted and config.loss_weighting == "none":
-        return None
-    return torch.tensor([sample.loss_weight for sample in batch]) * sigma_weight(config.loss_weighting, sigma)
+        return of_family
+    factors = torch.tensor([sample.loss_weight for sample in batch]) * sigma_weight(config.loss_weighting, sigma)
+    return factors if of_family is None else factors * of_family
 
 
 def _class_text(state: TrainState, batch: Sequence[Sample], prompts: Sequence[str]) -> list[Tensor]:

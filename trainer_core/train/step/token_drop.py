@@ -15,7 +15,7 @@ from ...seeds import generator
 
 
 def draw_route(
-    config: TrainingConfig, num_blocks: int, latents: Tensor, weight: Tensor | None, micro: int
+    config: TrainingConfig, num_blocks: int, latents: Tensor, weight: Tensor | None, micro: int, patch: int = 2
 ) -> Route | None:
     """Return the route of micro-batch number `micro`; None where every token goes through every block.
 
@@ -28,21 +28,22 @@ def draw_route(
     Args:
         latents: (B, C, h, w); only the shape is used.
         weight: weight of each position in the loss, (B, 1, h, w), or None.
+        patch: edge of a token in latent cells.
     """
     window = config.routed_blocks(num_blocks)
     if not window:
         return None
     batch, _, height, width = latents.shape
-    num_tokens = height * width // 4
+    num_tokens = height * width // patch**2
     rng = generator(config.seed, "route", micro)
     arrival = -torch.log1p(-torch.rand(batch, num_tokens, generator=rng, dtype=torch.float64))
     if weight is not None:
-        arrival /= pack(weight).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
+        arrival /= pack(weight, patch).mean(2).double().clamp_min(torch.finfo(torch.float32).tiny)
     indices = arrival.argsort(dim=1, stable=True)[:, : num_kept(num_tokens, config.routed_share)]
     return Route(window[0], window[-1], indices.sort(dim=1).values)
 
 
-def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) -> Tensor:
+def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None, patch: int = 2) -> Tensor:
     """Return the weight of each position in the loss, (B, 1, h, w): 0 where its token skipped blocks.
 
     The base model was never trained with routes, and its prediction for a skipped token is far off. A LoRA that has to
@@ -53,8 +54,9 @@ def loss_weight_of_kept(route: Route, latents: Tensor, weight: Tensor | None) ->
         route: as `draw_route` returns it.
         latents: (B, C, h, w); only the shape is used.
         weight: weight of each position before routing, (B, 1, h, w), or None.
+        patch: edge of a token in latent cells.
     """
     batch, _, height, width = latents.shape
-    tokens = torch.zeros(batch, height * width // 4).scatter_(1, route.kept, 1.0)
-    is_kept = unpack(tokens[:, :, None].expand(-1, -1, 4), height, width)
+    tokens = torch.zeros(batch, height * width // patch**2).scatter_(1, route.kept, 1.0)
+    is_kept = unpack(tokens[:, :, None].expand(-1, -1, patch**2), height, width, patch)
     return is_kept if weight is None else is_kept * weight

@@ -1,0 +1,45 @@
+"""A run on Radiance: events, images, a LoRA of the blocks, and a plan that counts pixels."""
+
+from __future__ import annotations
+
+import pytest
+from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.data.dataset import build_index
+from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady, StepReport
+from chroma_trainer.trainer_core.train.planning import plan_request
+from chroma_trainer.trainer_core.train.run import run
+from safetensors import safe_open
+
+from tests.conftest import radiance_model, write_tiny_radiance
+
+DRAWN = ValidationConfig(prompts="a cat", resolutions="32x48", steps=2, cfg=2.0, previews="fast")
+
+
+@pytest.fixture(scope="module")
+def x0_model(tmp_path_factory, tiny_chroma):
+    file = tmp_path_factory.mktemp("radiance") / "x0.safetensors"
+    write_tiny_radiance(file, conv_head=True, x0=True, sequential=True)
+    return radiance_model(file, tiny_chroma)
+
+
+def test_a_run_trains_draws_and_saves(workshop, x0_model):
+    host = workshop.host()
+    result = run(workshop.request(DRAWN, x0_model, routed_share=0.25, route_first=1, route_last=2), host)
+    assert [event.step for event in host.all(StepReport)] == [1, 2, 3, 4, 5, 6]
+    assert host.all(PreviewReady) and host.all(LoraSaved)
+    with safe_open(result.lora.path, "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+    assert metadata["modelspec.architecture"] == "chroma-radiance/lora"
+    assert all(
+        key.startswith(("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")) for key in keys
+    )
+
+
+def test_the_plan_counts_pixels_on_disk(workshop, x0_model):
+    """Twelve bytes a pixel, and nothing for a VAE."""
+    request = workshop.request(DRAWN, x0_model)
+    plan, _, _ = plan_request(request, workshop.host())
+    buckets = [sample.placement.bucket for sample in build_index(request.dataset, workshop.host(), 0).samples]
+    assert plan.disk["latents"] == sum(12 * width * height for width, height in buckets)
+    chroma, _, _ = plan_request(workshop.request(DRAWN), workshop.host())
+    assert plan.disk["latents"] == 12 * chroma.disk["latents"]

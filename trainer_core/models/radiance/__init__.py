@@ -1,0 +1,1 @@
+"""Chroma1-Radiance: Chroma's blocks on pixels instead of latents."""
