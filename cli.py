@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,7 @@ from .trainer_core.paths import check_writable, local_paths
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
+from .trainer_core.runs.lock import RunLock
 from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.wizard.new_command import add_new, new
@@ -430,19 +431,30 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
 
 def work(arguments: argparse.Namespace) -> int:
     """Train in a process that trainer_core/launch started, alone or as one of several."""
+    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK", "0") == "0"
+    with RunLock(folder) if is_first else nullcontext():  # by which others see that the run goes on
+        _train_job(folder, is_first)
+    return 0
+
+
+def _train_job(folder: Path, is_first: bool) -> None:
     from .trainer_core.devices import measure_memory
     from .trainer_core.distributed.device_list import device_of_rank
-    from .trainer_core.launch.job import FINISHED, Job, Result
+    from .trainer_core.launch.job import FINISHED, STOP, Job, Result
     from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
 
-    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK", "0") == "0"
     interrupts = Interrupts()
-    on_end_of_input(interrupts.stop)
     job = Job.read(folder)
+    if not job.is_detached:
+        on_end_of_input(interrupts.stop)
     device = device_of_rank()
     sinks = (EventFile(folder, lambda: measure_memory(device)),) if is_first else ()
-    host = SinkHost(job.paths, sinks, interrupts, str(device), waits_when_paused=False)
+
+    def is_over() -> bool:
+        return interrupts() or os.path.exists(folder / STOP)
+
+    host = SinkHost(job.paths, sinks, is_over, str(device), waits_when_paused=False)
     with reporting(folder, is_first):
         result = train(job.request, host, job.prompt)
         if is_first:
@@ -450,7 +462,6 @@ def work(arguments: argparse.Namespace) -> int:
             Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(
                 folder
             )
-    return 0
 
 
 def _read_graph(arguments: argparse.Namespace) -> Graph:

@@ -121,6 +121,9 @@ export class RunState {
 }
 
 const TAKE = {
+  RunWaiting(state) {
+    state.state = "waiting";
+  },
   RunOpened(state) {
     state.notices = []; // drop the warnings of an earlier start
   },

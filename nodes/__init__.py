@@ -18,7 +18,15 @@ from . import (
     validate_sampler,
 )
 from .datasets import save_dataset
-from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
+from .lora_tools import (
+    check_lora,
+    extract_lora,
+    latest_checkpoint,
+    load_lora_file,
+    merge_lora,
+    resize_lora,
+    scale_lora,
+)
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
@@ -35,6 +43,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         memory_settings.SPEC,
         plan_run.SPEC,
         load_lora_file.SPEC,
+        latest_checkpoint.SPEC,
         check_lora.SPEC,
         merge_lora.SPEC,
         resize_lora.SPEC,

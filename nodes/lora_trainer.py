@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,9 @@ from ..trainer_core.config.request import TrainRequest
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem
-from ..trainer_core.host import Host
-from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.host import Host, Notice, Paths
+from ..trainer_core.launch.run_queue import unfinished
+from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
 
 
@@ -91,8 +93,14 @@ def review(inputs: Inputs, host: Host) -> list[str]:
     return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Return a text that changes when a run in the background ended early, so that ComfyUI runs the node again."""
+    name = resolve_name(str(values.get("name") or ""), datetime.now())
+    return f"{name} {unfinished[name]}" if values.get("background") else ""
+
+
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    """Train, and return the LoRA, its weights, the finite losses and its name."""
+    """Train, and return the LoRA, its weights, the finite losses and its name; nothing yet from the background."""
     from ..trainer_core.lora_tools.reader import load_tensors
     from ..trainer_core.train.run import run as train
     from .recorded_prompt import record_prompt
@@ -100,6 +108,11 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     request, prompt = request_of(inputs), record_prompt(host)
     if host.node_id in prompt:  # a resumed run keeps its date
         prompt[host.node_id]["inputs"]["name"] = request.training.name
+    if inputs.background and host.background:
+        host.background(request, prompt)
+        return (ABSENT,) * len(SPEC.outputs)
+    if inputs.background:
+        host.emit(Notice("background is for ComfyUI and is ignored: this command trains, and you can leave it running"))
     result = train(request, host, prompt)
     is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
     return (
@@ -124,6 +137,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    fingerprint=fingerprint,
     review=review,
     identity=lambda inputs: ("name", resolve_name(inputs.name, datetime.now())),
     is_output=True,

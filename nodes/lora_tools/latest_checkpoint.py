@@ -1,0 +1,80 @@
+"""LatestCheckpoint: the newest LoRA of a run, also while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ...trainer_core.errors import Problem, UserError
+from ...trainer_core.host import Host, Notice, Paths, collect
+from ...trainer_core.spec import Doc, NodeSpec, Output, Text
+from .lora_model import LORA_MODEL
+
+TRIES = 3  # the run may remove an old checkpoint while it is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    run: Annotated[
+        str,
+        Text(placeholder="the newest run"),
+        Doc("Name of the LoRA, which stands for its latest run, or of a run's folder. Empty: the newest run."),
+    ] = ""
+
+
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return a problem if there is no such run, or no LoRA of it yet."""
+    from ...trainer_core.runs.newest_lora import newest_lora
+
+    problems: list[Problem] = []
+    collect(problems, newest_lora, inputs.run, host.paths.output)
+    return problems
+
+
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Return a text that changes when there is a newer LoRA."""
+    from ...trainer_core.runs.newest_lora import newest_lora
+
+    try:
+        newest = newest_lora(str(values.get("run") or ""), paths.output)
+        stat = newest.path.stat()
+    except (UserError, OSError) as error:
+        return str(error)
+    return f"{newest.run} {newest.step} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def run(inputs: Inputs, host: Host) -> tuple[Any, str, int]:
+    """Return the weights of the newest LoRA, its path and its step."""
+    from ...trainer_core.lora_tools.reader import load_tensors
+    from ...trainer_core.runs.newest_lora import newest_lora
+
+    for left in reversed(range(TRIES)):
+        newest = newest_lora(inputs.run, host.paths.output)
+        try:
+            tensors = load_tensors(newest.path)
+            break
+        except (UserError, OSError):
+            if not left or newest.path.is_file():
+                raise
+    host.emit(Notice(f"LoRA of {newest.run} at step {newest.step} of {newest.total}"))
+    return tensors, str(newest.path), newest.step
+
+
+SPEC = NodeSpec(
+    id="LatestCheckpoint",
+    title="Latest Checkpoint",
+    category="ChromaTrainer/lora",
+    description="Gives the newest LoRA of a run, also while the run goes on in the background: queue the graph again after "
+    "a checkpoint, and it samples with that one.",
+    inputs=Inputs,
+    outputs=(
+        LORA_MODEL,
+        Output("path", "STRING", "Path of the LoRA file: of the newest checkpoint, or of the finished run."),
+        Output("step", "INT", "Step at which it was saved."),
+    ),
+    run=run,
+    preflight=preflight,
+    fingerprint=fingerprint,
+    search_aliases=("lora", "checkpoint", "background", "newest", "training"),
+)
