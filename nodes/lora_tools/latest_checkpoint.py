@@ -70,7 +70,7 @@ SPEC = NodeSpec(
     inputs=Inputs,
     outputs=(
         LORA_MODEL,
-        Output("path", "STRING", "Path of the LoRA file: of the newest checkpoint, or of the finished run."),
+        Output("path", "STRING", "Path of the LoRA file, in the newest checkpoint."),
         Output("step", "INT", "Step at which it was saved."),
     ),
     run=run,

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from chroma_trainer.trainer_core.errors import Cancelled
 from chroma_trainer.trainer_core.host import StepReport
@@ -140,7 +139,7 @@ def test_a_detached_run_goes_on_and_is_found_again(workshop: Any, program: Calla
     after.until(lambda: after.ends)
     status = read_status(after.folder("apart"))
     assert status and status.state == "paused" and after.runs.queue.entries() == []
-    assert not [child for child in psutil.Process().children(recursive=True) if "worker" in child.cmdline()]
+    assert not is_held(after.folder("apart"))
     after.runs.close()
 
 
