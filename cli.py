@@ -34,6 +34,7 @@ from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
 from .trainer_core.importers.import_command import add_import, import_config
+from .trainer_core.launch.run_queue import FAILED, TRAINING, WAITING, RunQueue, describe_queue
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import check_writable, local_paths
@@ -331,12 +332,23 @@ def status(arguments: argparse.Namespace) -> int:
     """Print the status of a run, or of all runs in the output folder."""
     output = Path(arguments.output or "output")
     folders = [find_run(arguments.run, output)] if arguments.run else runs_in(output)
-    if not folders:
+    queued = [] if arguments.run else _queue_lines(output)
+    if not folders and not queued:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
         current = read_status(folder)
         print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+    for line in queued:
+        print_text(line)
     return 0
+
+
+def _queue_lines(output: Path) -> list[str]:
+    """Return a line for each run in the background that has no folder yet."""
+    texts = {WAITING: "waiting in the background, number {place}", TRAINING: "starting in the background"}
+    texts[FAILED] = "failed in the background: {message}"
+    entries = [entry for entry in describe_queue(RunQueue(output)) if not entry["run"]]
+    return [printable(f"{entry['name']}: {texts[entry['state']].format(**entry)}") for entry in entries]
 
 
 def pause(arguments: argparse.Namespace) -> int:

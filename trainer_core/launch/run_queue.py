@@ -24,7 +24,7 @@ from ..storage.atomic import set_aside, write_json
 from ..storage.bounded_files import Unusable, read_json
 from .job import STOP
 
-WAITING, TRAINING, FAILED = "waiting", "training", "failed"
+STATES = WAITING, TRAINING, FAILED = "waiting", "training", "failed"
 MAX_BYTES = 64 << 20  # of a file, which holds the workflow
 ACTIONS = ("up", "remove")
 PREFIX = "chroma-trainer-"  # of temporary folders
@@ -80,6 +80,8 @@ class Entry:
         kinds |= {"id": str, "place": int, "name": str, "node": str, "job": dict, "added": float}
         if not isinstance(value, dict) or any(type(value.get(name)) is not kind for name, kind in kinds.items()):
             raise Unusable("is not a run in the queue")
+        if value["state"] not in STATES:
+            raise Unusable("has an unknown state")
         return cls(**{name: value[name] for name in kinds})
 
 
