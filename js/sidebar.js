@@ -56,8 +56,9 @@ class Runs {
     const key = JSON.stringify(entries);
     if (this.queue.dataset.of === key) return;
     this.queue.dataset.of = key;
-    const title = entries.length ? [el("h4", {}, say("queue.title"))] : [];
-    this.queue.replaceChildren(...title, ...entries.map((entry) => queueRow(entry, (action) => this.order(entry, action))));
+    const rows = entries.map((entry) => queueRow(entry, (action) => this.order(entry, action)));
+    const titles = [say("queue.title"), say("runs.all")].map((title) => el("h4", {}, title));
+    this.queue.replaceChildren(...(rows.length ? [titles[0], ...rows, titles[1]] : []));
   }
 
   async order(entry, action) {

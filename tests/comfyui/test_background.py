@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from chroma_trainer.trainer_core.runs.lock import is_held
 
 from .conftest import CURRENT, OLDEST, Server, boot, open_page, root_of, start
-from .test_own_process import ENDLESS, TRAINER, children, listening, run_folder, shown, status_of, until
+from .test_own_process import ENDLESS, TRAINER, children, is_worker, listening, run_folder, shown, status_of, until
 
 pytestmark = pytest.mark.comfyui
 NEEDED = {"1", "2", "3", "4", TRAINER, "9"}
@@ -32,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         if server.process.poll() is None:
             server.stop()
-        for process in workers():  # of a test that failed
+        for process in workers(server):  # of a test that failed
             process.kill()
 
 
@@ -42,8 +43,15 @@ def prompt(short_prompt: Callable[..., dict[str, Any]]) -> Callable[..., dict[st
     return lambda name, **fields: short_prompt(name, background=True, eval_images=0, **{**ENDLESS, **fields})
 
 
-def workers() -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cmdline"]) if "worker" in (process.info["cmdline"] or [])]
+def workers(server: Server) -> list[psutil.Process]:
+    """The processes of this server's pack, whoever is their parent by now."""
+
+    def is_own(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return str(server.base) in " ".join(process.cmdline()) and is_worker(process)
+        return False
+
+    return [process for process in psutil.process_iter() if is_own(process)]
 
 
 def queued(server: Server) -> dict[str, str]:
@@ -126,7 +134,7 @@ def restart(server: Server) -> Server:
     """End ComfyUI as its user does, and start it again once the processes have ended."""
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(60)
-    until(lambda: not workers(), server)
+    until(lambda: not workers(server), server)
     return boot(server.root, server.base)
 
 
