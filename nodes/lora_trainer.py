@@ -96,7 +96,7 @@ def review(inputs: Inputs, host: Host) -> list[str]:
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
     """Return a text that changes when a run in the background ended early, so that ComfyUI runs the node again."""
     name = resolve_name(str(values.get("name") or ""), datetime.now())
-    return f"{name} {unfinished[name]}" if values.get("background") else ""
+    return f"{unfinished[name]}" if values.get("background") else ""
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:

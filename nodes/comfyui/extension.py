@@ -347,8 +347,7 @@ class BackgroundHost(SinkHost):
         """Let ComfyUI unload its models after the node that runs now, in the thread of its own."""
         server = _server()
         if server is not None:
-            server.prompt_queue.set_flag("unload_models", True)
-            server.prompt_queue.set_flag("free_memory", True)
+            server.prompt_queue.set_flag("unload_models", True)  # free_memory would also clear its cache of results
 
 
 @cache

@@ -78,6 +78,18 @@ def test_the_same_run_is_not_added_twice(queue: RunQueue):
     assert add(queue, "a", rank=4).id != first.id
 
 
+def test_a_run_that_waits_gets_the_new_devices(queue: RunQueue):
+    def job(rank: int, devices: str) -> dict[str, Any]:
+        return {"request": {"training": {"rank": rank, "devices": devices, "detached": devices == "2"}}, "prompt": {}}
+
+    first = queue.add("a", "5", job(4, "1"), is_detached=False)
+    changed = queue.add("a", "5", job(4, "2"), is_detached=True)
+    assert (changed.id, changed.job, changed.is_detached) == (first.id, job(4, "2"), True)
+    queue.update(first, state=TRAINING)
+    assert queue.add("a", "5", job(4, "1"), is_detached=False).job == job(4, "2")  # it is too late
+    assert queue.add("a", "5", job(8, "1"), is_detached=False).id != first.id
+
+
 def test_a_run_that_is_being_started_is_asked_to_end(queue: RunQueue):
     entry, folder = add(queue, "a"), new_job_folder()
     queue.update(entry, state=TRAINING, job_folder=folder.name)

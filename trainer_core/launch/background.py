@@ -73,7 +73,7 @@ class BackgroundRuns:
         self.queue, self._host_of = queue, host_of
         self._current: Current | None = None
         self._lock = ExitStack()
-        self._is_in_charge = False
+        self._is_in_charge = self._has_thread = False
 
     def add(self, request: TrainRequest, prompt: Mapping[str, Any], node: str, paths: Paths) -> tuple[Entry, int]:
         """Add a run to the queue, unless the same one is there. Return its entry, and how many runs are before it."""
@@ -83,7 +83,10 @@ class BackgroundRuns:
         return entry, ids.index(entry.id) if entry.id in ids else 0
 
     def start_thread(self) -> None:
-        """Call turn() in a thread of its own as long as this process lives."""
+        """Call turn() in a thread of its own as long as this process lives. Once is enough."""
+        if self._has_thread:
+            return
+        self._has_thread = True
 
         def work() -> None:
             while True:

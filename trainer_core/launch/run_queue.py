@@ -14,10 +14,12 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.training import TrainingConfig
 from ..errors import UserError
 from ..runs.layout import QUEUE, runs_folder
 from ..storage.atomic import set_aside, write_json
@@ -107,12 +109,15 @@ class RunQueue:
         return sorted(found, key=lambda entry: (entry.state != TRAINING, entry.place, entry.added))
 
     def add(self, name: str, node: str, job: dict[str, Any], is_detached: bool) -> Entry:
-        """Add a run to the end, unless the same one waits or is trained. Return its entry."""
+        """Add a run to the end, unless the same one waits or is trained. Return its entry.
+
+        One that waits gets the new settings of devices and background, which are no part of the run.
+        """
         with self._lock:
             entries = self.entries()
-            same = (entry for entry in entries if entry.state != FAILED and (entry.name, entry.job) == (name, job))
-            if entry := next(same, None):
-                return entry
+            active = (entry for entry in entries if entry.state != FAILED and entry.name == name)
+            if entry := next((entry for entry in active if what_is_trained(entry.job) == what_is_trained(job)), None):
+                return self.update(entry, job=job, is_detached=is_detached) if entry.state == WAITING else entry
             place = max((entry.place for entry in entries), default=0) + 1
             entry = Entry(uuid.uuid4().hex[:12], place, name, node, job, is_detached, time.time())
             self._write(entry)
@@ -121,8 +126,9 @@ class RunQueue:
     def update(self, entry: Entry, **values: Any) -> Entry:
         """Change an entry, unless it was removed meanwhile. Return it as it is now."""
         with self._lock:
-            changed = dataclasses.replace(self._read(self._path(entry.id)) or entry, **values)
-            if os.path.exists(self._path(entry.id)):
+            is_there = os.path.exists(self._path(entry.id))
+            changed = dataclasses.replace((is_there and self._read(self._path(entry.id))) or entry, **values)
+            if is_there:
                 self._write(changed)
             return changed
 
@@ -181,6 +187,13 @@ class RunQueue:
 
     def _write(self, entry: Entry) -> None:
         write_json(self._path(entry.id), dataclasses.asdict(entry))
+
+
+def what_is_trained(job: Mapping[str, Any]) -> Any:
+    """Return a job without the settings that decide who computes and when."""
+    request = job.get("request", {})
+    training = {k: v for k, v in request.get("training", {}).items() if k not in TrainingConfig.UNRECORDED}
+    return {**job, "request": {**request, "training": training}}
 
 
 def new_job_folder() -> Path:
