@@ -39,7 +39,7 @@ class Runs {
     const { runs, queue = [] } = await listRuns();
     const noFolder = queue.filter((entry) => !entry.run);
     set(this.root, { "data-count": runs.length, "data-queued": noFolder.length });
-    this.drawQueue(noFolder);
+    this.drawQueue(noFolder, runs.length > 0);
     if (!runs.length && noFolder.length) this.list.replaceChildren();
     else if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, say("runs.none")));
     else {
@@ -52,13 +52,14 @@ class Runs {
   }
 
   // The runs of the background that have no folder yet. Rows are replaced only if they changed: one may have the focus.
-  drawQueue(entries) {
-    const key = JSON.stringify(entries);
+  drawQueue(entries, hasRuns) {
+    const key = JSON.stringify([entries.map((entry) => [entry, ago(entry.added)]), hasRuns]);
     if (this.queue.dataset.of === key) return;
     this.queue.dataset.of = key;
     const rows = entries.map((entry) => queueRow(entry, (action) => this.order(entry, action)));
-    const titles = [say("queue.title"), say("runs.all")].map((title) => el("h4", {}, title));
-    this.queue.replaceChildren(...(rows.length ? [titles[0], ...rows, titles[1]] : []));
+    const title = (key) => el("h4", {}, say(key));
+    const below = hasRuns ? [title("runs.all")] : [];
+    this.queue.replaceChildren(...(rows.length ? [title("queue.title"), ...rows, ...below] : []));
   }
 
   async order(entry, action) {

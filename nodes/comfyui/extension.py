@@ -273,8 +273,12 @@ class ComfyHost:
         entry, before = _background_runs().add(request, prompt, self.node_id, self.paths)
         if entry.state == WAITING:
             _send(waiting_message(entry))
-        when = f"after {before} other{'s' if before > 1 else ''}" if before else "from now on"
-        self.show(f"{entry.name}: trains in the background, {when}; LatestCheckpoint gives its LoRA")
+        self.log(f"{entry.name}: {before} runs are trained before it" if before else f"{entry.name}: is the next run")
+        # The line stays under the node, so it must be true later as well.
+        self.show(
+            f"{entry.name} is trained in the background (sidebar: Training). Nodes after this one do not run; "
+            "LatestCheckpoint gives the LoRA"
+        )
 
     def check_cancelled(self) -> None:
         memory.throw_exception_if_processing_interrupted()

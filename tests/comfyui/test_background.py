@@ -151,7 +151,7 @@ def test_the_sidebar_shows_and_orders_the_queue(place, tmp_path_factory, short_w
         assert seen["faults"] == []
         assert seen["free"] == {"queue_running": [], "queue_pending": []}
         assert int(seen["stopped"]["points"]) >= int(seen["reloaded"]["points"]) >= int(seen["live"]["points"])
-        until(lambda: not children(server), server)
-        assert queued(server) == {}
+        until(lambda: queued(server) == {}, server)
+        assert children(server) == []
     finally:
         server.stop()
