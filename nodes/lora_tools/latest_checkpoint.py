@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ...trainer_core.errors import Problem, UserError
 from ...trainer_core.host import Host, Notice, Paths, collect
 from ...trainer_core.spec import Doc, NodeSpec, Output, Text
 from .lora_model import LORA_MODEL
+
+if TYPE_CHECKING:
+    from ...trainer_core.lora_tools.reader import LoraTensors
+    from ...trainer_core.runs.newest_lora import NewestLora
 
 TRIES = 3  # the run may remove an old checkpoint while it is read
 
@@ -46,19 +50,22 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, str, int]:
     """Return the weights of the newest LoRA, its path and its step."""
+    tensors, newest = _load(inputs.run, host)
+    host.emit(Notice(f"LoRA of {newest.run} at step {newest.step} of {newest.total}"))
+    return tensors, str(newest.path), newest.step
+
+
+def _load(run: str, host: Host, tries: int = TRIES) -> tuple[LoraTensors, NewestLora]:
     from ...trainer_core.lora_tools.reader import load_tensors
     from ...trainer_core.runs.newest_lora import newest_lora
 
-    for left in reversed(range(TRIES)):
-        newest = newest_lora(inputs.run, host.paths.output)
-        try:
-            tensors = load_tensors(newest.path)
-            break
-        except (UserError, OSError):
-            if not left or newest.path.is_file():
-                raise
-    host.emit(Notice(f"LoRA of {newest.run} at step {newest.step} of {newest.total}"))
-    return tensors, str(newest.path), newest.step
+    newest = newest_lora(run, host.paths.output)
+    try:
+        return load_tensors(newest.path), newest
+    except (UserError, OSError):
+        if tries == 1 or newest.path.is_file():
+            raise
+        return _load(run, host, tries - 1)
 
 
 SPEC = NodeSpec(
