@@ -101,6 +101,32 @@ def test_comfyui_is_free_while_runs_wait_for_each_other(server, prompt):
     stop(server, folder)
 
 
+@pytest.mark.browser
+def test_the_sidebar_shows_and_orders_the_queue(server, short_workflow):
+    play(server, short_workflow, "background-current")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_sidebar_of_the_oldest_comfyui(tmp_path_factory, short_workflow):
+    server = start(root_of(*OLDEST), tmp_path_factory.mktemp("oldest"))
+    try:
+        play(server, short_workflow, "background-oldest")
+    finally:
+        server.stop()
+
+
+def play(server: Server, short_workflow: Callable[..., dict[str, Any]], name: str) -> None:
+    fields = {"lr_schedule": "constant", "warmup_steps": 0, "eval_images": 0}
+    workflow = short_workflow("first", steps=100_000, background=True, **fields)
+    seen = open_page(server).live("background", workflow, name)
+    assert seen["faults"] == []
+    assert seen["free"] == {"queue_running": [], "queue_pending": []}
+    assert int(seen["stopped"]["points"]) >= int(seen["reloaded"]["points"]) >= int(seen["live"]["points"])
+    until(lambda: queued(server) == {}, server)
+    assert children(server) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="ComfyUI is ended by signals here")
 def test_what_a_restart_of_comfyui_does(server, prompt):
     """A run that is not detached is saved and resumed, one that is goes on, and what waits still waits."""
@@ -136,22 +162,3 @@ def restart(server: Server) -> Server:
     server.process.wait(60)
     until(lambda: not workers(server), server)
     return boot(server.root, server.base)
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("place", [CURRENT, OLDEST], ids=["current", "oldest"])
-def test_the_sidebar_shows_and_orders_the_queue(place, tmp_path_factory, short_workflow):
-    server = start(root_of(*place), tmp_path_factory.mktemp("sidebar"))
-    try:
-        fields = {"lr_schedule": "constant", "warmup_steps": 0, "eval_images": 0}
-        workflow = short_workflow("first", steps=100_000, background=True, **fields)
-        seen = open_page(server).live(
-            "background", workflow, f"background-{'oldest' if place == OLDEST else 'current'}"
-        )
-        assert seen["faults"] == []
-        assert seen["free"] == {"queue_running": [], "queue_pending": []}
-        assert int(seen["stopped"]["points"]) >= int(seen["reloaded"]["points"]) >= int(seen["live"]["points"])
-        until(lambda: queued(server) == {}, server)
-        assert children(server) == []
-    finally:
-        server.stop()

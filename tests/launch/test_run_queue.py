@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import ASSETS, Paths
+from chroma_trainer.trainer_core.launch.background import BackgroundRuns
 from chroma_trainer.trainer_core.launch.job import STOP
 from chroma_trainer.trainer_core.launch.portable_job import pack, unpack
 from chroma_trainer.trainer_core.launch.run_queue import (
@@ -118,6 +120,24 @@ def test_a_damaged_file_is_set_aside(queue: RunQueue, text: str):
     (queue.folder / "x.json").write_text(text, "utf-8")
     assert names(queue) == ["a"] and names(queue) == ["a"]
     assert (queue.folder / "damaged-x.json").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_does_not_stop_the_list(queue: RunQueue):
+    add(queue, "a")
+    (queue.folder / "folder.json").mkdir()
+    os.mkfifo(queue.folder / "pipe.json")
+    (queue.folder / "gone.json").symlink_to(queue.folder / "nothing")
+    assert names(queue) == ["a"] and [entry["name"] for entry in describe_queue(queue)] == ["a"]
+
+
+def test_a_queue_that_cannot_be_written_is_said(queue: RunQueue, workshop: Any, tmp_path: Path):
+    queue.folder.parent.mkdir()
+    queue.folder.write_text("a file in its place", "utf-8")
+    runs = BackgroundRuns(queue, lambda entry: workshop.host())
+    with pytest.raises(UserError, match=r"background: the queue in .* can't be written"):
+        runs.add(workshop.request(), {}, "5", Paths(tmp_path, tmp_path / "cache"))
+    runs.turn()
 
 
 def test_a_request_is_stored_without_paths_of_the_machine_and_without_secrets(workshop: Any, tmp_path: Path):

@@ -76,9 +76,19 @@ class BackgroundRuns:
         self._is_in_charge = self._has_thread = False
 
     def add(self, request: TrainRequest, prompt: Mapping[str, Any], node: str, paths: Paths) -> tuple[Entry, int]:
-        """Add a run to the queue, unless the same one is there. Return its entry, and how many runs are before it."""
+        """Add a run to the queue, unless the same one is there. Return its entry, and how many runs are before it.
+
+        Raises:
+            UserError: the queue can't be written.
+        """
         training = request.training
-        entry = self.queue.add(training.name, node, pack(request, prompt, paths), training.detached)
+        try:
+            entry = self.queue.add(training.name, node, pack(request, prompt, paths), training.detached)
+        except OSError as error:
+            text = (
+                f"the queue in {self.queue.folder} can't be written: {error.strerror}; free disk space or fix the path"
+            )
+            raise UserError.at("background", text) from error
         ids = [other.id for other in self.queue.entries() if other.state != FAILED]
         return entry, ids.index(entry.id) if entry.id in ids else 0
 
@@ -120,7 +130,7 @@ class BackgroundRuns:
             try:
                 self._lock.enter_context(RunLock(self.queue.folder))
                 self._is_in_charge = True
-            except Locked:
+            except (Locked, OSError):  # of another program; on a read-only disk, nothing can be trained either
                 return False
         return self._is_in_charge
 

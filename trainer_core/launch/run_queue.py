@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from ..config.training import TrainingConfig
 from ..errors import UserError
 from ..runs.layout import QUEUE, runs_folder
-from ..storage.atomic import set_aside, write_json
+from ..storage.atomic import DAMAGED, set_aside, write_json
 from ..storage.bounded_files import Unusable, read_json
 from .job import STOP
 
@@ -167,7 +168,8 @@ class RunQueue:
         self._write(dataclasses.replace(before, place=entry.place))
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []
+        paths = self.folder.glob("*.json") if self.folder.is_dir() else ()
+        return sorted(path for path in paths if not path.name.startswith(DAMAGED))
 
     def _path(self, entry_id: str) -> Path:
         return self.folder / f"{entry_id}.json"
@@ -179,7 +181,7 @@ class RunQueue:
                 raise Unusable("has another name")
             return entry
         except Unusable:
-            if not path.name.startswith("damaged-"):
+            with suppress(OSError):  # a folder that can't be written: the list of runs must not depend on it
                 set_aside(path)
         except OSError:  # it was removed at this moment
             pass
