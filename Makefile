@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/chroma-trainer demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not comfyui" -n 2 --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,8 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
 from .nodes.widget_schemas import schemas
+from .nodes.wizard import quick_lora
+from .trainer_core.comparison.compare_command import add_compare, compare_loras
 from .trainer_core.console import Console, print_text
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
@@ -39,26 +42,29 @@ from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import check_writable, local_paths
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
+from .trainer_core.run_images.draw_command import add_draw, draw_prompts
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.runs.lock import RunLock
 from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
+from .trainer_core.sweep.sweep_command import add_sweep, sweep
 from .trainer_core.wizard.new_command import add_new, new
 from .trainer_core.workflow.check import check, list_skipped
-from .trainer_core.workflow.execute import execute
-from .trainer_core.workflow.graph import Graph, Link
+from .trainer_core.workflow.execute import execute, up_to
+from .trainer_core.workflow.graph import Graph
 from .trainer_core.workflow.overrides import override
 from .trainer_core.workflow.read import read_workflow
 
 STARTED = time.perf_counter()
 DEMO = PACKAGE / "workflows" / "first-lora.json"
+TRAINERS = (lora_trainer.SPEC.id, quick_lora.SPEC.id)
 DEMO_OUTPUT = Path("demo-output")
 EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
 PATH_ARGUMENTS = {
     "workflow": "workflow", "file": "file", "run": "run", "output": "--output", "report": "--report",
-    "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
+    "first": "first", "second": "second", "base": "base", "tuned": "tuned", "target": "--output", "loras": "FILE", "fixed": "--output",
     "chart": "--chart", "files": "FILE", "models": "--models", "datasets": "--datasets", "model_config": "--model-config",
     "lora": "lora", "images": "--images", "dry_run": "--dry-run",
 }  # fmt: skip
@@ -212,7 +218,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     is_first = is_main and _machines(arguments).number == 0
     if not is_first:  # the LoRA is on another machine, or another process uses it
-        graph = _up_to_trainers(graph)
+        graph = up_to(graph, TRAINERS)
     sinks = (Console(), keep_report) if is_main else (keep_report,)
     execute(graph, CATALOGUE, _host(arguments, sinks, Interrupts()))
     if arguments.report and is_first:
@@ -311,21 +317,12 @@ def list_captions(arguments: argparse.Namespace) -> int:
 
 def _run_trainers(graph: Graph, arguments: argparse.Namespace, call: Any, sinks: tuple = ()) -> None:
     """Run the graph's trainers and what they need, with `call` in place of the training."""
-    graph = _up_to_trainers(graph)
+    graph = up_to(graph, TRAINERS)
     if not graph.nodes:
         raise UserError.at("workflow", "has no LoRATrainer node, so there is nothing to plan or list; add one")
     catalogue = {**CATALOGUE, lora_trainer.SPEC.id: replace(lora_trainer.SPEC, run=call)}
+    catalogue[quick_lora.SPEC.id] = replace(quick_lora.SPEC, run=partial(quick_lora.run_with, catalogue))
     execute(graph, catalogue, _host(arguments, sinks))
-
-
-def _up_to_trainers(graph: Graph) -> Graph:
-    """Return the trainers of the workflow, and what they depend on."""
-    needed = {id for id, node in graph.nodes.items() if node.type == lora_trainer.SPEC.id}
-    before: set[str] = set()
-    while before != needed:
-        before = set(needed)
-        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
-    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -452,6 +449,7 @@ def work(arguments: argparse.Namespace) -> int:
 def _train_job(folder: Path, is_first: bool) -> None:
     from .trainer_core.devices import measure_memory
     from .trainer_core.distributed.device_list import device_of_rank
+    from .trainer_core.distributed.process_group import leave
     from .trainer_core.launch.job import FINISHED, STOP, Job, Result
     from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
@@ -468,12 +466,17 @@ def _train_job(folder: Path, is_first: bool) -> None:
 
     host = SinkHost(job.paths, sinks, is_over, str(device), waits_when_paused=False)
     with reporting(folder, is_first):
-        result = train(job.request, host, job.prompt)
+        try:
+            result = train(job.request, host, job.prompt)
+        except Cancelled:
+            leave()
+            raise
         if is_first:
             lora = result.lora
             Result(FINISHED, (lora.path, lora.name, lora.sha256, lora.folder), result.losses, result.report).write(
                 folder
             )
+    leave()
 
 
 def _read_graph(arguments: argparse.Namespace) -> Graph:
@@ -603,6 +606,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_comparing_commands(command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
+    """Add the commands that compare runs or LoRAs, and sample with them."""
+    parsers = {
+        call: command(name, call)
+        for name, call in (("sweep", sweep), ("compare", compare_loras), ("draw", draw_prompts))
+    }
+    parsers[sweep].add_argument("workflow", help="as for run")
+    for parser in parsers.values():
+        _add_workflow_arguments(parser)
+        _add_device_argument(parser)
+    add_sweep(parsers[sweep], _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    add_compare(parsers[compare_loras], _read_graph, _tool_host, CATALOGUE, lora_trainer)
+    add_draw(parsers[draw_prompts], _tool_host, CATALOGUE, schemas, lora_trainer)
+
+
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:
     """Add the commands for finished LoRAs."""
     lora_report.add_inspect(command("inspect", lora_report.inspect))
@@ -611,6 +629,7 @@ def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.Arg
     add_lora(commands.add_parser("lora", help=description, description=description), _tool_host)
     _add_verify_arguments(command("verify", verify))
     add_publish(command("publish", publish_lora))
+    _add_comparing_commands(command)
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:

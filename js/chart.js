@@ -106,6 +106,8 @@ export class Chart {
     const held = state.heldOut.find((found) => found.step === step[i]);
     if (held) marks.push(say("tip.held", { loss: short(held.loss), error: short(held.standard_error) }));
     if (held?.overfits) marks.push(say("tip.overfits"));
+    const leak = state.leaks.find((found) => found.step === step[i]);
+    if (leak) marks.push(say("tip.leak", { leak: short(leak.leak), error: short(leak.standard_error) }));
     const lines = [
       say("step", { step: step[i] }), say("tip.loss", { loss: short(loss[i]), smooth: short(smooth[i]) }),
       say("tip.rate", { rate: rateText(rate[i]), pace: pace(seconds[i]) }), ...marks.filter(Boolean),

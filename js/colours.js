@@ -18,6 +18,7 @@ const NODES = {
   DatasetBackend: "#33452a",
   SaveDataset: "#33452a",
   LoRATrainer: "#24425a",
+  QuickLora: "#24425a",
   ValidateSampler: "#544a25",
   AdaptiveGuider: "#2f4a4a",
   AdapterSettings: "#3d3d45",

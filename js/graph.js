@@ -2,6 +2,11 @@
 
 import { app } from "../../scripts/app.js";
 
+// Whether a node trains, and thus has a name of its LoRA and a panel.
+export function isTrainer(node) {
+  return ["LoRATrainer", "QuickLora"].includes(node.comfyClass);
+}
+
 export function rootGraph() {
   return app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
 }

@@ -1,13 +1,12 @@
-// The live panel of a LoRATrainer node, and of the nodes of the subgraphs around it.
+// The live panel of a node that trains, and of the nodes of the subgraphs around it.
 
 import { app } from "../../scripts/app.js";
 import { addStyle, after } from "./dom.js";
 import { findRun, openRun, stateOf, waitingState, watch } from "./feed.js";
-import { idsOf, isConnected, nodesAt } from "./graph.js";
+import { idsOf, isConnected, isTrainer, nodesAt } from "./graph.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
-const NODE = "LoRATrainer";
 const SUBGRAPH_WIDTH = 300; // pixels, for a panel that can be read
 const panels = new WeakMap(); // node -> Panel
 
@@ -93,6 +92,6 @@ app.registerExtension({
   name: "ChromaTrainer.LiveNode",
   setup: addStyle,
   nodeCreated(node) {
-    if (node.comfyClass === NODE) follow(node);
+    if (isTrainer(node)) follow(node);
   },
 });

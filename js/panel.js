@@ -3,7 +3,7 @@
 import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
-import { bytes, clock, heldOutText, smoothed } from "./run_state.js";
+import { bytes, clock, heldOutText, leakText, smoothed } from "./run_state.js";
 import { say } from "./texts.js";
 
 const FRAME_MS = 100; // between two redraws
@@ -81,6 +81,8 @@ export class Panel {
     }
     const held = heldOutText(state, short);
     if (held) facts.push([say("panel.held"), held, say("panel.held.tip"), "ct-key-held"]);
+    const leak = leakText(state, short);
+    if (leak) facts.push([say("panel.leak"), leak, say("panel.leak.tip")]);
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];

@@ -17,7 +17,7 @@ export class RunState {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], evals: [], pictures: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      checkpoints: [], evals: [], leaks: [], pictures: [], drawn: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
       summary: null,
     });
   }
@@ -77,6 +77,7 @@ export class RunState {
     for (const name of COLUMNS) this.steps[name].length = keep;
     this.checkpoints = this.checkpoints.filter((saved) => saved <= step);
     this.evals = this.evals.filter((found) => found.step <= step);
+    this.leaks = this.leaks.filter((found) => found.step <= step);
     this.pictures = this.pictures.filter((picture) => picture.step <= step);
   }
 
@@ -108,10 +109,11 @@ export class RunState {
     const { summary } = history;
     Object.assign(this, {
       summary, state: summary.state, message: summary.message,
-      checkpoints: history.checkpoints, evals: history.evals ?? [], notices: history.notices,
+      checkpoints: history.checkpoints, evals: history.evals ?? [], leaks: history.leaks ?? [], notices: history.notices,
       crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
+    this.drawn = (history.drawn ?? []).map((image) => ({ ...image, url: `${image.url}&v=${image.changed}` }));
     this.append(history.steps, summary.total);
     if (summary.total) this.total = summary.total;
     this.pictures = [];
@@ -148,6 +150,10 @@ const TAKE = {
   },
   EvalCompared(state, { kind, node, name, run, memory, ...values }) {
     if (state.evals.at(-1)?.step === values.step) Object.assign(state.evals.at(-1), values);
+  },
+  LeakMeasured(state, { kind, node, name, run, memory, ...values }) {
+    state.leaks = state.leaks.filter((found) => found.step < values.step);
+    state.leaks.push(values);
   },
   SamplingPreview(state, { step, total, url }) {
     if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };
@@ -195,6 +201,12 @@ export function heldOutText(state, number) {
   if (!newest.waiting) return loss;
   const change = `${newest.change < 0 ? "\u2212" : "+"}${number(Math.abs(newest.change))}`;
   return say("panel.held.since", { loss, change, error: number(newest.change_error), step: newest.best });
+}
+
+// The newest leak without the trigger in words; "" where it is not measured.
+export function leakText(state, number) {
+  const newest = state.leaks.at(-1);
+  return newest ? `${number(newest.leak)} \u00b1 ${number(newest.standard_error)}` : "";
 }
 
 // The state of a run in words.

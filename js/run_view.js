@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { short } from "./chart.js";
+import { Ask } from "./ask.js";
 import { el, set, text } from "./dom.js";
 import { fetchRun } from "./feed.js";
 import { Panel } from "./panel.js";
@@ -24,6 +25,7 @@ export class RunView {
     this.act = act;
     this.state = new RunState();
     this.panel = new Panel();
+    this.ask = new Ask((prompts) => act("draw", this.state, prompts));
     this.parts = {
       name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
       learned: el("table.ct-learned"), grid: el("div.ct-grid-of-pictures"),
@@ -34,7 +36,7 @@ export class RunView {
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -58,6 +60,7 @@ export class RunView {
     this.drawButtons(commandsOf(summary));
     this.drawFile(state, summary);
     this.drawLearned(state.heldOut.at(-1));
+    this.ask.draw(state);
     this.drawGrid(state.pictures);
     if (!parts.settings.children.length && state.settings) parts.settings.replaceChildren(...sections(state.settings));
   }

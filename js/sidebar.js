@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { samplePrompt } from "./ask.js";
 import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns, order } from "./feed.js";
 import { RunView } from "./run_view.js";
@@ -79,7 +80,7 @@ class Runs {
   }
 
   open(run) {
-    this.view = new RunView(run, { back: () => this.close(), act: (name, state) => this.act(run, name, state) });
+    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what) });
     set(this.root, { "data-view": "run" });
     this.root.replaceChildren(this.view.element);
     this.look();
@@ -94,10 +95,11 @@ class Runs {
   }
 
   // pause and stop reach the process through the run's folder. resume continues a waiting process; a run that has
-  // ended is queued again.
-  async act(run, name, state) {
+  // ended is queued again. draw queues images of a run that is not active.
+  async act(run, name, state, prompts) {
     try {
-      if (name !== "resume" || state.summary.alive) await command(run, name);
+      if (name === "draw") await queue(samplePrompt(run, prompts));
+      else if (name !== "resume" || state.summary.alive) await command(run, name);
       else await queue((await fetchRun(run)).prompt);
       notify("info", say(`run.${name}.sent`), state.summary.name);
     } catch (error) {

@@ -1,18 +1,17 @@
 // Gives a copied or added trainer a name of its own, so that its LoRA does not replace that of the other.
 
 import { app } from "../../scripts/app.js";
-import { allNodes, isConnected } from "./graph.js";
+import { allNodes, isConnected, isTrainer } from "./graph.js";
 import { uniqueName } from "./names.js";
 import { say } from "./texts.js";
 
-const NODE = "LoRATrainer";
 let isLoading = false;
 
 const widgetOf = (node) => node.widgets?.find(({ name }) => name === "name");
 
 function rename(node) {
   const widget = widgetOf(node);
-  const trainers = allNodes().map(([, other]) => other).filter(({ comfyClass }) => comfyClass === NODE);
+  const trainers = allNodes().map(([, other]) => other).filter(isTrainer);
   if (!widget || isConnected(node, "name") || !trainers.includes(node)) return;
   const others = trainers.filter((other) => other !== node && !isConnected(other, "name"));
   const name = uniqueName(String(widget.value), others.map((other) => String(widgetOf(other)?.value ?? "")));
@@ -32,6 +31,6 @@ app.registerExtension({
   },
   nodeCreated(node) {
     // Later: a copied node gets its values, and its graph, after it is created. A loaded graph stays as it was saved.
-    if (node.comfyClass === NODE && !isLoading) setTimeout(() => rename(node));
+    if (isTrainer(node) && !isLoading) setTimeout(() => rename(node));
   },
 });

@@ -21,16 +21,18 @@ from .datasets import save_dataset
 from .lora_tools import (
     check_lora,
     extract_lora,
-    latest_checkpoint,
     load_lora_file,
     merge_lora,
     resize_lora,
     scale_lora,
 )
+from .runs import latest_checkpoint, sample_run
+from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
     spec.id: spec
     for spec in (
+        quick_lora.SPEC,
         load_chroma.SPEC,
         load_flux.SPEC,
         quantize_model.SPEC,
@@ -50,6 +52,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         scale_lora.SPEC,
         extract_lora.SPEC,
         publish_lora.SPEC,
+        sample_run.SPEC,
     )
 }
 

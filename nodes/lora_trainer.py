@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..trainer_core.config.adapter import AdapterConfig
 from ..trainer_core.config.dataset import DatasetConfig
@@ -22,6 +22,9 @@ from ..trainer_core.host import Host, Notice, Paths
 from ..trainer_core.launch.run_queue import unfinished
 from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
+
+if TYPE_CHECKING:
+    from ..trainer_core.train.run import Judge, TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +102,38 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
     return f"{unfinished[name]}" if values.get("background") else ""
 
 
-def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    """Train, and return the LoRA, its weights, the finite losses and its name; nothing yet from the background."""
-    from ..trainer_core.lora_tools.reader import load_tensors
+def train_with(inputs: Inputs, host: Host, judge: Judge | None = None) -> TrainResult:
+    """Train.
+
+    Args:
+        judge: may end the run at a checkpoint, see train/run.py.
+    """
     from ..trainer_core.train.run import run as train
+
+    request, prompt = _recorded(inputs, host)
+    return train(request, host, prompt, judge)
+
+
+def _recorded(inputs: Inputs, host: Host) -> tuple[TrainRequest, dict[str, Any]]:
+    """Return the request and the workflow that is recorded with it."""
     from .recorded_prompt import record_prompt
 
     request, prompt = request_of(inputs), record_prompt(host)
     if host.node_id in prompt:  # a resumed run keeps its date
         prompt[host.node_id]["inputs"]["name"] = request.training.name
+    return request, prompt
+
+
+def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
+    """Train, and return the LoRA, its weights, the finite losses and its name; nothing yet from the background."""
+    from ..trainer_core.lora_tools.reader import load_tensors
+
     if inputs.background and host.background:
-        host.background(request, prompt)
+        host.background(*_recorded(inputs, host))
         return (ABSENT,) * len(SPEC.outputs)
     if inputs.background:
         host.emit(Notice("background is for ComfyUI and is ignored: this command trains, and you can leave it running"))
-    result = train(request, host, prompt)
+    result = train_with(inputs, host)
     is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
     return (
         result.lora,

@@ -116,6 +116,7 @@ def test_events_of_runs_and_the_live_page():
             "waiting",
             "overfits",
         ],
+        "LeakMeasured": ["step", "leak", "standard_error", "sigmas", "by_sigma", "moved_with", "moved_without"],
         "RunReported": ["report"],
         "MemoryInUse": ["memory", "used", "peak", "total"],
     }
@@ -127,7 +128,7 @@ def test_names_in_a_runs_folder():
         "LOCAL_VALUES": "paths.json", "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
-        "BY_NAME": "by-name", "PREVIEW": "preview.jpg",
+        "BY_NAME": "by-name", "PREVIEW": "preview.jpg", "DRAWN": "drawn",
         "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "RUNS": "chroma_trainer", "RANKS": "ranks",
         "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
     }  # fmt: skip

@@ -37,6 +37,7 @@ HELP_WORDS = (  # of the help pages that tools/node_docs.py writes
 TEMPLATES = {
     "first-lora": "First LoRA: a tiny Chroma, on any machine",
     "first-flux-lora": "First Flux LoRA",
+    "quick-lora": "A LoRA from a few choices",
     "low-vram": "Chroma on a small card",
     "style-with-regularisation": "A style that stays behind its trigger",
     "compare-checkpoints": "Compare checkpoints by strengths",

@@ -20,6 +20,7 @@ PHASES = {
     "latents": "encoding images",
     "load": "loading the model",
     "eval": "measuring the loss on fixed noise",
+    "leak": "measuring the leak without the trigger",
     "train": "training",
     "validate": "sampling validation images",
     "save": "saving",

@@ -47,7 +47,8 @@ class PhaseStarted:
     """A phase of the run has started.
 
     Args:
-        phase: "start", "identify", "text", "latents", "load", "eval", "train", "validate" or "save".
+        phase: "start", "identify", "text", "latents", "load", "eval", "leak", "train", "validate" or
+            "save".
         total: units of work in the phase, 0 if unknown.
         unit: name of the unit, in the plural.
     """
@@ -133,6 +134,29 @@ class EvalCompared:
     gap_errors: tuple[float, ...]
     waiting: int
     overfits: bool
+
+
+@dataclass(frozen=True)
+class LeakMeasured:
+    """How far the LoRA moves predictions without its trigger, beside those with it (train/leak.py).
+
+    Args:
+        step: step of the measurement.
+        leak: 0 where nothing changes without the trigger, 1 where as much changes as with it.
+        standard_error: standard error of the leak.
+        sigmas: noise levels.
+        by_sigma: the leak at each of them; None where the LoRA moves nothing there.
+        moved_with: root mean square of the change of predictions with the trigger; None where it is not finite.
+        moved_without: the same without the trigger.
+    """
+
+    step: int
+    leak: float
+    standard_error: float
+    sigmas: tuple[float, ...]
+    by_sigma: tuple[float | None, ...]
+    moved_with: float | None
+    moved_without: float | None
 
 
 @dataclass(frozen=True)
@@ -240,6 +264,7 @@ Event = (
     | MemoryPlanned
     | EvalReport
     | EvalCompared
+    | LeakMeasured
     | RunReported
     | MemoryInUse
 )

@@ -16,6 +16,7 @@ from ...trainer_core.host import (
     CheckpointSaved,
     EvalCompared,
     EvalReport,
+    LeakMeasured,
     LoraSaved,
     MemoryPlanned,
     Notice,
@@ -60,6 +61,7 @@ class RunHistory:
         self._images: dict[str, int] = {}  # path -> step, in the order of events
         self.checkpoints: list[int] = []
         self.evals: list[dict[str, Any]] = []  # each with the fields of EvalReport, and of EvalCompared if there is one
+        self.leaks: list[dict[str, Any]] = []  # each with the fields of LeakMeasured
         self.notices: list[dict[str, Any]] = []
         self.phase: dict[str, Any] = {}
         self.lora: dict[str, Any] = {}
@@ -144,6 +146,13 @@ class RunHistory:
         lists = {name: [_number(v) for v in event[name][:MAX_SIGMAS]] for name in ("sigmas", "gaps", "gap_errors")}
         self.evals[-1] |= {**whole, **numbers, **lists, "overfits": event["overfits"] is True}
 
+    def _add_leak(self, event: Mapping[str, Any]) -> None:
+        step = _whole(event["step"])
+        numbers = {name: _number(event[name]) for name in ("leak", "standard_error", "moved_with", "moved_without")}
+        lists = {name: [_number(v) for v in event[name][:MAX_SIGMAS]] for name in ("sigmas", "by_sigma")}
+        self.leaks = [item for item in self.leaks if item["step"] < step][-MAX_EVALS:]
+        self.leaks.append({"step": step, **numbers, **lists})
+
     def _add_image(self, event: Mapping[str, Any]) -> None:
         path = _inside(event["path"])
         self._images.pop(path, None)
@@ -183,6 +192,8 @@ class RunHistory:
             self.checkpoints.pop()
         while self.evals and self.evals[-1]["step"] > step:
             self.evals.pop()
+        while self.leaks and self.leaks[-1]["step"] > step:
+            self.leaks.pop()
         while self._images and next(reversed(self._images.values())) > step:
             self._images.popitem()
 
@@ -200,6 +211,7 @@ APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
     CheckpointSaved.__name__: RunHistory._add_checkpoint,
     EvalReport.__name__: RunHistory._add_eval,
     EvalCompared.__name__: RunHistory._compare_eval,
+    LeakMeasured.__name__: RunHistory._add_leak,
     PreviewReady.__name__: RunHistory._add_image,
     LoraSaved.__name__: RunHistory._save_lora,
     MemoryPlanned.__name__: RunHistory._plan_memory,

@@ -58,9 +58,9 @@ class ChromaTrainerExtension(ComfyExtension):
             from .http_routes import add_routes  # needs aiohttp, which the server has imported
 
             queue = _background_runs().queue
-            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()), queue, _send)
+            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()), _host_of_checks, queue, _send)
             server.app.on_startup.append(_start_background_runs)
-            server.add_on_prompt_handler(lambda request: remember(request, lambda: SinkHost(paths=_paths())))
+            server.add_on_prompt_handler(lambda request: remember(request, _host_of_checks))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes."""
@@ -224,6 +224,10 @@ def _paths() -> Paths:
         datasets=(Path(folder_paths.get_input_directory()), own, *map(Path, comfyui)),
         new_datasets=Path(comfyui[0]) if comfyui else own,
     )
+
+
+def _host_of_checks() -> SinkHost:
+    return SinkHost(paths=_paths(), device=str(memory.get_torch_device()))
 
 
 @dataclasses.dataclass(frozen=True)

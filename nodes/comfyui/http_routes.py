@@ -1,6 +1,6 @@
-"""HTTP routes of the run panel: list the runs, read the history of a run, pause, stop or resume it, and order the queue.
+"""HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
 
-Nothing else can be written through these routes.
+Apart from these commands and the cache, nothing can be written through these routes.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from ...trainer_core.errors import UserError
+from ...trainer_core.host import Host
 from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describe_queue
 from ...trainer_core.runs.control import COMMANDS, request
+from ..wizard.quick_lora import unfold
 from .live_events import removed_message
 from .run_history import Backlog
 
 
 def add_routes(
-    routes: web.RouteTableDef, output: Callable[[], Path], queue: RunQueue, send: Callable[[dict[str, Any]], None]
+    routes: web.RouteTableDef,
+    output: Callable[[], Path],
+    make_host: Callable[[], Host],
+    queue: RunQueue,
+    send: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP and POST /chroma_trainer/runs/RUN/COMMAND.
-
-    And POST /chroma_trainer/queue/ID/ACTION.
+    """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP, POST /chroma_trainer/runs/RUN/COMMAND,
+    POST /chroma_trainer/queue/ID/ACTION and POST /chroma_trainer/unfold.
 
     Args:
         routes: table to add the routes to.
         output: returns the folder whose chroma_trainer/ contains the run folders. Called for every request.
+        make_host: returns the host whose folders are searched for models and images.
         queue: the runs that wait in the background.
         send: sends a message to all pages.
     """
@@ -54,6 +60,15 @@ def add_routes(
         current = backlog()
         folder = _find_folder(call, current)
         return _response(await shared.get((folder, after), lambda: current.story(folder, after)))
+
+    @routes.post("/chroma_trainer/unfold")
+    async def unfold_node(call: web.Request) -> web.Response:
+        _refuse_foreign(call)
+        values = await _read_object(call)
+        try:
+            return web.json_response({"workflow": await asyncio.to_thread(unfold, values, make_host())})
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=409)
 
     @routes.post("/chroma_trainer/queue/{entry}/{action}")
     async def order_queue(call: web.Request) -> web.Response:
@@ -109,14 +124,29 @@ class SharedAnswers:
                 del self._running[key]
 
 
+def _refuse_foreign(call: web.Request) -> None:
+    if not same_origin(call.headers):
+        raise web.HTTPForbidden(text="cross-origin request refused; send commands from ComfyUI's own page")
+
+
+async def _read_object(call: web.Request) -> dict[str, Any]:
+    """Return the JSON object of a request. aiohttp bounds its size."""
+    try:
+        value = await call.json()
+    except ValueError:  # also where it is not UTF-8
+        value = None
+    if not isinstance(value, dict):
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
+    return value
+
+
 def _response(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 def _command_of(call: web.Request, name: str, commands: Sequence[str]) -> str:
     """Return the command of a request that the server's own page sends."""
-    if not same_origin(call.headers):
-        raise web.HTTPForbidden(text="cross-origin request refused; send commands from ComfyUI's own page")
+    _refuse_foreign(call)
     command = call.match_info[name]
     if command not in commands:
         raise web.HTTPNotFound(text=f"unknown command {command!r}; use {', '.join(commands)}")

@@ -21,6 +21,7 @@ from .live_events import label_of, view_url
 NUM_RUNS = 200  # most recent runs in the list
 NUM_POINTS = 4000  # maximum points of a curve; more steps are averaged
 NUM_HISTORIES = 8  # histories cached in memory, so that a poll reads only new events
+NUM_DRAWN = 20  # newest images that were asked for
 NUM_NOTICES = 20  # most recent notices in a history
 RECORD_BYTES = 16 << 20  # of request.json, which holds the workflow
 MAX_REASON = 300  # characters
@@ -97,7 +98,7 @@ class Backlog:
         with history.lock:
             history.update()
             columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
-            evals = [dict(item) for item in history.evals]
+            evals, leaks = [dict(item) for item in history.evals], [dict(item) for item in history.leaks]
             lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
@@ -106,6 +107,8 @@ class Backlog:
             "steps": thin_out(columns, NUM_POINTS),
             "checkpoints": checkpoints,
             "evals": evals,
+            "leaks": leaks,
+            "drawn": self._drawn(folder),
             "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
             "lora": lora,
             "phase": phase,
@@ -123,6 +126,16 @@ class Backlog:
             while len(self._histories) > NUM_HISTORIES:
                 self._histories.popitem(last=False)
             return history
+
+    def _drawn(self, folder: Path) -> list[dict[str, Any]]:
+        """Return the images that were asked for, the newest first."""
+        images = []
+        for path in (folder / layout.DRAWN).glob(f"{layout.STEP}*.png"):
+            step = path.name.removeprefix(layout.STEP).partition("-")[0]
+            item = {"path": f"{layout.DRAWN}/{path.name}", "step": int(step) if step.isdecimal() else 0}
+            images.append(self._describe_image(folder, item))
+        found = [image for image in images if image]
+        return sorted(found, key=lambda image: (image["changed"], image["url"]), reverse=True)[:NUM_DRAWN]
 
     def _describe_image(self, folder: Path, item: Mapping[str, Any]) -> dict[str, Any] | None:
         path = folder / item["path"]

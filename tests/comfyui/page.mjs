@@ -4,8 +4,10 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
+//   allBoxes    the boxes of every *.json in the folder WORKFLOW, by name
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
 //   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
+//   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -20,8 +22,9 @@ const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Numbe
 
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
+  if (command === "allBoxes") return allBoxes(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours, fold, boxes, least }[command](page);
+  await { prompt, run, screenshot, colours, fold, boxes, least, unfold }[command](page);
 }, { width, height });
 
 function write(value) {
@@ -32,9 +35,13 @@ async function prompt(page) {
   write(await promptOf(page));
 }
 
+function jsonFiles() {
+  return fs.readdirSync(workflow).filter((name) => name.endsWith(".json") && !name.endsWith(".api.json")).sort();
+}
+
 async function prompts(page) {
   const found = {};
-  for (const name of fs.readdirSync(workflow).filter((n) => n.endsWith(".json") && !n.endsWith(".api.json")).sort()) {
+  for (const name of jsonFiles()) {
     await load(page, path.join(workflow, name));
     found[path.basename(name, ".json")] = await promptOf(page);
   }
@@ -91,6 +98,23 @@ async function fold(page) {
   }));
 }
 
+// Presses the button of QuickLora; with an empty folder of images first.
+async function unfold(page) {
+  const press = (images, ready) => page.evaluate(async ([folder, test]) => {
+    const node = window.app.graph.nodes.find(({ type }) => type === "QuickLora");
+    node.widgets.find(({ name }) => name === "images").value = folder;
+    node.widgets.find(({ name }) => name === "unfold").callback();
+    const done = new Function(`return ${test}`);
+    for (let waits = 0; waits < 600 && !done(); waits++) await new Promise((again) => setTimeout(again, 100));
+  }, [images, ready]);
+  await press("nowhere-at-all", 'document.body.textContent.includes("nowhere-at-all")');
+  const error = await page.evaluate(() => document.body.textContent.includes("'nowhere-at-all' is not a folder"));
+  await press("neon-emoji", 'window.app.graph.nodes.some(({ type }) => type === "LoRATrainer")');
+  await page.waitForTimeout(500);
+  write({ error, ...(await promptOf(page)) });
+  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+}
+
 function boxesOf() {
   const { graph, canvas } = window.app;
   const { x, y } = canvas.canvas.getBoundingClientRect();
@@ -107,6 +131,17 @@ function boxesOf() {
 async function boxes(page) {
   await page.waitForTimeout(1500);
   write({ scale: await page.evaluate(() => window.app.canvas.ds.scale), boxes: await page.evaluate(boxesOf) });
+}
+
+// One page for all workflows: opening it takes several seconds.
+async function allBoxes(page) {
+  const found = {};
+  for (const name of jsonFiles()) {
+    await load(page, path.join(workflow, name));
+    await page.waitForTimeout(1500);
+    found[path.basename(name, ".json")] = await page.evaluate(boxesOf);
+  }
+  write(found);
 }
 
 async function least(page) {

@@ -23,7 +23,7 @@ PROJECT = HERE.parents[1]
 WORKFLOWS = PROJECT / "workflows"
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
-RUN = ("first-lora", "compare-checkpoints")  # the others want Chroma in full size
+RUN = ("quick-lora", "first-lora", "compare-checkpoints")  # the others want Chroma in full size
 GAP, APART, MARGIN, TITLE = 26, 50, 16, 30  # pixels: between nodes, between groups, within groups, and a node's title
 HEIGHTS = {"PreviewImage": 470, "SaveImage": 470, "LossGraphNode": 300, "CLIPTextEncode": 130}  # where more than needed
 
@@ -36,6 +36,7 @@ LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
     ),
     "compare-checkpoints": ([(330, [(7, 280), (8, 300), 1]), (320, [2, 3]), (380, [4]), (440, [(5, 680), (6, 300)])], ()),
     "first-flux-lora": ([(340, [(7, 400), 1, 2]), (330, [3, 4]), (390, [5]), (360, [6])], ()),
+    "quick-lora": ([(360, [(2, 420)]), (400, [1]), (520, [(3, 560)])], ()),
     "low-vram": ([(340, [(7, 380), 1, 2]), (340, [3, 4]), (390, [5]), (360, [(8, 250), 6])], ()),
     "style-with-regularisation": (
         [(300, [(9, 320), 1, 2]), (300, [3, 4]), (300, [(10, 250), 5]), (370, [6]), (350, [(7, 680), (8, 300)])],

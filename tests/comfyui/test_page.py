@@ -17,9 +17,18 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json")))
-def test_page_and_reader_agree_on_a_shipped_workflow(page, tmp_path, name):
-    found = page("prompt", WORKFLOWS / f"{name}.json", tmp_path / "page.json")["prompt"]
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def prompts(page, tmp_path_factory) -> dict:
+    """What the page would send for each shipped workflow."""
+    return page("prompts", WORKFLOWS, tmp_path_factory.mktemp("prompts") / "prompts.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_and_reader_agree_on_a_shipped_workflow(prompts, name):
+    found = prompts[name]["prompt"]
     assert json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8")) == found
     read = to_api(read_workflow(WORKFLOWS / f"{name}.json", schemas()))
     for node in (*found.values(), *read.values()):
@@ -29,17 +38,18 @@ def test_page_and_reader_agree_on_a_shipped_workflow(page, tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["classic", "vue"])
-@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json")))
-def test_nodes_of_a_shipped_workflow_lie_apart(page, tmp_path, name, kind):
+def test_nodes_of_the_shipped_workflows_lie_apart(page, tmp_path, kind):
     """As nodes on the canvas and as Nodes 2.0, which are taller."""
     page.server.post("/settings/Comfy.VueNodes.Enabled", kind == "vue")
     try:
-        boxes = page("boxes", WORKFLOWS / f"{name}.json", tmp_path / "boxes.json")["boxes"]
+        found = page("allBoxes", WORKFLOWS, tmp_path / "boxes.json")
     finally:
         page.server.post("/settings/Comfy.VueNodes.Enabled", False)
-    assert len(boxes) == len(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"])
-    for (one, a), (two, b) in combinations(boxes.items(), 2):
-        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, a, two, b)
+    assert sorted(found) == NAMES
+    for name, boxes in found.items():
+        assert len(boxes) == len(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"])
+        for (one, a), (two, b) in combinations(boxes.items(), 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (name, one, a, two, b)
 
 
 @pytest.mark.parametrize("kind", ["classic", "vue"])

@@ -291,8 +291,9 @@ describe("the pointer", () => {
   test("names the checkpoint of the step, and follows new steps", () => {
     const state = stateOf(noise(100));
     state.checkpoints = [100];
+    state.leaks = [{ step: 100, leak: 0.3125, standard_error: 0.05 }];
     const chart = draw(state);
-    assert.match(hover(chart, WIDTH), /^step 100\n.*checkpoint$/s);
+    assert.match(hover(chart, WIDTH), /^step 100\n.*checkpoint\nleak 0\.313 ± 0\.05$/s);
     state.append({ step: [101], loss: [1], learning_rate: [1e-4], grad_norm: [1], seconds: [2] }, 101);
     draw(state, chart);
     assert.match(chart.tip.textContent, /^step 101\n/);

@@ -7,3 +7,5 @@ export const app = {
   },
   ui: { settings: new EventTarget() },
 };
+
+export const api = { apiURL: (url) => url };

@@ -2,7 +2,7 @@
 
 class Element {
   constructor(name) {
-    Object.assign(this, { name, attributes: new Map(), children: [], style: {}, listeners: new Map(), hidden: false });
+    Object.assign(this, { name, attributes: new Map(), children: [], style: {}, dataset: {}, listeners: new Map(), hidden: false });
     Object.assign(this, { clientWidth: 0, clientHeight: 0, offsetWidth: 0 });
   }
 

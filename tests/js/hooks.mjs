@@ -1,11 +1,11 @@
-// Module hooks: ComfyUI's front end, "../../scripts/app.js" as the server serves it, becomes comfyui_stub.mjs.
+// Module hooks: ComfyUI's front end, "../../scripts/app.js" and api.js as the server serves them, become comfyui_stub.mjs.
 // js/ has no package.json, so its files are declared ES modules here: older versions of Node take them for CommonJS.
 
 const PACK = new URL("../../js/", import.meta.url).href;
 const STUB = new URL("comfyui_stub.mjs", import.meta.url).href;
 
 export function resolve(specifier, context, next) {
-  const isFrontEnd = /^(\.\.\/\.\.)?\/scripts\/app\.js$/.test(specifier) && context.parentURL?.startsWith(PACK);
+  const isFrontEnd = /^(\.\.\/\.\.)?\/scripts\/ap[pi]\.js$/.test(specifier) && context.parentURL?.startsWith(PACK);
   return isFrontEnd ? { url: STUB, format: "module", shortCircuit: true } : next(specifier, context);
 }
 

@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { load } from "./load.mjs";
 import { random } from "./random.mjs";
 
-const { RunState, ago, bytes, clock, heldOutText, smoothed } = await load("run_state.js");
+const { RunState, ago, bytes, clock, heldOutText, leakText, smoothed } = await load("run_state.js");
 
 const range = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
 
@@ -376,6 +376,21 @@ describe("held-out images", () => {
     assert.deepEqual(state.heldOut.map(({ step }) => step), [5]);
     state.load(story());
     assert.deepEqual(state.evals, []);
+  });
+});
+
+describe("the leak without the trigger", () => {
+  const measured = (step, leak) => ({ kind: "LeakMeasured", node: "5", run: "cat", step, leak, standard_error: 0.05, sigmas: [0.125], by_sigma: [leak] });
+
+  test("the newest is shown; a resume takes back what was lost, and a history brings it", () => {
+    assert.equal(leakText(after(), String), "");
+    assert.equal(leakText(after(measured(10, 0.3), measured(20, 0.4)), String), "0.4 ± 0.05");
+    assert.deepEqual(after(measured(10, 0.3), measured(20, 0.4), reports(1, 20), reports(16, 17)).leaks.map(({ step }) => step), [10]);
+    const state = after(measured(10, 0.3));
+    state.load(story({ leaks: [{ step: 5, leak: 0.2, standard_error: 0.1 }] }));
+    assert.equal(leakText(state, String), "0.2 ± 0.1");
+    state.load(story());
+    assert.deepEqual(state.leaks, []);
   });
 });
 

@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.host import (
     EvalCompared,
     EvalReport,
     Event,
+    LeakMeasured,
     LoraSaved,
     Machines,
     MemoryInUse,
@@ -37,6 +38,7 @@ EVENTS = [
     StepReport(1, 3, 0.1, 1e-4, float("inf"), 0.5), EvalReport(0, 0.3, 0.0, True), PreviewReady(2, Path("a.png")),
     CheckpointSaved(2, Path("out/step")), LoraSaved(Path("l.safetensors"), "ab", 3, 4), RunOpened(Path("out/run")),
     EvalCompared(4, 2, 0.01, 0.002, 0.2, (0.3, 0.7), 2, (0.1, -0.1), (0.01, 0.02), 1, False),
+    LeakMeasured(4, 0.3, 0.1, (0.125, 0.375), (0.2, None), 0.5, 0.15),
     SamplingPreview(3, 26, Path("p.jpg")), MemoryPlanned(0, 5), MemoryInUse("RAM", 5, 0, 7), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
 ]  # fmt: skip
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from chroma_trainer.cli import main
 from chroma_trainer.nodes import lora_trainer
-from chroma_trainer.nodes.lora_tools import latest_checkpoint
 from chroma_trainer.nodes.lora_trainer import Inputs
+from chroma_trainer.nodes.runs import latest_checkpoint
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost

@@ -78,6 +78,8 @@ def test_the_save_and_the_evaluation_are_phases(estimates):
 def test_operations_of_all_phases(estimates):
     """Known where the speed of the machine is, in proportion to what is done."""
     request, estimator = estimates
+    (part,) = request.dataset.parts
+    with_leak, request = request, replace(request, dataset=replace(request.dataset, parts=(replace(part, trigger=""),)))
     assert all(phase.seconds is None for phase in phases_of(estimator, request).values())
     estimator.machine = replace(estimator.machine, flops=1e12)
     phases = phases_of(estimator, request)
@@ -90,6 +92,7 @@ def test_operations_of_all_phases(estimates):
     more = phases_of(estimator, twice)
     assert more["train"].seconds == pytest.approx(2 * phases["train"].seconds)
     assert more["eval"].seconds == pytest.approx(phases["eval"].seconds / 2)  # of 4 images
+    assert phases_of(estimator, with_leak)["eval"].seconds > phases["eval"].seconds
     assert 1.5 < more["validate"].seconds / phases["validate"].seconds <= 2
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from chroma_trainer.trainer_core.publishing.model_card import MARK, Facts, Sample, base_of, card_of, license_of
-from chroma_trainer.trainer_core.publishing.publish import find_lora, run_of, samples_of
+from chroma_trainer.trainer_core.publishing.publish import run_of, samples_of
+from chroma_trainer.trainer_core.runs.saved_loras import find_lora
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from huggingface_hub import ModelCard
 from PIL import Image

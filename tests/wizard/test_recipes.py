@@ -11,11 +11,12 @@ import pytest
 from chroma_trainer.nodes import CATALOGUE
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.wizard import recipes
+from chroma_trainer.trainer_core.wizard.choices import LEARN, QUALITIES
 from chroma_trainer.trainer_core.wizard.first_workflow import workflow_of
 from chroma_trainer.trainer_core.wizard.image_folder import ImageFolder
 from chroma_trainer.trainer_core.wizard.interview import Answers
 from chroma_trainer.trainer_core.wizard.model_offers import Offer
-from chroma_trainer.trainer_core.wizard.recipes import LEARN, PROMPTS, QUALITIES, prompts_of, recipe_of
+from chroma_trainer.trainer_core.wizard.recipes import PROMPTS, prompts_of, recipe_of
 from chroma_trainer.trainer_core.workflow.graph import Link
 from chroma_trainer.trainer_core.workflow.read import graph_from_json
 

@@ -57,6 +57,8 @@ LR_SCHEDULES = {
 NEVER, NO_LONGER_BETTER = "never", "no longer better"
 MIN_HELD_OUT = 4  # images, for stop_when: with fewer, the uncertainty of the loss is itself too uncertain
 EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
+LEAK_SIGMAS = (1.0, 0.95, 0.9, 0.8)  # of the leak without the trigger: there the prompt decides about the image
+LEAK_PROBES = 8  # captions that the leak is measured for, 2 at each of LEAK_SIGMAS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,21 @@ def class_caption(caption: str, trigger: str, class_word: str) -> str:
     return _pattern(trigger.strip()).sub(lambda _: word, caption)
 
 
+def without_trigger(caption: str, trigger: str, class_word: str = "") -> str:
+    """Return the caption without the trigger, or with the class word in its place.
+
+    A comma or space that only separated the trigger from its neighbor goes with it: "neko, a cat" becomes "a cat".
+    """
+    if class_word.strip() or not trigger.strip():
+        return class_caption(caption, trigger, class_word) or caption
+    parts = [part.strip() for part in _pattern(trigger.strip()).split(caption)]
+    joined = parts[0]
+    for part in parts[1:]:
+        part = part.lstrip(",").lstrip() if not joined or joined.endswith(",") else part
+        joined = _join(joined, part)
+    return joined.rstrip(" ,")
+
+
 def with_trigger(caption: str, trigger: str) -> str:
     """Return "trigger, caption", or the caption alone if it contains the trigger or there is no trigger.
 

@@ -217,6 +217,19 @@ def join() -> Ranks:
     return _joined[0]
 
 
+def leave() -> None:
+    """Close the connections to the other processes, if there are any. For the end of a run that all of them reached.
+
+    Left to the interpreter's exit, threads of gloo that still run sometimes abort the process (1 of about 30 here), and
+    torchrun takes that for a failure.
+    """
+    import torch.distributed as dist
+
+    if _joined:
+        _joined.clear()
+        dist.destroy_process_group()
+
+
 def _join() -> JoinedRanks:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:

@@ -6,7 +6,6 @@ The token is huggingface_hub's own: of `hf auth login`, or HF_TOKEN. It is no se
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..config.serialize import to_record
 from ..config.validation import ValidationConfig
-from ..errors import Problem, UserError, nearest, reason_of
+from ..errors import Problem, UserError, reason_of
 from ..host import Host, Notice
 from ..runs import layout
 from ..runs.control import runs_in
@@ -90,22 +89,6 @@ def repo_problems(repo: str, base: str = "") -> list[Problem]:
         text = "you are not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN in the environment"
         problems.append(Problem("repo", text))
     return problems
-
-
-def find_lora(text: str, output: Path) -> Path:
-    """Return the LoRA file for a user's input: a path, or a name in the output folder's loras.
-
-    Raises:
-        UserError: there is none.
-    """
-    loras = Path(output) / layout.LORAS
-    for path in (Path(text), loras / text, loras / f"{text}.safetensors"):
-        if os.path.isfile(path):
-            return path
-    files = loras.rglob("*.safetensors") if loras.is_dir() else ()
-    names = [path.relative_to(loras).as_posix().removesuffix(path.suffix) for path in files]
-    hint = nearest(text, names) or f"; use a path, or the name of a file in {loras}"
-    raise UserError.at("lora", f"there is no LoRA {text!r}{hint}")
 
 
 def gather(lora: Path, host: Host, base: str = "") -> Facts:

@@ -22,7 +22,8 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
 
 def publish_lora(arguments: argparse.Namespace) -> int:
     """Publish a LoRA on the Hugging Face Hub: with a model card, sample images and its workflow."""
-    from .publish import find_lora, publish, write_locally
+    from ..runs.saved_loras import find_lora
+    from .publish import publish, write_locally
 
     output, base = Path(arguments.output or "output"), (arguments.base_model or "").strip()
     lora = find_lora(arguments.lora, output)

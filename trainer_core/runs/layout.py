@@ -8,6 +8,7 @@
         validation/step-000250-512x512.png                   validation images
         validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
         validation/base.safetensors                          the base model's, see validation/base_images.py
+        drawn/step-000250-KEY-512x512.png                    images that a user has asked for, see run_images/
         preview.jpg                                          the image that is being sampled, where previews are on
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
@@ -30,6 +31,7 @@ LOCAL_VALUES, LAUNCH_VALUES = "paths.json", "launch.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
 PREVIEW = "preview.jpg"
+DRAWN = "drawn"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"

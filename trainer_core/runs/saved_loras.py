@@ -1,4 +1,4 @@
-"""Keep the LoRA of another run when a run saves one of the same name (docs/decisions/0046).
+"""Find saved LoRAs, and keep that of another run when a run saves one of the same name (docs/decisions/0046).
 
 A file belongs to the run that logged its digest: LoraSaved in events.jsonl.
 """
@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import UserError, nearest
 from ..host import Host, LoraSaved, Notice
 from ..storage.atomic import sha256_of
 from ..storage.lora_name import numbered
 from .event_log import read_events
-from .layout import MANIFEST
+from .layout import LORAS, MANIFEST
 
 
 @contextmanager
@@ -62,3 +63,19 @@ def _link(path: Path, other: Path) -> None:
         os.link(path, other)
     except OSError:
         shutil.copy2(path, other)
+
+
+def find_lora(text: str, output: Path) -> Path:
+    """Return the LoRA file for a user's input: a path, or a name in the output folder's loras.
+
+    Raises:
+        UserError: there is none.
+    """
+    loras = Path(output) / LORAS
+    for path in (Path(text), loras / text, loras / f"{text}.safetensors"):
+        if os.path.isfile(path):
+            return path
+    files = loras.rglob("*.safetensors") if loras.is_dir() else ()
+    names = [path.relative_to(loras).as_posix().removesuffix(path.suffix) for path in files]
+    hint = nearest(text, names) or f"; use a path, or the name of a file in {loras}"
+    raise UserError.at("lora", f"there is no LoRA {text!r}{hint}")

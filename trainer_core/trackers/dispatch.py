@@ -8,7 +8,17 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from ..host import EvalCompared, EvalReport, Event, LoraSaved, Notice, PreviewReady, RunReported, StepReport
+from ..host import (
+    EvalCompared,
+    EvalReport,
+    Event,
+    LeakMeasured,
+    LoraSaved,
+    Notice,
+    PreviewReady,
+    RunReported,
+    StepReport,
+)
 from ..registry import load
 from .tracker import NONE, Opening
 from .worker import Call, TrackerThread
@@ -127,6 +137,9 @@ class TrackerSink:
         if isinstance(event, EvalCompared):
             compared = values_of(event)
             return lambda tracker: tracker.values(event.step, compared)
+        if isinstance(event, LeakMeasured):
+            leak = {"eval/leak": event.leak, "eval/leak_error": event.standard_error}
+            return lambda tracker: tracker.values(event.step, leak)
         if isinstance(event, PreviewReady):
             label, caption = event.path.stem.rpartition("-")[2], " | ".join(self._opening.prompts)
             return lambda tracker: tracker.picture(event.step, f"validation/{label}", event.path, caption)

@@ -29,6 +29,7 @@ from ..host import (
     EvalCompared,
     EvalReport,
     Event,
+    LeakMeasured,
     LoraSaved,
     Notice,
     PreviewReady,
@@ -39,7 +40,7 @@ from .tracker import Opening
 
 ADDRESS, FORM = "CHROMA_TRAINER_WEBHOOK", "CHROMA_TRAINER_WEBHOOK_FORM"
 FORMS = ("raw", "discord", "slack")
-SENT = (StepReport, EvalReport, EvalCompared, PreviewReady, CheckpointSaved, LoraSaved, Notice)
+SENT = (StepReport, EvalReport, EvalCompared, LeakMeasured, PreviewReady, CheckpointSaved, LoraSaved, Notice)
 STEP_SECONDS = 30.0  # between two messages about steps, and only in the raw form
 TIMEOUT_SECONDS = 20.0
 TRIES, WAIT_SECONDS = 3, (1.0, 4.0)  # of a message, and before the second and the third try

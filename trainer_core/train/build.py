@@ -38,24 +38,33 @@ from ..setup.placement import compile_, load_codec, load_text_encoder, place_, w
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
+from .hooks.leak_meter import LeakMeter, describe_missing, find_probes
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
-from .step.state import TrainState
+from .step.state import Judge, TrainState
 from .step.working_copies import WorkingCopies
 
 
-def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALONE) -> TrainState:
+def build_run(
+    plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALONE, judge: Judge | None = None
+) -> TrainState:
     """Cache the dataset, load and quantize the base model, and inject the adapter.
 
     The base model is frozen. The LoRA is new, and its update is zero.
+
+    Args:
+        judge: may end the run at a checkpoint.
     """
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.resolved_request.memory
     with phases("latents"):  # before anything is loaded, because a mask may be invalid
         masks = _cache_masks(plan, host, ranks)
+    probes = find_probes(plan.request, plan.index)
+    if message := "" if probes else describe_missing(plan.request):
+        host.emit(Notice(message))
     with phases("text"):
-        text = _cache_text(plan, host, ranks)
+        text = _cache_text(plan, host, ranks, [probe.prompts[1] for probe in probes])
     with phases("latents"):
         store = _store(host, "latents")
         latents = _cache_latents(plan, plan.index, host, ranks, store)
@@ -91,6 +100,8 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
+        leak_meter=LeakMeter(probes),
+        judge=judge,
         ranks=ranks,
         dtype=plan.request.model.dtype,
         oom_recovery=OomRecovery.where_auto(
@@ -153,11 +164,11 @@ def _cache_mirrored(plan: RunPlan, host: Host, ranks: Ranks, store: Store) -> No
         _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, ranks, store, change)
 
 
-def _cache_text(plan: RunPlan, host: Host, ranks: Ranks) -> TextCache:
+def _cache_text(plan: RunPlan, host: Host, ranks: Ranks, plain_prompts: Sequence[str]) -> TextCache:
     captions = Captions(plan.index.samples)
     if plan.request.training.preservation:
         captions = ClassCaptions(plan.index.samples, plan.request.dataset.parts)
-    other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ())]
+    other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ()), *plain_prompts]
     return cache_prompts(
         Prompts(captions, other_prompts), text_identity(plan.family, plan.request.model),
         lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,

@@ -53,7 +53,7 @@ from .results.metadata import make_record
 from .results.report import build_report, report_density, warn_other_versions
 from .results.save_lora import save_best_lora, save_lora
 from .step.loop import fit
-from .step.state import TrainState
+from .step.state import Judge, TrainState
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ class TrainResult:
     report: dict[str, Any]  # see docs/report.md
 
 
-def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = None) -> TrainResult:
+def run(
+    request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = None, judge: Judge | None = None
+) -> TrainResult:
     """Train a LoRA.
 
     Args:
         prompt: the workflow of the run in ComfyUI's API format. It is recorded in every file that is written.
+        judge: may end the run at a checkpoint. It is called in this process, so not where `devices` starts others.
     Raises:
         UserError: all problems that can be found in advance, or one that occurs during the run.
         Cancelled (or the host's own interrupt): a checkpoint and a usable LoRA of the completed steps are on disk.
@@ -83,7 +86,7 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
             try:
                 if devices:
                     return _result_of(launch(request, host, prompt or {}, devices), request)
-                return _run(request, host, prompt or {}, ranks)
+                return _run(request, host, prompt or {}, ranks, judge)
             except Paused as pause:
                 if not host.waits_when_paused:
                     raise
@@ -104,7 +107,9 @@ def _result_of(result: Result, request: TrainRequest) -> TrainResult:
     return TrainResult(TrainedLora(path, name, sha256, request.model, folder), result.losses, result.report)
 
 
-def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ranks) -> TrainResult:
+def _run(
+    request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ranks, judge: Judge | None = None
+) -> TrainResult:
     phases = PhaseTimer()
     host.emit(PhaseStarted("start"))
     unreadable: dict[str, str] = {}
@@ -118,7 +123,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ra
                 as_current(plan.device), explain_oom(estimate, phases, plan.device),
                 _opened(plan, host, prompt, ranks) as run_host,
             ):  # fmt: skip
-                return _train(plan, run_host, prompt, phases, estimate, ranks)
+                return _train(plan, run_host, prompt, phases, estimate, ranks, judge)
         except Unreadable as error:  # without these images it is another run, in another folder
             unreadable |= error.faults
         if ranks.is_main and not layout.has_checkpoints(plan.folder):
@@ -143,13 +148,14 @@ def _train(
     phases: PhaseTimer,
     estimate: MemoryPlan | None,
     ranks: Ranks,
+    judge: Judge | None = None,
 ) -> TrainResult:
     request = plan.request
     record = make_record(plan, prompt, host.paths)
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
-    state = build_run(plan, host, phases, ranks)
+    state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
         report_density(plan, record, host)
 

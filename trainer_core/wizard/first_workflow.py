@@ -8,11 +8,11 @@ from typing import Any
 
 from ..spec import NodeSpec
 from ..workflow.editor.write import editor_workflow
-from .interview import FILENAME, TEXTFILE, Answers
-from .model_offers import CHROMA, NANO
+from .choices import CHROMA, FILENAME, FLUX, NANO, STYLE, TEXTFILE
+from .interview import Answers
 from .recipes import Recipe, Value, prompts_of, reasons, recipe_of
 
-LOADERS = {CHROMA: "LoadChroma", NANO: "LoadChroma", "flux": "LoadFlux"}
+LOADERS = {CHROMA: "LoadChroma", NANO: "LoadChroma", FLUX: "LoadFlux"}
 
 
 def workflow_of(answers: Answers, catalogue: Mapping[str, NodeSpec]) -> dict[str, Any]:
@@ -22,8 +22,7 @@ def workflow_of(answers: Answers, catalogue: Mapping[str, NodeSpec]) -> dict[str
         answers: what the user wants to train.
         catalogue: the nodes by type.
     """
-    images = answers.images
-    recipe = recipe_of(answers.model, answers.learn, answers.quality, answers.num_trained, images.edge, answers.vram)
+    recipe = _recipe(answers)
     resolution = recipe.resolution.value
     prompts = json.dumps(prompts_of(answers.learn, answers.trigger), ensure_ascii=False, indent=1)
     model = {"flavour": answers.model.flavour, **answers.model.files, "dtype": recipe.dtype.value}
@@ -33,7 +32,12 @@ def workflow_of(answers: Answers, catalogue: Mapping[str, NodeSpec]) -> dict[str
         "ValidateSampler": {"prompts": prompts, "resolutions": f"{resolution}x{resolution}", **recipe.sampling},
         "LoRATrainer": {"name": answers.name, **{name: item.value for name, item in recipe.training.items()}},
     }
-    return editor_workflow(nodes, [_folder(answers, resolution)], catalogue, _note(answers, recipe))
+    return editor_workflow(nodes, [_folder(answers, resolution)], catalogue, note_of(answers))
+
+
+def _recipe(answers: Answers) -> Recipe:
+    trained, edge = answers.num_trained, answers.images.edge
+    return recipe_of(answers.model, answers.learn, answers.quality, trained, edge, answers.vram)
 
 
 def _folder(answers: Answers, resolution: int) -> dict[str, Any]:
@@ -43,8 +47,9 @@ def _folder(answers: Answers, resolution: int) -> dict[str, Any]:
     return {**folder, "captions": "instance prompt", "instance_prompt": answers.trigger}
 
 
-def _note(answers: Answers, recipe: Recipe) -> str:
-    """Return the Markdown text of the note."""
+def note_of(answers: Answers) -> str:
+    """Return what was chosen and why, as Markdown."""
+    recipe = _recipe(answers)
     card = f"{answers.vram:g} GB of graphics memory" if answers.vram else "no graphics card"
     facts = [
         f"**Model**: {answers.model.key}: {answers.model.text}",
@@ -57,6 +62,13 @@ def _note(answers: Answers, recipe: Recipe) -> str:
     table = "\n".join(["| Value | | Why |", "|---|---|---|", *rows])
     after = "The images with the trigger should change soon, the one without it should not (docs/first-lora.md)."
     return "\n".join([f"## {answers.name}", "", *(f"- {fact}" for fact in facts), "", table, "", after, ""])
+
+
+def values_text(answers: Answers) -> str:
+    """Return the values that were chosen, in one line."""
+    return ", ".join(
+        f"{name.rpartition(' ')[2].strip('`')} {_shown(value)}" for name, value in reasons(_recipe(answers))
+    )
 
 
 def _shown(item: Value) -> str:
@@ -79,6 +91,6 @@ def _hints(answers: Answers) -> list[str]:
             "parent"
         )
         hints.append(text)
-    if answers.captions == TEXTFILE and answers.learn == "style":
+    if answers.captions == TEXTFILE and answers.learn == STYLE:
         hints.append("**Captions of a style** describe what is in the image, and not the style")
     return hints

@@ -79,9 +79,13 @@ class ImageFolder:
         return f"{self.name}: {images}, {sizes} pixels, {captions if without else 'all with captions'}{left}"
 
 
-def look_into(typed: str, host: SinkHost) -> ImageFolder:
-    """Return what is in a folder. Reads every image once, and writes nothing.
+def look_into(typed: str, host: SinkHost, keeps_scan: bool = False) -> ImageFolder:
+    """Return what is in a folder. Reads every image once.
 
+    Args:
+        typed: name or path of the folder.
+        host: finds the folder.
+        keeps_scan: whether the scan is written to the host's cache, as a training does; else nothing is written.
     Raises:
         UserError: there is no such folder, or no image in it can be used.
     """
@@ -93,7 +97,7 @@ def look_into(typed: str, host: SinkHost) -> ImageFolder:
         raise UserError.at(OPTION, no_images(typed, backend))
     with TemporaryDirectory(prefix="chroma-trainer-new-", ignore_cleanup_errors=True) as folder:
         unwritten = replace(host, paths=replace(host.paths, cache=Path(folder)))
-        results = list(scans(backend, entries, str(root), unwritten))
+        results = list(scans(backend, entries, str(root), host if keeps_scan else unwritten))
     unusable = [
         (backend.path(entry.name), scan.fault) for entry, scan in zip(entries, results, strict=True) if scan.fault
     ]

@@ -12,18 +12,23 @@ from typing import Any
 from ..errors import Problem, UserError, printable
 from ..host import SinkHost, collect
 from ..storage.lora_name import faults_of_name
-from . import recipes
+from .choices import (
+    CAPTIONS,
+    FAMILIES,
+    FILENAME,
+    FLAVOURS_OF,
+    GOOD,
+    LEARN,
+    NO_TRIGGER,
+    QUALITIES,
+    STYLE,
+    TEXTFILE,
+    TRIGGER,
+)
 from .image_folder import DEMO, ImageFolder, look_into, suggest_folders
-from .model_offers import FAMILIES, FLAVOURS_OF, Found, Offer, describe_unusable, find_files, offer_named, offers
+from .model_offers import Found, Offer, describe_unusable, find_files, offer_named, offers
 from .questions import Question, Terminal, one_of
 
-TEXTFILE, FILENAME, TRIGGER = "textfile", "filename", "trigger"
-CAPTIONS = {
-    TEXTFILE: "only train the images that have a caption",
-    FILENAME: "the name of the file as its caption",
-    TRIGGER: "the trigger word alone as the caption of all images",
-}
-NO_TRIGGER = "none"
 NUM_SUGGESTED = 9
 LONGEST_TRIGGER = 100
 MOST_GB = 1024
@@ -70,10 +75,19 @@ class Interview:
         terminal: where questions are asked.
         options: name in ORDER, or "family" -> the option's text.
         detect_card: returns the accelerator of this machine; called where it matters.
+        keeps_scan: whether what is read of the images is kept in the host's cache, as a training keeps it.
     """
 
-    def __init__(self, host: SinkHost, terminal: Terminal, options: Mapping[str, str], detect_card: Callable[[], Card]):
+    def __init__(
+        self,
+        host: SinkHost,
+        terminal: Terminal,
+        options: Mapping[str, str],
+        detect_card: Callable[[], Card],
+        keeps_scan: bool = False,
+    ):
         self.host, self.terminal, self.options, self.detect_card = host, terminal, options, detect_card
+        self.keeps_scan = keeps_scan
         self.answers: dict[str, Any] = {}
         self.families: Sequence[str] = FAMILIES
 
@@ -163,7 +177,7 @@ class Interview:
             option="--images",
             text="Which folder holds the images? Type its path, or choose one.",
             default=choices[0][0] if choices else DEMO,
-            read=lambda text: look_into(text, self.host),
+            read=lambda text: look_into(text, self.host, self.keeps_scan),
             choices=(*choices, (DEMO, "28 images that come with the pack, to try it out")),
             is_numbered=True,
         )
@@ -187,9 +201,9 @@ class Interview:
         return Question(
             option="--learn",
             text="What should the LoRA learn?",
-            default=recipes.STYLE,
-            read=one_of("--learn", tuple(recipes.LEARN)),
-            choices=tuple(recipes.LEARN.items()),
+            default=STYLE,
+            read=one_of("--learn", tuple(LEARN)),
+            choices=tuple(LEARN.items()),
             is_numbered=True,
         )
 
@@ -222,9 +236,9 @@ class Interview:
         return Question(
             option="--quality",
             text="How thorough should the training be?",
-            default=recipes.GOOD,
-            read=one_of("--quality", tuple(recipes.QUALITIES)),
-            choices=tuple(recipes.QUALITIES.items()),
+            default=GOOD,
+            read=one_of("--quality", tuple(QUALITIES)),
+            choices=tuple(QUALITIES.items()),
             is_numbered=True,
         )
 

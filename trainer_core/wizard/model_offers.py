@@ -13,10 +13,8 @@ from ..host import PACKAGE, Paths
 from ..models.loading.header_check import GUIDANCE, kind_of, part_fault
 from ..models.loading.locate import config_in, find_cached, is_offline
 from ..storage.model_header import model_header_of
+from .choices import CHROMA, FLAVOURS_OF, FLUX, NANO
 
-CHROMA, FLUX, NANO = "chroma", "flux", "nano"
-FAMILIES = (CHROMA, FLUX, NANO)
-FLAVOURS_OF = {CHROMA: tuple(CHROMA_REPOS), FLUX: tuple(name for name in FLAVOURS if name != "kontext"), NANO: (NANO,)}
 GATED = ("krea", "dev")  # docs/flux.md: the license is accepted on the repository's page
 KINDS = {
     "a Chroma transformer": CHROMA,

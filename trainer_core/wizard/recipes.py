@@ -10,20 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .model_offers import CHROMA, FLUX, Offer
-
-STYLE, SUBJECT, CHARACTER = "style", "subject", "character"
-LEARN = {
-    STYLE: "how the images look: a technique, a material, a mood",
-    SUBJECT: "a thing or an animal",
-    CHARACTER: "a person or a figure",
-}
-QUICK, GOOD, BEST = "quick", "good", "best"
-QUALITIES = {
-    QUICK: "see within a short time whether the images work",
-    GOOD: "the usual first LoRA",
-    BEST: "more steps at full resolution",
-}
+from .choices import BEST, CHARACTER, CHROMA, FLUX, GOOD, QUICK, STYLE, SUBJECT
+from .model_offers import Offer
 
 
 @dataclass(frozen=True)
@@ -134,8 +122,8 @@ def recipe_of(model: Offer, learn: str, quality: str, num_images: int, edge: flo
 
     Args:
         model: the model.
-        learn: a key of LEARN.
-        quality: a key of QUALITIES.
+        learn: a key of choices.LEARN.
+        quality: a key of choices.QUALITIES.
         num_images: number of images that are trained.
         edge: median edge of squares with the images' areas, in pixels.
         vram: memory of the accelerator in GB, 0 for none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,3 +50,49 @@ def execute(graph: Graph, catalogue: Mapping[str, NodeSpec], host: SinkHost) -> 
         except UserError as error:
             raise UserError(problem.at(node.id, node.type) for problem in error.problems) from error
     return outputs
+
+
+def up_to(graph: Graph, node_types: Collection[str]) -> Graph:
+    """Return the nodes of these types, and what they depend on."""
+    needed = {id for id, node in graph.nodes.items() if node.type in node_types}
+    before: set[str] = set()
+    while before != needed:
+        before = set(needed)
+        needed |= {v.node for id in before for v in graph.nodes[id].inputs.values() if isinstance(v, Link)}
+    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
+
+
+def only_trainer(graph: Graph, node_type: str) -> str:
+    """Return the id of the only node that trains.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    ids = [id for id, node in graph.nodes.items() if node.type == node_type]
+    if len(ids) != 1:
+        text = f"has {len(ids)} {node_type} nodes ({', '.join(ids)}), and one is wanted; remove the others"
+        raise UserError.at("workflow", text if ids else f"has no {node_type} node; add one")
+    return ids[0]
+
+
+def run_instead(
+    graph: Graph,
+    catalogue: Mapping[str, NodeSpec],
+    node_type: str,
+    call: Callable[[Any, SinkHost], object],
+    host: SinkHost,
+) -> object:
+    """Run what the only trainer depends on, and `call` with its inputs in place of the training. Return its result.
+
+    Raises:
+        UserError: every problem of the workflow.
+    """
+    results: list[object] = []
+    spec = catalogue[node_type]
+
+    def keep(inputs: Any, at: SinkHost) -> tuple[Any, ...]:
+        results.append(call(inputs, at))
+        return (None,) * len(spec.outputs)
+
+    execute(up_to(graph, (node_type,)), {**catalogue, node_type: replace(spec, run=keep)}, host)
+    return results[0]

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from chroma_trainer.nodes.comfyui.http_routes import add_routes, same_origin
 from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
 from chroma_trainer.trainer_core.config.training import TrainingConfig
+from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.launch.run_queue import RunQueue
 from chroma_trainer.trainer_core.runs.control import COMMAND, Status, write_status
 from chroma_trainer.trainer_core.runs.local_values import write_launch_values
@@ -65,16 +66,18 @@ def ask(
     path: str,
     method: str = "GET",
     headers: dict | None = None,
+    body: str = "",
     send: Callable[[dict], None] = lambda message: None,
 ) -> tuple[int, str]:
     """Status and text of one request."""
 
     async def call() -> tuple[int, str]:
         routes, app = web.RouteTableDef(), web.Application()
-        add_routes(routes, lambda: output, RunQueue(output), send)
+        make_host = lambda: SinkHost(Paths(output, output / "cache"))  # noqa: E731
+        add_routes(routes, lambda: output, make_host, RunQueue(output), send)
         app.add_routes(routes)
         async with TestClient(TestServer(app)) as client:
-            answer = await client.request(method, URL(path, encoded=True), headers=headers or {})
+            answer = await client.request(method, URL(path, encoded=True), headers=headers or {}, data=body or None)
             return answer.status, await answer.text()
 
     from yarl import URL
@@ -270,3 +273,15 @@ def test_a_run_is_resumed_as_it_was_started(output):
     assert prompt["12:5"]["inputs"] == {"name": "cat", "detached": True}  # what is damaged is left out
     write_launch_values(folder, TrainingConfig())
     assert not (folder / "launch.json").exists()
+
+
+def test_unfolding_a_quick_lora(output):
+    status, text = ask(output, "/chroma_trainer/unfold", "POST", body='{"quality": "quick"}')
+    types = [node["type"] for node in json.loads(text)["workflow"]["nodes"]]
+    assert status == 200 and types.count("LoRATrainer") == 1
+    status, text = ask(output, "/chroma_trainer/unfold", "POST", body='{"images": "nowhere-at-all", "rank": 3}')
+    assert status == 409 and "rank" in json.loads(text)["error"]
+    for body in ("", "[]", "{", "\udcff".encode("utf-8", "surrogatepass").decode("latin-1")):
+        assert ask(output, "/chroma_trainer/unfold", "POST", body=body)[0] == 400
+    foreign = {"Origin": "https://elsewhere.example"}
+    assert ask(output, "/chroma_trainer/unfold", "POST", foreign, '{"quality": "quick"}')[0] == 403

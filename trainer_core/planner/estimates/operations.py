@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...config.request import TrainRequest
-from ...config.training import EVAL_SIGMAS
+from ...config.training import EVAL_SIGMAS, LEAK_PROBES, LEAK_SIGMAS
 from ..cost_model import ModelCost, forward_flops, step_flops
 from ..step_peak import blocks_to_recompute
 from ..workload import MAX_TOKENS, RunFacts, rollout_passes
@@ -27,7 +27,8 @@ def phase_flops(
     flops = {
         "text": facts.encoder.flops * facts.text_tokens // MAX_TOKENS,
         "latents": int(facts.encoded_pixels * VAE_ENCODE_FLOPS * vae),
-        "eval": evaluations(request, facts) * _eval_flops(facts, whole or cost),
+        "eval": evaluations(request, facts) * _eval_flops(facts, whole or cost)
+        + leak_passes(request, facts) * forward_flops(whole or cost) // facts.largest.batch,
         "train": (step + extra_passes) * training.accumulation * facts.num_steps,
     }
     if request.validation is not None and sampled is not None:
@@ -42,6 +43,17 @@ def evaluations(request: TrainRequest, facts: RunFacts) -> int:
     """Return how often the loss is measured: before and after, and with held-out images at every checkpoint."""
     every = request.training.checkpoint_every
     return 2 + ((facts.num_steps - 1) // every if request.training.holdout and every else 0)
+
+
+def leak_passes(request: TrainRequest, facts: RunFacts) -> int:
+    """Return the forward passes of the leak meter: at the start, at every checkpoint and at the end."""
+    training = request.training
+    has_trigger = any(part.trigger.strip() and not part.prior_preservation for part in request.dataset.parts)
+    if not has_trigger or not training.eval_images:
+        return 0
+    checkpoints = (facts.num_steps - 1) // training.checkpoint_every if training.checkpoint_every else 0
+    sampling = LEAK_PROBES * (len(LEAK_SIGMAS) - 1) // 2  # by the base model, from noise
+    return 2 * LEAK_PROBES * (2 + checkpoints) + sampling
 
 
 def _eval_flops(facts: RunFacts, cost: ModelCost) -> int:

@@ -37,6 +37,7 @@ from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
 from ...storage.atomic import as_os_errors, rename, set_aside, sha256_of, sync_folder, write_json
+from ..leak import Leak
 from ..paired_evals import Evaluation
 from ..step.state import TrainState
 from .eval_weights import final_weights
@@ -148,6 +149,7 @@ def _write(
         "learning_rates": state.learning_rates,
         "eval_losses": {str(step): value for step, value in state.eval_losses.items()},
         "evaluations": {str(step): value.as_json() for step, value in state.evaluations.items()},
+        "leaks": {str(step): value.as_json() for step, value in state.leaks.items()},
         "optimizer": others,
         "optimizer_kind": type(state.optimizer).__name__,
     }
@@ -192,6 +194,7 @@ def restore_(state: TrainState, checkpoint: Path) -> None:
     start = {step: evaluation for step, evaluation in state.evaluations.items() if step == 0}  # of this process
     past = saved.get("evaluations", {})  # older checkpoints have none
     state.evaluations = {int(step): Evaluation.from_json(value) for step, value in past.items()} | start
+    state.leaks = {int(step): Leak.from_json(value) for step, value in saved.get("leaks", {}).items()}
 
 
 @contextmanager
@@ -279,6 +282,12 @@ def newest_intact(folder: Path, host: Host, num_steps: int) -> Path | None:
             )
         )
     return None
+
+
+def newest_sound(run_folder: Path) -> Path | None:
+    """Return the newest intact checkpoint of a run, without renaming damaged ones; None where there is none."""
+    checkpoints = reversed(list_checkpoints(run_folder / layout.CHECKPOINTS))
+    return next((path for path in checkpoints if not _find_fault(path) and _is_of(path, run_folder.name)), None)
 
 
 def _is_of(checkpoint: Path, run: str) -> bool:

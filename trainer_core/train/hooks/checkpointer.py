@@ -13,6 +13,7 @@ from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint
 from .compare_ranks import require_same_weights
 from .eval_loss import best_step, measure, report
+from .leak_meter import measure_leak
 
 
 def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool = True) -> None:
@@ -20,12 +21,13 @@ def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool =
 
     Args:
         folder: the run's folder of checkpoints.
-        evaluate: measure the loss on the held-out images, where there are any, as part of the checkpoint. False where a
-            run was interrupted: its history must not differ from that of an uninterrupted run.
+        evaluate: measure the loss on the held-out images, where there are any, and the leak as part of the checkpoint.
+            False where a run was interrupted: its history must not differ from that of an uninterrupted run.
     """
     if evaluate:
         require_same_weights(state, folder)
         _evaluate_held(state, host)
+        measure_leak(state, host)
     if not state.ranks.is_main:
         return
     newest = save_checkpoint(folder, state, host)
@@ -39,6 +41,7 @@ def catch_up(state: TrainState, host: Host) -> None:
     """
     if _is_due(state):
         _evaluate_held(state, host)
+        measure_leak(state, host)
     decide_stop_(state, host)
 
 
@@ -59,7 +62,12 @@ def _change(state: TrainState, result: Verdict | None) -> str:
 
 
 def decide_stop_(state: TrainState, host: Host) -> None:
-    """Let the run end here where `stop_when` says so. It follows from the evaluations, also after a resume."""
+    """Let the run end here where `stop_when` or the judge says so. It follows from the evaluations, also after a resume."""
+    if state.judge and state.step in state.evaluations and 0 < state.step < state.num_steps:
+        state.stop_reason = state.judge(state.step, state.evaluations)
+        if state.stop_reason:
+            host.emit(Notice(f"the run ends at step {state.step} of {state.num_steps}: {state.stop_reason}"))
+            return
     asked, patience = state.config.stop_when == NO_LONGER_BETTER, state.config.patience
     if not asked or state.step not in state.evaluations or not 0 < state.step < state.num_steps:
         return
@@ -87,7 +95,7 @@ def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[T
             with phases("save"):
                 save_and_prune(folder, state, host)
                 decide_stop_(state, host)
-            if state.held and not state.is_over:
+            if (state.held or state.leaks) and not state.is_over:
                 host.emit(PhaseStarted("train", state.num_steps, "steps"))
 
     return save

@@ -85,7 +85,7 @@ def describe_overfitting(step: int, best: int) -> str:
 
 
 def evaluate_start(state: TrainState, host: Host, is_beside_base: bool) -> tuple[Eval | None, Eval | None]:
-    """Measure the loss of what the run starts from, and report it.
+    """Measure the loss of what the run starts from, and report it. Measure the base model for the leak.
 
     Args:
         is_beside_base: whether that is another model than the base: a LoRA file, say. Then the base is measured too.
@@ -95,6 +95,9 @@ def evaluate_start(state: TrainState, host: Host, is_beside_base: bool) -> tuple
     base = None
     set_strength_(state.transformer, 0.0)
     try:
+        if state.leak_meter:
+            state.leak_meter.measure_base_(state, host)
+            set_strength_(state.transformer, 0.0)
         if not is_beside_base:
             return evaluate(state, host), None
         base = eval_loss(state, host) if state.config.eval_images else None

@@ -23,6 +23,7 @@ from ...runs import layout
 from ...storage.bounded_files import read_json
 from ..hooks.eval_loss import Eval
 from ..hooks.validation import LiveValidation
+from ..leak import report_of
 from ..paired_evals import Estimate, verdict
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
@@ -112,6 +113,7 @@ def build_report(
             "images": "held out" if state.held else "trained on",
             **_comparison(state),
         },
+        **({"leak": report_of(state.leaks)} if state.leaks else {}),
         "stopped_early": state.stop_reason or None,
         "seconds": seconds,
         # The median measures a steady step: the first steps warm up, and saves happen between steps.

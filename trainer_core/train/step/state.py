@@ -23,16 +23,20 @@ from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
 from ...models.family import Family
 from ...models.token_routing import Route
+from ..leak import Leak
 from ..paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
+
+# Called at a checkpoint with its step and the evaluations so far: returns why the run ends there, or "".
+Judge = Callable[[int, Mapping[int, Evaluation]], str]
 
 
 @dataclass
 class TrainState:
     """Everything that a training step needs, in memory.
 
-    step, losses, eval_losses, evaluations, learning_rates and step_seconds grow during the run; the other fields stay
+    step, losses, eval_losses, evaluations, leaks, learning_rates and step_seconds grow during the run; the other fields stay
     as they are.
     """
 
@@ -64,6 +68,9 @@ class TrainState:
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start
+    leak_meter: Any = None  # hooks.leak_meter.LeakMeter
+    leaks: dict[int, Leak] = field(default_factory=dict)  # step -> the leak without the trigger
+    judge: Judge | None = None
     stop_reason: str = ""  # why the run ends before its last step; "" while it does not
     learning_rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)  # of each step since this process started the run

@@ -90,6 +90,11 @@ class Canvas:
         self.links.append([link, source["id"], slot, target["id"], place, kind])
 
     def as_json(self) -> dict[str, Any]:
+        """Return the workflow. Columns without nodes take no room."""
+        used = {COLUMNS[node["type"]] for node in self.nodes}
+        for node in self.nodes:
+            empty = [width for i, width in enumerate(WIDTHS[: COLUMNS[node["type"]]]) if i not in used]
+            node["pos"][0] -= sum(empty) + GAP * len(empty)
         return {
             "revision": 0,
             "last_node_id": len(self.nodes),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ...trainer_core.errors import Problem, UserError
 from ...trainer_core.host import Host, Notice, Paths, collect
 from ...trainer_core.spec import Doc, NodeSpec, Output, Text
-from .lora_model import LORA_MODEL
+from ..lora_tools.lora_model import LORA_MODEL
 
 if TYPE_CHECKING:
     from ...trainer_core.lora_tools.reader import LoraTensors

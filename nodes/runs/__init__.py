@@ -1,0 +1,1 @@
+"""Nodes for runs that were started before."""

@@ -1,0 +1,72 @@
+"""SampleRun: samples prompts with the weights of a paused or ended run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ...trainer_core.errors import Problem, UserError
+from ...trainer_core.host import Host, Paths, collect
+from ...trainer_core.run_images.drawable import drawable_run, prompts_in
+from ...trainer_core.runs import layout
+from ...trainer_core.spec import Doc, NodeSpec, Output, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    run: Annotated[
+        str,
+        Text(placeholder="name of a run's folder, or of its LoRA"),
+        Doc("Run to sample with: the name of its folder, or of its LoRA. It must be paused or have ended."),
+    ] = ""
+    prompts: Annotated[
+        str,
+        Text(multiline=True, placeholder="one prompt per line"),
+        Doc("Prompts, one per line. They are sampled with the settings of the run's own ValidateSampler."),
+    ] = ""
+
+
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return what is wrong with the run or the prompts."""
+    problems: list[Problem] = []
+    collect(problems, prompts_in, inputs.prompts.splitlines())
+    collect(problems, drawable_run, inputs.run, host.paths.output, True)
+    return problems
+
+
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Return a text that changes when the run has a newer checkpoint."""
+    try:
+        folder = drawable_run(str(values.get("run") or ""), paths.output, only_inside=True)
+    except UserError as error:
+        return str(error)
+    return f"{folder.name}/{layout.list_checkpoints(folder / layout.CHECKPOINTS)[-1].name}"
+
+
+def run(inputs: Inputs, host: Any) -> tuple[list[Any]]:
+    """Sample the prompts, and return the grids."""
+    from ...trainer_core.run_images.draw_run import Trainer, as_images, draw_run
+    from .. import CATALOGUE, lora_trainer
+    from ..widget_schemas import schemas
+
+    folder = drawable_run(inputs.run, host.paths.output, only_inside=True)
+    trainer = Trainer(CATALOGUE, schemas(), lora_trainer.SPEC.id, lora_trainer.request_of)
+    return (as_images(draw_run(folder, prompts_in(inputs.prompts.splitlines()), trainer, host)),)
+
+
+SPEC = NodeSpec(
+    id="SampleRun",
+    title="Sample Run",
+    category="ChromaTrainer",
+    description="Samples prompts with the newest weights of a paused or ended run. The run can be resumed afterwards.",
+    inputs=Inputs,
+    outputs=(
+        Output("images", "IMAGE", "Labeled grids: the base model and the LoRA, one per resolution.", is_list=True),
+    ),
+    run=run,
+    preflight=preflight,
+    fingerprint=fingerprint,
+    is_output=True,
+    search_aliases=("draw", "paused run", "checkpoint", "preview"),
+)

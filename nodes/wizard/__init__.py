@@ -1,0 +1,1 @@
+"""Nodes that choose a workflow for the user, as `chroma-trainer new` does."""

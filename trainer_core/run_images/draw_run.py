@@ -1,0 +1,118 @@
+"""Sample prompts with the weights of a run that is paused or has ended. The run's own files are only read.
+
+The weights are the LoRA in the newest intact checkpoint, which every pause saves: those for export, averaged where the
+run averages. So the run resumes to the same bytes (docs/decisions/0077). The images go to RUN/drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config.model import ModelConfig
+from ..config.request import TrainRequest
+from ..config.serialize import key_text
+from ..config.validation import ValidationConfig
+from ..devices import pick_device
+from ..errors import UserError
+from ..host import Notice, PreviewReady, SinkHost
+from ..models.family import Family
+from ..plots.image_grid import save_png
+from ..quant.levels import with_level_to_draw
+from ..registry import load
+from ..runs import layout
+from ..spec import NodeSpec
+from ..storage.atomic import sha256_text
+from ..train.hooks.checkpoint import newest_sound
+from ..validation.render import Counter, Renderer
+from ..validation.sample_images import draw_grids, prompts_of
+from ..workflow.execute import run_instead
+from ..workflow.graph import Schema
+from ..workflow.overrides import override
+from ..workflow.read import read_workflow
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What is needed of the nodes.
+
+    Attributes:
+        catalogue: All nodes by type.
+        schemas: Widget orders by node type.
+        node: Type of the node that trains.
+        request_of: Returns the request of its inputs.
+    """
+
+    catalogue: Mapping[str, NodeSpec]
+    schemas: Mapping[str, Schema]
+    node: str
+    request_of: Callable[[Any], TrainRequest]
+
+
+def draw_run(
+    folder: Path, prompts: Sequence[str], trainer: Trainer, host: SinkHost, settings: Sequence[str] = ()
+) -> list[Path]:
+    """Sample the prompts with the base model and with the run's newest checkpoint, and save a grid for each size.
+
+    The sampling settings are those of the run's ValidateSampler, if it has one.
+
+    Args:
+        folder: Folder of the run.
+        prompts: The prompts.
+        trainer: See Trainer.
+        host: Environment.
+        settings: NODE.FIELD=VALUE for values of the run's workflow, such as ValidateSampler.seed=1.
+    Raises:
+        UserError: The run has no checkpoint, or its workflow can't run here.
+        Cancelled: The user canceled.
+    """
+    graph = override(read_workflow(folder / layout.REQUEST, trainer.schemas), settings, trainer.catalogue)
+    request = run_instead(graph, trainer.catalogue, trainer.node, lambda inputs, _: trainer.request_of(inputs), host)
+    assert isinstance(request, TrainRequest)
+    checkpoint = newest_sound(folder)
+    if checkpoint is None:
+        raise UserError.at("run", f"{folder.name} has no intact checkpoint, so there are no weights to sample with")
+    step = layout.step_of(checkpoint)
+    host.emit(Notice(f"sampling with the weights of step {step}"))
+    model, sampling = _resolve(request, prompts, host)
+    with torch.inference_mode(False), torch.no_grad():
+        renderer = Renderer(model, None, prompts_of(sampling), host, sampling)
+        count = Counter(host, 2 * len(sampling.sizes()) * len(sampling.library()))
+        columns = [("base", renderer.draw(sampling, 0.0, count))]
+        renderer.put(checkpoint / layout.CHECKPOINT_LORA)
+        columns.append(("LoRA", renderer.draw(sampling, 1.0, count)))
+    key = sha256_text(key_text(sampling.without_previews()))[:8]
+    paths = []
+    for (width, height), page in draw_grids(columns, sampling, f"step {step}").items():
+        path = folder / layout.DRAWN / f"{layout.step_name(step)}-{key}-{width}x{height}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_png(page, path)
+        host.emit(PreviewReady(-1, path))
+        paths.append(path)
+    return paths
+
+
+def _resolve(request: TrainRequest, prompts: Sequence[str], host: SinkHost) -> tuple[ModelConfig, ValidationConfig]:
+    """Return the model, and the sampling settings with these prompts."""
+    family: Family = load("family", request.model.family)()
+    library = json.dumps(dict(zip(prompts, prompts, strict=True)), ensure_ascii=False)
+    settings = replace(request.validation or ValidationConfig(), prompts=library, checkpoints="")
+    model = with_level_to_draw(request.model, family, pick_device(host.device), None)
+    return model, family.resolve_sampling(model, settings)
+
+
+def as_images(paths: Sequence[Path]) -> list[torch.Tensor]:
+    """Return saved grids as ComfyUI's IMAGE tensors: fp32 in [0, 1], (1, H, W, 3)."""
+    from PIL import Image
+
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None])
+    return images

@@ -1,0 +1,264 @@
+"""Run a sweep: check all combinations, then train them one after another. A sweep that was ended goes on.
+
+OUTPUT/sweeps/NAME/sweep.json    results of the runs that have ended, from which a sweep goes on
+OUTPUT/sweeps/NAME/table.json    the table
+OUTPUT/sweeps/NAME/sweep.png     the same as a chart
+OUTPUT/loras/NAME/...            the LoRAs, each with its run folder as always
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.request import TrainRequest
+from ..config.training import MIN_HELD_OUT
+from ..data.holdout import num_held
+from ..errors import Problem, UserError
+from ..host import Host, Notice, SinkHost
+from ..plots.image_grid import save_png
+from ..plots.sweep_chart import SweepBar, draw_sweep_chart
+from ..runs import layout
+from ..spec import NodeSpec
+from ..storage.atomic import write_json
+from ..storage.bounded_files import Unusable, read_json
+from ..storage.lora_name import faults_of_name
+from ..train.paired_evals import Evaluation
+from ..train.prepare import RunPlan, plan_run
+from ..train.run import Judge, TrainResult
+from ..workflow.execute import only_trainer, run_instead
+from ..workflow.graph import Graph
+from ..workflow.overrides import override
+from .combinations import Combination
+from .results import Row, RunResult, as_json, rows_of, why_lost
+
+FOLDER, STATE, TABLE, CHART = "sweeps", "sweep.json", "table.json", "sweep.png"
+MAX_BYTES = 256 << 20  # of sweep.json and of a checkpoint's state
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a sweep needs of the nodes.
+
+    Attributes:
+        catalogue: All nodes by type.
+        node: Type of the node that trains.
+        request_of: Returns the request of its inputs.
+        train: Trains, with a judge that may end the run.
+    """
+
+    catalogue: Mapping[str, NodeSpec]
+    node: str
+    request_of: Callable[[Any], TrainRequest]
+    train: Callable[[Any, Host, Judge | None], TrainResult]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A combination that can be trained."""
+
+    combination: Combination
+    graph: Graph
+    folder: str  # name of the run's folder
+    num_steps: int
+    name: str  # of the LoRA
+
+
+def sweep_name(graph: Graph, trainer: Trainer, name: str) -> str:
+    """Return the name of a sweep: the one that is asked for, or the name of the workflow's LoRA.
+
+    Raises:
+        UserError: it is no name, or holds a date, by which tomorrow's sweep could not go on.
+    """
+    given = name or str(graph.nodes[only_trainer(graph, trainer.node)].inputs.get("name") or "sweep")
+    faults = faults_of_name(given)
+    if "%" in given:
+        faults = [f"{given!r} holds a date, so that a sweep could not go on another day; give another --name"]
+    if faults:
+        raise UserError(Problem("--name", fault) for fault in faults)
+    return given
+
+
+def plan_sweep(
+    graph: Graph, combinations: Sequence[Combination], name: str, trainer: Trainer, host: SinkHost, stop_losers: bool
+) -> list[PlannedRun]:
+    """Check every combination before anything is trained.
+
+    Raises:
+        UserError: the problems of all combinations.
+    """
+    node, quiet = only_trainer(graph, trainer.node), replace(host, sinks=())
+    problems: dict[Problem, list[str]] = {}
+    plans: list[PlannedRun] = []
+    names = _names(combinations, name)
+    for combination, own_name in zip(combinations, names, strict=True):
+        host.check_cancelled()
+        host.emit(Notice(f"checking {combination.label}"))
+        try:
+            settings = [*combination.settings, f"{node}.name={own_name}"]
+            own = override(graph, settings, trainer.catalogue)
+            plan = run_instead(own, trainer.catalogue, trainer.node, _planner(trainer, stop_losers), quiet)
+        except UserError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(combination.label)
+            continue
+        assert isinstance(plan, RunPlan)
+        plans.append(PlannedRun(combination, own, plan.folder.name, _num_steps(plan), own_name))
+    if problems:
+        raise UserError(_with_labels(problem, labels, len(combinations)) for problem, labels in problems.items())
+    return plans
+
+
+def _names(combinations: Sequence[Combination], name: str) -> list[str]:
+    """Return the name of each run. Combinations whose slugs are equal get a number."""
+    names: list[str] = []
+    for combination in combinations:
+        first = f"{name}/{combination.slug}"
+        number, own = 2, first
+        while own.lower() in (other.lower() for other in names):
+            own, number = f"{first}-{number}", number + 1
+        names.append(own)
+    return names
+
+
+def _planner(trainer: Trainer, stop_losers: bool) -> Callable[[Any, SinkHost], RunPlan]:
+    def plan(inputs: Any, host: SinkHost) -> RunPlan:
+        request = trainer.request_of(inputs)
+        if problems := _requirements(request, stop_losers):
+            raise UserError(problems)
+        checked = plan_run(request, host)
+        held = num_held(len(checked.index.samples), request.training.holdout)
+        if held < MIN_HELD_OUT:
+            text = f"{held} of {len(checked.index.samples)} images are held out; a sweep needs {MIN_HELD_OUT} or more"
+            raise UserError.at("holdout", f"{text}, to tell runs apart; set it higher, or add images")
+        return checked
+
+    return plan
+
+
+def _requirements(request: TrainRequest, stop_losers: bool) -> list[Problem]:
+    training, problems = request.training, []
+    if not training.holdout:
+        text = "is 0, but the runs of a sweep are compared by the loss of held-out images; use --set"
+        problems.append(Problem("holdout", f"{text} LoRATrainer.holdout=0.2"))
+    elif training.eval_images < MIN_HELD_OUT:
+        problems.append(Problem("eval_images", f"is {training.eval_images}; a sweep needs {MIN_HELD_OUT} or more"))
+    if stop_losers and not training.checkpoint_every:
+        text = "is 0, but --stop-losers decides at checkpoints; use a tenth of the steps"
+        problems.append(Problem("checkpoint_every", text))
+    if stop_losers and training.devices.strip():
+        text = (
+            f"is {training.devices!r}, but --stop-losers needs runs of this process; leave it empty, or the option out"
+        )
+        problems.append(Problem("devices", text))
+    return problems
+
+
+def _with_labels(problem: Problem, labels: Sequence[str], count: int) -> Problem:
+    """Return a problem with the combinations that have it, unless all do."""
+    if len(labels) == count:
+        return problem
+    return replace(problem, message=f"{problem.message} (with {'; '.join(labels)})")
+
+
+def _num_steps(plan: RunPlan) -> int:
+    from ..train.build import plan_batches
+
+    return plan_batches(plan.request, plan.index)[3]
+
+
+class Sweep:
+    """A planned sweep.
+
+    Args:
+        name: Of the sweep.
+        plans: From plan_sweep.
+        trainer: See Trainer.
+        host: Environment.
+        stop_losers: End runs early that lose to another one at the same step.
+    """
+
+    def __init__(self, name: str, plans: Sequence[PlannedRun], trainer: Trainer, host: SinkHost, stop_losers: bool):
+        self.plans, self.trainer, self.host, self.stop_losers = plans, trainer, host, stop_losers
+        self.folder = host.paths.output / FOLDER / layout.flat_name(name)
+        self.results = self._read()
+
+    def run(self) -> list[Row]:
+        """Train all runs that have not ended yet, in order, and return the table."""
+        for number, plan in enumerate(self.plans, 1):
+            of = f"run {number} of {len(self.plans)}: {plan.combination.label}"
+            if plan.folder in self.results:
+                self.host.emit(Notice(f"{of}: has ended before"))
+                continue
+            self.host.emit(Notice(of))
+            self.results[plan.folder] = self._train(plan)
+            self._write()
+        return self._write()
+
+    def _train(self, plan: PlannedRun) -> RunResult:
+        others = self._finished()
+
+        def judge(step: int, evaluations: Mapping[int, Evaluation]) -> str:
+            return why_lost(evaluations, step, plan.num_steps, others)
+
+        def train(inputs: Any, host: SinkHost) -> TrainResult:
+            return self.trainer.train(inputs, host, judge if self.stop_losers else None)
+
+        result = run_instead(plan.graph, self.trainer.catalogue, self.trainer.node, train, self.host)
+        assert isinstance(result, TrainResult)
+        state = _last_state(Path(result.lora.folder))
+        report = result.report
+        return RunResult(
+            plan.combination.values, plan.folder, plan.name, report["steps"], report["seconds_per_step"],
+            report["stopped_early"] or "", state.get("evaluations", {}), state.get("leaks", {}),
+        )  # fmt: skip
+
+    def _finished(self) -> list[RunResult]:
+        """Return the results of this sweep's runs, in their order."""
+        return [self.results[plan.folder] for plan in self.plans if plan.folder in self.results]
+
+    def _read(self) -> dict[str, RunResult]:
+        """Return the results of an earlier start, by run folder. Those whose LoRA is gone are trained again."""
+        try:
+            stored = read_json(self.folder / STATE, MAX_BYTES)["runs"]
+            results = [RunResult.from_json(value) for value in stored]
+        except FileNotFoundError:
+            return {}
+        except (OSError, Unusable, KeyError, TypeError, ValueError, AttributeError):
+            self.host.emit(Notice(f"{self.folder / STATE} is damaged; finished runs are looked at again", "warning"))
+            return {}
+        return {result.run: result for result in results if self._has_lora(result)}
+
+    def _has_lora(self, result: RunResult) -> bool:
+        return layout.lora_path(self.host.paths.output, result.name).is_file()
+
+    def _write(self) -> list[Row]:
+        """Write the state, the table and the chart."""
+        rows = rows_of(self._finished())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / STATE, {"runs": [result.as_json() for result in self.results.values()]})
+        write_json(self.folder / TABLE, {"runs": as_json(rows), "planned": len(self.plans)})
+        bars = [_bar(row) for row in rows]
+        save_png(
+            draw_sweep_chart(bars, f"{self.folder.name}: {len(rows)} of {len(self.plans)} runs"),
+            self.folder / CHART,
+            {},
+        )
+        return rows
+
+
+def _bar(row: Row) -> SweepBar:
+    result = row.result
+    seconds = None if result.seconds_per_step is None else result.seconds_per_step * result.steps
+    label = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in result.values.items())
+    return SweepBar(
+        label, row.loss, row.difference, row.is_best, row.is_worse, result.leak, seconds, bool(result.stopped)
+    )
+
+
+def _last_state(folder: Path) -> dict[str, Any]:
+    """Return state.json of a run's last checkpoint."""
+    checkpoints = layout.list_checkpoints(folder / layout.CHECKPOINTS)
+    return read_json(checkpoints[-1] / "state.json", MAX_BYTES) if checkpoints else {}
