@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from .trainer_core.dataset_doctor import doctor_command
 from .trainer_core.errors import Cancelled, Problem, UserError, printable
 from .trainer_core.host import ASSETS, PACKAGE, Event, Machines, RunReported, SinkHost, collect, expand_home
 from .trainer_core.importers.import_command import add_import, import_config
+from .trainer_core.launch.run_queue import FAILED, TRAINING, WAITING, RunQueue, describe_queue
 from .trainer_core.lora_tools import commands as lora_report
 from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import check_writable, local_paths
@@ -45,6 +46,7 @@ from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.run_images.draw_command import add_draw, draw_prompts
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
+from .trainer_core.runs.lock import RunLock
 from .trainer_core.storage.atomic import write_json
 from .trainer_core.storage.bounded_files import path_fault
 from .trainer_core.sweep.sweep_command import add_sweep, sweep
@@ -348,12 +350,23 @@ def status(arguments: argparse.Namespace) -> int:
     """Print the status of a run, or of all runs in the output folder."""
     output = Path(arguments.output or "output")
     folders = [find_run(arguments.run, output)] if arguments.run else runs_in(output)
-    if not folders:
+    queued = [] if arguments.run else _queue_lines(output)
+    if not folders and not queued:
         print(f"no runs in {output / 'chroma_trainer'}")
     for folder in folders:
         current = read_status(folder)
         print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+    for line in queued:
+        print_text(line)
     return 0
+
+
+def _queue_lines(output: Path) -> list[str]:
+    """Return a line for each run in the background that has no folder yet."""
+    texts = {WAITING: "waiting in the background, number {place}", TRAINING: "starting in the background"}
+    texts[FAILED] = "failed in the background: {message}"
+    entries = [entry for entry in describe_queue(RunQueue(output)) if not entry["run"]]
+    return [printable(f"{entry['name']}: {texts[entry['state']].format(**entry)}") for entry in entries]
 
 
 def pause(arguments: argparse.Namespace) -> int:
@@ -448,20 +461,31 @@ def _score(arguments: argparse.Namespace, report: dict[str, Any]) -> dict[str, A
 
 def work(arguments: argparse.Namespace) -> int:
     """Train in a process that trainer_core/launch started, alone or as one of several."""
+    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK", "0") == "0"
+    with RunLock(folder) if is_first else nullcontext():  # by which others see that the run goes on
+        _train_job(folder, is_first)
+    return 0
+
+
+def _train_job(folder: Path, is_first: bool) -> None:
     from .trainer_core.devices import measure_memory
     from .trainer_core.distributed.device_list import device_of_rank
     from .trainer_core.distributed.process_group import leave
-    from .trainer_core.launch.job import FINISHED, Job, Result
+    from .trainer_core.launch.job import FINISHED, STOP, Job, Result
     from .trainer_core.launch.process import EventFile, on_end_of_input, reporting
     from .trainer_core.train.run import run as train
 
-    folder, is_first = Path(arguments.folder), os.environ.get("LOCAL_RANK", "0") == "0"
     interrupts = Interrupts()
-    on_end_of_input(interrupts.stop)
     job = Job.read(folder)
+    if not job.is_detached:
+        on_end_of_input(interrupts.stop)
     device = device_of_rank()
     sinks = (EventFile(folder, lambda: measure_memory(device)),) if is_first else ()
-    host = SinkHost(job.paths, sinks, interrupts, str(device), waits_when_paused=False)
+
+    def is_over() -> bool:
+        return interrupts() or os.path.exists(folder / STOP)
+
+    host = SinkHost(job.paths, sinks, is_over, str(device), waits_when_paused=False)
     with reporting(folder, is_first):
         try:
             result = train(job.request, host, job.prompt)
@@ -474,7 +498,6 @@ def work(arguments: argparse.Namespace) -> int:
                 folder
             )
     leave()
-    return 0
 
 
 def _read_graph(arguments: argparse.Namespace) -> Graph:

@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { isNamed } from "./names.js";
 import { RunState } from "./run_state.js";
 
-const ROOT = "/chroma_trainer/runs";
+const ROOT = "/chroma_trainer";
 const states = new Map(); // "node|name" -> RunState
 const watchers = new Set();
 
@@ -17,17 +17,23 @@ export function stateOf(node, name) {
   return states.get(`${node}|${name}`);
 }
 
-export async function listRuns() {
-  return (await ask(ROOT)).runs;
+// {runs, queue}: the runs that have a folder, and those of the background that have none yet.
+export function listRuns() {
+  return ask(`${ROOT}/runs`);
 }
 
 export function fetchRun(run, after = 0) {
-  return ask(`${ROOT}/${encodeURIComponent(run)}${after ? `?after=${after}` : ""}`);
+  return ask(`${ROOT}/runs/${encodeURIComponent(run)}${after ? `?after=${after}` : ""}`);
 }
 
 // pause, stop or resume.
 export function command(run, name) {
-  return ask(`${ROOT}/${encodeURIComponent(run)}/${name}`, { method: "POST" });
+  return ask(`${ROOT}/runs/${encodeURIComponent(run)}/${name}`, { method: "POST" });
+}
+
+// up or remove, for a run that waits.
+export function order(id, action) {
+  return ask(`${ROOT}/queue/${encodeURIComponent(id)}/${action}`, { method: "POST" });
 }
 
 // Loads the state of a run from its history, for a node of that id.
@@ -38,10 +44,21 @@ export async function openRun(run, node, name) {
   return state;
 }
 
-// Finds the latest run of a node: by its LoRA's name as typed, and by the node's id if there are several.
+// Finds the latest run of a node: by its LoRA's name as typed, and by the node's id if there are several. waits: it is in
+// the queue, and has not started.
 export async function findRun(node, name) {
-  const runs = (await listRuns()).filter((run) => isNamed(name, run.name));
-  return (runs.find((run) => run.node === node) ?? runs[0])?.run;
+  const { runs, queue = [] } = await listRuns();
+  const named = runs.filter((run) => isNamed(name, run.name));
+  const waits = queue.some((entry) => entry.state === "waiting" && entry.node === node && isNamed(name, entry.name));
+  return { run: (named.find((run) => run.node === node) ?? named[0])?.run, waits };
+}
+
+// A state that says that a node's run waits.
+export function waitingState(node, name) {
+  const state = new RunState();
+  state.take({ kind: "RunWaiting" });
+  states.set(`${node}|${name}`, state);
+  return state;
 }
 
 async function ask(path, options) {

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addStyle, after } from "./dom.js";
-import { findRun, openRun, stateOf, watch } from "./feed.js";
+import { findRun, openRun, stateOf, waitingState, watch } from "./feed.js";
 import { idsOf, isConnected, isTrainer, nodesAt } from "./graph.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
@@ -46,13 +46,18 @@ async function refill(node) {
   for (const id of idsOf(node)) {
     for (const outer of nodesAt(id).slice(0, -1)) if (!panels.has(outer)) makeRoom(addPanel(outer).node);
     try {
-      const run = stateOf(id, name) ? null : await findRun(id, name);
-      const state = stateOf(id, name) ?? (run && (await openRun(run, id, name)));
+      const state = stateOf(id, name) ?? (await findState(id, name));
       if (state) show(id, name, state);
     } catch (error) {
       console.warn("[ChromaTrainer] could not load the history of a run:", error);
     }
   }
+}
+
+async function findState(id, name) {
+  const { run, waits } = await findRun(id, name);
+  if (waits) return waitingState(id, name);
+  return run && openRun(run, id, name);
 }
 
 function addPanel(node) {

@@ -123,6 +123,9 @@ export class RunState {
 }
 
 const TAKE = {
+  RunWaiting(state) {
+    state.state = "waiting";
+  },
   RunOpened(state) {
     state.notices = []; // drop the warnings of an earlier start
   },

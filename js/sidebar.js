@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { samplePrompt } from "./ask.js";
 import { addStyle, el, set, text } from "./dom.js";
-import { command, fetchRun, listRuns } from "./feed.js";
+import { command, fetchRun, listRuns, order } from "./feed.js";
 import { RunView } from "./run_view.js";
 import { ago, stateText } from "./run_state.js";
 import { say } from "./texts.js";
@@ -15,7 +15,8 @@ const IDLE_MS = 5000;
 class Runs {
   constructor(root) {
     this.list = el("div.ct-list");
-    this.root = el("div.ct-runs", { "data-view": "list" }, this.list);
+    this.queue = el("div.ct-queue");
+    this.root = el("div.ct-runs", { "data-view": "list" }, this.queue, this.list);
     root.replaceChildren(this.root);
     this.cards = new Map();
     this.view = null;
@@ -36,16 +37,39 @@ class Runs {
   }
 
   async lookAtAll() {
-    const runs = await listRuns();
-    set(this.root, { "data-count": runs.length });
-    if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, say("runs.none")));
+    const { runs, queue = [] } = await listRuns();
+    const noFolder = queue.filter((entry) => !entry.run);
+    set(this.root, { "data-count": runs.length, "data-queued": noFolder.length });
+    this.drawQueue(noFolder, runs.length > 0);
+    if (!runs.length && noFolder.length) this.list.replaceChildren();
+    else if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, say("runs.none")));
     else {
       const cards = runs.map((run) => this.card(run));
       const { children } = this.list;
       const isSame = children.length === cards.length && cards.every((card, i) => children[i] === card);
       if (!isSame) this.list.replaceChildren(...cards);
     }
-    return runs.some((run) => run.alive);
+    return noFolder.length > 0 || runs.some((run) => run.alive);
+  }
+
+  // The runs of the background that have no folder yet. Rows are replaced only if they changed: one may have the focus.
+  drawQueue(entries, hasRuns) {
+    const key = JSON.stringify([entries.map((entry) => [entry, ago(entry.added)]), hasRuns]);
+    if (this.queue.dataset.of === key) return;
+    this.queue.dataset.of = key;
+    const rows = entries.map((entry) => queueRow(entry, (action) => this.order(entry, action)));
+    const title = (key) => el("h4", {}, say(key));
+    const below = hasRuns ? [title("runs.all")] : [];
+    this.queue.replaceChildren(...(rows.length ? [title("queue.title"), ...rows, ...below] : []));
+  }
+
+  async order(entry, action) {
+    try {
+      await order(entry.id, action);
+    } catch (error) {
+      notify("error", say("queue.failed"), error.message);
+    }
+    this.look();
   }
 
   card(run) {
@@ -66,7 +90,7 @@ class Runs {
     this.view?.remove();
     this.view = null;
     set(this.root, { "data-view": "list" });
-    this.root.replaceChildren(this.list);
+    this.root.replaceChildren(this.queue, this.list);
     this.look();
   }
 
@@ -112,6 +136,24 @@ class Card {
     this.parts.picture.style.visibility = run.picture ? "" : "hidden";
     if (run.picture) set(this.parts.picture, { src: api.apiURL(`${run.picture}&preview=webp;70`) });
   }
+}
+
+// A run of the background without a folder: it waits, is being started, or failed before it had one.
+function queueRow(entry, act) {
+  const state = { waiting: say("queue.place", { place: entry.place }), training: say("queue.starting") }[entry.state];
+  const button = (action, icon) => el(`button.ct-back.pi.${icon}`, {
+    type: "button", title: say(action === "up" ? "queue.up" : `queue.remove.${entry.state}`), "data-action": action,
+    onclick: (event) => {
+      event.currentTarget.disabled = true;
+      act(action);
+    },
+  });
+  const kind = entry.is_detached ? say("queue.detached") : "";
+  return el("div.ct-row", { "data-state": entry.state, "data-id": entry.id, "data-name": entry.name },
+    el("span.ct-card-text", {}, el("span.ct-head", {}, el("span.ct-dot"), el("b", { title: entry.name }, entry.name)),
+      el(`span.${entry.state === "failed" ? "ct-why" : "ct-doing-soft"}`, {},
+        [state ?? entry.message, kind, ago(entry.added)].filter(Boolean).join(" · "))),
+    ...(entry.place > 1 ? [button("up", "pi-arrow-up")] : []), button("remove", "pi-times"));
 }
 
 // Queues a recorded workflow again: it resumes from its newest checkpoint.

@@ -18,8 +18,15 @@ from . import (
     validate_sampler,
 )
 from .datasets import check_dataset, save_dataset
-from .lora_tools import check_lora, extract_lora, load_lora_file, merge_lora, resize_lora, scale_lora
-from .runs import sample_run
+from .lora_tools import (
+    check_lora,
+    extract_lora,
+    load_lora_file,
+    merge_lora,
+    resize_lora,
+    scale_lora,
+)
+from .runs import latest_checkpoint, sample_run
 from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
@@ -39,6 +46,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         memory_settings.SPEC,
         plan_run.SPEC,
         load_lora_file.SPEC,
+        latest_checkpoint.SPEC,
         check_lora.SPEC,
         merge_lora.SPEC,
         resize_lora.SPEC,

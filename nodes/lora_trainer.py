@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,9 @@ from ..trainer_core.config.request import TrainRequest
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem
-from ..trainer_core.host import Host
-from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.host import Host, Notice, Paths
+from ..trainer_core.launch.run_queue import unfinished
+from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
 
 if TYPE_CHECKING:
@@ -94,6 +96,12 @@ def review(inputs: Inputs, host: Host) -> list[str]:
     return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
+def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
+    """Return a text that changes when a run in the background ended early, so that ComfyUI runs the node again."""
+    name = resolve_name(str(values.get("name") or ""), datetime.now())
+    return f"{unfinished[name]}" if values.get("background") else ""
+
+
 def train_with(inputs: Inputs, host: Host, judge: Judge | None = None) -> TrainResult:
     """Train.
 
@@ -101,18 +109,30 @@ def train_with(inputs: Inputs, host: Host, judge: Judge | None = None) -> TrainR
         judge: may end the run at a checkpoint, see train/run.py.
     """
     from ..trainer_core.train.run import run as train
+
+    request, prompt = _recorded(inputs, host)
+    return train(request, host, prompt, judge)
+
+
+def _recorded(inputs: Inputs, host: Host) -> tuple[TrainRequest, dict[str, Any]]:
+    """Return the request and the workflow that is recorded with it."""
     from .recorded_prompt import record_prompt
 
     request, prompt = request_of(inputs), record_prompt(host)
     if host.node_id in prompt:  # a resumed run keeps its date
         prompt[host.node_id]["inputs"]["name"] = request.training.name
-    return train(request, host, prompt, judge)
+    return request, prompt
 
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
-    """Train, and return the LoRA, its weights, the finite losses and its name."""
+    """Train, and return the LoRA, its weights, the finite losses and its name; nothing yet from the background."""
     from ..trainer_core.lora_tools.reader import load_tensors
 
+    if inputs.background and host.background:
+        host.background(*_recorded(inputs, host))
+        return (ABSENT,) * len(SPEC.outputs)
+    if inputs.background:
+        host.emit(Notice("background is for ComfyUI and is ignored: this command trains, and you can leave it running"))
     result = train_with(inputs, host)
     is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
     return (
@@ -137,6 +157,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    fingerprint=fingerprint,
     review=review,
     identity=lambda inputs: ("name", resolve_name(inputs.name, datetime.now())),
     is_output=True,

@@ -130,5 +130,6 @@ def test_names_in_a_runs_folder():
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
         "BY_NAME": "by-name", "PREVIEW": "preview.jpg", "DRAWN": "drawn",
         "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "RUNS": "chroma_trainer", "RANKS": "ranks",
+        "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
     }  # fmt: skip
     assert layout.step_name(250) == "step-000250"

@@ -501,6 +501,11 @@ class Host(Protocol):
         ...
 
     @property
+    def background(self) -> Callable[[Any, Mapping[str, Any]], None] | None:
+        """Queue a request and its workflow, to be trained in the background; None where nothing would hold the run."""
+        ...
+
+    @property
     def faults(self) -> Sequence[str]:
         """One line for each sink that could not write and gets no more events, in the order in which they failed.
 
@@ -533,6 +538,7 @@ class SinkHost:
     node_id: str = ""
     waits_when_paused: bool = True
     machines: Machines = Machines()
+    background: Callable[[Any, Mapping[str, Any]], None] | None = None
     faults: list[str] = field(default_factory=list)  # one for each sink that failed and gets no more events
     _failed: list[Callable[[Event], None]] = field(default_factory=list, repr=False)
 

@@ -148,6 +148,9 @@ class Output:
     is_list: bool = False
 
 
+ABSENT = object()  # in place of an output that does not exist yet: nodes connected to it do not run
+
+
 @dataclass(frozen=True)
 class NodeSpec:
     """Definition of a node, independent of ComfyUI.

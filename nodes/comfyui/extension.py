@@ -9,8 +9,8 @@ import dataclasses
 import gc
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ from ...trainer_core.host import (
     SinkHost,
     StepReport,
 )
+from ...trainer_core.launch.background import BackgroundRuns
+from ...trainer_core.launch.run_queue import WAITING, Entry, RunQueue
 from ...trainer_core.paths import DATASETS, cache_folder
-from ...trainer_core.spec import Field, NodeSpec, build_inputs
+from ...trainer_core.spec import ABSENT, Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
-from .live_events import Feed, memory_json
+from .live_events import Feed, memory_json, waiting_message
 from .prompt_check import problems_of, remember, reported_field, text_of
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
@@ -55,7 +57,9 @@ class ChromaTrainerExtension(ComfyExtension):
         if server is not None:
             from .http_routes import add_routes  # needs aiohttp, which the server has imported
 
-            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()), _host_of_checks)
+            queue = _background_runs().queue
+            add_routes(server.routes, lambda: Path(folder_paths.get_output_directory()), _host_of_checks, queue, _send)
+            server.app.on_startup.append(_start_background_runs)
             server.add_on_prompt_handler(lambda request: remember(request, _host_of_checks))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -83,7 +87,7 @@ def node_class(spec: NodeSpec) -> type[io.ComfyNode]:
         except Cancelled as end:  # stopped or paused by a command in the run's folder
             raise memory.InterruptProcessingException from end
         return io.NodeOutput(
-            *[_block_if_empty(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
+            *[_block_if_absent(output.is_list, value) for output, value in zip(spec.outputs, results, strict=True)],
             ui={UI_RUN: [host.feed.run]} if host.feed.run else None,
         )
 
@@ -123,8 +127,10 @@ def _validate_inputs(spec: NodeSpec) -> Any:
     return validate_inputs
 
 
-def _block_if_empty(is_list: bool, value: Any) -> Any:
-    """Return an ExecutionBlocker for an empty list output: downstream nodes would fail on an empty list."""
+def _block_if_absent(is_list: bool, value: Any) -> Any:
+    """Return an ExecutionBlocker for an absent output or an empty list, with which downstream nodes would fail."""
+    if value is ABSENT:
+        return ExecutionBlocker(None)
     return [ExecutionBlocker(None)] if is_list and not value else value
 
 
@@ -263,6 +269,21 @@ class ComfyHost:
     def faults(self) -> Sequence[str]:
         return self.log.faults
 
+    @property
+    def background(self) -> Callable[[Any, Mapping[str, Any]], None] | None:
+        return self._train_in_background if _server() is not None else None
+
+    def _train_in_background(self, request: Any, prompt: Mapping[str, Any]) -> None:
+        entry, before = _background_runs().add(request, prompt, self.node_id, self.paths)
+        if entry.state == WAITING:
+            _send(waiting_message(entry))
+        self.log(f"{entry.name}: {before} runs are trained before it" if before else f"{entry.name}: is the next run")
+        # The line stays under the node, so it must be true later as well.
+        self.show(
+            f"{entry.name} is trained in the background (sidebar: Training). Nodes after this one do not run; "
+            "LatestCheckpoint gives the LoRA"
+        )
+
     def check_cancelled(self) -> None:
         memory.throw_exception_if_processing_interrupted()
 
@@ -307,6 +328,45 @@ class ComfyHost:
         with Image.open(event.path) as image:
             preview = image.convert("RGB")
         ProgressBar(total, node_id=self.node_id).update_absolute(done, total, ("JPEG", preview, PREVIEW_EDGE))
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundHost(SinkHost):
+    """Host of a run in the background: its events go to the editor and the log, and nothing of the queue waits for it."""
+
+    close: Callable[[BaseException | None], None] = lambda error: None
+
+    @classmethod
+    def of(cls, entry: Entry) -> BackgroundHost:
+        """Return the host of a run in the queue."""
+        paths, log = _paths(), LineLog("[ChromaTrainer] ")
+        feed = Feed(_send, entry.node, entry.name, paths.output)
+
+        def log_notice(event: Event) -> None:
+            if isinstance(event, Notice):
+                log(event.shown_on(sys.stderr))
+
+        def close(error: BaseException | None) -> None:
+            feed.close(error, isinstance(error, Cancelled))
+
+        return cls(paths, (feed, log_notice), device=str(memory.get_torch_device()), close=close)
+
+    def free_memory(self) -> None:
+        """Let ComfyUI unload its models after the node that runs now, in the thread of its own."""
+        server = _server()
+        if server is not None:
+            server.prompt_queue.set_flag("unload_models", True)  # free_memory would also clear its cache of results
+
+
+@cache
+def _background_runs() -> BackgroundRuns:
+    """Return the runs in the background of this ComfyUI."""
+    return BackgroundRuns(RunQueue(Path(folder_paths.get_output_directory())), BackgroundHost.of)
+
+
+async def _start_background_runs(app: Any) -> None:
+    """Train what waits from now on: every pack is loaded, so that all folders are known."""
+    _background_runs().start_thread()
 
 
 def _send(message: dict[str, Any]) -> None:

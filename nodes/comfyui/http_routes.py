@@ -1,4 +1,4 @@
-"""HTTP routes of the page: list the runs, read the history of a run, pause, stop or resume it, and unfold a QuickLora.
+"""HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
 
 Apart from these commands and the cache, nothing can be written through these routes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,19 +16,29 @@ from aiohttp import web
 
 from ...trainer_core.errors import UserError
 from ...trainer_core.host import Host
+from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describe_queue
 from ...trainer_core.runs.control import COMMANDS, request
 from ..wizard.quick_lora import unfold
+from .live_events import removed_message
 from .run_history import Backlog
 
 
-def add_routes(routes: web.RouteTableDef, output: Callable[[], Path], make_host: Callable[[], Host]) -> None:
-    """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP, POST /chroma_trainer/runs/RUN/COMMAND and
-    POST /chroma_trainer/unfold.
+def add_routes(
+    routes: web.RouteTableDef,
+    output: Callable[[], Path],
+    make_host: Callable[[], Host],
+    queue: RunQueue,
+    send: Callable[[dict[str, Any]], None],
+) -> None:
+    """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP, POST /chroma_trainer/runs/RUN/COMMAND,
+    POST /chroma_trainer/queue/ID/ACTION and POST /chroma_trainer/unfold.
 
     Args:
         routes: table to add the routes to.
         output: returns the folder whose chroma_trainer/ contains the run folders. Called for every request.
         make_host: returns the host whose folders are searched for models and images.
+        queue: the runs that wait in the background.
+        send: sends a message to all pages.
     """
     backlogs: dict[Path, Backlog] = {}
     shared = SharedAnswers()
@@ -39,7 +49,9 @@ def add_routes(routes: web.RouteTableDef, output: Callable[[], Path], make_host:
     @routes.get("/chroma_trainer/runs")
     async def list_runs(call: web.Request) -> web.Response:
         current = backlog()
-        return _response(await shared.get(current.output, lambda: {"runs": current.runs()}))
+        return _response(
+            await shared.get(current.output, lambda: {"runs": current.runs(), "queue": describe_queue(queue)})
+        )
 
     @routes.get("/chroma_trainer/runs/{run}")
     async def read_history(call: web.Request) -> web.Response:
@@ -58,12 +70,20 @@ def add_routes(routes: web.RouteTableDef, output: Callable[[], Path], make_host:
         except UserError as error:
             return web.json_response({"error": str(error)}, status=409)
 
+    @routes.post("/chroma_trainer/queue/{entry}/{action}")
+    async def order_queue(call: web.Request) -> web.Response:
+        action = _command_of(call, "action", ACTIONS)
+        try:
+            entry = await asyncio.to_thread(queue.act, call.match_info["entry"], action)
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        if action == "remove" and entry.state == WAITING:
+            send(removed_message(entry))
+        return web.json_response({"queue": await asyncio.to_thread(describe_queue, queue)})
+
     @routes.post("/chroma_trainer/runs/{run}/{command}")
     async def send_command(call: web.Request) -> web.Response:
-        _refuse_foreign(call)
-        command = call.match_info["command"]
-        if command not in COMMANDS:
-            raise web.HTTPNotFound(text=f"unknown command {command!r}; use {', '.join(COMMANDS)}")
+        command = _command_of(call, "command", COMMANDS)
         folder = _find_folder(call, backlog())
         try:
             await asyncio.to_thread(request, folder, command)
@@ -122,6 +142,15 @@ async def _read_object(call: web.Request) -> dict[str, Any]:
 
 def _response(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+
+def _command_of(call: web.Request, name: str, commands: Sequence[str]) -> str:
+    """Return the command of a request that the server's own page sends."""
+    _refuse_foreign(call)
+    command = call.match_info[name]
+    if command not in commands:
+        raise web.HTTPNotFound(text=f"unknown command {command!r}; use {', '.join(commands)}")
+    return command
 
 
 def _find_folder(call: web.Request, backlog: Backlog) -> Path:

@@ -27,6 +27,7 @@ from ...trainer_core.host import (
     SamplingPreview,
     StepReport,
 )
+from ...trainer_core.launch.run_queue import Entry
 from ...trainer_core.runs.control import read_status
 from ...trainer_core.runs.layout import listed_name
 
@@ -151,6 +152,16 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, MemoryPlanned):
         return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None
+
+
+def waiting_message(entry: Entry) -> dict[str, Any]:
+    """Return the message that a run waits in the queue."""
+    return {"node": entry.node, "name": entry.name, "run": "", "kind": "RunWaiting"}
+
+
+def removed_message(entry: Entry) -> dict[str, Any]:
+    """Return the message that a run was removed from the queue."""
+    return {"node": entry.node, "name": entry.name, "run": "", "kind": "RunEnded", "state": "removed", "message": ""}
 
 
 def memory_json(use: MemoryInUse) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import Status, read_status, runs_in
-from ...trainer_core.runs.local_values import with_local_values
+from ...trainer_core.runs.local_values import with_launch_values, with_local_values
 from ...trainer_core.storage.bounded_files import Unusable, path_fault, read_json
 from .event_history import RunHistory
 from .live_events import label_of, view_url
@@ -116,7 +116,7 @@ class Backlog:
             "notices": notices,
             "crops": view_url(crops, self.output) if os.path.isfile(crops) else "",
             **({"pairs": view_url(pairs, self.output)} if os.path.isfile(pairs) else {}),
-            **({} if after else {"settings": record.request, "prompt": with_local_values(record.workflow, folder)}),
+            **({} if after else {"settings": record.request, "prompt": _workflow_here(record, folder)}),
         }
 
     def _history_of(self, folder: Path) -> RunHistory:
@@ -169,6 +169,12 @@ def trainer_node(workflow: Mapping[str, Any], name: str) -> str:
     trainers = {key: node for key, node in workflow.items() if object_in(node).get("class_type") == "LoRATrainer"}
     with_name = [key for key, node in trainers.items() if object_in(node, "inputs").get("name") == name]
     return ([*with_name, *trainers] or [""])[0]
+
+
+def _workflow_here(record: Record, folder: Path) -> dict[str, Any]:
+    """Return the recorded workflow as it was started on this machine."""
+    workflow = with_local_values(record.workflow, folder)
+    return with_launch_values(workflow, folder, trainer_node(workflow, record.name))
 
 
 def object_in(value: Any, *names: str) -> dict[str, Any]:

@@ -162,11 +162,16 @@ def start(root: Path, base: Path, *arguments: str) -> Server:
             shutil.copy(source, pack / name)
     shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
     few_pictures(base / "input")
+    return boot(root, base, *arguments)
+
+
+def boot(root: Path, base: Path, *arguments: str) -> Server:
+    """Start a server on a base folder that start() has made, for the first time or again."""
     python = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = (base / "server.log").open("wb")
+    log = (base / "server.log").open("ab")
     process = subprocess.Popen(
         [
             str(python) if python.is_file() else sys.executable,

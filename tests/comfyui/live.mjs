@@ -186,10 +186,73 @@ async function sidebar(context, page) {
   seen.list = await until(page, "d.view === 'list' && n(d.count) >= 1", ".ct-runs");
 }
 
+const toggleSidebar = (page) => page.evaluate(() => window.app.extensionManager.sidebarTab.toggleSidebarTab("chroma-trainer-runs"));
+const rowsAre = (page, names) => page.waitForFunction(
+  (names) => [...document.querySelectorAll(".ct-row")].map((row) => row.dataset.name).join() === names, names.join(), { timeout: WAIT_MS });
+
+// Three runs in the background: ComfyUI's queue stays free, the others wait, are ordered and removed, and a reload finds all of it.
+async function background(context, page) {
+  const nodePanel = ".ct-panel:not(.ct-run *)";
+  const card = (name) => `.ct-card[data-run^="${name}-"]`;
+  await load(page, workflow);
+  await queue(page);
+  seen.live = await until(page, "d.state === 'running' && n(d.points) >= 3", nodePanel);
+  seen.free = await (await fetch(`${url}/queue`)).json();
+  for (const name of ["second", "third"]) {
+    await setWidget(page, "LoRATrainer", { name });
+    await queue(page);
+    await until(page, "d.state === 'waiting'", nodePanel);
+  }
+  await toggleSidebar(page);
+  await until(page, "d.state === 'running'", card("first"));
+  await rowsAre(page, ["second", "third"]);
+  await look(page);
+  await shoot(page, "waiting");
+  await page.click('.ct-row[data-name="third"] [data-action="up"]');
+  await rowsAre(page, ["third", "second"]);
+
+  await open(page, url); // a reload
+  await load(page, workflow);
+  seen.reloaded = await until(page, "d.state === 'running' && n(d.points) >= 3", nodePanel);
+  if (!(await page.$(".ct-runs"))) await toggleSidebar(page);
+  await rowsAre(page, ["third", "second"]);
+  await page.setViewportSize({ width: 620, height: 900 });
+  await page.waitForTimeout(1500);
+  await shoot(page, "narrow");
+  await page.setViewportSize({ width: 1700, height: 1400 });
+  await page.click('.ct-row[data-name="second"] [data-action="remove"]');
+  await rowsAre(page, ["third"]);
+
+  await page.click(card("first"));
+  await until(page, "d.state === 'running' && d.alive === 'true'", ".ct-run");
+  await page.waitForFunction(() => Number(document.querySelector(".ct-run .ct-panel").dataset.points) >= 3);
+  await shoot(page, "run");
+  await page.click('.ct-run [data-command="stop"]');
+  await until(page, "d.state === 'stopped'", ".ct-run");
+  seen.stopped = await until(page, "d.state === 'stopped'", nodePanel);
+  await page.click(".ct-back");
+  seen.third = await until(page, "d.state === 'running'", card("third"));
+  await page.waitForFunction(() => !document.querySelector(".ct-row"));
+
+  await page.click(card("first")); // resumed from the sidebar: in the background again, after the third
+  await page.click('.ct-run [data-command="resume"]');
+  await page.waitForTimeout(1000);
+  await page.click(".ct-back");
+  await rowsAre(page, ["first"]);
+  seen.resumed = await until(page, "d.state === 'waiting'", nodePanel);
+  await shoot(page, "resumed");
+  await page.click('.ct-row [data-action="remove"]');
+  await page.waitForFunction(() => !document.querySelector(".ct-row"));
+  seen.removed = await until(page, "d.state === 'removed'", nodePanel);
+  await page.click(card("third"));
+  await page.click('.ct-run [data-command="stop"]');
+  await until(page, "d.state === 'stopped'", ".ct-run");
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { life, vue, subgraph, sidebar }[scenario](context, page);
+  await { life, vue, subgraph, sidebar, background }[scenario](context, page);
   seen.faults = faults;
 }, { width: 1700, height: 1400 });
 fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");

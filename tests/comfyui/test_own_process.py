@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SECONDS = 60
 NANO = PROJECT / "assets" / "chroma-nano" / "transformer" / "diffusion_pytorch_model.safetensors"
 TRAINER = "5"
 ENDLESS = {"steps": 100_000, "lr_schedule": "constant"}
-OF_A_MOMENT = {"events.jsonl", "status.json", "report.json", "ranks"}  # times, process ids, memory, logs
+OF_A_MOMENT = {"events.jsonl", "status.json", "report.json", "ranks", "launch.json"}  # times, process ids, memory, logs
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,13 @@ def run_folder(server: Server, name: str) -> Path | None:
 
 def children(server: Server) -> list[psutil.Process]:
     every = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in every if "worker" in child.cmdline()]
+    return [child for child in every if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # it has ended at this moment
+        return "worker" in process.cmdline()
+    return False
 
 
 def training(server: Server, name: str) -> tuple[Path, psutil.Process]:

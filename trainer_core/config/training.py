@@ -77,7 +77,7 @@ class TrainingConfig:
         ("noise_choice",),
         ("stop_when", "patience"),
     )
-    UNRECORDED: ClassVar = ("devices",)  # they decide who computes, not what
+    UNRECORDED: ClassVar = ("devices", "background", "detached")  # they decide who computes and when, not what
 
     name: Annotated[
         str,
@@ -390,6 +390,25 @@ class TrainingConfig:
         Last(),
         Doc("Checkpoints without a new low of the held-out loss after which stop_when ends the run."),
     ] = 3
+    background: Annotated[
+        bool,
+        Advanced(),
+        Last(),
+        Doc(
+            "In ComfyUI: give the queue back at once, and train in a process of its own. Runs in the background wait for "
+            "each other; the sidebar shows and controls them. Nodes connected to this node's outputs do not run; "
+            "LatestCheckpoint gives the LoRA (docs/background-runs.md). `chroma-trainer run` ignores it."
+        ),
+    ] = False
+    detached: Annotated[
+        bool,
+        Advanced(),
+        Last(),
+        Doc(
+            "With background: train on when ComfyUI is closed or ends unexpectedly. Otherwise the run is saved then, and "
+            "continues when ComfyUI is started again."
+        ),
+    ] = False
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""
@@ -435,6 +454,9 @@ class TrainingConfig:
             text = "is 0, but holdout is above 0, and the loss on the held-out images chooses the best checkpoint; "
             problems.append(Problem("eval_images", text + "use 16, or set holdout to 0"))
         problems += self._stop_problems() if self.stop_when != NEVER else []
+        if self.detached and not self.background:
+            text = "is on, but background is off, and only a run in the background can outlive ComfyUI; switch "
+            problems.append(Problem("detached", text + "background on, or detached off"))
         if self.learning_rate == 0:
             problems.append(Problem("learning_rate", "is 0, so nothing would be trained; 1e-4 is usual"))
         return problems

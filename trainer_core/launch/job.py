@@ -3,6 +3,8 @@
 job.json       the request with the paths of this machine
 events.jsonl   every event of the machine's first process, as a line
 result.json    how the run ended
+stop           exists once the run shall end after the current step
+run.lock       locked by the machine's first process
 log.txt        what torchrun printed, or the only process
 logs/          what each of several processes printed
 """
@@ -24,26 +26,35 @@ from ..errors import Problem
 from ..host import Event, Paths
 from ..storage.atomic import write_atomic
 
-JOB, EVENTS, RESULT, LOG, LOGS = "job.json", "events.jsonl", "result.json", "log.txt", "logs"
+JOB, EVENTS, RESULT, LOG, LOGS, STOP = "job.json", "events.jsonl", "result.json", "log.txt", "logs", "stop"
 FINISHED, PAUSED, STOPPED, REFUSED, FAILED = "finished", "paused", "stopped", "refused", "failed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process of a machine trains."""
+    """What every process of a machine trains.
+
+    Args:
+        request: what is trained.
+        paths: folders of this machine.
+        prompt: the workflow, to be recorded.
+        is_detached: whether the run goes on when the process that started it ends.
+    """
 
     request: TrainRequest
     paths: Paths
-    prompt: dict[str, Any]  # the workflow, to be recorded
+    prompt: dict[str, Any]
+    is_detached: bool = False
 
     def write(self, folder: Path) -> None:
-        value = {"request": _encode(self.request), "paths": _encode(self.paths), "prompt": self.prompt}
+        value = {name: encode(getattr(self, name)) for name in ("request", "paths", "prompt", "is_detached")}
         (folder / JOB).write_text(json.dumps(value), "utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         value = json.loads((folder / JOB).read_text("utf-8"))
-        return cls(decode(TrainRequest, value["request"]), decode(Paths, value["paths"]), value["prompt"])
+        request, paths = decode(TrainRequest, value["request"]), decode(Paths, value["paths"])
+        return cls(request, paths, value["prompt"], value["is_detached"])
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Result:
     text: str = ""
 
     def write(self, folder: Path) -> None:
-        write_atomic(folder / RESULT, json.dumps(_encode(self)))
+        write_atomic(folder / RESULT, json.dumps(encode(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
@@ -80,7 +91,7 @@ class Result:
 
 def encode_event(event: Event) -> str:
     """Return an event as a line of JSON."""
-    return json.dumps({"kind": type(event).__name__, **_encode(event)})
+    return json.dumps({"kind": type(event).__name__, **encode(event)})
 
 
 def decode_event(line: str) -> Event:
@@ -89,13 +100,14 @@ def decode_event(line: str) -> Event:
     return decode(getattr(events_module, value.pop("kind")), value)
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """Return a value as JSON, for decode."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
+        return {key: encode(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 

@@ -13,7 +13,7 @@ from ..config.request import TrainRequest
 from ..devices import pick_device
 from ..distributed.device_list import accelerators, devices_of, is_worker, num_launched
 from ..errors import Cancelled, Problem, UserError
-from ..host import Host, Notice, RunOpened
+from ..host import Event, Host, Notice, RunOpened
 from ..runs.control import read_status, write_status
 from ..runs.layout import RANKS, rank_log
 from ..runs.run_host import Paused, Stopped
@@ -63,10 +63,11 @@ def launch(request: TrainRequest, host: Host, prompt: Mapping[str, Any], devices
         finally:
             processes.wait()
             relay.pass_on()
-        return _outcome(Result.read(folder), processes, relay)
+        return outcome(Result.read(folder), processes, relay)
 
 
 def _describe(devices: Sequence[str], host: Host) -> str:
+    """Return where a run is trained, in words."""
     if host.machines.count > 1:
         where = f" on machine {host.machines.number} of {host.machines.count}"
         return f"training with {len(devices)} processes{where}: {', '.join(devices)}"
@@ -76,27 +77,41 @@ def _describe(devices: Sequence[str], host: Host) -> str:
 
 
 class Relay:
-    """Passes the events of a file on to a host, as they come."""
+    """Passes the events of a file on to a host, as they come.
 
-    def __init__(self, path: Path, host: Host):
+    Args:
+        path: the file.
+        host: gets the events.
+        from_now: whether to leave out the events that are there already.
+    """
+
+    def __init__(self, path: Path, host: Host, from_now: bool = False):
         self._path, self._host, self._offset = path, host, 0
         self.run_folder: Path | None = None
+        if from_now:
+            for event in self._new_events():
+                self._note(event)
 
     def pass_on(self) -> None:
         """Emit the events that have come since the last call."""
+        for event in self._new_events():
+            self._note(event)
+            self._host.emit(event)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, RunOpened):
+            self.run_folder = event.folder
+
+    def _new_events(self) -> list[Event]:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 lines = file.read()
         except OSError:  # none has come yet
-            return
+            return []
         complete = lines[: lines.rfind(b"\n") + 1]
         self._offset += len(complete)
-        for line in complete.splitlines():
-            event = decode_event(line.decode("utf-8"))
-            if isinstance(event, RunOpened):
-                self.run_folder = event.folder
-            self._host.emit(event)
+        return [decode_event(line.decode("utf-8")) for line in complete.splitlines()]
 
 
 def _end(processes: Processes, relay: Relay) -> None:
@@ -117,8 +132,13 @@ def _record_failure(run_folder: Path, text: str) -> None:
         write_status(run_folder, replace(status, state="failed", message=text))
 
 
-def _outcome(result: Result | None, processes: Processes, relay: Relay) -> Result:
-    """Return the result of a finished run, or raise what its processes raised."""
+def outcome(result: Result | None, processes: Processes, relay: Relay) -> Result:
+    """Return the result of a finished run, or raise what its processes raised.
+
+    Raises:
+        UserError: what a process raised, or a process ended without a message.
+        Paused, Stopped, Cancelled: the user ended the run.
+    """
     if result is None or result.status == FAILED:
         reason = processes.describe_failure() if result is None else f"{result.text}; {processes.describe_failure()}"
         logs = f"; logs: {relay.run_folder / RANKS}" if relay.run_folder else ""

@@ -19,8 +19,10 @@ from typing import Any
 
 from ..distributed.device_list import DEVICES_VARIABLE
 from ..host import PACKAGE, Machines
+from ..runs.lock import is_held
 from .job import LOG, LOGS
 
+SINGLE = Machines()
 SHUTDOWN_SECONDS = 300  # for the step in progress and a checkpoint, before torchrun kills the processes
 TAIL_BYTES = 4000  # of a log that is shown
 FAILED = re.compile(r"exitcode: (-?\d+)\) local_rank: (\d+)")
@@ -28,20 +30,29 @@ FAILED = re.compile(r"exitcode: (-?\d+)\) local_rank: (\d+)")
 
 @dataclass
 class Processes:
-    """The processes of this machine. They end after the current step when their standard input is closed."""
+    """The processes of this machine. They end after the current step when their standard input is closed.
+
+    Args:
+        folder: has job.json.
+        process: torchrun, or the only process that trains; None if another program started it, which has ended.
+        uses_torchrun: whether there are several.
+    """
 
     folder: Path
-    process: subprocess.Popen[Any]  # torchrun, or the only process that trains
+    process: subprocess.Popen[Any] | None
     uses_torchrun: bool = True
 
     @classmethod
-    def start(cls, folder: Path, devices: Sequence[str], machines: Machines) -> Processes:
+    def start(
+        cls, folder: Path, devices: Sequence[str], machines: Machines = SINGLE, is_detached: bool = False
+    ) -> Processes:
         """Start one process for each device.
 
         Args:
             folder: has job.json.
             devices: name of each process's device.
             machines: the machines that train together.
+            is_detached: whether they go on when this process ends.
         """
         uses_torchrun = len(devices) > 1 or machines.count > 1
         command = [str(PACKAGE / "cli.py"), "worker", str(folder)]
@@ -49,38 +60,36 @@ class Processes:
             options = [*options_of(len(devices), machines), "--log-dir", str(folder / LOGS), "--redirects", "3"]
             command = ["-m", "torch.distributed.run", *options, *command]
         environment = {**os.environ, DEVICES_VARIABLE: ",".join(devices), **_environment()}
-        apart: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal reaches this process alone
-        if sys.platform == "win32":
-            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with (folder / LOG).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *command],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL if is_detached else subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,
                 cwd=str(Path.cwd()),
-                **apart,
+                **_apart(is_detached),
             )
         return cls(folder, process, uses_torchrun)
 
     @property
     def are_running(self) -> bool:
-        return self.process.poll() is None
+        return is_held(self.folder) if self.process is None else self.process.poll() is None
 
     def stop_after_step(self) -> None:
         """Let the processes end after the current step, with a checkpoint and a LoRA."""
-        if self.process.stdin and not self.process.stdin.closed:
+        if self.process and self.process.stdin and not self.process.stdin.closed:
             self.process.stdin.close()
 
     def stop_now(self) -> None:
         """End the processes as a second Ctrl-C does."""
         self.stop_after_step()
-        if self.are_running:
+        if self.process and self.are_running:
             self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        self.process.wait()
+        if self.process:
+            self.process.wait()
         self.stop_after_step()
 
     def killed(self) -> list[str]:
@@ -102,7 +111,7 @@ class Processes:
     def _endings(self) -> list[tuple[int, str]]:
         """Return the exit code of each process that failed, and what it means."""
         if not self.uses_torchrun:
-            code = self.process.returncode
+            code = self.process.returncode if self.process else 0
             return [(code, f"it {_ending(code)}")] if code else []
         codes = [(int(code), rank) for code, rank in FAILED.findall(_tail(self.folder / LOG))]
         return [(code, f"process {rank} of this machine {_ending(code)}") for code, rank in codes]
@@ -135,6 +144,17 @@ def _environment() -> dict[str, str]:
     if sys.flags.no_user_site:  # python -s, as ComfyUI's portable version is started
         values["PYTHONNOUSERSITE"] = "1"
     return {name: os.environ.get(name) or value for name, value in values.items()}
+
+
+def _apart(is_detached: bool) -> dict[str, Any]:
+    """Return arguments of Popen with which Ctrl-C in the terminal reaches this process alone.
+
+    On Windows a detached process has no console either, because closing a console ends all processes in it.
+    """
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP
+        return {"creationflags": flags | (subprocess.CREATE_NO_WINDOW if is_detached else 0)}
+    return {"start_new_session": True}
 
 
 def _ending(code: int) -> str:

@@ -205,8 +205,11 @@ def find_run(text: str, output: Path) -> Path:
     Raises:
         UserError: there is none, or the name stands for several active runs.
     """
-    if os.path.isfile(Path(text) / STATUS):
-        return Path(text)
+    return Path(text) if os.path.isfile(Path(text) / STATUS) else find_run_by_name(text, output)
+
+
+def find_run_by_name(text: str, output: Path) -> Path:
+    """Return the run folder in the output folder for a user's input, as find_run does for what is no path."""
     folders = runs_in(output)
     matches = [folder for folder in folders if folder.name == text] or [
         folder for folder in folders if name_of_run(folder) == flat_name(text)

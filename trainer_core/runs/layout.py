@@ -13,7 +13,9 @@
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
         paths.json                                           paths of this machine (local_values.py)
+        launch.json                                          devices, background (local_values.py)
         ranks/rank-1.log                                     logs of the other processes, see docs/devices.md
+    OUTPUT/chroma_trainer/queue/ID.json                      a run that waits in the background, see launch/run_queue.py
 
 Saved runs are found by these names, so they never change.
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 from ..paths import RUNS
 
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
-LOCAL_VALUES = "paths.json"
+LOCAL_VALUES, LAUNCH_VALUES = "paths.json", "launch.json"
 STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
 PREVIEW = "preview.jpg"
@@ -35,6 +37,7 @@ CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"
 LORAS = "loras"
 RANKS = "ranks"
+QUEUE = "queue"
 
 
 def runs_folder(output: Path) -> Path:

@@ -45,7 +45,12 @@ def portable(value: Any, paths: Paths) -> Any:
     return _publish(value, paths, 0)
 
 
-def _publish(value: Any, paths: Paths, depth: int) -> Any:
+def without_secrets(value: Any) -> Any:
+    """Return a JSON value as portable does, but with its paths."""
+    return _publish(value, None, 0)
+
+
+def _publish(value: Any, paths: Paths | None, depth: int) -> Any:
     if isinstance(value, str):
         return _publish_text(value, paths)
     if isinstance(value, float):
@@ -60,8 +65,8 @@ def _publish(value: Any, paths: Paths, depth: int) -> Any:
     return type(value)(_publish(item, paths, depth + 1) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _publish_text(text: str, paths: Paths) -> str:
-    if "/" in text or "\\" in text or "~" in text:
+def _publish_text(text: str, paths: Paths | None) -> str:
+    if paths and ("/" in text or "\\" in text or "~" in text):
         home = os.path.expanduser("~")
         lines = text.split("\n")
         text = "\n".join(portable_path(line, paths) if is_absolute(line) else line for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class ForwardingHost:
     @property
     def machines(self) -> Machines:
         return self.host.machines
+
+    @property
+    def background(self) -> Callable[[Any, Mapping[str, Any]], None] | None:
+        return self.host.background
 
     @property
     def faults(self) -> Sequence[str]:

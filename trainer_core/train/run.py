@@ -31,7 +31,7 @@ from ..launch.job import Result
 from ..launch.launch import devices_to_start, launch
 from ..planner.memory_plan import MemoryPlan
 from ..runs import layout
-from ..runs.local_values import write_local_values
+from ..runs.local_values import write_launch_values, write_local_values
 from ..runs.manifest import write_manifest
 from ..runs.rank_host import PeerHost, host_of_rank, show_warnings
 from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
@@ -248,12 +248,13 @@ def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Hos
 
 
 def _begin_folder(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
-    """Write what the run is: request, paths of this machine and manifest. Adopt another run's checkpoint."""
+    """Write what the run is: request, paths and devices of this machine, and manifest. Adopt another run's checkpoint."""
     if plan.resume_from:
         adopt(plan.resume_from, plan.folder, host)
     warn_other_versions(plan.folder, record, host)
     write_json(plan.folder / layout.REQUEST, record)
     write_local_values(plan.folder, prompt, record["workflow"])
+    write_launch_values(plan.folder, plan.request.training)
     if message := write_manifest(plan.folder, plan.manifest):
         host.emit(Notice(message, "warning"))
 

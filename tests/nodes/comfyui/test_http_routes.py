@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from chroma_trainer.nodes.comfyui.http_routes import add_routes, same_origin
 from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
+from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost
+from chroma_trainer.trainer_core.launch.run_queue import RunQueue
 from chroma_trainer.trainer_core.runs.control import COMMAND, Status, write_status
+from chroma_trainer.trainer_core.runs.local_values import write_launch_values
 from chroma_trainer.trainer_core.runs.lock import RunLock
 
 RUN = "cat-12345678"
@@ -57,12 +61,20 @@ def output(tmp_path) -> Path:
     return tmp_path / "output"
 
 
-def ask(output: Path, path: str, method: str = "GET", headers: dict | None = None, body: str = "") -> tuple[int, str]:
+def ask(
+    output: Path,
+    path: str,
+    method: str = "GET",
+    headers: dict | None = None,
+    body: str = "",
+    send: Callable[[dict], None] = lambda message: None,
+) -> tuple[int, str]:
     """Status and text of one request."""
 
     async def call() -> tuple[int, str]:
         routes, app = web.RouteTableDef(), web.Application()
-        add_routes(routes, lambda: output, lambda: SinkHost(Paths(output, output / "cache")))
+        make_host = lambda: SinkHost(Paths(output, output / "cache"))  # noqa: E731
+        add_routes(routes, lambda: output, make_host, RunQueue(output), send)
         app.add_routes(routes)
         async with TestClient(TestServer(app)) as client:
             answer = await client.request(method, URL(path, encoded=True), headers=headers or {}, data=body or None)
@@ -83,7 +95,7 @@ def test_runs_are_listed_with_what_they_were(output):
 
 
 def test_no_runs_is_an_empty_list(tmp_path):
-    assert json.loads(ask(tmp_path / "nowhere", "/chroma_trainer/runs")[1]) == {"runs": []}
+    assert json.loads(ask(tmp_path / "nowhere", "/chroma_trainer/runs")[1]) == {"runs": [], "queue": []}
 
 
 def test_the_story_of_a_run(output):
@@ -229,6 +241,38 @@ def test_evaluations_are_in_the_history(output):
     assert found[1:] == [{**found[0], **compared, "step": 2}]
     tell(output / "chroma_trainer" / RUN, {"kind": "Resumed", "step": 1})
     assert len(json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["evals"]) == 1
+
+
+def test_the_queue_is_shown_ordered_and_guarded(output):
+    queue = RunQueue(output)
+    a, b = (queue.add(name, "5", {"secret": name}, False) for name in "ab")
+    listed = json.loads(ask(output, "/chroma_trainer/runs")[1])["queue"]
+    assert [(entry["name"], entry["place"]) for entry in listed] == [("a", 1), ("b", 2)] and "secret" not in str(listed)
+    status, text = ask(output, f"/chroma_trainer/queue/{b.id}/up", "POST")
+    assert status == 200 and [entry["name"] for entry in json.loads(text)["queue"]] == ["b", "a"]
+    sent: list = []
+    assert ask(output, f"/chroma_trainer/queue/{a.id}/remove", "POST", send=sent.append)[0] == 200
+    (message,) = sent
+    assert (message["kind"], message["state"], message["node"], message["name"]) == ("RunEnded", "removed", "5", "a")
+    status, text = ask(output, f"/chroma_trainer/queue/{a.id}/remove", "POST")
+    assert status == 409 and "has left the queue" in json.loads(text)["error"]
+    assert ask(output, f"/chroma_trainer/queue/{b.id}/pause", "POST")[0] == 404
+    elsewhere = {"Origin": "http://evil.example"}
+    assert ask(output, f"/chroma_trainer/queue/{b.id}/remove", "POST", elsewhere)[0] == 403
+    assert ask(output, "/chroma_trainer/queue/..%2f..%2fsecret/remove", "POST")[0] in (404, 409)
+    assert [entry.name for entry in queue.entries()] == ["b"]
+
+
+def test_a_run_is_resumed_as_it_was_started(output):
+    folder = output / "chroma_trainer" / RUN
+    write_launch_values(folder, TrainingConfig(background=True, detached=True, devices="1"))
+    prompt = json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["prompt"]
+    assert prompt["12:5"]["inputs"] == {"name": "cat", "background": True, "detached": True, "devices": "1"}
+    (folder / "launch.json").write_text('{"background": "yes", "devices": 1, "detached": true}', "utf-8")
+    prompt = json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["prompt"]
+    assert prompt["12:5"]["inputs"] == {"name": "cat", "detached": True}  # what is damaged is left out
+    write_launch_values(folder, TrainingConfig())
+    assert not (folder / "launch.json").exists()
 
 
 def test_unfolding_a_quick_lora(output):
