@@ -28,6 +28,7 @@ from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
 from ..host import Host, Notice
 from ..models.projections import projection_groups
+from ..optim.in_backward import StepInBackward
 from ..optim.optimizer import parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
@@ -78,6 +79,7 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     blocks = family.blocks(transformer)
+    is_full = plan.request.adapter.is_full
     state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers,
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
@@ -92,8 +94,9 @@ def build_run(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks = ALON
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
         ranks=ranks,
+        in_backward=StepInBackward(optimizer, dict(trainable_parameters(layers)), config.seed) if is_full else None,
         dtype=plan.request.model.dtype,
-        oom_recovery=OomRecovery.where_auto(
+        oom_recovery=None if is_full else OomRecovery.where_auto(  # a step that has begun can't be retried
             plan.request.memory, memory, config, blocks, device, host
         ),
     )  # fmt: skip

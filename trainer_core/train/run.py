@@ -101,7 +101,8 @@ def run(request: TrainRequest, host: Host, prompt: Mapping[str, Any] | None = No
 
 def _result_of(result: Result, request: TrainRequest) -> TrainResult:
     path, name, sha256, folder = result.lora
-    return TrainResult(TrainedLora(path, name, sha256, request.model, folder), result.losses, result.report)
+    lora = TrainedLora(path, name, sha256, request.model, folder, request.adapter.is_full)
+    return TrainResult(lora, result.losses, result.report)
 
 
 def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ranks) -> TrainResult:
@@ -205,7 +206,7 @@ def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> Trai
     """Return the LoRA that rank 0 has saved. On another machine its path may not exist."""
     values = ranks.from_main(lambda: [lora.path, lora.name, lora.sha256, lora.folder] if lora else [])
     path, name, sha256, folder = values
-    return TrainedLora(path, name, sha256, plan.request.model, folder)
+    return TrainedLora(path, name, sha256, plan.request.model, folder, plan.request.adapter.is_full)
 
 
 def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host, ranks: Ranks) -> None:
