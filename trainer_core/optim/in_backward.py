@@ -36,7 +36,8 @@ class StepInBackward:
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], seed: int):
         self.optimizer, self.seed = optimizer, seed
         self._names = {parameter: name for name, parameter in parameters.items()}
-        self._groups = {param: group for group in optimizer.param_groups for param in group["params"]}
+        # Numbers, because a loaded state comes with new groups.
+        self._groups = {param: i for i, group in enumerate(optimizer.param_groups) for param in group["params"]}
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._step: int | None = None
         self._scale = 1.0
@@ -96,10 +97,10 @@ class StepInBackward:
 
     def _step_alone_(self, parameter: nn.Parameter) -> None:
         """Let the optimizer see this parameter alone. It would look at all of them for each one."""
-        groups, own = self.optimizer.param_groups, self._groups[parameter]
+        groups = self.optimizer.param_groups
         lists = [group["params"] for group in groups]
-        for group in groups:
-            group["params"] = [parameter] if group is own else []
+        for i, group in enumerate(groups):
+            group["params"] = [parameter] if i == self._groups[parameter] else []
         try:
             self.optimizer.step()
         finally:
