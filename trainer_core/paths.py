@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .host import Paths
+from .host import MODELS, Paths
 from .storage.atomic import fault_of
 from .storage.bounded_files import Unusable, path_fault, read_regular
 from .storage.bounded_yaml import parse_yaml
@@ -60,6 +60,7 @@ def local_paths(
     for path in configs:
         _read_config_(folders, path)
     folders["loras"].append(output / "loras")
+    folders[MODELS].append(output / MODELS)
     beside = tuple(m.parent / "datasets" for m in models)
     inputs = (m.parent / "input" for m in models)
     roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *inputs, *folders.pop(DATASETS), *beside)

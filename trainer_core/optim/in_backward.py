@@ -53,7 +53,7 @@ class StepInBackward:
             scale: Factor of every gradient.
         """
         self._step, self._scale = step, scale
-        self._norms.clear()
+        self.forget_norms()
         try:
             yield
         finally:
@@ -63,6 +63,10 @@ class StepInBackward:
         """Return the norm of all gradients of the last step, before scaling, on their device."""
         norms = [self._norms[parameter] for parameter in self._names if parameter in self._norms]
         return torch.linalg.vector_norm(torch.stack(norms))
+
+    def forget_norms(self) -> None:
+        """Free the norms of the last step."""
+        self._norms.clear()
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._step is not None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..host import MODELS
 from ..paths import RUNS
 
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
@@ -32,7 +33,7 @@ PREVIEW = "preview.jpg"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"
-LORAS, MODELS = "loras", "diffusion_models"
+LORAS = "loras"
 RANKS = "ranks"
 
 
