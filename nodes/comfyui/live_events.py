@@ -26,8 +26,8 @@ from ...trainer_core.host import (
     SamplingPreview,
     StepReport,
 )
-from ...trainer_core.runs.control import read_status
 from ...trainer_core.runs import layout
+from ...trainer_core.runs.control import read_status
 from ...trainer_core.runs.layout import listed_name
 
 SECONDS = 0.1  # minimum time between two progress messages of the same kind

@@ -25,7 +25,9 @@ from safetensors.torch import load_file
 VALUES = {"rank": 16, "alpha": 16.0, "learning_rate": 1e-3, "max_grad_norm": 0.0, "eval_images": 0}
 
 
-def request_of(workshop, dtype="bf16", optimizer="adafactor", adapter=None, clip_by="this step", validation=None, **values):
+def request_of(
+    workshop, dtype="bf16", optimizer="adafactor", adapter=None, clip_by="this step", validation=None, **values
+):
     model = replace(values.pop("model", workshop.model), dtype=dtype)
     request = workshop.request(validation, model, **{**VALUES, **values})
     config = OptimizerConfig(optimizer=optimizer, clip_by=clip_by)
@@ -167,7 +169,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
 
     host = workshop.host()
     monkeypatch.setattr(loop_module, "micro_loss", broken)
-    with pytest.raises(UserError, match="step 4 gave loss .* which is not finite.*the last checkpoint is intact"):
+    with pytest.raises(UserError, match=r"step 4 gave loss .* which is not finite.*the last checkpoint is intact"):
         run(request_of(workshop), host)
     assert host.checkpoints == ["step-000002"] and load_file(model_of(host))
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())

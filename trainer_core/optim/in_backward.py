@@ -123,7 +123,7 @@ class StepInBackward:
             self.optimizer.state[parameter][name] = self._round(value, parameter, step, name)
 
     def _large_states(self, parameter: nn.Parameter, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
-        values: Mapping[str, Any] = self.optimizer.state[parameter] if parameter in self.optimizer.state else {}
+        values: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
         return [
             (name, value)
             for name, value in values.items()

@@ -23,8 +23,8 @@ from ..flow.loss import velocity_loss
 from ..memory.activation_checkpointing import Unread, unread_layers
 from ..models.family import Family
 from ..models.token_routing import Route, num_kept
-from ..quant.low_precision_matmul import choose_products_
 from ..optim.in_backward import StepInBackward
+from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..seeds import generator
 from ..setup.attach_adapter import learning
@@ -271,18 +271,15 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
     again_flops = counter.flops
     # The streams have three dimensions; position embeddings have more.
     trainable = [p for p in block.parameters() if p.requires_grad]
-    for parameter in trainable if stepper else ():  # the first step makes the states, which are counted elsewhere
-        assert stepper
-        parameter.grad = torch.empty_like(parameter)
-        stepper.step_(parameter, 0)
     args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
     counter = MemoryTracker()
     with counter:
+        base = _make_states(trainable, stepper, counter) if stepper else 0
         results = [x for x in tree_leaves(block(*args, **kwargs)) if isinstance(x, Tensor)]
-        kept, grad_peak = counter.now, counter.peak
+        kept, grad_peak = counter.now - base, counter.peak - base
         with stepper.active(1) if stepper else nullcontext():
             torch.autograd.backward(results, [torch.empty_like(x) for x in results])
-        backward_peak = counter.peak
+        backward_peak = counter.peak - base
     for parameter in trainable:
         parameter.grad = None
     return BlockCost(
@@ -291,3 +288,12 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
         gradients=0 if stepper else bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
         backward_flops=counter.flops - flops,
     )  # fmt: skip
+
+
+def _make_states(parameters: Sequence[nn.Parameter], stepper: StepInBackward, counter: MemoryTracker) -> int:
+    """Do a first step, which makes the optimizer's states, and return their bytes. OptimizerCost counts them for all."""
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+        stepper.step_(parameter, 0)
+    stepper.forget_norms()
+    return counter.mark()

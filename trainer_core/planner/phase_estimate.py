@@ -113,9 +113,11 @@ def _beside(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled:
 
 
 def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
-    """A checkpoint is copied to RAM, then its LoRA is written."""
+    """A checkpoint is copied to RAM, then its LoRA is written. With kind full both are written without copies."""
     optimizer_cost, (beside, in_ram) = cost.optimizer_cost, _beside(request, facts, cost, is_sampled)
     device = resident_weights(cost, request.memory) + optimizer_cost.resident + optimizer_cost.aside + beside
+    if request.adapter.is_full:  # tensor by tensor
+        return device, in_ram + 2 * max(block.largest_leaf for block in cost.blocks)
     return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * optimizer_cost.lora)
 
 
@@ -146,13 +148,21 @@ def _max_tile_pixels(memory: MemoryConfig) -> int:
     return VAE_TILE_PIXELS if memory.vae_tiling else 1 << 62
 
 
+def trained_words(request: TrainRequest) -> str:
+    """Return what is trained, in words."""
+    training = request.training
+    if request.adapter.is_full:
+        return f"all weights of {training.targets}, stepped inside of the backward pass"
+    return f"{request.adapter.kind} of rank {training.rank} on {training.targets}"
+
+
 def settings_of(request: TrainRequest) -> str:
     """Return the settings that decide the figures, in words."""
     training, memory = request.training, request.memory
     recomputed = f"one block in {memory.checkpointing_interval}" if memory.checkpointing_interval > 1 else "all blocks"
     words = [
         f"{request.model.family} {request.model.dtype}", f"quantization {request.model.quantization.level}",
-        f"{request.adapter.kind} of rank {training.rank} on {training.targets}",
+        trained_words(request),
         request.optimizer.optimizer, f"batch {training.batch_size}",
         f"checkpointing {recomputed if training.gradient_checkpointing else 'off'}",
     ]  # fmt: skip

@@ -38,6 +38,7 @@ from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..setup.attach_adapter import starts_beside_base
 from ..storage.atomic import write_json
 from .build import build_run
+from .disk_space import refuse_full_disk
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
@@ -114,6 +115,7 @@ def _run(request: TrainRequest, host: Host, prompt: Mapping[str, Any], ranks: Ra
         host.free_memory()  # unload other models, so that their memory is available to this run
         reset_peak(checked.device)
         plan, estimate = memory_with(ranks, checked, host)
+        refuse_full_disk(plan, estimate)
         try:
             with (
                 as_current(plan.device), explain_oom(estimate, phases, plan.device),
