@@ -203,3 +203,18 @@ def test_validation_images_are_those_of_the_trained_weights(workshop):
     run(request_of(workshop, validation=settings, steps=2, learning_rate=0.05), host)
     names = sorted(path.name for path in (host.run_folder / "validation").glob("*.png"))
     assert names == ["step-000000-32x32.png", "step-000002-32x32.png"]
+
+
+def test_averaged_weights_are_in_ram_and_resume_exactly(workshop):
+    values = {"adapter": {"ema_decay": 0.9}, "learning_rate": 0.01}
+    whole_host = workshop.host()
+    whole = run(request_of(workshop, **values), whole_host)
+    last = load_file(whole_host.run_folder / "checkpoints" / "step-000006" / "adapter.safetensors")
+    averages = load_file(whole_host.run_folder / "checkpoints" / "step-000006" / "ema.safetensors")
+    saved = load_transformer(workshop.model, whole.lora.path).state_dict()
+    assert all(torch.equal(averages[name].bfloat16(), saved[name]) for name in last)
+    assert any(not torch.equal(tensor, saved[name]) for name, tensor in last.items())
+    host = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(request_of(workshop, **values), host)
+    assert run(request_of(workshop, **values), host.cancelling_at(0)).lora.sha256 == whole.lora.sha256

@@ -109,7 +109,15 @@ def _beside(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled:
     codec = facts.codec.weights if is_sampled else 0
     is_aside = request.memory.model_offload
     positions = cost.positions * (min(MAX_ROPE_GRIDS, facts.image_sizes) - 1)  # of the other sizes
-    return positions + (0 if is_aside else codec), _offloaded_ram(cost, request.memory) + (codec if is_aside else 0)
+    in_ram = _offloaded_ram(cost, request.memory) + sum(average_in_ram(request, cost)) + (codec if is_aside else 0)
+    return positions + (0 if is_aside else codec), in_ram
+
+
+def average_in_ram(request: TrainRequest, cost: ModelCost) -> tuple[int, int]:
+    """Return the bytes of the average of a whole model, and of the trained weights whose place it takes in between."""
+    if not (request.adapter.is_full and request.adapter.ema_decay):
+        return 0, 0
+    return 4 * cost.optimizer_cost.parameters, cost.optimizer_cost.adapter
 
 
 def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:

@@ -80,12 +80,10 @@ class Renderer:
         )  # fmt: skip
         gc.collect()
         self.transformer: Any = None
-        if lora and lora.is_model:
-            self.put_model(Path(lora.path))
-        else:
+        if not (lora and lora.is_model):
             self._load(model)
-        if lora and not lora.is_model:
-            self.put(Path(lora.path))
+        if lora:
+            self.put_trained(lora)
         self.codec = self.family.load_codec(model, device)
         path = runs_folder(host.paths.output) / VALIDATION / PREVIEW
         self.preview = preview_of(settings, self.codec, path, host) if settings else None
@@ -94,6 +92,10 @@ class Renderer:
         """Apply this LoRA to the model instead of any other."""
         remove_(self.transformer)
         apply_lora_(self.transformer, lora, 1.0)
+
+    def put_trained(self, lora: TrainedLora) -> None:
+        """Apply a LoRA, or load a trained model in the base model's place."""
+        (self.put_model if lora.is_model else self.put)(Path(lora.path))
 
     def put_model(self, file: Path) -> None:
         """Load this trained model in the base model's place. Only one of them is in memory at a time."""

@@ -15,7 +15,8 @@ def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str
     lora, checkpoint = optimizer_cost.lora, optimizer_cost.saved + optimizer_cost.start + optimizer_cost.lora
     share = DTYPES[request.adapter.precision].itemsize / 4
     if request.adapter.is_full:
-        lora, share, checkpoint = model_file_bytes(request, cost), 1.0, optimizer_cost.saved
+        average = 4 * optimizer_cost.parameters if request.adapter.ema_decay else 0
+        lora, share, checkpoint = model_file_bytes(request, cost), 1.0, optimizer_cost.saved + average
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
         "latents": facts.latent_bytes,
