@@ -42,7 +42,7 @@ PARTS: dict[str, dict[str, str]] = {
         "oft": ".adapters.oft:OftLinear",
     },
     "weights": {  # kinds of AdapterSettings that train the model itself
-        "full": ".adapters.full:FullLinear",
+        "full": ".full_rank.linear:FullLinear",
     },
     "optimizer": {
         "adamw": ".optim.adamw:PART",

@@ -40,6 +40,8 @@ def test_it_learns_a_style(tmp_path):
     finally:
         torch.set_num_threads(threads)
     losses = result.report["eval_loss"]
-    print(f"base {score['base']:.0%}, trained {score['lora']:.0%}, loss {losses['before']:.3f} -> {losses['after']:.3f}")
+    print(
+        f"base {score['base']:.0%}, trained {score['lora']:.0%}, loss {losses['before']:.3f} -> {losses['after']:.3f}"
+    )
     assert score["base"] < HIGHEST_BASE and score["lora"] > LOWEST_TRAINED, score
     assert losses["after"] < LARGEST_LOSS * losses["before"], losses

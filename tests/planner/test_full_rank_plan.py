@@ -14,9 +14,9 @@ from chroma_trainer.trainer_core.config.model import ModelConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
-from chroma_trainer.trainer_core.optim.in_backward import StepInBackward
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory
 from chroma_trainer.trainer_core.planner.cost_model import Shape

@@ -12,9 +12,9 @@ from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
+from chroma_trainer.trainer_core.full_rank.model_file import base_weights, original_form
+from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
 from chroma_trainer.trainer_core.host import LoraSaved
-from chroma_trainer.trainer_core.models.whole_file import base_weights, original_form
-from chroma_trainer.trainer_core.optim.in_backward import StepInBackward
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.train.run import run
@@ -50,8 +50,9 @@ def load_transformer(model, path=""):
     return family.load_transformer(replace(model, transformer_file=str(path), dtype="bf16"))
 
 
+@pytest.mark.slow
 def test_it_learns(workshop):
-    request = request_of(workshop, steps=40, checkpoint_every=0, learning_rate=2e-3)
+    request = request_of(workshop, steps=40, checkpoint_every=0, learning_rate=2e-3, eval_images=4)
     losses = run(request, workshop.host()).report["eval_loss"]
     assert losses["after"] < 0.9 * losses["before"], losses
 
@@ -117,14 +118,14 @@ def test_steps_after_the_backward_pass_give_the_same_bytes(workshop, monkeypatch
     request = request_of(workshop, dtype, optimizer, steps=3, gradient_checkpointing=True)
     inside = run(request, workshop.host())
 
-    def after(state, stepper, fetch):
-        loss = loop_module.micro_loss(state, state.step, fetch)
+    def after(state, stepper, compute_loss, fetch):
+        loss = compute_loss(state, state.step, fetch)
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
-        return float(loss), 0.0
+        return float(loss.detach()), 0.0
 
-    monkeypatch.setattr(loop_module, "_step_in_backward", after)
+    monkeypatch.setattr(loop_module, "full_rank_step", after)
     assert run(request, workshop.host()).lora.sha256 == inside.lora.sha256
 
 
@@ -175,6 +176,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())
 
 
+@pytest.mark.slow
 def test_clipping_by_the_step_before_resumes_exactly(workshop):
     values = {"max_grad_norm": 0.05, "clip_by": "step before", "optimizer": "adamw", "learning_rate": 1e-3}
     whole = run(request_of(workshop, **values), workshop.host())
@@ -188,7 +190,7 @@ def test_clipping_by_the_step_before_resumes_exactly(workshop):
 
 def test_the_best_checkpoint_is_saved_from_its_file(workshop):
     host = workshop.host()
-    result = run(request_of(workshop, holdout=0.25, learning_rate=0.02, checkpoint_every=1), host)
+    result = run(request_of(workshop, holdout=0.25, learning_rate=0.02, checkpoint_every=1, eval_images=4), host)
     best = result.report["best"]
     names = sorted(path.name for path in (host.paths.output / "diffusion_models").iterdir())
     assert names == ["tiny-best.safetensors", "tiny.safetensors"] and sha256_of(best["lora"]) == best["sha256"]
@@ -197,6 +199,7 @@ def test_the_best_checkpoint_is_saved_from_its_file(workshop):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in checkpoint.items())
 
 
+@pytest.mark.slow
 def test_validation_images_are_those_of_the_trained_weights(workshop):
     settings = ValidationConfig(prompts="a cat", steps=2, resolutions="32x32", cfg=1.0)
     host = workshop.host()
@@ -205,6 +208,7 @@ def test_validation_images_are_those_of_the_trained_weights(workshop):
     assert names == ["step-000000-32x32.png", "step-000002-32x32.png"]
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_in_ram_and_resume_exactly(workshop):
     values = {"adapter": {"ema_decay": 0.9}, "learning_rate": 0.01}
     whole_host = workshop.host()

@@ -20,10 +20,10 @@ from ..adapters.layer import AdapterLayer, Start
 from ..config.request import TrainRequest
 from ..devices import DTYPES
 from ..flow.loss import velocity_loss
+from ..full_rank.step_in_backward import StepInBackward
 from ..memory.activation_checkpointing import Unread, unread_layers
 from ..models.family import Family
 from ..models.token_routing import Route, num_kept
-from ..optim.in_backward import StepInBackward
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..seeds import generator

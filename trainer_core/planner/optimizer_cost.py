@@ -10,7 +10,7 @@ import torch
 from ..adapters.inject import trainable_parameters
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
-from ..optim.in_backward import StepInBackward
+from ..full_rank.step_in_backward import StepInBackward
 from ..optim.optimizer import OptimizerPart, able, evaluating, parameter_groups
 from ..registry import load
 from ..setup.attach_adapter import new_ema

@@ -20,7 +20,7 @@ from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
 from .block_lr import rates_of
-from .full_rank import full_rank_problems
+from .full_rank_check import full_rank_problems
 from .model_check import contradictions
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 

@@ -26,9 +26,9 @@ from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, colum
 from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
+from ..full_rank.step_in_backward import StepInBackward
 from ..host import Host, Notice
 from ..models.projections import projection_groups
-from ..optim.in_backward import StepInBackward
 from ..optim.optimizer import parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...adapters.inject import trainable_parameters
 from ...config.request import TrainedLora
+from ...full_rank.model_file import base_weights, write_transformer
 from ...host import Host, LoraSaved
-from ...models.whole_file import base_weights, write_transformer
 from ...runs import layout
 from ...runs.saved_loras import keep_other_lora
 from ...storage.atomic import as_os_errors

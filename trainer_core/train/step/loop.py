@@ -18,20 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters.inject import set_micro_
-from ...config.optimizer import STEP_BEFORE
 from ...flow.loss import velocity_loss
 from ...host import Host, Notice, StepReport
-from ...optim.in_backward import StepInBackward
 from ...optim.lr_schedule import rate_of
 from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
-from .nan_guard import describe_skipped, refuse_half_step, refuse_or_skip
+from .full_rank_step import full_rank_step
+from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
 from .preservation import added_apart, preservation_loss, prior_target
 from .scheduled_sampling import roll_out
 from .state import Fetch, Hook, TrainState
-
-CLIP_EPS = 1e-6  # as in torch's clip_grad_norm_
 
 
 def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
@@ -66,13 +63,11 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
     """
     set_rate_(state.optimizer, learning_rate)
     if state.in_backward:
-        return _step_in_backward(state, state.in_backward, fetch)
+        return full_rank_step(state, state.in_backward, micro_loss, fetch)
     first = state.step * state.config.accumulation
     total = _accumulate_gradients(state, first, fetch)
-    limit = state.config.max_grad_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(state.parameters, limit)
-    # The step's only host-device synchronization.
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
+    norm = nn.utils.clip_grad_norm_(state.parameters, state.config.max_grad_norm or math.inf)
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only host-device synchronization
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         refuse_or_skip(state, first, loss_value, norm_value)
         state.optimizer.zero_grad(set_to_none=True)
@@ -83,38 +78,6 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
     if state.ema is not None:
         state.ema.update_(state.layers)
     return loss_value, norm_value
-
-
-def _step_in_backward(state: TrainState, stepper: StepInBackward, fetch: Fetch | None) -> tuple[float, float]:
-    """Run one step of a full-rank training, whose weights move inside of the backward pass (optim/in_backward.py).
-
-    The loss is read before, because a step that has begun can't be undone. The host waits for the forward pass.
-    """
-    micro = state.step  # accumulation is 1
-    try:
-        loss = micro_loss(state, micro, fetch)
-        loss_value = float(loss.detach())
-        if not math.isfinite(loss_value):
-            refuse_or_skip(state, micro, loss_value, math.nan)
-        state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
-        with stepper.active(state.step, _clip_factor(state)):
-            loss.backward()
-    finally:
-        state.optimizer.zero_grad(set_to_none=True)  # of a pass that was interrupted
-    state.grad_norm = float(stepper.norm())
-    if not math.isfinite(state.grad_norm):
-        refuse_half_step(state, micro, loss_value, state.grad_norm)
-    if state.ema is not None:
-        state.ema.update_(state.layers)
-    return loss_value, state.grad_norm
-
-
-def _clip_factor(state: TrainState) -> float:
-    """Return the factor of this step's gradients: it clips as if their norm were that of the step before."""
-    limit = state.config.max_grad_norm
-    if not limit or state.optimizer_config.clip_by != STEP_BEFORE or math.isnan(state.grad_norm):
-        return 1.0
-    return min(1.0, limit / (state.grad_norm + CLIP_EPS))
 
 
 def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) -> Tensor:
@@ -182,6 +145,5 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     prediction = state.family.predict(
         state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
     )
-    if batch.share is not None:
-        prediction = batch.share * prediction
+    prediction = prediction if batch.share is None else batch.share * prediction
     return batch.mean_loss(velocity_loss(prediction, target, batch.weight, state.config.loss, state.config.huber_c))

@@ -22,9 +22,9 @@ from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
 from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
+from ...full_rank.step_in_backward import StepInBackward
 from ...models.family import Family
 from ...models.token_routing import Route
-from ...optim.in_backward import StepInBackward
 from ..paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies

@@ -16,11 +16,11 @@ from torch import Tensor
 from ..adapters.files.keys import Place, original_parameter
 from ..adapters.files.safetensors import Planned, write_tensors
 from ..config.model import ModelConfig
+from ..models.flux_lineage import is_original
+from ..models.loading.locate import find_part
+from ..models.loading.weights import Weights
 from ..storage.atomic import replace_atomic, sha256_of
 from ..storage.safetensors_header import METADATA, header_of
-from .flux_lineage import is_original
-from .loading.locate import find_part
-from .loading.weights import Weights
 
 FILE_DTYPE = torch.bfloat16
 NUM_EXAMPLES = 3
@@ -44,7 +44,7 @@ def write_transformer(
 
     Args:
         path: The file.
-        transformer: The model. Layers may be trained ones (adapters/full.py).
+        transformer: The model. Layers may be trained ones (full_rank/linear.py).
         base: The files that the training started from.
         metadata: Texts of the header.
         trained: Tensors that take the place of the model's own, by the parameter's name.

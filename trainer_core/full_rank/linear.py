@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .layer import AdapterLayer, Start, Update
+from ..adapters.layer import AdapterLayer, Start, Update
 
 
 class FullLinear(AdapterLayer):
     """A Linear whose weight and bias are trained. There is no copy of the original weight.
 
-    `strength` has no effect: setup/full_rank.py refuses what needs the base model beside the trained one. Images and
+    `strength` has no effect: setup/full_rank_check.py refuses what needs the base model beside the trained one. Images and
     losses of the base model are measured before the first step.
 
     Args:
@@ -46,7 +46,7 @@ class FullLinear(AdapterLayer):
         """Do nothing: the training starts from the model as it is."""
 
     def load_update_(self, update: Update, fill: Callable[[torch.Size], Tensor]) -> None:
-        raise NotImplementedError("a trained weight is no update; setup/full_rank.py refuses init_lora")
+        raise NotImplementedError("a trained weight is no update; setup/full_rank_check.py refuses init_lora")
 
     def update(self) -> Update:
         raise NotImplementedError("a trained weight is no update; lora_tools/extract.py makes one")

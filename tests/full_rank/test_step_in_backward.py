@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.optimizer import TOGETHER, OptimizerConfig
-from chroma_trainer.trainer_core.optim.in_backward import StepInBackward
+from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 

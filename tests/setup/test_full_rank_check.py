@@ -16,7 +16,17 @@ from chroma_trainer.trainer_core.setup.preflight import problems_of
 SOUND = {"rank": 16, "alpha": 16.0, "max_grad_norm": 0.0, "learning_rate": 1e-5}
 
 
-def problems(workshop, kind="full", training=None, adapter=None, optimizer=None, model=None, memory=None, validation=None, part=None):
+def problems(
+    workshop,
+    kind="full",
+    training=None,
+    adapter=None,
+    optimizer=None,
+    model=None,
+    memory=None,
+    validation=None,
+    part=None,
+):
     request = workshop.request(validation, **{**SOUND, **(training or {})})
     dataset = request.dataset
     if part:
@@ -97,5 +107,7 @@ def test_a_file_in_8_bits(workshop, tmp_path):
 def test_settings_that_only_it_has(workshop):
     message = problems(workshop, kind="lora", adapter={"extract_rank": 8})["extract_rank"]
     assert "kind lora trains a LoRA already" in message
-    assert "the norm of this step is known" in problems(workshop, "lora", optimizer={"clip_by": "step before"})["clip_by"]
+    assert (
+        "the norm of this step is known" in problems(workshop, "lora", optimizer={"clip_by": "step before"})["clip_by"]
+    )
     assert problems(workshop, adapter={"extract_rank": 8}) == {}

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim.adamw_bf16 import LOW_BITS, round_stochastically
+from ..optim.optimizer import able
 from ..seeds import generator
-from .adamw_bf16 import LOW_BITS, round_stochastically
-from .optimizer import able
 
 
 class StepInBackward:
