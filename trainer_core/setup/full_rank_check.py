@@ -16,6 +16,7 @@ from ..registry import names
 from ..storage.gguf.header import is_gguf
 from ..storage.model_header import model_header_of
 
+USUAL_RATES = 1e-6, 3e-5  # of models of billions of weights; a LoRA's are ten times as high
 PLAIN_DTYPES = frozenset({"F64", "F32", "BF16", "F16"})
 NO_ADAPTER = "kind full has no adapter"
 # Settings without a meaning for a whole model: why. Each must have its default.
@@ -151,3 +152,14 @@ def _memory_problems(request: TrainRequest) -> Iterator[Problem]:
     if memory.mode == "manual" and memory.group_offload != "none":
         text = "moves frozen weights, and kind full trains them; use none, activation_offload and adafactor instead"
         yield Problem("group_offload", f"{memory.group_offload} {text}")
+
+
+def full_rank_hints(request: TrainRequest) -> list[str]:
+    """Return one line for a learning rate that is usual for a LoRA, and too high for a whole model."""
+    rate, (low, high) = request.training.learning_rate, USUAL_RATES
+    if not request.adapter.is_full or rate <= high:
+        return []
+    return [
+        f"learning_rate is {rate:g}; with kind full {low:g} to {high:g} is usual for a released model, because all of "
+        "its weights move (docs/full-rank.md)"
+    ]
