@@ -243,8 +243,10 @@ def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
-        # A copy, because the optimizer holds the tensor and the mapped file must be closed.
-        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()
+        # A copy, because the optimizer holds the tensor and the mapped file must be closed. On a device it makes its own,
+        # and the states of a whole model would fill the RAM.
+        is_copied = state.is_full and state.device.type != "cpu"
+        by_index.setdefault(names.index(name), {})[value_name] = tensor if is_copied else tensor.clone()
     state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 

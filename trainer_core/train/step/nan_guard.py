@@ -28,7 +28,7 @@ def refuse_or_skip(state: TrainState, first: int, loss: float, norm: float) -> N
     if not state.step_seconds:
         raise UserError.at("attention", _describe_first_step(state, first, loss, norm))
     saved = (
-        f"The LoRA of step {state.step} is saved"
+        f"The {'model' if state.is_full else 'LoRA'} of step {state.step} is saved"
         if is_finite
         else "Weights are not finite; the last checkpoint is intact"
     )
