@@ -1,4 +1,4 @@
-"""A full-rank training of chroma-nano teaches it the style of its images: its own weights, in bf16, by Adafactor."""
+"""A full-rank training of chroma-nano teaches it the style of its images: its own weights, by Adafactor."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _count_in_backward(
     """
     parameters = dict(trainable_parameters(layers))
     stepper = StepInBackward(optimizer, parameters, request.training.seed)
-    counter = MemoryTracker()
+    counter, resident = MemoryTracker(), 0
     with ZeroItems(), counter:
         for step in range(2):  # the first one makes the states
             resident = counter.mark()
