@@ -118,7 +118,7 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
 
 
 # The model's own weights: no rank, no clipping of the whole gradient (docs/full-rank.md).
-FULL = {"learning_rate": 1e-3, "max_grad_norm": 0.0, "rank": 16, "alpha": 16.0}
+FULL = {"learning_rate": 3e-3, "max_grad_norm": 0.0, "rank": 16, "alpha": 16.0}
 
 
 def request_of(setting: Setting, seed: int, steps: int) -> Any:

@@ -1,6 +1,8 @@
-"""A full-rank training of chroma-nano teaches it the style of its images: its own weights, by Adafactor."""
+"""A full-rank training of chroma-nano teaches it the style of its images: its own weights, in bf16, by Adafactor."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +20,10 @@ from chroma_trainer.trainer_core.validation.style_score import learning_score
 NANO = ModelConfig("chroma", "nano", str(ASSETS / "chroma-nano"), dtype="fp32")
 DRAWING = ValidationConfig(steps=10, cfg=3.0, resolutions="64x64")
 TRAINING = {
-    "name": "full", "targets": "all+ffs", "steps": 60, "batch_size": 4, "learning_rate": 1e-3,
+    "name": "full", "targets": "all+ffs", "steps": 60, "batch_size": 4, "learning_rate": 3e-3,
     "lr_schedule": "cosine", "warmup_steps": 5, "checkpoint_every": 0, "max_grad_norm": 0.0, "seed": 0,
 }  # fmt: skip
+# Measured on 32 images at seed 0: 94 %, loss 1.751 -> 0.595; in fp32 at seeds 0 and 1: 97 and 91 %.
 HIGHEST_BASE, LOWEST_TRAINED, LARGEST_LOSS = 0.20, 0.80, 0.55
 
 
@@ -29,7 +32,7 @@ def test_it_learns_a_style(tmp_path):
     host = SinkHost(paths=Paths(output=tmp_path, cache=tmp_path / "cache"), device="cpu")
     part = FolderConfig(folder="neon-emoji", trigger="neonglow style", resolution=64)
     request = TrainRequest(
-        NANO, DatasetConfig((part,), (str(ASSETS / "neon-emoji"),)), TrainingConfig(**TRAINING),
+        replace(NANO, dtype="bf16"), DatasetConfig((part,), (str(ASSETS / "neon-emoji"),)), TrainingConfig(**TRAINING),
         adapter=AdapterConfig(kind="full"), optimizer=OptimizerConfig(optimizer="adafactor"),
     )  # fmt: skip
     threads = torch.get_num_threads()
