@@ -111,17 +111,14 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
             missing[f"optimizer={name}"] = reason
         else:
             found.append(Setting("optimizer", name, training, {} if name == "adamw" else {"optimizer": name}))
-    for kind in _adapters():
+    for kind in names("adapter"):
         found.append(Setting("adapter", kind, adapter={} if kind == "lora" else {"kind": kind}))
+    found.append(Setting("adapter", "full", FULL, {"optimizer": "adafactor"}, {"kind": "full"}))
     return found, missing
 
 
-def _adapters() -> tuple[str, ...]:
-    from chroma_trainer.trainer_core.config.adapter import AdapterConfig
-    from chroma_trainer.trainer_core.spec import fields_of
-
-    (kind,) = (f for f in fields_of(AdapterConfig) if f.name == "kind")
-    return kind.choice.options
+# The model's own weights: no rank, no clipping of the whole gradient (docs/full-rank.md).
+FULL = {"learning_rate": 3e-3, "max_grad_norm": 0.0, "rank": 16, "alpha": 16.0}
 
 
 def request_of(setting: Setting, seed: int, steps: int) -> Any:

@@ -162,8 +162,8 @@ const TAKE = {
     state.sampling = null;
     if (url && step >= 0) state.addPicture({ step, label, url: `${url}&v=${Date.now()}` });
   },
-  LoraSaved(state, { lora, applied, num_keys }) {
-    state.lora = { lora, applied, num_keys };
+  LoraSaved(state, { lora, applied, num_keys, folder }) {
+    state.lora = { lora, applied, num_keys, ...(folder ? { folder } : {}) };
   },
   Notice(state, { text, level }) {
     state.notices.push({ text, level });

@@ -82,7 +82,8 @@ export class RunView {
     const lora = state.lora?.lora ?? summary.lora;
     const keys = state.lora ? say("panel.keys", { applied: state.lora.applied, count: state.lora.num_keys }) : "";
     const applied = keys ? [el("span.ct-doing-soft", {}, keys)] : [];
-    const file = lora ? [el("i.pi.pi-file"), `loras/${lora}`, ...applied] : [];
+    const folder = state.lora?.folder ?? summary.folder ?? "loras"; // diffusion_models: a whole model
+    const file = lora ? [el("i.pi.pi-file"), `${folder}/${lora}`, ...applied] : [];
     const link = (url, label) => (url ? [el("a", { href: api.apiURL(url), target: "_blank" }, label)] : []);
     const crops = link(state.crops, say("run.crops"));
     const pairs = link(state.pairs, say("run.pairs"));

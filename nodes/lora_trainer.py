@@ -14,10 +14,10 @@ from ..trainer_core.config.dataset import DatasetConfig
 from ..trainer_core.config.memory import MemoryConfig
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.optimizer import OptimizerConfig
-from ..trainer_core.config.request import TrainRequest
+from ..trainer_core.config.request import TrainedLora, TrainRequest
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
-from ..trainer_core.errors import Problem
+from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Notice, Paths
 from ..trainer_core.launch.run_queue import unfinished
 from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
@@ -129,18 +129,45 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from ..trainer_core.lora_tools.reader import load_tensors
 
     if inputs.background and host.background:
+        if inputs.adapter and inputs.adapter.extract_rank:
+            text = "can't extract a LoRA after a run in the background; set extract_rank to 0 or background off"
+            raise UserError.at("background", text)
         host.background(*_recorded(inputs, host))
         return (ABSENT,) * len(SPEC.outputs)
     if inputs.background:
         host.emit(Notice("background is for ComfyUI and is ignored: this command trains, and you can leave it running"))
     result = train_with(inputs, host)
     is_here = Path(result.lora.path).is_file()  # not on other machines than the first of several
+    if result.lora.is_model:
+        weights = _extract(inputs, result.lora, host)
+    else:
+        weights = load_tensors(Path(result.lora.path)) if is_here else {}
     return (
         result.lora,
-        load_tensors(Path(result.lora.path)) if is_here else {},
+        weights,
         {"loss": [loss for loss in result.losses if math.isfinite(loss)]},
         result.lora.name,
     )
+
+
+def _extract(inputs: Inputs, trained: TrainedLora, host: Host) -> Any:
+    """Return the weights of a LoRA of the difference between a trained model and its base, and save it.
+
+    Without extract_rank there is none: a whole model is no LoRA.
+    """
+    from .lora_tools import extract_lora
+
+    rank = inputs.adapter.extract_rank if inputs.adapter else 0
+    if not rank:
+        text = (
+            f"{trained.name} is a whole model, in output/diffusion_models, so the output lora_model is empty; set "
+            "extract_rank in AdapterSettings to get a LoRA of the difference too"
+        )
+        host.emit(Notice(text))
+        return {}
+    tuned = replace(inputs.model, transformer_file=trained.path)
+    name = trained.name.removesuffix(".safetensors")
+    return extract_lora.run(extract_lora.Inputs(base=inputs.model, tuned=tuned, rank=rank, save_as=name), host)[0]
 
 
 SPEC = NodeSpec(
@@ -150,10 +177,19 @@ SPEC = NodeSpec(
     description="Trains a LoRA and saves it to output/loras. ComfyUI's LoRA loaders list it immediately.",
     inputs=Inputs,
     outputs=(
-        Output("lora", "TRAINED_LORA", "The trained LoRA, for ValidateSampler."),
-        Output("lora_model", "LORA_MODEL", "The weights of the LoRA, for ComfyUI's Load LoRA Model node."),
+        Output("lora", "TRAINED_LORA", "The trained LoRA (kind full: the trained model), for ValidateSampler."),
+        Output(
+            "lora_model",
+            "LORA_MODEL",
+            "The weights of the LoRA, for ComfyUI's Load LoRA Model node. Kind full: the LoRA of extract_rank, or "
+            "empty without one.",
+        ),
         Output("loss_map", "LOSS_MAP", "The loss of every step, for ComfyUI's Plot Loss Graph node."),
-        Output("lora_name", "STRING", "Name of the saved file, as listed by the LoRA loaders."),
+        Output(
+            "lora_name",
+            "STRING",
+            "Name of the saved file, as listed by the LoRA loaders (kind full: by Load Diffusion Model).",
+        ),
     ),
     run=run,
     preflight=preflight,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..trainer_core.config.request import TrainedLora
-from ..trainer_core.errors import Problem
+from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Notice
 from ..trainer_core.spec import Advanced, Doc, NodeSpec, Output, Socket, Text
 
@@ -44,6 +44,12 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Publish the LoRA, and return the address of its repository."""
+    if inputs.lora.is_model:
+        text = (
+            f"{inputs.lora.name} is a whole model (kind full), and this node publishes LoRAs; set extract_rank in "
+            "AdapterSettings and publish the extracted LoRA, or upload the file with hf upload"
+        )
+        raise UserError.at("lora", text)
     from ..trainer_core.publishing.publish import publish
 
     result = publish(Path(inputs.lora.path), inputs.repo, inputs.private, host, inputs.base_model.strip())

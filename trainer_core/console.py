@@ -59,7 +59,7 @@ class Console:
         elif isinstance(event, CheckpointSaved):
             self._print_line(f"  checkpoint: step {event.step}")
         elif isinstance(event, LoraSaved):
-            self._print_line(f"  LoRA: {event.path} ({event.applied} of {event.num_keys} keys match)")
+            self._print_line(f"  {event.what}: {event.path} ({event.applied} of {event.num_keys} keys match)")
 
     def _print_step(self, event: StepReport) -> None:
         if self.loss is None or event.step <= self.first_step:  # another trainer in the same graph

@@ -16,6 +16,7 @@ from .errors import Cancelled, Problem, UserError, encodable, nearest, reason_of
 from .storage.allowed_urls import VARIABLE, environment_urls, is_allowed, is_url, normal_url
 from .storage.bounded_files import path_fault
 
+MODELS = "diffusion_models"  # folder of models that were trained, in the output folder
 MODEL_SUFFIXES = (".safetensors",)
 GGUF, GGUF_KINDS = ".gguf", ("diffusion_models", "text_encoders")  # parts that can be read from GGUF files
 ROOTS_VARIABLE = "CHROMA_TRAINER_ROOTS"
@@ -194,7 +195,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class LoraSaved:
-    """The trained LoRA has been saved to `path`, read back and verified.
+    """The trained LoRA, or model, has been saved to `path`, read back and verified.
 
     Args:
         path: the .safetensors file.
@@ -207,6 +208,11 @@ class LoraSaved:
     sha256: str
     applied: int
     num_keys: int
+
+    @property
+    def what(self) -> str:
+        """What the file is: a LoRA, or the model of a full-rank run, by the folder that it is in."""
+        return "model" if MODELS in (parent.name for parent in self.path.parents) else "LoRA"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Problem, UserError
-from .host import Paths
+from .host import MODELS, Paths
 from .storage.allowed_urls import check_entries
 from .storage.atomic import fault_of
 from .storage.bounded_files import Unusable, path_fault, read_regular
@@ -68,6 +68,7 @@ def local_paths(
     for path in configs:
         _read_config_(folders, path)
     folders["loras"].append(output / "loras")
+    folders[MODELS].append(output / MODELS)
     beside = tuple(m.parent / "datasets" for m in models)
     inputs = (m.parent / "input" for m in models)
     roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *inputs, *folders.pop(DATASETS), *beside)

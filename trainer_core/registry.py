@@ -45,6 +45,9 @@ PARTS: dict[str, dict[str, str]] = {
         "loha": ".adapters.loha:LohaLinear",
         "oft": ".adapters.oft:OftLinear",
     },
+    "weights": {  # kinds of AdapterSettings that train the model itself
+        "full": ".full_rank.linear:FullLinear",
+    },
     "optimizer": {
         "adamw": ".optim.adamw:PART",
         "adamw_bf16": ".optim.adamw_bf16:PART",

@@ -159,8 +159,12 @@ class RunHistory:
         self._images[path] = _whole(event["step"])
 
     def _save_lora(self, event: Mapping[str, Any]) -> None:
-        name = _text(event["path"]).replace("\\", "/").rpartition(f"/{layout.LORAS}/")[2]
+        path = _text(event["path"]).replace("\\", "/")
+        folder = layout.MODELS if f"/{layout.MODELS}/" in path else layout.LORAS
+        name = path.rpartition(f"/{folder}/")[2]
         self.lora = {"lora": name, "applied": _whole(event["applied"]), "num_keys": _whole(event["num_keys"])}
+        if folder != layout.LORAS:
+            self.lora["folder"] = folder
 
     def _plan_memory(self, event: Mapping[str, Any]) -> None:
         self.plan = {name: _whole(event[name]) for name in ("device_bytes", "ram_bytes")}

@@ -28,6 +28,7 @@ from ...trainer_core.host import (
     StepReport,
 )
 from ...trainer_core.launch.run_queue import Entry
+from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import read_status
 from ...trainer_core.runs.layout import listed_name
 
@@ -148,7 +149,8 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):
-        return {**kind, "lora": listed_name(event.path, output), "applied": event.applied, "num_keys": event.num_keys}
+        file = {"lora": listed_name(event.path, output), "applied": event.applied, "num_keys": event.num_keys}
+        return {**kind, **file, **({} if event.what == "LoRA" else {"folder": layout.MODELS})}
     if isinstance(event, MemoryPlanned):
         return {**kind, "device_bytes": event.device_bytes, "ram_bytes": event.ram_bytes}
     return kind if isinstance(event, RunOpened) else None

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...trainer_core.config.adapter import FULL
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import Status, read_status, runs_in
 from ...trainer_core.runs.local_values import with_launch_values, with_local_values
@@ -71,7 +72,8 @@ class Backlog:
         status = status or Status("unreadable")
         images = sorted(path.name for path in (folder / layout.VALIDATION).glob(f"{layout.STEP}*.png"))
         name = record.name or name
-        lora = layout.lora_path(self.output, name)
+        is_full = object_in(record.request, "adapter").get("kind") == FULL
+        lora = (layout.model_path if is_full else layout.lora_path)(self.output, name)
         return {
             "run": folder.name,
             "name": name,
@@ -85,6 +87,7 @@ class Backlog:
             "message": fault or status.message,
             "picture": view_url(folder / layout.VALIDATION / images[-1], self.output) if images else "",
             "lora": layout.listed_name(lora, self.output) if os.path.isfile(lora) else "",
+            **({"folder": layout.MODELS} if is_full else {}),
         }
 
     def story(self, folder: Path, after: int = 0) -> dict[str, Any]:

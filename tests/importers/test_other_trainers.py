@@ -225,7 +225,7 @@ def test_diffusion_pipe(tmp_path: Path):
     [
         ("a.yaml", AI_TOOLKIT.replace("arch: chroma", "arch: wan21"), "'wan21' can't be trained here"),
         ("a.json", {**ONETRAINER_CHROMA, "model_type": "STABLE_DIFFUSION_15"}, "can't be trained here"),
-        ("a.json", {**ONETRAINER_CHROMA, "training_method": "FINE_TUNE"}, "only LoRAs are trained"),
+        ("a.json", {**ONETRAINER_CHROMA, "training_method": "FINE_TUNE"}, "only configurations of LoRAs are"),
         ("a.toml", PIPE.replace("'chroma'", "'wan'"), "'wan' can't be trained here"),
         ("a.toml", "x = [", "is not valid TOML"),
         ("a.yaml", "a: !!python/object:os.system {}", "is not valid YAML"),

@@ -25,17 +25,22 @@ class Ema:
     Args:
         layers: Layers whose trainable weights are averaged. The average starts at their current values.
         decay: In (0, 1). The average spans about 1 / (1 - decay) steps.
+        on_host: The averages are in RAM, for the weights of a whole model. Each step copies the weights there, one by
+            one.
     """
 
-    def __init__(self, layers: Mapping[str, AdapterLayer], decay: float):
+    def __init__(self, layers: Mapping[str, AdapterLayer], decay: float, on_host: bool = False):
         assert 0 < decay < 1, decay
-        self.decay = decay
+        self.decay, self.on_host = decay, on_host
         self.begin_(layers)
 
     def begin_(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Restart the average at the layers' current values."""
         self.num_updates = 0
-        self.averages = {name: p.detach().float().clone() for name, p in trainable_parameters(layers)}
+        self.averages = {
+            name: p.detach().to("cpu" if self.on_host else p.device, torch.float32, copy=True)
+            for name, p in trainable_parameters(layers)
+        }
 
     def decay_now(self) -> float:
         """Return d of the next update."""
@@ -47,15 +52,22 @@ class Ema:
         decay = self.decay_now()
         parameters = dict(trainable_parameters(layers))
         averages = list(self.averages.values())
-        weights = [parameters[name].detach().float() for name in self.averages]
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        if self.on_host:
+            for name, average in self.averages.items():
+                average.lerp_(parameters[name].detach().cpu().float(), 1 - decay)
+        else:
+            weights = [parameters[name].detach().float() for name in self.averages]
+            torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     @contextmanager
     def applied(self, layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
         """Context manager that copies the averages into the layers, then restores the trained weights bit for bit."""
         parameters = dict(trainable_parameters(layers))
-        trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        trained = {
+            name: parameter.detach().to("cpu" if self.on_host else parameter.device, copy=True)
+            for name, parameter in parameters.items()
+        }
         _copy_(parameters, self.averages)
         try:
             yield
@@ -63,8 +75,11 @@ class Ema:
             _copy_(parameters, trained)
 
     def ema_state(self) -> dict[str, Tensor]:
-        """Return the state for a checkpoint: the averages by parameter name and the number of updates, on the CPU."""
-        averages = {name: average.to("cpu", copy=True) for name, average in self.averages.items()}
+        """Return the state for a checkpoint: the averages by parameter name and the number of updates, on the CPU.
+
+        They are copies, but with on_host the averages themselves, which change with the next step.
+        """
+        averages = {name: average.to("cpu", copy=not self.on_host) for name, average in self.averages.items()}
         return {**averages, COUNT: torch.tensor(self.num_updates)}
 
     def load_ema_state_(self, state: Mapping[str, Tensor]) -> None:

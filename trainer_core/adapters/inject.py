@@ -14,7 +14,7 @@ from .layer import AdapterLayer, Dropout, Start
 from .lora import LoraLinear
 
 __all__ = [
-    "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "load_adapter_state_", "lora_layers", "remove_",
+    "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "live_state", "load_adapter_state_", "lora_layers", "remove_",
     "replace_", "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "without_dropout",
 ]  # fmt: skip
 
@@ -50,7 +50,7 @@ def inject_(
     Returns:
         The adapter layers by full module name.
     """
-    kind: type[AdapterLayer] = load("adapter", config.kind)
+    kind: type[AdapterLayer] = load("weights" if config.is_full else "adapter", config.kind)
     layers = {name: replace_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
     if generator is not None:
         for name, layer in layers.items():
@@ -118,6 +118,11 @@ def without_dropout(layers: Mapping[str, AdapterLayer]) -> Iterator[None]:
     finally:
         for dropout, micro in named.values():
             dropout.micro = micro
+
+
+def live_state(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
+    """Return what adapter_state copies, without a copy: the tensors change with the next step."""
+    return {name: tensor.detach() for name, tensor in _state(layers)}
 
 
 def adapter_state(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:

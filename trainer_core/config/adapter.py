@@ -13,6 +13,7 @@ from ..spec import Advanced, Choice, Doc, ModelFile, Range, Text
 
 NO_LORA = "none"
 FORMATS = ("universal", "comfyui", "kohya")
+FULL = "full"  # the kind that trains the model's own weights (docs/full-rank.md)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class AdapterConfig:
     """Settings of the adapter. Rank, alpha, targets and init are widgets of LoRATrainer."""
 
     PATHS: ClassVar = ("init_lora",)
-    LATER: ClassVar = (("precision",),)
+    LATER: ClassVar = (("precision",), ("extract_rank",))
     KEY: ClassVar = (
         "AdapterConfig", "kind", "format", "init_lora", "dropout", "block_lr", "ema_decay", "lokr_factor",
         "lokr_decompose_both", "svd_iterations", "eva_batches", "precision",
@@ -100,12 +101,13 @@ class AdapterConfig:
 
     kind: Annotated[
         str,
-        Choice(*names("adapter")),
+        Choice(*names("adapter"), *names("weights")),
         Doc(
             "Adapter type. lora: W + alpha / rank B A. rslora: scaled by alpha / sqrt(rank), for high ranks. dora: "
             "trains direction and magnitude of each row separately. lokr: Kronecker product, high rank in a small "
             "file. loha: elementwise product of two LoRAs. oft: rotation of the output in blocks of rank rows; alpha "
-            "has no effect. docs/lora-files.md lists which programs load which type."
+            "has no effect. docs/lora-files.md lists which programs load which type. full: no adapter; trains the "
+            "model's own weights and saves a whole model in output/diffusion_models (docs/full-rank.md)."
         ),
     ] = "lora"
     format: Annotated[
@@ -187,6 +189,20 @@ class AdapterConfig:
             "rounded by up to 0.4 % and 0.05 %. Checkpoints stay in fp32."
         ),
     ] = "fp32"
+    extract_rank: Annotated[
+        int,
+        Range(0, 1024),
+        Advanced(),
+        Doc(
+            "kind full: rank of a LoRA that is saved beside the trained model and holds its difference to the base "
+            "model, approximated by an SVD of each layer. The log says the error. 0: no LoRA."
+        ),
+    ] = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the model's own weights are trained, and not an adapter."""
+        return self.kind == FULL
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""

@@ -9,6 +9,12 @@ from ..errors import Problem
 from ..registry import names
 from ..spec import Advanced, Choice, Doc, Range
 
+CLIP_BY = THIS_STEP, STEP_BEFORE = ("this step", "step before")
+# Optimizers whose step of one weight reads others, so that it can't run inside of the backward pass (kind full): why.
+TOGETHER = {
+    "prodigy": "estimates one learning rate from all weights together",
+    "schedulefree-adamw": "averages all weights, and swaps them for each validation",
+}
 DEFAULT = "0: the optimizer's default"
 
 
@@ -20,6 +26,7 @@ class OptimizerConfig:
     that an optimizer uses; a run warns about fields that are set but not used.
     """
 
+    LATER: ClassVar = (("clip_by",),)
     KEY: ClassVar = (
         "OptimizerConfig", "optimizer", "beta1", "beta2", "beta3", "eps", "kahan", "prodigy_d0", "prodigy_d_coef",
         "prodigy_growth", "ademamix_alpha", "adafactor_scale_parameter", "lr_num_cycles", "lr_power", "lr_decay_share",
@@ -136,6 +143,16 @@ class OptimizerConfig:
         Range(0.0, 1.0, 0.01),
         Doc("Minimum learning rate after warmup, as a share of the peak. Used by all schedules that fall."),
     ] = 0.0
+    clip_by: Annotated[
+        str,
+        Choice(*CLIP_BY),
+        Advanced(),
+        Doc(
+            "Gradient norm that max_grad_norm is compared with. this step: the norm of the gradient that is clipped. "
+            "step before: for kind full, whose steps begin before all gradients are known; the first step is not "
+            "clipped (docs/full-rank.md)."
+        ),
+    ] = CLIP_BY[0]
 
     def problems(self) -> list[Problem]:
         """Return a problem if prodigy_growth would keep the learning rate from growing."""

@@ -42,7 +42,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainedLora:
-    """A trained LoRA on disk, as nodes pass it on.
+    """A trained LoRA, or model, on disk, as nodes pass it on.
 
     Args:
         path: absolute path of the .safetensors file.
@@ -50,6 +50,7 @@ class TrainedLora:
         sha256: hash of the file.
         model: base model it was trained on.
         folder: folder of its run, with the checkpoints; "" for none.
+        is_model: it is no LoRA but a whole transformer, which a full-rank run has trained.
     """
 
     path: str
@@ -57,3 +58,4 @@ class TrainedLora:
     sha256: str
     model: ModelConfig
     folder: str = ""
+    is_model: bool = False

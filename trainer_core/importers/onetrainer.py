@@ -531,7 +531,9 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     value = dict(file.value)
     if value.get("training_method", "LORA") != "LORA":
         shown = shorten(value["training_method"])
-        raise UserError.at(f"{file.path.name}: training_method", f"{shown} is not there; only LoRAs are trained")
+        raise UserError.at(
+            f"{file.path.name}: training_method", f"{shown} is not imported; only configurations of LoRAs are"
+        )
     concepts, samples = value.pop("concepts", None), value.pop("samples", None)
     options = flatten(value)
     family = _family(options)

@@ -138,6 +138,8 @@ def extract(
 ) -> Layers:
     """Yield the difference of two models, layer by layer. Layers that are equal are left out.
 
+    So are those that differ by being rounded to bf16 alone, as a model of fp32 that was saved in bf16.
+
     Args:
         base: The original model.
         tuned: The model that was trained from it.
@@ -159,9 +161,8 @@ def extract(
             raise UserError.at(
                 name, f"has shape {tuple(before.shape)} in {base.name} and {tuple(after.shape)} in {tuned.name}"
             )
-        difference = after.sub_(before)
-        if difference.any():
-            yield name, _decompose(name, difference.to(device or "cpu"), cut, losses)
+        if not (torch.equal(before, after) or torch.equal(before.bfloat16().float(), after)):
+            yield name, _decompose(name, after.sub_(before).to(device or "cpu"), cut, losses)
         progress(done + 1, len(base.layers))
 
 

@@ -28,10 +28,12 @@ class OptimizerAbilities:
     Attributes:
         rate_factor: For optimizers that find their own learning rate: its ratio to the given one.
         planned_for: Device type of the memory estimate, in which the parameters are on the meta device.
+        rounds_weights: The optimizer itself computes in fp32 and rounds bf16 weights stochastically.
     """
 
     rate_factor: float = 1.0
     planned_for: str = ""
+    rounds_weights: bool = False
 
     def use_averages(self) -> AbstractContextManager[None]:
         """Context manager in which parameters hold the weights to export, then the trained ones again, bit for bit.

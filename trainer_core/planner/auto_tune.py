@@ -17,6 +17,7 @@ from .memory_plan import MemoryPlan, bytes_to_reserve, gb
 LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)
 SHARE = 0.95  # share of the memory that auto uses
+SMALLEST_OPTIMIZER = "adafactor"  # its states take almost no memory
 OFFLOAD_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the blocks: what is suggested
 
 
@@ -45,6 +46,9 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
         yield f"{off}activation_offload", with_memory(least, activation_offload=True, compile=False)
     if request.model.quantization.products != "exact":
         yield "products exact", with_level(least, request.model.quantization.level, "exact")
+    if request.adapter.is_full:
+        yield from _changes_of_full(with_memory(least, activation_offload=True, compile=False))
+        return
     levels = (
         LEVELS[LEVELS.index(request.model.quantization.level) + 1 :]
         if request.model.quantization.level in LEVELS
@@ -68,10 +72,25 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
             training=replace(least.training, batch_size=1, accumulation=training.batch_size * training.accumulation),
         )
         yield "all that and batch_size 1 (with accumulation for the same step)", least
-    if request.dataset.parts[0].resolution_type != "area":
+    yield from _smaller_images(least)
+
+
+def _changes_of_full(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
+    """Yield changes of a full-rank run: its weights are neither quantized nor offloaded."""
+    if least.optimizer.optimizer != SMALLEST_OPTIMIZER:
+        least = replace(least, optimizer=replace(least.optimizer, optimizer=SMALLEST_OPTIMIZER, beta1=0.0))
+        yield f"activation_offload and optimizer {SMALLEST_OPTIMIZER}", least
+    if least.training.batch_size > 1:
+        least = replace(least, training=replace(least.training, batch_size=1))
+        yield "all that and batch_size 1", least
+    yield from _smaller_images(least)
+
+
+def _smaller_images(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
+    if least.dataset.parts[0].resolution_type != "area":
         for edge in EDGES:
-            if edge < request.dataset.parts[0].resolution:
-                parts = tuple(replace(part, resolution=edge) for part in request.dataset.parts)
+            if edge < least.dataset.parts[0].resolution:
+                parts = tuple(replace(part, resolution=edge) for part in least.dataset.parts)
                 least = replace(least, dataset=replace(least.dataset, parts=parts))
                 yield f"all that and resolution {edge}", least
 
@@ -216,7 +235,8 @@ def _ways(request: TrainRequest, on_device: bool) -> Sequence[dict[str, Any]]:
         stream = torch.cuda.is_available()
         last = ways[-1] | {"activation_offload": True}
         home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
-        ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]
+        kinds = () if request.adapter.is_full else ("block", "leaf")  # trained weights stay on the device
+        ways += [last, *(home | {"group_offload": kind} for kind in kinds)]
     return ways
 
 

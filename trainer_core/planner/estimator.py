@@ -88,6 +88,8 @@ class MemoryEstimator:
             layers = f"{training.rank}, {training.targets!r}, {training.init!r}"
             trained = f"({layers}, {key_text(request.adapter)}, {key_text(request.optimizer)}, {on_device})"
             cache_key = (self._layers(request), trained)
+            if request.adapter.is_full:  # an adapter's parameters are fp32 in a model of any precision
+                cache_key += (request.model.dtype,)
             return self.counts.get_or_count(cache_key, lambda value: OptimizerCost(**value), count, asdict)
 
         def count() -> ModelCost:

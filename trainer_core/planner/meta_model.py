@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..adapters.dense_weight import dense_weight
-from ..adapters.inject import inject_, set_dropout_, set_micro_
+from ..adapters.inject import inject_, set_dropout_, set_micro_, trainable_parameters
 from ..adapters.layer import AdapterLayer, Start
 from ..config.request import TrainRequest
 from ..devices import DTYPES
 from ..flow.loss import velocity_loss
+from ..full_rank.step_in_backward import StepInBackward
 from ..memory.activation_checkpointing import Unread, unread_layers
 from ..models.family import Family
 from ..models.token_routing import Route, num_kept
@@ -80,6 +81,9 @@ class MetaModel:
         set_dropout_(self.layers, request.adapter.dropout, training.seed)
         # Before blocks are counted, because the optimizer may change the precision of the parameters (adamw_bf16).
         optimizer = optimizer_of(self.layers, rates, request, device_type)
+        self.stepper = None
+        if request.adapter.is_full:
+            self.stepper = StepInBackward(optimizer, dict(trainable_parameters(self.layers)), training.seed)
         self.optimizer_cost = replace(
             kept(lambda: count_optimizer_cost(optimizer, self.layers, request)), start=self._start()
         )
@@ -91,7 +95,7 @@ class MetaModel:
         set_micro_(self.layers, 0)
         with by_kernel, torch.enable_grad():
             calls, kinds, before, head_peak, *head_flops = _count_outside_blocks(self, shape)
-            costs = {kind: _block_cost(self.first[kind[0]], *call) for kind, call in calls.items()}
+            costs = {kind: _block_cost(self.first[kind[0]], *call, self.stepper) for kind, call in calls.items()}
         positions = bytes_of(
             *(t for pair in self.transformer.__dict__.get("_rope_by_shape", {}).values() for t in pair)
         )
@@ -247,7 +251,12 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 
-def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
+def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackward | None = None) -> BlockCost:
+    """Count a block that is called with these arguments.
+
+    Args:
+        stepper: Steps the block's weights inside of its backward pass (kind full).
+    """
     leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in block.modules() if isinstance(m, nn.Linear)]
     frozen = [p for p in (*block.parameters(), *block.buffers()) if not p.requires_grad]
     counter = MemoryTracker()
@@ -261,19 +270,30 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any) -> BlockCost:
         block(*args, **kwargs)
     again_flops = counter.flops
     # The streams have three dimensions; position embeddings have more.
+    trainable = [p for p in block.parameters() if p.requires_grad]
     args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
     counter = MemoryTracker()
     with counter:
+        base = _make_states(trainable, stepper, counter) if stepper else 0
         results = [x for x in tree_leaves(block(*args, **kwargs)) if isinstance(x, Tensor)]
-        kept, grad_peak = counter.now, counter.peak
-        torch.autograd.backward(results, [torch.empty_like(x) for x in results])
-        backward_peak = counter.peak
-    trainable = [p for p in block.parameters() if p.requires_grad]
+        kept, grad_peak = counter.now - base, counter.peak - base
+        with stepper.active(1) if stepper else nullcontext():
+            torch.autograd.backward(results, [torch.empty_like(x) for x in results])
+        backward_peak = counter.peak - base
     for parameter in trainable:
         parameter.grad = None
     return BlockCost(
         weights=bytes_of(*frozen), leaves=sum(leaves), largest_leaf=max(leaves, default=0),
         output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
-        gradients=bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
+        gradients=0 if stepper else bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
         backward_flops=counter.flops - flops,
     )  # fmt: skip
+
+
+def _make_states(parameters: Sequence[nn.Parameter], stepper: StepInBackward, counter: MemoryTracker) -> int:
+    """Do a first step, which makes the optimizer's states, and return their bytes. OptimizerCost counts them for all."""
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+        stepper.step_(parameter, 0)
+    stepper.forget_norms()
+    return counter.mark()

@@ -10,6 +10,7 @@ import torch
 from ..adapters.inject import trainable_parameters
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
+from ..full_rank.step_in_backward import StepInBackward
 from ..optim.optimizer import OptimizerPart, able, evaluating, parameter_groups
 from ..registry import load
 from ..setup.attach_adapter import new_ema
@@ -40,6 +41,8 @@ def count_optimizer_cost(
     optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest
 ) -> OptimizerCost:
     """Count the bytes over one step, without the initial values of the layers. A few seconds for a released model."""
+    if request.adapter.is_full:
+        return _count_in_backward(optimizer, layers, request)
     parameters = [parameter for _, parameter in trainable_parameters(layers)]
     gradients = bytes_of(*parameters)
     counter = MemoryTracker()
@@ -70,4 +73,27 @@ def count_optimizer_cost(
     return OptimizerCost(
         copies=copies, adapter=gradients, parameters=sum(parameter.numel() for parameter in parameters), start=0,
         states=resident - average, average=average, step_peak=step_peak, aside=aside,
+    )  # fmt: skip
+
+
+def _count_in_backward(
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], request: TrainRequest
+) -> OptimizerCost:
+    """Count steps inside of the backward pass (kind full): one gradient at a time.
+
+    What a step takes beside the activations of its block is counted with the block, see meta_model.py.
+    """
+    parameters = dict(trainable_parameters(layers))
+    stepper = StepInBackward(optimizer, parameters, request.training.seed)
+    counter, resident = MemoryTracker(), 0
+    with ZeroItems(), counter:
+        for step in range(2):  # the first one makes the states
+            resident = counter.mark()
+            for parameter in parameters.values():
+                parameter.grad = torch.empty_like(parameter)
+                stepper.step_(parameter, step)
+            stepper.forget_norms()
+    return OptimizerCost(
+        adapter=bytes_of(*parameters.values()), parameters=sum(p.numel() for p in parameters.values()), start=0,
+        states=resident, average=0, step_peak=counter.peak - resident, aside=0,
     )  # fmt: skip

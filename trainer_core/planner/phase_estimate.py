@@ -109,13 +109,23 @@ def _beside(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled:
     codec = facts.codec.weights if is_sampled else 0
     is_aside = request.memory.model_offload
     positions = cost.positions * (min(MAX_ROPE_GRIDS, facts.image_sizes) - 1)  # of the other sizes
-    return positions + (0 if is_aside else codec), _offloaded_ram(cost, request.memory) + (codec if is_aside else 0)
+    in_ram = _offloaded_ram(cost, request.memory) + sum(average_in_ram(request, cost)) + (codec if is_aside else 0)
+    return positions + (0 if is_aside else codec), in_ram
+
+
+def average_in_ram(request: TrainRequest, cost: ModelCost) -> tuple[int, int]:
+    """Return the bytes of the average of a whole model, and of the trained weights whose place it takes in between."""
+    if not (request.adapter.is_full and request.adapter.ema_decay):
+        return 0, 0
+    return 4 * cost.optimizer_cost.parameters, cost.optimizer_cost.adapter
 
 
 def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
-    """A checkpoint is copied to RAM, then its LoRA is written."""
+    """A checkpoint is copied to RAM, then its LoRA is written. With kind full both are written without copies."""
     optimizer_cost, (beside, in_ram) = cost.optimizer_cost, _beside(request, facts, cost, is_sampled)
     device = resident_weights(cost, request.memory) + optimizer_cost.resident + optimizer_cost.aside + beside
+    if request.adapter.is_full:  # tensor by tensor
+        return device, in_ram + 2 * max(block.largest_leaf for block in cost.blocks)
     return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * optimizer_cost.lora)
 
 
@@ -146,13 +156,21 @@ def _max_tile_pixels(memory: MemoryConfig) -> int:
     return VAE_TILE_PIXELS if memory.vae_tiling else 1 << 62
 
 
+def trained_words(request: TrainRequest) -> str:
+    """Return what is trained, in words."""
+    training = request.training
+    if request.adapter.is_full:
+        return f"all weights of {training.targets}, stepped inside of the backward pass"
+    return f"{request.adapter.kind} of rank {training.rank} on {training.targets}"
+
+
 def settings_of(request: TrainRequest) -> str:
     """Return the settings that decide the figures, in words."""
     training, memory = request.training, request.memory
     recomputed = f"one block in {memory.checkpointing_interval}" if memory.checkpointing_interval > 1 else "all blocks"
     words = [
         f"{request.model.family} {request.model.dtype}", f"quantization {request.model.quantization.level}",
-        f"{request.adapter.kind} of rank {training.rank} on {training.targets}",
+        trained_words(request),
         request.optimizer.optimizer, f"batch {training.batch_size}",
         f"checkpointing {recomputed if training.gradient_checkpointing else 'off'}",
     ]  # fmt: skip

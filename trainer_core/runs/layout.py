@@ -1,6 +1,7 @@
 """Names of files and folders of a run, and the locations of runs and LoRAs. Needs no torch.
 
     OUTPUT/loras/NAME.safetensors, NAME-best.safetensors     the trained LoRAs
+    OUTPUT/diffusion_models/NAME.safetensors, NAME-best...   the models of full-rank runs
     OUTPUT/chroma_trainer/NAME-DIGEST/                       a run's folder
         request.json, world.json, world-images.safetensors   the request; the run's manifest
         status.json, command.json, events.jsonl, run.lock    state, commands, event log and lock
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..host import MODELS
 from ..paths import RUNS
 
 REQUEST, REPORT, MANIFEST = "request.json", "report.json", "world.json"
@@ -75,10 +77,15 @@ def lora_path(output: Path, name: str, best: bool = False) -> Path:
     return Path(output) / LORAS / f"{name}{'-best' if best else ''}.safetensors"
 
 
+def model_path(output: Path, name: str, best: bool = False) -> Path:
+    """Return the path of the model of a full-rank run, or of its best checkpoint's."""
+    return Path(output) / MODELS / f"{name}{'-best' if best else ''}.safetensors"
+
+
 def listed_name(path: Path, output: Path) -> str:
-    """Return the name of a LoRA file as ComfyUI's loaders list it: with its subfolder of the folder of LoRAs."""
-    folder = Path(output) / LORAS
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+    """Return the name of a LoRA or model as ComfyUI's loaders list it: with its subfolder of the folder they list."""
+    folders = (Path(output) / name for name in (LORAS, MODELS))
+    return next((str(path.relative_to(folder)) for folder in folders if path.is_relative_to(folder)), path.name)
 
 
 def step_name(step: int) -> str:

@@ -83,7 +83,8 @@ def starts_beside_base(request: TrainRequest) -> bool:
 
 def new_ema(request: TrainRequest, layers: Mapping[str, AdapterLayer]) -> Ema | None:
     """Return the exponential moving average of the weights; None where the settings turn it off."""
-    return Ema(layers, request.adapter.ema_decay) if request.adapter.ema_decay else None
+    config = request.adapter
+    return Ema(layers, config.ema_decay, on_host=config.is_full) if config.ema_decay else None
 
 
 def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> dict[str, float]:

@@ -58,7 +58,7 @@ def describe_preservation(training: TrainingConfig, dataset: DatasetConfig) -> l
 def _find_unused(training: TrainingConfig, config: OptimizerConfig, part: OptimizerPart) -> list[tuple[str, str]]:
     unused = []
     for field in fields(OptimizerConfig):
-        if field.name == "optimizer" or getattr(config, field.name) == field.default:
+        if field.name in ("optimizer", "clip_by") or getattr(config, field.name) == field.default:
             continue
         if field.name.startswith("lr_"):
             if field.name not in LR_SCHEDULES[training.lr_schedule].uses:

@@ -21,6 +21,7 @@ from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
 from .block_lr import rates_of
+from .full_rank_check import full_rank_problems
 from .model_check import contradictions
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
@@ -92,7 +93,9 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)
     problems += missing_trackers(request)
-    problems += devices_problems(request, host)
+    problems += full_rank_problems(request, host)
+    if not request.adapter.is_full:
+        problems += devices_problems(request, host)
     training, memory = request.training, request.memory
     if training.steps and training.warmup_steps >= training.steps:
         problems.append(
@@ -161,6 +164,8 @@ def missing_trackers(request: TrainRequest) -> list[Problem]:
 def adapter_problems(request: TrainRequest) -> list[Problem]:
     """Return problems of the combination of adapter kind, init, format and base model."""
     config, init = request.adapter, request.training.init
+    if config.is_full:
+        return []  # full_rank_problems
     rule = KIND_RULES[config.kind]
     problems = []
     if init not in rule.inits:

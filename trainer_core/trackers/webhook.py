@@ -132,7 +132,7 @@ class Webhook:
         if isinstance(event, PreviewReady):
             return f"step {event.step}: validation images" if event.step else "validation images before training"
         if isinstance(event, LoraSaved):
-            return f"LoRA {event.path.name} is saved"
+            return f"{event.what} {event.path.name} is saved"
         return f"warning: {event.text}" if isinstance(event, Notice) else ""
 
     def _send(self, value: Mapping[str, Any], text: str, image: bytes | None = None, is_important: bool = True) -> None:

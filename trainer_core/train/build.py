@@ -26,6 +26,7 @@ from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, colum
 from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
+from ..full_rank.step_in_backward import StepInBackward
 from ..host import Host, Notice
 from ..models.projections import projection_groups
 from ..optim.optimizer import parameter_groups
@@ -87,6 +88,7 @@ def build_run(
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     blocks = family.blocks(transformer)
+    is_full = plan.request.adapter.is_full
     state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers,
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
@@ -103,8 +105,9 @@ def build_run(
         leak_meter=LeakMeter(probes),
         judge=judge,
         ranks=ranks,
+        in_backward=StepInBackward(optimizer, dict(trainable_parameters(layers)), config.seed) if is_full else None,
         dtype=plan.request.model.dtype,
-        oom_recovery=OomRecovery.where_auto(
+        oom_recovery=None if is_full else OomRecovery.where_auto(  # a step that has begun can't be retried
             plan.request.memory, memory, config, blocks, device, host
         ),
     )  # fmt: skip

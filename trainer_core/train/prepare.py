@@ -32,6 +32,7 @@ from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
 from ..setup.caption_check import Wildcards, check_texts, describe_texts
+from ..setup.full_rank_check import full_rank_hints
 from ..setup.hints import describe_hints, describe_preservation
 from ..setup.identities import model_identities, weight_identities
 from ..setup.placement import without_streams
@@ -180,7 +181,7 @@ def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:
     if is_main:
         _draw_sheets(folder, index, checked.references)
     warning = request.validation and family.warning(request.model, request.validation)
-    hints = describe_hints(request.training, request.optimizer, checked.optimizer)
+    hints = describe_hints(request.training, request.optimizer, checked.optimizer) + full_rank_hints(request)
     for line in dict.fromkeys(describe_preservation(request.training, request.dataset)):
         host.emit(Notice(line))
     for text in filter(None, [*hints, warning, request.model.training_hint]):

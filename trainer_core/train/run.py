@@ -38,6 +38,7 @@ from ..runs.run_host import Paused, RunHost, open_run, wait_for_resume
 from ..setup.attach_adapter import starts_beside_base
 from ..storage.atomic import write_json
 from .build import build_run
+from .disk_space import refuse_full_disk
 from .eva_init import init_from_data_
 from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
@@ -104,7 +105,8 @@ def run(
 
 def _result_of(result: Result, request: TrainRequest) -> TrainResult:
     path, name, sha256, folder = result.lora
-    return TrainResult(TrainedLora(path, name, sha256, request.model, folder), result.losses, result.report)
+    lora = TrainedLora(path, name, sha256, request.model, folder, request.adapter.is_full)
+    return TrainResult(lora, result.losses, result.report)
 
 
 def _run(
@@ -118,6 +120,7 @@ def _run(
         host.free_memory()  # unload other models, so that their memory is available to this run
         reset_peak(checked.device)
         plan, estimate = memory_with(ranks, checked, host)
+        refuse_full_disk(plan, estimate)
         try:
             with (
                 as_current(plan.device), explain_oom(estimate, phases, plan.device),
@@ -211,7 +214,7 @@ def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> Trai
     """Return the LoRA that rank 0 has saved. On another machine its path may not exist."""
     values = ranks.from_main(lambda: [lora.path, lora.name, lora.sha256, lora.folder] if lora else [])
     path, name, sha256, folder = values
-    return TrainedLora(path, name, sha256, plan.request.model, folder)
+    return TrainedLora(path, name, sha256, plan.request.model, folder, plan.request.adapter.is_full)
 
 
 def _announce(plan: RunPlan, estimate: MemoryPlan | None, host: Host, ranks: Ranks) -> None:

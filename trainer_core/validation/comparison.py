@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
-from ..errors import UserError
+from ..errors import Problem, UserError
 from ..plots.image_grid import draw_grid
 from ..runs.layout import CHECKPOINT_LORA, CHECKPOINTS, list_checkpoints, step_of
 from .sample_images import Pictures, draw_grids
@@ -23,10 +23,12 @@ class Version:
     Attributes:
         label: Its label; "" for the final LoRA.
         path: Its file.
+        is_model: It is a whole model, which a full-rank run has trained.
     """
 
     label: str
     path: Path
+    is_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Drawn:
         """Label of the grid column."""
         if self.version is None:
             return "base"
+        if self.version.is_model:
+            return "trained"
         return f"{self.version.label} LoRA {self.strength:g}".strip()
 
 
@@ -72,6 +76,8 @@ def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
     Raises:
         UserError: The run has no such checkpoints.
     """
+    if lora.is_model:
+        return [_version_of_model(lora, settings)]
     choice = settings.checkpoint_choice()
     if not choice:
         return [Version("", Path(lora.path))]
@@ -81,6 +87,19 @@ def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
     files = {step_of(path): path / CHECKPOINT_LORA for path in list_checkpoints(folder)}
     paths = {step: path for step, path in files.items() if path.is_file()}
     return [Version(f"step {step}", paths[step]) for step in choice.pick(list(paths))]
+
+
+def _version_of_model(lora: TrainedLora, settings: ValidationConfig) -> Version:
+    problems = []
+    if set(settings.strengths()) != {1.0}:
+        text = f"is {settings.lora_strength}, but {lora.name} is a whole model, which has the strength 1 alone; use 1.0"
+        problems.append(Problem("lora_strength", text))
+    if settings.checkpoint_choice():
+        text = f"{lora.name} is a whole model, whose checkpoints hold its trained weights alone; leave this field empty"
+        problems.append(Problem("checkpoints", text))
+    if problems:
+        raise UserError(problems)
+    return Version("", Path(lora.path), is_model=True)
 
 
 def grids_of(results: Sequence[Drawn], settings: ValidationConfig, title: str) -> list[Grid]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..config.request import TrainedLora
 from ..config.serialize import key_text
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
-from ..devices import DTYPES, pick_device
+from ..devices import DTYPES, empty_cache, pick_device
 from ..errors import UserError
 from ..host import Host, Notice, PhaseProgress, PhaseStarted, PreviewReady
 from ..models.family import Family
@@ -43,7 +43,8 @@ class Renderer:
 
     Args:
         model: The model.
-        lora: LoRA to apply; it can be used at any strength. None: only the base.
+        lora: LoRA to apply; it can be used at any strength. A whole model that was trained takes the base's place.
+            None: only the base.
         prompts: Every prompt that will be used, negative prompts included.
         host: The host.
         settings: Sampling settings, checked for what this machine can't run. None: torch's own attention kernels.
@@ -60,7 +61,8 @@ class Renderer:
         settings: ValidationConfig | None = None,
     ):
         self.family: Family = load("family", model.family)()
-        device = pick_device(host.device)
+        self.model, self.device = model, pick_device(host.device)
+        device = self.device
         problems = [*self.family.problems(model), *quantization_problems(model.quantization, device)]
         problems += drawing_problems(settings, device, DTYPES.get(model.dtype, torch.float32))
         if problems:
@@ -77,10 +79,11 @@ class Renderer:
             Store(host.paths.cache / "text"), host,
         )  # fmt: skip
         gc.collect()
-        with remembering(host):
-            self.transformer = load_base(self.family, model, host, device, resident=True).to(device)
+        self.transformer: Any = None
+        if not (lora and lora.is_model):
+            self._load(model)
         if lora:
-            self.put(Path(lora.path))
+            self.put_trained(lora)
         self.codec = self.family.load_codec(model, device)
         path = runs_folder(host.paths.output) / VALIDATION / PREVIEW
         self.preview = preview_of(settings, self.codec, path, host) if settings else None
@@ -89,6 +92,21 @@ class Renderer:
         """Apply this LoRA to the model instead of any other."""
         remove_(self.transformer)
         apply_lora_(self.transformer, lora, 1.0)
+
+    def put_trained(self, lora: TrainedLora) -> None:
+        """Apply a LoRA, or load a trained model in the base model's place."""
+        (self.put_model if lora.is_model else self.put)(Path(lora.path))
+
+    def put_model(self, file: Path) -> None:
+        """Load this trained model in the base model's place. Only one of them is in memory at a time."""
+        self._load(replace(self.model, transformer_file=str(file)))
+
+    def _load(self, model: ModelConfig) -> None:
+        self.transformer = None
+        gc.collect()
+        empty_cache(self.device)
+        with remembering(self.host):
+            self.transformer = load_base(self.family, model, self.host, self.device, resident=True).to(self.device)
 
     def draw(self, settings: ValidationConfig, strength: float, on_picture: Callable[[], None]) -> Pictures:
         """Sample an image of every prompt at every size with the LoRA at this strength."""
@@ -173,7 +191,10 @@ def _draw_all(settings: ValidationConfig, renderer: Renderer, versions: Sequence
     count = Counter(host, num_columns * len(settings.sizes()) * len(settings.library()))
     results = [Drawn(None, 0.0, renderer.draw(settings, 0.0, count))]
     for version in versions:
-        renderer.put(version.path)
+        if version.is_model:
+            renderer.put_model(version.path)
+        else:
+            renderer.put(version.path)
         results += [Drawn(version, strength, renderer.draw(settings, strength, count)) for strength in strengths]
     return results
 

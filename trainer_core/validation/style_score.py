@@ -39,7 +39,7 @@ def learning_score(
 
     Args:
         model: The model.
-        lora: The LoRA.
+        lora: The LoRA, or the model of a full-rank run.
         dataset: Folder with prompts.json (prompts with and without the trigger) and style.json (the threshold,
             determined on held-out images).
         settings: Steps, cfg, negative prompt, scheduler and shift. Its prompts, seed and strengths are not used.
@@ -54,7 +54,7 @@ def learning_score(
     threshold = json.loads((dataset / STYLE).read_text("utf-8"))["threshold"]
     asked, plain = (list(prompts[group].values()) for group in (ASKED, PLAIN))
     with torch.inference_mode(False), torch.no_grad():
-        renderer = Renderer(model, lora, [*asked, *plain, settings.negative_prompt], host)
+        renderer = Renderer(model, None, [*asked, *plain, settings.negative_prompt], host)
         count = Counter(host, len(seeds) * (2 * len(asked) + len(plain)) * len(settings.sizes()))
 
         def share(texts: Sequence[str], strength: float) -> float:
@@ -62,8 +62,10 @@ def learning_score(
             pictures = [p for seed in seeds for p in draw_together(renderer, settings, texts, seed, count)]
             return round(fraction_in_style(pictures, threshold), 4)
 
+        base = share(asked, 0.0)
+        renderer.put_trained(lora)
         return {
-            "base": share(asked, 0.0),
+            "base": base,
             "lora": share(asked, 1.0),
             "without_trigger": share(plain, 1.0),
             "prompts": len(asked),

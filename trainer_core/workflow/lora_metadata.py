@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config.adapter import FULL
 from ..errors import UserError
 from ..storage.bounded_files import Unusable, parse_json
 from ..storage.safetensors_header import Header, read_header
@@ -58,9 +59,10 @@ class Description(dict[str, Any]):
         digest = _get(self, "dataset", "digest")
         settings = training if isinstance(training, dict) else {}
         versions = self["versions"] if isinstance(self.get("versions"), dict) else {}
+        is_full = _get(self, "request", "adapter", "kind") == FULL
+        size = "all weights" if is_full else f"rank {metadata.get('ss_network_dim', '?')}"
         return [
-            f"  kind      {metadata.get('modelspec.architecture', UNKNOWN)}, "
-            f"rank {metadata.get('ss_network_dim', '?')}",
+            f"  kind      {metadata.get('modelspec.architecture', UNKNOWN)}, {size}",
             f"  base      {_describe_base(_get(self, 'request', 'model'))}",
             f"  trigger   {self.get('trigger') or '(none)'}",
             f"  trained   {self.get('step', UNKNOWN)} steps on {_get(self, 'dataset', 'images')} images "

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
+
+import nodes
 
 
 class ProbeChroma:
@@ -150,6 +153,43 @@ def _filled(kind, weights):
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
+class ProbeLoadModel:
+    """ComfyUI's own Load Diffusion Model, told the dimensions that it takes for granted, and what it has loaded as a file."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "write", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "config": ("STRING", {"default": "{}", "multiline": True}),
+                "unet_name": ("STRING", {"default": ""}),
+            }
+        }
+
+    def write(self, config, unet_name):
+        wanted, detect = json.loads(config), comfy.model_detection.detect_unet_config
+        width = wanted["num_attention_heads"] * wanted["attention_head_dim"]
+        narrow = {"num_heads": wanted["num_attention_heads"], "axes_dim": wanted["axes_dims_rope"]}
+        if "approximator_layers" in wanted:
+            narrow |= {"in_dim": wanted["approximator_num_channels"], "out_dim": width}
+            narrow |= {"hidden_dim": wanted["approximator_hidden_dim"], "n_layers": wanted["approximator_layers"]}
+            narrow |= {"hidden_size": width, "vec_in_dim": wanted["approximator_num_channels"]}
+
+        def with_width(*args, **keywords):
+            found = detect(*args, **keywords)
+            return found and {**found, **narrow}
+
+        comfy.model_detection.detect_unet_config = with_width
+        try:
+            (patcher,) = nodes.UNETLoader().load_unet(unet_name, "default")
+        finally:
+            comfy.model_detection.detect_unet_config = detect
+        weights = {name: tensor.contiguous() for name, tensor in patcher.model.diffusion_model.state_dict().items()}
+        save_file(weights, Path(folder_paths.get_output_directory()) / f"loaded-{Path(unet_name).name}")
+        return {}
+
+
 class ProbeVelocity:
     """Writes what the transformer itself says of the tensors in a file (x, sigma, context, y, guidance) to output/NAME.safetensors."""
 
@@ -268,5 +308,6 @@ NODE_CLASS_MAPPINGS = {
     "ProbeHold": ProbeHold,
     "ProbeLoaded": ProbeLoaded,
     "ProbeRadiance": ProbeRadiance,
+    "ProbeLoadModel": ProbeLoadModel,
     "ProbeVelocity": ProbeVelocity,
 }

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...storage import safetensors_header as tensor_header
 
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+DTYPE_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.uint8: "U8",
+    torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytearray:
@@ -34,6 +40,38 @@ def header_entry(tensor: Tensor, start: int) -> tuple[dict[str, object], int]:
     """Return a tensor's entry in the header, and where its bytes end. start: where they start in the data section."""
     end = start + tensor.numel() * tensor.element_size()
     return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}, end
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of a file that is written: its form, and a function that returns it when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+def plan_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Planned]:
+    """Return tensors that exist already as tensors of a file."""
+    return {name: Planned(t.dtype, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str]) -> str:
+    """Write a file tensor by tensor, so that only one of them is in RAM at a time. Return the file's SHA-256."""
+    forms = {name: torch.empty(item.shape, dtype=item.dtype, device="meta") for name, item in tensors.items()}
+    digest = hashlib.sha256()
+    with path.open("wb") as stream:
+
+        def write(data: Any) -> None:
+            stream.write(data)
+            digest.update(data)
+
+        write(header_bytes(forms, metadata))
+        for name in sorted(tensors):
+            tensor = tensors[name].make()
+            assert (tensor.dtype, tuple(tensor.shape)) == (tensors[name].dtype, tensors[name].shape), name
+            write(raw_bytes(tensor))
+    return digest.hexdigest()
 
 
 def data_sha256(data: bytes | bytearray) -> str:

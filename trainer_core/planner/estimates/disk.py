@@ -14,14 +14,22 @@ def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str
     optimizer_cost, quantization = cost.optimizer_cost, request.model.quantization
     lora, checkpoint = optimizer_cost.lora, optimizer_cost.saved + optimizer_cost.start + optimizer_cost.lora
     share = DTYPES[request.adapter.precision].itemsize / 4
+    if request.adapter.is_full:
+        average = 4 * optimizer_cost.parameters if request.adapter.ema_decay else 0
+        lora, share, checkpoint = model_file_bytes(request, cost), 1.0, optimizer_cost.saved + average
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
         "latents": facts.latent_bytes,
         "quantized base": cost.weights if quantization.level != "none" and quantization.cached_bases else 0,
         "checkpoints": num_checkpoints(request, facts.num_steps) * checkpoint,
-        "lora": int(lora * share) * (2 if request.training.holdout else 1),
+        "model" if request.adapter.is_full else "lora": int(lora * share) * (2 if request.training.holdout else 1),
         "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
     }
+
+
+def model_file_bytes(request: TrainRequest, cost: ModelCost) -> int:
+    """Return the bytes of a trained model's file, which is in bf16."""
+    return (cost.weights + cost.optimizer_cost.adapter) * 2 // DTYPES[request.model.dtype].itemsize
 
 
 def num_checkpoints(request: TrainRequest, num_steps: int) -> int:

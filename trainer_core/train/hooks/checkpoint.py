@@ -5,7 +5,7 @@ A checkpoint is a folder that is created by one rename. It is complete, or it do
     step-000250/
         adapter.safetensors    trainable weights, in the precision of training
         optimizer.safetensors  tensors of the optimizer state, by parameter
-        lora.safetensors       the same adapter as a LoRA file that loads everywhere
+        lora.safetensors       the same adapter as a LoRA file that loads everywhere; not with kind full
         ema.safetensors        averaged weights, where the run averages its weights
         state.json             run, step, losses, learning rates, skipped steps, losses of evaluations, other optimizer state
         manifest.json          SHA-256 of each file above; written last
@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...adapters.files.export import export_lora
-from ...adapters.inject import adapter_state, load_adapter_state_, trainable_parameters
+from ...adapters.files.safetensors import plan_tensors, write_tensors
+from ...adapters.inject import adapter_state, live_state, load_adapter_state_, trainable_parameters
 from ...errors import UserError
 from ...host import CheckpointSaved, Host, Notice
 from ...runs import layout
@@ -42,7 +43,8 @@ from ..paired_evals import Evaluation
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
-FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+WEIGHTS_FILE = "adapter.safetensors"
+FILES = (WEIGHTS_FILE, "optimizer.safetensors", "state.json")
 EMA_FILE = "ema.safetensors"
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
@@ -64,12 +66,12 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
             return target
         set_aside(target)  # it came here during the training
     tensors, others = _tensors(state)
-    _refuse_not_finite(tensors["adapter.safetensors"], folder, state.step)
+    _refuse_not_finite(tensors[WEIGHTS_FILE], folder, state.step)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _refuse_full_disk(folder, tensors)
+        _refuse_full_disk(folder, tensors, has_lora=not state.is_full)
         _write(staging, state, tensors, others)
         shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
         rename(staging, target)
@@ -103,9 +105,13 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int 
 
 
 def _tensors(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Any]]]:
-    """Return the tensors of each file, and the optimizer state that is not in tensors."""
+    """Return the tensors of each file, and the optimizer state that is not in tensors.
+
+    They are copies on the CPU, but with kind full the run's own tensors, which may fill the RAM of a machine twice.
+    """
     optimizer, others = _optimizer_state(state)
-    files = {"adapter.safetensors": adapter_state(state.layers), "optimizer.safetensors": optimizer}
+    adapter = live_state(state.layers) if state.is_full else adapter_state(state.layers)
+    files = {WEIGHTS_FILE: adapter, "optimizer.safetensors": optimizer}
     if state.ema is not None:
         files[EMA_FILE] = state.ema.ema_state()
     return files, others
@@ -121,11 +127,11 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
         )
 
 
-def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], has_lora: bool) -> None:
     sizes = {name: sum(t.numel() * t.element_size() for t in part.values()) for name, part in tensors.items()}
-    needed = (
-        SLACK_BYTES + sum(sizes.values()) + sizes["adapter.safetensors"]
-    )  # the adapter is saved once more as a LoRA file
+    needed = SLACK_BYTES + sum(sizes.values())
+    if has_lora:  # the adapter is saved once more
+        needed += sizes[WEIGHTS_FILE]
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -137,11 +143,17 @@ def _write(
     staging: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]], others: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write the files. `tensors` is emptied, so that each part is freed as soon as it is written."""
+    digests: dict[str, str] = {}
     for name in [*tensors]:
         with as_os_errors(staging / name):
-            save_file(tensors.pop(name), staging / name)
-    with final_weights(state):
-        export_lora(state.layers, state.transformer, staging / layout.CHECKPOINT_LORA, {"ss_steps": str(state.step)})
+            if state.is_full:
+                digests[name] = write_tensors(staging / name, plan_tensors(tensors.pop(name)), {})
+            else:
+                save_file(tensors.pop(name), staging / name)
+    if not state.is_full:
+        with final_weights(state):
+            lora = staging / layout.CHECKPOINT_LORA
+            export_lora(state.layers, state.transformer, lora, {"ss_steps": str(state.step)})
     saved = {
         "run": staging.parent.parent.name,
         "step": state.step,
@@ -153,11 +165,14 @@ def _write(
         "optimizer": others,
         "optimizer_kind": type(state.optimizer).__name__,
     }
+    if state.is_full:
+        saved["grad_norm"] = None if math.isnan(state.grad_norm) else state.grad_norm
     write_json(staging / "state.json", saved)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
-    write_json(staging / "manifest.json", {path.name: sha256_of(path) for path in sorted(staging.iterdir())})
+    files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
+    write_json(staging / "manifest.json", files)
     sync_folder(staging)
 
 
@@ -168,7 +183,8 @@ def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, di
     for index, values in state.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{names[index]}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
+                value = value.detach()
+                tensors[f"{names[index]}|{key}"] = value if state.is_full else value.to("cpu", copy=True).contiguous()
             else:
                 others.setdefault(names[index], {})[key] = value
     return tensors, others
@@ -189,6 +205,7 @@ def restore_(state: TrainState, checkpoint: Path) -> None:
     saved = _read_state(checkpoint)
     _load_weights_(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
+    state.grad_norm = math.nan if saved.get("grad_norm") is None else saved["grad_norm"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
     state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
     start = {step: evaluation for step, evaluation in state.evaluations.items() if step == 0}  # of this process
@@ -215,7 +232,7 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
 
 def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
     """Load the adapter with the optimizer state and the averaged weights that belong to it."""
-    adapter = load_file(checkpoint / "adapter.safetensors")
+    adapter = load_file(checkpoint / WEIGHTS_FILE)
     _refuse_other_form(state, adapter, checkpoint)
     _refuse_other_optimizer(state, saved, checkpoint)
     load_adapter_state_(state.layers, adapter)
@@ -229,8 +246,10 @@ def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]
     }
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
-        # A copy, because the optimizer holds the tensor and the mapped file must be closed.
-        by_index.setdefault(names.index(name), {})[value_name] = tensor.clone()
+        # A copy, because the optimizer holds the tensor and the mapped file must be closed. On a device it makes its own,
+        # and the states of a whole model would fill the RAM.
+        is_copied = state.is_full and state.device.type != "cpu"
+        by_index.setdefault(names.index(name), {})[value_name] = tensor if is_copied else tensor.clone()
     state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
@@ -245,7 +264,7 @@ def _refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpo
 
 
 def _refuse_other_form(state: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(state.layers).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in live_state(state.layers).items()}
     stored = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
     if expected != stored:
         other = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))

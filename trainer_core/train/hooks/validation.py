@@ -114,7 +114,8 @@ class LiveValidation:
         with final_weights(state):
             for strength in self.settings.strengths():
                 set_strength_(state.transformer, strength)
-                columns.append((f"LoRA {strength:g}", self._sample_images(state)))
+                label = "trained" if state.is_full else f"LoRA {strength:g}"
+                columns.append((label, self._sample_images(state)))
         set_strength_(state.transformer, 1.0)
         self._save(state, state.step, columns)
 

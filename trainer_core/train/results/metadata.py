@@ -59,18 +59,31 @@ def lora_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -
 
     It holds what ComfyUI, kohya's tools and model browsers read, and this trainer's own record.
     """
-    config, layer = state.config, next(iter(state.layers.values()))
-    labels = state.family.labels(plan.request.model)
-    largest = int(columns(state.samples)["bucket"].max())
+    layer = next(iter(state.layers.values()))
+    architecture = state.family.labels(plan.request.model)["modelspec.architecture"]
     return {
         "ss_network_dim": str(layer.file_rank),
         "ss_network_alpha": f"{layer.file_alpha:g}",
         **layer.network,
+        **_common_metadata(plan, state, record),
+        "modelspec.architecture": architecture,
+    }
+
+
+def model_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a whole model: as that of a LoRA, without a network."""
+    architecture = state.family.labels(plan.request.model)["modelspec.architecture"]
+    return {**_common_metadata(plan, state, record), "modelspec.architecture": architecture.removesuffix("/lora")}
+
+
+def _common_metadata(plan: RunPlan, state: TrainState, record: Mapping[str, Any]) -> dict[str, str]:
+    config, labels = state.config, state.family.labels(plan.request.model)
+    largest = int(columns(state.samples)["bucket"].max())
+    return {
         "ss_base_model_version": labels["ss_base_model_version"],
         "ss_output_name": config.name,
         "ss_steps": str(state.step),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": labels["modelspec.architecture"],
         "modelspec.title": config.name,
         "modelspec.resolution": f"{largest}x{largest}",
         "modelspec.trigger_phrase": record["trigger"],

@@ -19,6 +19,7 @@ from ..prepare import RunPlan
 from ..step.state import TrainState
 from .metadata import lora_metadata
 from .report import draw_chart
+from .save_model import save_best_model, save_model
 
 
 def _export(plan: RunPlan, state: TrainState, path: Path, metadata: Mapping[str, str], host: Host) -> ExportedLora:
@@ -44,12 +45,17 @@ def _export(plan: RunPlan, state: TrainState, path: Path, metadata: Mapping[str,
 
 
 def save_lora(plan: RunPlan, state: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
-    """Save the LoRA of the current step, and draw the loss chart."""
+    """Save the LoRA of the current step, or the model of a full-rank run, and draw the loss chart."""
+    saved = save_model(plan, state, record, host) if state.is_full else _save_adapter(plan, state, record, host)
+    draw_chart(plan, state, record)
+    return saved
+
+
+def _save_adapter(plan: RunPlan, state: TrainState, record: Mapping[str, Any], host: Host) -> TrainedLora:
     path = layout.lora_path(host.paths.output, state.config.name)
     with final_weights(state), keep_other_lora(path, plan.folder, host):
         saved = _export(plan, state, path, lora_metadata(plan, state, record), host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))
-    draw_chart(plan, state, record)
     listed = layout.listed_name(path, host.paths.output)
     return TrainedLora(str(path), listed, saved.sha256, plan.request.model, str(plan.folder))
 
@@ -67,9 +73,15 @@ def save_best_lora(
         return None
     mean, error = state.eval_losses[step]
     best = {"step": step, "eval_loss": mean, "standard_error": error}
-    path = layout.lora_path(host.paths.output, state.config.name, best=True)
+    path, checkpoint = (
+        layout.lora_path(host.paths.output, state.config.name, best=True),
+        checkpoints / layout.step_name(step),
+    )
     host.emit(Notice(f"step {step} has the lowest loss on held-out images; it is saved as {path.name}"))
-    with weights_of(state, checkpoints / layout.step_name(step)), keep_other_lora(path, plan.folder, host):
+    if state.is_full:
+        path, sha256 = save_best_model(plan, state, checkpoint, record, host)
+        return {**best, "lora": str(path), "sha256": sha256}
+    with weights_of(state, checkpoint), keep_other_lora(path, plan.folder, host):
         metadata = {**lora_metadata(plan, state, record), "ss_steps": str(step)}
         saved = _export(plan, state, path, metadata, host)
     host.emit(LoraSaved(path, saved.sha256, saved.applied, saved.num_keys))

@@ -23,6 +23,7 @@ from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
 from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
+from .full_rank_step import full_rank_step
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
 from .preservation import added_apart, preservation_loss, prior_target
@@ -61,12 +62,12 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
         The mean loss and the gradient norm before clipping; NaN for both where the step was skipped.
     """
     set_rate_(state.optimizer, learning_rate)
+    if state.in_backward:
+        return full_rank_step(state, state.in_backward, micro_loss, fetch)
     first = state.step * state.config.accumulation
     total = _accumulate_gradients(state, first, fetch)
-    limit = state.config.max_grad_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(state.parameters, limit)
-    # The step's only host-device synchronization.
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
+    norm = nn.utils.clip_grad_norm_(state.parameters, state.config.max_grad_norm or math.inf)
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only host-device synchronization
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         refuse_or_skip(state, first, loss_value, norm_value)
         state.optimizer.zero_grad(set_to_none=True)
@@ -144,6 +145,5 @@ def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Ten
     prediction = state.family.predict(
         state.transformer, batch.x_sigma, batch.sigma, batch.text, route=batch.route, **batch.beside
     )
-    if batch.share is not None:
-        prediction = batch.share * prediction
+    prediction = prediction if batch.share is None else batch.share * prediction
     return batch.mean_loss(velocity_loss(prediction, target, batch.weight, state.config.loss, state.config.huber_c))

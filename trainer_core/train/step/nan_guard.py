@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 from ...devices import device_name
 from ...errors import UserError
@@ -27,7 +28,7 @@ def refuse_or_skip(state: TrainState, first: int, loss: float, norm: float) -> N
     if not state.step_seconds:
         raise UserError.at("attention", _describe_first_step(state, first, loss, norm))
     saved = (
-        f"The LoRA of step {state.step} is saved"
+        f"The {'model' if state.is_full else 'LoRA'} of step {state.step} is saved"
         if is_finite
         else "Weights are not finite; the last checkpoint is intact"
     )
@@ -36,6 +37,20 @@ def refuse_or_skip(state: TrainState, first: int, loss: float, norm: float) -> N
         "learning_rate",
         f"step {state.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which are not finite{skipped}; "
         f"the batch was {_files(state, first)}. {saved}. Try a lower learning rate{_OTHER_DTYPE.get(state.dtype, '')}",
+    )
+
+
+def refuse_half_step(state: TrainState, first: int, loss: float, norm: float) -> NoReturn:
+    """Raise for a gradient that was not finite, and has moved weights before that was known (kind full).
+
+    Raises:
+        UserError: always. The state is marked as inconsistent, so the last checkpoint takes its place.
+    """
+    raise UserError.at(
+        "learning_rate",
+        f"step {state.step + 1} gave loss {loss:g} and gradient norm {norm:g}, which is not finite; the batch was "
+        f"{_files(state, first)}. Kind full moves the weights inside of the backward pass, so these are of no use any "
+        f"more; the last checkpoint is intact. Try a lower learning rate{_OTHER_DTYPE.get(state.dtype, '')}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
 from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
+from ...full_rank.step_in_backward import StepInBackward
 from ...models.family import Family
 from ...models.token_routing import Route
 from ..leak import Leak
@@ -65,6 +67,8 @@ class TrainState:
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
     parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): as the defaults
     ranks: Ranks = ALONE  # the processes that train together
+    in_backward: StepInBackward | None = None  # kind full: steps the weights inside of the backward pass
+    grad_norm: float = math.nan  # of the last step, where in_backward scales the next one by it
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start
@@ -81,6 +85,11 @@ class TrainState:
     def prior_parts(self) -> frozenset[int]:
         """The indices of the dataset's folders with prior preservation."""
         return frozenset(index for index, part in enumerate(self.parts) if part.prior_preservation)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the model's own weights are trained, and not an adapter."""
+        return self.in_backward is not None
 
     @property
     def is_over(self) -> bool:

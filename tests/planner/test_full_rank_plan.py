@@ -1,0 +1,126 @@
+"""Plans of full-rank runs: the real peak of a tiny model, and at true size the figures of docs/full-rank.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.config.model import ModelConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.config.request import TrainRequest
+from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
+from chroma_trainer.trainer_core.host import StepReport
+from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
+from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
+from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory
+from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.planner.estimator import make_estimator
+from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine
+from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
+from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
+from chroma_trainer.trainer_core.planner.step_peak import training_peak
+from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.setup.attach_adapter import learning
+from chroma_trainer.trainer_core.train import disk_space
+from chroma_trainer.trainer_core.train.prepare import check_run
+from chroma_trainer.trainer_core.train.run import run
+
+FAMILY = load("family", "chroma")()
+
+
+def full(workshop, optimizer="adafactor", dtype="bf16", **values) -> TrainRequest:
+    request = workshop.request(**{"rank": 16, "alpha": 16.0, "max_grad_norm": 0.0, "batch_size": 1, **values})
+    model = request.model if "model" in values else replace(request.model, dtype=dtype)
+    adapter, config = AdapterConfig(kind="full"), OptimizerConfig(optimizer=optimizer)
+    return replace(request, model=model, adapter=adapter, optimizer=config, memory=MemoryConfig())
+
+
+def real_peak(request: TrainRequest, shape: Shape) -> int:
+    """Return the bytes of a second step: the optimizer's states are there."""
+    transformer: Any = FAMILY.load_transformer(request.model)
+    rates = learning(transformer, FAMILY, request)
+    layers = inject_(transformer, list(rates), 16, 16.0, config=request.adapter)
+    if request.training.gradient_checkpointing:
+        checkpoint_blocks_(FAMILY.blocks(transformer))
+    part = load("optimizer", request.optimizer.optimizer)
+    optimizer = part.build(parameter_groups(layers, rates), request.optimizer, 1e-4, 0.01, 0)
+    stepper = StepInBackward(optimizer, dict(trainable_parameters(layers)), 0)
+    text = [torch.zeros(shape.text_tokens, text_width(transformer)) for _ in range(shape.batch)]
+    x, sigma = torch.zeros(shape.batch, 16, shape.height // 8, shape.width // 8), torch.full((shape.batch,), 0.5)
+
+    def step(number: int) -> None:
+        loss = FAMILY.predict(transformer, x, sigma, text).square().mean()
+        with stepper.active(number):
+            loss.backward()
+
+    counter = MemoryTracker()
+    with counter:
+        step(0)
+        counter.mark()  # with the optimizer's states
+        step(1)
+    return bytes_of(*transformer.parameters(), *transformer.buffers()) + counter.peak
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "edge", "recomputed"),
+    [("adafactor", "bf16", 96, True), ("adafactor", "fp32", 64, False), ("adamw", "bf16", 96, True), ("adamw_bf16", "bf16", 64, True)],
+)  # fmt: skip
+def test_the_peak_of_a_real_step_within_a_tenth(workshop, optimizer, dtype, edge, recomputed):
+    request = full(workshop, optimizer, dtype, targets="all+ffs", gradient_checkpointing=recomputed)
+    shape = Shape(edge, edge, 1, 6)
+    planned, _ = training_peak(MetaModel(FAMILY, request, "cpu").cost(shape), request)
+    real = real_peak(request, shape)
+    assert planned == pytest.approx(real, rel=0.1), f"planned {planned}, real {real}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "least", "most"), [("adafactor", 18e9, 20e9), ("optimi-lion", 36e9, 38e9)])
+def test_true_size(workshop, optimizer, least, most):
+    """8.6 of 8.9 billion weights of two bytes, the states, and 1 to 2 GB of activations and of the largest layer."""
+    model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")
+    request = full(workshop, optimizer, model=model, targets="all+ffs", gradient_checkpointing=True)
+    peak, _ = training_peak(MetaModel(FAMILY, request, "cuda").cost(Shape(512, 512, 1, 512)), request)
+    assert least < peak < most
+
+
+def test_what_makes_it_fit_is_neither_quantization_nor_offload(workshop):
+    request = full(workshop, "adamw", batch_size=2, gradient_checkpointing=True, targets="all+ffs")
+    words = [text for text, _ in changes(replace(request, memory=MemoryConfig(checkpointing_interval=4)))]
+    assert "activation_offload and optimizer adafactor" in words and "all that and batch_size 1" in words
+    assert not any("group_offload" in text or "quantization" in text for text in words)
+    assert all(changed.training.accumulation == 1 for _, changed in changes(request))
+
+
+def test_auto_keeps_trained_weights_on_the_device(workshop):
+    host = workshop.host()
+    request = full(workshop, targets="all+ffs", gradient_checkpointing=True)
+    checked = check_run(request, host, {})
+    estimator = make_estimator(request, FAMILY, checked.index, Machine("card", 1000, GB), host.paths.cache)
+    memory = choose_memory(estimator, replace(request, memory=MemoryConfig(mode="auto")))
+    assert memory.group_offload == "none" and memory.activation_offload
+
+
+def test_the_disk_is_what_a_run_writes(workshop):
+    host = workshop.host()
+    report = run(full(workshop, eval_images=0, targets="all+ffs"), host).report
+    disk = report["memory"]["predicted"]["disk_bytes"]
+    checkpoints = sum(path.stat().st_size for path in (host.run_folder / "checkpoints").rglob("*.safetensors"))
+    (model,) = (host.paths.output / "diffusion_models").iterdir()
+    assert disk["checkpoints"] == pytest.approx(checkpoints, rel=0.1)
+    assert disk["model"] == pytest.approx(model.stat().st_size, rel=0.1) and "lora" not in disk
+
+
+def test_a_disk_without_room_is_said_before_the_run(workshop, monkeypatch):
+    monkeypatch.setattr(disk_space, "free_bytes_of", lambda folder: 1_000_000)
+    host = workshop.host()
+    with pytest.raises(
+        UserError, match=r"output: .* are free, and this run writes .* 2 checkpoints .* keep_checkpoints"
+    ):
+        run(full(workshop, eval_images=0), host)
+    assert not host.all(StepReport)

@@ -1,0 +1,137 @@
+"""Step each parameter inside of the backward pass, as soon as its gradient is complete.
+
+The gradients of a whole model take as much memory as the model. Here a gradient is used and freed before that of the
+next layer is computed, so that only the largest one is ever in memory. Every parameter moves exactly as it would in a
+step after the backward pass, because no optimizer that is used here reads more than one parameter at a time (those
+that do: config.optimizer.TOGETHER).
+
+Weights in bf16 are converted to fp32 for their step, and rounded stochastically after it: with rounding to the nearest
+bf16, a step of less than 1/512 of a weight would be lost. States of the weight's shape, such as a momentum, are stored
+and rounded in the same way. The random numbers are a function of (seed, step, parameter, element).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..optim.adamw_bf16 import LOW_BITS, round_stochastically
+from ..optim.optimizer import able
+from ..seeds import generator
+
+
+class StepInBackward:
+    """Steps the parameters of an optimizer one by one, from hooks on their gradients.
+
+    Args:
+        optimizer: Its parameters are stepped. None of config.optimizer.TOGETHER.
+        parameters: The same parameters by name. The names are part of the seed of the rounding.
+        seed: The run's seed.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], seed: int):
+        self.optimizer, self.seed = optimizer, seed
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        # Numbers, because a loaded state comes with new groups.
+        self._groups = {param: i for i, group in enumerate(optimizer.param_groups) for param in group["params"]}
+        self._norms: dict[nn.Parameter, Tensor] = {}
+        self._step: int | None = None
+        self._scale = 1.0
+        for parameter in parameters.values():
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    @contextmanager
+    def active(self, step: int, scale: float = 1.0) -> Iterator[None]:
+        """While it is open, each parameter is stepped when its gradient is complete, and the gradient is freed.
+
+        Args:
+            step: Number of the step, for the rounding.
+            scale: Factor of every gradient.
+        """
+        self._step, self._scale = step, scale
+        self.forget_norms()
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def norm(self) -> Tensor:
+        """Return the norm of all gradients of the last step, before scaling, on their device."""
+        norms = [self._norms[parameter] for parameter in self._names if parameter in self._norms]
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def forget_norms(self) -> None:
+        """Free the norms of the last step."""
+        self._norms.clear()
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if self._step is not None:
+            assert isinstance(parameter, nn.Parameter)
+            self.step_(parameter, self._step, self._scale)
+
+    @torch.no_grad()
+    def step_(self, parameter: nn.Parameter, step: int, scale: float = 1.0) -> None:
+        """Step one parameter with its gradient, and free the gradient."""
+        gradient = parameter.grad
+        assert gradient is not None
+        self._norms[parameter] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        if parameter.dtype != torch.bfloat16 or able(self.optimizer).rounds_weights:
+            if scale != 1.0:
+                gradient.mul_(scale)
+            self._step_alone_(parameter)
+            return
+        stored, parameter.grad = parameter.data, None
+        gradient = gradient.float()
+        if scale != 1.0:
+            gradient.mul_(scale)
+        parameter.data = stored.float()
+        try:
+            self._widen_states_(parameter)
+            parameter.grad = gradient
+            del gradient
+            self._step_alone_(parameter)
+            self._narrow_states_(parameter, step)
+            stored.copy_(self._round(parameter.data, parameter, step, "weight"))
+        finally:
+            parameter.data, parameter.grad = stored, None
+
+    def _step_alone_(self, parameter: nn.Parameter) -> None:
+        """Let the optimizer see this parameter alone. It would look at all of them for each one."""
+        groups = self.optimizer.param_groups
+        lists = [group["params"] for group in groups]
+        for i, group in enumerate(groups):
+            group["params"] = [parameter] if i == self._groups[parameter] else []
+        try:
+            self.optimizer.step()
+        finally:
+            for group, params in zip(groups, lists, strict=True):
+                group["params"] = params
+        parameter.grad = None
+
+    def _widen_states_(self, parameter: nn.Parameter) -> None:
+        """Convert the states of the weight's shape to fp32."""
+        for name, value in self._large_states(parameter, torch.bfloat16):
+            self.optimizer.state[parameter][name] = value.float()
+
+    def _narrow_states_(self, parameter: nn.Parameter, step: int) -> None:
+        """Round the states of the weight's shape to bf16."""
+        for name, value in self._large_states(parameter, torch.float32):
+            self.optimizer.state[parameter][name] = self._round(value, parameter, step, name)
+
+    def _large_states(self, parameter: nn.Parameter, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+        values: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
+        return [
+            (name, value)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dtype == dtype
+        ]
+
+    def _round(self, value: Tensor, parameter: nn.Parameter, step: int, part: str) -> Tensor:
+        """Round fp32 to bf16, with noise that is generated on the tensor's device."""
+        source = generator(self.seed, "rounding", step, self._names[parameter], part, device=value.device)
+        noise = torch.empty(value.shape, dtype=torch.int32, device=value.device)
+        return round_stochastically(value, noise.random_(0, 1 << LOW_BITS, generator=source))
