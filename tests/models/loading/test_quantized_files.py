@@ -234,6 +234,7 @@ def test_a_truncated_or_changed_file_is_named(model, form, tmp_path):
     assert "is not a complete safetensors file" in problem.message
 
 
+@pytest.mark.slow
 def test_a_run_on_it_learns(workshop, model, form):
     result = run(workshop.request(model=model, steps=3, checkpoint_every=0), workshop.host())
     losses = result.report["eval_loss"]
