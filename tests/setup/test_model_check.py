@@ -67,3 +67,16 @@ def test_a_lora_of_flux_for_chroma(workshop, tmp_path):
     request = workshop.request()
     (problem,) = contradictions(replace(request, adapter=replace(request.adapter, init_lora=str(file))))
     assert problem.message.startswith("mine.safetensors is a LoRA of Flux, and the model is Chroma")
+
+
+@pytest.mark.parametrize("named", ["chroma", "radiance"])
+@pytest.mark.parametrize("model", ["chroma", "radiance"])
+def test_radiance_and_chroma_are_told_apart(workshop, tiny_radiance_model, tmp_path, named, model):
+    file = tmp_path / "mine.safetensors"
+    architecture = {"chroma": "chroma/lora", "radiance": "chroma-radiance/lora"}[named]
+    save_file({"transformer.a.lora_A.weight": torch.zeros(1)}, file, {"modelspec.architecture": architecture})
+    request = workshop.request(model=tiny_radiance_model if model == "radiance" else None)
+    problems = contradictions(replace(request, adapter=replace(request.adapter, init_lora=str(file))))
+    own = {"chroma": "Chroma tiny", "radiance": "Radiance"}[model]
+    text = f"mine.safetensors is a LoRA of {named.title()}, and the model is {own}; choose a LoRA of {model.title()}"
+    assert [problem.message for problem in problems] == ([] if named == model else [text])

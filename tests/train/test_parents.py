@@ -22,6 +22,7 @@ def from_file(workshop, path):
     return replace(request, adapter=AdapterConfig(init_lora=str(path))) if path else request
 
 
+@pytest.mark.slow
 def test_two_generations(workshop):
     first = Path(run(from_file(workshop, None), workshop.host()).lora.path)
     assert "parents" not in describe(first)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.data.cache.latents import place_image, to_tensor
 from chroma_trainer.trainer_core.data.dataset import build_index
+from chroma_trainer.trainer_core.data.source.decode import decode
 from chroma_trainer.trainer_core.host import LoraSaved, PreviewReady, StepReport
+from chroma_trainer.trainer_core.train.build import build_run
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.planning import plan_request
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from safetensors import safe_open
 
@@ -36,10 +42,20 @@ def test_a_run_trains_draws_and_saves(workshop, x0_model):
 
 
 def test_the_plan_counts_pixels_on_disk(workshop, x0_model):
-    """Twelve bytes a pixel, and nothing for a VAE."""
+    """Three bytes a pixel, and nothing for a VAE."""
     request = workshop.request(DRAWN, x0_model)
     plan, _, _ = plan_request(request, workshop.host())
     buckets = [sample.placement.bucket for sample in build_index(request.dataset, workshop.host(), 0).samples]
-    assert plan.disk["latents"] == sum(12 * width * height for width, height in buckets)
+    assert plan.disk["latents"] == sum(3 * width * height for width, height in buckets)
     chroma, _, _ = plan_request(workshop.request(DRAWN), workshop.host())
-    assert plan.disk["latents"] == 12 * chroma.disk["latents"]
+    assert plan.disk["latents"] == 3 * chroma.disk["latents"]
+
+
+def test_the_cache_holds_the_images_exactly(workshop, x0_model):
+    """In 8 bits, which become the same fp32 values as those of the image itself."""
+    host = workshop.host()
+    plan = plan_run(workshop.request(model=x0_model), host)
+    state = build_run(plan, host, PhaseTimer())
+    for sample in plan.index.samples:
+        pixels = to_tensor(place_image(decode(plan.index.read(sample)), sample))
+        assert torch.equal(state.latents.get(sample), pixels)

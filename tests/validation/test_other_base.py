@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from chroma_trainer.nodes.validate_sampler import SPEC
 from chroma_trainer.trainer_core.config.request import TrainedLora
@@ -13,6 +14,7 @@ from chroma_trainer.trainer_core.train.run import run
 from tests.conftest import write_tiny_chroma
 
 
+@pytest.mark.slow
 def test_the_images_are_the_other_models(workshop, tmp_path):
     trained = run(workshop.request(steps=2, checkpoint_every=0, eval_images=0), workshop.host()).lora
     write_tiny_chroma(tmp_path / "flash", seed=8)

@@ -66,7 +66,9 @@ class Family(Protocol):
     name: str
     pixel_step: int  # image edges are multiples of this: latent_factor x the edge of a token in latent cells
     latent_channels: int
-    latent_factor: int  # pixels per latent cell along each edge
+    latent_factor: (
+        int  # pixels per latent cell along each edge; 1: the model works on pixels in [-1, 1], see load_codec
+    )
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
     frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py

@@ -55,7 +55,7 @@ class RunFacts:
 
     largest: Shape  # the bucket with the most pixels
     encoded_pixels: int  # of all images at training size, and of their reference images
-    latent_bytes: int  # of their fp32 latents
+    latent_bytes: int  # of their latents in the cache: fp32, or pixels in 8 bits
     prompts: int  # number of distinct prompts
     encoder: EncoderCost
     element_bytes: int  # bytes of an element of a text embedding
@@ -127,7 +127,7 @@ def facts_of(
     validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
-        encoded_pixels=pixels, latent_bytes=pixels // family.latent_factor**2 * family.latent_channels * 4,
+        encoded_pixels=pixels, latent_bytes=pixels // family.latent_factor**2 * family.latent_channels * (1 if family.latent_factor == 1 else 4),
         prompts=num_prompts, encoder=encoder, element_bytes=DTYPES[request.model.dtype].itemsize,
         validation_pixels=max(map(math.prod, validation_sizes), default=0),
         num_steps=num_steps,

@@ -38,9 +38,10 @@ def contradictions(request: TrainRequest) -> list[Problem]:
     for field, file in files:
         family = _family_of_lora(Path(file)) if file else ""
         if family and family != model.family:
+            flavour = f" {model.flavour}" if model.flavour != model.family else ""
             message = (
-                f"{Path(file).name} is a LoRA of {family.title()}, and the model is {model.family.title()} "
-                f"{model.flavour}; choose a LoRA of {model.family.title()}"
+                f"{Path(file).name} is a LoRA of {family.title()}, and the model is {model.family.title()}"
+                f"{flavour}; choose a LoRA of {model.family.title()}"
             )
             problems.append(Problem(field, message))
     return problems

@@ -186,6 +186,7 @@ def _cache_latents(
         index, latent_identity(plan.family, plan.request),
         lambda: load_codec(plan.family, plan.resolved_request, plan.device), store, host,
         largest_batch=1 if plan.device.type == "cpu" else LARGEST_BATCH, change=change, ranks=ranks,
+        are_pixels=plan.family.latent_factor == 1,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.lora_tools.extract import open_config
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.quant.loading import load_base
+from chroma_trainer.trainer_core.quant.loading import load_base, text_converter
 from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.quant.quantizer import KeepPrecision
 from chroma_trainer.trainer_core.storage.packed.decode_packed import E2M1, hadamard
@@ -187,6 +187,31 @@ def test_a_diffusers_folder_keeps_them_too(model, form, tiny_chroma, tmp_path):
         assert [getattr(layer.format, "type", "") for layer in layers] == [form]
 
 
+@pytest.mark.parametrize("write", [mxfp8, nvfp4])
+def test_the_text_encoder(tiny_model, tiny_chroma, tmp_path, write):
+    """It stays quantized as well, and its tokenizer is the folder's."""
+    tensors = load_file(tiny_chroma / "text_encoder" / "model.safetensors")
+    linear = [
+        key
+        for key in tensors
+        if key.endswith(("q.weight", "k.weight", "v.weight", "o.weight", "wi_0.weight", "wi_1.weight"))
+    ]
+    for key in linear:
+        tensors |= write(key.removesuffix(".weight"), tensors[key])
+    shutil.copytree(tiny_chroma, tmp_path / "folder")
+    file = tmp_path / "folder" / "text_encoder" / "t5.safetensors"
+    save_file(tensors, file)
+    model = replace(tiny_model, text_encoder_file=str(file))
+    assert FAMILY.problems(model) == []
+    convert = text_converter(model.quantization, CPU, model.text_encoder_file)
+    ours, theirs = FAMILY.load_text_encoder(model, CPU, convert), FAMILY.load_text_encoder(tiny_model, CPU)
+    assert sum(isinstance(part, QuantizedLinear) for part in ours.model.modules()) == len(linear) == 14
+    empty = FAMILY.empty_text_encoder(model, convert)
+    assert sum(isinstance(part, QuantizedLinear) for part in empty.modules()) == 14
+    (one,), (two,) = ours.encode(["a red cat"]), theirs.encode(["a red cat"])
+    assert one.shape == two.shape and 0 < (one - two).norm() / two.norm() < 0.2
+
+
 def test_other_tools_read_them(model, form):
     weights = open_config(model)
     name = "single_transformer_blocks.1.attn.to_k"
@@ -209,6 +234,7 @@ def test_a_truncated_or_changed_file_is_named(model, form, tmp_path):
     assert "is not a complete safetensors file" in problem.message
 
 
+@pytest.mark.slow
 def test_a_run_on_it_learns(workshop, model, form):
     result = run(workshop.request(model=model, steps=3, checkpoint_every=0), workshop.host())
     losses = result.report["eval_loss"]

@@ -41,7 +41,7 @@ class RadianceFamily(ChromaFamily):
         return {"ss_base_model_version": "chroma_radiance", "modelspec.architecture": "chroma-radiance/lora"}
 
     def identity(self, model: ModelConfig, part: str) -> str:
-        return sha256_text("pixels in [-1, 1]") if part == "codec" else super().identity(model, part)
+        return sha256_text("pixels in 8 bits") if part == "codec" else super().identity(model, part)
 
     def load_codec(self, model: ModelConfig, device: torch.device) -> PixelCodec:
         return PixelCodec()
