@@ -23,7 +23,8 @@ def test_it_is_the_order_of_the_captions_that_a_run_looks_up(workshop, monkeypat
     monkeypatch.setattr(build_module.TextCache, "get", lambda self, prompt: used.append(prompt) or get(self, prompt))
     from chroma_trainer.trainer_core.train.hooks import eval_loss
 
-    # The evaluation looks up captions as well.
+    # The evaluation looks up captions as well, and the leak meter.
+    monkeypatch.setattr(build_module, "find_probes", lambda *_: ())
     monkeypatch.setattr(eval_loss, "_eval_losses", lambda state, host, samples: [[0.0]] * len(samples))
     run(request, workshop.host())
     assert [item.caption for item in listed] == used and "" in used

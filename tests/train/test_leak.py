@@ -177,11 +177,14 @@ def test_it_is_reported_at_each_checkpoint_and_changes_no_byte(workshop):
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_leaks(workshop):
-    request = workshop.request(steps=4)
+    """Also one that is stopped at a checkpoint's step: the checkpoint is that of a run that goes on."""
+    request = workshop.request(steps=4, keep_checkpoints=9)
     whole_host, host = workshop.host(), workshop.host()
     whole = run(request, whole_host)
     with pytest.raises(Cancelled):
-        run(request, host.cancelling_at(3))
+        run(request, host.cancelling_at(2))
+    states = [h.run_folder / "checkpoints" / "step-000002" / "state.json" for h in (whole_host, host)]
+    assert states[0].read_bytes() == states[1].read_bytes()
     resumed = run(request, workshop.host(host.paths.output))
     assert resumed.report["leak"] == whole.report["leak"] and resumed.lora.sha256 == whole.lora.sha256
 

@@ -105,7 +105,7 @@ class TrackerSink:
     def __call__(self, event: Event) -> None:
         self._pass_on(event)
         if self._waiting is not None:
-            if isinstance(event, (EvalReport, EvalCompared, PreviewReady)):
+            if isinstance(event, (EvalReport, EvalCompared, LeakMeasured, PreviewReady)):
                 self._waiting.append(event)
         elif call := self._call_of(event):
             for thread in self._threads:

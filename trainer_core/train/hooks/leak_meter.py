@@ -112,7 +112,7 @@ class LeakMeter:
             return []
 
         with base_model(state):
-            self._for_each(state, host, keep)
+            self._for_each(state, host, keep, is_cancelable=True)
 
     def measure(self, state: TrainState, host: Host) -> Leak:
         """Return the moves of all probes, with the weights for export."""
@@ -129,13 +129,20 @@ class LeakMeter:
         return Leak([probe.sigma for probe in self.probes], moved_with, moved_without)
 
     @torch.no_grad()
-    def _for_each(self, state: TrainState, host: Host, compute: Callable[[int], list[float]]) -> list[list[float]]:
-        """Return what `compute` returns for each probe."""
+    def _for_each(
+        self, state: TrainState, host: Host, compute: Callable[[int], list[float]], is_cancelable: bool = False
+    ) -> list[list[float]]:
+        """Return what `compute` returns for each probe.
+
+        Args:
+            is_cancelable: False at a checkpoint: whoever stops the run there gets the same checkpoint as who does not.
+        """
         count = len(self.probes)
         host.emit(PhaseStarted("leak", count, "prompts"))
 
         def compute_one(number: int) -> list[float]:
-            host.check_cancelled()
+            if is_cancelable:
+                host.check_cancelled()
             values = compute(number)
             done = number - state.ranks.rank + state.ranks.size
             host.emit(PhaseProgress("leak", min(done, count), count))
