@@ -50,7 +50,7 @@ REFUSED = {
     "preservation": ({"training": {"preservation": 0.5}}, "of which no copy is in memory"),
     "devices": ({"training": {"devices": "cpu:2"}}, "asks for 2 devices, and kind full trains on one"),
     "prior_preservation": ({"part": {"prior_preservation": True}}, "of which no copy is in memory"),
-    "lora_strength": ({"validation": ValidationConfig(lora_strength="0.5, 1")}, "the strength 1 alone; use 1.0"),
+    "lora_strength": ({"validation": ValidationConfig(lora_strength="0.5, 1")}, "so strength 1 is all there is; use 1.0"),
     "format": ({"adapter": {"format": "kohya"}}, "always saved under its original names"),
     "init_lora": ({"adapter": {"init_lora": "/a.safetensors"}}, "merge it into the model"),
     "dropout": ({"adapter": {"dropout": 0.1}}, "input could be dropped; use 0.0"),

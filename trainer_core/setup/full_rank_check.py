@@ -117,7 +117,9 @@ def _copy_problems(request: TrainRequest) -> Iterator[Problem]:
         yield Problem("prior_preservation", f"is on, but {no_copy}; turn it off, and train these images as they are")
     if request.validation and set(request.validation.strengths()) != {1.0}:
         strengths = request.validation.lora_strength
-        yield Problem("lora_strength", f"is {strengths}, but {no_copy}, so that it has the strength 1 alone; use 1.0")
+        yield Problem(
+            "lora_strength", f"of ValidateSampler is {strengths}, but {no_copy}, so strength 1 is all there is; use 1.0"
+        )
 
 
 def _model_problems(request: TrainRequest) -> Iterator[Problem]:
