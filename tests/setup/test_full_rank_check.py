@@ -58,6 +58,7 @@ REFUSED = {
     "eva_batches": ({"adapter": {"eva_batches": 9}}, "initialized from data"),
     "level": ({"model": {"quantization": QuantizationConfig("int8-quanto")}}, "quantized weights can't be trained"),
     "dtype": ({"model": {"dtype": "fp16"}}, "fp16 weights lose the small steps"),
+    "compile": ({"memory": {"compile": True}}, "the gradients of all of its layers at once"),
     "group_offload": ({"memory": {"group_offload": "block"}}, "moves frozen weights, and kind full trains them"),
     "optimizer": ({"optimizer": {"optimizer": "prodigy"}}, "estimates one learning rate from all weights together"),
     "model.gguf": ({"model": {"transformer_file": "/models/model.gguf"}}, "is stored in GGUF blocks"),

@@ -151,6 +151,9 @@ def _stored_coarsely(file: str) -> str:
 
 def _memory_problems(request: TrainRequest) -> Iterator[Problem]:
     memory = request.memory
+    if memory.compile:
+        text = "a compiled block returns the gradients of all of its layers at once, which the plan does not count"
+        yield Problem("compile", f"is on, but {text} (kind full); turn it off")
     if memory.mode == "manual" and memory.group_offload != "none":
         text = "moves frozen weights, and kind full trains them; use none, activation_offload and adafactor instead"
         yield Problem("group_offload", f"{memory.group_offload} {text}")
