@@ -131,7 +131,7 @@ def new_run(case, groups=False, seed=3) -> SimpleNamespace:
     )
     return SimpleNamespace(
         is_consistent=True,
-        transformer=model, layers=layers, parameters=parameters, optimizer=build(case, params, 0.01, seed), ema=None, step=0,
+        transformer=model, layers=layers, parameters=parameters, optimizer=build(case, params, 0.01, seed), ema=None, step=0, is_full=False,
         num_steps=100, losses=[], learning_rates=[], eval_losses={}, evaluations={}, stop_reason="",
     )  # fmt: skip
 
