@@ -117,7 +117,9 @@ def _copy_problems(request: TrainRequest) -> Iterator[Problem]:
         yield Problem("prior_preservation", f"is on, but {no_copy}; turn it off, and train these images as they are")
     if request.validation and set(request.validation.strengths()) != {1.0}:
         strengths = request.validation.lora_strength
-        yield Problem("lora_strength", f"is {strengths}, but {no_copy}, so that it has the strength 1 alone; use 1.0")
+        yield Problem(
+            "lora_strength", f"of ValidateSampler is {strengths}, but {no_copy}, so strength 1 is all there is; use 1.0"
+        )
 
 
 def _model_problems(request: TrainRequest) -> Iterator[Problem]:
@@ -149,6 +151,9 @@ def _stored_coarsely(file: str) -> str:
 
 def _memory_problems(request: TrainRequest) -> Iterator[Problem]:
     memory = request.memory
+    if memory.compile:
+        text = "a compiled block returns the gradients of all of its layers at once, which the plan does not count"
+        yield Problem("compile", f"is on, but {text} (kind full); turn it off")
     if memory.mode == "manual" and memory.group_offload != "none":
         text = "moves frozen weights, and kind full trains them; use none, activation_offload and adafactor instead"
         yield Problem("group_offload", f"{memory.group_offload} {text}")
