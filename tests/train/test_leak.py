@@ -151,8 +151,9 @@ def test_latents_come_from_the_base_model_and_the_prompt_without_the_trigger(mov
     probe = meter.probes[number]
     noise = torch.randn(meter.starts[number].shape, generator=generator(0, "leak", number, probe.sample.key))
     with torch.no_grad(), base_model(state):
-        text = [state.text.get(probe.prompts[1])]
-        velocity = state.family.predict(state.transformer, noise, torch.tensor([1.0]), text)
+        text = [state.text.get(probe.prompts[1]).to(state.device)]
+        sigma = torch.tensor([1.0], device=state.device)
+        velocity = state.family.predict(state.transformer, noise.to(state.device), sigma, text).cpu()
     assert torch.equal(meter.starts[number], noise + (0.95 - 1.0) * velocity)
 
 
