@@ -74,6 +74,7 @@ class TarBackend:
             file, suffix = name.rpartition("/")[2], _suffix(name)
             if "__MACOSX" in name or (file.startswith(".") and member.name):
                 continue
+            name = name.replace("\0", "\ufffd")
             fault = member.fault or ("" if is_readable(suffix) else why_unreadable(suffix))
             if not fault and name in self._members:
                 fault = "the archive has another member of this name, which is used"
@@ -150,7 +151,8 @@ class ParquetBackend:
         entries = []
         for number, archive in enumerate(self._archives):
             for row in parquet_rows(archive.path(), self.path(archive.name)):
-                name = f"{archive.name}/{row.number:06}{_suffix(row.path)}"
+                suffix = _suffix(row.path)
+                name = f"{archive.name}/{row.number:06}{suffix if is_readable(suffix) else ''}"
                 self._rows[name] = (number, row.number)
                 self._texts.add(name, row_json(row.values))
                 entries.append((name, f"{archive.stamp}-{row.number}"))
