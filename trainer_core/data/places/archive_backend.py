@@ -15,8 +15,8 @@ from ..source.file_list import Entries
 from ..source.formats import is_readable, why_unreadable
 from ..source.text_encoding import MAX_BYTES, UnreadableText, decode_regional, decode_unicode
 from .byte_cache import ByteCache
+from .image_rows import row_json
 from .parquet_images import parquet_images, parquet_rows
-from .row_captions import row_caption, row_json
 from .stores.store import Missing
 from .stores.store_files import LARGEST_FILE
 from .tar_index import tar_members
@@ -183,7 +183,7 @@ class ParquetBackend:
         return self._cache.path(self._place, archive.name, archive.stamp, str(row))
 
     def caption_text(self, name: str) -> tuple[str | None, str]:
-        return row_caption(self._texts.get(name)), ""
+        return None, ""  # it is in the row
 
     def file_beside(self, name: str, suffix: str) -> bytes | None:
         return self._texts.get(name) if suffix == ".json" else None
