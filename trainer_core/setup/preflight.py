@@ -88,7 +88,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
     problems: list[Problem] = []
     for part, root in zip(request.dataset.parts, request.dataset.roots, strict=True):
         backend = FolderBackend(Path(root))
-        if not (is_remote(root) or has_archives(Path(root)) or backend.has_images()):
+        if not (is_remote(root) or backend.has_images() or has_archives(Path(root))):
             problems.append(Problem("dataset", no_images(part.folder, backend)))
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)

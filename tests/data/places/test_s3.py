@@ -188,6 +188,16 @@ def test_a_table_of_captions_in_the_bucket(s3, host):
         index_of(host("s3://pictures"), CATS, "@other.csv", captions="table")
 
 
+@pytest.mark.parametrize("name", ["../../table.csv", "/table.csv", "a/./table.csv", "c:table.csv", "a\\table.csv"])
+def test_a_table_is_not_written_outside_of_the_cache(s3, host, tmp_path, name):
+    """A key of a bucket may be anything."""
+    s3.files[f"pictures/cats/{name}"] = b"file_name,text\n0.png,a\n"
+    before = {path for path in tmp_path.parent.rglob("*.csv")}
+    with pytest.raises(UserError, match="can't be the name of a file here"):
+        index_of(host("s3://pictures"), CATS, f"@{name}", captions="table")
+    assert {path for path in tmp_path.parent.rglob("*.csv")} == before
+
+
 def test_the_region_is_taken_from_the_store(s3, host, monkeypatch):
     """A request that is signed for another region is answered with the right one."""
     answer = s3.answer

@@ -43,8 +43,11 @@ def test_images_and_captions(table, web, host):
 def test_a_csv_with_weights(tmp_path, web, host, table):
     path = tmp_path / "urls.csv"
     path.write_text(f"image_url,prompt,loss_weight\n{web.url}/img/1.png,one,0.5\n", "utf-8")
-    (sample,) = index_of(host(web.url), path, captions="table").samples
-    assert sample.captions == ("one",) and sample.loss_weight == 0.5
+    for where in ("table", "textfile", "json file"):
+        (sample,) = index_of(host(web.url), path, captions=where).samples
+        assert sample.captions == ("one",) and sample.loss_weight == 0.5
+    (sample,) = index_of(host(web.url), path, captions="filename").samples
+    assert sample.captions == ("1",)
 
 
 def test_only_addresses_that_the_user_allowed(write, table, web, host):
@@ -123,7 +126,7 @@ def test_rows_that_can_not_be_used(write, table, web, host):
     index = index_of(host(web.url), path)
     reasons = [entry["reason"] for entry in index.report["skipped"]]
     assert len(index.samples) == 1 and len(reasons) == 5 == index.report["found"] - 1
-    for text in ("same address", "not the address of a web server", "user name or password", "is missing"):
+    for text in ("same address", "not the address of a web server", "user name or password", "its row: has none"):
         assert any(text in reason for reason in reasons), (text, reasons)
 
 

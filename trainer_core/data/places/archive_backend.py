@@ -15,8 +15,8 @@ from ..source.file_list import Entries
 from ..source.formats import is_readable, why_unreadable
 from ..source.text_encoding import MAX_BYTES, UnreadableText, decode_regional, decode_unicode
 from .byte_cache import ByteCache
+from .image_rows import row_json
 from .parquet_images import parquet_images, parquet_rows
-from .row_captions import row_caption, row_json
 from .stores.store import Missing
 from .stores.store_files import LARGEST_FILE
 from .tar_index import tar_members
@@ -74,6 +74,7 @@ class TarBackend:
             file, suffix = name.rpartition("/")[2], _suffix(name)
             if "__MACOSX" in name or (file.startswith(".") and member.name):
                 continue
+            name = name.replace("\0", "\ufffd")
             fault = member.fault or ("" if is_readable(suffix) else why_unreadable(suffix))
             if not fault and name in self._members:
                 fault = "the archive has another member of this name, which is used"
@@ -150,7 +151,8 @@ class ParquetBackend:
         entries = []
         for number, archive in enumerate(self._archives):
             for row in parquet_rows(archive.path(), self.path(archive.name)):
-                name = f"{archive.name}/{row.number:06}{_suffix(row.path)}"
+                suffix = _suffix(row.path)
+                name = f"{archive.name}/{row.number:06}{suffix if is_readable(suffix) else ''}"
                 self._rows[name] = (number, row.number)
                 self._texts.add(name, row_json(row.values))
                 entries.append((name, f"{archive.stamp}-{row.number}"))
@@ -181,7 +183,7 @@ class ParquetBackend:
         return self._cache.path(self._place, archive.name, archive.stamp, str(row))
 
     def caption_text(self, name: str) -> tuple[str | None, str]:
-        return row_caption(self._texts.get(name)), ""
+        return None, ""  # it is in the row
 
     def file_beside(self, name: str, suffix: str) -> bytes | None:
         return self._texts.get(name) if suffix == ".json" else None

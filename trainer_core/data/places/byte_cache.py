@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO
 
 from ...errors import UserError
-from ...storage.atomic import remove_temporaries, replace_atomic, sha256_text
+from ...storage.atomic import remove_temporaries, rename, replace_atomic, sha256_text
 from ...storage.bounded_files import format_size
 
 VARIABLE = "CHROMA_TRAINER_URL_CACHE_GB"
@@ -94,7 +93,7 @@ class ByteCache:
 
     def finish(self, path: Path) -> None:
         """Give a complete download its name."""
-        os.replace(self.part(path), path)
+        rename(self.part(path), path)
 
     def open_part(self, path: Path) -> IO[bytes]:
         """Open the download of a file for appending."""
@@ -145,12 +144,3 @@ class ByteCache:
                     stat = os.stat(path := os.path.join(parent, name))
                     results.append((stat.st_mtime_ns, stat.st_size, path))
         return results
-
-
-def cached(cache: ByteCache, path: Path, make: Callable[[], bytes]) -> bytes:
-    """Return the bytes of a file, which are made and stored if they are not there."""
-    raw = cache.read(path)
-    if raw is None:
-        raw = make()
-        cache.write(path, raw)
-    return raw

@@ -69,24 +69,27 @@ def _open_path(path: Path, host: Host) -> Backend:
         from .url_table import UrlTableBackend  # here, because checks of a workflow do without urllib
 
         return UrlTableBackend(path, _cache(host), host.paths.allowed_urls, host.check_cancelled)
-    folder = FolderBackend(path)
+    suffix, files = _archives_in(path)
+    archives = [Archive(file.relative_to(path).as_posix(), _stamp(file), partial(Path, file)) for file in files]
+    if suffix == TAR:
+        return TarBackend(str(path), archives)
+    return ParquetBackend(str(path), archives, _cache(host)) if archives else FolderBackend(path)
+
+
+def _archives_in(folder: Path) -> tuple[str, list[Path]]:
+    """Return the archives of a folder without images, and their ending. A folder with images is not searched through."""
+    if FolderBackend(folder).has_images():
+        return "", []
     for suffix in (TAR, PARQUET):
-        files = _archives_in(path, suffix)
-        if files and not folder.has_images():
-            archives = [Archive(file.relative_to(path).as_posix(), _stamp(file), partial(Path, file)) for file in files]
-            return (
-                TarBackend(str(path), archives) if suffix == TAR else ParquetBackend(str(path), archives, _cache(host))
-            )
-    return folder
-
-
-def _archives_in(folder: Path, suffix: str) -> list[Path]:
-    return sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file() and not path.name.startswith("."))
+        paths = (path for path in folder.rglob(f"*{suffix}") if path.is_file() and not path.name.startswith("."))
+        if files := sorted(paths):
+            return suffix, files
+    return "", []
 
 
 def has_archives(folder: Path) -> bool:
-    """Return whether a folder has archives, which are read if it has no images."""
-    return any(_archives_in(folder, suffix) for suffix in (TAR, PARQUET))
+    """Return whether a folder has no images, but archives, which are read then."""
+    return bool(_archives_in(folder)[1])
 
 
 def _stamp(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..source.text_encoding import MAX_BYTES, UnreadableText, decode_regional, d
 from ..tables.caption_row import NAMES
 from .stores.store import Missing, StoredFile
 from .stores.store_files import StoreFiles
+
+UNSAFE = re.compile(r"(^|/)\.{0,2}(/|$)|[\\:\x00-\x1f]")  # empty, . and .. as folders; separators of Windows
 
 
 class StoreBackend:
@@ -67,6 +70,8 @@ class StoreBackend:
             place = printable_name(self._files.store.place)
             text = f"{name!r} is not in {place}" if name else f"is empty, and {place} has none of {', '.join(NAMES)}"
             raise UserError.at("table", f"{text}; enter the name of the table")
+        if UNSAFE.search(names[0]):  # a key may be anything, and the table is written to a folder
+            raise UserError.at("table", f"{names[0]!r} can't be the name of a file here; rename it in the store")
         path = self._tables.joinpath(*names[0].split("/"))
         try:
             write_atomic(path, self._files.fetch(self._by_name[names[0]]).read_bytes())
@@ -79,6 +84,9 @@ class StoreBackend:
         folders, file = name.split("/")[:-1], name.rpartition("/")[2]
         suffix = f".{file.rpartition('.')[2].lower()}" if "." in file else ""
         location = self.path(name)
+        if "\0" in name:
+            self.left_out.add_unreadable(location, "its name has a NUL character")
+            return False
         if not is_readable(suffix):
             if (reason := why_unreadable(suffix)) and not file.startswith("."):
                 self.left_out.add_unreadable(location, reason)

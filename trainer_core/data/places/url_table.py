@@ -18,7 +18,7 @@ from ..source.formats import readable_suffixes
 from ..tables.table_files import BadTable, Values, table_rows
 from .archive_backend import Texts
 from .byte_cache import ByteCache
-from .row_captions import row_caption, row_json
+from .image_rows import row_json
 from .stores.http_client import Client, copy_body
 from .stores.retry import ADVICE, with_retries
 from .stores.store import Missing, Temporary
@@ -154,7 +154,7 @@ class UrlTableBackend:
             return self._failures
 
     def caption_text(self, name: str) -> tuple[str | None, str]:
-        return row_caption(self._texts.get(name)), ""
+        return None, ""  # it is in the row
 
     def file_beside(self, name: str, suffix: str) -> bytes | None:
         return self._texts.get(name) if suffix == ".json" else None

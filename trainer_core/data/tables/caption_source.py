@@ -67,9 +67,10 @@ class CaptionSource:
         """
         try:
             row = self.table.row(number, name) if self.table else None
-            if self.settings.captions == "table" and (self.table or not self.backend.has_rows):
+            has_rows = self.backend.has_rows and self.settings.captions in ("textfile", "table") and not self.table
+            if self.settings.captions == "table" and not has_rows:
                 return self._with_caption(row)
-            if self.settings.captions in ("table", "json file"):
+            if self.settings.captions == "json file" or has_rows:
                 own = self._json(name)
                 return replace(row, captions=own.captions) if row else own
         except BadRow as error:
@@ -85,7 +86,7 @@ class CaptionSource:
         return row
 
     def _json(self, name: str) -> Row:
-        shown = f"{NO_CAPTION} {_file(name, '.json')}"
+        shown = "its row" if self.backend.has_rows else f"{NO_CAPTION} {_file(name, '.json')}"
         try:
             raw = self.backend.file_beside(name, ".json")
             if raw is None:
