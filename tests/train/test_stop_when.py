@@ -129,8 +129,10 @@ def test_what_it_needs_is_asked_for_before_the_run(workshop, dataset, values, fi
 
 def test_overfitting_is_reported_once(workshop, dataset, monkeypatch):
     from chroma_trainer.trainer_core.train import paired_evals
+    from chroma_trainer.trainer_core.train.hooks import eval_loss
 
-    monkeypatch.setattr(paired_evals, "overfits", lambda evaluations: len(evaluations) > 2)
+    for module in (paired_evals, eval_loss):
+        monkeypatch.setattr(module, "overfits", lambda evaluations: len(evaluations) > 2)
     host = workshop.host()
     report = run(request_of(workshop, dataset, steps=4), host).report
     warnings = [notice.text for notice in host.all(Notice) if "the run overfits" in notice.text]
