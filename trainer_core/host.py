@@ -110,7 +110,7 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class EvalCompared:
-    """What an evaluation says beside the earlier ones, image by image (train/paired_evals.py).
+    """What an evaluation says beside the earlier ones, image by image (train/figures/paired_evals.py).
 
     Args:
         step: step of the evaluation.
@@ -141,7 +141,7 @@ class EvalCompared:
 
 @dataclass(frozen=True)
 class LeakMeasured:
-    """How far the LoRA moves predictions without its trigger, beside those with it (train/leak.py).
+    """How far the LoRA moves predictions without its trigger, beside those with it (train/figures/leak.py).
 
     Args:
         step: step of the measurement.

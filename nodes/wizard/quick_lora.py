@@ -100,8 +100,7 @@ def answers_of(inputs: Inputs, host: Host, detects_card: bool = True) -> Answers
     Raises:
         UserError: some inputs are wrong; all problems are listed.
     """
-    from ...trainer_core.wizard.interview import Card
-    from ...trainer_core.wizard.new_command import detect_card
+    from ...trainer_core.wizard.card import Card, detect_card
     from ...trainer_core.wizard.quick import answers_of as choose
 
     options = {

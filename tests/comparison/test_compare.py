@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.comparison.compare_loras import Comparison, Contender, Measured
-from chroma_trainer.trainer_core.train.paired_evals import Evaluation
+from chroma_trainer.trainer_core.train.figures.paired_evals import Evaluation
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

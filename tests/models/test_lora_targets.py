@@ -16,11 +16,11 @@ def linears_of(family, model) -> set[str]:
 
 
 @pytest.mark.parametrize("name", names("family"))
-def test_they_are_the_models_own(name, tiny_model, tiny_flux_model):
-    model = {"chroma": tiny_model, "flux": tiny_flux_model}[name]
+def test_they_are_the_models_own(name, request):
+    model = request.getfixturevalue(f"tiny_{name}_model")
     told = load("linears", name).names(model)
     found = linears_of(load("family", name)(), model)
-    frozen = {layer for layer in found if layer.startswith("distilled_guidance_layer")}
+    frozen = {layer for layer in found if layer.startswith(("distilled_guidance_layer", "nerf_"))}
     assert set(told) == found - frozen and len(set(told)) == len(told)
 
 

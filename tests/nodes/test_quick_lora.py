@@ -13,8 +13,8 @@ from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.nodes.wizard import quick_lora
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
-from chroma_trainer.trainer_core.wizard import new_command
-from chroma_trainer.trainer_core.wizard.interview import Card
+from chroma_trainer.trainer_core.wizard import card
+from chroma_trainer.trainer_core.wizard.card import Card
 from chroma_trainer.trainer_core.workflow.execute import execute
 from chroma_trainer.trainer_core.workflow.overrides import override
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, read_workflow
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, color in (("brown dog", "brown"), ("dog in the snow", "white"), ("black dog", "black")):
         Image.new("RGB", (1100, 1000), color).save(folder / f"{name}.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(new_command, "detect_card", lambda name="": Card())
+    monkeypatch.setattr(card, "detect_card", lambda name="": Card())
     return tmp_path
 
 

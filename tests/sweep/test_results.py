@@ -6,8 +6,8 @@ import json
 import random
 
 from chroma_trainer.trainer_core.sweep.results import RunResult, as_json, rows_of, table, why_lost
-from chroma_trainer.trainer_core.train.leak import Leak
-from chroma_trainer.trainer_core.train.paired_evals import Evaluation
+from chroma_trainer.trainer_core.train.figures.leak import Leak
+from chroma_trainer.trainer_core.train.figures.paired_evals import Evaluation
 
 
 def evaluation(level: float, seed: int = 0, noise: float = 0.01) -> Evaluation:

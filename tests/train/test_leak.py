@@ -17,9 +17,9 @@ from chroma_trainer.trainer_core.host import LeakMeasured
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.seeds import generator
 from chroma_trainer.trainer_core.train.build import build_run
+from chroma_trainer.trainer_core.train.figures.leak import Leak
 from chroma_trainer.trainer_core.train.hooks import leak_meter
 from chroma_trainer.trainer_core.train.hooks.leak_meter import LeakMeter, find_probes, measure_leak
-from chroma_trainer.trainer_core.train.leak import Leak
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run

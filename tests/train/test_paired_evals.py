@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from chroma_trainer.trainer_core.train.paired_evals import (
+from chroma_trainer.trainer_core.train.figures.paired_evals import (
     Evaluation,
     change,
     gap,

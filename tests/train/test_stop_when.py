@@ -128,7 +128,7 @@ def test_what_it_needs_is_asked_for_before_the_run(workshop, dataset, values, fi
 
 
 def test_overfitting_is_reported_once(workshop, dataset, monkeypatch):
-    from chroma_trainer.trainer_core.train import paired_evals
+    from chroma_trainer.trainer_core.train.figures import paired_evals
     from chroma_trainer.trainer_core.train.hooks import eval_loss
 
     for module in (paired_evals, eval_loss):

@@ -13,8 +13,8 @@ from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.paths import local_paths
 from chroma_trainer.trainer_core.wizard import new_command
+from chroma_trainer.trainer_core.wizard.card import Card
 from chroma_trainer.trainer_core.wizard.choices import FAMILIES
-from chroma_trainer.trainer_core.wizard.interview import Card
 from chroma_trainer.trainer_core.wizard.model_offers import Offer, find_files, offer_named, offers
 from chroma_trainer.trainer_core.workflow.read import read_workflow
 

@@ -15,7 +15,7 @@ from chroma_trainer.cli import main
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.host import ASSETS
 from chroma_trainer.trainer_core.wizard import new_command
-from chroma_trainer.trainer_core.wizard.interview import Card
+from chroma_trainer.trainer_core.wizard.card import Card
 from chroma_trainer.trainer_core.workflow.graph import Graph, Link
 from chroma_trainer.trainer_core.workflow.read import read_workflow
 from PIL import Image

@@ -31,9 +31,9 @@ from ..setup.placement import load_codec
 from ..storage.atomic import sha256_of, write_json
 from ..storage.safetensors_header import read_header
 from ..train.build import build_run
+from ..train.figures.leak import Leak
+from ..train.figures.paired_evals import Estimate, Evaluation, change, lower_bound
 from ..train.hooks.eval_loss import measure
-from ..train.leak import Leak
-from ..train.paired_evals import Estimate, Evaluation, change, lower_bound
 from ..train.phase_timer import PhaseTimer
 from ..train.prepare import RunPlan, plan_run
 from ..train.step.state import TrainState

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from ..train.leak import Leak
-from ..train.paired_evals import Estimate, Evaluation, change, lower_bound
+from ..train.figures.leak import Leak
+from ..train.figures.paired_evals import Estimate, Evaluation, change, lower_bound
 
 MIN_SHARE = 1 / 3  # of the steps that a run trains before it can be stopped as a loser
 CONFIRMATIONS = 2  # evaluations in a row that must show it

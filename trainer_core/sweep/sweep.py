@@ -25,7 +25,7 @@ from ..spec import NodeSpec
 from ..storage.atomic import write_json
 from ..storage.bounded_files import Unusable, read_json
 from ..storage.lora_name import faults_of_name
-from ..train.paired_evals import Evaluation
+from ..train.figures.paired_evals import Evaluation
 from ..train.prepare import RunPlan, plan_run
 from ..train.run import Judge, TrainResult
 from ..workflow.execute import only_trainer, run_instead

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import Problem, UserError, printable
 from ..host import SinkHost, collect
 from ..storage.lora_name import faults_of_name
+from .card import Card
 from .choices import (
     CAPTIONS,
     FAMILIES,
@@ -34,14 +35,6 @@ LONGEST_TRIGGER = 100
 MOST_GB = 1024
 DEFAULT_NAME = "my-lora"
 ORDER = ("model", "images", "captions", "learn", "trigger", "vram", "quality", "name")
-
-
-@dataclass(frozen=True)
-class Card:
-    """The accelerator of this machine: its name, and its memory in GB as it is sold; 0 for none."""
-
-    name: str = ""
-    gigabytes: float = 0.0
 
 
 @dataclass(frozen=True)

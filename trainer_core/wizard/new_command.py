@@ -16,7 +16,7 @@ from ..host import SinkHost, collect
 from ..paths import refuse_existing
 from ..spec import NodeSpec
 from ..storage.atomic import write_json
-from .interview import Card
+from .card import detect_card
 from .questions import InputEnded, Question, Terminal
 
 EXIT_USER = 2
@@ -138,16 +138,6 @@ def _free_target(arguments: argparse.Namespace, terminal: Terminal) -> Path:
         return path
 
     return terminal.ask(Question("--output", f"{target} exists. Another name, or yes to replace it:", str(free), read))
-
-
-def detect_card(name: str = "") -> Card:
-    """Return the accelerator of this machine. name: the device that trains; "": the best one."""
-    from ..devices import device_name, pick_device, total_bytes
-
-    device = pick_device(name)
-    if device.type == "cpu":
-        return Card()
-    return Card(device_name(device), float(round(total_bytes(device) / (1 << 30))))
 
 
 def _folder_options(arguments: argparse.Namespace, outside: Path | None) -> dict[str, list[str]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from ..errors import Problem, UserError
 from ..host import Host, SinkHost, collect
-from .interview import Answers, Card, Interview
+from .card import Card
+from .interview import Answers, Interview
 from .questions import Question, Terminal
 
 

@@ -38,8 +38,8 @@ from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
 from ...storage.atomic import as_os_errors, rename, set_aside, sha256_of, sync_folder, write_json
-from ..leak import Leak
-from ..paired_evals import Evaluation
+from ..figures.leak import Leak
+from ..figures.paired_evals import Evaluation
 from ..step.state import TrainState
 from .eval_weights import final_weights
 

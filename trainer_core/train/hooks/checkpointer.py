@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...config.training import MIN_HELD_OUT, NO_LONGER_BETTER
 from ...host import Host, Notice, PhaseStarted
-from ..paired_evals import Verdict, is_no_longer_better, verdict
+from ..figures.paired_evals import Verdict, is_no_longer_better, verdict
 from ..phase_timer import PhaseTimer
 from ..step.state import TrainState
 from .checkpoint import prune, save_checkpoint

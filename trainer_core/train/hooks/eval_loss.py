@@ -15,7 +15,7 @@ from ...flow.loss import velocity_loss
 from ...flow.path import interpolate
 from ...host import EvalCompared, EvalReport, Host, Notice, PhaseProgress, PhaseStarted
 from ...seeds import generator
-from ..paired_evals import Evaluation, Verdict, overfits, verdict
+from ..figures.paired_evals import Evaluation, Verdict, overfits, verdict
 from ..step.batch import stack_masks, stack_references
 from ..step.state import TrainState
 from .eval_weights import final_weights

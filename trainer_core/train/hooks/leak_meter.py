@@ -1,4 +1,4 @@
-"""Measure at each checkpoint how far the LoRA moves predictions without its trigger (see train/leak.py).
+"""Measure at each checkpoint how far the LoRA moves predictions without its trigger (see train/figures/leak.py).
 
 LEAK_PROBES captions with the trigger are taken, and the same without it. Both are predicted for latents as they are
 while the base model samples an image for the caption without the trigger: from noise, down to one of LEAK_SIGMAS. There
@@ -30,7 +30,7 @@ from ...data.holdout import split
 from ...data.sample_table import Sample, columns
 from ...host import Host, LeakMeasured, Notice, PhaseProgress, PhaseStarted
 from ...seeds import generator
-from ..leak import HIGH, Leak, finite_mean, sigma_of_probe
+from ..figures.leak import HIGH, Leak, finite_mean, sigma_of_probe
 from ..step.batch import stack_references
 from ..step.preservation import base_model
 from ..step.state import TrainState

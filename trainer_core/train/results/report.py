@@ -21,10 +21,10 @@ from ...plots.image_grid import save_png
 from ...plots.loss_chart import Marker, StepPoint, draw_loss_chart
 from ...runs import layout
 from ...storage.bounded_files import read_json
+from ..figures.leak import report_of
+from ..figures.paired_evals import Estimate, verdict
 from ..hooks.eval_loss import Eval
 from ..hooks.validation import LiveValidation
-from ..leak import report_of
-from ..paired_evals import Estimate, verdict
 from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState

@@ -25,8 +25,8 @@ from ...flow.sigma_density import Density
 from ...full_rank.step_in_backward import StepInBackward
 from ...models.family import Family
 from ...models.token_routing import Route
-from ..leak import Leak
-from ..paired_evals import Evaluation
+from ..figures.leak import Leak
+from ..figures.paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
 

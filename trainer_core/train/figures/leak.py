@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ..config.training import LEAK_SIGMAS
+from ...config.training import LEAK_SIGMAS
 from .paired_evals import Estimate
 
 HIGH = 0.5  # leak from which the log says what helps

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from ..config.training import MIN_HELD_OUT
+from ...config.training import MIN_HELD_OUT
 
 Losses = Mapping[str, Sequence[float]]  # key of an image -> its loss at each of EVAL_SIGMAS
 Estimate = tuple[float, float]  # mean, and its standard error

@@ -1,0 +1,1 @@
+"""What evaluations say of a run: comparisons with their errors, and the leak without the trigger."""
