@@ -30,6 +30,8 @@ def choices(config: type, name: str) -> tuple[str, ...]:
     return tuple(found.choice.options) if found.choice else ()
 
 
+# Settings without which a kind is refused.
+NEEDED_BY = {"full": {"training": {"rank": 16, "alpha": 16.0, "max_grad_norm": 0.0}}}
 QUICK = ("everything random", "adapter dora", "optimizer adamw_bf16")  # `make quick` runs these cases alone
 
 
@@ -48,7 +50,7 @@ def cases() -> list[Any]:
     for name in choices(TrainingConfig, "init"):
         found[f"init {name}"] = {"training": {"init": name}, "model": NEEDS.get(name, {})}
     for name in choices(AdapterConfig, "kind"):
-        found[f"adapter {name}"] = {"adapter": {"kind": name}}
+        found[f"adapter {name}"] = {"adapter": {"kind": name}, **NEEDED_BY.get(name, {})}
     for name in PARTS["optimizer"]:
         found[f"optimizer {name}"] = {"optimizer": {"optimizer": name}}
     for name in PARTS["quantization"]:
