@@ -30,6 +30,7 @@ if __name__ == "__main__" and not __package__:  # run as a file, from ComfyUI's 
     sys.exit(import_module("chroma_trainer.cli").main())
 
 from .nodes import CATALOGUE, lora_trainer, plan_run
+from .nodes.runs.trainer_node import trainer_node
 from .nodes.widget_schemas import schemas
 from .nodes.wizard import quick_lora
 from .trainer_core.comparison.compare_command import add_compare, compare_loras
@@ -400,10 +401,9 @@ def verify(arguments: argparse.Namespace) -> int:
     """Train a LoRA again from the record in its file, and report whether the bytes are equal: exit status 0, else 1."""
     from tempfile import TemporaryDirectory
 
-    from .trainer_core.lora_tools.verify import Trainer, verify
+    from .trainer_core.lora_tools.verify import verify
 
     _check_device(arguments)
-    trainer = Trainer(CATALOGUE, schemas(), lora_trainer.SPEC.id, lora_trainer.request_of)
     with TemporaryDirectory(prefix="chroma-trainer-verify-", ignore_cleanup_errors=True) as folder:
         arguments.output = arguments.output or folder
         host = _host(arguments, (Console(),), Interrupts())
@@ -411,7 +411,7 @@ def verify(arguments: argparse.Namespace) -> int:
             raise UserError.at(
                 "--output", f"{arguments.output!r} is not empty, so a run there would be resumed; use another folder"
             )
-        result = verify(Path(arguments.file), trainer, host, arguments.anyway)
+        result = verify(Path(arguments.file), trainer_node(), host, arguments.anyway)
     if arguments.json:
         differences = list(result.differences)
         print(json.dumps({"equal": result.is_equal, "sha256": result.sha256, "differences": differences}, indent=2))
@@ -638,9 +638,10 @@ def _add_comparing_commands(command: Callable[[str, Any], argparse.ArgumentParse
     for parser in parsers.values():
         _add_workflow_arguments(parser)
         _add_device_argument(parser)
-    add_sweep(parsers[sweep], _read_graph, _tool_host, CATALOGUE, lora_trainer)
-    add_compare(parsers[compare_loras], _read_graph, _tool_host, CATALOGUE, lora_trainer)
-    add_draw(parsers[draw_prompts], _tool_host, CATALOGUE, schemas, lora_trainer)
+        parser.set_defaults(read_graph=_read_graph, make_host=_tool_host, trainer=trainer_node)
+    add_sweep(parsers[sweep])
+    add_compare(parsers[compare_loras])
+    add_draw(parsers[draw_prompts])
 
 
 def _add_lora_commands(commands: Any, command: Callable[[str, Any], argparse.ArgumentParser]) -> None:

@@ -46,13 +46,11 @@ def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:
 
 def run(inputs: Inputs, host: Any) -> tuple[list[Any]]:
     """Sample the prompts, and return the grids."""
-    from ...trainer_core.run_images.draw_run import Trainer, as_images, draw_run
-    from .. import CATALOGUE, lora_trainer
-    from ..widget_schemas import schemas
+    from ...trainer_core.run_images.draw_run import as_images, draw_run
+    from .trainer_node import trainer_node
 
     folder = drawable_run(inputs.run, host.paths.output, only_inside=True)
-    trainer = Trainer(CATALOGUE, schemas(), lora_trainer.SPEC.id, lora_trainer.request_of)
-    return (as_images(draw_run(folder, prompts_in(inputs.prompts.splitlines()), trainer, host)),)
+    return (as_images(draw_run(folder, prompts_in(inputs.prompts.splitlines()), trainer_node(), host)),)
 
 
 SPEC = NodeSpec(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config.request import TrainRequest
 from ..devices import pick_device
 from ..errors import Cancelled, UserError
 from ..host import Event, Notice, SinkHost, StepReport
@@ -20,15 +19,14 @@ from ..storage.atomic import sha256_of
 from ..storage.bounded_files import Unusable, parse_json
 from ..train.prepare import plan_run
 from ..train.results.metadata import PACKAGES, versions
-from ..workflow.execute import execute
-from ..workflow.graph import Graph, Link, Schema
+from ..workflow.execute import TrainerNode, execute, with_sources
+from ..workflow.graph import Graph
 from ..workflow.read import read_workflow
 from .reader import EDIT, LoraReader, open_lora
 from .report.origin import edit_of
 
 RECORD = "chroma_trainer"
 MAX_SHOWN, MAX_LINES = 80, 12
-RequestOf = Callable[[Any], TrainRequest]
 
 
 @dataclass(frozen=True)
@@ -53,23 +51,6 @@ class Verification:
         return "\n  ".join([f"{head}:", *self.differences])
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """What verify needs of the nodes.
-
-    Attributes:
-        catalogue: All nodes by type.
-        schemas: Widget orders by node type.
-        node: Type of the node that trains.
-        request_of: Returns the request of its inputs.
-    """
-
-    catalogue: Mapping[str, NodeSpec]
-    schemas: Mapping[str, Schema]
-    node: str
-    request_of: RequestOf
-
-
 def read_record(lora: LoraReader) -> dict[str, Any]:
     """Return the record of the training in a file.
 
@@ -89,12 +70,12 @@ def read_record(lora: LoraReader) -> dict[str, Any]:
     raise UserError.at(lora.name, "has no record of its training; only files that ChromaTrainer saved can be verified")
 
 
-def verify(path: Path, trainer: Trainer, host: SinkHost, anyway: bool = False) -> Verification:
+def verify(path: Path, trainer: TrainerNode, host: SinkHost, anyway: bool = False) -> Verification:
     """Train again into the host's output folder, and compare.
 
     Args:
         path: The LoRA file.
-        trainer: See Trainer.
+        trainer: See TrainerNode.
         host: Environment with an empty output folder.
         anyway: Train even where a package or the dataset differs, so that the bytes can't be expected to be equal.
     Raises:
@@ -111,7 +92,7 @@ def verify(path: Path, trainer: Trainer, host: SinkHost, anyway: bool = False) -
     if known and not anyway:
         return Verification(False, (sha256_of(path), ""), (*known, "--anyway trains nevertheless"))
     halt = _Halt(record, host)
-    catalogue = {**trainer.catalogue, trainer.node: _checked(trainer, record, anyway)}
+    catalogue = {**trainer.catalogue, trainer.type: _checked(trainer, record, anyway)}
     try:
         execute(graph, catalogue, halt.host)
     except DatasetDiffers as difference:
@@ -143,26 +124,20 @@ class _Halt:
             self.is_due = True
 
 
-def _graph_of(path: Path, record: Mapping[str, Any], trainer: Trainer) -> tuple[Graph, str]:
+def _graph_of(path: Path, record: Mapping[str, Any], trainer: TrainerNode) -> tuple[Graph, str]:
     """Return the trainer of this file with all that it needs, and its node id."""
     graph = read_workflow(path, trainer.schemas)
     name = record["request"].get("training", {}).get("name")
-    nodes = [id for id, node in graph.nodes.items() if node.type == trainer.node]
+    nodes = [id for id, node in graph.nodes.items() if node.type == trainer.type]
     own = [id for id in nodes if graph.nodes[id].inputs.get("name") == name] or nodes
     if not own:
-        raise UserError.at(path.name, f"its workflow has no {trainer.node} node, so it can't be trained again")
-    needed, waiting = set[str](), [own[0]]
-    while waiting:
-        id = waiting.pop()
-        needed.add(id)
-        links = [value.node for value in graph.nodes[id].inputs.values() if isinstance(value, Link)]
-        waiting += [source for source in links if source not in needed]
-    return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed}), own[0]
+        raise UserError.at(path.name, f"its workflow has no {trainer.type} node, so it can't be trained again")
+    return with_sources(graph, own[:1]), own[0]
 
 
-def _checked(trainer: Trainer, record: Mapping[str, Any], anyway: bool) -> NodeSpec:
+def _checked(trainer: TrainerNode, record: Mapping[str, Any], anyway: bool) -> NodeSpec:
     """Return the node that trains, with a look at the dataset before."""
-    spec = trainer.catalogue[trainer.node]
+    spec = trainer.catalogue[trainer.type]
 
     def run(inputs: Any, host: SinkHost) -> tuple[Any, ...]:
         digest = plan_run(trainer.request_of(inputs), host, {}).index.digest

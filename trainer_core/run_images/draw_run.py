@@ -7,10 +7,9 @@ run averages. So the run resumes to the same bytes (docs/decisions/0077). The im
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,36 +26,17 @@ from ..plots.image_grid import save_png
 from ..quant.levels import with_level_to_draw
 from ..registry import load
 from ..runs import layout
-from ..spec import NodeSpec
 from ..storage.atomic import sha256_text
 from ..train.hooks.checkpoint import newest_sound
 from ..validation.render import Counter, Renderer
 from ..validation.sample_images import draw_grids, prompts_of
-from ..workflow.execute import run_instead
-from ..workflow.graph import Schema
+from ..workflow.execute import TrainerNode
 from ..workflow.overrides import override
 from ..workflow.read import read_workflow
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """What is needed of the nodes.
-
-    Attributes:
-        catalogue: All nodes by type.
-        schemas: Widget orders by node type.
-        node: Type of the node that trains.
-        request_of: Returns the request of its inputs.
-    """
-
-    catalogue: Mapping[str, NodeSpec]
-    schemas: Mapping[str, Schema]
-    node: str
-    request_of: Callable[[Any], TrainRequest]
-
-
 def draw_run(
-    folder: Path, prompts: Sequence[str], trainer: Trainer, host: SinkHost, settings: Sequence[str] = ()
+    folder: Path, prompts: Sequence[str], trainer: TrainerNode, host: SinkHost, settings: Sequence[str] = ()
 ) -> list[Path]:
     """Sample the prompts with the base model and with the run's newest checkpoint, and save a grid for each size.
 
@@ -65,7 +45,7 @@ def draw_run(
     Args:
         folder: Folder of the run.
         prompts: The prompts.
-        trainer: See Trainer.
+        trainer: See TrainerNode.
         host: Environment.
         settings: NODE.FIELD=VALUE for values of the run's workflow, such as ValidateSampler.seed=1.
     Raises:
@@ -73,8 +53,7 @@ def draw_run(
         Cancelled: The user canceled.
     """
     graph = override(read_workflow(folder / layout.REQUEST, trainer.schemas), settings, trainer.catalogue)
-    request = run_instead(graph, trainer.catalogue, trainer.node, lambda inputs, _: trainer.request_of(inputs), host)
-    assert isinstance(request, TrainRequest)
+    request = trainer.request(graph, host)
     checkpoint = newest_sound(folder)
     if checkpoint is None:
         raise UserError.at("run", f"{folder.name} has no intact checkpoint, so there are no weights to sample with")

@@ -17,18 +17,17 @@ from ..config.request import TrainRequest
 from ..config.training import MIN_HELD_OUT
 from ..data.holdout import num_held
 from ..errors import Problem, UserError
-from ..host import Host, Notice, SinkHost
+from ..host import Notice, SinkHost
 from ..plots.image_grid import save_png
 from ..plots.sweep_chart import SweepBar, draw_sweep_chart
 from ..runs import layout
-from ..spec import NodeSpec
 from ..storage.atomic import write_json
 from ..storage.bounded_files import Unusable, read_json
 from ..storage.lora_name import faults_of_name
 from ..train.figures.paired_evals import Evaluation
 from ..train.prepare import RunPlan, plan_run
-from ..train.run import Judge, TrainResult
-from ..workflow.execute import only_trainer, run_instead
+from ..train.run import TrainResult
+from ..workflow.execute import TrainerNode
 from ..workflow.graph import Graph
 from ..workflow.overrides import override
 from .combinations import Combination
@@ -36,23 +35,6 @@ from .results import Row, RunResult, as_json, rows_of, why_lost
 
 FOLDER, STATE, TABLE, CHART = "sweeps", "sweep.json", "table.json", "sweep.png"
 MAX_BYTES = 256 << 20  # of sweep.json and of a checkpoint's state
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """What a sweep needs of the nodes.
-
-    Attributes:
-        catalogue: All nodes by type.
-        node: Type of the node that trains.
-        request_of: Returns the request of its inputs.
-        train: Trains, with a judge that may end the run.
-    """
-
-    catalogue: Mapping[str, NodeSpec]
-    node: str
-    request_of: Callable[[Any], TrainRequest]
-    train: Callable[[Any, Host, Judge | None], TrainResult]
 
 
 @dataclass(frozen=True)
@@ -66,13 +48,13 @@ class PlannedRun:
     name: str  # of the LoRA
 
 
-def sweep_name(graph: Graph, trainer: Trainer, name: str) -> str:
+def sweep_name(graph: Graph, trainer: TrainerNode, name: str) -> str:
     """Return the name of a sweep: the one that is asked for, or the name of the workflow's LoRA.
 
     Raises:
         UserError: it is no name, or holds a date, by which tomorrow's sweep could not go on.
     """
-    given = name or str(graph.nodes[only_trainer(graph, trainer.node)].inputs.get("name") or "sweep")
+    given = name or str(graph.nodes[trainer.only_id(graph)].inputs.get("name") or "sweep")
     faults = faults_of_name(given)
     if "%" in given:
         faults = [f"{given!r} holds a date, so that a sweep could not go on another day; give another --name"]
@@ -82,14 +64,19 @@ def sweep_name(graph: Graph, trainer: Trainer, name: str) -> str:
 
 
 def plan_sweep(
-    graph: Graph, combinations: Sequence[Combination], name: str, trainer: Trainer, host: SinkHost, stop_losers: bool
+    graph: Graph,
+    combinations: Sequence[Combination],
+    name: str,
+    trainer: TrainerNode,
+    host: SinkHost,
+    stop_losers: bool,
 ) -> list[PlannedRun]:
     """Check every combination before anything is trained.
 
     Raises:
         UserError: the problems of all combinations.
     """
-    node, quiet = only_trainer(graph, trainer.node), replace(host, sinks=())
+    node, quiet = trainer.only_id(graph), replace(host, sinks=())
     problems: dict[Problem, list[str]] = {}
     plans: list[PlannedRun] = []
     names = _names(combinations, name)
@@ -99,7 +86,7 @@ def plan_sweep(
         try:
             settings = [*combination.settings, f"{node}.name={own_name}"]
             own = override(graph, settings, trainer.catalogue)
-            plan = run_instead(own, trainer.catalogue, trainer.node, _planner(trainer, stop_losers), quiet)
+            plan = trainer.run_instead(own, _planner(trainer, stop_losers), quiet)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(combination.label)
@@ -123,7 +110,7 @@ def _names(combinations: Sequence[Combination], name: str) -> list[str]:
     return names
 
 
-def _planner(trainer: Trainer, stop_losers: bool) -> Callable[[Any, SinkHost], RunPlan]:
+def _planner(trainer: TrainerNode, stop_losers: bool) -> Callable[[Any, SinkHost], RunPlan]:
     def plan(inputs: Any, host: SinkHost) -> RunPlan:
         request = trainer.request_of(inputs)
         if problems := _requirements(request, stop_losers):
@@ -175,12 +162,12 @@ class Sweep:
     Args:
         name: Of the sweep.
         plans: From plan_sweep.
-        trainer: See Trainer.
+        trainer: See TrainerNode.
         host: Environment.
         stop_losers: End runs early that lose to another one at the same step.
     """
 
-    def __init__(self, name: str, plans: Sequence[PlannedRun], trainer: Trainer, host: SinkHost, stop_losers: bool):
+    def __init__(self, name: str, plans: Sequence[PlannedRun], trainer: TrainerNode, host: SinkHost, stop_losers: bool):
         self.plans, self.trainer, self.host, self.stop_losers = plans, trainer, host, stop_losers
         self.folder = host.paths.output / FOLDER / layout.flat_name(name)
         self.results = self._read()
@@ -206,7 +193,7 @@ class Sweep:
         def train(inputs: Any, host: SinkHost) -> TrainResult:
             return self.trainer.train(inputs, host, judge if self.stop_losers else None)
 
-        result = run_instead(plan.graph, self.trainer.catalogue, self.trainer.node, train, self.host)
+        result = self.trainer.run_instead(plan.graph, train, self.host)
         assert isinstance(result, TrainResult)
         state = _last_state(Path(result.lora.folder))
         report = result.report

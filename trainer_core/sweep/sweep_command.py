@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..console import print_text
-from ..host import Notice, SinkHost
-from ..spec import NodeSpec
-from ..workflow.graph import Graph
-
-ReadGraph = Callable[[argparse.Namespace], Graph]
-MakeHost = Callable[[argparse.Namespace], SinkHost]
+from ..host import Notice
 
 
-def add_sweep(
-    parser: argparse.ArgumentParser, read_graph: ReadGraph, host: MakeHost, catalogue: Mapping[str, NodeSpec], node: Any
-) -> None:
-    """Add the arguments of the command.
-
-    Args:
-        parser: has the arguments for a workflow.
-        read_graph: reads the workflow of the arguments.
-        host: makes the environment.
-        catalogue: all nodes by type.
-        node: module of the node that trains.
-    """
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command, beside those for a workflow."""
     parser.add_argument(
         "--over", action="append", default=[], metavar="FIELD=VALUE,VALUE",
         help="train with each of these values; may be repeated for all combinations. FIELD is NODE.FIELD as for --set, "
@@ -39,20 +22,18 @@ def add_sweep(
         help="end a run early once its held-out loss is above that of the best one at the same step, with 95 %% certainty",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    parser.set_defaults(read_graph=read_graph, make_host=host, catalogue=catalogue, trainer_node=node)
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Train a workflow with several values of some fields, and compare the results by their held-out loss."""
     from .combinations import combine, hint_of, read_axes
     from .results import as_json, table
-    from .sweep import CHART, Sweep, Trainer, plan_sweep, sweep_name
+    from .sweep import CHART, Sweep, plan_sweep, sweep_name
 
-    graph, node = arguments.read_graph(arguments), arguments.trainer_node
-    trainer = Trainer(arguments.catalogue, node.SPEC.id, node.request_of, node.train_with)
+    graph, trainer = arguments.read_graph(arguments), arguments.trainer()
     host = arguments.make_host(arguments)
     name = sweep_name(graph, trainer, arguments.name)
-    axes = read_axes(arguments.over, graph, arguments.catalogue)
+    axes = read_axes(arguments.over, graph, trainer.catalogue)
     if hint := hint_of(axes, graph):
         host.emit(Notice(hint, "warning"))
     combinations = combine(axes)

@@ -9,7 +9,7 @@ from ..errors import Problem, UserError
 from ..host import Host, SinkHost, collect
 from .card import Card
 from .interview import Answers, Interview
-from .questions import Question, Terminal
+from .questions import Terminal
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,6 @@ class NoTerminal(Terminal):
     """Answers every question with its default, and prints nothing."""
 
     takes_defaults: bool = True
-
-    def ask(self, question: Question) -> object:
-        return question.answer("")
 
     def say(self, text: str) -> None:
         pass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..config.request import TrainRequest
 from ..errors import UserError
 from ..host import Notice, SinkHost
 from ..spec import NodeSpec, build_inputs
 from .check import check, list_skipped
-from .graph import Graph, Link
+from .graph import Graph, Link, Schema
 from .images import SAVERS, save_images
 from .read import to_api
 from .resolve import resolve
@@ -67,37 +68,58 @@ def with_sources(graph: Graph, ids: Collection[str]) -> Graph:
     return replace(graph, nodes={id: node for id, node in graph.nodes.items() if id in needed})
 
 
-def only_trainer(graph: Graph, node_type: str) -> str:
-    """Return the id of the only node that trains.
+@dataclass(frozen=True)
+class TrainerNode:
+    """What commands need of the nodes, which they can't import.
 
-    Raises:
-        UserError: there is none, or several.
+    Attributes:
+        catalogue: All nodes by type.
+        schemas: Widget orders by node type.
+        type: Type of the node that trains.
+        request_of: Returns the request of its inputs.
+        train: Trains its inputs in a host, with a judge that may end the run at a checkpoint (train/run.py), or None.
     """
-    ids = [id for id, node in graph.nodes.items() if node.type == node_type]
-    if len(ids) != 1:
-        text = f"has {len(ids)} {node_type} nodes ({', '.join(ids)}), and one is wanted; remove the others"
-        raise UserError.at("workflow", text if ids else f"has no {node_type} node; add one")
-    return ids[0]
 
+    catalogue: Mapping[str, NodeSpec]
+    schemas: Mapping[str, Schema]
+    type: str
+    request_of: Callable[[Any], TrainRequest]
+    train: Callable[[Any, Any, Any], Any]
 
-def run_instead(
-    graph: Graph,
-    catalogue: Mapping[str, NodeSpec],
-    node_type: str,
-    call: Callable[[Any, SinkHost], object],
-    host: SinkHost,
-) -> object:
-    """Run what the only trainer depends on, and `call` with its inputs in place of the training. Return its result.
+    def only_id(self, graph: Graph) -> str:
+        """Return the id of the only node that trains.
 
-    Raises:
-        UserError: every problem of the workflow.
-    """
-    results: list[object] = []
-    spec = catalogue[node_type]
+        Raises:
+            UserError: there is none, or several.
+        """
+        ids = [id for id, node in graph.nodes.items() if node.type == self.type]
+        if len(ids) != 1:
+            text = f"has {len(ids)} {self.type} nodes ({', '.join(ids)}), and one is wanted; remove the others"
+            raise UserError.at("workflow", text if ids else f"has no {self.type} node; add one")
+        return ids[0]
 
-    def keep(inputs: Any, at: SinkHost) -> tuple[Any, ...]:
-        results.append(call(inputs, at))
-        return (None,) * len(spec.outputs)
+    def run_instead(self, graph: Graph, call: Callable[[Any, SinkHost], object], host: SinkHost) -> object:
+        """Run what the only trainer depends on, and `call` with its inputs in place of the training. Return its result.
 
-    execute(up_to(graph, (node_type,)), {**catalogue, node_type: replace(spec, run=keep)}, host)
-    return results[0]
+        Raises:
+            UserError: every problem of the workflow.
+        """
+        results: list[object] = []
+        spec = self.catalogue[self.type]
+
+        def keep(inputs: Any, at: SinkHost) -> tuple[Any, ...]:
+            results.append(call(inputs, at))
+            return (None,) * len(spec.outputs)
+
+        execute(up_to(graph, (self.type,)), {**self.catalogue, self.type: replace(spec, run=keep)}, host)
+        return results[0]
+
+    def request(self, graph: Graph, host: SinkHost) -> TrainRequest:
+        """Return the request of the only trainer.
+
+        Raises:
+            UserError: every problem of the workflow.
+        """
+        request = self.run_instead(graph, lambda inputs, _: self.request_of(inputs), host)
+        assert isinstance(request, TrainRequest)
+        return request
