@@ -33,22 +33,10 @@ class ProbeChroma:
             "image_model": "chroma",
             "in_channels": wanted["in_channels"],
             "out_channels": wanted["in_channels"],
-            "context_in_dim": wanted["joint_attention_dim"],
-            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
-            "num_heads": wanted["num_attention_heads"],
-            "mlp_ratio": 4.0,
-            "depth": wanted["num_layers"],
-            "depth_single_blocks": wanted["num_single_layers"],
-            "axes_dim": wanted["axes_dims_rope"],
-            "theta": 10000,
+            **_sizes(wanted),
             "patch_size": 2,
-            "qkv_bias": True,
-            "txt_ids_dims": [],
             "vec_in_dim": wanted["approximator_num_channels"],
-            "in_dim": wanted["approximator_num_channels"],
-            "out_dim": wanted["num_attention_heads"] * wanted["attention_head_dim"],
-            "hidden_dim": wanted["approximator_hidden_dim"],
-            "n_layers": wanted["approximator_layers"],
+            **_approximator(wanted),
         })  # fmt: skip
         patcher = _filled(chroma, weights)
         if weights:
@@ -77,18 +65,9 @@ class ProbeFlux:
             "in_channels": wanted["in_channels"] // 4,
             "out_channels": wanted["in_channels"] // 4,
             "vec_in_dim": wanted["pooled_projection_dim"],
-            "context_in_dim": wanted["joint_attention_dim"],
-            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
-            "num_heads": wanted["num_attention_heads"],
-            "mlp_ratio": 4.0,
-            "depth": wanted["num_layers"],
-            "depth_single_blocks": wanted["num_single_layers"],
-            "axes_dim": wanted["axes_dims_rope"],
-            "theta": 10000,
+            **_sizes(wanted),
             "patch_size": 2,
-            "qkv_bias": True,
             "guidance_embed": wanted["guidance_embeds"],
-            "txt_ids_dims": [],
         })  # fmt: skip
         return (_filled(flux, weights),)
 
@@ -113,22 +92,10 @@ class ProbeRadiance:
             "image_model": "chroma_radiance",
             "in_channels": 3,
             "out_channels": 3,
-            "context_in_dim": wanted["joint_attention_dim"],
-            "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
-            "num_heads": wanted["num_attention_heads"],
-            "mlp_ratio": 4.0,
-            "depth": wanted["num_layers"],
-            "depth_single_blocks": wanted["num_single_layers"],
-            "axes_dim": wanted["axes_dims_rope"],
-            "theta": 10000,
+            **_sizes(wanted),
             "patch_size": 16,
-            "qkv_bias": True,
-            "txt_ids_dims": [],
             "vec_in_dim": None,
-            "in_dim": wanted["approximator_num_channels"],
-            "out_dim": wanted["num_attention_heads"] * wanted["attention_head_dim"],
-            "hidden_dim": wanted["approximator_hidden_dim"],
-            "n_layers": wanted["approximator_layers"],
+            **_approximator(wanted),
             "nerf_hidden_size": wanted["nerf_hidden_size"],
             "nerf_mlp_ratio": wanted["nerf_mlp_ratio"],
             "nerf_depth": wanted["nerf_depth"],
@@ -140,6 +107,31 @@ class ProbeRadiance:
             "use_sequential_txt_ids": "__sequential__" in keys,
         })  # fmt: skip
         return (_filled(radiance, weights),)
+
+
+def _sizes(wanted):
+    """What all of ComfyUI's models of this lineage take, by its names."""
+    return {
+        "context_in_dim": wanted["joint_attention_dim"],
+        "hidden_size": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+        "num_heads": wanted["num_attention_heads"],
+        "mlp_ratio": 4.0,
+        "depth": wanted["num_layers"],
+        "depth_single_blocks": wanted["num_single_layers"],
+        "axes_dim": wanted["axes_dims_rope"],
+        "theta": 10000,
+        "qkv_bias": True,
+        "txt_ids_dims": [],
+    }
+
+
+def _approximator(wanted):
+    return {
+        "in_dim": wanted["approximator_num_channels"],
+        "out_dim": wanted["num_attention_heads"] * wanted["attention_head_dim"],
+        "hidden_dim": wanted["approximator_hidden_dim"],
+        "n_layers": wanted["approximator_layers"],
+    }
 
 
 def _filled(kind, weights):
@@ -172,8 +164,7 @@ class ProbeLoadModel:
         width = wanted["num_attention_heads"] * wanted["attention_head_dim"]
         narrow = {"num_heads": wanted["num_attention_heads"], "axes_dim": wanted["axes_dims_rope"]}
         if "approximator_layers" in wanted:
-            narrow |= {"in_dim": wanted["approximator_num_channels"], "out_dim": width}
-            narrow |= {"hidden_dim": wanted["approximator_hidden_dim"], "n_layers": wanted["approximator_layers"]}
+            narrow |= _approximator(wanted)
             narrow |= {"hidden_size": width, "vec_in_dim": wanted["approximator_num_channels"]}
 
         def with_width(*args, **keywords):
