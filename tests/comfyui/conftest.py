@@ -48,14 +48,20 @@ class Server:
     url: str
     base: Path
     process: subprocess.Popen[bytes]
+    log_start: int = 0  # where the running test's part of the log begins, in characters
 
     @property
     def output(self) -> Path:
         return self.base / "output"
 
     @property
-    def log(self) -> str:
+    def whole_log(self) -> str:
         return (self.base / "server.log").read_text("utf-8", errors="replace")
+
+    @property
+    def log(self) -> str:
+        """What the server has written since the running test began: tests share a server, and not what it says."""
+        return self.whole_log[self.log_start :]
 
     def get_text(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
@@ -115,6 +121,16 @@ def faults_of(history: dict[str, Any]) -> list[dict[str, Any]]:
 def skip_loudly(reason: str) -> None:
     warnings.warn(f"NOT TESTED: {reason}; see tests/comfyui/README.md", stacklevel=2)
     pytest.skip(reason)
+
+
+STARTED: list[Server] = []
+
+
+@pytest.fixture(autouse=True)
+def log_of_this_test() -> None:
+    """From here on each server's log is this test's."""
+    for server in STARTED:
+        server.log_start = len(server.whole_log)
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +210,7 @@ def boot(root: Path, base: Path, *arguments: str) -> Server:
         start_new_session=os.name != "nt",
     )
     server = Server(root, f"http://127.0.0.1:{port}", base, process)
+    STARTED.append(server)
     until = time.monotonic() + BOOT_SECONDS
     while time.monotonic() < until:
         assert process.poll() is None, f"ComfyUI did not start:\n{server.log[-3000:]}"

@@ -75,7 +75,6 @@ def test_plot_loss_graph_takes_the_loss_map(trained):
 @pytest.mark.parametrize("loader", ["LoraLoader", "LoraLoaderModelOnly"])
 def test_the_file_loaders_list_it_and_take_every_key(trained, loader):
     server, _ = trained
-    before = len(server.log)  # other files' tests speak in it too
     inputs = {"model": ["chroma", 0], "lora_name": f"{NAME}.safetensors", "strength_model": 1.0}
     if loader == "LoraLoader":
         inputs |= {"clip": ["chroma", 1], "strength_clip": 1.0}
@@ -86,4 +85,4 @@ def test_the_file_loaders_list_it_and_take_every_key(trained, loader):
     })  # fmt: skip
     (num_patches,) = history["outputs"]["delta"]["patches"]
     assert_exact(server.output / f"{loader}.safetensors", server.output / "loras" / f"{NAME}.safetensors", num_patches)
-    assert "not loaded" not in server.log[before:].lower()
+    assert "not loaded" not in server.log.lower()
