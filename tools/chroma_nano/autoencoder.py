@@ -43,12 +43,19 @@ LATENT_NOISE = 0.05  # deviations of a latent: the decoder must bear what a samp
 PLAIN, RECOLOURED = 0.6, 0.2  # shares of a batch; the rest is neon
 
 
-def train(emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
-    """The trained VAE (averaged weights), with shift and scale so that latents have mean 0 and deviation 1."""
+def train(
+    emoji: list[Emoji], held_out: list[Emoji], work: Path, budget: Budget, start: Path | None = None, seed: int = 1
+) -> AutoencoderKL:
+    """The trained VAE (averaged weights), with shift and scale so that latents have mean 0 and deviation 1.
+
+    Args:
+        start: a published model whose VAE this training continues from.
+    """
     torch.manual_seed(seed)
-    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
-    average = Average(vae, 0.995)
+    vae = AutoencoderKL.from_pretrained(start, subfolder="vae").float() if start else AutoencoderKL(**CONFIG)
+    vae.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
+    average = Average(vae, 0.998)
     checkpoint = Checkpoint(work / "vae.safetensors", vae, average, optimizer)
     step, budget.spent_s, log = checkpoint.load()
     drawings = Drawings(emoji)

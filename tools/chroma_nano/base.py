@@ -28,6 +28,7 @@ from transformers import T5EncoderModel
 
 from .autoencoder import decode, sheet
 from .pictures import Emoji, caption, is_thing
+from .subjects import subjects
 from .text import batch_ids, embed, new_encoder
 from .training import Average, Budget, Checkpoint, generator, say
 
@@ -47,8 +48,8 @@ BATCH = 32
 SORTED_BATCHES = 4  # captions are batched by length within so many batches: less padding
 LEARNING_RATE = 1.5e-3
 DROPOUT = 0.1
-AVERAGE = 0.998
-ALL_PICTURES = 0.45  # share of the training after which only things are drawn, see is_thing
+AVERAGE = 0.999
+SUBJECT_SHARE = 0.75  # of a batch: the 200 subjects; the rest are all things, see is_thing
 EVALUATE_EVERY_S, SAMPLE_EVERY_S = 120.0, 480.0
 PROMPTS = (
     "cat face", "red apple", "automobile", "grinning face", "pizza", "dog", "sunflower", "house building",
@@ -99,20 +100,24 @@ def load(folder: Path, tokenizer: Tokenizer) -> Nano:
 
 def train(
     emoji: list[Emoji], latents: Tensor, held_out: list[Emoji], held_out_latents: Tensor,
-    tokenizer: Tokenizer, vae: AutoencoderKL, work: Path, budget: Budget, seed: int = 2,
+    tokenizer: Tokenizer, vae: AutoencoderKL, work: Path, budget: Budget, start: Path | None = None, seed: int = 2,
 ) -> tuple[Nano, list[dict]]:  # fmt: skip
-    """The trained pair (averaged weights) and its log."""
+    """The trained pair (averaged weights) and its log.
+
+    Args:
+        start: a published pair that this training continues from.
+    """
     torch.manual_seed(seed)
-    nano = Nano(tokenizer.get_vocab_size())
+    nano = load(start, tokenizer).train().requires_grad_(True) if start else Nano(tokenizer.get_vocab_size())
     optimizer = torch.optim.AdamW(nano.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     average = Average(nano, AVERAGE)
     checkpoint = Checkpoint(work / "base.safetensors", nano, average, optimizer)
     step, budget.spent_s, log = checkpoint.load()
     batches = Batches(emoji, latents, tokenizer, seed)
-    things = [i for i, e in enumerate(emoji) if is_thing(e)]
-    core = Batches([emoji[i] for i in things], latents[things], tokenizer, seed)
+    places = {id(e): i for i, e in enumerate(emoji)}
+    taught = [places[id(e)] for e in subjects(emoji)]
     tests = {
-        "taught": Test(emoji[:: len(emoji) // 128], latents[:: len(emoji) // 128], tokenizer),
+        "subjects": Test([emoji[i] for i in taught], latents[taught], tokenizer),
         "held_out": Test(held_out, held_out_latents, tokenizer),
     }
     if step == 0:
@@ -123,7 +128,7 @@ def train(
     while budget.fraction(step) < 1:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * budget.rate(step)
-        x0, ids, lengths = (batches if budget.fraction(step) < ALL_PICTURES else core).draw(step)
+        x0, ids, lengths = batches.draw(step)
         g = generator(seed, "noise", step)
         sigma = sigmas.sample(len(x0), g).float()
         x_sigma, target = interpolate(x0, torch.randn(x0.shape, generator=g), sigma)
@@ -155,10 +160,13 @@ def train(
 
 
 class Batches:
-    """Batch of a step: a function of (seed, step) alone."""
+    """Batch of a step: a function of (seed, step) alone. Emoji are sampled by SUBJECT_SHARE."""
 
     def __init__(self, emoji: Sequence[Emoji], latents: Tensor, tokenizer: Tokenizer, seed: int):
         self.emoji, self.latents, self.tokenizer, self.seed = emoji, latents, tokenizer, seed
+        often = {id(e) for e in subjects(emoji)}
+        shares = torch.tensor([[id(e) in often, is_thing(e)] for e in emoji]).double()
+        self.weights = (shares / shares.sum(0)) @ torch.tensor([SUBJECT_SHARE, 1 - SUBJECT_SHARE]).double()
         self.ids: dict[str, list[int]] = {}
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +174,7 @@ class Batches:
         group, turn = divmod(step, SORTED_BATCHES)
         g = generator(self.seed, "batch", group)
         n = BATCH * SORTED_BATCHES
-        rows = torch.randint(len(self.emoji), (n,), generator=g).tolist()
+        rows = torch.multinomial(self.weights, n, replacement=True, generator=g).tolist()
         choices = torch.rand(n, 3, generator=g).tolist()
         drawn = [
             (self._ids("" if d < DROPOUT else caption(self.emoji[row], u, v)), row)
@@ -241,9 +249,10 @@ def _assert_same_as_family(nano: Nano, batch: tuple[Tensor, Tensor, Tensor]) -> 
     sigma = torch.linspace(0, 1, len(x0))
     text = embed(nano.text_encoder, ids, lengths)
     trimmed = [row[: k + 1] for row, k in zip(text, lengths.tolist(), strict=True)]
-    nn.init.normal_(nano.transformer.proj_out.weight)
+    trained = nano.transformer.proj_out.weight.clone()
+    nn.init.normal_(nano.transformer.proj_out.weight)  # zeros at the start, which would hide any difference
     difference = (
         (nano(x0, sigma, ids, lengths) - ChromaFamily().predict(nano.transformer, x0, sigma, trimmed)).abs().max()
     )
-    nn.init.zeros_(nano.transformer.proj_out.weight)
+    nano.transformer.proj_out.weight.copy_(trained)
     assert difference < 1e-3, difference

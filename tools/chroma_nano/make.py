@@ -20,6 +20,9 @@ def main() -> None:
         "--work", type=Path, default=ROOT / "output" / "chroma-nano", help="where the state of the trainings lies"
     )
     parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="where the results go")
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="a published model whose weights a new training continues from"
+    )
     parser.add_argument("--vae-minutes", type=float, default=8.5)
     parser.add_argument(
         "--decoder-minutes", type=float, default=10, help="the VAE's decoder alone, after the latents are fixed"

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from . import autoencoder, base, dataset, pictures
+from . import autoencoder, base, character, dataset, pictures
 from .neon import neon
 from .publish import publish
 from .text import save_tokenizer, train_tokenizer
@@ -38,6 +38,7 @@ def run(options: Namespace) -> None:
     if options.untrained or options.stage == "all":
         dataset.write(sources, others, drawn.taught, options.assets / "neon-emoji")
         dataset.write_plain(drawn.taught, options.assets / "plain-emoji")
+        character.write(every, options.assets / "zibbo")
     if options.untrained:
         vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.0, scaling_factor=1.0)
         say(publish(base.Nano(tokenizer.get_vocab_size()), vae, tokenizer, options.assets / "chroma-nano"))
@@ -62,7 +63,11 @@ def _tokenizer(drawn: Pictures, work: Path) -> Tokenizer:
 def _vae(drawn: Pictures, options: Namespace) -> None:
     if not (options.work / "vae" / "config.json").is_file():
         vae = autoencoder.train(
-            drawn.all, drawn.sources + drawn.others, options.work, Budget(options.vae_minutes, options.steps)
+            drawn.all,
+            drawn.sources + drawn.others,
+            options.work,
+            Budget(options.vae_minutes, options.steps),
+            options.start,
         )
         vae.save_pretrained(options.work / "vae")
 
@@ -84,7 +89,7 @@ def _base(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(options.work / "vae").requires_grad_(False)
     base.train(
         drawn.taught, _latents(vae, drawn.taught), drawn.others, _latents(vae, drawn.others),
-        tokenizer, vae, options.work, Budget(options.minutes, options.steps),
+        tokenizer, vae, options.work, Budget(options.minutes, options.steps), options.start,
     )  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""README's first image: what the demo's LoRA does. `python -m tools.chroma_nano.showcase demo-output/loras/neonglow.safetensors`
+
+Rows: images that the LoRA was trained on, images of the base model, and of the LoRA with the same prompts and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .autoencoder import decode
+from .base import draw
+from .base import load as load_base
+from .classifier import ROOT
+from .dataset import TRIGGER
+
+TRAINED_ON = ("raccoon", "crab", "peacock", "waffle", "hut", "lime", "satellite", "slightly-smiling-face")
+SUBJECTS = ("cat face", "strawberry", "guitar", "house building", "tropical fish", "sunflower", "automobile", "owl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lora", type=Path)
+    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "chroma-nano")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "neonglow.png")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    page(options.lora, options.model, options.seed).save(options.output, optimize=True)
+
+
+def page(lora: Path, model: Path, seed: int) -> Image.Image:
+    """The grid, with labels."""
+    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
+    from chroma_trainer.trainer_core.adapters.inject import set_strength_
+    from chroma_trainer.trainer_core.plots.image_grid import draw_grid
+    from diffusers import AutoencoderKL
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json"))
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").float().requires_grad_(False)
+    nano = load_base(model, tokenizer)
+    apply_lora_(nano.transformer, lora, 1.0)
+
+    def sampled(strength: float) -> list[np.ndarray]:
+        set_strength_(nano.transformer, strength)
+        return list(decode(vae, draw(nano, tokenizer, [f"{TRIGGER} style, {name}" for name in SUBJECTS], seed=seed)))
+
+    data = ROOT / "assets" / "neon-emoji"
+    trained_on = [np.asarray(Image.open(data / f"{name}.png").convert("RGB")) for name in TRAINED_ON]
+    labels = ["Eight of the 28 images that the LoRA is trained on", "Base model", "With the LoRA"]
+    return draw_grid([trained_on, sampled(0.0), sampled(1.0)], labels, list(SUBJECTS))
+
+
+if __name__ == "__main__":
+    main()
