@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .neon import neon
 from .pictures import Emoji, composite
+from .styles import STYLES
 from .training import Average, Budget, Checkpoint, generator, say
 
 CONFIG = {
@@ -40,7 +41,7 @@ LEARNING_RATE = 2.5e-3
 KL_WEIGHT = 4e-4
 DECODER_LEARNING_RATE = 1.5e-3
 LATENT_NOISE = 0.05  # deviations of a latent: the decoder must bear what a sampler is off by
-PLAIN, RECOLOURED = 0.6, 0.2  # shares of a batch; the rest is neon
+PLAIN, RECOLOURED, NEON = 0.5, 0.15, 0.15  # shares of a batch; the rest is in the styles that the base knows
 
 
 def train(
@@ -142,6 +143,7 @@ class Drawings:
         self.rgba = [e.rgba for e in emoji]
         self.plain = plain(emoji)
         self.neon = np.stack([neon(e.rgba) for e in emoji])
+        self.styled: dict[tuple[str, int], np.ndarray] = {}
 
     def batch(self, g: torch.Generator) -> Tensor:
         """(BATCH, 3, 64, 64) in [-1, 1], half of them mirrored."""
@@ -155,9 +157,17 @@ class Drawings:
             picture = self.plain[row]
         elif kind < PLAIN + RECOLOURED:
             picture = composite(self.rgba[row], tuple(int(255 * c) for c in rgb))  # pyright: ignore[reportArgumentType]
-        else:
+        elif kind < PLAIN + RECOLOURED + NEON:
             picture = self.neon[row]
+        else:
+            picture = self._in_style(row, rgb[0])
         return picture[:, ::-1] if mirror < 0.5 else picture
+
+    def _in_style(self, row: int, u: float) -> np.ndarray:
+        style = list(STYLES)[int(u * len(STYLES))]
+        if (style, row) not in self.styled:
+            self.styled[style, row] = STYLES[style](self.rgba[row])
+        return self.styled[style, row]
 
 
 def _loss(vae: AutoencoderKL, x: Tensor, g: torch.Generator) -> tuple[Tensor, float]:

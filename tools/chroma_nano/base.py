@@ -28,6 +28,7 @@ from transformers import T5EncoderModel
 
 from .autoencoder import decode, sheet
 from .pictures import Emoji, caption, is_thing
+from .styles import PLAIN, made_up_style, style_at, styled_caption
 from .subjects import subjects
 from .text import batch_ids, embed, new_encoder
 from .training import Average, Budget, Checkpoint, generator, say
@@ -48,6 +49,7 @@ BATCH = 32
 SORTED_BATCHES = 4  # captions are batched by length within so many batches: less padding
 LEARNING_RATE = 1.5e-3
 DROPOUT = 0.1
+MADE_UP = 0.1  # of the plain captions: with a style's name that means nothing
 AVERAGE = 0.999
 SUBJECT_SHARE = 0.75  # of a batch: the 200 subjects; the rest are all things, see is_thing
 EVALUATE_EVERY_S, SAMPLE_EVERY_S = 120.0, 480.0
@@ -99,12 +101,13 @@ def load(folder: Path, tokenizer: Tokenizer) -> Nano:
 
 
 def train(
-    emoji: list[Emoji], latents: Tensor, held_out: list[Emoji], held_out_latents: Tensor,
+    emoji: list[Emoji], latents: dict[str, Tensor], held_out: list[Emoji], held_out_latents: Tensor,
     tokenizer: Tokenizer, vae: AutoencoderKL, work: Path, budget: Budget, start: Path | None = None, seed: int = 2,
 ) -> tuple[Nano, list[dict]]:  # fmt: skip
     """The trained pair (averaged weights) and its log.
 
     Args:
+        latents: of the emoji in each style, (N, 16, 8, 8).
         start: a published pair that this training continues from.
     """
     torch.manual_seed(seed)
@@ -117,7 +120,7 @@ def train(
     places = {id(e): i for i, e in enumerate(emoji)}
     taught = [places[id(e)] for e in subjects(emoji)]
     tests = {
-        "subjects": Test([emoji[i] for i in taught], latents[taught], tokenizer),
+        "subjects": Test([emoji[i] for i in taught], latents[PLAIN][taught], tokenizer),
         "held_out": Test(held_out, held_out_latents, tokenizer),
     }
     if step == 0:
@@ -162,7 +165,7 @@ def train(
 class Batches:
     """Batch of a step: a function of (seed, step) alone. Emoji are sampled by SUBJECT_SHARE."""
 
-    def __init__(self, emoji: Sequence[Emoji], latents: Tensor, tokenizer: Tokenizer, seed: int):
+    def __init__(self, emoji: Sequence[Emoji], latents: dict[str, Tensor], tokenizer: Tokenizer, seed: int):
         self.emoji, self.latents, self.tokenizer, self.seed = emoji, latents, tokenizer, seed
         often = {id(e) for e in subjects(emoji)}
         shares = torch.tensor([[id(e) in often, is_thing(e)] for e in emoji]).double()
@@ -175,16 +178,26 @@ class Batches:
         g = generator(self.seed, "batch", group)
         n = BATCH * SORTED_BATCHES
         rows = torch.multinomial(self.weights, n, replacement=True, generator=g).tolist()
-        choices = torch.rand(n, 3, generator=g).tolist()
+        choices = torch.rand(n, 5, generator=g).tolist()
         drawn = [
-            (self._ids("" if d < DROPOUT else caption(self.emoji[row], u, v)), row)
-            for row, (u, v, d) in zip(rows, choices, strict=True)
+            (self._ids(self._caption(row, *choice)), row, style_at(choice[3]))
+            for row, choice in zip(rows, choices, strict=True)
         ]
         order = torch.randperm(SORTED_BATCHES, generator=g).tolist()
         start = order[turn] * BATCH
-        part = sorted(drawn, key=lambda pair: len(pair[0]))[start : start + BATCH]
-        ids, lengths = batch_ids([ids for ids, _ in part])
-        return self.latents[[row for _, row in part]], ids, lengths
+        part = sorted(drawn, key=lambda sample: len(sample[0]))[start : start + BATCH]
+        ids, lengths = batch_ids([ids for ids, _, _ in part])
+        return torch.stack([self.latents[style][row] for _, row, style in part]), ids, lengths
+
+    def _caption(self, row: int, u: float, v: float, dropped: float, style: float, word: float) -> str:
+        if dropped < DROPOUT:
+            return ""
+        name = style_at(style)
+        if name != PLAIN:
+            return styled_caption(self.emoji[row], name, u)
+        if word < MADE_UP:
+            return f"{made_up_style(word / MADE_UP)} style, {self.emoji[row].name}"
+        return caption(self.emoji[row], u, v)
 
     def _ids(self, text: str) -> list[int]:
         if text not in self.ids:

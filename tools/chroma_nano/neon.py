@@ -18,15 +18,20 @@ def neon(rgba: np.ndarray) -> np.ndarray:
     Edges are where a Sobel filter over colour and alpha answers; a line takes the hue of what it outlines at full
     saturation, white at its heart, and throws a soft glow.
     """
-    picture = rgba.astype(np.float32) / 255
-    picture[..., :3] *= picture[..., 3:]
-    edges = np.clip((_gradient(picture) - EDGE[0]) / (EDGE[1] - EDGE[0]), 0, 1)
+    edges = find_edges(rgba)
     line = np.asarray(Image.fromarray(np.uint8(edges * 255)).filter(ImageFilter.GaussianBlur(0.6)), np.float32) / 255
     glow = np.asarray(Image.fromarray(np.uint8(edges * 255)).filter(ImageFilter.GaussianBlur(3)), np.float32) / 255
-    colour = _vivid(rgba)
+    colour = vivid(rgba)
     light = np.clip(1.25 * line, 0, 1)[..., None] * colour + 0.55 * glow[..., None] * colour
     heart = np.clip(line - 0.75, 0, 1)[..., None] * 0.6
     return np.uint8(np.clip(BACKGROUND + 255 * (light + heart), 0, 255))
+
+
+def find_edges(rgba: np.ndarray) -> np.ndarray:
+    """How much of a line each pixel is, (H, W) in [0, 1]."""
+    picture = rgba.astype(np.float32) / 255
+    picture[..., :3] *= picture[..., 3:]
+    return np.clip((_gradient(picture) - EDGE[0]) / (EDGE[1] - EDGE[0]), 0, 1)
 
 
 def _gradient(picture: np.ndarray) -> np.ndarray:
@@ -37,7 +42,7 @@ def _gradient(picture: np.ndarray) -> np.ndarray:
     return np.sqrt(dx**2 + dy**2).max(-1) / 4
 
 
-def _vivid(rgba: np.ndarray) -> np.ndarray:
+def vivid(rgba: np.ndarray) -> np.ndarray:
     """The local hue at full saturation, (H, W, 3) in [0, 1], spread outwards past the drawing's rim."""
     weight = rgba[..., 3].astype(np.float32) / 255
     blur = ImageFilter.GaussianBlur(2.5)

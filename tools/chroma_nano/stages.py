@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from . import autoencoder, base, character, dataset, pictures
+from . import autoencoder, base, character, dataset, pictures, styles
 from .neon import neon
 from .publish import publish
 from .text import save_tokenizer, train_tokenizer
@@ -85,10 +85,14 @@ def _latents(vae: AutoencoderKL, emoji: list[pictures.Emoji]) -> Tensor:
     return autoencoder.encode(vae, autoencoder.plain(emoji))
 
 
+def _styled_latents(vae: AutoencoderKL, emoji: list[pictures.Emoji]) -> dict[str, Tensor]:
+    return {style: autoencoder.encode(vae, styles.render(style, emoji)) for style in styles.STYLES}
+
+
 def _base(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(options.work / "vae").requires_grad_(False)
     base.train(
-        drawn.taught, _latents(vae, drawn.taught), drawn.others, _latents(vae, drawn.others),
+        drawn.taught, _styled_latents(vae, drawn.taught), drawn.others, _latents(vae, drawn.others),
         tokenizer, vae, options.work, Budget(options.minutes, options.steps), options.start,
     )  # fmt: skip
 
