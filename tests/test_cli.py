@@ -29,7 +29,7 @@ def graph(**training) -> dict:
     """A tiny training with one picture to draw, in the API's form."""
     values = {
         "name": "tiny", "rank": 2, "alpha": 2, "steps": 3, "learning_rate": 0.01, "warmup_steps": 0,
-        "gradient_checkpointing": False, "checkpoint_every": 0, **training,
+        "gradient_checkpointing": False, "checkpoint_every": 0, "eval_images": 0, **training,
     }  # fmt: skip
     prompts = {"prompts": "a cat", "steps": 1, "cfg": 1.0, "resolutions": "32x32"}
     return {
@@ -128,6 +128,8 @@ def test_a_set_value_is_trained_with(cli, home, first):
             "LoRATrainer.steps=1",
             "--set",
             "5.name=other",
+            "--set",
+            "5.eval_images=4",
             "--report",
             "r.json",
         )
@@ -135,6 +137,7 @@ def test_a_set_value_is_trained_with(cli, home, first):
     )
     report = json.loads((home / "r.json").read_text("utf-8"))
     assert report["steps"] == 1 and report["lora"].endswith("other.safetensors")
+    assert report["eval_loss"]["before"] and first["eval_loss"]["before"] is None
 
 
 def test_a_name_with_a_folder_a_date_and_an_ending(cli, home, first, capsys):
