@@ -125,3 +125,11 @@ def test_functions_fit_on_a_screen(architecture):
 
 def test_the_loop_is_a_page():
     assert len((ROOT / "trainer_core" / "train" / "step" / "loop.py").read_text("utf-8").splitlines()) < 150
+
+
+def test_every_command_is_in_the_table_of_the_command_line(graph):
+    """A file *_command.py is imported by cli.py, or by a command that decides between two of them."""
+    commands = {path for path in graph if path.stem.endswith(("_command", "_commands"))}
+    table = graph[Path("cli.py")]
+    used = table | {path for command in commands & table for path in graph[command]}
+    assert len(commands) > 12 and commands <= used

@@ -253,7 +253,7 @@ def test_a_closed_terminal_is_a_cancel_unless_it_is_ignored(ignored, status, tmp
     script = (
         "import os, signal, sys\n"
         f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
-        "from chroma_trainer.cli import Interrupts\n"
+        "from chroma_trainer.trainer_core.command_line.interrupts import Interrupts\n"
         "interrupts = Interrupts()\n"
         "os.kill(os.getpid(), signal.SIGHUP)\n"
         "sys.exit(130 if interrupts() else 0)\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ..host import SinkHost
 from ..paths import check_writable, refuse_existing
 
 EXIT_FINDINGS = 1
-MakeHost = Callable[[argparse.Namespace], SinkHost]
 DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -34,7 +32,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
+def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the command doctor."""
     parser.add_argument(
         "file", help="LoRA file of any tool (.safetensors), folder or store of images, or workflow (.json)"
@@ -44,7 +42,6 @@ def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
     parser.add_argument("--chart", metavar="PNG", help="draw the size of the update in each block")
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(make_host=make_host)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
