@@ -74,7 +74,7 @@ class Command:
     def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         """Add its parser."""
         text = self.text if self.call is None or self.text is not None else self.call.__doc__
-        parser = commands.add_parser(self.name, **({"help": text, "description": text} if text else {}))
+        parser = commands.add_parser(self.name, help=text, description=text) if text else commands.add_parser(self.name)
         if self.call:
             parser.set_defaults(call=self.call)
         self.add(parser)

@@ -12,7 +12,7 @@ from ..errors import Cancelled, Problem, UserError, printable
 STARTED = time.perf_counter()  # of the process, but for the import of this file
 EXIT_DIFFERENT, EXIT_USER, EXIT_CANCELLED = 1, 2, 130
 MAX_MESSAGE = 4000  # characters of one printed error
-PROCESS_GROUP = f"{__package__.rpartition('.')[0]}.distributed.process_group"
+PROCESS_GROUP = f"{__name__.partition('.command_line.')[0]}.distributed.process_group"
 
 
 def status_of(call: Callable[[], int]) -> int:
