@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
@@ -24,7 +25,7 @@ TRAINING = {
 }  # fmt: skip
 
 
-EVALUATED = {"eval_images": 16}  # the default of LoRATrainer
+EVALUATED: dict[str, Any] = {"eval_images": 16}  # the default of LoRATrainer
 
 DEVICE = "second" if os.environ.get("CHROMA_TRAINER_SECOND_DEVICE") else "cpu"  # see tests/device/second.py
 
