@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/chroma-trainer demo
 
+# Bytecode is stored whatever the environment says: without it every process compiles all modules again (docs/decisions/0095).
+test quick: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 

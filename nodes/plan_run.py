@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from ..trainer_core.errors import Problem
 from ..trainer_core.host import Host, Notice
@@ -27,31 +27,6 @@ class Inputs(lora_trainer.Inputs):
     ] = 0.0
 
 
-def plan(inputs: lora_trainer.Inputs, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[Any, str]:
-    """Estimate a run.
-
-    Args:
-        inputs: inputs of the trainer.
-        host: environment of the run.
-        vram_gb: accelerator memory to plan for, in GB. 0: the free memory of this machine.
-        ram_gb: RAM to plan for, in GB. 0: the free RAM of this machine.
-    Returns:
-        The MemoryPlan, and advice that makes the run fit ("" if it fits).
-    """
-    from ..trainer_core.planner.memory_plan import with_memory
-    from ..trainer_core.train.planning import machine_of, plan_request
-
-    request = lora_trainer.request_of(inputs)
-    machine = with_memory(machine_of(request, host), vram_gb, ram_gb)
-    memory_plan, advice, _ = plan_request(request, host, machine)
-    return memory_plan, advice
-
-
-def text_of(memory_plan: Any, advice: str) -> str:
-    """Return a plan and its advice as text."""
-    return memory_plan.text() + (f"\n  {advice}" if advice else "")
-
-
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     """Return the problems that can be found before a model is loaded."""
     return lora_trainer.preflight(inputs, host)
@@ -59,7 +34,9 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
 
 def run(inputs: Inputs, host: Host) -> tuple[str]:
     """Return the plan as text, and report it as a notice."""
-    text = text_of(*plan(inputs, host, inputs.vram_gb, inputs.ram_gb))
+    from ..trainer_core.train.planning import plan_for, plan_text
+
+    text = plan_text(*plan_for(lora_trainer.request_of(inputs), host, inputs.vram_gb, inputs.ram_gb))
     host.emit(Notice(text))
     return (text,)
 

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chroma_trainer.cli import Interrupts, main
+from chroma_trainer.cli import main
+from chroma_trainer.trainer_core.command_line.interrupts import Interrupts
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from PIL import Image
 
@@ -29,7 +29,7 @@ def graph(**training) -> dict:
     """A tiny training with one picture to draw, in the API's form."""
     values = {
         "name": "tiny", "rank": 2, "alpha": 2, "steps": 3, "learning_rate": 0.01, "warmup_steps": 0,
-        "gradient_checkpointing": False, "checkpoint_every": 0, **training,
+        "gradient_checkpointing": False, "checkpoint_every": 0, "eval_images": 0, **training,
     }  # fmt: skip
     prompts = {"prompts": "a cat", "steps": 1, "cfg": 1.0, "resolutions": "32x32"}
     return {
@@ -128,6 +128,8 @@ def test_a_set_value_is_trained_with(cli, home, first):
             "LoRATrainer.steps=1",
             "--set",
             "5.name=other",
+            "--set",
+            "5.eval_images=4",
             "--report",
             "r.json",
         )
@@ -135,6 +137,7 @@ def test_a_set_value_is_trained_with(cli, home, first):
     )
     report = json.loads((home / "r.json").read_text("utf-8"))
     assert report["steps"] == 1 and report["lora"].endswith("other.safetensors")
+    assert report["eval_loss"]["before"] and first["eval_loss"]["before"] is None
 
 
 def test_a_name_with_a_folder_a_date_and_an_ending(cli, home, first, capsys):
@@ -267,17 +270,16 @@ def test_an_extra_model_paths_file_at_fault(cli, tmp_path, capsys, text, message
     assert capsys.readouterr().err.startswith(f"error: {config}: {message}")
 
 
-def test_check_is_quick_and_imports_nothing_heavy(home):
+def test_check_imports_nothing_heavy(home):
+    """Which is why it takes 0.3 s."""
     code = (
         "import sys; from chroma_trainer.cli import main; "
         f"status = main(['check', 'workflow.json', *{FOLDERS!r}]); "
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'aiohttp'} & set(sys.modules); "
         "print(status, sorted(heavy))"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, env=environment())
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stdout + done.stderr
-    assert time.perf_counter() - began < 5  # about 0.3 s on an idle machine
 
 
 @pytest.mark.slow
@@ -437,7 +439,7 @@ def test_the_second_signal_ends_it_at_once(number, capfd):
 def test_the_demo(cli, tmp_path, capsys, monkeypatch):
     # The score's own pictures take a minute; tests/validation has them.
     score = {"base": 0.0, "lora": 1.0, "without_trigger": 0.25, "prompts": 4, "pictures": 8}
-    monkeypatch.setattr("chroma_trainer.cli._score", lambda arguments, report: score)
+    monkeypatch.setattr("chroma_trainer.trainer_core.commands.demo_command._score", lambda arguments, report: score)
     settings = [
         f"--set={name}" for name in ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1")
     ]

@@ -27,6 +27,12 @@ def architecture() -> ModuleType:
     return load_script("tools/architecture.py")
 
 
+@pytest.fixture(scope="module")
+def graph(architecture: ModuleType) -> dict[Path, set[Path]]:
+    """File -> the files that it imports."""
+    return architecture.file_graph()
+
+
 def find_circles(graph: dict[Path, set[Path]]) -> list[set[Path]]:
     """Sets of files that import each other in a loop: files that reach themselves, grouped by what they reach."""
 
@@ -50,9 +56,8 @@ def test_the_search_finds_a_circle():
     assert find_circles({a: {b}, b: {c}, c: {b}}) == [{b, c}, {b, c}]
 
 
-def test_no_files_import_each_other_in_a_circle(architecture):
+def test_no_files_import_each_other_in_a_circle(graph):
     """Imports inside functions and under TYPE_CHECKING are counted."""
-    graph = architecture.file_graph()
     assert len(graph) > 150 and find_circles(graph) == []
 
 
@@ -65,8 +70,7 @@ def test_a_false_room_is_seen(architecture, tmp_path):
     assert len(find_circles(architecture.file_graph(tmp_path))) == 2
 
 
-def test_the_state_of_a_step_knows_nothing_of_the_loop_and_the_step_nothing_of_the_planner(architecture):
-    graph = architecture.file_graph()
+def test_the_state_of_a_step_knows_nothing_of_the_loop_and_the_step_nothing_of_the_planner(graph):
     step = Path("trainer_core/train/step")
     assert {path for path in graph[step / "state.py"] if step in path.parents} <= {
         step / "oom_recovery.py",
@@ -121,3 +125,11 @@ def test_functions_fit_on_a_screen(architecture):
 
 def test_the_loop_is_a_page():
     assert len((ROOT / "trainer_core" / "train" / "step" / "loop.py").read_text("utf-8").splitlines()) < 150
+
+
+def test_every_command_is_in_the_table_of_the_command_line(graph):
+    """A file *_command.py is imported by cli.py, or by a command that decides between two of them."""
+    commands = {path for path in graph if path.stem.endswith(("_command", "_commands"))}
+    table = graph[Path("cli.py")]
+    used = table | {path for command in commands & table for path in graph[command]}
+    assert len(commands) > 12 and commands <= used

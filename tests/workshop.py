@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
@@ -17,11 +18,14 @@ from chroma_trainer.trainer_core.host import Event, Notice, Paths, SinkHost, Ste
 from PIL import Image
 
 CAPTIONS = ("a red cat", "the blue dog\na dog", "a photo of the red dog, and of a cat", "x")
+# Without evaluation, which takes more time than 6 steps of a tiny model: tests of the loss on fixed noise and of the leak ask for it.
 TRAINING = {
     "name": "tiny", "rank": 4, "alpha": 4.0, "targets": "all+ffs", "steps": 6, "batch_size": 2, "learning_rate": 0.01,
-    "warmup_steps": 0, "gradient_checkpointing": False, "caption_dropout": 0.1, "checkpoint_every": 2, "seed": 5,
+    "warmup_steps": 0, "gradient_checkpointing": False, "caption_dropout": 0.1, "checkpoint_every": 2, "seed": 5, "eval_images": 0,
 }  # fmt: skip
 
+
+EVALUATED: dict[str, Any] = {"eval_images": 16}  # the default of LoRATrainer
 
 DEVICE = "second" if os.environ.get("CHROMA_TRAINER_SECOND_DEVICE") else "cpu"  # see tests/device/second.py
 
@@ -38,7 +42,8 @@ class Workshop:
     def request(
         self, validation: ValidationConfig | None = None, model: ModelConfig | None = None, **values
     ) -> TrainRequest:
-        training = TrainingConfig(**{**TRAINING, **values})
+        evaluation = EVALUATED if values.get("holdout") else {}
+        training = TrainingConfig(**{**TRAINING, **evaluation, **values})
         return TrainRequest(model or self.model, self.dataset, training, validation)
 
     def host(self, output: Path | None = None, sink: Callable[[Event], None] | None = None) -> Recorder:

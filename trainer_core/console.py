@@ -5,10 +5,11 @@ If the output is not a terminal, progress is printed as plain lines.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from .errors import encodable, printable, reason_of
 from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, PhaseStarted, PreviewReady, StepReport
@@ -52,7 +53,7 @@ class Console:
             self._print_step(event)
         elif isinstance(event, Notice):
             self._print_line(
-                ("! " if event.level == "warning" else "  ") + event.shown_on(self.stream).replace("\n", "\n  ")
+                ("! " if event.level == "warning" else "  ") + event.text_for(self.stream).replace("\n", "\n  ")
             )
         elif isinstance(event, PreviewReady):
             self._print_line(f"  images: {event.path}")
@@ -119,6 +120,11 @@ def print_text(text: str, stream: TextIO | None = None, flush: bool = False) -> 
     """
     stream = stream or sys.stdout
     print(encodable(printable(text, lines=True), stream), file=stream, flush=flush)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, in which characters of a file that command a terminal are escaped too."""
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _format_duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ class Notice:
     level: str = "info"
     ascii: str = ""
 
-    def shown_on(self, stream: object) -> str:
+    def text_for(self, stream: object) -> str:
         """Return the text; if the encoding of the stream can't represent it, its ASCII form, or escaped."""
         text = encodable(self.text, stream)
         return self.ascii if self.ascii and text != self.text else text

@@ -305,7 +305,7 @@ class ComfyHost:
             # handles it between two steps.
             memory.interrupt_current_processing(True)
         if isinstance(event, Notice):
-            self.log(event.shown_on(sys.stderr))
+            self.log(event.text_for(sys.stderr))
 
     def show(self, text: str) -> None:
         """Show a line of text under the node, and log it."""
@@ -344,7 +344,7 @@ class BackgroundHost(SinkHost):
 
         def log_notice(event: Event) -> None:
             if isinstance(event, Notice):
-                log(event.shown_on(sys.stderr))
+                log(event.text_for(sys.stderr))
 
         def close(error: BaseException | None) -> None:
             feed.close(error, isinstance(error, Cancelled))

@@ -10,7 +10,7 @@ from chroma_trainer.trainer_core.config.dataset import FolderConfig
 from chroma_trainer.trainer_core.dataset_doctor.examine_dataset import examine_dataset
 from chroma_trainer.trainer_core.dataset_doctor.findings import dataset_text
 from chroma_trainer.trainer_core.dataset_doctor.findings_sheet import draw_findings
-from chroma_trainer.trainer_core.dataset_doctor.repeated_marks import MOST_IMAGES, chosen_for_marks
+from chroma_trainer.trainer_core.dataset_doctor.repeated_marks import MOST_IMAGES, pick_for_marks
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import ASSETS, PhaseProgress
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
@@ -179,7 +179,7 @@ def test_it_shows_progress_and_can_be_canceled(host, folder, save):
 def test_what_is_stored_of_an_image_is_bounded():
     """The gradients of an image take 92 KB; they are stored for so many images at most."""
     for count in (1, 256, 257, 1000, 100_000):
-        chosen = chosen_for_marks(count)
+        chosen = pick_for_marks(count)
         assert 0 < len(chosen) <= MOST_IMAGES and chosen[-1] < count
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.distributed.fleet import Fleet, Job
 from tests.distributed.jobs import Result, bytes_of, digest
+from tests.workshop import EVALUATED
 
 BASE = {"accumulation": 4, "batch_size": 1, "steps": 4, "caption_dropout": 0.3}
 
@@ -43,7 +44,7 @@ def cases(workshop: Any, masks: Path) -> dict[str, TrainRequest]:
         "bf16, routed": request({"dtype": "bf16"}, routed_share=0.5, route_first=1, gradient_checkpointing=True),
         "int8, rollouts": request({"quantization": QuantizationConfig("int8-quanto", "cpu")}, rollout_probability=0.5),
         "int4, eva": request({"quantization": QuantizationConfig("int4-quanto", "cpu")}, init="eva"),
-        "masks, prior": replace(request(), dataset=weighed),
+        "masks, prior": replace(request(**EVALUATED), dataset=weighed),
     }
 
 
@@ -125,7 +126,7 @@ def test_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path, alone: dict[str
 def test_caches_figures_images_and_events_are_the_same(fleet: Fleet, workshop: Any, tmp_path: Path):
     """From an empty cache: two processes share out captions, images, the evaluation and the validation images."""
     validation = ValidationConfig(prompts="a red cat\na blue dog\nsks", resolutions="32x32", steps=2, cfg=2.0)
-    request = workshop.request(validation, **{**BASE, "validate_every": 2})
+    request = workshop.request(validation, **{**BASE, **EVALUATED, "validate_every": 2})
     runs = {}
     for size in (1, 2):
         folder = tmp_path / str(size)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chroma_trainer.cli import Interrupts, main
+from chroma_trainer.cli import main
+from chroma_trainer.trainer_core.command_line.interrupts import Interrupts
 
 WORKFLOW = str(Path(__file__).resolve().parents[2] / "workflows" / "first-lora.json")
 FOUR = ["--set", "LoRATrainer.accumulation=4"]

@@ -112,8 +112,8 @@ def test_a_run_that_was_stopped_is_stopped_at_the_same_step(home, monkeypatch, t
     monkeypatch.chdir(home)
     (tmp_path / "workflow.json").write_text(json.dumps(graph(name="stopped", steps=6)), encoding="utf-8")
     stop = _Stopper(StepReport, 4)
-    monkeypatch.setattr("chroma_trainer.cli.Console", lambda: stop)
-    monkeypatch.setattr("chroma_trainer.cli.Interrupts", lambda: stop.is_due)
+    monkeypatch.setattr("chroma_trainer.trainer_core.commands.run_command.Console", lambda: stop)
+    monkeypatch.setattr("chroma_trainer.trainer_core.commands.run_command.Interrupts", lambda: stop.is_due)
     assert main(["run", str(tmp_path / "workflow.json"), *MODELS, "--output", str(tmp_path / "out")]) == 130
     monkeypatch.undo()
     monkeypatch.chdir(home)

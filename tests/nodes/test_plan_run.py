@@ -10,6 +10,7 @@ from chroma_trainer.cli import main
 from chroma_trainer.nodes import ALL_NODES, lora_trainer, plan_run
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.host import SinkHost
+from chroma_trainer.trainer_core.train.planning import plan_for
 
 WORKFLOW = "workflows/first-lora.json"
 
@@ -41,5 +42,5 @@ def test_a_plan_is_for_the_device_that_the_trainer_names(workshop):
     request, host = workshop.request(devices="cpu:1"), SinkHost(workshop.host().paths, device="no such device")
     settings = {field.name: getattr(request.training, field.name) for field in fields(TrainingConfig)}
     inputs = lora_trainer.Inputs(model=request.model, dataset=request.dataset, **settings)
-    estimate, _ = plan_run.plan(inputs, host)
+    estimate, _ = plan_for(lora_trainer.request_of(inputs), host)
     assert not estimate.machine.device_bytes

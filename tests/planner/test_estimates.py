@@ -27,6 +27,8 @@ from chroma_trainer.trainer_core.planner.memory_plan import (
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 
+from tests.workshop import EVALUATED
+
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
@@ -55,7 +57,10 @@ def test_no_empty_column():
 @pytest.fixture
 def estimates(workshop):
     request = workshop.request(
-        gradient_checkpointing=True, rank=32, validation=ValidationConfig(prompts="x", resolutions="32x32", cfg=1.0)
+        gradient_checkpointing=True,
+        rank=32,
+        **EVALUATED,
+        validation=ValidationConfig(prompts="x", resolutions="32x32", cfg=1.0),
     )
     host = workshop.host()
     index = plan_run(request, host).index
@@ -113,7 +118,7 @@ def test_checkpoints_that_stay(workshop, values, count):
 
 
 def test_disk_is_what_a_run_writes(workshop):
-    request = workshop.request(steps=6, checkpoint_every=2, rank=256)
+    request = workshop.request(steps=6, checkpoint_every=2, rank=256, **EVALUATED)
     request = replace(request, model=replace(request.model, quantization=QuantizationConfig("int8-quanto")))
     host = workshop.host()
     disk = run(request, host).report["memory"]["predicted"]["disk_bytes"]

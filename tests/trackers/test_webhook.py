@@ -205,7 +205,7 @@ def driven(folder: Path, seconds: float = 20.0) -> list[Notice]:
     for event in events_of(folder):
         sink(event)
     sink.close(False, seconds)
-    return sink.told()
+    return sink.take_notices()
 
 
 @pytest.mark.parametrize("status", [401, 404, 410, 302])

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import write_tiny_flux
+from tests.workshop import EVALUATED
 
 DRAWN = ValidationConfig(prompts="a cat", resolutions="32x32", steps=2, cfg=1.0)
 QUANTISED = QuantizationConfig("int8-quanto", "cpu")
@@ -43,7 +44,7 @@ def request_of(workshop, tiny_flux_model):
 @pytest.fixture(scope="module")
 def finished(workshop, request_of):
     host = workshop.host()
-    return host, run(request_of(DRAWN, gradient_checkpointing=True), host)
+    return host, run(request_of(DRAWN, gradient_checkpointing=True, **EVALUATED), host)
 
 
 def test_the_file_and_what_it_says(finished):
@@ -65,8 +66,8 @@ def test_the_file_and_what_it_says(finished):
 def test_cancelled_and_resumed_it_is_the_same(workshop, request_of, finished):
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
-        run(request_of(DRAWN, gradient_checkpointing=True), host)
-    resumed = run(request_of(DRAWN, gradient_checkpointing=True), workshop.host(host.paths.output))
+        run(request_of(DRAWN, gradient_checkpointing=True, **EVALUATED), host)
+    resumed = run(request_of(DRAWN, gradient_checkpointing=True, **EVALUATED), workshop.host(host.paths.output))
     assert resumed.lora.sha256 == finished[1].lora.sha256 and resumed.losses == finished[1].losses
 
 
@@ -84,7 +85,9 @@ def test_the_same_wherever_weights_wait(workshop, request_of, finished, memory):
 
 def test_it_learns(workshop, request_of):
     host = workshop.host()
-    asked = request_of(steps=40, rank=16, alpha=16.0, learning_rate=0.02, checkpoint_every=0, targets="all+ffs")
+    asked = request_of(
+        steps=40, rank=16, alpha=16.0, learning_rate=0.02, checkpoint_every=0, targets="all+ffs", **EVALUATED
+    )
     losses = run(asked, host).report["eval_loss"]
     assert losses["after"] < 0.95 * losses["before"]
 

@@ -24,6 +24,8 @@ from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 EVERY = 11  # of the calls inside a step, one of these many is interrupted
 
 
@@ -55,7 +57,7 @@ class Interrupter:
 def build(workshop, name: str = "adamw", **values):
     host = workshop.host()
     request = replace(
-        workshop.request(batch_size=1, steps=50, accumulation=2),
+        workshop.request(batch_size=1, steps=50, accumulation=2, **EVALUATED),
         optimizer=OptimizerConfig(optimizer=name), adapter=AdapterConfig(**values),
     )  # fmt: skip
     state = build_run(plan_run(request, host), host, PhaseTimer())
@@ -251,7 +253,7 @@ def test_a_closed_terminal_is_a_cancel_unless_it_is_ignored(ignored, status, tmp
     script = (
         "import os, signal, sys\n"
         f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
-        "from chroma_trainer.cli import Interrupts\n"
+        "from chroma_trainer.trainer_core.command_line.interrupts import Interrupts\n"
         "interrupts = Interrupts()\n"
         "os.kill(os.getpid(), signal.SIGHUP)\n"
         "sys.exit(130 if interrupts() else 0)\n"

@@ -28,6 +28,8 @@ from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import stack_references
 from PIL import Image, ImageOps
 
+from tests.workshop import EVALUATED
+
 
 @pytest.fixture(scope="module")
 def pairs(workshop, tmp_path_factory) -> DatasetConfig:
@@ -53,8 +55,8 @@ def test_a_run_draws_from_a_picture_and_repeats(workshop, request_of, pairs):
     start = str(Path(pairs.reference_roots[0]) / "0.jpg")
     drawn = ValidationConfig(prompts="a cat", resolutions="32x48", steps=2, cfg=1.0, reference=start)
     host = workshop.host()
-    result = run(request_of(drawn, checkpoint_every=0), host)
-    again = run(request_of(drawn, checkpoint_every=0), workshop.host())
+    result = run(request_of(drawn, checkpoint_every=0, **EVALUATED), host)
+    again = run(request_of(drawn, checkpoint_every=0, **EVALUATED), workshop.host())
     assert result.lora.sha256 == again.lora.sha256 and host.all(PreviewReady)
     record = request_of(drawn).as_json()
     assert record["validation"]["reference"] == "0.jpg" and "reference_roots" not in record["dataset"]

@@ -25,6 +25,8 @@ from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.preservation import base_model
 
+from tests.workshop import EVALUATED
+
 
 def state_of(workshop, request):
     host = workshop.host()
@@ -68,7 +70,7 @@ def test_the_leak_is_a_ratio_with_its_error():
 @pytest.fixture(scope="module")
 def built(workshop):
     """A run that is about to start, with its host."""
-    return state_of(workshop, workshop.request())
+    return state_of(workshop, workshop.request(**EVALUATED))
 
 
 @pytest.fixture
@@ -103,7 +105,9 @@ def test_it_is_the_move_of_the_predictions(moved):
 
 def test_images_with_a_trigger_are_measured(workshop):
     """Of folders that have one, without prior preservation, at all noise levels; held-out ones first."""
-    request = with_parts(workshop.request(), {"trigger": ""}, {}, {"trigger": "other", "prior_preservation": True})
+    request = with_parts(
+        workshop.request(**EVALUATED), {"trigger": ""}, {}, {"trigger": "other", "prior_preservation": True}
+    )
     state, _ = state_of(workshop, request)
     probes = state.leak_meter.probes
     assert {probe.sample.part for probe in probes} == {1} and len(probes) == 8
@@ -113,7 +117,7 @@ def test_images_with_a_trigger_are_measured(workshop):
     index = plan_run(held, workshop.host()).index
     (key,) = [sample.key for sample in split(index.samples, 0.25)[1]]
     assert {probe.sample.key for probe in find_probes(held, index)} == {key}
-    word = with_parts(workshop.request(), {"class_word": "animal"})
+    word = with_parts(workshop.request(**EVALUATED), {"class_word": "animal"})
     assert all(probe.prompts[1].startswith("animal, ") for probe in find_probes(word, index))
 
 
@@ -159,7 +163,7 @@ def test_latents_come_from_the_base_model_and_the_prompt_without_the_trigger(mov
 
 def test_it_is_reported_at_each_checkpoint_and_changes_no_byte(workshop):
     """Not of the LoRA, and not of what a resumed run trains."""
-    request = workshop.request(steps=4)
+    request = workshop.request(steps=4, **EVALUATED)
     hosts = [workshop.host(), workshop.host()]
     measured = run(request, hosts[0])
     plain = run(workshop.request(steps=4, eval_images=0), hosts[1])  # neither loss nor leak
@@ -179,7 +183,7 @@ def test_it_is_reported_at_each_checkpoint_and_changes_no_byte(workshop):
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_leaks(workshop):
     """Also one that is stopped at a checkpoint's step: the checkpoint is that of a run that goes on."""
-    request = workshop.request(steps=4, keep_checkpoints=9)
+    request = workshop.request(steps=4, keep_checkpoints=9, **EVALUATED)
     whole_host, host = workshop.host(), workshop.host()
     whole = run(request, whole_host)
     with pytest.raises(Cancelled):
@@ -192,7 +196,7 @@ def test_a_resumed_run_has_the_same_leaks(workshop):
 
 def test_the_noise_does_not_depend_on_the_run(built, workshop):
     """Runs with other seeds measure the same noise, so that they can be compared."""
-    other, _ = state_of(workshop, workshop.request(seed=6))
+    other, _ = state_of(workshop, workshop.request(seed=6, **EVALUATED))
     for state in (built[0], other):
         state.leak_meter.measure_base_(state, built[1])
     bases = [built[0].leak_meter.base, other.leak_meter.base]
@@ -202,7 +206,7 @@ def test_the_noise_does_not_depend_on_the_run(built, workshop):
 
 def test_without_a_trigger_it_is_skipped_and_that_is_reported(workshop):
     host = workshop.host()
-    report = run(with_parts(workshop.request(steps=2), {"trigger": " "}), host).report
+    report = run(with_parts(workshop.request(steps=2, **EVALUATED), {"trigger": " "}), host).report
     assert not host.all(LeakMeasured) and "leak" not in report
     assert sum(text.startswith("leak is not measured: no trigger is set") for text in host.told()) == 1
     quiet = workshop.host()

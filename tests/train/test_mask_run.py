@@ -21,6 +21,8 @@ from chroma_trainer.trainer_core.train.step import loop as loop_module
 from chroma_trainer.trainer_core.train.step.batch import Batch
 from PIL import Image
 
+from tests.workshop import EVALUATED
+
 
 @pytest.fixture
 def own(workshop, tmp_path):
@@ -77,7 +79,7 @@ def test_no_gradient_from_under_black(workshop, own, monkeypatch):
 
 def test_evaluation_weighs_alike(workshop, own):
     _, request = own
-    host, made = workshop.host(), built(workshop, request(plain=False))
+    host, made = workshop.host(), built(workshop, request(plain=False, **EVALUATED))
     plain = replace(made, masks=None)
     masked = eval_loss(made, host)
     assert masked != eval_loss(plain, host)

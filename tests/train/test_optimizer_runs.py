@@ -13,6 +13,8 @@ from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 
 def request_with(workshop, optimizer, training=None, **settings):
     config = OptimizerConfig(optimizer=optimizer, **settings)
@@ -23,7 +25,9 @@ def request_with(workshop, optimizer, training=None, **settings):
     "name, rate, settings", [("prodigy", 1.0, {"prodigy_d0": 1e-3}), ("schedulefree-adamw", 0.01, {})]
 )
 def test_it_goes_on_to_the_same_bytes(workshop, name, rate, settings):
-    request = request_with(workshop, name, {"learning_rate": rate, "steps": 10, "lr_schedule": "constant"}, **settings)
+    request = request_with(
+        workshop, name, {**EVALUATED, "learning_rate": rate, "steps": 10, "lr_schedule": "constant"}, **settings
+    )
     whole = run(request, workshop.host())
     host = workshop.host().cancelling_at(5)
     with pytest.raises(Cancelled):

@@ -20,6 +20,8 @@ from chroma_trainer.trainer_core.train.step.loop import micro_loss, train_step
 from chroma_trainer.trainer_core.train.step.preservation import base_model, preservation_loss
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 
 def requested(workshop, class_word: str = "animal", **training):
     part = replace(workshop.dataset.parts[0], class_word=class_word)
@@ -74,7 +76,8 @@ def test_it_is_off_unless_asked_for(workshop):
 
 def test_the_eval_loss_is_mse_whatever_is_trained(workshop):
     plain, other = (
-        state_of(workshop.request(**values), workshop) for values in ({}, {"loss": "mae", "loss_weighting": "sigma"})
+        state_of(workshop.request(**EVALUATED, **values), workshop)
+        for values in ({}, {"loss": "mae", "loss_weighting": "sigma"})
     )
     assert eval_loss(plain, workshop.host()) == eval_loss(other, workshop.host())
     assert micro_loss(plain, 0) != micro_loss(other, 0)

@@ -19,6 +19,8 @@ from chroma_trainer.trainer_core.train.step.batch import make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 
 def dataset(workshop, *is_prior: bool) -> DatasetConfig:
     """The workshop's folder so many times."""
@@ -62,7 +64,9 @@ def test_the_loss_of_a_mixed_batch_is_the_formula(workshop, kind):
 
 
 def test_they_are_not_what_a_checkpoint_is_judged_by(workshop):
-    one, both = (replace(workshop.request(), dataset=dataset(workshop, *keeps)) for keeps in ((False,), (False, True)))
+    one, both = (
+        replace(workshop.request(**EVALUATED), dataset=dataset(workshop, *keeps)) for keeps in ((False,), (False, True))
+    )
     losses = []
     for asked in (one, both):
         host = workshop.host()

@@ -17,6 +17,8 @@ from chroma_trainer.trainer_core.quant.low_precision_matmul import Fp8Product, I
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 
+from tests.workshop import EVALUATED
+
 LEVELS = {"int8": "int8-quanto", "fp8": "fp8-native"}
 
 
@@ -28,9 +30,9 @@ def rounded(workshop, kind: str, **training):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "off"), [("int8", 0.02), ("fp8", 0.06)])
 def test_it_learns_as_with_exact_products(workshop, kind, off):
-    ours = run(rounded(workshop, kind, steps=12), workshop.host())
+    ours = run(rounded(workshop, kind, steps=12, **EVALUATED), workshop.host())
     model = replace(workshop.model, quantization=QuantizationConfig(LEVELS[kind]))
-    exact = run(workshop.request(model=model, steps=12), workshop.host())
+    exact = run(workshop.request(model=model, steps=12, **EVALUATED), workshop.host())
     assert ours.report["eval_loss"]["before"] == exact.report["eval_loss"]["before"]  # judged with exact products
     after, wanted = ours.report["eval_loss"]["after"], exact.report["eval_loss"]["after"]
     assert after != wanted and after == pytest.approx(wanted, rel=off)

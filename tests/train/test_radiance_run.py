@@ -17,6 +17,7 @@ from chroma_trainer.trainer_core.train.run import run
 from safetensors import safe_open
 
 from tests.conftest import radiance_model, write_tiny_radiance
+from tests.workshop import EVALUATED
 
 DRAWN = ValidationConfig(prompts="a cat", resolutions="32x48", steps=2, cfg=2.0, previews="fast")
 
@@ -30,7 +31,7 @@ def x0_model(tmp_path_factory, tiny_chroma):
 
 def test_a_run_trains_draws_and_saves(workshop, x0_model):
     host = workshop.host()
-    result = run(workshop.request(DRAWN, x0_model, routed_share=0.25, route_first=1, route_last=2), host)
+    result = run(workshop.request(DRAWN, x0_model, routed_share=0.25, route_first=1, route_last=2, **EVALUATED), host)
     assert [event.step for event in host.all(StepReport)] == [1, 2, 3, 4, 5, 6]
     assert host.all(PreviewReady) and host.all(LoraSaved)
     with safe_open(result.lora.path, "pt") as file:

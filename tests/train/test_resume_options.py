@@ -21,6 +21,8 @@ from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 NEEDS = {"loftq": {"level": "int8-quanto"}}  # inits that need a quantised base
 
 
@@ -39,6 +41,7 @@ def cases() -> list[Any]:
     found: dict[str, dict[str, dict[str, Any]]] = {
         "everything random": {"training": {
             "batch_size": 1, "accumulation": 2, "caption_dropout": 0.5, "init": "gaussian", "gradient_checkpointing": True,
+            **EVALUATED,
         }},
         "random crop": {"dataset": {"crop_style": "random", "resolution": 16.0}},
         "held out": {"training": {"holdout": 0.25, "checkpoint_every": 2}},

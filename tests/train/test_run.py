@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import (
     CheckpointSaved,
+    LeakMeasured,
     LoraSaved,
     Notice,
     PhaseStarted,
@@ -31,6 +32,8 @@ from chroma_trainer.trainer_core.train.step import loop as loop_module
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(workshop):
@@ -41,7 +44,9 @@ def uninterrupted(workshop):
 
 def test_it_learns(workshop):
     host = workshop.host()
-    result = run(workshop.request(steps=40, rank=16, alpha=16.0, learning_rate=0.02, checkpoint_every=0), host)
+    result = run(
+        workshop.request(steps=40, rank=16, alpha=16.0, learning_rate=0.02, checkpoint_every=0, **EVALUATED), host
+    )
     before, after = result.report["eval_loss"]["before"], result.report["eval_loss"]["after"]
     assert after < 0.95 * before, (before, after)
 
@@ -75,17 +80,20 @@ def test_another_seed_writes_others(workshop, uninterrupted):
     assert run(workshop.request(seed=6), workshop.host()).losses != uninterrupted[1].losses
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, step):
+@pytest.mark.parametrize(("step", "values"), [(1, {}), (3, EVALUATED)])
+def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, step, values):
+    request = workshop.request(**values)
+    whole = run(request, workshop.host()) if values else uninterrupted[1]
     host = workshop.host().cancelling_at(step)
     with pytest.raises(Cancelled):
-        run(workshop.request(), host)
+        run(request, host)
     # A checkpoint and a usable LoRA of the steps done are there.
     assert f"step-{step:06}" in host.checkpoints and describe(host.lora)["step"] == step
     assert f"stopped at step {step} of 6; run it again to resume from there" in host.told()
-    result = run(workshop.request(), host.cancelling_at(0))
+    result = run(request, host.cancelling_at(0))
     assert f"resumed from step {step} of 6" in host.told() and result.report["resumed_from"] == step
-    assert result.losses == uninterrupted[1].losses and result.lora.sha256 == uninterrupted[1].lora.sha256
+    assert result.losses == whole.losses and result.lora.sha256 == whole.lora.sha256
+    assert result.report["eval_loss"] == whole.report["eval_loss"] and bool(host.all(LeakMeasured)) == bool(values)
 
 
 @pytest.mark.slow
@@ -258,9 +266,9 @@ def test_a_cancel_while_pictures_are_drawn_loses_nothing(workshop, when):
 
 
 def test_at_strength_0_the_model_is_the_base_exactly(workshop):
-    result = run(workshop.request(steps=1), host := workshop.host())
-    again = run(workshop.request(steps=2), host)  # resumed: the LoRA has weights by then
-    other = run(workshop.request(steps=1, rank=2, seed=9), workshop.host())
+    result = run(workshop.request(steps=1, **EVALUATED), host := workshop.host())
+    again = run(workshop.request(steps=2, **EVALUATED), host)  # resumed: the LoRA has weights by then
+    other = run(workshop.request(steps=1, rank=2, seed=9, **EVALUATED), workshop.host())
     assert len({each.report["eval_loss"]["before"] for each in (result, again, other)}) == 1
     assert again.report["resumed_from"] == 1
 

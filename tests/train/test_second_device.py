@@ -28,6 +28,8 @@ from chroma_trainer.trainer_core.models import attention_check, mmdit_layers
 from chroma_trainer.trainer_core.train.run import run
 from torch import nn
 
+from tests.workshop import EVALUATED
+
 KIND = os.environ.get("CHROMA_TRAINER_SECOND_DEVICE", "")
 pytestmark = pytest.mark.skipif(
     not KIND, reason="needs a second device: CHROMA_TRAINER_SECOND_DEVICE=1 (or mps), a C++ compiler and ninja"
@@ -94,7 +96,7 @@ def losses(workshop: Any, request: Any, device: str) -> list[float]:
     host = workshop.host()
     object.__setattr__(host, "device", device)
     object.__setattr__(host, "paths", replace(host.paths, cache=workshop.root / f"cache-{device}"))
-    result = run(replace(request, training=replace(request.training, steps=3)), host)
+    result = run(replace(request, training=replace(request.training, steps=3, **EVALUATED)), host)
     assert not [text for text in host.told() if "no memory estimate" in text]
     return [*result.losses, result.report["eval_loss"]["after"]]
 

@@ -15,6 +15,8 @@ from chroma_trainer.trainer_core.runs.manifest import settings_of
 from chroma_trainer.trainer_core.train.run import run
 from PIL import Image
 
+from tests.workshop import EVALUATED
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> DatasetConfig:
@@ -55,7 +57,7 @@ def test_each_evaluation_is_compared(workshop, dataset):
 
 
 def test_a_run_without_held_out_images_tells_its_change_too(workshop):
-    losses = run(workshop.request(steps=2), workshop.host()).report["eval_loss"]
+    losses = run(workshop.request(steps=2, **EVALUATED), workshop.host()).report["eval_loss"]
     assert losses["change"]["mean"] == pytest.approx(losses["after"] - losses["before"]) and "evaluations" not in losses
 
 

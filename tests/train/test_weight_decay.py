@@ -14,6 +14,8 @@ from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 
+from tests.workshop import EVALUATED
+
 KINDS = [("dora", "default"), ("lora", "pissa"), ("lora", "olora")]
 
 
@@ -27,7 +29,9 @@ def request_of(workshop, kind: str, init: str, **values):
 def test_with_nothing_to_learn_the_model_stays_the_base(workshop, kind, init):
     (part,), roots = workshop.dataset.parts, workshop.dataset.roots
     dataset = DatasetConfig((replace(part, prior_preservation=True),), roots)
-    request = replace(request_of(workshop, kind, init, steps=20, weight_decay=0.01, rank=2, alpha=2.0), dataset=dataset)
+    request = replace(
+        request_of(workshop, kind, init, steps=20, weight_decay=0.01, rank=2, alpha=2.0, **EVALUATED), dataset=dataset
+    )
     losses = run(request, workshop.host()).report["eval_loss"]
     assert losses["after"] == losses["before"]
 

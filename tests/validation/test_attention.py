@@ -22,6 +22,8 @@ from chroma_trainer.trainer_core.validation import attention
 from chroma_trainer.trainer_core.validation.render import Renderer, draw
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = ValidationConfig(prompts="cat", resolutions="32x32", steps=2, cfg=2.0, attention="sage")
 STAND_IN = """
@@ -126,7 +128,9 @@ def test_a_run_draws_with_it_and_learns_without(workshop, sage, anywhere):
     """The LoRA is that of a run that draws as it trains, under the same name: what draws is no part of it."""
     loras = []
     for settings in (SETTINGS, replace(SETTINGS, attention="same")):
-        request: TrainRequest = workshop.request(settings, steps=2, validate_every=1, gradient_checkpointing=True)
+        request: TrainRequest = workshop.request(
+            settings, steps=2, validate_every=1, gradient_checkpointing=True, **EVALUATED
+        )
         host = workshop.host()
         run(request, host)
         loras.append((host.run_folder.name, host.lora.read_bytes(), load_file(host.lora)))

@@ -92,9 +92,9 @@ def block_rules(text: str) -> list[BlockRule]:
 class AdapterConfig:
     """Settings of the adapter. Rank, alpha, targets and init are widgets of LoRATrainer."""
 
-    PATHS: ClassVar = ("init_lora",)
-    LATER: ClassVar = (("precision",), ("extract_rank",))
-    KEY: ClassVar = (
+    PATHS: ClassVar[tuple[str, ...]] = ("init_lora",)
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("precision",), ("extract_rank",))
+    KEY: ClassVar[tuple[str, ...]] = (
         "AdapterConfig", "kind", "format", "init_lora", "dropout", "block_lr", "ema_decay", "lokr_factor",
         "lokr_decompose_both", "svd_iterations", "eva_batches", "precision",
     )  # fmt: skip

@@ -22,8 +22,8 @@ SEVERAL = "||"  # separates instance prompts, because a single-line widget has n
 class FolderConfig:
     """A folder of images: the widgets of DatasetBackend."""
 
-    PATHS: ClassVar = ("folder", "references", "masks", "table")
-    LATER: ClassVar = (
+    PATHS: ClassVar[tuple[str, ...]] = ("folder", "references", "masks", "table")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("references",),
         ("tag_orders", "kept_tags"),
         ("masks", "unmasked_weight"),
@@ -468,7 +468,7 @@ class DatasetConfig:
         tables: absolute path of each folder's table, "" for none.
     """
 
-    UNRECORDED: ClassVar = ("roots", "reference_roots", "mask_roots", "tables")
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("roots", "reference_roots", "mask_roots", "tables")
 
     parts: tuple[FolderConfig, ...]
     roots: tuple[str, ...]

@@ -96,8 +96,8 @@ class FluxOptions:
         t5_padding: "unmodified": T5's embeddings of padding; "zero": zeros in their place.
     """
 
-    PATHS: ClassVar = ("clip_file", "assistant_file")
-    LATER: ClassVar = (("t5_padding",),)
+    PATHS: ClassVar[tuple[str, ...]] = ("clip_file", "assistant_file")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("t5_padding",),)
 
     clip_file: str = ""
     max_tokens: int = 512

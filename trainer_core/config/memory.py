@@ -23,7 +23,7 @@ class MemoryConfig:
     problems() checks them against each other; setup/preflight.py checks them against the rest of the request.
     """
 
-    LATER: ClassVar = (("offload_share",),)
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("offload_share",),)
 
     checkpointing_interval: Annotated[
         int,

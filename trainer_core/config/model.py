@@ -27,8 +27,15 @@ RADIANCE_REPO = "lodestones/Chroma1-Radiance"  # single files
 class QuantizationConfig:
     """Quantization of the frozen base model and the text encoder: the widgets of QuantizeModel."""
 
-    LATER: ClassVar = (("products",),)
-    KEY: ClassVar = ("QuantizationConfig", "level", "quantize_via", "text_encoder", "cached_bases", "products")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("products",),)
+    KEY: ClassVar[tuple[str, ...]] = (
+        "QuantizationConfig",
+        "level",
+        "quantize_via",
+        "text_encoder",
+        "cached_bases",
+        "products",
+    )
 
     level: Annotated[
         str,
@@ -118,8 +125,8 @@ class ModelConfig:
         flux: settings that only Flux has, None for other families. Left out of records where it is None.
     """
 
-    PATHS: ClassVar = ("repo", "transformer_file", "text_encoder_file", "vae_file")
-    LATER: ClassVar = (("flux",),)
+    PATHS: ClassVar[tuple[str, ...]] = ("repo", "transformer_file", "text_encoder_file", "vae_file")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("flux",),)
 
     family: str
     flavour: str

@@ -26,8 +26,8 @@ class OptimizerConfig:
     that an optimizer uses; a run warns about fields that are set but not used.
     """
 
-    LATER: ClassVar = (("clip_by",),)
-    KEY: ClassVar = (
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("clip_by",),)
+    KEY: ClassVar[tuple[str, ...]] = (
         "OptimizerConfig", "optimizer", "beta1", "beta2", "beta3", "eps", "kahan", "prodigy_d0", "prodigy_d_coef",
         "prodigy_growth", "ademamix_alpha", "adafactor_scale_parameter", "lr_num_cycles", "lr_power", "lr_decay_share",
         "lr_min_ratio",

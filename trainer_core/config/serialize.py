@@ -2,13 +2,16 @@
 
 A settings class declares how its fields are recorded:
 
-    PATHS: ClassVar = ("folder",)                      # paths: only the last component is recorded
-    LATER: ClassVar = (("masks", "unmasked_weight"),)  # later additions: recorded only if the first is not the default
-    UNRECORDED: ClassVar = ("roots",)                  # resolved on this machine: never recorded
+    # Paths: only the last component is recorded.
+    PATHS: ClassVar[tuple[str, ...]] = ("folder",)
+    # Later additions: recorded only if the first is not the default.
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("masks", "unmasked_weight"),)
+    # Resolved on this machine: never recorded.
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("roots",)
 
 and, if keys of caches are computed from it, the text that they hash (see key_text):
 
-    KEY: ClassVar = ("Placement", "bucket", "resize", "crop")
+    KEY: ClassVar[tuple[str, ...]] = ("Placement", "bucket", "resize", "crop")
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ LEAK_PROBES = 8  # captions that the leak is measured for, 2 at each of LEAK_SIG
 class TrainingConfig:
     """Settings of the training itself. The defaults suit a first LoRA (docs/first-lora.md)."""
 
-    LATER: ClassVar = (
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("rollout_probability", "rollout_steps"),
         ("routed_share", "route_first", "route_last"),
         ("trackers",),
@@ -77,7 +77,11 @@ class TrainingConfig:
         ("noise_choice",),
         ("stop_when", "patience"),
     )
-    UNRECORDED: ClassVar = ("devices", "background", "detached")  # they decide who computes and when, not what
+    UNRECORDED: ClassVar[tuple[str, ...]] = (
+        "devices",
+        "background",
+        "detached",
+    )  # they decide who computes and when, not what
 
     name: Annotated[
         str,

@@ -61,9 +61,9 @@ class ValidationConfig:
     The defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used.
     """
 
-    PATHS: ClassVar = ("reference",)
-    LATER: ClassVar = (("sampling",), ("reference",), ("attention",), ("previews",))
-    KEY: ClassVar = (
+    PATHS: ClassVar[tuple[str, ...]] = ("reference",)
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("sampling",), ("reference",), ("attention",), ("previews",))
+    KEY: ClassVar[tuple[str, ...]] = (
         "ValidationConfig", "prompts", "negative_prompt", "steps", "cfg", "resolutions", "seed", "scheduler", "shift",
         "lora_strength", "guidance", "threshold", "uncond_zero_scale", "cfg_start_pct", "initial_disabled_steps",
         "checkpoints", "sampling", "reference", "attention",

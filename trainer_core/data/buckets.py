@@ -28,7 +28,7 @@ class Placement:
         crop: (left, top) of the bucket in the resized image.
     """
 
-    KEY: ClassVar = ("Placement", "bucket", "resize", "crop")
+    KEY: ClassVar[tuple[str, ...]] = ("Placement", "bucket", "resize", "crop")
 
     bucket: tuple[int, int]
     resize: tuple[int, int]

@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..config.dataset import CAPTIONS, DatasetConfig, FolderConfig
+from ..config.dataset import DatasetConfig, FolderConfig
 from ..config.serialize import key_text
 from ..errors import Problem, UserError
-from ..host import Host, Notice, collect
+from ..host import Host, collect
 from ..storage.atomic import sha256_texts
-from .buckets import MAX_DISTORTION, place
+from .buckets import place
 from .captions import final_captions
+from .dataset_report import count_encodings, log_report, make_report
 from .masks import MaskFolder, Masks, MaskWriter, open_masks
 from .places.open_source import describe_empty, open_source
-from .sample_table import Sample, TableWriter, columns
-from .source.backend import MAX_LISTED, Backend, Entry, describe_left_out, left_out_report, printable_name
+from .sample_table import Sample, TableWriter
+from .skipped_images import SkippedImages, truncate_problems
+from .source.backend import Backend, Entry, left_out_report, printable_name
 from .source.decode import BrokenImage
 from .source.scan import Scan, scans
-from .source.text_encoding import WESTERN
 from .tables.caption_row import Box, Row
-from .tables.caption_source import NO_CAPTION, CaptionSource, NoCaption, tables_report
-
-NUM_SHOWN = 5  # names in a log message; the report lists them all
-MAX_PROBLEMS = 20  # shown in one error
-# Reasons that are the user's choice: these images are no error with on_broken "stop".
-BY_CHOICE = ("its shorter edge", "its aspect ratio", "it would be enlarged")
+from .tables.caption_source import CaptionSource, NoCaption, tables_report
 
 
 @dataclass(frozen=True)
@@ -79,124 +72,96 @@ def build_index(config: DatasetConfig, host: Host, seed: int, unreadable: Mappin
     Raises:
         UserError: No image can be used, or, with on_broken "stop", any image can't be used (all of them are listed).
     """
-    writer, mask_writer = TableWriter(), MaskWriter()
-    problems: list[Problem] = []
-    skips = _Skips(problems)
-    backends: list[Backend] = []
-    sources: list[CaptionSource] = []
-    counts = Counter[str]()
-    num_found = num_converted = 0
-    for part, (settings, root) in enumerate(zip(config.parts, config.roots, strict=True)):
-        backend = open_source(root, host)
-        backends.append(backend)
-        entries = backend.entries()
-        num_found += len(entries) + backend.left_out.num_unreadable
-        skips.add_unreadable(settings, backend)
-        if not entries:
-            problems.append(Problem("dataset", describe_empty(settings.folder, root, backend)))
-        opened_masks = collect(problems, open_masks, config, part, entries, host)
-        mask_folder = opened_masks if isinstance(opened_masks, MaskFolder) else None
-        mask_writer.begin(mask_folder)
-        source = collect(problems, CaptionSource.open, config, part, backend, entries)
-        if not isinstance(source, CaptionSource):
-            continue
-        sources.append(source)
-        for number, (entry, scan) in enumerate(zip(entries, scans(backend, entries, root, host), strict=True)):
-            reason = (unreadable or {}).get(f"{part}/{entry.name}", "")
-            sample, reason = (None, reason) if reason else _make_sample(part, source, number, entry, scan, seed, counts)
-            mask, reason = mask_folder.mask_of(sample, number) if sample and mask_folder else (None, reason)
-            if sample and mask and mask_folder and settings.crop_style == "mask":
-                sample, mask, reason = _crop_around_mask(sample, mask, mask_folder, settings, seed)
-            if sample and not reason:
-                writer.append(sample)
-                num_converted += bool(scan.profile)
-                if mask:
-                    mask_writer.append(mask)
-                continue
-            skips.add(settings, backend.path(entry.name), printable_name(entry.name), reason)
-    samples = writer.finish(lambda part, name: backends[part].path(name))
-    if num_found and not samples and not problems:
-        reasons = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in skips.listed[:NUM_SHOWN])
-        more = f"; and {skips.count - NUM_SHOWN} more" if skips.count > NUM_SHOWN else ""
-        problems.append(
-            Problem(
-                "dataset",
-                f"none of {num_found} images can be used: {reasons}{more}{_suggest_caption_fix(skips.listed)}",
-            )
-        )
-    if problems:
-        raise UserError(_truncate_problems(problems, skips.num_unlisted))
-    report = _make_report(samples, skips.listed, num_found, config) | {"num_skipped": skips.count}
-    report["color_converted"] = num_converted
-    report["left_out"], report["caption_encodings"] = left_out_report(backends), _count_encodings(backends)
-    report |= {name: count for name, count in counts.items() if count}
-    if tables := tables_report(sources):
-        report["tables"] = tables
-    masks = mask_writer.finish()
-    if masks:
-        report["masks"] = len(masks.samples)
-    _log_report(report, skips.listed, host)
-    digest = _digest(samples, config)
-    return Index(samples, masks.digest(digest) if masks else digest, report, tuple(backends), masks)
+    builder = _IndexBuilder(config, host, seed, unreadable or {})
+    for part, root in zip(range(len(config.parts)), config.roots, strict=True):
+        builder.add_part(part, root)
+    return builder.finish()
 
 
-class _Skips:
-    """The images that are not used, with their reasons.
+class _IndexBuilder:
+    """The samples so far, and all that is reported of them.
 
     Args:
-        problems: Receives a problem for each one of a folder with on_broken "stop".
+        config: As for build_index, like the others.
     """
 
-    def __init__(self, problems: list[Problem]):
-        self.listed: list[dict[str, str]] = []
-        self.count = self.num_unlisted = 0  # num_unlisted: problems beyond those that are listed
-        self._problems = problems
+    def __init__(self, config: DatasetConfig, host: Host, seed: int, unreadable: Mapping[str, str]):
+        self.config, self.host, self.seed, self.unreadable = config, host, seed, unreadable
+        self.samples, self.masks = TableWriter(), MaskWriter()
+        self.problems: list[Problem] = []
+        self.skips = SkippedImages(self.problems)
+        self.backends: list[Backend] = []
+        self.sources: list[CaptionSource] = []
+        self.counts = Counter[str]()
+        self.num_found = self.num_converted = 0
 
-    def add(self, settings: FolderConfig, location: str, name: str, reason: str) -> None:
-        """Add an image.
+    def add_part(self, part: int, root: str) -> None:
+        """Add the images of a folder or another source."""
+        settings, host = self.config.parts[part], self.host
+        backend = open_source(root, host)
+        self.backends.append(backend)
+        entries = backend.entries()
+        self.num_found += len(entries) + backend.left_out.num_unreadable
+        self.skips.add_unreadable(settings, backend)
+        if not entries:
+            self.problems.append(Problem("dataset", describe_empty(settings.folder, root, backend)))
+        opened_masks = collect(self.problems, open_masks, self.config, part, entries, host)
+        masks = opened_masks if isinstance(opened_masks, MaskFolder) else None
+        self.masks.begin(masks)
+        source = collect(self.problems, CaptionSource.open, self.config, part, backend, entries)
+        if not isinstance(source, CaptionSource):
+            return
+        self.sources.append(source)
+        for number, (entry, scan) in enumerate(zip(entries, scans(backend, entries, root, host), strict=True)):
+            if reason := self._add_image(part, source, masks, number, entry, scan):
+                self.skips.add(settings, backend.path(entry.name), printable_name(entry.name), reason)
 
-        Args:
-            settings: Those of its folder.
-            location: Where it is, for the report.
-            name: Its name in the folder.
-            reason: Why it is not used.
-        """
-        self.count += 1
-        if self.count <= MAX_LISTED:
-            self.listed.append({"image": location, "reason": reason})
-        is_error = settings.on_broken == "stop" and not reason.startswith(BY_CHOICE)
-        if is_error and len(self._problems) >= MAX_LISTED:
-            self.num_unlisted += 1
-        elif is_error:
-            text = f"{name}: {reason}; fix or remove it, or set on_broken to skip"
-            self._problems.append(Problem(settings.folder, text))
-
-    def add_unreadable(self, settings: FolderConfig, backend: Backend) -> None:
-        """Add the files that the backend could not even list as images."""
-        for location, reason in sorted(backend.left_out.unreadable):
-            self.add(settings, location, Path(location).name, reason)
-        self.count += backend.left_out.num_unreadable - len(backend.left_out.unreadable)
-
-
-def _count_encodings(backends: Sequence[Backend]) -> dict[str, int]:
-    return dict(sorted(sum((backend.encodings for backend in backends), Counter[str]()).items()))
-
-
-def _truncate_problems(problems: list[Problem], num_unlisted: int) -> list[Problem]:
-    """Return as many problems as fit on a screen.
-
-    If the captions are in another folder, every image has the same problem.
-    """
-    if len(problems) <= MAX_PROBLEMS:
-        return problems
-    more = f"{len(problems) + num_unlisted - MAX_PROBLEMS} more images can't be used, for similar reasons"
-    return [*problems[:MAX_PROBLEMS], Problem("dataset", more)]
-
-
-def _suggest_caption_fix(skipped: list[dict[str, str]]) -> str:
-    if not any(entry["reason"].startswith(NO_CAPTION) for entry in skipped):
+    def _add_image(
+        self, part: int, source: CaptionSource, masks: MaskFolder | None, number: int, entry: Entry, scan: Scan
+    ) -> str:
+        """Add an image as a sample, with its mask. Return the reason if it is skipped."""
+        settings = self.config.parts[part]
+        if reason := self.unreadable.get(f"{part}/{entry.name}", ""):
+            return reason
+        sample, reason = _make_sample(part, source, number, entry, scan, self.seed, self.counts)
+        mask, reason = masks.mask_of(sample, number) if sample and masks else (None, reason)
+        if sample and mask and masks and settings.crop_style == "mask":
+            sample, mask, reason = _crop_around_mask(sample, mask, masks, settings, self.seed)
+        if not sample or reason:
+            return reason
+        self.samples.append(sample)
+        self.num_converted += bool(scan.profile)
+        if mask:
+            self.masks.append(mask)
         return ""
-    return f". Add a .txt file next to each image, or set captions to {', '.join(map(repr, CAPTIONS[1:]))}"
+
+    def finish(self) -> Index:
+        """Return the index, and log its report.
+
+        Raises:
+            UserError: As for build_index.
+        """
+        samples = self.samples.finish(lambda part, name: self.backends[part].path(name))
+        if self.num_found and not samples and not self.problems:
+            self.problems.append(Problem("dataset", self.skips.describe_none_used(self.num_found)))
+        if self.problems:
+            raise UserError(truncate_problems(self.problems, self.skips.num_unlisted))
+        masks = self.masks.finish()
+        report = self._report(samples, masks)
+        log_report(report, self.host)
+        digest = _digest(samples, self.config)
+        return Index(samples, masks.digest(digest) if masks else digest, report, tuple(self.backends), masks)
+
+    def _report(self, samples: Sequence[Sample], masks: Masks | None) -> dict[str, Any]:
+        report = make_report(samples, self.skips.listed, self.num_found, self.config)
+        report |= {"num_skipped": self.skips.count, "color_converted": self.num_converted}
+        report["left_out"], report["caption_encodings"] = left_out_report(self.backends), count_encodings(self.backends)
+        report |= {name: count for name, count in self.counts.items() if count}
+        if tables := tables_report(self.sources):
+            report["tables"] = tables
+        if masks:
+            report["masks"] = len(masks.samples)
+        return report
 
 
 def _make_sample(
@@ -286,113 +251,3 @@ def _digest(samples: Sequence[Sample], config: DatasetConfig) -> str:
         + (f" {s.loss_weight}" if s.loss_weight != 1.0 else "")
         for s in samples
     )
-
-
-def _make_report(
-    samples: Sequence[Sample], skipped: list[dict[str, str]], num_found: int, config: DatasetConfig
-) -> dict[str, Any]:
-    rows = columns(samples)
-    resized = (rows["resize"] != rows["size"]).any(axis=1)
-    enlarged: Any = (rows["resize"] > rows["size"]).any(axis=1)
-    cropped: Any = (rows["bucket"] != rows["resize"]).any(axis=1)
-    whole = np.array([not part.crop for part in config.parts])[rows["part"]]
-    duplicates: Any = _has_duplicate(rows["sha256"])
-    sizes, counts = np.unique(rows["bucket"], axis=0, return_counts=True)
-    buckets = {f"{width}x{height}": int(count) for (width, height), count in zip(sizes.tolist(), counts, strict=True)}
-    return {
-        "found": num_found,
-        "used": len(samples),
-        "skipped": skipped,
-        "resized": int(resized.sum()),
-        "enlarged": _paths(samples, enlarged),
-        "num_enlarged": int(enlarged.sum()),
-        "cropped": int(cropped.sum()),
-        "cropped_despite_off": _paths(samples, cropped & whole),
-        "num_cropped_despite_off": int((cropped & whole).sum()),
-        "duplicates": _paths(samples, duplicates),
-        "num_duplicates": int(duplicates.sum()),
-        "buckets": dict(sorted(buckets.items())),
-        "triggers": sorted({part.trigger for part in config.parts if part.trigger}),
-    }
-
-
-def _paths(samples: Sequence[Sample], which: np.ndarray) -> list[str]:
-    return [samples[int(i)].path for i in np.flatnonzero(which)[:MAX_LISTED]]
-
-
-def _has_duplicate(digests: np.ndarray) -> np.ndarray:
-    """Return a mask of the digests, (rows, 32) bytes, that occur more than once."""
-    whole = np.ascontiguousarray(digests).view("V32").reshape(-1)
-    _, number, counts = np.unique(whole, return_inverse=True, return_counts=True)
-    return counts[number.reshape(-1)] > 1
-
-
-def _log_report(report: dict[str, Any], skipped: list[dict[str, str]], host: Host) -> None:
-    buckets = ", ".join(f"{name}: {count}" for name, count in report["buckets"].items())
-    host.emit(
-        Notice(
-            f"{report['used']} of {report['found']} images used ({report['resized']} resized, {report['cropped']} "
-            f"cropped); buckets {buckets}"
-        )
-    )
-    if "masks" in report:
-        host.emit(Notice(f"{report['masks']} of them have a mask that weights the loss"))
-    if report["color_converted"]:
-        text = f"{report['color_converted']} images have another color profile and are converted to sRGB"
-        host.emit(Notice(text))
-    if report["caption_encodings"]:
-        host.emit(Notice(_describe_encodings(report["caption_encodings"]), "warning"))
-    for line in _describe_rows(report):
-        host.emit(Notice(line))
-    for table in report.get("tables", ()):
-        if table["unused_rows"]:
-            text = f"{table['unused_rows']} rows of {table['table']} name no image of the folder, such as"
-            host.emit(Notice(f"{text} {table['example']!r}", "warning"))
-    for left_out in report["left_out"]:
-        host.emit(Notice(describe_left_out(left_out), "warning"))
-    for entry in skipped[:NUM_SHOWN]:
-        host.emit(Notice(f"skipped {entry['image']}: {entry['reason']}", "warning"))
-    if report["num_skipped"] > NUM_SHOWN:
-        where = "all" if report["num_skipped"] <= MAX_LISTED else f"the first {MAX_LISTED}"
-        host.emit(Notice(f"and {report['num_skipped'] - NUM_SHOWN} more skipped; {where} are in the report", "warning"))
-    if report["enlarged"]:
-        host.emit(
-            Notice(
-                f"{report['num_enlarged']} images are smaller than their bucket and are upscaled; "
-                "set min_size to skip them",
-                "warning",
-            )
-        )
-    if report["cropped_despite_off"]:
-        host.emit(
-            Notice(
-                f"{report['num_cropped_despite_off']} images are cropped although crop is off, because resizing them "
-                f"to their bucket would distort them by more than {MAX_DISTORTION - 1:.0%}, for example "
-                f"{report['cropped_despite_off'][0]}",
-                "warning",
-            )
-        )
-    if report["duplicates"]:
-        host.emit(
-            Notice(
-                f"{report['num_duplicates']} images are duplicates (identical bytes), "
-                f"for example {report['duplicates'][0]}",
-                "warning",
-            )
-        )
-
-
-def _describe_rows(report: Mapping[str, Any]) -> list[str]:
-    """Return what the log says about the rows of tables."""
-    texts = {
-        "num_weighted": "images have a loss_weight that is not 1",
-        "num_without_boxes": "images have no boxes and are cropped around their middle",
-        "table_sizes_differ": "images have another size than their row says; their own is used",
-    }
-    return [f"{report[name]} {text}" for name, text in texts.items() if name in report]
-
-
-def _describe_encodings(counts: Mapping[str, int]) -> str:
-    names = {WESTERN: "Windows-1252", "gb18030": "GBK", "cp932": "Shift-JIS"}
-    parts = ", ".join(f"{count} as {names.get(name, name)}" for name, count in counts.items())
-    return f"captions that are not UTF-8 are read in the encoding that they appear to have: {parts}; check crops.png"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.dataset import CAPTIONS
-from ..console import print_text
+from ..console import print_json, print_text
 from ..errors import Problem, UserError
 from ..host import Host
 from ..paths import check_writable, refuse_existing
@@ -69,14 +68,8 @@ def examine_subjects(arguments: argparse.Namespace, subjects: Sequence[Subject],
         if not arguments.json:
             print_text(dataset_text(report) + (f"\n  sheet       {sheet}" if sheet else ""))
     if arguments.json:
-        _print_json(results[0] if len(results) == 1 else results)
+        print_json(results[0] if len(results) == 1 else results)
     return 0 if is_sound else EXIT_FINDINGS
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print_text(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _sheet_paths(arguments: argparse.Namespace, count: int) -> list[Path | None]:
@@ -94,9 +87,7 @@ def _sheet_paths(arguments: argparse.Namespace, count: int) -> list[Path | None]
 
 
 def _save_sheet(report: Any, images: Any, path: Path, host: Host) -> None:
-    from ..storage.atomic import write_atomic
+    from ..plots.png_file import save_png
     from .findings_sheet import draw_findings
 
-    buffer = io.BytesIO()
-    draw_findings(report, images, host).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    save_png(draw_findings(report, images, host), path)

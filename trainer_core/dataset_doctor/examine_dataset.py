@@ -21,7 +21,7 @@ from .copies import find_copies
 from .findings import NOTE, WARNING, Case, DatasetReport, Finding, count_of
 from .image_list import ImageList, ListedImage, list_images
 from .image_measures import Measures, measure
-from .repeated_marks import chosen_for_marks, find_marks, gradients_of
+from .repeated_marks import find_marks, gradients_of, pick_for_marks
 from .thresholds import BLURRY, BRIGHT_LEVEL, DARK_LEVEL, ENLARGED, FLAT_RANGE, TINY
 
 PHASE = "looking at the images"
@@ -93,7 +93,7 @@ def _remarks(images: ImageList, is_length_checked: bool) -> tuple[str, ...]:
 def _look(images: ImageList, host: Host) -> tuple[list[Looked], list[Case]]:
     """Decode and measure every readable image. Return the results, and the images that can't be decoded."""
     readable = [image for image in images.images if not image.fault]
-    compared = set(chosen_for_marks(len(readable)))
+    compared = set(pick_for_marks(len(readable)))
     host.emit(PhaseStarted(PHASE, len(readable), "images"))
     looked: list[Looked] = []
     broken: list[Case] = []

@@ -48,7 +48,7 @@ class RepeatedMark:
         return x * scale, y * scale, (x + TILE) * scale, (y + TILE) * scale
 
 
-def chosen_for_marks(count: int) -> range:
+def pick_for_marks(count: int) -> range:
     """Return the indices of the images that are compared."""
     return range(0, count, max(1, -(-count // MOST_IMAGES)))
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..console import print_text
+from ..console import print_json, print_text
 from ..errors import UserError, encodable
 from ..host import SinkHost
 from ..paths import check_writable, refuse_existing
 
 EXIT_FINDINGS = 1
-MakeHost = Callable[[argparse.Namespace], SinkHost]
 DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -34,7 +31,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
+def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the command doctor."""
     parser.add_argument(
         "file", help="LoRA file of any tool (.safetensors), folder or store of images, or workflow (.json)"
@@ -44,7 +41,6 @@ def add_doctor(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
     parser.add_argument("--chart", metavar="PNG", help="draw the size of the update in each block")
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(make_host=make_host)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -99,14 +95,10 @@ def _examine(arguments: argparse.Namespace, lora: Any, host: SinkHost) -> int:
 
 
 def _save_chart(report: Any, path: Path) -> None:
-    import io
-
-    from ..storage.atomic import write_atomic
+    from ..plots.png_file import save_png
     from .report.report_chart import draw_report
 
-    buffer = io.BytesIO()
-    draw_report(report).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    save_png(draw_report(report), path)
 
 
 def check_target(option: str, name: str | None, force: bool) -> None:
@@ -121,5 +113,5 @@ def check_target(option: str, name: str | None, force: bool) -> None:
 
 
 def show(value: Any, as_json: bool) -> None:
-    """Print a result. In JSON too, characters of a file that command a terminal are escaped."""
-    print_text(json.dumps(value, indent=2, ensure_ascii=False) if as_json else value)
+    """Print a result."""
+    print_json(value) if as_json else print_text(value)

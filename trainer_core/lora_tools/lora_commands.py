@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .commands import DTYPES, MakeHost, check_target, show
+from .commands import DTYPES, check_target, show
 from .presets import PRESETS
 
 MAX_STRENGTH = 100.0
 
 
-def add_lora(parser: argparse.ArgumentParser, make_host: MakeHost) -> None:
+def add_lora(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `lora`."""
     commands = parser.add_subparsers(required=True, metavar="tool")
 
     def command(name: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=call.__doc__, description=call.__doc__)
-        added.set_defaults(call=call, make_host=make_host)
+        added.set_defaults(call=call)
         return added
 
     sub = command("merge", merge)

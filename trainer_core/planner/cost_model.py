@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 class Shape:
     """Shape of one batch."""
 
-    KEY: ClassVar = ("Shape", "width", "height", "batch", "text_tokens", "is_drawn")
+    KEY: ClassVar[tuple[str, ...]] = ("Shape", "width", "height", "batch", "text_tokens", "is_drawn")
 
     width: int  # in pixels
     height: int

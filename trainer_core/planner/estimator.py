@@ -57,9 +57,9 @@ class MemoryEstimator:
         cost, whole = self._cost(request, facts.largest), None
         if request.training.routed_share and request.training.rollout_probability:
             whole = self._cost(request, replace(facts.largest, is_drawn=True))
-        return estimate_run(request, facts, cost, self._drawn(request, facts), self.machine, whole)
+        return estimate_run(request, facts, cost, self._sampling_cost(request, facts), self.machine, whole)
 
-    def _drawn(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
+    def _sampling_cost(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
             return None
         width, height = max(request.validation.sizes(), key=math.prod)

@@ -152,8 +152,8 @@ def shapes(
     """
     left, top, right, bottom = box
     size = (right - left, bottom - top)
-    large = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
-    large.paste(image.crop(box).resize(large.size, Image.Resampling.NEAREST))
+    enlarged = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
+    large = image.crop(box).resize(enlarged, Image.Resampling.NEAREST)
     paint(ImageDraw.Draw(large, "RGBA"), OVERSAMPLING)
     image.paste(large.resize(size, Image.Resampling.BOX), (left, top))
 

@@ -116,7 +116,7 @@ class RunHost(ForwardingHost):
 
     def emit_tracker_notices(self) -> None:
         """Emit the notices of the trackers in this thread, because sinks must not be called from another one."""
-        for notice in self.trackers.told() if self.trackers else ():
+        for notice in self.trackers.take_notices() if self.trackers else ():
             self.event_log(notice)
             self.host.emit(notice)
 

@@ -25,7 +25,7 @@ from ..models.text.tokenizer import (
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Tokenizer:
     """The tokenizer of one text encoder: one of several sets of files, in a folder of the repository."""
 
     name: str
@@ -47,15 +47,15 @@ class _Wanted:
 
 def tokenizer_problems(model: ModelConfig) -> list[Problem]:
     """Return a problem for each single text encoder file without a tokenizer. Downloads the tokenizer where it can."""
-    faults = ((wanted, _fault_of(wanted, model.repo)) for wanted in _wanted(model))
+    faults = ((tokenizer, _fault_of(tokenizer, model.repo)) for tokenizer in _tokenizers(model))
     return [
         Problem(
-            wanted.field,
-            f"{wanted.name}'s tokenizer is missing: it is not beside {wanted.encoder.name} and {fault}; put "
-            f"{wanted.files}{_source(wanted, model.repo)} into "
-            f"{wanted.encoder.parent / wanted.folder}",
+            tokenizer.field,
+            f"{tokenizer.name}'s tokenizer is missing: it is not beside {tokenizer.encoder.name} and {fault}; put "
+            f"{tokenizer.files}{_source(tokenizer, model.repo)} into "
+            f"{tokenizer.encoder.parent / tokenizer.folder}",
         )
-        for wanted, fault in faults
+        for tokenizer, fault in faults
         if fault
     ]
 
@@ -65,34 +65,34 @@ def is_checked_by_family(model: ModelConfig) -> bool:
     return not model.repo or is_local(model.repo) or is_offline()
 
 
-def _wanted(model: ModelConfig) -> Iterator[_Wanted]:
+def _tokenizers(model: ModelConfig) -> Iterator[_Tokenizer]:
     if file := model.text_encoder_file:
         folder = model.folders.get("tokenizer", "tokenizer")
         files = "tokenizer.json or spiece.model"
-        yield _Wanted("T5", "text_encoder_file", Path(file), folder, files, t5_file, T5_IN_COMFYUI)
+        yield _Tokenizer("T5", "text_encoder_file", Path(file), folder, files, t5_file, T5_IN_COMFYUI)
     if model.flux and (file := model.flux.clip_file):
         folder = model.folders["clip_tokenizer"]
         files = "vocab.json and merges.txt or tokenizer.json"
-        yield _Wanted("CLIP", "clip_file", Path(file), folder, files, clip_files, CLIP_IN_COMFYUI)
+        yield _Tokenizer("CLIP", "clip_file", Path(file), folder, files, clip_files, CLIP_IN_COMFYUI)
 
 
-def _fault_of(wanted: _Wanted, repo: str) -> str:
+def _fault_of(tokenizer: _Tokenizer, repo: str) -> str:
     """Return '' if the tokenizer is there now, else why it is not in the repository either."""
-    if any(map(wanted.is_in, wanted.folders())):
+    if any(map(tokenizer.is_in, tokenizer.folders())):
         return ""
     if not repo:
         return "no repository is set"
     if is_local(repo):
-        return "" if wanted.is_in(Path(repo) / wanted.folder) else f"not in {Path(repo) / wanted.folder}"
-    if (cached := find_cached(repo, wanted.folder)) and wanted.is_in(cached):
+        return "" if tokenizer.is_in(Path(repo) / tokenizer.folder) else f"not in {Path(repo) / tokenizer.folder}"
+    if (cached := find_cached(repo, tokenizer.folder)) and tokenizer.is_in(cached):
         return ""
     if is_offline():
         return f"not in the Hub's cache of {repo}, and HF_HUB_OFFLINE prevents the download"
     try:
-        return "" if wanted.is_in(download(repo, wanted.folder)) else f"not in {repo}/{wanted.folder}"
+        return "" if tokenizer.is_in(download(repo, tokenizer.folder)) else f"not in {repo}/{tokenizer.folder}"
     except UserError:
-        return f"{repo}/{wanted.folder} could not be downloaded"
+        return f"{repo}/{tokenizer.folder} could not be downloaded"
 
 
-def _source(wanted: _Wanted, repo: str) -> str:
-    return f" (from the folder `{wanted.folder}` of {repo})" if repo and not is_local(repo) else ""
+def _source(tokenizer: _Tokenizer, repo: str) -> str:
+    return f" (from the folder `{tokenizer.folder}` of {repo})" if repo and not is_local(repo) else ""

@@ -78,7 +78,7 @@ class TrackerSink:
         self._waiting: list[Event] | None = []
         self._smoothed, self._memory_due, self._step = Smoothed(0), 0.0, 0
 
-    def told(self) -> list[Notice]:
+    def take_notices(self) -> list[Notice]:
         """Return the messages of the trackers since the last call."""
         return [self._notices.get() for _ in range(self._notices.qsize())]
 

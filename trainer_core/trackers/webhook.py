@@ -218,7 +218,7 @@ def post(address: str, kind: str, body: bytes, sleep: Callable[[float], None] = 
             reason = f"the server answered with HTTP status {error.code}"
             if error.code not in TEMPORARY:
                 raise Refused(f"{reason}; check the address in {ADDRESS}") from None
-            wait = _asked_wait(error.headers.get("Retry-After"), wait)
+            wait = _parse_retry_after(error.headers.get("Retry-After"), wait)
         except urllib.error.URLError as error:
             reason = f"the server can't be reached ({type(error.reason).__name__})"
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -228,7 +228,7 @@ def post(address: str, kind: str, body: bytes, sleep: Callable[[float], None] = 
     raise Unreachable(reason)
 
 
-def _asked_wait(text: str | None, default: float) -> float:
+def _parse_retry_after(text: str | None, default: float) -> float:
     try:
         seconds = float(text or "")
     except ValueError:  # a date

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,12 +39,31 @@ from ..setup.placement import compile_, load_codec, load_text_encoder, place_, w
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
-from .hooks.leak_meter import LeakMeter, describe_missing, find_probes
+from .hooks.leak_meter import LeakMeter, Probe, describe_missing, find_probes
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
 from .step.oom_recovery import OomRecovery
 from .step.state import Judge, TrainState
 from .step.working_copies import WorkingCopies
+
+
+@dataclass(frozen=True)
+class _Caches:
+    """What is encoded before a model is loaded.
+
+    Attributes:
+        probes: Of the leak.
+        text: Embeddings of all prompts.
+        latents: Of all images.
+        references: Of their references; None if there are none.
+        masks: None if there are none.
+    """
+
+    probes: tuple[Probe, ...]
+    text: TextCache
+    latents: LatentCache
+    references: ReferenceLatents | None
+    masks: MaskWeights | None
 
 
 def build_run(
@@ -59,23 +78,7 @@ def build_run(
     """
     config, family, device = plan.request.training, plan.family, plan.device
     memory = plan.resolved_request.memory
-    with phases("latents"):  # before anything is loaded, because a mask may be invalid
-        masks = _cache_masks(plan, host, ranks)
-    probes = find_probes(plan.request, plan.index)
-    if message := "" if probes else describe_missing(plan.request):
-        host.emit(Notice(message))
-    with phases("text"):
-        text = _cache_text(plan, host, ranks, [probe.prompts[1] for probe in probes])
-    with phases("latents"):
-        store = _store(host, "latents")
-        latents = _cache_latents(plan, plan.index, host, ranks, store)
-        reference_latents = (
-            _cache_latents(plan, plan.references.index, host, ranks, store, plan.references.change)
-            if plan.references
-            else None
-        )
-        if any(part.flip for part in plan.request.dataset.parts):
-            _cache_mirrored(plan, host, ranks, store)
+    caches = _cache_dataset(plan, host, phases, ranks)
     gc.collect()
     empty_cache(device)
     trim_heap()
@@ -94,15 +97,13 @@ def build_run(
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
         optimizer=optimizer, optimizer_config=plan.request.optimizer,
         density=density(config.sigma_density, config.shift), samples=samples, held=held, plan=batches,
-        latents=latents, text=text, device=device, num_steps=num_steps,
-        references=(
-            ReferenceLatents(plan.references, reference_latents) if plan.references and reference_latents else None
-        ),
-        masks=masks,
+        latents=caches.latents, text=caches.text, device=device, num_steps=num_steps,
+        references=caches.references,
+        masks=caches.masks,
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
-        leak_meter=LeakMeter(probes),
+        leak_meter=LeakMeter(caches.probes),
         judge=judge,
         ranks=ranks,
         in_backward=StepInBackward(optimizer, dict(trainable_parameters(layers)), config.seed) if is_full else None,
@@ -113,6 +114,27 @@ def build_run(
     )  # fmt: skip
     ranks.leaders_first(lambda: choose_attention_(state, memory.attention, host))
     return state
+
+
+def _cache_dataset(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks) -> _Caches:
+    """Encode what is not in the cache yet: masks, prompts, images and references."""
+    with phases("latents"):  # before anything is loaded, because a mask may be invalid
+        masks = _cache_masks(plan, host, ranks)
+    probes = find_probes(plan.request, plan.index)
+    if message := "" if probes else describe_missing(plan.request):
+        host.emit(Notice(message))
+    with phases("text"):
+        text = _cache_text(plan, host, ranks, [probe.prompts[1] for probe in probes])
+    references = None
+    with phases("latents"):
+        store = _store(host, "latents")
+        latents = _cache_latents(plan, plan.index, host, ranks, store)
+        if plan.references:
+            encoded = _cache_latents(plan, plan.references.index, host, ranks, store, plan.references.change)
+            references = ReferenceLatents(plan.references, encoded)
+        if any(part.flip for part in plan.request.dataset.parts):
+            _cache_mirrored(plan, host, ranks, store)
+    return _Caches(probes, text, latents, references, masks)
 
 
 def plan_batches(request: TrainRequest, index: Index) -> tuple[Sequence[Sample], Sequence[Sample], BatchPlan, int]:

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..host import Host, Notice
 from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
 from ..planner.estimator import make_estimator
-from ..planner.memory_plan import Machine, MemoryPlan, this_machine
+from ..planner.memory_plan import Machine, MemoryPlan, this_machine, with_memory
 from .prepare import RunPlan, check_run, device_of
 
 
@@ -46,6 +46,26 @@ def plan_request(
     plan = replace(estimator.plan(request), choice=choice)
     advice = describe(suggestion(estimator, request, plan)) if plan.unfit() else ""
     return plan if count == 1 else plan.on_devices(count, request.training.accumulation, whole), advice, request
+
+
+def plan_for(request: TrainRequest, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[MemoryPlan, str]:
+    """Estimate a request for a machine that may be another one.
+
+    Args:
+        request: what would be trained.
+        host: environment of the run.
+        vram_gb: accelerator memory to plan for, in GB. 0: the free memory of this machine.
+        ram_gb: RAM to plan for, in GB. 0: the free RAM of this machine.
+    Returns:
+        The estimate, and advice that makes the run fit ("" if it fits).
+    """
+    plan, advice, _ = plan_request(request, host, with_memory(machine_of(request, host), vram_gb, ram_gb))
+    return plan, advice
+
+
+def plan_text(plan: MemoryPlan, advice: str) -> str:
+    """Return an estimate and its advice as text."""
+    return plan.text() + (f"\n  {advice}" if advice else "")
 
 
 def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:

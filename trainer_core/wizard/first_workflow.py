@@ -58,7 +58,7 @@ def note_of(answers: Answers) -> str:
         f"**To learn**: {answers.learn}, {answers.quality}, with {card}",
         *_hints(answers),
     ]
-    rows = [f"| {name} | {_shown(value)} | {value.why} |" for name, value in reasons(recipe)]
+    rows = [f"| {name} | {_format_value(value)} | {value.why} |" for name, value in reasons(recipe)]
     table = "\n".join(["| Value | | Why |", "|---|---|---|", *rows])
     after = "The images with the trigger should change soon, the one without it should not (docs/first-lora.md)."
     return "\n".join([f"## {answers.name}", "", *(f"- {fact}" for fact in facts), "", table, "", after, ""])
@@ -67,11 +67,11 @@ def note_of(answers: Answers) -> str:
 def values_text(answers: Answers) -> str:
     """Return the values that were chosen, in one line."""
     return ", ".join(
-        f"{name.rpartition(' ')[2].strip('`')} {_shown(value)}" for name, value in reasons(_recipe(answers))
+        f"{name.rpartition(' ')[2].strip('`')} {_format_value(value)}" for name, value in reasons(_recipe(answers))
     )
 
 
-def _shown(item: Value) -> str:
+def _format_value(item: Value) -> str:
     return {True: "on", False: "off"}[item.value] if isinstance(item.value, bool) else f"{item.value}"
 
 

@@ -127,7 +127,7 @@ class Interview:
             self.terminal.say(f"  {self.answers['images'].text()}")
 
     @cached_property
-    def found(self) -> Found:
+    def model_files(self) -> Found:
         return find_files(self.host.paths)
 
     @cached_property
@@ -140,8 +140,8 @@ class Interview:
         return "vram" not in self.options and not self.answers["model"].is_tiny and bool(self.card.gigabytes)
 
     def _ask_model(self) -> Question:
-        shown = [offer for offer in offers(self.host.paths, self.found) if offer.family in self.families]
-        for line in describe_unusable(self.found):
+        shown = [offer for offer in offers(self.host.paths, self.model_files) if offer.family in self.families]
+        for line in describe_unusable(self.model_files):
             self.terminal.say(line)
         names = [name for family in self.families for name in FLAVOURS_OF[family]]
         unlisted = [name for name in names if all(name != offer.key for offer in shown)]

@@ -156,6 +156,7 @@ def _review(arguments: argparse.Namespace, target: Path, folders: Mapping[str, l
         The exit status: 2 if the workflow has problems, which are printed.
     """
     own = {
+        "trainer": arguments.trainer,
         "workflow": str(target), "set": [], "output": None, "device": "", "vram": vram, "ram": 0.0, "json": False,
         "models": folders["models"], "datasets": folders["datasets"], "model_config": arguments.model_config,
     }  # fmt: skip

@@ -78,6 +78,8 @@ class TrainerNode:
         type: Type of the node that trains.
         request_of: Returns the request of its inputs.
         train: Trains its inputs in a host, with a judge that may end the run at a checkpoint (train/run.py), or None.
+        types: Types of all nodes that train: this one, and those that make it and run it.
+        catalogue_with: Returns all nodes by type, with a function in place of the training.
     """
 
     catalogue: Mapping[str, NodeSpec]
@@ -85,6 +87,12 @@ class TrainerNode:
     type: str
     request_of: Callable[[Any], TrainRequest]
     train: Callable[[Any, Any, Any], Any]
+    types: tuple[str, ...]
+    catalogue_with: Callable[[Callable[[Any, SinkHost], tuple[Any, ...]]], Mapping[str, NodeSpec]]
+
+    def no_outputs(self) -> tuple[None, ...]:
+        """Return the outputs of a node that did not train."""
+        return (None,) * len(self.catalogue[self.type].outputs)
 
     def only_id(self, graph: Graph) -> str:
         """Return the id of the only node that trains.
@@ -109,7 +117,7 @@ class TrainerNode:
 
         def keep(inputs: Any, at: SinkHost) -> tuple[Any, ...]:
             results.append(call(inputs, at))
-            return (None,) * len(spec.outputs)
+            return self.no_outputs()
 
         execute(up_to(graph, (self.type,)), {**self.catalogue, self.type: replace(spec, run=keep)}, host)
         return results[0]

@@ -18,6 +18,8 @@ from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.hooks import checkpointer
 from chroma_trainer.trainer_core.train.run import run
 
+from tests.workshop import EVALUATED
+
 
 def passes(monkeypatch) -> list:
     """Record each forward pass without gradients."""
@@ -63,13 +65,13 @@ def test_it_can_be_canceled(workshop):
         host, "is_cancelled", lambda: any(isinstance(e, PhaseProgress) and e.phase == "eval" for e in seen)
     )
     with pytest.raises(Cancelled):
-        run(workshop.request(), host)
+        run(workshop.request(**EVALUATED), host)
     assert [event.done for event in seen if isinstance(event, PhaseProgress) and event.phase == "eval"] == [1]
 
 
 def test_it_does_not_touch_the_run(workshop):
     """Not its name, not its record while it is the default, not its bytes."""
-    plain, off = workshop.request(), workshop.request(eval_images=0)
+    plain, off = workshop.request(**EVALUATED), workshop.request(eval_images=0)
     assert "eval_images" not in plain.as_json()["training"] and settings_of(plain) == settings_of(off)
     results = [run(request, workshop.host()) for request in (plain, off)]
     assert results[0].losses == results[1].losses

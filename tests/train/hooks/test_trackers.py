@@ -25,6 +25,8 @@ from chroma_trainer.trainer_core.trackers.event_file import EventFile
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
+from tests.workshop import EVALUATED
+
 DRAWN = ValidationConfig(prompts="a cat\na dog", resolutions="32x32", steps=2)
 CURVES = {"train/loss", "train/loss_smoothed", "train/learning_rate", "train/grad_norm", "train/seconds_per_step"}
 
@@ -87,7 +89,7 @@ def wandb(monkeypatch):
 
 @pytest.mark.slow
 def test_wandb_gets_the_run_and_the_lora_is_the_same(workshop, wandb):
-    request = replace(workshop.request(steps=3), validation=DRAWN)
+    request = replace(workshop.request(steps=3, **EVALUATED), validation=DRAWN)
     without = workshop.host()
     plain = run(request, without)
     assert not wandb.runs and not {"tensorboard", "wandb"} & {path.name for path in without.run_folder.iterdir()}
@@ -125,7 +127,7 @@ def test_wandb_gets_the_run_and_the_lora_is_the_same(workshop, wandb):
 
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_curve_at_wandb(workshop, wandb):
-    request = workshop.request(trackers="wandb", steps=4)
+    request = workshop.request(trackers="wandb", steps=4, **EVALUATED)
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
         run(request, host)
@@ -161,7 +163,7 @@ def test_trackers_that_fail_end_no_run(workshop, wandb, monkeypatch):
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(workshop, wandb, monkeypatch, tmp_path):
-    request, host = workshop.request(trackers="tensorboard+wandb"), workshop.host()
+    request, host = workshop.request(trackers="tensorboard+wandb", **EVALUATED), workshop.host()
     assert problems_of(request, host) == []
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -188,7 +190,7 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(workshop, wandb, monke
 def test_the_choice_changes_no_record_and_no_run(workshop):
     from chroma_trainer.trainer_core.runs.manifest import settings_of
 
-    plain, with_it = workshop.request(), workshop.request(trackers="tensorboard")
+    plain, with_it = workshop.request(**EVALUATED), workshop.request(trackers="tensorboard", **EVALUATED)
     assert "trackers" not in plain.as_json()["training"] and with_it.as_json()["training"]["trackers"] == "tensorboard"
     assert settings_of(plain) == settings_of(with_it)
 
@@ -211,7 +213,7 @@ def test_tensorboard_reads_a_resumed_run_as_one_curve(workshop):
         "tensorboard.backend.event_processing.plugin_event_accumulator",
         reason="needs TensorBoard, to read what was written",
     )
-    request = replace(workshop.request(trackers="tensorboard", steps=4), validation=DRAWN)
+    request = replace(workshop.request(trackers="tensorboard", steps=4, **EVALUATED), validation=DRAWN)
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
         run(request, host)
@@ -269,7 +271,7 @@ def test_the_real_wandb_keeps_a_run_offline(workshop, monkeypatch):
     proto = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs the wandb package, to write offline")
     monkeypatch.setenv("WANDB_MODE", "offline")
     host = workshop.host()
-    result = run(replace(workshop.request(trackers="wandb", steps=2), validation=DRAWN), host)
+    result = run(replace(workshop.request(trackers="wandb", steps=2, **EVALUATED), validation=DRAWN), host)
     (path,) = host.run_folder.glob("wandb/offline-run-*/*.wandb")
     rows, summary, codes = {}, {}, []
     for raw in records(path):

@@ -70,13 +70,13 @@ def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
             for start in range(0, total, size):  # in slices, so that a million images are never queued at once
                 host.check_cancelled()
                 part = entries[start : start + size]
-                known = memory.known([entry.name for entry in part])
-                results = list(pool.map(partial(_scan, backend, known), part))
+                cached = memory.read([entry.name for entry in part])
+                results = list(pool.map(partial(_scan, backend, cached), part))
                 memory.learn({
                     entry.name: (entry.stamp, scan.sha256, scan.width, scan.height, scan.profile)
                     for entry, scan in zip(part, results, strict=True)
                     # Faults are not cached: permissions or a network share may be fixed without changing the file.
-                    if not scan.fault and known.get(entry.name, ("",))[0] != entry.stamp
+                    if not scan.fault and cached.get(entry.name, ("",))[0] != entry.stamp
                 })  # fmt: skip
                 yield from results
                 if total > size:
@@ -85,9 +85,9 @@ def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> 
         memory.close()
 
 
-def _scan(backend: Backend, known: Mapping[str, Known], entry: Entry) -> Scan:
-    if entry.name in known and known[entry.name][0] == entry.stamp:
-        return Scan(*known[entry.name][1:])
+def _scan(backend: Backend, cached: Mapping[str, Known], entry: Entry) -> Scan:
+    if entry.name in cached and cached[entry.name][0] == entry.stamp:
+        return Scan(*cached[entry.name][1:])
     try:
         return scan_bytes(backend.read(entry.name))
     except OSError as error:

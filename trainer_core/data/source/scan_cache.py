@@ -42,7 +42,7 @@ class ScanMemory:
         except (OSError, sqlite3.Error):
             return None
 
-    def known(self, names: Sequence[str]) -> dict[str, Known]:
+    def read(self, names: Sequence[str]) -> dict[str, Known]:
         """Return the cached scans of these names."""
         results: dict[str, Known] = {}
         for start in range(0, len(names) if self._connection else 0, MAX_NAMES):
