@@ -15,7 +15,7 @@ from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.full_rank.model_file import base_weights, original_form
 from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
 from chroma_trainer.trainer_core.host import LoraSaved
-from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
@@ -47,7 +47,7 @@ def uninterrupted(workshop):
 
 def load_transformer(model, path=""):
     family = load("family", model.family)()
-    return family.load_transformer(replace(model, transformer_file=str(path), dtype="bf16"))
+    return family.load_transformer(replace(model, transformer_file=str(path) or model.transformer_file, dtype="bf16"))
 
 
 @pytest.mark.slow
@@ -174,6 +174,35 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
         run(request_of(workshop), host)
     assert host.checkpoints == ["step-000002"] and load_file(model_of(host))
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())
+
+
+@pytest.mark.parametrize("family", names("family"))
+def test_every_parameter_can_be_trained(workshop, request, family):
+    model = request.getfixturevalue(f"tiny_{family}_model")
+    host = workshop.host()
+    values = {"targets": "*", "steps": 2, "learning_rate": 0.01, "checkpoint_every": 0}
+    stored = run(request_of(workshop, model=model, **values), host)
+    again = run(request_of(workshop, model=model, gradient_checkpointing=True, **values), workshop.host())
+    assert again.losses == stored.losses
+    first, second = (load_file(result.lora.path) for result in (stored, again))
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert not [text for text in host.told() if "no memory estimate" in text]
+    before, after = load_transformer(model).state_dict(), load_transformer(model, model_of(host)).state_dict()
+    assert not [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_biases_and_scales(workshop):
+    """Steps of a rate so high that the decay is all that is left of a weight: 1 - rate x decay = 0."""
+    values = {"targets": "all+ffs, norms", "steps": 1, "checkpoint_every": 0, "learning_rate": 0.01}
+    decayed, plain = (
+        load_transformer(workshop.model, run(request_of(workshop, weight_decay=decay, **values), host).lora.path)
+        for decay, host in ((50.0, workshop.host()), (0.0, workshop.host()))
+    )
+    for (name, one), two in zip(decayed.state_dict().items(), plain.state_dict().values(), strict=True):
+        is_matrix = one.ndim == 2 and "blocks" in name
+        assert torch.equal(one, two) != is_matrix, name
+        if is_matrix:
+            assert one.norm() < 0.6 * two.norm(), name
 
 
 @pytest.mark.slow

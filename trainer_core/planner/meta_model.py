@@ -248,7 +248,8 @@ def text_width(transformer: Any) -> int:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    return like.requires_grad_(tensor.requires_grad and tensor.is_floating_point())
 
 
 def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackward | None = None) -> BlockCost:
@@ -269,9 +270,9 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
     with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
         block(*args, **kwargs)
     again_flops = counter.flops
-    # The streams have three dimensions; position embeddings have more.
+    # The streams have three dimensions; modulation has more, and a gradient where the approximator is trained.
     trainable = [p for p in block.parameters() if p.requires_grad]
-    args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
+    args = [_like(x).requires_grad_(x.requires_grad or x.ndim == 3) if isinstance(x, Tensor) else x for x in args]
     counter = MemoryTracker()
     with counter:
         base = _make_states(trainable, stepper, counter) if stepper else 0
