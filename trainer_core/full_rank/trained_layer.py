@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer, Start, Update
+
+if TYPE_CHECKING:
+    from .offloaded_layer import MovedProduct
 
 
 class TrainedLayer(AdapterLayer):
@@ -24,6 +27,7 @@ class TrainedLayer(AdapterLayer):
     """
 
     inits = ("default",)
+    moved: MovedProduct | None = None  # where its parameters are in RAM, see offloaded_layer.py
 
     def __init__(self, base: Any, rank: int, alpha: float):
         super().__init__(base, rank, alpha)
@@ -31,14 +35,14 @@ class TrainedLayer(AdapterLayer):
             setattr(base, part, nn.Parameter(value.detach().clone()))
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.base.named_parameters(recurse=False)
+        return iter(self.moved.homes.items()) if self.moved else self.base.named_parameters(recurse=False)
 
     def parts_of_base(self) -> frozenset[str]:
         """Biases and the scales of norms, which are not decayed (docs/decisions/0091)."""
         return frozenset(name for name, parameter in self.trainable() if parameter.ndim < 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x)
+        return self.moved(x) if self.moved else self.base(x)
 
     @property
     def summed_base(self) -> nn.Linear | None:

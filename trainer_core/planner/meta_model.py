@@ -258,7 +258,9 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
     Args:
         stepper: Steps the block's weights inside of its backward pass (kind full).
     """
-    leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in block.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
+    leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in linears]
+    trained = bytes_of(*(p for m in linears for p in m.parameters() if p.requires_grad))
     frozen = [p for p in (*block.parameters(), *block.buffers()) if not p.requires_grad]
     counter = MemoryTracker()
     with torch.no_grad(), counter:
@@ -287,7 +289,7 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
         weights=bytes_of(*frozen), leaves=sum(leaves), largest_leaf=max(leaves, default=0),
         output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
         gradients=0 if stepper else bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
-        backward_flops=counter.flops - flops,
+        backward_flops=counter.flops - flops, trained=trained,
     )  # fmt: skip
 
 
