@@ -17,6 +17,7 @@ from chroma_trainer.trainer_core.train.step import loop
 from safetensors.torch import load_file
 
 from tests.distributed.fleet import Fleet, Job
+from tests.distributed.jobs import KILLED
 
 
 def request_of(workshop: Any) -> Any:
@@ -51,17 +52,25 @@ def one_after_the_other(state, stepper, compute_loss, fetch):
     return losses, 0.0
 
 
-def test_the_bytes_are_those_of_one_process_also_after_a_stop(fleet: Fleet, workshop: Any, tmp_path: Path, monkeypatch):
+def test_the_bytes_are_those_of_one_process_whatever_is_killed(
+    fleet: Fleet, workshop: Any, tmp_path: Path, monkeypatch
+):
     request, cache, output = request_of(workshop), workshop.root / "cache", tmp_path / "output"
     monkeypatch.setattr(loop, "full_rank_step", one_after_the_other)
     with monkeypatch.context() as patch:
         patch.setattr(full_rank_check, "device_problems", lambda *_: [])
         host = workshop.host()
         alone = run(request, host)
-    for values in ({"fault": "sigterm", "at": 2, "on": 1}, {}):
-        job = Job(2, "train", {"runs": [(request, output, cache)], **values}, tmp_path / f"job-{len(values)}")
-        assert fleet.run(job) == [0, 0], job.log(0) + job.log(1)
+    faults = ("kill in a save", 0, 2), ("kill in a step", 1, 3), ("sigterm", 1, 3)
+    for fault, on, step in faults:
+        job = Job(
+            2, "train", {"runs": [(request, output, cache)], "fault": fault, "at": step, "on": on}, tmp_path / fault
+        )
+        statuses = fleet.run(job)
+        assert statuses[on] == (0 if fault == "sigterm" else KILLED), job.log(0) + job.log(1)
+    job = Job(2, "train", {"runs": [(request, output, cache)]}, tmp_path / "last")
+    assert fleet.run(job) == [0, 0], job.log(0) + job.log(1)
     losses = [event.loss for event in job.result(0).events[0] if isinstance(event, StepReport)]
-    assert losses == list(alone.losses[2:])  # resumed
+    assert losses and losses == list(alone.losses[-len(losses) :])
     expected, weights = weights_of(host.paths.output), weights_of(output)
     assert not [name for name, tensor in expected.items() if not torch.equal(tensor, weights[name])]
