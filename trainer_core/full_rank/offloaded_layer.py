@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer
 from ..memory.group_offload import GroupOffload
-from .step_in_backward import StepInBackward
 from .trained_layer import TrainedLayer
 
 
@@ -47,7 +46,7 @@ class MovedProduct:
         self.base, self.offload = base, offload
         self.homes = dict(base.named_parameters(recurse=False))
         self.group = offload.group_of(base)
-        self.stepper: StepInBackward | None = None  # set once there is an optimizer
+        self.stepper: Any = None  # StepInBackward, once there is an optimizer
         self._trigger = torch.zeros((), requires_grad=True)  # so that autograd calls for a gradient in the first block
 
     def __call__(self, x: Tensor) -> Tensor:

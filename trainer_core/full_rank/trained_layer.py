@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer, Start, Update
 
-if TYPE_CHECKING:
-    from .offloaded_layer import MovedProduct
+
+class Moved(Protocol):
+    """The product of a layer whose parameters are in RAM, see offloaded_layer.py.
+
+    Attributes:
+        homes: The parameters in RAM, by name.
+        stepper: The StepInBackward that steps them.
+    """
+
+    homes: dict[str, nn.Parameter]
+    stepper: Any
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class TrainedLayer(AdapterLayer):
@@ -27,7 +38,7 @@ class TrainedLayer(AdapterLayer):
     """
 
     inits = ("default",)
-    moved: MovedProduct | None = None  # where its parameters are in RAM, see offloaded_layer.py
+    moved: Moved | None = None  # where its parameters are in RAM
 
     def __init__(self, base: Any, rank: int, alpha: float):
         super().__init__(base, rank, alpha)
