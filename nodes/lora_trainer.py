@@ -79,6 +79,12 @@ def request_of(inputs: Inputs) -> TrainRequest:
     )
 
 
+def trains_model(source: Any) -> bool:
+    """Return whether the inputs of a node are those of a training of the whole model (kind full)."""
+    adapter = getattr(source, "adapter", None)
+    return isinstance(adapter, AdapterConfig) and adapter.is_full
+
+
 def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     """Return the problems that can be found before a model is loaded."""
     from ..trainer_core.setup.preflight import problems_of

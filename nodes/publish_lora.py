@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Notice
 from ..trainer_core.spec import Advanced, Doc, NodeSpec, Output, Socket, Text
+from .lora_trainer import trains_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,24 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     return repo_problems(inputs.repo, inputs.base_model.strip())
 
 
+def accepts(inputs: Inputs, sources: Mapping[str, Any]) -> list[Problem]:
+    """Return a problem where kind full will train a whole model."""
+    return [whole_model("the output of kind full")] if trains_model(sources.get("lora")) else []
+
+
+def whole_model(name: str) -> Problem:
+    text = (
+        f"{name} is a whole model, and this node publishes LoRAs; remove this node, and upload the file with hf upload. To "
+        "publish a LoRA of the difference, set extract_rank in AdapterSettings, then run chroma-trainer publish on the "
+        "extracted file"
+    )
+    return Problem("lora", text)
+
+
 def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Publish the LoRA, and return the address of its repository."""
     if inputs.lora.is_model:
-        text = (
-            f"{inputs.lora.name} is a whole model (kind full), and this node publishes LoRAs; set extract_rank in "
-            "AdapterSettings and publish the extracted LoRA, or upload the file with hf upload"
-        )
-        raise UserError.at("lora", text)
+        raise UserError([whole_model(inputs.lora.name)])
     from ..trainer_core.publishing.publish import publish
 
     result = publish(Path(inputs.lora.path), inputs.repo, inputs.private, host, inputs.base_model.strip())
@@ -66,6 +78,7 @@ SPEC = NodeSpec(
     outputs=(Output("url", "STRING", "Address of the repository."),),
     run=run,
     preflight=preflight,
+    accepts=accepts,
     is_output=True,
     search_aliases=("hugging face", "upload", "hub", "model card"),
 )

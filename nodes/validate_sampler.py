@@ -14,6 +14,7 @@ from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Paths, collect
 from ..trainer_core.paths import find_taef1
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from .lora_trainer import trains_model
 
 MAX_LIBRARY_BYTES = 1 << 20
 
@@ -110,6 +111,12 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     return problems
 
 
+def accepts(inputs: Inputs, sources: Mapping[str, Any]) -> list[Problem]:
+    """Return the settings that a whole model can't have, where kind full will train one."""
+    trainer = sources.get("lora")
+    return inputs.problems_of_model("the output of kind full") if trains_model(trainer) else []
+
+
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
     """Sample the images. Without a model or LoRA, return only the settings."""
     settings = settings_of(inputs, host)
@@ -142,6 +149,7 @@ SPEC = NodeSpec(
     ),
     run=run,
     preflight=preflight,
+    accepts=accepts,
     fingerprint=fingerprint,
     is_output=True,
     search_aliases=("validation", "preview", "sample", "grid"),

@@ -305,7 +305,7 @@ def test_a_second_run_does_without_the_compiler_and_the_libraries_of_models(home
     ("settings", "message"),
     [
         (("LoRATrainer.targets=blubb",), "targets: 'blubb' matches no layer; similar names: "),
-        (("LoRATrainer.targets=distilled_guidance_layer.in_proj",), "names layers that are never trained"),
+        (("LoRATrainer.targets=distilled_guidance_layer.in_proj",), "names layers that only kind full"),
         (("LoRATrainer.init=loftq",), "init: 'loftq' corrects quantization errors, but the model is not quantized"),
     ],
 )

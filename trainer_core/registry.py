@@ -46,7 +46,7 @@ PARTS: dict[str, dict[str, str]] = {
         "oft": ".adapters.oft:OftLinear",
     },
     "weights": {  # kinds of AdapterSettings that train the model itself
-        "full": ".full_rank.linear:FullLinear",
+        "full": ".full_rank.trained_layer:TrainedLayer",
     },
     "optimizer": {
         "adamw": ".optim.adamw:PART",

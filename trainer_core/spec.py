@@ -167,6 +167,8 @@ class NodeSpec:
         light: run is fast, needs no torch and writes nothing, so the workflow check calls it too.
         preflight: preflight(inputs, host) returns problems that can be found before a model is loaded. For nodes that
             are not light.
+        accepts: accepts(inputs, sources) returns problems of the connections: what the nodes before it will make, and this
+            node can't take. sources: the inputs of those nodes, by the field that is connected.
         review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It
             may take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
@@ -194,6 +196,7 @@ class NodeSpec:
     search_aliases: tuple[str, ...] = ()
     review: Callable[[Any, Any], list[str]] | None = None
     stored: Callable[[Any, Any], tuple[Any, ...]] | None = None
+    accepts: Callable[[Any, Mapping[str, Any]], list[Problem]] | None = None
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of the inputs, in order."""

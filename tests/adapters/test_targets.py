@@ -81,7 +81,11 @@ def test_the_star_never_takes_the_approximator(chroma):
         ("al", "targets: 'al' matches no layer; did you mean 'all'?; similar names: "),
         ("transformer_blocks.*.attn.to_qq", "similar names: transformer_blocks.*.attn.to_q, "),
         ("transformer_blocks.19.attn.to_q", "similar names: transformer_blocks.*.attn.to_q"),
-        ("distilled_guidance_layer.in_proj", "names layers that are never trained (distilled_guidance_layer*)"),
+        (
+            "distilled_guidance_layer.in_proj",
+            "layers that only kind full of AdapterSettings trains (distilled_guidance_",
+        ),
+        ("norms", "'norms' names layers that only kind full of AdapterSettings trains (*.attn.norm_q, "),
         (" , ", "targets: is empty; use one of mmdit, all, "),
     ],
 )
@@ -89,6 +93,19 @@ def test_no_match_names_the_nearest(chroma, text, message):
     with pytest.raises(UserError) as caught:
         resolve_targets(chroma, FAMILY, text)
     assert message in str(caught.value)
+
+
+def test_kind_full_also_trains_what_no_lora_can(chroma):
+    norms = resolve_targets(chroma, FAMILY, "norms", is_full=True)
+    assert len(norms) == 19 * 4 + 38 * 2 and norms[0] == "transformer_blocks.0.attn.norm_q"
+    assert resolve_targets(chroma, FAMILY, "approximator", is_full=True)[0] == "distilled_guidance_layer.in_proj"
+    assert resolve_targets(chroma, FAMILY, "embedders", is_full=True) == ["context_embedder", "x_embedder", "proj_out"]
+    whole = resolve_targets(chroma, FAMILY, "*", is_full=True)
+    own = sum(p.numel() for name in whole for p in chroma.get_submodule(name).parameters(recurse=False))
+    assert own == sum(p.numel() for p in chroma.parameters())
+    assert resolve_targets(chroma, FAMILY, "all+ffs", is_full=True) == resolve_targets(chroma, FAMILY, "all+ffs")
+    with pytest.raises(UserError, match="did you mean 'norms'"):
+        resolve_targets(chroma, FAMILY, "norm", is_full=True)
 
 
 def test_every_word_without_a_match_is_named(chroma):

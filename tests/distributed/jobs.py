@@ -144,14 +144,17 @@ def kill_within_a_step(host: Recorder, step: int) -> None:
 
 def kill_within_a_save(host: Recorder, step: int) -> None:
     """SIGKILL when the checkpoint's first file of this step is written."""
-    real = checkpoint.save_file
 
-    def dying(tensors: Any, path: Path) -> None:
-        real(tensors, path)
-        if f"step-{step:06}" in str(path):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def dying(real: Any) -> Any:
+        def write(*arguments: Any) -> Any:
+            result = real(*arguments)
+            if any(isinstance(part, Path) and f"step-{step:06}" in str(part) for part in arguments):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
 
-    checkpoint.save_file = dying
+        return write
+
+    checkpoint.save_file, checkpoint.write_tensors = dying(checkpoint.save_file), dying(checkpoint.write_tensors)
 
 
 def not_finite(host: Recorder, step: int) -> None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.config.model import ModelConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
+from chroma_trainer.trainer_core.config.request import TrainRequest
+from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.host import Paths, SinkHost
+from chroma_trainer.trainer_core.setup.full_rank_check import full_rank_problems
 
 from tests.importers.examples import (
     AI_TOOLKIT,
@@ -220,12 +230,42 @@ def test_diffusion_pipe(tmp_path: Path):
     assert result.values("LoRATrainer", "loss", "huber_c") == {"loss": "huber", "huber_c": 0.5}
 
 
+def assert_is_full(result: Result, targets: str):
+    """Kind full, without anything that an adapter alone has, and nothing that `check` would refuse."""
+    assert result.values("AdapterSettings", "kind") == {"kind": "full"}
+    names = {field.name for field in fields(TrainingConfig)}
+    training = TrainingConfig(
+        **{name: value for name, value in result.nodes("LoRATrainer")[0].items() if name in names}
+    )
+    adapter, request = AdapterConfig(**result.nodes("AdapterSettings")[0]), result.nodes("OptimizerSettings")[0]
+    model = ModelConfig(family="chroma", flavour="hd", repo="", dtype=result.nodes("LoadChroma")[0]["dtype"])
+    whole = TrainRequest(model, DatasetConfig((), ()), training, adapter=adapter, optimizer=OptimizerConfig(**request))
+    assert full_rank_problems(whole, SinkHost(paths=Paths(output=Path(), cache=Path()))) == []
+    assert training.targets == targets
+    assert all(node["level"] == "none" for node in result.nodes("QuantizeModel"))
+
+
+def test_full_fine_tunes_become_kind_full(tmp_path: Path):
+    value = {**ONETRAINER_CHROMA, "training_method": "FINE_TUNE", "gradient_accumulation_steps": 4, "lora_rank": 64}
+    value["transformer"] = {**value.get("transformer", {}), "weight_dtype": "NFLOAT_4"}
+    value |= {"layer_filter": "", "concepts": ONETRAINER_CONCEPTS}
+    result = Result(write(tmp_path / "a.json", value))
+    assert_is_full(result, "all+ffs, norms, embedders")
+    assert "no adapter" in result.equal["lora_rank"] and "training_method" in result.taken
+    assert "a batch_size of" in result.missing["gradient_accumulation_steps"]
+    assert "can't be trained" in result.missing["transformer.weight_dtype"]
+    pipe = re.sub(r"(?ms)^\[adapter\].*?(?=^\[|\Z)", "", PIPE)
+    assert "adapter" not in pipe
+    (tmp_path / "dataset.toml").write_text(PIPE_DATASET, "utf-8")
+    assert_is_full(Result(write(tmp_path / "a.toml", pipe)), "all+ffs, norms, embedders")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "wanted"),
     [
         ("a.yaml", AI_TOOLKIT.replace("arch: chroma", "arch: wan21"), "'wan21' can't be trained here"),
         ("a.json", {**ONETRAINER_CHROMA, "model_type": "STABLE_DIFFUSION_15"}, "can't be trained here"),
-        ("a.json", {**ONETRAINER_CHROMA, "training_method": "FINE_TUNE"}, "only configurations of LoRAs are"),
+        ("a.json", {**ONETRAINER_CHROMA, "training_method": "EMBEDDING"}, "of LoRAs and of full fine-tunes (FINE_TUNE) are"),
         ("a.toml", PIPE.replace("'chroma'", "'wan'"), "'wan' can't be trained here"),
         ("a.toml", "x = [", "is not valid TOML"),
         ("a.yaml", "a: !!python/object:os.system {}", "is not valid YAML"),

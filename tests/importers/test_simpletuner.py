@@ -130,11 +130,22 @@ def test_what_is_unknown_or_has_no_equivalent_is_listed(tmp_path: Path):
     assert "noise_offset" in note["widgets_values"][0]
 
 
+def test_a_full_fine_tune_becomes_kind_full(tmp_path: Path):
+    change = {"model_type": "full", "gradient_accumulation_steps": 2, "lora_rank": 8, "flux_lora_target": "all"}
+    result = Result(write_simpletuner(tmp_path, {**CHROMA_GUIDE, **change}))
+    assert result.values("AdapterSettings", "kind") == {"kind": "full"}
+    assert result.values("LoRATrainer", "targets", "rank", "accumulation") == {
+        "targets": "all+ffs, norms, embedders", "rank": 16, "accumulation": 1,
+    }  # fmt: skip
+    assert "no adapter" in result.equal["lora_rank"] and "gradients" in result.missing["gradient_accumulation_steps"]
+    assert result.values("OptimizerSettings", "clip_by") == {"clip_by": "step before"}
+
+
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
         ({"model_family": "sdxl"}, "there is chroma and flux"),
-        ({"model_type": "full"}, "only LoRAs are"),
+        ({"model_type": "embedding"}, "there is lora and full"),
         ({"learning_rate": "fast"}, "'fast' is not a number"),
         ({"network_rank": [1]}, "[1] is not a number"),
         ({"data_backend_config": "other.json"}, "give that file as well"),

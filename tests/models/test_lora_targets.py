@@ -24,6 +24,17 @@ def test_they_are_the_models_own(name, request):
     assert set(told) == found - frozen and len(set(told)) == len(told)
 
 
+@pytest.mark.parametrize("name", names("family"))
+def test_those_of_kind_full_are_all_that_have_parameters(name, request):
+    model = request.getfixturevalue(f"tiny_{name}_model")
+    layers = load("linears", name).names(model, is_full=True)
+    parts = load("family", name)().empty_transformer(model).named_modules()
+    own = {name for name, part in parts if next(part.parameters(recurse=False), None) is not None}
+    absent = set(layers) - own
+    assert own <= set(layers) and len(set(layers)) == len(layers)
+    assert all(layer.startswith("nerf_final_layer") for layer in absent)  # a model has one of two heads
+
+
 @pytest.mark.parametrize(("linears", "fixture"), [(CHROMA, "tiny_chroma"), (FLUX, "tiny_flux")])
 def test_a_single_file_says_as_much(linears, fixture, request, tiny_model, tmp_path):
     from dataclasses import replace

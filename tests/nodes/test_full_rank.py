@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from chroma_trainer.nodes import lora_trainer, publish_lora, validate_sampler
+from chroma_trainer.nodes import CATALOGUE, lora_trainer, publish_lora, validate_sampler
+from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.validation import render
+from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.lora_metadata import describe
+from chroma_trainer.trainer_core.workflow.read import graph_from_json
 from safetensors.torch import load_file
 
 
@@ -78,5 +81,22 @@ def test_what_a_whole_model_does_not_have(trained):
     settings = {"prompts": "a cat", "resolutions": "32x32", "lora": model}
     with pytest.raises(UserError, match=r"(?s)lora_strength: is 0.5, but tiny.safetensors is a whole.*checkpoints: "):
         validate_sampler.run(validate_sampler.Inputs(**settings, lora_strength="0.5", checkpoints="all"), host)
-    with pytest.raises(UserError, match=r"is a whole model .* publish the extracted LoRA"):
+    with pytest.raises(UserError, match=r"is a whole model, .* upload the file with hf upload"):
         publish_lora.run(publish_lora.Inputs(lora=model, repo="a/b"), host)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_what_a_whole_model_does_not_have_is_reported_before_it_is_trained(workshop, kind):
+    prompt = {
+        "1": {"class_type": "AdapterSettings", "inputs": {"kind": kind}},
+        "2": {"class_type": "LoRATrainer", "inputs": {"adapter": ["1", 0]}},
+        "3": {"class_type": "PublishLora", "inputs": {"lora": ["2", 0], "repo": "a/b"}},
+        "4": {"class_type": "ValidateSampler", "inputs": {"lora": ["2", 0], "prompts": "x", "lora_strength": "0.5"}},
+    }
+    problems = check(graph_from_json(prompt, schemas()), CATALOGUE, workshop.host())
+    texts = {problem.field: problem.message for problem in problems if problem.field in ("lora", "lora_strength")}
+    if kind == "lora":
+        assert texts == {}
+    else:
+        assert "remove this node, and upload the file with hf upload" in texts["lora"]
+        assert "which has the strength 1 alone; use 1.0" in texts["lora_strength"]

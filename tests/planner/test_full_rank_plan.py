@@ -24,7 +24,7 @@ from chroma_trainer.trainer_core.planner.estimator import make_estimator
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
-from chroma_trainer.trainer_core.planner.step_peak import training_peak
+from chroma_trainer.trainer_core.planner.step_peak import away, resident_bytes, states_away, training_peak
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning
 from chroma_trainer.trainer_core.train import disk_space
@@ -89,21 +89,53 @@ def test_true_size(workshop, optimizer, least, most):
     assert least < peak < most
 
 
-def test_what_makes_it_fit_is_neither_quantization_nor_offload(workshop):
+def test_what_makes_it_fit_is_no_quantization(workshop):
     request = full(workshop, "adamw", batch_size=2, gradient_checkpointing=True, targets="all+ffs")
     words = [text for text, _ in changes(replace(request, memory=MemoryConfig(checkpointing_interval=4)))]
     assert "activation_offload and optimizer adafactor" in words and "all that and batch_size 1" in words
-    assert not any("group_offload" in text or "quantization" in text for text in words)
+    assert any(text.startswith("group_offload leaf, activation_offload") for text in words)
+    assert not any("quantization" in text for text in words)
     assert all(changed.training.accumulation == 1 for _, changed in changes(request))
 
 
-def test_auto_keeps_trained_weights_on_the_device(workshop):
+def test_auto_offloads_trained_weights_last(workshop):
     host = workshop.host()
     request = full(workshop, targets="all+ffs", gradient_checkpointing=True)
     checked = check_run(request, host, {})
     estimator = make_estimator(request, FAMILY, checked.index, Machine("card", 1000, GB), host.paths.cache)
     memory = choose_memory(estimator, replace(request, memory=MemoryConfig(mode="auto")))
-    assert memory.group_offload == "none" and memory.activation_offload
+    assert memory.group_offload == "leaf" and memory.activation_offload
+
+
+@pytest.mark.slow
+def test_true_size_with_the_weights_in_ram(workshop):
+    """One block of 0.7 GB or two layers, activations, and the largest layer's step: a GPU of 8 GB."""
+    model = ModelConfig(family="chroma", flavour="hd", repo="lodestones/Chroma1-HD", dtype="bf16")
+    request = full(workshop, model=model, targets="all+ffs", gradient_checkpointing=True)
+    cost = MetaModel(FAMILY, request, "cuda").cost(Shape(512, 512, 1, 512))
+
+    def peak(**memory) -> int:
+        return training_peak(cost, replace(request, memory=MemoryConfig(**memory)))[0]
+
+    assert 2e9 < peak(group_offload="leaf") < peak(group_offload="block") < 5e9
+    half = peak(group_offload="block", offload_share=0.5)
+    assert 0.5 * peak() < half < 0.65 * peak()
+    assert peak(compile=True) - peak() < 1e9  # the gradients of one block
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), [("adafactor", "block"), ("adamw", "leaf")])
+def test_weights_and_states_in_ram_are_counted(workshop, optimizer, kind):
+    request = full(workshop, optimizer, targets="all+ffs", gradient_checkpointing=True)
+    offloaded = replace(request, memory=MemoryConfig(group_offload=kind))
+    cost = MetaModel(FAMILY, request, "cuda").cost(Shape(96, 96, 1, 6))
+    states = cost.optimizer_cost.large_states
+    assert states == states_away(cost, offloaded.memory)
+    bytes_of_a_weight = states / cost.optimizer_cost.parameters  # adafactor: of the biases alone
+    assert bytes_of_a_weight == 4 if optimizer == "adamw" else bytes_of_a_weight < 0.2
+    assert sum(block.trained for block in cost.blocks) == cost.optimizer_cost.adapter
+    on_device = resident_bytes(cost, request.memory) - resident_bytes(cost, offloaded.memory)
+    largest = max(block.trained + block.weights for block in cost.blocks)
+    assert away(cost, offloaded.memory) + states - on_device <= 2 * largest
 
 
 def test_the_disk_is_what_a_run_writes(workshop):

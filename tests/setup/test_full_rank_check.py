@@ -48,7 +48,7 @@ REFUSED = {
     "max_grad_norm": ({"training": {"max_grad_norm": 1.0}}, "set clip_by in OptimizerSettings to 'step before'"),
     "skip_bad_steps": ({"training": {"skip_bad_steps": 1}}, "can't be undone"),
     "preservation": ({"training": {"preservation": 0.5}}, "of which no copy is in memory"),
-    "devices": ({"training": {"devices": "cpu:2"}}, "asks for 2 devices, and kind full trains on one"),
+    "devices": ({"training": {"devices": "cpu:2"}}, "set accumulation to 2, or use 1 devices"),
     "prior_preservation": ({"part": {"prior_preservation": True}}, "of which no copy is in memory"),
     "lora_strength": ({"validation": ValidationConfig(lora_strength="0.5, 1")}, "so strength 1 is all there is; use 1.0"),
     "format": ({"adapter": {"format": "kohya"}}, "always saved under its original names"),
@@ -58,8 +58,7 @@ REFUSED = {
     "eva_batches": ({"adapter": {"eva_batches": 9}}, "initialized from data"),
     "level": ({"model": {"quantization": QuantizationConfig("int8-quanto")}}, "quantized weights can't be trained"),
     "dtype": ({"model": {"dtype": "fp16"}}, "fp16 weights lose the small steps"),
-    "compile": ({"memory": {"compile": True}}, "the gradients of all of its layers at once"),
-    "group_offload": ({"memory": {"group_offload": "block"}}, "moves frozen weights, and kind full trains them"),
+    "offload_to_disk": ({"memory": {"group_offload": "block", "offload_to_disk": True}}, "the disk can only be read"),
     "optimizer": ({"optimizer": {"optimizer": "prodigy"}}, "estimates one learning rate from all weights together"),
     "model.gguf": ({"model": {"transformer_file": "/models/model.gguf"}}, "is stored in GGUF blocks"),
 }  # fmt: skip
@@ -70,6 +69,8 @@ def test_a_sound_request_has_no_problem(workshop):
     assert problems(workshop, training={"alpha": 0.0}) == {}  # as the rank
     clipped = {"training": {"max_grad_norm": 1.0}, "optimizer": {"clip_by": "step before"}}
     assert problems(workshop, **clipped) == {}
+    assert problems(workshop, memory={"group_offload": "leaf"}) == problems(workshop, memory={"compile": True}) == {}
+    assert problems(workshop, training={"devices": "cpu:2", "accumulation": 2}) == {}
     assert problems(workshop, training={"devices": "cpu:1"}) == {}  # one device, in a process of its own
 
 
@@ -94,6 +95,11 @@ def test_an_optimizer_that_reads_all_weights(workshop, name):
 def test_weights_of_another_precision_than_the_model(workshop):
     message = problems(workshop, model={"dtype": "fp32"}, optimizer={"optimizer": "adamw_bf16"})["optimizer"]
     assert "set dtype to bf16, or use adamw" in message
+
+
+def test_an_optimizer_that_moves_its_states_itself(workshop):
+    offloaded = {"optimizer": {"optimizer": "bnb-lion8bit-paged"}, "memory": {"group_offload": "block"}}
+    assert "moves its states by itself" in problems(workshop, **offloaded)["optimizer"]
 
 
 def test_a_file_in_8_bits(workshop, tmp_path):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.full_rank.model_file import base_weights, original_form
 from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
-from chroma_trainer.trainer_core.host import LoraSaved
-from chroma_trainer.trainer_core.registry import load
+from chroma_trainer.trainer_core.host import CheckpointSaved, LoraSaved, StepReport
+from chroma_trainer.trainer_core.registry import load, names
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
+from chroma_trainer.trainer_core.train.hooks import background_save
 from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step import loop as loop_module
 from safetensors import safe_open
@@ -47,7 +51,7 @@ def uninterrupted(workshop):
 
 def load_transformer(model, path=""):
     family = load("family", model.family)()
-    return family.load_transformer(replace(model, transformer_file=str(path), dtype="bf16"))
+    return family.load_transformer(replace(model, transformer_file=str(path) or model.transformer_file, dtype="bf16"))
 
 
 @pytest.mark.slow
@@ -176,6 +180,35 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())
 
 
+@pytest.mark.parametrize("family", names("family"))
+def test_every_parameter_can_be_trained(workshop, request, family):
+    model = request.getfixturevalue(f"tiny_{family}_model")
+    host = workshop.host()
+    values = {"targets": "*", "steps": 2, "learning_rate": 0.01, "checkpoint_every": 0}
+    stored = run(request_of(workshop, model=model, **values), host)
+    again = run(request_of(workshop, model=model, gradient_checkpointing=True, **values), workshop.host())
+    assert again.losses == stored.losses
+    first, second = (load_file(result.lora.path) for result in (stored, again))
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert not [text for text in host.told() if "no memory estimate" in text]
+    before, after = load_transformer(model).state_dict(), load_transformer(model, model_of(host)).state_dict()
+    assert not [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_biases_and_scales(workshop):
+    """Steps of a rate so high that the decay is all that is left of a weight: 1 - rate x decay = 0."""
+    values = {"targets": "all+ffs, norms", "steps": 1, "checkpoint_every": 0, "learning_rate": 0.01}
+    decayed, plain = (
+        load_transformer(workshop.model, run(request_of(workshop, weight_decay=decay, **values), host).lora.path)
+        for decay, host in ((50.0, workshop.host()), (0.0, workshop.host()))
+    )
+    for (name, one), two in zip(decayed.state_dict().items(), plain.state_dict().values(), strict=True):
+        is_matrix = one.ndim == 2 and "blocks" in name
+        assert torch.equal(one, two) != is_matrix, name
+        if is_matrix:
+            assert one.norm() < 0.6 * two.norm(), name
+
+
 @pytest.mark.slow
 def test_clipping_by_the_step_before_resumes_exactly(workshop):
     values = {"max_grad_norm": 0.05, "clip_by": "step before", "optimizer": "adamw", "learning_rate": 1e-3}
@@ -222,3 +255,107 @@ def test_averaged_weights_are_in_ram_and_resume_exactly(workshop):
     with pytest.raises(Cancelled):
         run(request_of(workshop, **values), host)
     assert run(request_of(workshop, **values), host.cancelling_at(0)).lora.sha256 == whole.lora.sha256
+
+
+@pytest.mark.slow
+def test_offloaded_modulations_of_flux_give_the_same_bytes(workshop, offloading, tiny_flux_model):
+    values = {"model": tiny_flux_model, "targets": "*", "steps": 2, "checkpoint_every": 0}
+    whole = run(request_of(workshop, gradient_checkpointing=True, **values), workshop.host())
+    assert same_weights(offloading(workshop.host(), **values), whole)
+
+
+@pytest.fixture(scope="module")
+def offloading(workshop):
+    """Return a run with all weights in RAM: blocks recomputed, weights and states on the device during a step alone."""
+
+    def offloaded(host, kind="block", **values):
+        request = request_of(workshop, gradient_checkpointing=True, **values)
+        memory = MemoryConfig(group_offload=kind, activation_offload=kind == "leaf")
+        return run(replace(request, memory=memory), host)
+
+    return offloaded
+
+
+def same_weights(first, second) -> bool:
+    one, two = load_file(first.lora.path), load_file(second.lora.path)
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("kind", ["block", "leaf"])
+def test_offloaded_weights_give_the_same_bytes(workshop, uninterrupted, offloading, kind):
+    result = offloading(workshop.host(), kind)
+    assert result.losses == uninterrupted[1].losses and same_weights(result, uninterrupted[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16", "optimi-lion", "came"])
+def test_offloaded_states_give_the_same_bytes_also_after_a_resume(workshop, offloading, optimizer):
+    values = {"optimizer": optimizer, "adapter": {"ema_decay": 0.9}, "targets": "all+ffs, norms, embedders"}
+    whole = run(request_of(workshop, gradient_checkpointing=True, **values), workshop.host())
+    host = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        offloading(host, **values)
+    assert same_weights(offloading(host.cancelling_at(0), **values), whole)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Let the thread that writes a checkpoint wait until it is released, while the training continues."""
+    released, write = threading.Event(), background_save.write_checkpoint
+
+    def wait(folder, contents):
+        if threading.current_thread() is not threading.main_thread():
+            released.wait(60)
+        return write(folder, contents)
+
+    monkeypatch.setattr(background_save, "write_checkpoint", wait)
+    return released
+
+
+def test_a_checkpoint_is_written_while_the_training_continues(workshop, uninterrupted, slow_disk):
+    """A run that is killed before it is written resumes from the one before, and ends in the same bytes."""
+    killed, on_disk = workshop.host(), {}
+
+    def see(event):
+        if isinstance(event, CheckpointSaved):
+            slow_disk.clear()
+        elif isinstance(event, StepReport) and event.step in (3, 5):
+            on_disk[event.step] = sorted(path.name for path in host.run_folder.glob("checkpoints/step-*"))
+            if event.step == 5:
+                shutil.copytree(host.paths.output, killed.paths.output)
+            slow_disk.set()
+
+    host = workshop.host(sink=see)
+    result = run(request_of(workshop), host)
+    assert result.lora.sha256 == uninterrupted[1].lora.sha256
+    assert on_disk == {3: [], 5: ["step-000002"]}  # those of steps 2 and 4 are being written
+    assert [event.step for event in host.all(CheckpointSaved)] == [2, 4, 6]
+    assert host.checkpoints == ["step-000004", "step-000006"]
+    slow_disk.set()
+    resumed = run(request_of(workshop), killed)
+    assert resumed.report["resumed_from"] == 2 and resumed.lora.sha256 == result.lora.sha256
+
+
+def test_a_checkpoint_that_can_not_be_written_ends_the_run_at_the_next_step(workshop, uninterrupted, monkeypatch):
+    write = background_save.write_checkpoint
+
+    def fail(folder, contents):
+        if contents.step == 4:
+            raise UserError.at(str(folder), "the checkpoint of step 4 can't be written: no space is left")
+        return write(folder, contents)
+
+    monkeypatch.setattr(background_save, "write_checkpoint", fail)
+    host = workshop.host()
+    with pytest.raises(UserError, match="of step 4 can't be written"):
+        run(request_of(workshop), host)
+    assert host.checkpoints[0] == "step-000002" and "step-000004" not in host.checkpoints
+    monkeypatch.undo()
+    assert run(request_of(workshop), host).lora.sha256 == uninterrupted[1].lora.sha256
+
+
+def test_without_ram_for_a_copy_the_training_waits_for_the_disk(workshop, uninterrupted, monkeypatch):
+    monkeypatch.setattr(background_save, "free_bytes", lambda device: 1000)
+    host = workshop.host()
+    assert run(request_of(workshop), host).lora.sha256 == uninterrupted[1].lora.sha256
+    (text,) = [text for text in host.told() if "the training waits while a checkpoint is written" in text]
+    assert "GB of RAM, and 0.0 GB are free" in text

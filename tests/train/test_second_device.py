@@ -26,6 +26,7 @@ from chroma_trainer.trainer_core.host import Notice, StepReport
 from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
 from chroma_trainer.trainer_core.models import attention_check, mmdit_layers
 from chroma_trainer.trainer_core.train.run import run
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.workshop import EVALUATED
@@ -74,6 +75,17 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "eva, pictures": lambda w: w.request(PROMPTS, init="eva", validate_every=2),
     "prior": lambda w: replace(w.request(), dataset=twice(w.dataset)),
 }
+
+
+def whole(workshop: Any, optimizer: str, **memory: Any) -> Any:
+    """Kind full, with its weights and the optimizer's states in RAM."""
+    request = workshop.request(
+        model=replace(workshop.model, dtype="bf16"), gradient_checkpointing=True, rank=16, alpha=16.0, max_grad_norm=0.0
+    )
+    settings = {"adapter": AdapterConfig(kind="full"), "optimizer": OptimizerConfig(optimizer=optimizer)}
+    return with_memory(replace(request, **settings), **memory)
+
+
 STREAMS: dict[str, Callable[[Any], Any]] = {
     "block, ahead": lambda w: with_memory(
         w.request(gradient_checkpointing=True), group_offload="block", offload_stream=True
@@ -109,6 +121,28 @@ def test_the_numbers_are_the_cpus(workshop, library, name):
     assert there == pytest.approx(here, rel=CLOSE)
     gc.collect()
     assert library.second_used() == 0 and library.second_races() == 0 and library.second_strange_gradients() == 0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "memory"),
+    [
+        ("adafactor", {"group_offload": "block"}),
+        pytest.param(
+            "adamw", {"group_offload": "leaf", "activation_offload": True, "offload_stream": True}, marks=as_cuda
+        ),
+        pytest.param("adamw_bf16", {"group_offload": "block", "offload_stream": True}, marks=as_cuda),
+    ],
+)
+def test_a_whole_model_in_ram_gives_the_bytes_of_one_on_the_device(workshop, library, optimizer, memory):
+    there = run(whole(workshop, optimizer), workshop.host())
+    host = workshop.host().cancelling_at(3)
+    with pytest.raises(Cancelled):
+        run(whole(workshop, optimizer, **memory), host)
+    moved = run(whole(workshop, optimizer, **memory), host.cancelling_at(0))
+    first, second = (load_file(result.lora.path) for result in (there, moved))
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    gc.collect()
+    assert library.second_used() == 0 and library.second_races() == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_bf16", "prodigy", "schedulefree-adamw"])

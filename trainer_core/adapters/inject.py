@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def inject_(
     clean: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> dict[str, AdapterLayer]:
-    """Replace the named Linear layers with adapter layers.
+    """Replace the named Linear layers with adapter layers. Kind full also trains norms and convolutions, in their place.
 
     The update starts at 0, so the model's output does not change. The exception is loftq, which corrects the quantized
     base.
@@ -51,13 +52,22 @@ def inject_(
         The adapter layers by full module name.
     """
     kind: type[AdapterLayer] = load("weights" if config.is_full else "adapter", config.kind)
-    layers = {name: replace_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
+    layers = {name: _put_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
     if generator is not None:
         for name, layer in layers.items():
             weight = None if clean is None else clean.get_submodule(name).weight
             assert weight is None or isinstance(weight, Tensor)
             layer.start_(Start(init, generator, config.svd_iterations, weight, device))
     return layers
+
+
+def _put_(transformer: nn.Module, name: str, make: Callable[[Any], AdapterLayer]) -> AdapterLayer:
+    module = transformer.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return replace_(transformer, name, make)
+    layer = make(module)
+    layer.name = name
+    return layer
 
 
 def replace_(transformer: nn.Module, name: str, make: Callable[[nn.Linear], AdapterLayer]) -> AdapterLayer:

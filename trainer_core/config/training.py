@@ -108,7 +108,8 @@ class TrainingConfig:
         Text(),
         Doc(
             "Layers to train: mmdit, all, context, context+ffs, all+ffs, all+ffs+embedder, tiny, nano, or a "
-            "comma-separated list of module patterns such as single_transformer_blocks.*.proj_out."
+            "comma-separated list of module patterns such as single_transformer_blocks.*.proj_out. Kind full also: "
+            "norms, embedders, approximator, or * for everything."
         ),
     ] = "all"
     init: Annotated[
@@ -157,7 +158,8 @@ class TrainingConfig:
         Advanced(),
         Doc(
             "Decoupled weight decay: every step shrinks each weight by learning rate x this value. Weights that hold "
-            "parts of the base model are not decayed: magnitudes of dora, and matrices of init pissa, olora and loftq."
+            "parts of the base model are not decayed: magnitudes of dora, and matrices of init pissa, olora and loftq. "
+            "Kind full: matrices are decayed, biases and norms are not."
         ),
     ] = 0.01
     max_grad_norm: Annotated[

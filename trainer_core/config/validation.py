@@ -179,6 +179,17 @@ class ValidationConfig:
                 problems.extend(error.problems)
         return problems
 
+    def problems_of_model(self, name: str) -> list[Problem]:
+        """Return what these settings ask for and a whole model, which kind full trains, does not have."""
+        problems = []
+        if set(self.strengths()) != {1.0}:
+            text = f"is {self.lora_strength}, but {name} is a whole model, which has the strength 1 alone; use 1.0"
+            problems.append(Problem("lora_strength", text))
+        if self.checkpoint_choice():
+            text = f"{name} is a whole model, whose checkpoints hold its trained weights alone; leave this field empty"
+            problems.append(Problem("checkpoints", text))
+        return problems
+
     def without_previews(self) -> ValidationConfig:
         """Return what decides the images."""
         return replace(self, previews=OFF)

@@ -96,6 +96,22 @@ def add_gradients_(
     return front[0].clone()
 
 
+def sum_in_order(wire: Wire, tensor: Tensor) -> Tensor:
+    """See Ranks.sum_in_order."""
+    flat = tensor.reshape(-1).to(wire.device)
+    flat = torch.cat([flat, flat.new_zeros(-flat.numel() % wire.size)])
+    parts = torch.empty_like(flat)
+    wire.all_to_all(parts.view(torch.uint8), flat.view(torch.uint8))
+    first, *others = parts.view(wire.size, -1)
+    owned = first.to(torch.float32, copy=True)
+    for part in others:
+        owned += part
+    total = torch.empty(wire.size * owned.numel(), device=wire.device)
+    wire.all_gather(total.view(torch.uint8), owned.view(torch.uint8))
+    # A new tensor, because a kernel may add up a norm of a slice in another order.
+    return torch.empty(tensor.shape, device=tensor.device).copy_(total[: tensor.numel()].view(tensor.shape))
+
+
 def _by_dtype(parameters: Sequence[nn.Parameter]) -> dict[torch.dtype, list[nn.Parameter]]:
     """Return the parameters by dtype: each is added in its own precision, as by autograd. fp32 has the losses too."""
     groups: dict[torch.dtype, list[nn.Parameter]] = {torch.float32: []}

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..devices import device_name, works_beside
 from ..errors import Cancelled, Problem, UserError, one_line
 from .device_list import device_of_rank, local_rank_and_size, num_launched
-from .gradient_exchange import Wire, add_gradients_
+from .gradient_exchange import Wire, add_gradients_, sum_in_order
 from .ranks import ALONE, RankLost, Ranks
 
 T = TypeVar("T")
@@ -127,6 +127,10 @@ class JoinedRanks(Ranks):
     ) -> Tensor:
         assert self.wire
         return add_gradients_(self.wire, parameters, micros, backward)
+
+    def sum_in_order(self, tensor: Tensor) -> Tensor:
+        assert self.wire
+        return sum_in_order(self.wire, tensor)
 
     def report_failure(self, text: str) -> None:
         import torch.distributed as dist

@@ -44,7 +44,7 @@ def write_transformer(
 
     Args:
         path: The file.
-        transformer: The model. Layers may be trained ones (full_rank/linear.py).
+        transformer: The model. Layers may be trained ones (trained_layer.py).
         base: The files that the training started from.
         metadata: Texts of the header.
         trained: Tensors that take the place of the model's own, by the parameter's name.
@@ -86,18 +86,34 @@ def _planned(transformer: Any, base: Weights, trained: Mapping[str, Callable[[],
     members: dict[str, list[tuple[Place, str, Tensor]]] = {}
     for key, tensor in transformer.state_dict().items():
         name = key.replace(".base.", ".")  # of a trained layer
-        original, place = original_parameter(name)
+        original, place = _original(base, name)
         members.setdefault(original, []).append((place, name, tensor))
     unknown = trained.keys() - {name for parts in members.values() for _, name, _ in parts}
     assert not unknown, f"no weights of the model: {sorted(unknown)[:NUM_EXAMPLES]}"
     names = {_as_in(base, original): parts for original, parts in members.items()}
-    return {name: _join(sorted(parts, key=lambda part: part[0].part or 0), trained) for name, parts in names.items()}
+    tensors = {name: _join(sorted(part, key=lambda p: p[0].part or 0), trained) for name, part in names.items()}
+    return {**tensors, **{name: _marker(base, name) for name in base.keys if 0 in base.shape(name)}}
+
+
+def _original(base: Weights, name: str) -> tuple[str, Place]:
+    """Return a parameter's original name. Some of Radiance's layers have the same name in both layouts."""
+    if is_original(base) and _as_in(base, name) in base.entries:
+        return name, Place(name.rpartition(".")[0])
+    return original_parameter(name)
 
 
 def _as_in(base: Weights, original: str) -> str:
-    """Return the name as the base file writes it. Newer files call the scale of a norm `weight`."""
-    newer = original.replace(".scale", ".weight")
-    return newer if is_original(base) and original not in base.entries and newer in base.entries else original
+    """Return the name as the base file writes it: the scale of a norm is called `scale` or `weight`."""
+    others = (original.replace(".scale", ".weight"), original.replace("norm.weight", "norm.scale"))
+    if not is_original(base) or original in base.entries:
+        return original
+    return next((name for name in others if name in base.entries), original)
+
+
+def _marker(base: Weights, name: str) -> Planned:
+    """Return an empty tensor, whose presence in the file says something about the model."""
+    tensor = base.read(name)
+    return Planned(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _join(parts: list[tuple[Place, str, Tensor]], trained: Mapping[str, Callable[[], Tensor]]) -> Planned:

@@ -12,6 +12,7 @@ and rounded in the same way. The random numbers are a function of (seed, step, p
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import works_beside
+from ..distributed.ranks import ALONE, Ranks
+from ..memory.pinned_memory import PinnedMemory
 from ..optim.adamw_bf16 import LOW_BITS, round_stochastically
 from ..optim.optimizer import able
 from ..seeds import generator
@@ -31,18 +35,36 @@ class StepInBackward:
         optimizer: Its parameters are stepped. None of config.optimizer.TOGETHER.
         parameters: The same parameters by name. The names are part of the seed of the rounding.
         seed: The run's seed.
+        ranks: The processes that train together. Each computes one micro-batch of a step, and all of them step with the
+            sum of the gradients.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], seed: int):
-        self.optimizer, self.seed = optimizer, seed
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        seed: int,
+        ranks: Ranks = ALONE,
+    ):
+        self.optimizer, self.seed, self.ranks = optimizer, seed, ranks
         self._names = {parameter: name for name, parameter in parameters.items()}
         # Numbers, because a loaded state comes with new groups.
         self._groups = {param: i for i, group in enumerate(optimizer.param_groups) for param in group["params"]}
         self._norms: dict[nn.Parameter, Tensor] = {}
+        self._pinned = PinnedMemory()
+        self._buffers: dict[nn.Parameter, dict[str, Tensor]] = {}  # of states in RAM
         self._step: int | None = None
         self._scale = 1.0
+        # A weak reference: hooks of a parameter that lead back to it would hold the model's memory after the run.
+        itself = weakref.ref(self)
+
+        def on_gradient(parameter: Tensor) -> None:
+            if (stepper := itself()) is not None:
+                stepper._on_gradient(parameter)
+
         for parameter in parameters.values():
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            if parameter.requires_grad:  # others are stepped by offloaded_layer.py
+                parameter.register_post_accumulate_grad_hook(on_gradient)
 
     @contextmanager
     def active(self, step: int, scale: float = 1.0) -> Iterator[None]:
@@ -76,10 +98,11 @@ class StepInBackward:
     @torch.no_grad()
     def step_(self, parameter: nn.Parameter, step: int, scale: float = 1.0) -> None:
         """Step one parameter with its gradient, and free the gradient."""
-        gradient = parameter.grad
-        assert gradient is not None
+        assert parameter.grad is not None
+        gradient = self.ranks.sum_in_order(parameter.grad)
         self._norms[parameter] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
         if parameter.dtype != torch.bfloat16 or able(self.optimizer).rounds_weights:
+            gradient = parameter.grad = gradient.to(parameter.dtype)
             if scale != 1.0:
                 gradient.mul_(scale)
             self._step_alone_(parameter)
@@ -98,6 +121,47 @@ class StepInBackward:
             stored.copy_(self._round(parameter.data, parameter, step, "weight"))
         finally:
             parameter.data, parameter.grad = stored, None
+
+    def step_copy_(self, home: nn.Parameter, copy: nn.Parameter, gradient: Tensor) -> None:
+        """Step a copy of a parameter on the device, in the step that is active. Its large states come from RAM and go back.
+
+        Args:
+            home: The parameter, in RAM. The caller copies the result there.
+            copy: Its copy on the device.
+            gradient: Its gradient there, which is freed.
+        """
+        assert self._step is not None
+        states = self.optimizer.state
+        self._names[copy], self._groups[copy] = self._names[home], self._groups[home]
+        stored = dict(states.pop(home, {}))
+        if stored:
+            states[copy] = {name: self._on_device(value, copy) for name, value in stored.items()}
+        copy.grad = gradient
+        try:
+            with able(self.optimizer).standing_in(copy, home):
+                self.step_(copy, self._step, self._scale)
+            self._norms[home] = self._norms.pop(copy)
+        finally:
+            del self._names[copy], self._groups[copy]
+            stepped = states.pop(copy, {})
+            states[home] = {name: self._at_home(value, home, name) for name, value in stepped.items()}
+
+    def _on_device(self, value: Any, copy: nn.Parameter) -> Any:
+        """Return a state where the optimizer expects it. Steps are counted on the device by fused kernels alone."""
+        if not isinstance(value, Tensor):
+            return value
+        is_fused = self.optimizer.param_groups[self._groups[copy]].get("fused")
+        return value.to(copy.device, non_blocking=True) if value.ndim or is_fused else value
+
+    def _at_home(self, value: Any, home: nn.Parameter, name: str) -> Any:
+        """Return a state where it waits for the next step: in RAM if it is as large as the parameter."""
+        if not isinstance(value, Tensor) or value.numel() < max(2, home.numel()):
+            return value
+        buffers = self._buffers.setdefault(home, {})
+        if name not in buffers or (buffers[name].dtype, buffers[name].shape) != (value.dtype, value.shape):
+            is_pinned = works_beside(value.device)
+            buffers[name] = self._pinned.empty(value) if is_pinned else torch.empty_like(value, device="cpu")
+        return buffers[name].copy_(value, non_blocking=works_beside(value.device))
 
     def _step_alone_(self, parameter: nn.Parameter) -> None:
         """Let the optimizer see this parameter alone. It would look at all of them for each one."""

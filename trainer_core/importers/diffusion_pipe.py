@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
+from ..config.adapter import FULL
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
@@ -89,7 +89,7 @@ TABLE = Table(
         Row("output_dir", "LoRATrainer", "name", lambda value, _: file_name(value) or "my-lora"),
         Row("adapter.rank", "LoRATrainer", "rank", lambda value, _: min(whole(value), 512)),
         Row("adapter.type", "LoRATrainer", "targets", all_linears),
-        Row("adapter.kind", "AdapterSettings", "kind", same("lora", "lokr", instead="not there; lora is used")),
+        Row("adapter.kind", "AdapterSettings", "kind", same("lora", "lokr", FULL, instead="not there; lora is used")),
         Row("adapter.decompose_factor", "AdapterSettings", "lokr_factor", whole),
         Row("adapter.dropout", "AdapterSettings", "dropout", number),
         Row(
@@ -218,11 +218,7 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     family = _family(options)
     if family not in ("chroma", "flux"):
         raise refuse(file.path.name, "model.type", options.get("model.type"), FAMILIES)
-    if "adapter.type" not in options:
-        raise UserError.at(
-            f"{file.path.name}: adapter", "is missing, so the whole model would be trained; only LoRAs are"
-        )
-    options["adapter.kind"] = options["adapter.type"]
+    options["adapter.kind"] = options.get("adapter.type", FULL)  # without an adapter the whole model is trained
     settings = Settings(family, options)
     if not is_off(options.get("dataset")):
         _add_folders(settings, files.referenced(options["dataset"], file, "dataset").value)

@@ -11,6 +11,7 @@ from ..errors import Problem, UserError, nearest, printable
 from ..registry import load, names
 from ..spec import Field, NodeSpec, check_value, draft_inputs
 from ..workflow.editor.write import editor_workflow
+from .full_rank import settle_full_rank
 from .option_table import LOAD, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
 from .source_files import ConfigFile, SourceFiles, read_config
 from .value_readers import is_off, shorten
@@ -254,7 +255,7 @@ def _fit(item: Field, value: Any) -> tuple[Any, str]:
 
 def settle(draft: Draft, report: Report, catalogue: Mapping[str, NodeSpec]) -> Iterator[Problem]:
     """Make the values of each node fit together, then return the problems that remain."""
-    for rule in (_settle_steps, _settle_memory, _settle_folders, _settle_validation):
+    for rule in (settle_full_rank, _settle_steps, _settle_memory, _settle_folders, _settle_validation):
         rule(draft, report)
     draft.nodes[draft.type_of(LOAD)] = draft.nodes.pop(LOAD)
     for kind, values in (*draft.nodes.items(), *((FOLDER, values) for values in draft.folders)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.adapter import FULL
 from ..errors import UserError
 from .option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from .source_files import ConfigFile, SourceFiles
@@ -103,11 +104,25 @@ def _filter(value: Any, options: Mapping[str, Any]) -> Any:
     if flag(options.get("layer_filter_regex") or False) and text(value):
         raise NotThere("regular expressions are not there; the default targets are used")
     if not text(value).strip():
+        if _is_full(options):
+            raise NothingToSet("the whole model is trained")
         return all_linears(value, options)
     return substrings(value, options)
 
 
+def _is_full(options: Mapping[str, Any]) -> bool:
+    return str(options.get("training_method")).upper() == "FINE_TUNE"
+
+
+def _method(value: Any, options: Mapping[str, Any]) -> str:
+    if not _is_full(options):
+        raise NothingToSet("the kind is that of peft_type")
+    return FULL
+
+
 def _kind(value: Any, options: Mapping[str, Any]) -> Any:
+    if _is_full(options):
+        raise NothingToSet("is only for LoRAs")
     if str(value).upper() == "LORA" and flag(options.get("lora_decompose") or False):
         return "dora"
     return one_of({"lora": "lora", "loha": "loha", "oft_2": "oft", "lokr": "lokr"})(value, options)
@@ -266,6 +281,7 @@ TABLE = Table(
         Row("huber_delta", "LoRATrainer", "huber_c", _delta),
         Row("loss_weight_fn", "LoRATrainer", "loss_weighting", _weight_function),
         Row("peft_type", "AdapterSettings", "kind", _kind),
+        Row("training_method", "AdapterSettings", "kind", _method),
         Row("lokr_dim", "LoRATrainer", "rank", _kind_field("LOKR")),
         Row("oft_block_size", "LoRATrainer", "rank", _kind_field("OFT_2")),
         Row("lokr_decompose_factor", "AdapterSettings", "lokr_factor", _kind_field("LOKR")),
@@ -307,7 +323,6 @@ TABLE = Table(
         Row("sample.seed", "ValidateSampler", "seed", lambda value, _: max(0, whole(value))),
     ),
     equal={
-        "training_method": "LoRAs are what is trained here",
         "model_type": "LoadChroma or LoadFlux",
         "concept_file_name": "its folders are listed below",
         "sample_definition_file_name": "its prompts are taken over",
@@ -371,6 +386,8 @@ TABLE = Table(
         "tensorboard_*": "see trackers",
         "include_train_config": "the workflow is in the file",
         "prevent_overwrites": "another run's LoRA is kept",
+        "optimizer.fused_back_pass": "always so with kind full",
+        "optimizer.stochastic_rounding": "always so where weights are in bf16",
         "optimizer.*": "beta1, beta2, eps, d0, d_coef and weight_decay are taken over",
         "oft_*": "in rank",
         "dora_oft": "is only for OFT_2",
@@ -529,11 +546,10 @@ def _is_main(value: Any) -> bool:
 
 def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     value = dict(file.value)
-    if value.get("training_method", "LORA") != "LORA":
+    if value.get("training_method", "LORA") not in ("LORA", "FINE_TUNE"):
         shown = shorten(value["training_method"])
-        raise UserError.at(
-            f"{file.path.name}: training_method", f"{shown} is not imported; only configurations of LoRAs are"
-        )
+        text = f"{shown} is not imported; only configurations of LoRAs and of full fine-tunes (FINE_TUNE) are"
+        raise UserError.at(f"{file.path.name}: training_method", text)
     concepts, samples = value.pop("concepts", None), value.pop("samples", None)
     options = flatten(value)
     family = _family(options)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.adapter import FULL
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
 from .source_files import ConfigFile, SourceFiles, parse_words
 from .value_readers import (
@@ -134,7 +135,19 @@ def _route(value: Any, options: Mapping[str, Any]) -> Values:
     return Values({**fields, "routed_share": share}, note)
 
 
+def _is_full(options: Mapping[str, Any]) -> bool:
+    return str(options.get("model_type")).lower() == FULL
+
+
+def _model_type(value: Any, options: Mapping[str, Any]) -> str:
+    if not _is_full(options):
+        raise NothingToSet("the kind is that of lora_type")
+    return FULL
+
+
 def _tread_target(value: Any, options: Mapping[str, Any]) -> str:
+    if _is_full(options):
+        raise NothingToSet("the whole model is trained")
     name = text(value).strip()
     if name in ("fal", "controlnet", "all+ffs+embedder+controlnet"):
         raise NotThere("not there; the default, all, is used")
@@ -275,6 +288,7 @@ TABLE = Table(
         Row("lycoris_config.linear_dim", "LoRATrainer", "rank", lambda value, _: min(whole(value), 512)),
         Row("lycoris_config.linear_alpha", "LoRATrainer", "alpha", lambda value, _: min(number(value), 1024)),
         Row("lycoris_config.factor", "AdapterSettings", "lokr_factor", whole),
+        Row("model_type", "AdapterSettings", "kind", _model_type),
         Row("lora_format", "AdapterSettings", "format", one_of({"diffusers": "universal", "comfyui": "comfyui"})),
         Row("init_lora", "AdapterSettings", "init_lora", model_file("init_lora")),
         Row("lora_dropout", "AdapterSettings", "dropout", number),
@@ -312,7 +326,6 @@ TABLE = Table(
         Row("name", "LoRATrainer", "name", text),
     ),
     equal={
-        "model_type": "LoRAs are what is trained here",
         "flow_use_uniform_schedule": "in sigma_density",
         "flow_use_beta_schedule": "in sigma_density",
         "flow_beta_schedule_*": "in sigma_density; both parameters are 2",
@@ -578,8 +591,8 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     family = _family(options)
     if family not in ("chroma", "flux"):
         raise refuse(file.path.name, "model_family", options["model_family"], FAMILIES)
-    if str(options.get("model_type", "lora")).lower() != "lora":
-        raise refuse(file.path.name, "model_type", options["model_type"], "only LoRAs are")
+    if str(options.get("model_type", "lora")).lower() not in ("lora", FULL):
+        raise refuse(file.path.name, "model_type", options["model_type"], f"there is lora and {FULL}")
     settings = Settings(family, options)
     if options.get("lr_scheduler") is None:
         reason = "not set, and its default differs between versions; constant after 20 steps of warm-up is used"

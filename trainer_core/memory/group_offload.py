@@ -1,7 +1,7 @@
 """Group offload (block swap): frozen weights live on the host and are copied to the device in groups.
 
-Works for training and sampling. The base is frozen, so nothing is copied back: a group is copied to the device before
-its blocks run, and dropped when the next group comes. The backward pass needs the weights again. A checkpointed block
+Works for training and sampling. A group is copied to the device before its blocks run, and dropped when the next group
+comes. Frozen weights need no copy back; weights that are trained by hand (full_rank/offloaded_layer.py) use write_back. The backward pass needs the weights again. A checkpointed block
 runs its forward again, which loads them. For other blocks, autograd saves a reference instead of each weight, and the
 reference loads it. diffusers' hooks do neither (docs/decisions, block swap).
 """
@@ -84,15 +84,19 @@ class GroupOffload:
                     group[i] = _pin(slot, memory)
         self._stream = module_of(device).Stream(device) if self.ahead else None
         self._resident: dict[int, list[Tensor]] = {}
+        self._versions: dict[int, list[int]] = {}  # of the host tensors that the device has copies of
         self._prefetched: dict[int, tuple[list[Tensor], Any]] = {}
         self._by_storage: dict[int, tuple[int, int]] = {}
 
     def acquire(self, group: int) -> list[Tensor]:
         """Put the group's tensors on the device and into their modules. Other groups are released."""
+        if group in self._versions and self._versions[group] != self._versions_now(group):
+            self._forget(group)  # the host's tensors have changed: weights were loaded, or averaged ones put there
         if group not in self._resident:
             for other in list(self._resident):
                 self.release(other)
             self._resident[group] = self._wait_for(group)
+            self._versions[group] = self._versions_now(group)
             for i, (slot, tensor) in enumerate(zip(self.groups[group], self._resident[group], strict=True)):
                 slot.put(tensor)
                 self._by_storage[storage_key(tensor)] = group, i
@@ -106,6 +110,30 @@ class GroupOffload:
             slot.put(slot.home)
         for tensor in self._resident.pop(group, ()):
             self._by_storage.pop(storage_key(tensor), None)
+        if group not in self._prefetched:
+            self._versions.pop(group, None)
+
+    def group_of(self, module: nn.Module) -> int:
+        """Return the group that holds the tensors of a module."""
+        return next(i for i, group in enumerate(self.groups) for slot in group if slot.module is module)
+
+    @torch.no_grad()
+    def write_back(self, group: int, tensor: Tensor) -> None:
+        """Copy a tensor of a group that is on the device to its place on the host, in the compute stream."""
+        place = next(i for i, resident in enumerate(self._resident[group]) if resident is tensor)
+        self.groups[group][place].home.copy_(tensor, non_blocking=self.ahead)
+        self._versions[group] = self._versions_now(group)
+
+    def _versions_now(self, group: int) -> list[int]:
+        """Return numbers that change when the host's tensors change in place."""
+        return [slot.home._version for slot in self.groups[group] if not slot.home.is_inference()]
+
+    def _forget(self, group: int) -> None:
+        """Drop the copies of a group on the device."""
+        if group in self._prefetched:
+            self._drop_prefetched()
+        self.release(group)
+        self._versions.pop(group, None)
 
     def take_out(self) -> None:
         """Remove the tensors from the modules for now, so that the rest of the modules can be moved."""
@@ -155,6 +183,7 @@ class GroupOffload:
             for slot, tensor in zip(self.groups[next_group], tensors, strict=True):
                 _copy_(tensor, slot.home)
             self._prefetched[next_group] = tensors, self._stream.record_event()
+        self._versions[next_group] = self._versions_now(next_group)
 
     def _drop_prefetched(self) -> None:
         """Drop prefetched groups. The compute stream waits for their copies before their memory is reused."""

@@ -72,6 +72,7 @@ class Family(Protocol):
     full_precision: tuple[str, ...]  # fnmatch patterns of modules that are never quantized
     frozen: tuple[str, ...]  # fnmatch patterns of modules that never get a LoRA
     targets: Mapping[str, tuple[str, ...]]  # preset name -> module patterns, see adapters/targets.py
+    whole: Mapping[str, tuple[str, ...]]  # further presets, of kind full alone
 
     def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
         """Return the problems with the model's files (missing parts, wrong files, no network). Loads no weights.

@@ -1,4 +1,4 @@
-"""Layers that a LoRA of Chroma or Flux may train, by name: presets, and the layer names derived from the model's files.
+"""Layers of Chroma and Flux that may be trained, by name: presets, and the layer names derived from the model's files.
 
 Does not need torch, so that a workflow's targets are checked before anything heavy is imported. Both models have the
 same blocks.
@@ -39,20 +39,33 @@ DOUBLE = (
 )  # fmt: skip
 SINGLE = ("proj_mlp", "proj_out", *ATTENTION)
 ENDS = ("context_embedder", "x_embedder", "proj_out")
+# What kind full can train beside the Linear layers.
+NORMS = ("attn.norm_q", "attn.norm_k")
+TEXT_NORMS = ("attn.norm_added_q", "attn.norm_added_k")
+ALL_NORMS = {"norms": tuple(f"*.{norm}" for norm in (*NORMS, *TEXT_NORMS))}
+APPROXIMATOR = "distilled_guidance_layer"
+APPROXIMATOR_LAYERS = (
+    f"{APPROXIMATOR}.in_proj", f"{APPROXIMATOR}.out_proj", f"{APPROXIMATOR}.layers.*.linear_1",
+    f"{APPROXIMATOR}.layers.*.linear_2", f"{APPROXIMATOR}.norms.*",
+)  # fmt: skip
+RELEASED_LAYERS = {"approximator_layers": 5, "nerf_depth": 4}
 
 
 @dataclass(frozen=True)
 class Linears:
-    """The Linear layers of one family.
+    """The layers of one family that may be trained.
 
     Args:
         targets: Preset name -> patterns of layer names.
-        frozen: Patterns of layers that are never trained.
+        frozen: Patterns of layers that no LoRA trains.
         double: Layers of one double block.
         single: Layers of one single block.
         ends: Layers outside of the blocks.
         released: Config of the released model, for files that are not downloaded yet.
         class_name: Class name in a config.json of this family.
+        whole: Further presets, for the training of the model itself (kind full).
+        whole_ends: Further layers outside of the blocks, for kind full. `*` is the number of a layer in a row of
+            layers: the approximator's, or those of Radiance's pixels.
     """
 
     targets: Mapping[str, tuple[str, ...]]
@@ -62,26 +75,35 @@ class Linears:
     ends: tuple[str, ...]
     released: str
     class_name: str
+    whole: Mapping[str, tuple[str, ...]]
+    whole_ends: tuple[str, ...] = ()
 
-    def names(self, model: ModelConfig) -> list[str] | None:
-        """Return every layer that a LoRA may train. None: local files can't be read; the run reports why.
+    def names(self, model: ModelConfig, is_full: bool = False) -> list[str] | None:
+        """Return every layer that may be trained. None: local files can't be read; the run reports why.
 
+        Args:
+            model: The model.
+            is_full: The model itself is trained (kind full), not a LoRA.
         Raises:
             UserError: config.json is damaged.
         """
         counts = self._counts(model)
         if counts is None:
             return None
-        blocks = (("transformer_blocks", counts[0], self.double), ("single_transformer_blocks", counts[1], self.single))
+        double, single, ends = self.double, self.single, self.ends
+        if is_full:
+            double, single = (*double, *NORMS, *TEXT_NORMS), (*single, *NORMS)
+            ends = (*ends, *(name for end in self.whole_ends for name in counts.expand(end)))
+        blocks = (("transformer_blocks", counts.double, double), ("single_transformer_blocks", counts.single, single))
         inside = [f"{kind}.{i}.{layer}" for kind, count, layers in blocks for i in range(count) for layer in layers]
-        return [*self.ends, *inside]
+        return [*ends, *inside]
 
     def num_blocks(self, model: ModelConfig) -> int | None:
         """Return the number of double and single blocks. None: local files can't be read."""
         counts = self._counts(model)
-        return None if counts is None else sum(counts)
+        return None if counts is None else counts.double + counts.single
 
-    def _counts(self, model: ModelConfig) -> tuple[int, int] | None:
+    def _counts(self, model: ModelConfig) -> Counts | None:
         try:
             if is_hub_id(model.transformer_file):
                 folder = cached_alone(model.transformer_file, "transformer")
@@ -100,45 +122,78 @@ class Linears:
             return None
 
 
-def _count_in_config(config: Mapping[str, Any]) -> tuple[int, int]:
-    return int(config["num_layers"]), int(config["num_single_layers"])
+@dataclass(frozen=True)
+class Counts:
+    """How many layers a model has of each kind."""
+
+    double: int
+    single: int
+    approximator: int
+    pixels: int  # Radiance's layers behind the blocks
+
+    def expand(self, name: str) -> list[str]:
+        """Return the names that a name with `*` for a number stands for."""
+        count = self.approximator if name.startswith(APPROXIMATOR) else self.pixels
+        return [name.replace("*", str(i)) for i in range(count)] if "*" in name else [name]
 
 
-def _count_in_keys(keys: Iterable[str]) -> tuple[int, int]:
-    indices: dict[str, set[int]] = {"double": set(), "single": set()}
+def _count_in_config(config: Mapping[str, Any]) -> Counts:
+    ends = (int(config.get(name, count)) for name, count in RELEASED_LAYERS.items())
+    return Counts(int(config["num_layers"]), int(config["num_single_layers"]), *ends)
+
+
+# Names before the number of a layer, in either layout.
+ROWS = {
+    "double_blocks": "double", "transformer_blocks": "double", "single_blocks": "single",
+    "single_transformer_blocks": "single", "layers": "approximator", "nerf_blocks": "pixels",
+}  # fmt: skip
+
+
+def _count_in_keys(keys: Iterable[str]) -> Counts:
+    indices: dict[str, set[int]] = {kind: set() for kind in ROWS.values()}
     for key in keys:
         words = key.split(".")
         for i, word in enumerate(words[:-1]):
-            kind = {"double_blocks": "double", "transformer_blocks": "double", "single_blocks": "single"}.get(
-                word, "single" if word == "single_transformer_blocks" else ""
-            )
+            kind = ROWS.get(word, "")
             if kind and words[i + 1].isdigit():
                 indices[kind].add(int(words[i + 1]))
                 break
     if not indices["double"]:
         raise ValueError("no blocks")
-    return len(indices["double"]), len(indices["single"])
+    return Counts(**{kind: len(numbers) for kind, numbers in indices.items()})
 
 
 CHROMA = Linears(
     targets={**TARGETS, "ai-toolkit": TARGETS["all+ffs"]},  # its adaLN layers exist in Flux only
-    frozen=("distilled_guidance_layer*",),
+    frozen=(f"{APPROXIMATOR}*",),
     double=DOUBLE, single=SINGLE, ends=ENDS,
     released="chroma_transformer", class_name="ChromaTransformer2DModel",
+    whole={**ALL_NORMS, "embedders": ENDS, "approximator": (f"{APPROXIMATOR}*",)}, whole_ends=APPROXIMATOR_LAYERS,
 )  # fmt: skip
 # Its patches are embedded by a convolution, and the layers behind the blocks generate weights; neither gets a LoRA.
+PIXELS = (
+    "nerf_image_embedder.embedder.0", "nerf_blocks.*.param_generator", "nerf_blocks.*.norm",
+    *(f"nerf_final_layer{head}" for head in (".norm", ".linear", "_conv.norm", "_conv.conv")),
+)  # fmt: skip
 RADIANCE = Linears(
     targets={name: patterns for name, patterns in CHROMA.targets.items() if "x_embedder" not in patterns},
-    frozen=("distilled_guidance_layer*", "nerf_*"),
+    frozen=(f"{APPROXIMATOR}*", "nerf_*"),
     double=DOUBLE, single=SINGLE, ends=("context_embedder",),
     released="chroma_transformer", class_name="",
+    whole={
+        **ALL_NORMS, "embedders": ("context_embedder", "img_in_patch"), "approximator": (f"{APPROXIMATOR}*",),
+        "pixels": ("nerf_*",),
+    },
+    whole_ends=(*APPROXIMATOR_LAYERS, "img_in_patch", *PIXELS),
 )  # fmt: skip
 EMBEDDERS = ("timestep_embedder", "guidance_embedder", "text_embedder")
+CONDITIONING = tuple(f"time_text_embed.{e}.linear_{i}" for e in EMBEDDERS for i in (1, 2))
 FLUX = Linears(
     targets={**TARGETS, "ai-toolkit": TARGETS["all+ffs"] + MODULATIONS},
     frozen=(),
     double=(*DOUBLE, "norm1.linear", "norm1_context.linear"),
     single=(*SINGLE, "norm.linear"),
-    ends=(*ENDS, "norm_out.linear", *(f"time_text_embed.{e}.linear_{i}" for e in EMBEDDERS for i in (1, 2))),
+    ends=(*ENDS, "norm_out.linear", *CONDITIONING),
     released="flux_transformer", class_name="FluxTransformer2DModel",
+    whole={**ALL_NORMS, "embedders": (*ENDS, "time_text_embed*")},
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +58,14 @@ class AdamWBf16(ExactOptimizer):
         super().__init__(params, defaults)
         self.seed = seed
         self._places = {param: i for i, param in enumerate(p for g in self.param_groups for p in g["params"])}
+
+    @contextmanager
+    def standing_in(self, copy: nn.Parameter, parameter: nn.Parameter) -> Iterator[None]:
+        self._places[copy] = self._places[parameter]
+        try:
+            yield
+        finally:
+            del self._places[copy]
 
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         rest = {"c": torch.zeros_like(param)} if group["kahan"] else {}

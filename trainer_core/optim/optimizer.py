@@ -35,6 +35,10 @@ class OptimizerAbilities:
     planned_for: str = ""
     rounds_weights: bool = False
 
+    def standing_in(self, copy: nn.Parameter, parameter: nn.Parameter) -> AbstractContextManager[None]:
+        """Context manager in which a copy of a parameter is stepped in its place. The caller moves the state."""
+        return nullcontext()
+
     def use_averages(self) -> AbstractContextManager[None]:
         """Context manager in which parameters hold the weights to export, then the trained ones again, bit for bit.
 

@@ -76,10 +76,17 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
 
 
 def _changes_of_full(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
-    """Yield changes of a full-rank run: its weights are neither quantized nor offloaded."""
+    """Yield changes of a full-rank run. Its weights are not quantized."""
     if least.optimizer.optimizer != SMALLEST_OPTIMIZER:
         least = replace(least, optimizer=replace(least.optimizer, optimizer=SMALLEST_OPTIMIZER, beta1=0.0))
         yield f"activation_offload and optimizer {SMALLEST_OPTIMIZER}", least
+    if least.memory.group_offload == "none":
+        least = with_memory(least, model_offload=False, blocks_per_group=1)
+        for kind, share in (*(("block", share) for share in OFFLOAD_SHARES), ("leaf", 1.0)):
+            words = f"group_offload {kind}{f' with offload_share {share:g}' if share < 1 else ''}"
+            changed = with_memory(least, group_offload=kind, offload_share=share)
+            yield f"{words}, activation_offload and optimizer {SMALLEST_OPTIMIZER}", changed
+        least = changed
     if least.training.batch_size > 1:
         least = replace(least, training=replace(least.training, batch_size=1))
         yield "all that and batch_size 1", least
@@ -235,8 +242,7 @@ def _ways(request: TrainRequest, on_device: bool) -> Sequence[dict[str, Any]]:
         stream = torch.cuda.is_available()
         last = ways[-1] | {"activation_offload": True}
         home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}
-        kinds = () if request.adapter.is_full else ("block", "leaf")  # trained weights stay on the device
-        ways += [last, *(home | {"group_offload": kind} for kind in kinds)]
+        ways += [last, *(home | {"group_offload": kind} for kind in ("block", "leaf"))]
     return ways
 
 

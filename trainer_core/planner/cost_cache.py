@@ -12,7 +12,7 @@ import torch
 from ..storage.atomic import sha256_text, write_json
 from ..version import VERSION
 
-COUNT = 6  # version of the way of counting; entries of other versions are not read
+COUNT = 7  # version of the way of counting; entries of other versions are not read
 
 Counted = TypeVar("Counted")
 

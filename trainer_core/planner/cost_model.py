@@ -42,6 +42,7 @@ class BlockCost:
             needs.
         backward_flops: operations of the backward pass.
         waits: tokens that skip the block and stay in memory during its forward or backward pass.
+        trained: trained weights of its Linear layers (kind full).
     """
 
     weights: int
@@ -57,6 +58,7 @@ class BlockCost:
     again_flops: int
     backward_flops: int
     waits: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class OptimizerCost:
         step_peak: gradients and temporary tensors of the optimizer step and of the average, above all of these.
         aside: copy of the trained weights while averaged weights are sampled with or saved.
         copies: trainable parameters in the precision of the products, see train/step/working_copies.py.
+        large_states: states as large as their parameter, which group offload moves with it (kind full).
     """
 
     adapter: int
@@ -83,6 +86,7 @@ class OptimizerCost:
     step_peak: int
     aside: int
     copies: int = 0
+    large_states: int = 0
 
     @property
     def saved(self) -> int:

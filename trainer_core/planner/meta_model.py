@@ -248,7 +248,8 @@ def text_width(transformer: Any) -> int:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    return like.requires_grad_(tensor.requires_grad and tensor.is_floating_point())
 
 
 def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackward | None = None) -> BlockCost:
@@ -257,7 +258,9 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
     Args:
         stepper: Steps the block's weights inside of its backward pass (kind full).
     """
-    leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in block.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
+    leaves = [bytes_of(*m.parameters(), *m.buffers()) for m in linears]
+    trained = bytes_of(*(p for m in linears for p in m.parameters() if p.requires_grad))
     frozen = [p for p in (*block.parameters(), *block.buffers()) if not p.requires_grad]
     counter = MemoryTracker()
     with torch.no_grad(), counter:
@@ -269,9 +272,9 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
     with torch.no_grad(), Unread(unread_layers(block, *args, **kwargs)), counter:
         block(*args, **kwargs)
     again_flops = counter.flops
-    # The streams have three dimensions; position embeddings have more.
+    # The streams have three dimensions; modulation has more, and a gradient where the approximator is trained.
     trainable = [p for p in block.parameters() if p.requires_grad]
-    args = [_like(x).requires_grad_() if isinstance(x, Tensor) and x.ndim == 3 else x for x in args]
+    args = [_like(x).requires_grad_(x.requires_grad or x.ndim == 3) if isinstance(x, Tensor) else x for x in args]
     counter = MemoryTracker()
     with counter:
         base = _make_states(trainable, stepper, counter) if stepper else 0
@@ -286,7 +289,7 @@ def _block_cost(block: nn.Module, args: Any, kwargs: Any, stepper: StepInBackwar
         weights=bytes_of(*frozen), leaves=sum(leaves), largest_leaf=max(leaves, default=0),
         output=output, kept=kept, forward_peak=forward_peak, forward_grad_peak=grad_peak, backward_peak=backward_peak,
         gradients=0 if stepper else bytes_of(*trainable), forward_flops=flops, again_flops=again_flops,
-        backward_flops=counter.flops - flops,
+        backward_flops=counter.flops - flops, trained=trained,
     )  # fmt: skip
 
 

@@ -96,4 +96,11 @@ def _count_in_backward(
     return OptimizerCost(
         adapter=bytes_of(*parameters.values()), parameters=sum(p.numel() for p in parameters.values()), start=0,
         states=resident, average=0, step_peak=counter.peak - resident, aside=0,
+        large_states=sum(_large_states(optimizer, parameter) for parameter in parameters.values()),
     )  # fmt: skip
+
+
+def _large_states(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> int:
+    """Return the bytes of the states that are as large as the parameter."""
+    states = (value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor))
+    return bytes_of(*(value for value in states if value.numel() >= max(2, parameter.numel())))

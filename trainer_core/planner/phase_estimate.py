@@ -12,7 +12,7 @@ from .cost_model import ModelCost
 from .estimates.disk import disk_of
 from .estimates.operations import phase_flops
 from .memory_plan import Machine, MemoryPlan, PhasePlan
-from .step_peak import away, resident_weights, sampling_peak, training_peak
+from .step_peak import away, resident_bytes, resident_weights, sampling_peak, states_away, training_peak
 from .workload import RunFacts
 
 # Resident memory of the interpreter with torch, this package, transformers and diffusers: 470 to 515 MB measured on
@@ -25,6 +25,7 @@ VAE_TILE_PIXELS = 512 * 512
 PINNED_SHARE = (
     1.03  # of the weights: the unused ends of the chunks of memory/pinned_memory.py; 2.8 % for Chroma in int8
 )
+SPARE_RAM = 2 << 30  # that a copy for a checkpoint leaves free, see train/hooks/background_save.py
 SAVE_COPIES = 3  # of the weights in RAM: the export's products, the file's bytes, and the file that is read back
 
 
@@ -56,6 +57,8 @@ def estimate_run(
         phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
     if sampled is not None:
         phases["validate"] = _validate(request.memory, facts, sampled)
+    device, ram = phases["train"]
+    phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))
     planned = tuple(
         PhasePlan(
             name, device, PROCESS_BYTES + ram + (device if on_cpu else 0),
@@ -94,7 +97,8 @@ def _load(request: TrainRequest, cost: ModelCost, on_cpu: bool) -> tuple[int, in
     if request.memory.group_offload == "none":  # each layer is read, converted and moved alone
         cached = SHARD_BYTES if request.model.quantization.level != "none" else 0  # waits to be written to the cache
         return device, 2 * max(block.largest_leaf for block in cost.blocks) + cached
-    return device, cost.weights + (CHUNK_BYTES if request.memory.offload_stream else 0)
+    trained = cost.optimizer_cost.adapter if request.adapter.is_full else 0
+    return device, cost.weights + trained + (CHUNK_BYTES if request.memory.offload_stream else 0)
 
 
 def _train(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
@@ -120,10 +124,20 @@ def average_in_ram(request: TrainRequest, cost: ModelCost) -> tuple[int, int]:
     return 4 * cost.optimizer_cost.parameters, cost.optimizer_cost.adapter
 
 
+def _copy_in_ram(request: TrainRequest, cost: ModelCost, machine: Machine, ram: int) -> int:
+    """Return the bytes of the copy of which a checkpoint is written while the training continues (kind full).
+
+    Without RAM for it the training waits for the disk, see train/hooks/background_save.py.
+    """
+    copy = cost.optimizer_cost.saved + average_in_ram(request, cost)[0]
+    is_made = request.adapter.is_full and request.training.checkpoint_every
+    return copy if is_made and PROCESS_BYTES + ram + copy + SPARE_RAM <= machine.ram_bytes else 0
+
+
 def _save(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sampled: bool) -> tuple[int, int]:
     """A checkpoint is copied to RAM, then its LoRA is written. With kind full both are written without copies."""
     optimizer_cost, (beside, in_ram) = cost.optimizer_cost, _beside(request, facts, cost, is_sampled)
-    device = resident_weights(cost, request.memory) + optimizer_cost.resident + optimizer_cost.aside + beside
+    device = resident_bytes(cost, request.memory) + optimizer_cost.aside + beside
     if request.adapter.is_full:  # tensor by tensor
         return device, in_ram + 2 * max(block.largest_leaf for block in cost.blocks)
     return device, in_ram + max(optimizer_cost.saved + optimizer_cost.start, SAVE_COPIES * optimizer_cost.lora)
@@ -141,15 +155,15 @@ def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tupl
     if memory.model_offload:  # the adapter is offloaded with the transformer
         decoding = optimizer_cost.resident - optimizer_cost.adapter + optimizer_cost.aside + codec + work
         return max(sampling_peak(sampled, memory), decoding), sampled.weights + optimizer_cost.adapter
-    decoding = resident_weights(sampled, memory) + optimizer_cost.resident + optimizer_cost.aside + codec + work
+    decoding = resident_bytes(sampled, memory) + optimizer_cost.aside + codec + work
     return max(sampling_peak(sampled, memory) + codec, decoding), _offloaded_ram(sampled, memory)
 
 
 def _offloaded_ram(cost: ModelCost, memory: MemoryConfig) -> int:
-    """Return the RAM of offloaded weights. On a CPU they are copied as well."""
+    """Return the RAM of offloaded weights and optimizer states. On a CPU they are copied as well."""
     if memory.offload_to_disk:
         return 0
-    return int(away(cost, memory) * (PINNED_SHARE if memory.offload_stream else 1))
+    return int(away(cost, memory) * (PINNED_SHARE if memory.offload_stream else 1)) + states_away(cost, memory)
 
 
 def _max_tile_pixels(memory: MemoryConfig) -> int:

@@ -18,9 +18,10 @@ def blocks_to_recompute(request: TrainRequest, num_blocks: int) -> range:
 def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     """Return the peak bytes of tensors on the device in a step, and the bytes of activations in RAM."""
     recomputed, to_host = set(blocks_to_recompute(request, len(cost.blocks))), request.memory.activation_offload
-    resident = resident_weights(cost, request.memory) + cost.optimizer_cost.resident
+    resident = resident_bytes(cost, request.memory) + _states_of_a_layer(cost, request.memory)
     # Gradients of earlier micro-batches stay allocated, and those of this one are added to them.
-    gradients = cost.optimizer_cost.adapter if request.training.accumulation > 1 else 0
+    gradients = cost.optimizer_cost.adapter if request.training.accumulation > 1 and not request.adapter.is_full else 0
+    exchange = _exchange(cost, request)
     level = resident + gradients + cost.before
     peak, host, inputs = level, 0, []
     carried = 0  # output of the block before, which is still on the device
@@ -39,6 +40,8 @@ def training_peak(cost: ModelCost, request: TrainRequest) -> tuple[int, int]:
     for i in range(len(cost.blocks) - 1, -1, -1):
         block = cost.blocks[i]
         during = _backward_peak(block, i in recomputed, to_host)
+        during += exchange
+        during += block.trained if request.memory.compile else 0  # the gradients of all of its layers come at once
         reloaded = block.output if to_host else 0
         peak = max(peak, inputs[i] + adapter_gradients + block.waits + during + reloaded)
         adapter_gradients += 0 if gradients else block.gradients
@@ -52,8 +55,38 @@ def _backward_peak(block: BlockCost, is_recomputed: bool, to_host: bool) -> int:
     return block.backward_peak - (block.kept - block.output if to_host else 0)
 
 
+def resident_bytes(cost: ModelCost, memory: MemoryConfig) -> int:
+    """Return the bytes of weights and of the optimizer on the device from the first step on, between two steps."""
+    return resident_weights(cost, memory) + cost.optimizer_cost.resident - states_away(cost, memory)
+
+
+def states_away(cost: ModelCost, memory: MemoryConfig) -> int:
+    """Return the bytes of optimizer states that are in RAM, because their parameters are offloaded (kind full)."""
+    moved = sum(cost.blocks[i].trained for i in memory.offloaded_blocks(len(cost.blocks)))
+    return _states_of(cost, moved)
+
+
+def _exchange(cost: ModelCost, request: TrainRequest) -> int:
+    """Return the bytes of the sum of a layer's gradients over several devices (kind full), see sum_in_order.
+
+    The gradient twice, as it is sent and as it comes, and the sum twice in fp32, for bf16 six times the weight.
+    """
+    is_summed = request.adapter.is_full and request.training.accumulation > 1
+    return 6 * max((block.largest_leaf for block in cost.blocks), default=0) if is_summed else 0
+
+
+def _states_of_a_layer(cost: ModelCost, memory: MemoryConfig) -> int:
+    offloaded = [cost.blocks[i] for i in memory.offloaded_blocks(len(cost.blocks))]
+    return _states_of(cost, max((block.largest_leaf for block in offloaded if block.trained), default=0))
+
+
+def _states_of(cost: ModelCost, parameters: int) -> int:
+    """Return the bytes of the large states of so many bytes of parameters."""
+    return cost.optimizer_cost.large_states * parameters // max(1, cost.optimizer_cost.adapter)
+
+
 def resident_weights(cost: ModelCost, memory: MemoryConfig) -> int:
-    """Return the bytes of frozen weights on the device.
+    """Return the bytes of frozen weights on the device, less those of trained ones that are offloaded (kind full).
 
     With group offload these are the weights that stay on the device, and the groups that are loaded at one time.
     """
@@ -61,7 +94,7 @@ def resident_weights(cost: ModelCost, memory: MemoryConfig) -> int:
     if not offloaded:
         return cost.weights
     if memory.group_offload == "block":
-        sizes = [block.weights for block in offloaded]
+        sizes = [block.weights + block.trained for block in offloaded]
         n = memory.blocks_per_group
         groups = sorted((sum(sizes[i : i + n]) for i in range(0, len(sizes), n)), reverse=True)
     else:
@@ -72,11 +105,12 @@ def resident_weights(cost: ModelCost, memory: MemoryConfig) -> int:
 def away(cost: ModelCost, memory: MemoryConfig) -> int:
     """Return the bytes of offloaded weights. With group_offload leaf, frozen tensors of adapters stay on the device."""
     offloaded = (cost.blocks[i] for i in memory.offloaded_blocks(len(cost.blocks)))
-    return sum(block.weights if memory.group_offload == "block" else block.leaves for block in offloaded)
+    is_whole = memory.group_offload == "block"
+    return sum(block.weights + block.trained if is_whole else block.leaves for block in offloaded)
 
 
 def sampling_peak(cost: ModelCost, memory: MemoryConfig) -> int:
     """Return the peak bytes of tensors in a forward pass without gradients, with the resident bytes of the training."""
     inside = max(block.forward_peak for block in cost.blocks) + cost.blocks[0].output
     during = cost.before + max(inside, cost.head_peak)
-    return resident_weights(cost, memory) + cost.optimizer_cost.resident + cost.optimizer_cost.aside + during
+    return resident_bytes(cost, memory) + cost.optimizer_cost.aside + during

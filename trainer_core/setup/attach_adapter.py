@@ -93,7 +93,8 @@ def learning(transformer: nn.Module, family: Family, request: TrainRequest) -> d
     Raises:
         UserError: targets or block_lr match no layer.
     """
-    rates = rates_of(resolve_targets(transformer, family, request.training.targets), request.adapter.block_lr)
+    names = resolve_targets(transformer, family, request.training.targets, request.adapter.is_full)
+    rates = rates_of(names, request.adapter.block_lr)
     return {name: rate for name, rate in rates.items() if rate}
 
 

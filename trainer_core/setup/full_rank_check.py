@@ -19,6 +19,7 @@ from ..storage.model_header import model_header_of
 USUAL_RATES = 1e-6, 3e-5  # of models of billions of weights; a LoRA's are ten times as high
 PLAIN_DTYPES = frozenset({"F64", "F32", "BF16", "F16"})
 NO_ADAPTER = "kind full has no adapter"
+PAGED = frozenset({"bnb-lion8bit-paged"})
 # Settings without a meaning for a whole model: why. Each must have its default.
 TRAINING = {
     "rank": f"{NO_ADAPTER}, and so no rank (extract_rank of AdapterSettings is the rank of a LoRA that is extracted)",
@@ -49,16 +50,23 @@ def full_rank_problems(request: TrainRequest, host: Host) -> list[Problem]:
 
 
 def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
-    """Return a problem where several devices would train."""
+    """Return a problem unless each device has one micro-batch in a step: gradients are used as soon as they are there."""
+    count = request.training.accumulation
     try:
-        size = max(1, len(devices_of(request.training.devices, 1, host.machines.count)))
+        size = max(1, len(devices_of(request.training.devices, count, host.machines.count)))
     except UserError as error:
         return list(error.problems)
     size = num_launched() or size * host.machines.count
-    if size == 1:
+    if size == count:
         return []
-    text = f"asks for {size} devices, and kind full trains on one: its weights are not shared out; use one device"
-    return [Problem("devices", text)]
+    inside = "kind full steps each layer inside of the backward pass and frees its gradient"
+    if size == 1:
+        text = (
+            f"is {count}, but {inside}, so gradients of several passes can't be added; use 1, and a larger batch_size"
+        )
+        return [Problem("accumulation", f"{text}, or {count} devices")]
+    text = f"asks for {size} devices, and accumulation is {count}, but {inside}, so that each device computes one"
+    return [Problem("devices", f"{text} micro-batch of a step; set accumulation to {size}, or use {count} devices")]
 
 
 def _only_full(request: TrainRequest) -> list[Problem]:
@@ -88,12 +96,6 @@ def _step_problems(request: TrainRequest) -> Iterator[Problem]:
     """Yield what contradicts steps inside of the backward pass."""
     training, config = request.training, request.optimizer
     inside = "kind full steps each layer inside of the backward pass and frees its gradient"
-    if training.accumulation > 1:
-        yield Problem(
-            "accumulation",
-            f"is {training.accumulation}, but {inside}, so gradients of several passes can't be added; use 1, and a "
-            "larger batch_size",
-        )
     if training.max_grad_norm and config.clip_by != STEP_BEFORE:
         yield Problem(
             "max_grad_norm",
@@ -151,12 +153,16 @@ def _stored_coarsely(file: str) -> str:
 
 def _memory_problems(request: TrainRequest) -> Iterator[Problem]:
     memory = request.memory
-    if memory.compile:
-        text = "a compiled block returns the gradients of all of its layers at once, which the plan does not count"
-        yield Problem("compile", f"is on, but {text} (kind full); turn it off")
-    if memory.mode == "manual" and memory.group_offload != "none":
-        text = "moves frozen weights, and kind full trains them; use none, activation_offload and adafactor instead"
-        yield Problem("group_offload", f"{memory.group_offload} {text}")
+    if memory.group_offload == "none":
+        return
+    if memory.offload_to_disk:
+        text = "is on, but kind full trains the weights, and the file on the disk can only be read; turn it off"
+        yield Problem("offload_to_disk", text)
+    if request.optimizer.optimizer in PAGED:
+        text = (
+            "moves its states by itself, which excludes group_offload (kind full); use group_offload none, or adafactor"
+        )
+        yield Problem("optimizer", f"{request.optimizer.optimizer} {text}")
 
 
 def full_rank_hints(request: TrainRequest) -> list[str]:

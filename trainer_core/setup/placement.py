@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.inject import lora_layers
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import empty_cache, works_beside
 from ..errors import Problem
+from ..full_rank.offloaded_layer import offload_, release_
 from ..host import Host, Notice
 from ..memory.activation_checkpointing import checkpoint_blocks_, places_to_recompute
 from ..memory.activation_offload import SavedOnHost
@@ -86,16 +88,18 @@ def place_(
         disk: folder for weights that are offloaded to disk, named by their identity.
     """
     blocks = family.blocks(transformer)
-    swap = None
+    swap, trained = None, []
     offloaded = {i: blocks[i] for i in memory.offloaded_blocks(len(blocks))}
     if offloaded:
         if memory.offload_to_disk:
             wait_on_disk_(offloaded, disk)
+        trained = release_(layer for block in offloaded.values() for layer in lora_layers(block).values())
         swap = _offload_groups([*offloaded.values()], memory, device)
         swap.take_out()
     transformer.to(device)
     if swap:
         swap.send_home()
+        offload_(trained, swap)
     host = None
     if memory.activation_offload:
         weights = [*transformer.parameters(), *transformer.buffers()]

@@ -207,10 +207,11 @@ def layer_problems(request: TrainRequest) -> list[Problem]:
     """Return problems of targets and block_lr, where the model's files are present and show its layers."""
     linears: Linears = load("linears", request.model.family)
     try:
-        names = linears.names(request.model)
+        names = linears.names(request.model, request.adapter.is_full)
         if names is None:
             return []
-        rates_of(choose_layers(names, linears, request.training.targets), request.adapter.block_lr)
+        chosen = choose_layers(names, linears, request.training.targets, request.adapter.is_full)
+        rates_of(chosen, request.adapter.block_lr)
     except UserError as error:
         return list(error.problems)
     return []

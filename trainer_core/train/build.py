@@ -6,7 +6,7 @@ Each large model is freed before the next one is loaded.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..adapters.inject import trainable_parameters
+from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
 from ..data.batch_sampler import BatchPlan
 from ..data.cache.latents import LARGEST_BATCH, Change, LatentCache, cache_latents
@@ -27,6 +28,7 @@ from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
 from ..full_rank.step_in_backward import StepInBackward
+from ..full_rank.trained_layer import TrainedLayer
 from ..host import Host, Notice
 from ..models.projections import projection_groups
 from ..optim.optimizer import parameter_groups
@@ -39,6 +41,7 @@ from ..setup.placement import compile_, load_codec, load_text_encoder, place_, w
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
+from .hooks.background_save import BackgroundSave
 from .hooks.leak_meter import LeakMeter, Probe, describe_missing, find_probes
 from .phase_timer import PhaseTimer
 from .prepare import RunPlan
@@ -91,7 +94,7 @@ def build_run(
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     blocks = family.blocks(transformer)
-    is_full = plan.request.adapter.is_full
+    in_backward = _step_in_backward(plan, optimizer, layers, ranks) if plan.request.adapter.is_full else None
     state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers,
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
@@ -106,9 +109,10 @@ def build_run(
         leak_meter=LeakMeter(caches.probes),
         judge=judge,
         ranks=ranks,
-        in_backward=StepInBackward(optimizer, dict(trainable_parameters(layers)), config.seed) if is_full else None,
+        in_backward=in_backward,
+        background_save=BackgroundSave(host) if in_backward else None,
         dtype=plan.request.model.dtype,
-        oom_recovery=None if is_full else OomRecovery.where_auto(  # a step that has begun can't be retried
+        oom_recovery=None if in_backward else OomRecovery.where_auto(  # a step that has begun can't be retried
             plan.request.memory, memory, config, blocks, device, host
         ),
     )  # fmt: skip
@@ -178,6 +182,16 @@ def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer
     config, part = plan.request.training, load("optimizer", plan.request.optimizer.optimizer)
     groups = parameter_groups(injected.layers, injected.rates)
     return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
+
+
+def _step_in_backward(
+    plan: RunPlan, optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], ranks: Ranks
+) -> StepInBackward:
+    stepper = StepInBackward(optimizer, dict(trainable_parameters(layers)), plan.request.training.seed, ranks)
+    for layer in layers.values():
+        if isinstance(layer, TrainedLayer) and layer.moved:
+            layer.moved.stepper = stepper
+    return stepper
 
 
 def _cache_mirrored(plan: RunPlan, host: Host, ranks: Ranks, store: Store) -> None:

@@ -233,7 +233,7 @@ def _resume_or_start_(
     def find() -> Path | None:
         return newest_intact(checkpoints, host, state.num_steps) if request.training.resume else None
 
-    with checkpoint_for(state.ranks, find) as newest:
+    with checkpoint_for(state.ranks, find, reads_in_place=state.is_full) as newest:
         if newest:
             _resume(state, newest, live, host, phases)
         else:
@@ -279,6 +279,7 @@ def _save_unfinished(
     saved: the newest checkpoint takes its place. An error while saving is logged, and does not hide the one that ended
     the run.
     """
+    _finish_background_save(state, host)
     try:
         if not state.is_consistent and not _restore_newest(state, checkpoints, host):
             return
@@ -292,6 +293,15 @@ def _save_unfinished(
     host.emit(
         Notice(f"stopped at step {state.step} of {state.num_steps}; run it again to resume from there", "warning")
     )
+
+
+def _finish_background_save(state: TrainState, host: Host) -> None:
+    """Wait for a checkpoint that is being written. The run ends for another reason, so an error is only logged."""
+    try:
+        if state.background_save:
+            state.background_save.wait()
+    except (OSError, UserError, RuntimeError) as error:
+        host.emit(Notice(f"a checkpoint could not be saved: {error}", "warning"))
 
 
 def _restore_newest(state: TrainState, checkpoints: Path, host: Host) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..config.request import TrainedLora
 from ..config.validation import ValidationConfig
-from ..errors import Problem, UserError
+from ..errors import UserError
 from ..plots.image_grid import draw_grid
 from ..runs.layout import CHECKPOINT_LORA, CHECKPOINTS, list_checkpoints, step_of
 from .sample_images import Pictures, draw_grids
@@ -77,7 +77,9 @@ def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
         UserError: The run has no such checkpoints.
     """
     if lora.is_model:
-        return [_version_of_model(lora, settings)]
+        if problems := settings.problems_of_model(lora.name):
+            raise UserError(problems)
+        return [Version("", Path(lora.path), is_model=True)]
     choice = settings.checkpoint_choice()
     if not choice:
         return [Version("", Path(lora.path))]
@@ -87,19 +89,6 @@ def versions_of(lora: TrainedLora, settings: ValidationConfig) -> list[Version]:
     files = {step_of(path): path / CHECKPOINT_LORA for path in list_checkpoints(folder)}
     paths = {step: path for step, path in files.items() if path.is_file()}
     return [Version(f"step {step}", paths[step]) for step in choice.pick(list(paths))]
-
-
-def _version_of_model(lora: TrainedLora, settings: ValidationConfig) -> Version:
-    problems = []
-    if set(settings.strengths()) != {1.0}:
-        text = f"is {settings.lora_strength}, but {lora.name} is a whole model, which has the strength 1 alone; use 1.0"
-        problems.append(Problem("lora_strength", text))
-    if settings.checkpoint_choice():
-        text = f"{lora.name} is a whole model, whose checkpoints hold its trained weights alone; leave this field empty"
-        problems.append(Problem("checkpoints", text))
-    if problems:
-        raise UserError(problems)
-    return Version("", Path(lora.path), is_model=True)
 
 
 def grids_of(results: Sequence[Drawn], settings: ValidationConfig, title: str) -> list[Grid]:

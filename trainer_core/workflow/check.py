@@ -44,6 +44,7 @@ def check(
             problems += saver_problems(node, graph, catalogue)
     values: dict[str, tuple[Any, ...]] = {}
     owners: dict[tuple[str, str], str] = {}
+    made: dict[str, Any] = {}  # inputs by node id
     order = collect(problems, graph.order) or tuple(graph.nodes)
     for node_id in order:  # type: ignore[union-attr]
         node = graph.nodes[node_id]
@@ -57,18 +58,22 @@ def check(
             fault for fault in draft.problems if fault.field not in missing
         ]
         faults += _shared_identity(spec, node, draft, resolved, owners)
+        made[node_id] = _without_pending(draft.inputs)
+        if spec.accepts and not faults:
+            links = {name: value for name, value in node.inputs.items() if isinstance(value, Link)}
+            sources = {name: made[link.node] for name, link in links.items() if link.node in made}
+            faults += spec.accepts(made[node_id], sources)
         if quick_run := _quick_run(spec, node, draft, resolved, connections):
             faulty_fields, is_sound = {fault.field for fault in faults}, not faults and resolved.complete
             run_problems: list[Problem] = []
-            result = collect(run_problems, quick_run, _without_pending(draft.inputs), host)
+            result = collect(run_problems, quick_run, made[node_id], host)
             faults += [fault for fault in run_problems if fault.field not in faulty_fields]
             if result is not None and is_sound:
                 values[node_id] = result  # type: ignore[assignment]
         elif spec.preflight and not faults and _has_inputs(spec, node, resolved):
-            inputs = _without_pending(draft.inputs)
-            faults.extend(spec.preflight(inputs, host))
+            faults.extend(spec.preflight(made[node_id], host))
             if warnings is not None and spec.review and not faults:
-                warnings += (f"node {node.id} ({node.type}): {text}" for text in spec.review(inputs, host))
+                warnings += (f"node {node.id} ({node.type}): {text}" for text in spec.review(made[node_id], host))
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 

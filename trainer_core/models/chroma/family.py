@@ -34,6 +34,7 @@ class ChromaFamily(FluxLikeFamily):
     transformer_kind = TRANSFORMER
     full_precision = ("distilled_guidance_layer*", "x_embedder", "context_embedder", "*norm*", "proj_out")
     frozen = CHROMA.frozen
+    whole = CHROMA.whole
     targets = CHROMA.targets
 
     def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:

@@ -43,6 +43,7 @@ class FluxFamily(FluxLikeFamily):
     # 27 % of the weights are modulations inside the blocks, so those are quantized as well.
     full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
     frozen = FLUX.frozen
+    whole = FLUX.whole
     targets = FLUX.targets
 
     def problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...adapters.layer import AdapterLayer
 from ..chroma.transformer import ROWS_FINAL, ROWS_SINGLE, ROWS_STREAM, TIMESTEPS, waves
 from ..mmdit_layers import (
     DoubleBlock,
@@ -176,8 +177,9 @@ class FluxSingleBlock(SingleBlock):
 
 
 def learning(module: nn.Module) -> bool:
-    """Return whether any parameter of the module is trained."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+    """Return whether any parameter of the module is trained, by autograd or where its weights wait in RAM."""
+    parts = module.modules()
+    return any(part.requires_grad for part in module.parameters()) or any(isinstance(x, AdapterLayer) for x in parts)
 
 
 class Conditioning(nn.Module):

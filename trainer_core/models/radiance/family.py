@@ -35,6 +35,7 @@ class RadianceFamily(ChromaFamily):
     ignored_keys = (X0, SEQUENTIAL)
     full_precision = ("distilled_guidance_layer*", "img_in_patch", "context_embedder", "*norm*", "nerf_*")
     frozen = RADIANCE.frozen
+    whole = RADIANCE.whole
     targets = RADIANCE.targets
 
     def labels(self, model: ModelConfig) -> Mapping[str, str]:

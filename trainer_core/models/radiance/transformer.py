@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,7 @@ class RadianceTransformer(FromConfig):
         values = pack(pixels, patch).unflatten(2, (channels, -1)).transpose(2, 3)  # (B, patches, pixels, channels)
         tiles = zip(values.flatten(0, 1).split(TILE_PATCHES), image.flatten(0, 1).split(TILE_PATCHES), strict=True)
         # The networks' weights are 2.4 times as large as the tokens of a block, so they are made again for gradients.
-        needs_gradient = torch.is_grad_enabled() and image.requires_grad
+        needs_gradient = torch.is_grad_enabled()
         parts = [
             checkpoint(self._tile, *tile, use_reentrant=False, preserve_rng_state=False)
             if needs_gradient
@@ -158,8 +159,7 @@ class PixelEmbedder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map (N, pixels, channels) to (N, pixels, width)."""
-        (layer,) = self.embedder
-        assert isinstance(layer, nn.Linear)
+        layer: Any = self.embedder[0]  # a Linear, or a trained one (kind full)
         values = values.to(layer.weight.dtype)
         places = self.places(math.isqrt(values.shape[1]), values.device).to(values.dtype)
         return layer(torch.cat([values, places.expand(len(values), -1, -1)], dim=-1))

@@ -21,8 +21,9 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,35 @@ EMA_FILE = "ema.safetensors"
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is made of.
+
+    Attributes:
+        step: Number of the step.
+        files: Name of a file -> its tensors. Each part is removed when it is written.
+        saved: Content of state.json.
+        write_lora: Writes the LoRA at a path. None: there is none (kind full).
+    """
+
+    step: int
+    files: dict[str, dict[str, Tensor]]
+    saved: dict[str, Any]
+    write_lora: Callable[[Path], object] | None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(_size_of(tensors) for tensors in self.files.values())
+
+    def target(self, folder: Path) -> Path:
+        return folder / step_name(self.step)
+
+    def copied(self) -> Contents:
+        """Return contents with copies of the tensors in RAM, which the next step does not change."""
+        files = {name: {key: t.to("cpu", copy=True) for key, t in part.items()} for name, part in self.files.items()}
+        return replace(self, files=files, saved=json.loads(json.dumps(self.saved)))
+
+
 def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
     """Save a checkpoint of the current step, unless an intact one exists.
 
@@ -60,19 +90,53 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
         UserError: the disk is full or can't be written to, or a weight is not finite. Earlier checkpoints are
             unchanged.
     """
+    if saved := find_saved(folder, state):
+        return saved
+    contents = contents_of(state, folder)
+    target = write_checkpoint(folder, contents)
+    report_saved(target, contents.step, host)
+    return target
+
+
+def find_saved(folder: Path, state: TrainState) -> Path | None:
+    """Return the intact checkpoint of the current step; None where there is none."""
     target = folder / step_name(state.step)
     if target.exists() and not _find_fault(target):
         if _is_of(target, folder.parent.name):
             return target
         set_aside(target)  # it came here during the training
+    return None
+
+
+def contents_of(state: TrainState, folder: Path) -> Contents:
+    """Return what a checkpoint of the current step is made of.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
     tensors, others = _tensors(state)
     _refuse_not_finite(tensors[WEIGHTS_FILE], folder, state.step)
+
+    def write_lora(path: Path) -> None:
+        with final_weights(state):
+            export_lora(state.layers, state.transformer, path, {"ss_steps": str(state.step)})
+
+    return Contents(state.step, tensors, _history(state, folder, others), None if state.is_full else write_lora)
+
+
+def write_checkpoint(folder: Path, contents: Contents) -> Path:
+    """Write a checkpoint. It appears by one rename.
+
+    Raises:
+        UserError: the disk is full or can't be written to. Earlier checkpoints are unchanged.
+    """
+    target = contents.target(folder)
     staging = folder / f".tmp-{target.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _refuse_full_disk(folder, tensors, has_lora=not state.is_full)
-        _write(staging, state, tensors, others)
+        _refuse_full_disk(folder, contents)
+        _write(staging, contents)
         shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
         rename(staging, target)
         sync_folder(folder)
@@ -80,11 +144,14 @@ def save_checkpoint(folder: Path, state: TrainState, host: Host) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
             str(folder),
-            f"the checkpoint of step {state.step} can't be written: {error.strerror or error}; "
+            f"the checkpoint of step {contents.step} can't be written: {error.strerror or error}; "
             "earlier checkpoints are intact",
         ) from error
-    host.emit(CheckpointSaved(state.step, target))
     return target
+
+
+def report_saved(target: Path, step: int, host: Host) -> None:
+    host.emit(CheckpointSaved(step, target))
 
 
 def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
@@ -127,11 +194,10 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
         )
 
 
-def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], has_lora: bool) -> None:
-    sizes = {name: sum(t.numel() * t.element_size() for t in part.values()) for name, part in tensors.items()}
-    needed = SLACK_BYTES + sum(sizes.values())
-    if has_lora:  # the adapter is saved once more
-        needed += sizes[WEIGHTS_FILE]
+def _refuse_full_disk(folder: Path, contents: Contents) -> None:
+    needed = SLACK_BYTES + contents.num_bytes
+    if contents.write_lora:  # the adapter is saved once more
+        needed += _size_of(contents.files[WEIGHTS_FILE])
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -139,23 +205,34 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]],
         )
 
 
-def _write(
-    staging: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]], others: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write the files. `tensors` is emptied, so that each part is freed as soon as it is written."""
+def _size_of(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _write(staging: Path, contents: Contents) -> None:
+    """Write the files. The tensors are removed, so that each part is freed as soon as it is written."""
     digests: dict[str, str] = {}
-    for name in [*tensors]:
+    for name in [*contents.files]:
         with as_os_errors(staging / name):
-            if state.is_full:
-                digests[name] = write_tensors(staging / name, plan_tensors(tensors.pop(name)), {})
+            if contents.write_lora is None:
+                digests[name] = write_tensors(staging / name, plan_tensors(contents.files.pop(name)), {})
             else:
-                save_file(tensors.pop(name), staging / name)
-    if not state.is_full:
-        with final_weights(state):
-            lora = staging / layout.CHECKPOINT_LORA
-            export_lora(state.layers, state.transformer, lora, {"ss_steps": str(state.step)})
+                save_file(contents.files.pop(name), staging / name)
+    if contents.write_lora:
+        contents.write_lora(staging / layout.CHECKPOINT_LORA)
+    write_json(staging / "state.json", contents.saved)
+    for path in staging.iterdir():
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
+    write_json(staging / "manifest.json", files)
+    sync_folder(staging)
+
+
+def _history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of state.json: the run's history, and the optimizer's state that is not in tensors."""
     saved = {
-        "run": staging.parent.parent.name,
+        "run": folder.parent.name,
         "step": state.step,
         "losses": [loss if math.isfinite(loss) else None for loss in state.losses],  # None: the step was skipped
         "learning_rates": state.learning_rates,
@@ -167,13 +244,7 @@ def _write(
     }
     if state.is_full:
         saved["grad_norm"] = None if math.isnan(state.grad_norm) else state.grad_norm
-    write_json(staging / "state.json", saved)
-    for path in staging.iterdir():
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-    files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
-    write_json(staging / "manifest.json", files)
-    sync_folder(staging)
+    return saved
 
 
 def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
@@ -244,11 +315,12 @@ def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in saved["optimizer"].items()
     }
+    devices = {name: parameter.device for name, parameter in trainable_parameters(state.layers)}
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
         name, value_name = key.rsplit("|", 1)
         # A copy, because the optimizer holds the tensor and the mapped file must be closed. On a device it makes its own,
         # and the states of a whole model would fill the RAM.
-        is_copied = state.is_full and state.device.type != "cpu"
+        is_copied = state.is_full and devices[name].type != "cpu"
         by_index.setdefault(names.index(name), {})[value_name] = tensor if is_copied else tensor.clone()
     state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 

@@ -16,22 +16,32 @@ from .eval_loss import best_step, measure, report
 from .leak_meter import measure_leak
 
 
-def save_and_prune(folder: Path, state: TrainState, host: Host, evaluate: bool = True) -> None:
+def save_and_prune(
+    folder: Path, state: TrainState, host: Host, evaluate: bool = True, in_background: bool = False
+) -> None:
     """Save a checkpoint, and delete those that the settings do not keep.
 
     Args:
         folder: the run's folder of checkpoints.
         evaluate: measure the loss on the held-out images, where there are any, and the leak as part of the checkpoint.
             False where a run was interrupted: its history must not differ from that of an uninterrupted run.
+        in_background: write it while the training continues, where the run can (kind full).
     """
+    if state.background_save:
+        state.background_save.wait()
     if evaluate:
         require_same_weights(state, folder)
         _evaluate_held(state, host)
         measure_leak(state, host)
     if not state.ranks.is_main:
         return
-    newest = save_checkpoint(folder, state, host)
-    prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best_step(state))
+    best = best_step(state)
+
+    def delete_older(newest: Path) -> None:
+        prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)
+
+    if not (in_background and state.background_save and state.background_save.start(folder, state, delete_older)):
+        delete_older(save_checkpoint(folder, state, host))
 
 
 def catch_up(state: TrainState, host: Host) -> None:
@@ -91,9 +101,11 @@ def checkpoint_hook(folder: Path, host: Host, phases: PhaseTimer) -> Callable[[T
     """Return a hook that saves every `checkpoint_every` steps; 0: never. The run itself saves the last step."""
 
     def save(state: TrainState) -> None:
+        if state.background_save:
+            state.background_save.poll()
         if _is_due(state):
             with phases("save"):
-                save_and_prune(folder, state, host)
+                save_and_prune(folder, state, host, in_background=True)
                 decide_stop_(state, host)
             if (state.held or state.leaks) and not state.is_over:
                 host.emit(PhaseStarted("train", state.num_steps, "steps"))

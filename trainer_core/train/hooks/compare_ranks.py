@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load, save
 
-from ...adapters.inject import adapter_state, load_adapter_state_
+from ...adapters.inject import adapter_state, live_state, load_adapter_state_
 from ...distributed.ranks import Ranks
 from ...errors import UserError
 from ...host import Host
@@ -23,13 +23,16 @@ EVERY = 50  # steps between two comparisons
 
 
 @contextmanager
-def checkpoint_for(ranks: Ranks, find: Callable[[], Path | None]) -> Iterator[Path | None]:
+def checkpoint_for(
+    ranks: Ranks, find: Callable[[], Path | None], reads_in_place: bool = False
+) -> Iterator[Path | None]:
     """Yield the checkpoint that rank 0 resumes from, as a folder that this rank can read; None where there is none.
 
-    On other machines it is a copy, which is deleted at the end.
+    Other ranks get a copy, which is deleted at the end.
 
     Args:
         find: looks for it, on rank 0 alone.
+        reads_in_place: no copies where all ranks see the folder of rank 0: for a whole model.
     """
     if ranks.size == 1:
         yield find()
@@ -45,6 +48,9 @@ def checkpoint_for(ranks: Ranks, find: Callable[[], Path | None]) -> Iterator[Pa
     if not files:
         yield None
         return
+    if reads_in_place and _all_see(ranks, Path(files[0])):
+        yield Path(files[0])
+        return
     with tempfile.TemporaryDirectory(prefix="chroma-trainer-") as temporary:
         folder = Path(temporary) / Path(files[0].replace("\\", "/")).name
         folder.mkdir()
@@ -55,9 +61,25 @@ def checkpoint_for(ranks: Ranks, find: Callable[[], Path | None]) -> Iterator[Pa
         yield paths[0] if ranks.is_main else folder
 
 
+def _all_see(ranks: Ranks, checkpoint: Path) -> bool:
+    """Return whether each rank finds this checkpoint, with the same hashes, at its own path of this name."""
+
+    def manifest() -> str:
+        try:
+            return (checkpoint / "manifest.json").read_text("utf-8")
+        except (OSError, ValueError):
+            return ""
+
+    texts = ranks.together(manifest)
+    return bool(texts[0]) and len(set(texts)) == 1
+
+
 def share_start_(state: TrainState) -> None:
-    """Let every rank start from the weights of rank 0. A random start is equal anyway, a computed one may not be."""
-    if state.ranks.size == 1:
+    """Let every rank start from the weights of rank 0. A random start is equal anyway, a computed one may not be.
+
+    Kind full starts from the model's file, which the ranks have compared.
+    """
+    if state.ranks.size == 1 or state.is_full:
         return
     weights = state.ranks.bytes_from_main(lambda: save(adapter_state(state.layers)))
     if state.ranks.is_main:
@@ -109,7 +131,7 @@ def require_same_weights(state: TrainState, checkpoints: Path) -> None:
 
 def _digest(state: TrainState) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(adapter_state(state.layers).items()):
+    for name, tensor in sorted(live_state(state.layers).items()):
         digest.update(name.encode())
         digest.update(save({"": tensor}))
     return digest.hexdigest()

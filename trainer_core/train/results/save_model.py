@@ -51,11 +51,16 @@ def _write(
     checkpoint: Path | None = None,
 ) -> str:
     base = base_weights(plan.request.model, state.family)
-    trained = _weights_in(checkpoint, state) if checkpoint else {}
+    trained = _weights_in(checkpoint, state) if checkpoint else _weights_now(state)
     with keep_other_lora(path, plan.folder, host), as_os_errors(path):
         sha256, count = write_transformer(path, state.transformer, base, metadata, trained, staging=plan.folder)
     host.emit(LoraSaved(path, sha256, count, count))
     return sha256
+
+
+def _weights_now(state: TrainState) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that return the trained weights, which the model does not have where they are in RAM."""
+    return {name: parameter.detach for name, parameter in trainable_parameters(state.layers)}
 
 
 def _weights_in(checkpoint: Path, state: TrainState) -> dict[str, Callable[[], Tensor]]:

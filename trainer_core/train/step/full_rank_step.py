@@ -21,7 +21,8 @@ def full_rank_step(
 ) -> tuple[float, float]:
     """Run one step, whose weights move inside of the backward pass.
 
-    The loss is read before, because a step that has begun can't be undone. The host waits for the forward pass.
+    The loss is read before, because a step that has begun can't be undone. The host waits for the forward pass. Each
+    rank computes one micro-batch (setup/full_rank_check.py).
 
     Args:
         compute_loss: micro_loss of loop.py.
@@ -29,12 +30,14 @@ def full_rank_step(
     Returns:
         The loss, and the gradient norm before clipping.
     """
-    micro = state.step  # accumulation is 1
+    first = state.step * state.config.accumulation
     try:
-        loss = compute_loss(state, micro, fetch)
-        loss_value = float(loss.detach())
+        loss = compute_loss(state, first + state.ranks.rank, fetch)
+        if state.ranks.size > 1:
+            loss = loss / state.ranks.size
+        loss_value = sum(state.ranks.together(lambda: float(loss.detach())))
         if not math.isfinite(loss_value):
-            refuse_or_skip(state, micro, loss_value, math.nan)
+            refuse_or_skip(state, first, loss_value, math.nan)
         state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
         with stepper.active(state.step, _clip_factor(state)):
             loss.backward()
@@ -42,7 +45,7 @@ def full_rank_step(
         state.optimizer.zero_grad(set_to_none=True)  # of a pass that was interrupted
     state.grad_norm = float(stepper.norm())
     if not math.isfinite(state.grad_norm):
-        refuse_half_step(state, micro, loss_value, state.grad_norm)
+        refuse_half_step(state, first, loss_value, state.grad_norm)
     if state.ema is not None:
         state.ema.update_(state.layers)
     return loss_value, state.grad_norm

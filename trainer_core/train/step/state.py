@@ -69,6 +69,7 @@ class TrainState:
     ranks: Ranks = ALONE  # the processes that train together
     in_backward: StepInBackward | None = None  # kind full: steps the weights inside of the backward pass
     grad_norm: float = math.nan  # of the last step, where in_backward scales the next one by it
+    background_save: Any = None  # hooks.background_save.BackgroundSave, with kind full
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
     eval_losses: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> mean, standard error
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # step -> losses of each image; 0: of the start

@@ -1,8 +1,9 @@
-"""Full-rank training: the layer's own weight and bias are trained, in the model's precision."""
+"""Full-rank training: a layer's own parameters are trained, in the model's precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,32 +11,49 @@ from torch import Tensor, nn
 from ..adapters.layer import AdapterLayer, Start, Update
 
 
-class FullLinear(AdapterLayer):
-    """A Linear whose weight and bias are trained. There is no copy of the original weight.
+class Moved(Protocol):
+    """The product of a layer whose parameters are in RAM, see offloaded_layer.py.
 
+    Attributes:
+        homes: The parameters in RAM, by name.
+        stepper: The StepInBackward that steps them.
+    """
+
+    homes: dict[str, nn.Parameter]
+    stepper: Any
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class TrainedLayer(AdapterLayer):
+    """A layer whose own parameters are trained. There is no copy of the original ones.
+
+    It takes the place of a Linear. Beside a norm or a convolution, which stays where it is, it only names the parameters.
     `strength` has no effect: setup/full_rank_check.py refuses what needs the base model beside the trained one. Images and
     losses of the base model are measured before the first step.
 
     Args:
-        base: The layer. Its weight and bias become parameters with memory of their own, because they may be mapped
-            from a file, or be rows of a fused weight there.
+        base: The layer. Its parameters get memory of their own, because they may be mapped from a file, or be rows of a
+            fused weight there.
     """
 
     inits = ("default",)
+    moved: Moved | None = None  # where its parameters are in RAM
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+    def __init__(self, base: Any, rank: int, alpha: float):
         super().__init__(base, rank, alpha)
         for part, value in [*base.named_parameters(recurse=False)]:
             setattr(base, part, nn.Parameter(value.detach().clone()))
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.base.named_parameters(recurse=False)
+        return iter(self.moved.homes.items()) if self.moved else self.base.named_parameters(recurse=False)
 
     def parts_of_base(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.trainable())
+        """Biases and the scales of norms, which are not decayed (docs/decisions/0091)."""
+        return frozenset(name for name, parameter in self.trainable() if parameter.ndim < 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x)
+        return self.moved(x) if self.moved else self.base(x)
 
     @property
     def summed_base(self) -> nn.Linear | None:
