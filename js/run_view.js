@@ -20,8 +20,9 @@ function commandsOf({ state, alive }) {
 }
 
 export class RunView {
-  constructor(run, { back, act }) {
+  constructor(run, { back, act, check }) {
     this.run = run;
+    this.check = check;
     this.act = act;
     this.state = new RunState();
     this.panel = new Panel();
@@ -83,7 +84,10 @@ export class RunView {
     const keys = state.lora ? say("panel.keys", { applied: state.lora.applied, count: state.lora.num_keys }) : "";
     const applied = keys ? [el("span.ct-doing-soft", {}, keys)] : [];
     const folder = state.lora?.folder ?? summary.folder ?? "loras"; // diffusion_models: a whole model
-    const file = lora ? [el("i.pi.pi-file"), `${folder}/${lora}`, ...applied] : [];
+    const report = folder === "loras" ? [el("button.ct-link", {
+      type: "button", title: say("lora.check.tip"), "data-command": "check", onclick: () => this.check(lora),
+    }, say("lora.check"))] : [];
+    const file = lora ? [el("i.pi.pi-file"), `${folder}/${lora}`, ...applied, ...report] : [];
     const link = (url, label) => (url ? [el("a", { href: api.apiURL(url), target: "_blank" }, label)] : []);
     const crops = link(state.crops, say("run.crops"));
     const pairs = link(state.pairs, say("run.pairs"));

@@ -1,0 +1,109 @@
+// node sidebar.mjs SCENARIO URL WORKFLOW OUTPUT.json: what a person sees and does in the sidebar's views of files.
+// Screenshots go beside OUTPUT, in the dark and in the light palette, and 300 pixels wide.
+import fs from "node:fs";
+import path from "node:path";
+
+import { load, withPage } from "./browser.mjs";
+
+const [scenario, url, workflow, output] = process.argv.slice(2);
+const WAIT_MS = 60_000;
+const seen = {};
+const input = JSON.parse(fs.readFileSync(workflow, "utf8"));
+
+const shoot = (page, name) => page.screenshot({ path: path.join(path.dirname(output), `${name}.png`) });
+const openSidebar = (page) => page.evaluate(() => window.app.extensionManager.sidebarTab.toggleSidebarTab("chroma-trainer-runs"));
+const textOf = (page, what) => page.locator(what).innerText();
+
+async function palette(page, name) {
+  await page.evaluate((name) => window.app.extensionManager.setting.set("Comfy.ColorPalette", name), name);
+  await page.waitForTimeout(700);
+}
+
+// The sidebar with this width: the page's own splitter goes no narrower than a share of the window.
+async function widen(page, width) {
+  await page.addStyleTag({ content: `.side-bar-panel { flex: 0 0 ${width}px !important; min-width: 0 !important; width: ${width}px; }` });
+  await page.waitForTimeout(300);
+}
+
+// Screenshots of one view in both palettes, wide and narrow; and whether anything is wider than the narrow sidebar.
+async function shootAll(page, name) {
+  await widen(page, 460);
+  await shoot(page, `${name}-dark`);
+  await palette(page, "light");
+  await shoot(page, `${name}-light`);
+  await widen(page, 300);
+  await shoot(page, `${name}-narrow`);
+  seen[`${name}-overflow`] = await page.evaluate(() => {
+    const view = document.querySelector(".ct-page");
+    return view.scrollWidth - view.clientWidth;
+  });
+  await palette(page, "dark");
+  await widen(page, 460);
+}
+
+// Drops a file of this machine on an element, as from a folder.
+async function dropFile(page, what, file) {
+  const data = await page.evaluateHandle(([name, bytes]) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(bytes)], name));
+    return transfer;
+  }, [path.basename(file), [...fs.readFileSync(file)]]);
+  await page.dispatchEvent(what, "dragover", { dataTransfer: data });
+  seen.dragged = await page.locator(".ct-side").getAttribute("data-drag");
+  await page.dispatchEvent(what, "drop", { dataTransfer: data });
+}
+
+const reportOf = (page, name) => page.waitForSelector(`.ct-view[data-lora="${name}"]`, { timeout: WAIT_MS });
+
+// A LoRA of ComfyUI's folder, its repaired file, its family, and one that is dropped.
+async function loras(page) {
+  await load(page, input.workflow);
+  const nodes = () => page.evaluate(() => window.app.graph.nodes.length);
+  seen.nodes = [await nodes()];
+  await openSidebar(page);
+  await page.waitForSelector('.ct-tab[data-tab="runs"][aria-selected="true"]');
+  await page.focus('.ct-tab[data-tab="runs"]');
+  await page.keyboard.press("ArrowRight");
+  seen.tab = await page.evaluate(() => document.activeElement.dataset.tab);
+  await page.waitForFunction((name) => [...document.querySelectorAll("#chroma-trainer-loras option")].some(({ value }) => value === name), input.lora);
+  await page.fill(".ct-view .ct-input", input.lora);
+  await page.keyboard.press("Enter");
+  await reportOf(page, path.basename(input.lora));
+  seen.findings = await textOf(page, ".ct-findings");
+  seen.facts = await textOf(page, ".ct-facts-table");
+  seen.family = await textOf(page, ".ct-family");
+  seen.figures = await page.locator(".ct-figure").count();
+  seen.labels = await page.locator('.ct-figure [role="img"]').evaluateAll((list) => list.map((one) => one.getAttribute("aria-label")));
+  await shootAll(page, "lora");
+  await page.click('[data-command="lora.repair"]');
+  await page.waitForSelector(".ct-result .ct-link", { timeout: WAIT_MS });
+  seen.repaired = await textOf(page, ".ct-result");
+  await page.click(".ct-result .ct-link");
+  await reportOf(page, "anna-fixed.safetensors");
+  seen.buttons = await page.locator(".ct-report .ct-buttons > *").count();
+  seen.fixed = await textOf(page, ".ct-report h3");
+  await page.click(".ct-family .ct-link"); // its parent
+  await reportOf(page, path.basename(input.lora));
+
+  await dropFile(page, ".ct-drop", input.dropped);
+  await reportOf(page, path.basename(input.dropped));
+  seen.saveButton = await textOf(page, '[data-command="lora.save"]');
+  await page.click('[data-command="lora.save"]');
+  await page.waitForFunction(() => document.querySelector(".ct-result")?.textContent);
+  seen.saved = await textOf(page, ".ct-result");
+  await dropFile(page, ".ct-drop", input.words); // no LoRA
+  await page.waitForSelector(".p-toast-message");
+  seen.refused = await textOf(page, ".p-toast-message");
+  seen.nodes.push(await nodes());
+}
+
+await withPage(url, async (context, page) => {
+  const faults = [];
+  page.on("pageerror", (error) => faults.push(String(error)));
+  await { loras }[scenario](page).catch(async (error) => {
+    await shoot(page, "failed");
+    throw error;
+  });
+  seen.faults = faults;
+}, { width: 1500, height: 1300 });
+fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");
