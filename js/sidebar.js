@@ -1,8 +1,9 @@
-// The sidebar tab: runs, active and ended ones, wherever they were started; and what a LoRA file is.
+// The sidebar tab: runs, active and ended ones, wherever they were started; what a LoRA file is; and what is wrong with a dataset.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { samplePrompt } from "./ask.js";
+import { DatasetView } from "./dataset_view.js";
 import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns, order } from "./feed.js";
 import { LoraView } from "./lora_view.js";
@@ -19,6 +20,7 @@ class Sidebar {
     this.views = {
       runs: new Runs({ refresh: () => this.look(), check: (lora) => this.check(lora) }),
       loras: new LoraView({ notify, openRun: (run) => this.openRun(run) }),
+      datasets: new DatasetView({ notify }),
     };
     this.tabs = Object.fromEntries(Object.keys(this.views).map((name) => [name, this.tab(name)]));
     this.page = el("div.ct-page", { role: "tabpanel" });

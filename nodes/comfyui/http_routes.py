@@ -1,7 +1,7 @@
 """HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
 
 Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files are in
-lora_routes.py.
+lora_routes.py, those for datasets in dataset_routes.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...trainer_core.host import Host
 from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describe_queue
 from ...trainer_core.runs.control import COMMANDS, request
 from ..wizard.quick_lora import unfold
+from .dataset_routes import add_dataset_routes
 from .live_events import removed_message
 from .long_work import LongWork
 from .lora_routes import add_lora_routes
@@ -46,7 +47,9 @@ def add_routes(
     """
     backlogs: dict[Path, Backlog] = {}
     shared = SharedAnswers()
-    atexit.register(add_lora_routes(routes, make_host, LongWork()).clear)
+    work = LongWork()
+    atexit.register(add_lora_routes(routes, make_host, work).clear)
+    add_dataset_routes(routes, make_host, work)
 
     def backlog() -> Backlog:
         return backlogs.setdefault(output(), Backlog(output()))

@@ -17,7 +17,23 @@ from aiohttp import web
 from ...trainer_core.errors import Cancelled, UserError
 
 SECONDS = 0.15  # between two lines of progress
-Progress = Callable[[int, int], None]  # progress(done, total); raises Cancelled
+
+
+class Progress:
+    """What work reports to: progress(done, total). It raises Cancelled if the page has left."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.last: tuple[int, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        self.last = done, total
+        if self.is_cancelled():
+            raise Cancelled
+
+    def is_cancelled(self) -> bool:
+        """Return whether the page has left."""
+        return self.cancelled.is_set()
 
 
 class LongWork:
@@ -35,33 +51,22 @@ class LongWork:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
         await response.prepare(call)
         async with self._turn:
-            state = _State()
-            task = asyncio.ensure_future(asyncio.to_thread(_attempt, work, state))
+            progress = Progress()
+            task = asyncio.ensure_future(asyncio.to_thread(_attempt, work, progress))
             try:
-                await _send_progress(response, state, task)
+                await _send_progress(response, progress, task)
             finally:  # the page left, or the server ends
-                state.is_cancelled.set()
+                progress.cancelled.set()
                 last = await asyncio.shield(task)
             await response.write(last)
         await response.write_eof()
         return response
 
 
-class _State:
-    def __init__(self) -> None:
-        self.is_cancelled = threading.Event()
-        self.progress: tuple[int, int] | None = None
-
-    def report(self, done: int, total: int) -> None:
-        self.progress = done, total
-        if self.is_cancelled.is_set():
-            raise Cancelled
-
-
-def _attempt(work: Callable[[Progress], Any], state: _State) -> bytes:
+def _attempt(work: Callable[[Progress], Any], progress: Progress) -> bytes:
     """Return the last line of the answer."""
     try:
-        return _line({"result": work(state.report)})
+        return _line({"result": work(progress)})
     except UserError as error:
         text = str(error)
     except Cancelled:
@@ -78,10 +83,10 @@ def _line(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-async def _send_progress(response: web.StreamResponse, state: _State, task: asyncio.Future[Any]) -> None:
+async def _send_progress(response: web.StreamResponse, progress: Progress, task: asyncio.Future[Any]) -> None:
     sent = None
     while not task.done():
         await asyncio.wait([task], timeout=SECONDS)
-        if state.progress and state.progress != sent:
-            sent = state.progress
+        if progress.last and progress.last != sent:
+            sent = progress.last
             await response.write(_line({"done": sent[0], "total": sent[1]}))

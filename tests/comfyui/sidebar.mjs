@@ -97,10 +97,37 @@ async function loras(page) {
   seen.nodes.push(await nodes());
 }
 
+// The dataset of a node on the canvas: findings with their images, a filter, a copy without some, and the node that uses it.
+async function datasets(page) {
+  await load(page, input.workflow);
+  await openSidebar(page);
+  await page.click('.ct-tab[data-tab="datasets"]');
+  await page.waitForSelector(".ct-field option", { state: "attached" });
+  seen.nodes = await page.locator('.ct-field select[aria-label="Dataset Backend"] option').allTextContents();
+  await page.selectOption('.ct-field select[aria-label="Dataset Backend"]', { label: seen.nodes.find((title) => title.includes(input.folder)) });
+  await page.click('[data-command="examine"]');
+  await page.waitForSelector(`.ct-view[data-dataset="${input.folder}"]`, { timeout: WAIT_MS });
+  seen.usable = await textOf(page, ".ct-report > .ct-result");
+  seen.kinds = await page.locator(".ct-finding").evaluateAll((list) => list.map(({ dataset }) => dataset.kind));
+  await page.waitForFunction(() => [...document.querySelectorAll(".ct-found img")].slice(0, 2).every((image) => image.naturalWidth > 0));
+  await shootAll(page, "dataset");
+  await page.focus('.ct-chip[data-kind="copies"]');
+  await page.keyboard.press("Enter");
+  seen.filtered = await page.locator(".ct-finding").evaluateAll((list) => list.map(({ dataset }) => dataset.kind));
+  const boxes = page.locator(".ct-found input");
+  seen.boxes = await boxes.evaluateAll((list) => list.map((box) => [box.getAttribute("aria-label"), box.checked]));
+  seen.copyLabel = await textOf(page, '[data-command="copy"]');
+  await page.click('[data-command="copy"]');
+  await page.waitForSelector('[data-command="use"]', { timeout: WAIT_MS });
+  seen.copied = await textOf(page, ".ct-result [data-command]");
+  await page.click('[data-command="use"]');
+  seen.folders = await page.evaluate(() => window.app.graph.nodes.filter(({ type }) => type === "DatasetBackend").map(({ widgets }) => widgets[0].value));
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { loras }[scenario](page).catch(async (error) => {
+  await { loras, datasets }[scenario](page).catch(async (error) => {
     await shoot(page, "failed");
     throw error;
   });

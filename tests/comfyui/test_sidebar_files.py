@@ -1,8 +1,9 @@
-"""The sidebar's views of files, on the real page: what a LoRA is."""
+"""The sidebar's views of files, on the real page: what a LoRA is, and what is wrong with a dataset."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,30 @@ def test_what_a_lora_is(page, tmp_path):
     assert (page.server.output / "loras" / "dropped.safetensors").is_file()
     assert "words.safetensors is not a .safetensors file" in seen["refused"]
     assert len(list((page.server.output / "chroma_trainer" / ".cache" / "uploads").iterdir())) <= 1
+
+
+def test_what_is_wrong_with_a_dataset(page):
+    folder: Path = page.server.base / "input" / "emoji"
+    folder.mkdir()
+    for path in sorted((PROJECT / "assets" / "neon-emoji").glob("*.png"))[:6]:
+        for file in (path, path.with_suffix(".txt")):
+            shutil.copy(file, folder / file.name)
+    shutil.copy(path, folder / "zz-copy.png")
+    (folder / "zz-copy.txt").write_text("a caption of its own", "utf-8")
+    (folder / "broken.png").write_bytes(b"no image")
+    workflow = json.loads((PROJECT / "workflows" / "first-lora.json").read_text("utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "DatasetBackend" and node["widgets_values"][0] == "neon-emoji":
+            node["widgets_values"][0] = "emoji"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    seen = play(page, "datasets", {"workflow": workflow, "folder": "emoji"})
+    assert len(seen["nodes"]) == 2 and seen["usable"] == "7 of 8 images can be trained"
+    assert {"unreadable", "copies"} <= set(seen["kinds"]) and seen["filtered"] == ["copies"]
+    assert seen["boxes"] == [[f"leave out {path.name}", False], ["leave out zz-copy.png", True]]
+    assert seen["copyLabel"].strip() == "Copy without 2 images" and seen["copied"] == "Use it in the node"
+    assert "emoji-clean" in seen["folders"] and "emoji" not in seen["folders"]
+    (clean,) = page.server.base.rglob("emoji-clean")
+    assert sorted(path.name for path in clean.glob("*.png")) == sorted(
+        path.name for path in before if path.suffix == ".png" and path.name not in ("zz-copy.png", "broken.png")
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
