@@ -45,6 +45,7 @@ from .trainer_core.lora_tools.lora_commands import add_lora
 from .trainer_core.paths import check_writable, local_paths
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.run_images.draw_command import add_draw, draw_prompts
+from .trainer_core.run_images.votes import outcomes_of
 from .trainer_core.runs import layout
 from .trainer_core.runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .trainer_core.runs.lock import RunLock
@@ -357,6 +358,8 @@ def status(arguments: argparse.Namespace) -> int:
     for folder in folders:
         current = read_status(folder)
         print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+        for outcome in outcomes_of(folder):
+            print_text(f"  vote: {printable(outcome.text())}")
     for line in queued:
         print_text(line)
     return 0
