@@ -2,10 +2,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { samplePrompt } from "./ask.js";
 import { DatasetView } from "./dataset_view.js";
 import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns, order } from "./feed.js";
+import { setPrompt } from "./image_sets.js";
 import { LoraView } from "./lora_view.js";
 import { RunView } from "./run_view.js";
 import { ago, stateText } from "./run_state.js";
@@ -165,7 +165,7 @@ class Runs {
 
   open(run) {
     this.view?.remove();
-    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check });
+    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check, notify });
     set(this.element, { "data-view": "run" });
     this.element.replaceChildren(this.view.element);
     this.refresh();
@@ -181,9 +181,9 @@ class Runs {
 
   // pause and stop reach the process through the run's folder. resume continues a waiting process; a run that has
   // ended is queued again. draw queues images of a run that is not active.
-  async act(run, name, state, prompts) {
+  async act(run, name, state, values) {
     try {
-      if (name === "draw") await queue(samplePrompt(run, prompts));
+      if (name === "draw") await queue(setPrompt(run, values));
       else if (name !== "resume" || state.summary.alive) await command(run, name);
       else await queue((await fetchRun(run)).prompt);
       notify("info", say(`run.${name}.sent`), state.summary.name);

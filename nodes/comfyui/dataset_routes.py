@@ -87,7 +87,8 @@ def add_dataset_routes(routes: web.RouteTableDef, make_host: Callable[[], Host],
         refuse_foreign(call)
         asked, host = await read_object(call), make_host()
         return await work.answer(
-            call, lambda progress: _copy(find(asked.get("report")), asked.get("leave_out"), _host_of_page(host, progress))
+            call,
+            lambda progress: _copy(find(asked.get("report")), asked.get("leave_out"), _host_of_page(host, progress)),
         )
 
     @routes.get("/chroma_trainer/datasets/{report}/{what}")

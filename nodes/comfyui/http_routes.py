@@ -1,7 +1,8 @@
 """HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
 
 Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files are in
-lora_routes.py, those for datasets in dataset_routes.py.
+lora_routes.py, those for datasets in dataset_routes.py, and those for images that are
+voted on in image_set_routes.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describ
 from ...trainer_core.runs.control import COMMANDS, request
 from ..wizard.quick_lora import unfold
 from .dataset_routes import add_dataset_routes
+from .image_set_routes import add_image_set_routes
 from .live_events import removed_message
 from .long_work import LongWork
 from .lora_routes import add_lora_routes
@@ -50,6 +52,7 @@ def add_routes(
     work = LongWork()
     atexit.register(add_lora_routes(routes, make_host, work).clear)
     add_dataset_routes(routes, make_host, work)
+    add_image_set_routes(routes, lambda call: _find_folder(call, backlog()), make_host, work)
 
     def backlog() -> Backlog:
         return backlogs.setdefault(output(), Backlog(output()))

@@ -99,11 +99,16 @@ class Uploads:
 
     def _refuse_large(self, size: int) -> None:
         if size > self.max_bytes:
-            raise UserError.at("upload", f"is larger than {format_size(self.max_bytes)}; put it into ComfyUI's folder of LoRAs and pick it there")
+            raise UserError.at(
+                "upload",
+                f"is larger than {format_size(self.max_bytes)}; put it into ComfyUI's folder of LoRAs and pick it there",
+            )
 
     def _refuse_full_disk(self, folder: Path, size: int) -> None:
         if shutil.disk_usage(folder).free < size + SPARE_BYTES:
-            raise UserError.at("upload", f"needs {format_size(size)}, and the disk of {folder} has not enough left; free disk space")
+            raise UserError.at(
+                "upload", f"needs {format_size(size)}, and the disk of {folder} has not enough left; free disk space"
+            )
 
     def find(self, token: str) -> Upload:
         """Return an upload.
@@ -179,4 +184,6 @@ def _refuse_other_format(path: Path) -> None:
     try:
         read_header(path)
     except ValueError as error:
-        raise UserError.at("upload", f"is not a safetensors file ({error}); drop a LoRA that ends in .safetensors") from error
+        raise UserError.at(
+            "upload", f"is not a safetensors file ({error}); drop a LoRA that ends in .safetensors"
+        ) from error

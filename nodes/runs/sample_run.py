@@ -39,10 +39,15 @@ class Inputs:
         str,
         Text(placeholder="such as 0, 0.5, 1"),
         Advanced(),
-        Doc("Strengths of the newest weights for the slider in the sidebar, separated by commas. No image comes out of the node."),
+        Doc(
+            "Strengths of the newest weights for the slider in the sidebar, separated by commas. No image comes out of the node."
+        ),
     ] = ""
     num_seeds: Annotated[
-        int, Range(1, 64), Advanced(), Doc("With compare or strengths: number of seeds that each prompt is sampled with.")
+        int,
+        Range(1, 64),
+        Advanced(),
+        Doc("With compare or strengths: number of seeds that each prompt is sampled with."),
     ] = 1
 
     def problems(self) -> list[Problem]:

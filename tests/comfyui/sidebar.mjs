@@ -3,7 +3,7 @@
 import fs from "node:fs";
 import path from "node:path";
 
-import { load, withPage } from "./browser.mjs";
+import { load, open, withPage } from "./browser.mjs";
 
 const [scenario, url, workflow, output] = process.argv.slice(2);
 const WAIT_MS = 60_000;
@@ -12,7 +12,7 @@ const input = JSON.parse(fs.readFileSync(workflow, "utf8"));
 
 const shoot = (page, name) => page.screenshot({ path: path.join(path.dirname(output), `${name}.png`) });
 const openSidebar = (page) => page.evaluate(() => window.app.extensionManager.sidebarTab.toggleSidebarTab("chroma-trainer-runs"));
-const textOf = (page, what) => page.locator(what).innerText();
+const textOf = (page, what) => page.locator(what).first().innerText();
 
 async function palette(page, name) {
   await page.evaluate((name) => window.app.extensionManager.setting.set("Comfy.ColorPalette", name), name);
@@ -124,10 +124,80 @@ async function datasets(page) {
   seen.folders = await page.evaluate(() => window.app.graph.nodes.filter(({ type }) => type === "DatasetBackend").map(({ widgets }) => widgets[0].value));
 }
 
+// A run that has ended: prompts that it is asked for, a blind vote on two of its checkpoints over a reload, and the slider.
+async function votes(page) {
+  const openRun = async () => {
+    await page.click(`.ct-card[data-run="${input.run}"]`);
+    await page.waitForSelector(".ct-part");
+  };
+  await openSidebar(page);
+  await openRun();
+  await page.fill(".ct-ask textarea", "cat face\n\n sun ");
+  await page.click(".ct-ask button");
+  await page.waitForSelector(".ct-ask ~ .ct-grid-of-pictures img", { timeout: WAIT_MS });
+  seen.drawn = await page.locator(".ct-ask ~ .ct-grid-of-pictures .ct-cell").allTextContents();
+  seen.drawnWidth = await page.locator(".ct-ask ~ .ct-grid-of-pictures img").first().evaluate((image) => image.decode().then(() => image.naturalWidth));
+
+  await page.click('.ct-part[data-part="vote"] summary');
+  seen.versions = await page.locator('.ct-part select[aria-label="First version"] option').allTextContents();
+  await page.fill('.ct-part[data-part="vote"] textarea', "cat face");
+  await page.fill('.ct-part[data-part="vote"] input[type="number"]', "4");
+  await page.click('[data-command="sample-vote"]');
+  await page.waitForSelector('.ct-row[data-kind="vote"]', { timeout: WAIT_MS });
+  await shootAll(page, "run");
+  await page.focus('.ct-row[data-kind="vote"] button');
+  await page.keyboard.press("Enter");
+  const voted = (count) => page.waitForFunction((count) => document.querySelector(".ct-vote-page")?.dataset.voted === count, String(count));
+  await voted(0);
+  seen.blind = await textOf(page, ".ct-vote-page");
+  await page.waitForFunction(() => [...document.querySelectorAll(".ct-candidate img")].every((image) => image.naturalWidth > 0));
+  await shoot(page, "pair-dark");
+  for (const [key, count] of [["ArrowLeft", 1], ["ArrowDown", 2], ["Backspace", 1], ["ArrowRight", 2]]) {
+    await page.keyboard.press(key);
+    await voted(count);
+  }
+  await page.keyboard.press("Escape");
+  await page.waitForFunction(() => !document.querySelector("dialog.ct-dialog"));
+
+  await open(page, url); // a reload
+  await openSidebar(page);
+  await openRun();
+  await page.click('.ct-part[data-part="vote"] summary');
+  await page.waitForSelector('.ct-row[data-kind="vote"]');
+  seen.resumed = await textOf(page, '.ct-row[data-kind="vote"]');
+  await palette(page, "light");
+  await page.click('.ct-row[data-kind="vote"] button');
+  await voted(2);
+  await shoot(page, "pair-light");
+  await page.keyboard.press("ArrowLeft");
+  await voted(3);
+  await page.click('.ct-candidate[data-side="right"]');
+  await voted(4);
+  seen.outcome = await textOf(page, ".ct-verdict");
+  await shoot(page, "outcome-light");
+  await page.keyboard.press("Escape");
+  await palette(page, "dark");
+
+  await page.click('.ct-part[data-part="strength"] summary');
+  await page.fill('.ct-part[data-part="strength"] input', "0, 1");
+  await page.fill('.ct-part[data-part="strength"] textarea', "cat face");
+  await page.click('[data-command="sample-strengths"]');
+  await page.waitForSelector('.ct-row[data-kind="strengths"]', { timeout: WAIT_MS });
+  await page.click('.ct-row[data-kind="strengths"] button');
+  await page.waitForFunction(() => [...document.querySelectorAll(".ct-stack img")].every((image) => image.naturalWidth > 0));
+  for (let times = 0; times < 30; times++) await page.keyboard.press("ArrowLeft");
+  seen.slider = await page.locator(".ct-vote-page").evaluate(({ dataset }) => ({ ...dataset }));
+  seen.opacities = await page.locator(".ct-stack img").evaluateAll((list) => list.map((image) => Number(image.style.opacity)));
+  await shoot(page, "slider-dark");
+  await page.click('[data-command="save-strength"]');
+  await page.waitForFunction(() => document.querySelector(".ct-dialog .ct-result")?.textContent);
+  seen.saved = await textOf(page, ".ct-dialog .ct-result");
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { loras, datasets }[scenario](page).catch(async (error) => {
+  await { loras, datasets, votes }[scenario](page).catch(async (error) => {
     await shoot(page, "failed");
     throw error;
   });

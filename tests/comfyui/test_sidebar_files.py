@@ -1,4 +1,5 @@
-"""The sidebar's views of files, on the real page: what a LoRA is, and what is wrong with a dataset."""
+"""The sidebar's views of files, on the real page: what a LoRA is, what is wrong with a dataset, and which of two checkpoints
+is better."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.run_images.image_sets import sets_of
+from chroma_trainer.trainer_core.run_images.votes import read_vote
 from safetensors.torch import save_file
 
 from .conftest import ARTIFACTS, PROJECT, Page
@@ -21,7 +24,10 @@ def lora_tensors() -> dict[str, torch.Tensor]:
     """A LoRA of every block of Chroma at a small width, whose update grows towards the middle, with one broken layer."""
     generator = torch.Generator().manual_seed(0)
     values = {}
-    for kind, count, layer in (("transformer_blocks", 19, "attn.to_out.0"), ("single_transformer_blocks", 38, "proj_mlp")):
+    for kind, count, layer in (
+        ("transformer_blocks", 19, "attn.to_out.0"),
+        ("single_transformer_blocks", 38, "proj_mlp"),
+    ):
         for block in range(count):
             name, rows = f"transformer.{kind}.{block}.{layer}", WIDTH * (4 if layer == "proj_mlp" else 1)
             size = 1.2 - abs(block / count - 0.5) * 2
@@ -49,7 +55,13 @@ def test_what_a_lora_is(page, tmp_path):
     workflow = json.loads((PROJECT / "workflows" / "first-lora.json").read_text("utf-8"))
     loras: Path = page.server.base / "models" / "loras" / "people"
     loras.mkdir(parents=True)
-    model = {"family": "chroma", "flavour": "hd", "repo": "lodestones/Chroma1-HD", "dtype": "bf16", "quantization": {"level": "none"}}
+    model = {
+        "family": "chroma",
+        "flavour": "hd",
+        "repo": "lodestones/Chroma1-HD",
+        "dtype": "bf16",
+        "quantization": {"level": "none"},
+    }
     parents = [{"name": "anna-first.safetensors", "sha256": "a" * 64, "step": 1000}]
     record = {"request": {"model": model}, "step": 2500, "parents": parents}
     save_file(lora_tensors(), loras / "anna.safetensors", {"chroma_trainer": json.dumps(record)})
@@ -98,3 +110,24 @@ def test_what_is_wrong_with_a_dataset(page):
         path.name for path in before if path.suffix == ".png" and path.name not in ("zz-copy.png", "broken.png")
     )
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_prompts_a_blind_vote_and_the_slider(page, short_prompt):
+    """Images that a run is asked for in its box, and a vote that goes on after a reload; the server alone knows the sides."""
+    page.server.run(short_prompt("voted", steps=4, warmup_steps=1, batch_size=1, checkpoint_every=2))
+    runs = page.server.get("/chroma_trainer/runs")["runs"]
+    (run,) = [entry["run"] for entry in runs if entry["name"] == "voted"]
+    seen = play(page, "votes", {"run": run})
+    assert len(seen["drawn"]) == 1 and "step 4" in seen["drawn"][0] and seen["drawnWidth"] > 100
+    assert seen["versions"][:3] == ["step 4", "step 2", "base model"] and "voted.safetensors" in seen["versions"]
+    assert "cat face" in seen["blind"] and "step" not in seen["blind"]
+    assert "2 of 4 pairs voted" in seen["resumed"] and "Continue" in seen["resumed"]
+    assert "step 4 against step 2: preferred in" in seen["outcome"] and "can't be told apart yet" in seen["outcome"]
+    folder = page.server.output / "chroma_trainer" / run
+    (vote,) = (vote for name, _ in sets_of(folder) if (vote := read_vote(folder / "image-sets" / name)))
+    choices = [vote.side_of(row) for row in vote.order]
+    assert choices == ["left", "right", "left", "right"] and "pairs voted" in vote.outcome.text()
+    assert float(seen["slider"]["value"]) == 0.7 and seen["slider"]["nearest"] == "1"
+    assert seen["opacities"] == pytest.approx([1, 0.7])
+    assert "voted-step-4-strength-1.safetensors" in seen["saved"]
+    assert (page.server.output / "loras" / "voted-step-4-strength-1.safetensors").is_file()

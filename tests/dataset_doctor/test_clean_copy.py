@@ -105,7 +105,16 @@ def test_free_names(tmp_path):
 
 
 def test_the_command(doctor, cats, tmp_path):  # noqa: F811
-    options = ("--resolution", 128, "--copy", "clean", "--leave-out", "copies, unreadable", "--captions-list", "list.jsonl")
+    options = (
+        "--resolution",
+        128,
+        "--copy",
+        "clean",
+        "--leave-out",
+        "copies, unreadable",
+        "--captions-list",
+        "list.jsonl",
+    )
     status, text, _ = doctor(cats, *options)
     assert status == 1 and "clean: 3 of 5 images" in text and "list.jsonl" in text
     assert len(list((tmp_path / "clean").rglob("*.png"))) == 4  # a mask too

@@ -26,7 +26,8 @@ def write_run(output: Path, folder: Path, losses: dict[str, tuple[float, float]]
     names = list(losses)
     group = lambda part, at: {f"3/{name}": [losses[name][at]] * 4 for name in part}  # noqa: E731
     evaluations = {
-        str(at): {"judged": group(names[:4], index), "trained": group(names[4:], index)} for index, at in enumerate((0, step))
+        str(at): {"judged": group(names[:4], index), "trained": group(names[4:], index)}
+        for index, at in enumerate((0, step))
     }
     (checkpoint / "state.json").write_text(json.dumps({"evaluations": evaluations}), "utf-8")
     return run
@@ -73,7 +74,16 @@ def test_what_to_switch_on_where_losses_are_missing(tmp_path, host, folder, name
     assert "no losses of 4" in check_losses(list_images(dataset(folder), host), run).remark
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"evaluations": []}', '{"evaluations": {"x": {}}}', '{"evaluations": {"9": {"judged": {"a": ["x"]}, "trained": {}}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"evaluations": []}',
+        '{"evaluations": {"x": {}}}',
+        '{"evaluations": {"9": {"judged": {"a": ["x"]}, "trained": {}}}}',
+    ],
+)
 def test_a_damaged_record_is_passed_over(tmp_path, folder, names, text):
     run = write_run(tmp_path / "out", folder, ordinary(names))
     damaged = run / "checkpoints" / "step-000120"

@@ -11,7 +11,13 @@ from chroma_trainer.trainer_core.storage.atomic import sha256_of
 
 from .conftest import native_tensors
 
-MODEL = {"family": "chroma", "flavour": "nano", "repo": "chroma-nano", "dtype": "fp32", "quantization": {"level": "none"}}
+MODEL = {
+    "family": "chroma",
+    "flavour": "nano",
+    "repo": "chroma-nano",
+    "dtype": "fp32",
+    "quantization": {"level": "none"},
+}
 
 
 def record(step: int, parents: list | None = None) -> dict[str, str]:
@@ -25,7 +31,12 @@ def tree_of(path):
 
 
 def test_a_trained_lora_has_its_base_and_what_it_continued_from(save):
-    first = {"name": "first.safetensors", "sha256": "a" * 64, "step": 100, "parents": [{"name": "zero", "sha256": "b" * 64}]}
+    first = {
+        "name": "first.safetensors",
+        "sha256": "a" * 64,
+        "step": 100,
+        "parents": [{"name": "zero", "sha256": "b" * 64}],
+    }
     tree = tree_of(save(native_tensors(), record(250, [first])))
     parent, base = tree.parents
     assert (tree.steps, tree.operation, base.kind) == (250, "", "model") and "chroma nano" in base.name
@@ -37,7 +48,11 @@ def test_a_merged_one_has_both_and_a_repaired_one_keeps_its_line(save):
     one = save(native_tensors(), record(100), "one.safetensors")
     two = save(native_tensors(), {}, "two.safetensors")
     with open_lora(one) as a, open_lora(two) as b:
-        merged = save(native_tensors(), edited_metadata("lora merge", [(a, "strength 1"), (b, "strength 0.5")]), "merged.safetensors")
+        merged = save(
+            native_tensors(),
+            edited_metadata("lora merge", [(a, "strength 1"), (b, "strength 0.5")]),
+            "merged.safetensors",
+        )
     with open_lora(merged) as lora:
         fixed = save(native_tensors(), edited_metadata("doctor", [(lora, "")]), "fixed.safetensors")
     tree = tree_of(fixed)
@@ -53,7 +68,9 @@ def test_one_parent_and_its_training(save):
     """The file has the record of its parent's training as its own."""
     one = save(native_tensors(), record(100, [{"name": "zero.safetensors", "sha256": "b" * 64}]), "one.safetensors")
     with open_lora(one) as lora:
-        resized = save(native_tensors(), edited_metadata("lora resize", [(lora, "")], energy=0.95), "resized.safetensors")
+        resized = save(
+            native_tensors(), edited_metadata("lora resize", [(lora, "")], energy=0.95), "resized.safetensors"
+        )
     (parent,) = tree_of(resized).parents
     assert (parent.name, parent.steps) == ("one.safetensors", 100)
     assert [elder.kind for elder in parent.parents] == ["file", "model"]
@@ -69,7 +86,10 @@ def test_what_is_on_this_machine(save, tmp_path):
     event = {"kind": "LoraSaved", "sha256": sha256_of(one)}
     (run / "events.jsonl").write_text(f"[]\n{json.dumps(event)}\n", "utf-8")
     (loras / "two.safetensors").write_bytes(b"other")
-    parents = [{"name": name, "sha256": digest} for name, digest in (("one.safetensors", sha256_of(one)), ("two.safetensors", "c" * 64))]
+    parents = [
+        {"name": name, "sha256": digest}
+        for name, digest in (("one.safetensors", sha256_of(one)), ("two.safetensors", "c" * 64))
+    ]
     root = save(native_tensors(), record(300, parents), "root.safetensors")
     tree = located(tree_of(root), output, [loras], sha256_of, root)
     first, second, _ = tree.parents

@@ -405,4 +405,9 @@ def test_the_spectrum_over_all_layers(save):
     points = {point["rank"]: (point["low"], point["median"], point["high"]) for point in report.spectrum()}
     assert points == {1: (0.64, 0.82, 1), 2: (1, 1, 1), 3: (1, 1, 1)}
     long = replace(report, layers=(replace(report.layers[0], shares=tuple(i / 1000 for i in range(1, 1001))),))
-    assert len(long.spectrum()) <= MOST_POINTS + 1 and long.spectrum()[-1] == {"rank": 1000, "low": 1, "median": 1, "high": 1}
+    assert len(long.spectrum()) <= MOST_POINTS + 1 and long.spectrum()[-1] == {
+        "rank": 1000,
+        "low": 1,
+        "median": 1,
+        "high": 1,
+    }

@@ -185,7 +185,11 @@ def test_images_for_a_vote_and_for_the_slider(cli, tmp_path, capsys):
     pixels = {path.name: np.asarray(Image.open(path), int) for path in folder.glob("*.png")}
     assert sorted(pixels) == ["0000-0.png", "0000-1.png", "0001-0.png", "0001-1.png"]
     assert all(image.shape == (32, 32, 3) for image in pixels.values())
-    assert np.abs(pixels["0000-0.png"] - pixels["0000-1.png"]).max() > 4 < np.abs(pixels["0000-0.png"] - pixels["0001-0.png"]).max()
+    assert (
+        np.abs(pixels["0000-0.png"] - pixels["0000-1.png"]).max()
+        > 4
+        < np.abs(pixels["0000-0.png"] - pixels["0001-0.png"]).max()
+    )
     stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert cli(*compare) == 0  # nothing is sampled again
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps

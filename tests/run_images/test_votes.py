@@ -110,7 +110,18 @@ def test_a_guess_decides_nothing(tmp_path):
     assert decided <= 10
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"kind": "vote"}', '{"kind": "vote", "versions": [], "rows": [5]}', '{"kind": 5, "versions": [{}], "rows": []}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"kind": "vote"}',
+        '{"kind": "vote", "versions": [], "rows": [5]}',
+        '{"kind": 5, "versions": [{}], "rows": []}',
+        "[" * 9999,
+    ],
+)
 def test_a_damaged_set_is_none(tmp_path, text):
     folder = make_set(tmp_path)
     (folder / SET).write_text(text, "utf-8")
@@ -123,7 +134,14 @@ def test_damaged_votes_are_left_out(tmp_path):
     for text in ("", "[]", '{"votes": 5}'):
         (folder / VOTES).write_text(text, "utf-8")
         assert vote_on(folder).choices == {}
-    rows = [{"row": 0, "version": 1}, {"row": 7, "version": 1}, {"row": 1, "version": 2}, {"row": True, "version": 0}, 5, {"row": 2, "version": None}]
+    rows = [
+        {"row": 0, "version": 1},
+        {"row": 7, "version": 1},
+        {"row": 1, "version": 2},
+        {"row": True, "version": 0},
+        5,
+        {"row": 2, "version": None},
+    ]
     (folder / VOTES).write_text(json.dumps({"votes": rows}), "utf-8")
     assert vote_on(folder).choices == {0: 1, 2: -1}
 

@@ -38,11 +38,12 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         help="of a folder: where its captions come from (default: textfile)",
     )
 
-
     parser.add_argument("--run", metavar="RUN", help="of a dataset: look at the losses that this run has measured too")
     parser.add_argument("--copy", metavar="DIR", help="of a folder: write a copy without the images of some findings")
     parser.add_argument(
-        "--leave-out", metavar="KIND,...", help=f"findings whose images the copy lacks (default: {','.join(LEAVES_OUT)})"
+        "--leave-out",
+        metavar="KIND,...",
+        help=f"findings whose images the copy lacks (default: {','.join(LEAVES_OUT)})",
     )
     parser.add_argument("--captions-list", metavar="JSONL", help="of a folder: write all captions as a table to edit")
 
@@ -76,9 +77,7 @@ def examine_subjects(arguments: argparse.Namespace, subjects: Sequence[Subject],
     results: list[dict[str, Any]] = []
     is_sound = True
     for subject, sheet in zip(subjects, sheets, strict=True):
-        report, images = examine_dataset(
-            subject.dataset, host, *token_limit(subject.model, host.paths), run
-        )
+        report, images = examine_dataset(subject.dataset, host, *token_limit(subject.model, host.paths), run)
         is_sound &= report.is_sound
         results.append(report.as_json() | ({"sheet": str(sheet)} if sheet else {}))
         if sheet:

@@ -28,7 +28,9 @@ from .thresholds import LEAST_LOSSES, LOSS_OUTLIER
 STATE = "state.json"  # of a checkpoint
 STATE_BYTES = 256 << 20
 SCALE = 1.4826  # of the median absolute deviation, which is then the standard deviation of a normal distribution
-Losses = dict[int, tuple[float, float]]  # the first 64 bits of an image's SHA-256 -> its loss, and the change since the start
+Losses = dict[
+    int, tuple[float, float]
+]  # the first 64 bits of an image's SHA-256 -> its loss, and the change since the start
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ def check_losses(images: ImageList, run: Path) -> LossReport:
         "checkpoint_every"
     )
     if len(known) < LEAST_LOSSES:
-        return LossReport((), f"{run.name} has the losses of {len(known)} of these images, which is too few to compare; {how}")
+        return LossReport(
+            (), f"{run.name} has the losses of {len(known)} of these images, which is too few to compare; {how}"
+        )
     cases = _out_of_line([(case_of(image), *values) for image, values in known])
-    text = (
-        f"loss out of line in {run.name}: {count_of(cases)}; look whether image and caption fit together and belong to the others"
-    )
+    text = f"loss out of line in {run.name}: {count_of(cases)}; look whether image and caption fit together and belong to the others"
     findings = (Finding("loss", NOTE, text, tuple(cases)),) if cases else ()
     missing = len(images.images) - len(known)
     return LossReport(findings, f"{run.name} has no losses of {missing} of these images; {how}" if missing else "")
@@ -83,7 +85,10 @@ def losses_of(run: Path) -> Losses:
         return {}
     newest, start = evaluations[max(evaluations)], evaluations[min(evaluations)]
     now, before = ({**each.judged, **each.trained} for each in (newest, start))
-    rows = {tuple(key): int(image) for key, image in zip(manifest.rows["key"].tolist(), manifest.rows["image"].tolist(), strict=True)}
+    rows = {
+        tuple(key): int(image)
+        for key, image in zip(manifest.rows["key"].tolist(), manifest.rows["image"].tolist(), strict=True)
+    }
     losses: Losses = {}
     for key, values in now.items():
         row = rows.get(tuple(digests([key])[0].tolist()))
@@ -99,7 +104,14 @@ def _evaluations(run: Path) -> dict[int, Evaluation]:
             state = read_json(checkpoint / STATE, STATE_BYTES)
             stored = state.get("evaluations", {})
             return {int(step): _evaluation(value) for step, value in stored.items()}
-        except (OSError, Unusable, AttributeError, KeyError, TypeError, ValueError):  # damaged: the one before may not be
+        except (
+            OSError,
+            Unusable,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # damaged: the one before may not be
             continue
     return {}
 

@@ -16,8 +16,12 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="A,B", help="sample two versions for a blind vote in ComfyUI's sidebar: steps of checkpoints, "
         "names of LoRAs, or base; without prompts, those of the run's ValidateSampler"
     )  # fmt: skip
-    parser.add_argument("--strengths", metavar="S,S,...", help="sample the newest weights at these strengths for the slider")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="with them: seeds of each prompt (default: 1)")
+    parser.add_argument(
+        "--strengths", metavar="S,S,...", help="sample the newest weights at these strengths for the slider"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="with them: seeds of each prompt (default: 1)"
+    )
 
 
 def draw_prompts(arguments: argparse.Namespace) -> int:

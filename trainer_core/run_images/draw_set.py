@@ -125,7 +125,11 @@ def draw_set(
     sampling = sampling.without_previews()
     rows = _rows(sampling, num_seeds)
     shown = [Shown(v.label, sha256_of(v.path) if v.path else "", v.strength) for v in versions]
-    identity = (key_text(sampling), str(num_seeds), *(f"{item.label} {item.sha256} {item.strength:g}" for item in shown))
+    identity = (
+        key_text(sampling),
+        str(num_seeds),
+        *(f"{item.label} {item.sha256} {item.strength:g}" for item in shown),
+    )
     folder = set_folder(run, kind, sha256_text(*identity))
     if read_set(folder):
         host.emit(Notice(f"the images are there already: {folder.name}"))
@@ -137,7 +141,11 @@ def draw_set(
         for number, version in enumerate(versions):
             if version.path:
                 renderer.put(version.path)
-            _save(folder, number, [_draw(renderer, version, sampling, seed, count) for seed in _seeds(sampling, num_seeds)])
+            _save(
+                folder,
+                number,
+                [_draw(renderer, version, sampling, seed, count) for seed in _seeds(sampling, num_seeds)],
+            )
     step = layout.step_of(versions[-1].path.parent) if kind == STRENGTHS and versions[-1].path else 0
     write_json(folder / SET, ImageSet(kind, tuple(shown), tuple(rows), step).as_json())
     host.emit(Notice(f"{len(rows)} rows of images are ready in the sidebar, at the run {run.name}"))

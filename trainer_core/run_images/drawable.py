@@ -58,7 +58,9 @@ class Asked:
         try:
             values = sorted({float(text) for text in texts})
         except ValueError:
-            raise UserError.at("strengths", f"{self.strengths[:60]!r} are not numbers; write them as 0, 0.5, 1") from None
+            raise UserError.at(
+                "strengths", f"{self.strengths[:60]!r} are not numbers; write them as 0, 0.5, 1"
+            ) from None
         if values and not (len(values) <= MAX_STRENGTHS and all(-LARGEST <= value <= LARGEST for value in values)):
             raise UserError.at("strengths", f"are at most {MAX_STRENGTHS} numbers from -{LARGEST:g} to {LARGEST:g}")
         if len(values) == 1:

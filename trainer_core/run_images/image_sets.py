@@ -1,9 +1,9 @@
 """Single images of a run for the page: of two versions for a blind vote, or of one LoRA at several strengths. Needs no torch.
 
-    RUN/image-sets/VOTE-KEY/
-        set.json          what the images are; written last, so that a set is whole or not there
-        0003-1.png        row 3 (a prompt, a seed and a size), version 1
-        votes.json        the votes, see votes.py
+RUN/image-sets/VOTE-KEY/
+    set.json          what the images are; written last, so that a set is whole or not there
+    0003-1.png        row 3 (a prompt, a seed and a size), version 1
+    votes.json        the votes, see votes.py
 """
 
 from __future__ import annotations

@@ -149,7 +149,9 @@ class Vote:
         Raises:
             OSError: It can't be written.
         """
-        votes = [{"row": row, "version": choice if choice >= 0 else None} for row, choice in sorted(self.choices.items())]
+        votes = [
+            {"row": row, "version": choice if choice >= 0 else None} for row, choice in sorted(self.choices.items())
+        ]
         write_json(self.folder / VOTES, {"votes": votes, "outcome": self.outcome.as_json()})
 
 
@@ -170,7 +172,11 @@ def _choices(folder: Path, num_rows: int) -> dict[int, int]:
     choices: dict[int, int] = {}
     for vote in votes if isinstance(votes, list) else ():
         row, version = (vote.get("row"), vote.get("version")) if isinstance(vote, dict) else (None, 9)
-        if type(row) is int and 0 <= row < num_rows and (version is None or (type(version) is int and version in (0, 1))):
+        if (
+            type(row) is int
+            and 0 <= row < num_rows
+            and (version is None or (type(version) is int and version in (0, 1)))
+        ):
             choices[row] = -1 if version is None else version
     return choices
 

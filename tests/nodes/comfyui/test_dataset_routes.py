@@ -27,7 +27,11 @@ def base(tmp_path) -> Path:
     folder.mkdir(parents=True)
     for name, color in (("a", "red"), ("b", "red"), ("c", "blue")):
         image = Image.effect_noise((300, 200), 120).convert("RGB")
-        image = Image.blend(image, Image.new("RGB", image.size, color), 0.2) if name != "b" else Image.open(folder / "a.png")
+        image = (
+            Image.blend(image, Image.new("RGB", image.size, color), 0.2)
+            if name != "b"
+            else Image.open(folder / "a.png")
+        )
         image.save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"caption {name}", "utf-8")
     (folder / "d.png").write_bytes(b"no image")
@@ -93,8 +97,15 @@ def test_a_copy_without_some(base):
 
 
 def test_what_can_not_be_is_refused(base):
-    outside = [{"inputs": {"folder": folder}} for folder in ("../secret", str(base / "secret"), "nowhere", "s3://bucket/x", "")]
-    asked = [*outside, {"inputs": {"folder": "cats", "resolution": "x"}}, {"inputs": []}, {**INPUTS, "run": "../../secret"}]
+    outside = [
+        {"inputs": {"folder": folder}} for folder in ("../secret", str(base / "secret"), "nowhere", "s3://bucket/x", "")
+    ]
+    asked = [
+        *outside,
+        {"inputs": {"folder": "cats", "resolution": "x"}},
+        {"inputs": []},
+        {**INPUTS, "run": "../../secret"},
+    ]
     for status, body, _ in ask(base, *(("POST", "report", body) for body in asked)):
         assert status == 200 and body["error"] and "result" not in body
     copies = [{"report": "x"}, {"report": ["x"]}, {}]

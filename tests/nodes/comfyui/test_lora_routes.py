@@ -122,7 +122,9 @@ def test_the_repaired_file_lies_beside_it_and_replaces_none(base):
 def test_a_sent_file_is_looked_at_and_not_stored(base):
     """Far above the limit that aiohttp has for other requests."""
     page, path = Page(base), "upload?name=C:%5CUsers%5Cme%5Cmine.safetensors"
-    answers = page((path, save(broken())), ("report", uploaded), ("repair", uploaded), ("forget", uploaded), ("report", uploaded))
+    answers = page(
+        (path, save(broken())), ("report", uploaded), ("repair", uploaded), ("forget", uploaded), ("report", uploaded)
+    )
     assert [status for status, _ in answers] == [200] * 5
     assert answers[0][1]["name"] == answers[1][1]["result"]["file"] == "mine.safetensors"
     assert answers[2][1]["result"]["lora"] == "mine-fixed.safetensors"
@@ -142,7 +144,10 @@ def test_a_sent_file_is_stored_if_the_user_asks(base):
     assert status == 409 and "drop the file again" in answer["error"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"x" * 100, b"\x80\x02}q\x00." * 20, save({})[:9], (1 << 40).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04" + b"x" * 100, b"\x80\x02}q\x00." * 20, save({})[:9], (1 << 40).to_bytes(8, "little") + b"{}"],
+)
 def test_what_is_no_safetensors_file_is_refused_and_removed(base, content):
     ((status, answer),) = Page(base)(("upload?name=a.safetensors", content))
     assert status == 409 and "not a safetensors file" in answer["error"]
