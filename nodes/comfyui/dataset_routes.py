@@ -133,7 +133,7 @@ def _examine(asked: dict[str, Any], host: SinkHost) -> Examined:
 
 def _as_page_shows(found: Examined) -> dict[str, Any]:
     from ...trainer_core.data.source.backend import printable_name
-    from ...trainer_core.dataset_doctor.clean_copy import LEAVES_OUT, to_leave_out
+    from ...trainer_core.dataset_doctor.clean_copy import to_leave_out
 
     names = {image.number: printable_name(image.name) for image in found.images.images}
     values = found.report.as_json()
@@ -142,7 +142,7 @@ def _as_page_shows(found: Examined) -> dict[str, Any]:
             {**{name: value for name, value in image.items() if name != "image"}, "name": names[image["number"]]}
             for image in finding["images"][:MAX_SHOWN]
         ]
-    return values | {"leave_out": sorted(to_leave_out(found.report)), "leaves_out": LEAVES_OUT}
+    return values | {"leave_out": sorted(to_leave_out(found.report))}
 
 
 def _copy(found: Examined, numbers: Any, host: SinkHost) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import path from "node:path";
 import { load, open, withPage } from "./browser.mjs";
 
 const [scenario, url, workflow, output] = process.argv.slice(2);
-const WAIT_MS = 60_000;
+const WAIT_MS = 150_000;
 const seen = {};
 const input = JSON.parse(fs.readFileSync(workflow, "utf8"));
 
@@ -195,6 +195,7 @@ async function votes(page) {
 }
 
 await withPage(url, async (context, page) => {
+  page.setDefaultTimeout(WAIT_MS);
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
   await { loras, datasets, votes }[scenario](page).catch(async (error) => {

@@ -52,8 +52,8 @@ def test_kinds_can_be_chosen(host, cats):
         to_leave_out(report, ["nothing"])
 
 
-def test_a_copy_replaces_nothing_and_is_whole_or_not_there(host, cats, tmp_path, monkeypatch):
-    report, images = examine_dataset(dataset(cats), host)
+def test_a_copy_replaces_nothing_and_is_whole_or_not_there(host, cats, tmp_path):
+    _, images = examine_dataset(dataset(cats), host)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine", "utf-8")
     for target, message in ((tmp_path / "full", "exists already"), (cats / "inside", "inside of the dataset")):

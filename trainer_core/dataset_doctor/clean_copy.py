@@ -16,8 +16,7 @@ from ..errors import Problem, UserError
 from ..host import Host, PhaseProgress, PhaseStarted
 from ..storage.atomic import TEMPORARY, rename, write_atomic
 from ..storage.lora_name import numbered
-from .doctor_command import LEAVES_OUT
-from .findings import Case, DatasetReport
+from .findings import LEAVES_OUT, Case, DatasetReport
 from .image_list import ImageList, ListedImage
 
 PHASE = "copying the images"

@@ -14,10 +14,10 @@ from ..errors import Problem, UserError
 from ..host import Host
 from ..paths import check_writable, refuse_existing
 from ..runs.control import find_run
+from .findings import LEAVES_OUT
 from .subjects import Subject
 
 EXIT_FINDINGS = 1
-LEAVES_OUT = ("unreadable", "copies", "tiny", "blurry", "exposure")  # findings that name images to leave out
 DATASET_OPTIONS = {
     "sheet": "--sheet", "run": "--run", "copy": "--copy", "leave_out": "--leave-out", "captions_list": "--captions-list",
 }  # fmt: skip
