@@ -10,14 +10,9 @@ export function canDraw({ state, checkpoints }) {
   return state !== "running" && state !== "unreadable" && checkpoints.length > 0;
 }
 
-// The prompt that ComfyUI's queue executes.
-export function samplePrompt(run, lines) {
-  return { 1: { class_type: "SampleRun", inputs: { run, prompts: lines.join("\n") } } };
-}
-
 export class Ask {
   constructor(send) {
-    this.box = el("textarea.ct-prompts", { rows: 2, placeholder: say("ask.prompts"), title: say("ask.tip") });
+    this.box = el("textarea.ct-prompts", { rows: 2, placeholder: say("ask.prompts"), "aria-label": say("ask.prompts"), title: say("ask.tip") });
     this.button = el("button.ct-button", { type: "button", onclick: () => this.send(send) },
       el("i.pi.pi-image"), say("ask.draw"));
     this.form = el("div.ct-ask", {}, this.box, this.button);

@@ -5,6 +5,7 @@ import { short } from "./chart.js";
 import { Ask } from "./ask.js";
 import { el, set, text } from "./dom.js";
 import { fetchRun } from "./feed.js";
+import { ImageSets } from "./image_sets.js";
 import { Panel } from "./panel.js";
 import { stepText } from "./pictures.js";
 import { RunState, ago } from "./run_state.js";
@@ -20,12 +21,14 @@ function commandsOf({ state, alive }) {
 }
 
 export class RunView {
-  constructor(run, { back, act }) {
+  constructor(run, { back, act, check, notify }) {
     this.run = run;
+    this.check = check;
     this.act = act;
     this.state = new RunState();
     this.panel = new Panel();
-    this.ask = new Ask((prompts) => act("draw", this.state, prompts));
+    this.ask = new Ask((prompts) => act("draw", this.state, { prompts: prompts.join("\n") }));
+    this.sets = new ImageSets(run, { notify, queue: (values) => act("draw", this.state, values) });
     this.parts = {
       name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
       learned: el("table.ct-learned"), grid: el("div.ct-grid-of-pictures"),
@@ -36,7 +39,7 @@ export class RunView {
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, this.sets.element, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -47,6 +50,7 @@ export class RunView {
     // The first fetch, or the run went back to a checkpoint.
     else this.state.load(step ? await fetchRun(this.run) : history);
     this.draw();
+    await this.sets.look(this.state);
     return this.state.summary.alive;
   }
 
@@ -83,7 +87,10 @@ export class RunView {
     const keys = state.lora ? say("panel.keys", { applied: state.lora.applied, count: state.lora.num_keys }) : "";
     const applied = keys ? [el("span.ct-doing-soft", {}, keys)] : [];
     const folder = state.lora?.folder ?? summary.folder ?? "loras"; // diffusion_models: a whole model
-    const file = lora ? [el("i.pi.pi-file"), `${folder}/${lora}`, ...applied] : [];
+    const report = folder === "loras" ? [el("button.ct-link", {
+      type: "button", title: say("lora.check.tip"), "data-command": "check", onclick: () => this.check(lora),
+    }, say("lora.check"))] : [];
+    const file = lora ? [el("i.pi.pi-file"), `${folder}/${lora}`, ...applied, ...report] : [];
     const link = (url, label) => (url ? [el("a", { href: api.apiURL(url), target: "_blank" }, label)] : []);
     const crops = link(state.crops, say("run.crops"));
     const pairs = link(state.pairs, say("run.pairs"));

@@ -1,10 +1,12 @@
-// The sidebar tab of runs: active and ended ones, wherever they were started.
+// The sidebar tab: runs, active and ended ones, wherever they were started; what a LoRA file is; and what is wrong with a dataset.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { samplePrompt } from "./ask.js";
+import { DatasetView } from "./dataset_view.js";
 import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns, order } from "./feed.js";
+import { setPrompt } from "./image_sets.js";
+import { LoraView } from "./lora_view.js";
 import { RunView } from "./run_view.js";
 import { ago, stateText } from "./run_state.js";
 import { say } from "./texts.js";
@@ -12,34 +14,116 @@ import { say } from "./texts.js";
 const BUSY_MS = 1500; // between two requests while a run is active
 const IDLE_MS = 5000;
 
-class Runs {
+// The views of the sidebar as tabs. One is shown, and fetches what is new; more often while a run is active.
+class Sidebar {
   constructor(root) {
-    this.list = el("div.ct-list");
-    this.queue = el("div.ct-queue");
-    this.root = el("div.ct-runs", { "data-view": "list" }, this.queue, this.list);
-    root.replaceChildren(this.root);
-    this.cards = new Map();
-    this.view = null;
+    this.views = {
+      runs: new Runs({ refresh: () => this.look(), check: (lora) => this.check(lora) }),
+      loras: new LoraView({ notify, openRun: (run) => this.openRun(run) }),
+      datasets: new DatasetView({ notify }),
+    };
+    this.tabs = Object.fromEntries(Object.keys(this.views).map((name) => [name, this.tab(name)]));
+    this.page = el("div.ct-page", { role: "tabpanel" });
+    const bar = el("div.ct-tabs", { role: "tablist", "aria-label": say("runs.title"), onkeydown: (event) => this.moved(event) },
+      ...Object.values(this.tabs));
+    this.element = el("div.ct-side", {
+      ondragover: (event) => this.dragged(event), ondragleave: () => this.mark(false), ondrop: (event) => this.dropped(event),
+    }, bar, this.page);
+    root.replaceChildren(this.element);
+    this.show("runs");
+  }
+
+  tab(name) {
+    return el("button.ct-tab", { type: "button", role: "tab", "data-tab": name, onclick: () => this.show(name) }, say(`tab.${name}`));
+  }
+
+  show(name) {
+    this.name = name;
+    for (const [other, tab] of Object.entries(this.tabs)) set(tab, { "aria-selected": other === name, tabindex: other === name ? 0 : -1 });
+    this.page.replaceChildren(this.views[name].element);
     this.look();
   }
 
-  // Fetches, draws, and schedules the next fetch; more often while a run is active. One request at a time.
+  // The arrow keys go from tab to tab, as in every list of tabs.
+  moved(event) {
+    const names = Object.keys(this.tabs);
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    this.show(names.at((names.indexOf(this.name) + step) % names.length));
+    this.tabs[this.name].focus();
+  }
+
+  // One request at a time.
   async look() {
     clearTimeout(this.timer);
     const asked = (this.asked = {});
     let busy = false;
     try {
-      busy = this.view ? await this.view.look() : await this.lookAtAll();
+      busy = await this.views[this.name].look();
     } catch (error) {
-      console.warn("[ChromaTrainer] could not fetch the runs:", error);
+      console.warn("[ChromaTrainer] could not fetch what the sidebar shows:", error);
     }
     if (asked === this.asked && !this.gone) this.timer = setTimeout(() => this.look(), busy ? BUSY_MS : IDLE_MS);
+  }
+
+  check(lora) {
+    this.show("loras");
+    this.views.loras.open(lora);
+  }
+
+  openRun(run) {
+    this.show("runs");
+    this.views.runs.open(run);
+  }
+
+  dragged(event) {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    event.stopPropagation(); // the page would load it as a workflow
+    this.mark(true);
+  }
+
+  dropped(event) {
+    this.mark(false);
+    const file = event.dataTransfer?.files[0];
+    if (!file) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.show("loras");
+    this.views.loras.take(file);
+  }
+
+  mark(isDragged) {
+    set(this.element, { "data-drag": isDragged });
+  }
+
+  remove() {
+    this.gone = true;
+    clearTimeout(this.timer);
+    for (const view of Object.values(this.views)) view.remove();
+  }
+}
+
+class Runs {
+  // refresh() fetches again; check(lora) shows the report of a LoRA file.
+  constructor({ refresh, check }) {
+    Object.assign(this, { refresh, check });
+    this.list = el("div.ct-list");
+    this.queue = el("div.ct-queue");
+    this.element = el("div.ct-runs", { "data-view": "list" }, this.queue, this.list);
+    this.cards = new Map();
+    this.view = null;
+  }
+
+  look() {
+    return this.view ? this.view.look() : this.lookAtAll();
   }
 
   async lookAtAll() {
     const { runs, queue = [] } = await listRuns();
     const noFolder = queue.filter((entry) => !entry.run);
-    set(this.root, { "data-count": runs.length, "data-queued": noFolder.length });
+    set(this.element, { "data-count": runs.length, "data-queued": noFolder.length });
     this.drawQueue(noFolder, runs.length > 0);
     if (!runs.length && noFolder.length) this.list.replaceChildren();
     else if (!runs.length) this.list.replaceChildren(el("p.ct-none", {}, say("runs.none")));
@@ -69,7 +153,7 @@ class Runs {
     } catch (error) {
       notify("error", say("queue.failed"), error.message);
     }
-    this.look();
+    this.refresh();
   }
 
   card(run) {
@@ -80,37 +164,36 @@ class Runs {
   }
 
   open(run) {
-    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what) });
-    set(this.root, { "data-view": "run" });
-    this.root.replaceChildren(this.view.element);
-    this.look();
+    this.view?.remove();
+    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check, notify });
+    set(this.element, { "data-view": "run" });
+    this.element.replaceChildren(this.view.element);
+    this.refresh();
   }
 
   close() {
     this.view?.remove();
     this.view = null;
-    set(this.root, { "data-view": "list" });
-    this.root.replaceChildren(this.queue, this.list);
-    this.look();
+    set(this.element, { "data-view": "list" });
+    this.element.replaceChildren(this.queue, this.list);
+    this.refresh();
   }
 
   // pause and stop reach the process through the run's folder. resume continues a waiting process; a run that has
   // ended is queued again. draw queues images of a run that is not active.
-  async act(run, name, state, prompts) {
+  async act(run, name, state, values) {
     try {
-      if (name === "draw") await queue(samplePrompt(run, prompts));
+      if (name === "draw") await queue(setPrompt(run, values));
       else if (name !== "resume" || state.summary.alive) await command(run, name);
       else await queue((await fetchRun(run)).prompt);
       notify("info", say(`run.${name}.sent`), state.summary.name);
     } catch (error) {
       notify("error", say(`run.${name}.failed`), error.message);
     }
-    this.look();
+    this.refresh();
   }
 
   remove() {
-    this.gone = true;
-    clearTimeout(this.timer);
     this.view?.remove();
   }
 }
@@ -173,7 +256,7 @@ function notify(severity, summary, detail) {
   app.extensionManager.toast.add({ severity, summary, detail, life: severity === "error" ? 12000 : 3000 });
 }
 
-let runs = null;
+let sidebar = null;
 
 app.registerExtension({
   name: "ChromaTrainer.Sidebar",
@@ -186,12 +269,12 @@ app.registerExtension({
       tooltip: say("runs.tip"),
       type: "custom",
       render(root) {
-        runs?.remove();
-        runs = new Runs(root);
+        sidebar?.remove();
+        sidebar = new Sidebar(root);
       },
       destroy() {
-        runs?.remove();
-        runs = null;
+        sidebar?.remove();
+        sidebar = null;
       },
     });
   },

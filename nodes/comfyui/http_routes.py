@@ -1,16 +1,18 @@
 """HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
 
-Apart from these commands and the cache, nothing can be written through these routes.
+Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files are in
+lora_routes.py, those for datasets in dataset_routes.py, and those for images that are
+voted on in image_set_routes.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -19,7 +21,12 @@ from ...trainer_core.host import Host
 from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describe_queue
 from ...trainer_core.runs.control import COMMANDS, request
 from ..wizard.quick_lora import unfold
+from .dataset_routes import add_dataset_routes
+from .image_set_routes import add_image_set_routes
 from .live_events import removed_message
+from .long_work import LongWork
+from .lora_routes import add_lora_routes
+from .requests import conflict, read_object, refuse_foreign
 from .run_history import Backlog
 
 
@@ -42,6 +49,10 @@ def add_routes(
     """
     backlogs: dict[Path, Backlog] = {}
     shared = SharedAnswers()
+    work = LongWork()
+    atexit.register(add_lora_routes(routes, make_host, work).clear)
+    add_dataset_routes(routes, make_host, work)
+    add_image_set_routes(routes, lambda call: _find_folder(call, backlog()), make_host, work)
 
     def backlog() -> Backlog:
         return backlogs.setdefault(output(), Backlog(output()))
@@ -63,12 +74,12 @@ def add_routes(
 
     @routes.post("/chroma_trainer/unfold")
     async def unfold_node(call: web.Request) -> web.Response:
-        _refuse_foreign(call)
-        values = await _read_object(call)
+        refuse_foreign(call)
+        values = await read_object(call)
         try:
             return web.json_response({"workflow": await asyncio.to_thread(unfold, values, make_host())})
         except UserError as error:
-            return web.json_response({"error": str(error)}, status=409)
+            return conflict(error)
 
     @routes.post("/chroma_trainer/queue/{entry}/{action}")
     async def order_queue(call: web.Request) -> web.Response:
@@ -76,7 +87,7 @@ def add_routes(
         try:
             entry = await asyncio.to_thread(queue.act, call.match_info["entry"], action)
         except UserError as error:
-            return web.json_response({"error": str(error)}, status=409)
+            return conflict(error)
         if action == "remove" and entry.state == WAITING:
             send(removed_message(entry))
         return web.json_response({"queue": await asyncio.to_thread(describe_queue, queue)})
@@ -88,7 +99,7 @@ def add_routes(
         try:
             await asyncio.to_thread(request, folder, command)
         except UserError as error:
-            return web.json_response({"error": str(error)}, status=409)
+            return conflict(error)
         return web.json_response(await asyncio.to_thread(backlog().summary, folder))
 
 
@@ -124,29 +135,13 @@ class SharedAnswers:
                 del self._running[key]
 
 
-def _refuse_foreign(call: web.Request) -> None:
-    if not same_origin(call.headers):
-        raise web.HTTPForbidden(text="cross-origin request refused; send commands from ComfyUI's own page")
-
-
-async def _read_object(call: web.Request) -> dict[str, Any]:
-    """Return the JSON object of a request. aiohttp bounds its size."""
-    try:
-        value = await call.json()
-    except ValueError:  # also where it is not UTF-8
-        value = None
-    if not isinstance(value, dict):
-        raise web.HTTPBadRequest(text="the body is not a JSON object")
-    return value
-
-
 def _response(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 def _command_of(call: web.Request, name: str, commands: Sequence[str]) -> str:
     """Return the command of a request that the server's own page sends."""
-    _refuse_foreign(call)
+    refuse_foreign(call)
     command = call.match_info[name]
     if command not in commands:
         raise web.HTTPNotFound(text=f"unknown command {command!r}; use {', '.join(commands)}")
@@ -158,14 +153,3 @@ def _find_folder(call: web.Request, backlog: Backlog) -> Path:
     if folder is None:
         raise web.HTTPNotFound(text="run not found")
     return folder
-
-
-def same_origin(headers: Mapping[str, str]) -> bool:
-    """Return whether a request comes from the server's own page, or from outside a browser.
-
-    ComfyUI has the same check, but only if its host is a loopback address and no CORS header is set.
-    """
-    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-    if site:
-        return site in ("same-origin", "none")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 from ...trainer_core.config.dataset import DatasetConfig
 from ...trainer_core.config.model import ModelConfig
-from ...trainer_core.host import Host, Notice
-from ...trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ...trainer_core.errors import Problem
+from ...trainer_core.host import Host, Notice, collect
+from ...trainer_core.runs.control import find_run_by_name
+from ...trainer_core.spec import Doc, NodeSpec, Output, Socket, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,22 @@ class Inputs:
         Socket("TRAIN_MODEL"),
         Doc("The base model, for the length that its text encoder allows captions to have. Loads no weights."),
     ] = None
+    run: Annotated[
+        str,
+        Text(placeholder="not used"),
+        Doc(
+            "Name of a run that was trained on these images, or of its LoRA: images whose loss is far above that of the "
+            "others are reported too. The run needs held-out images, and eval_images as many as there are."
+        ),
+    ] = ""
+
+
+def preflight(inputs: Inputs, host: Host) -> list[Problem]:
+    """Return a problem if there is no such run."""
+    problems: list[Problem] = []
+    if inputs.run.strip():
+        collect(problems, find_run_by_name, inputs.run.strip(), host.paths.output)
+    return problems
 
 
 def run(inputs: Inputs, host: Host) -> tuple[str, list[Any]]:
@@ -33,7 +51,8 @@ def run(inputs: Inputs, host: Host) -> tuple[str, list[Any]]:
     from ...trainer_core.dataset_doctor.token_limits import token_limit
     from ..lora_tools.check_lora import to_image
 
-    report, images = examine_dataset(inputs.dataset, host, *token_limit(inputs.model, host.paths))
+    folder = find_run_by_name(inputs.run.strip(), host.paths.output) if inputs.run.strip() else None
+    report, images = examine_dataset(inputs.dataset, host, *token_limit(inputs.model, host.paths), folder)
     text = dataset_text(report)
     host.emit(Notice(text, "info" if report.is_sound else "warning"))
     return text, [to_image(draw_findings(report, images, host))]
@@ -51,6 +70,7 @@ SPEC = NodeSpec(
         Output("sheet", "IMAGE", "The images of each finding, with their numbers.", is_list=True),
     ),
     run=run,
+    preflight=preflight,
     is_output=True,
     search_aliases=("doctor", "duplicates", "blur", "watermark", "quality", "dataset"),
 )

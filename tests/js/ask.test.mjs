@@ -1,4 +1,4 @@
-// js/ask.js: when a run can be asked for images, what is queued, and the images of the answers.
+// js/ask.js: when a run can be asked for images, and the images of the answers.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import "./dom_stub.mjs";
 import { load } from "./load.mjs";
 
-const { Ask, canDraw, samplePrompt } = await load("ask.js");
+const { Ask, canDraw } = await load("ask.js");
 const state = (values = {}) => ({ state: "paused", checkpoints: [250], drawn: [], ...values });
 
 describe("asking a run for images", () => {
@@ -14,12 +14,6 @@ describe("asking a run for images", () => {
     for (const name of ["paused", "stopped", "finished", "failed", "died"]) assert.ok(canDraw(state({ state: name })), name);
     for (const values of [{ state: "running" }, { state: "unreadable" }, { checkpoints: [] }])
       assert.ok(!canDraw(state(values)), JSON.stringify(values));
-  });
-
-  test("the prompt for the queue", () => {
-    assert.deepEqual(samplePrompt("cat-12345678", ["a cat", "a dog"]), {
-      1: { class_type: "SampleRun", inputs: { run: "cat-12345678", prompts: "a cat\na dog" } },
-    });
   });
 
   test("lines are sent, and nothing else", async () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from chroma_trainer.trainer_core.adapters.files.keys import layers_of
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.lora_tools.reader import of_tensors, open_lora
 from chroma_trainer.trainer_core.lora_tools.report.base_model import base_of
-from chroma_trainer.trainer_core.lora_tools.report.examine import examine
+from chroma_trainer.trainer_core.lora_tools.report.examine import MOST_POINTS, examine
 from chroma_trainer.trainer_core.lora_tools.report.origin import origin_of
 from chroma_trainer.trainer_core.lora_tools.report.repair import repair
 from chroma_trainer.trainer_core.lora_tools.report.report_text import report_text
@@ -130,7 +131,7 @@ def test_layers_that_released_models_lack_are_errors(save):
         "diffusion_model.double_blocks.19.img_attn.proj", 3072, 3072
     )
     report = report_of(save(tensors))
-    assert "1 layers are none of Chroma or Flux.1: double_blocks.19.img_attn.proj" in texts(report, "error")
+    assert "1 layer is none of Chroma or Flux.1: double_blocks.19.img_attn.proj" in texts(report, "error")
 
 
 # --- files of other tools load after the repair ---
@@ -226,9 +227,9 @@ def test_broken_dead_and_incomplete_layers_are_named_and_left_out(save, tmp_path
     del tensors[f"transformer.{single}.lora_B.weight"]
     path = save(tensors)
     report = report_of(path)
-    assert f"1 layers have values that are NaN or infinite; images become black: {nan}" in texts(report, "error")
-    assert f"1 layers have tensors that do not fit together: {single}" in texts(report, "error")
-    assert f"1 layers are zero: they were not trained, or rounded away: {dead}" in texts(report, "note")
+    assert f"1 layer has values that are NaN or infinite; images become black: {nan}" in texts(report, "error")
+    assert f"1 layer has tensors that do not fit together: {single}" in texts(report, "error")
+    assert f"1 layer is zero: it was not trained, or rounded away: {dead}" in texts(report, "note")
     fix(path, tmp_path / "b.safetensors")
     wanted = {name: tensor for name, tensor in expected().items() if name not in (nan, dead, single)}
     assert_equal(delta(tmp_path / "b.safetensors"), wanted)
@@ -269,11 +270,11 @@ def test_layers_of_a_wrong_shape_and_foreign_keys(save, tmp_path):
     }
     tensors["transformer.x_embedder.lora_B.bias"] = torch.ones(64)
     report = report_of(save(tensors))
-    assert "1 layers do not have the shape that the others give (width 64): transformer_blocks.1.attn.to_q" in texts(
+    assert "1 layer does not have the shape that the others give (width 64): transformer_blocks.1.attn.to_q" in texts(
         report, "error"
     )
-    assert any(text.startswith("1 keys change text encoders") for text in texts(report, "note"))
-    assert any(text.startswith("1 keys are bias differences") for text in texts(report, "warning"))
+    assert any(text.startswith("1 key changes text encoders") for text in texts(report, "note"))
+    assert any(text.startswith("1 key is bias differences") for text in texts(report, "warning"))
     fix(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert_equal(delta(tmp_path / "b.safetensors"), expected())
     assert len(load_file(tmp_path / "b.safetensors")) == len(diffusers_tensors())
@@ -389,3 +390,24 @@ def test_the_chart_shows_each_block():
     colors = {color for _, color in image.getcolors(1 << 20) or []}
     assert len(colors) > 10
     assert draw_lora_chart("empty", "", {}, []).size == image.size
+
+
+def test_the_spectrum_over_all_layers(save):
+    """The share of the squared norm that the first ranks hold, of the median layer; of one of a lower rank it is 1."""
+    values, layers = (4.0, 3.0, 0.0), ("transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.attn.to_out.0")
+    tensors = {}
+    for layer, rank in zip(layers, (3, 1), strict=True):
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.diag(torch.tensor(values))[:rank] @ torch.eye(3, 64)
+        tensors[f"transformer.{layer}.lora_B.weight"] = torch.eye(64, rank)
+    with open_lora(save(tensors)) as lora:
+        report = examine(lora)
+    assert report.as_json()["layers"][0]["rank_of_95_percent"] == 2
+    points = {point["rank"]: (point["low"], point["median"], point["high"]) for point in report.spectrum()}
+    assert points == {1: (0.64, 0.82, 1), 2: (1, 1, 1), 3: (1, 1, 1)}
+    long = replace(report, layers=(replace(report.layers[0], shares=tuple(i / 1000 for i in range(1, 1001))),))
+    assert len(long.spectrum()) <= MOST_POINTS + 1 and long.spectrum()[-1] == {
+        "rank": 1000,
+        "low": 1,
+        "median": 1,
+        "high": 1,
+    }

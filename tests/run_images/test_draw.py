@@ -16,6 +16,9 @@ from chroma_trainer.nodes.runs import sample_run
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from chroma_trainer.trainer_core.run_images.drawable import drawable_run, prompts_in
+from chroma_trainer.trainer_core.run_images.image_sets import sets_of
+from chroma_trainer.trainer_core.run_images.votes import read_vote
+from chroma_trainer.trainer_core.runs import layout
 from chroma_trainer.trainer_core.runs.control import Status, write_status
 from chroma_trainer.trainer_core.runs.run_host import Paused
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
@@ -164,3 +167,59 @@ def test_the_page_gets_the_newest_images_first(tmp_path):
         os.utime(path, (seconds, seconds))
     drawn = Backlog(tmp_path).story(folder)["drawn"]
     assert [image["step"] for image in drawn] == [2, 4] and "subfolder=chroma_trainer" in drawn[0]["url"]
+
+
+def test_images_for_a_vote_and_for_the_slider(cli, tmp_path, capsys):
+    """Two checkpoints from the same noise, as the grids show them; the status says how the vote stands."""
+    assert cli("run", "workflow.json", "--output", "out") == 0
+    run = next((tmp_path / "out" / "chroma_trainer").glob("cat-*"))
+    before = files_of(run)
+    steps = [layout.step_of(path) for path in layout.list_checkpoints(run / "checkpoints")]
+    first, last = steps[0], steps[-1]
+    compare = ("draw", "cat", "--output", "out", "--compare", f"{first},{last}", "--seeds", 2)
+    assert cli(*compare) == 0
+    ((name, images),) = sets_of(run)
+    assert [version.label for version in images.versions] == [f"step {first}", f"step {last}"]
+    assert [(row.prompt, row.seed, row.size) for row in images.rows] == [("a cat", 0, (32, 32)), ("a cat", 1, (32, 32))]
+    folder = run / "image-sets" / name
+    pixels = {path.name: np.asarray(Image.open(path), int) for path in folder.glob("*.png")}
+    assert sorted(pixels) == ["0000-0.png", "0000-1.png", "0001-0.png", "0001-1.png"]
+    assert all(image.shape == (32, 32, 3) for image in pixels.values())
+    assert (
+        np.abs(pixels["0000-0.png"] - pixels["0000-1.png"]).max()
+        > 4
+        < np.abs(pixels["0000-0.png"] - pixels["0001-0.png"]).max()
+    )
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert cli(*compare) == 0  # nothing is sampled again
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    vote = read_vote(folder)
+    assert vote
+    vote.with_choice(0, "left").with_choice(1, "equal").save()
+    capsys.readouterr()
+    assert main(["status", "cat", "--output", "out"]) == 0
+    assert "2 of 2 pairs voted" in (text := capsys.readouterr().out) and "can't be told apart yet" in text
+
+    assert cli("draw", "cat", "a dog", "--output", "out", "--strengths", "0,1") == 0
+    (strengths,) = (images for name, images in sets_of(run) if name.startswith("strengths"))
+    assert [version.strength for version in strengths.versions] == [0, 1] and strengths.step == last
+    assert strengths.rows[0].prompt == "a dog"
+    after = files_of(run)
+    assert {name: after[name] for name in before} == before
+    for values, message in (
+        ((f"{first}",), "a vote is on two"), ((f"{first},{first}",), "choose two versions"), (("99,base",), "no checkpoint of step 99"),
+        (("cat,nobody",), "no LoRA 'nobody'"),
+    ):  # fmt: skip
+        assert cli("draw", "cat", "--output", "out", "--compare", *values) == 2
+        assert message in capsys.readouterr().err
+    outside = tmp_path / "out" / "other.safetensors"
+    shutil.copy(tmp_path / "out" / "loras" / "cat.safetensors", outside)
+    assert cli("draw", "cat", "--output", "out", "--compare", f"base,{outside}") == 2
+    assert "outside of the output folder" in capsys.readouterr().err
+
+
+def test_the_node_needs_prompts_for_a_grid_alone():
+    assert sample_run.Inputs(run="cat", compare="1, 2").lines() == []
+    with pytest.raises(UserError, match="write one prompt per line"):
+        sample_run.Inputs(run="cat").lines()
+    assert [p.field for p in sample_run.Inputs(run="cat", compare="1, 2", strengths="0, 1").problems()] == ["strengths"]

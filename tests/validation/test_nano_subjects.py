@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 from chroma_trainer.trainer_core.validation.render import Counter, Renderer
 from chroma_trainer.trainer_core.validation.style_score import draw_together
+
 from tools.chroma_nano.classifier import FIGURES, Classifier, load, named
 from tools.chroma_nano.subjects import NAMES
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..console import print_text
 from ..errors import printable
 from ..launch.run_queue import FAILED, TRAINING, WAITING, RunQueue, describe_queue
+from ..run_images.votes import outcomes_of
 from ..runs import layout
 from ..runs.control import UNREADABLE, find_run, read_status, request, runs_in
 from .run_command import add_run_options, run
@@ -47,6 +48,8 @@ def status(arguments: argparse.Namespace) -> int:
     for folder in folders:
         current = read_status(folder)
         print_text(f"{folder.name}: {printable(current.text()) if current else UNREADABLE}")
+        for outcome in outcomes_of(folder):
+            print_text(f"  vote: {printable(outcome.text())}")
     for line in queued:
         print_text(line)
     return 0

@@ -27,7 +27,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     refuse, is_workflow = doctor_command.refuse_options, Path(arguments.file).suffix.lower() == ".json"
     if not is_source(arguments.file) and not is_workflow:
-        refuse(arguments, {"sheet": "--sheet", **doctor_command.FOLDER_OPTIONS}, "a LoRA file")
+        refuse(arguments, {**doctor_command.DATASET_OPTIONS, **doctor_command.FOLDER_OPTIONS}, "a LoRA file")
         return lora_report.doctor(arguments)
     refuse(arguments, doctor_command.LORA_OPTIONS, "a dataset")
     catalogue = arguments.trainer().catalogue

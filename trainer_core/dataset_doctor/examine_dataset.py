@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .copies import find_copies
 from .findings import NOTE, WARNING, Case, DatasetReport, Finding, count_of
 from .image_list import ImageList, ListedImage, list_images
 from .image_measures import Measures, measure
+from .loss_outliers import LossReport, check_losses
 from .repeated_marks import find_marks, gradients_of, pick_for_marks
 from .thresholds import BLURRY, BRIGHT_LEVEL, DARK_LEVEL, ENLARGED, FLAT_RANGE, TINY
 
@@ -45,7 +47,11 @@ class Looked:
 
 
 def examine_dataset(
-    config: DatasetConfig, host: Host, limit: int = 0, count_tokens: CountTokens | None = None
+    config: DatasetConfig,
+    host: Host,
+    limit: int = 0,
+    count_tokens: CountTokens | None = None,
+    run: Path | None = None,
 ) -> tuple[DatasetReport, ImageList]:
     """Return the report about a dataset, and its images.
 
@@ -54,6 +60,7 @@ def examine_dataset(
         host: Receives progress, and can cancel.
         limit: Tokens that the text encoder takes.
         count_tokens: See check_captions.
+        run: Folder of a run that has trained on the images. Its losses are looked at, see loss_outliers.
     Raises:
         UserError: There are no images, or a table can't be used.
     """
@@ -67,6 +74,8 @@ def examine_dataset(
         *_check_pixels(looked),
     ]
     findings += [*_check_marks(looked, host), *check_captions(images, limit, count_tokens)]
+    losses = check_losses(images, run) if run else LossReport((), "")
+    findings += losses.findings
     faulty = {case.number for case in unreadable} | {image.number for image in images.images if image.caption_fault}
     order = {WARNING: 0, NOTE: 1}
     return DatasetReport(
@@ -75,7 +84,7 @@ def examine_dataset(
         len(images.images) - len(faulty),
         Counter("{}x{}".format(*image.placement.bucket) for image in images.images if image.placement),
         tuple(sorted(findings, key=lambda finding: order[finding.severity])),
-        _remarks(images, is_length_checked=count_tokens is not None),
+        tuple(filter(None, [*_remarks(images, is_length_checked=count_tokens is not None), losses.remark])),
     ), images
 
 

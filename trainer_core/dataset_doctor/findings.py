@@ -9,6 +9,7 @@ from typing import Any
 
 WARNING, NOTE = "warning", "note"
 MAX_IN_JSON = 10_000  # images of a finding
+LEAVES_OUT = ("unreadable", "copies", "tiny", "blurry", "exposure")  # kinds of findings that name images to leave out
 
 
 @dataclass(frozen=True)

@@ -38,3 +38,8 @@ SAME_GRADIENT = 0.5
 MARK_SHARE = 0.12
 MARK_IMAGES = 5  # at least
 MARK_DIRECTIONS = 0.2
+
+# Losses of a run: robust standard deviations above the median (Iglewicz and Hoaglin 1993, "How to Detect and Handle
+# Outliers", modified z-score), and the images that are needed to have a spread.
+LOSS_OUTLIER = 3.5
+LEAST_LOSSES = 8

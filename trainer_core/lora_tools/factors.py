@@ -62,12 +62,17 @@ def _real(factor: Tensor) -> Tensor:
 
 def rank_of_energy(values: Tensor, energy: float = ENERGY) -> int:
     """Return the number of largest singular values that hold this share of the squared norm, at least 1."""
+    return max(1, min(len(values), int((shares_of_energy(values) < energy - 1e-12).sum()) + 1))
+
+
+def shares_of_energy(values: Tensor) -> Tensor:
+    """Return the share of the squared norm that the largest singular value holds, the largest two, and so on.
+
+    Of an update that is zero, each rank holds all of it.
+    """
     squares = values.square()
     total = float(squares.sum())
-    if total == 0:
-        return 1
-    sums = squares.cumsum(0) / total
-    return min(len(values), int((sums < energy - 1e-12).sum()) + 1)
+    return squares.cumsum(0) / total if total else torch.ones_like(squares)
 
 
 def inner(first: LoraPair, second: LoraPair) -> float:

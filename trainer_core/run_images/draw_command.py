@@ -11,18 +11,35 @@ from ..console import print_text
 def add_draw(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, beside those for a workflow."""
     parser.add_argument("run", help="path or name of a run's folder, or name of its LoRA")
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to sample; each is a row of the grid")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to sample; each is a row of the grid")
+    parser.add_argument(
+        "--compare", metavar="A,B", help="sample two versions for a blind vote in ComfyUI's sidebar: steps of checkpoints, "
+        "names of LoRAs, or base; without prompts, those of the run's ValidateSampler"
+    )  # fmt: skip
+    parser.add_argument(
+        "--strengths", metavar="S,S,...", help="sample the newest weights at these strengths for the slider"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="with them: seeds of each prompt (default: 1)"
+    )
 
 
 def draw_prompts(arguments: argparse.Namespace) -> int:
     """Sample prompts with the weights of a paused or ended run, which it can be resumed from afterwards."""
-    from .drawable import drawable_run, prompts_in
+    from .drawable import Asked, drawable_run, prompts_in
 
-    prompts = prompts_in(arguments.prompts)
+    asked = Asked(arguments.compare or "", arguments.strengths or "", arguments.seeds)
+    prompts = [] if asked.is_set and not arguments.prompts else prompts_in(arguments.prompts)
     folder = drawable_run(arguments.run, Path(arguments.output or "output"))
+    arguments.output = str(folder.parent.parent)
+    if asked.is_set:
+        from .draw_set import draw_asked
+
+        host = arguments.make_host(arguments)
+        print_text(str(draw_asked(folder, asked, prompts, arguments.trainer(), host, arguments.set)))
+        return 0
     from .draw_run import draw_run
 
-    arguments.output = str(folder.parent.parent)
     for path in draw_run(folder, prompts, arguments.trainer(), arguments.make_host(arguments), arguments.set):
         print_text(str(path))
     return 0

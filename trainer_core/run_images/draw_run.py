@@ -59,7 +59,7 @@ def draw_run(
         raise UserError.at("run", f"{folder.name} has no intact checkpoint, so there are no weights to sample with")
     step = layout.step_of(checkpoint)
     host.emit(Notice(f"sampling with the weights of step {step}"))
-    model, sampling = _resolve(request, prompts, host)
+    model, sampling = resolve(request, prompts, host)
     with torch.inference_mode(False), torch.no_grad():
         renderer = Renderer(model, None, prompts_of(sampling), host, sampling)
         count = Counter(host, 2 * len(sampling.sizes()) * len(sampling.library()))
@@ -77,11 +77,13 @@ def draw_run(
     return paths
 
 
-def _resolve(request: TrainRequest, prompts: Sequence[str], host: SinkHost) -> tuple[ModelConfig, ValidationConfig]:
-    """Return the model, and the sampling settings with these prompts."""
+def resolve(request: TrainRequest, prompts: Sequence[str], host: SinkHost) -> tuple[ModelConfig, ValidationConfig]:
+    """Return the model, and the sampling settings with these prompts; those of the run's ValidateSampler if there are none."""
     family: Family = load("family", request.model.family)()
-    library = json.dumps(dict(zip(prompts, prompts, strict=True)), ensure_ascii=False)
-    settings = replace(request.validation or ValidationConfig(), prompts=library, checkpoints="")
+    settings = replace(request.validation or ValidationConfig(), checkpoints="")
+    if prompts:
+        library = json.dumps(dict(zip(prompts, prompts, strict=True)), ensure_ascii=False)
+        settings = replace(settings, prompts=library)
     model = with_level_to_draw(request.model, family, pick_device(host.device), None)
     return model, family.resolve_sampling(model, settings)
 

@@ -3,13 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Problem, UserError
+from ..host import collect
 from ..runs import layout
 from ..runs.control import find_run, read_status
 
 MAX_PROMPTS, MAX_LETTERS = 64, 4000
+MAX_SEEDS, MAX_STRENGTHS, LARGEST = 64, 40, 10.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks for beside a grid: images for a blind vote, or for a slider of strengths.
+
+    Attributes:
+        compare: Two versions, separated by a comma.
+        strengths: Strengths, separated by commas.
+        num_seeds: Seeds of each prompt.
+    """
+
+    compare: str = ""
+    strengths: str = ""
+    num_seeds: int = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.compare.strip() and self.strengths.strip():
+            problems.append(Problem("strengths", "and compare are two kinds of images; leave one of them empty"))
+        if not 1 <= self.num_seeds <= MAX_SEEDS:
+            problems.append(Problem("num_seeds", f"is {self.num_seeds}; use 1 to {MAX_SEEDS}"))
+        collect(problems, self.strength_list)
+        if problems:
+            raise UserError(problems)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything but a grid is asked for."""
+        return bool(self.compare.strip() or self.strengths.strip())
+
+    def names(self) -> list[str]:
+        """Return the versions to compare."""
+        return [name.strip() for name in self.compare.split(",") if name.strip()]
+
+    def strength_list(self) -> list[float]:
+        """Return the strengths, each once, ascending.
+
+        Raises:
+            UserError: One is no number, or they are too many.
+        """
+        texts = [text.strip() for text in self.strengths.split(",") if text.strip()]
+        try:
+            values = sorted({float(text) for text in texts})
+        except ValueError:
+            raise UserError.at(
+                "strengths", f"{self.strengths[:60]!r} are not numbers; write them as 0, 0.5, 1"
+            ) from None
+        if values and not (len(values) <= MAX_STRENGTHS and all(-LARGEST <= value <= LARGEST for value in values)):
+            raise UserError.at("strengths", f"are at most {MAX_STRENGTHS} numbers from -{LARGEST:g} to {LARGEST:g}")
+        if len(values) == 1:
+            raise UserError.at("strengths", "is one number; a slider needs two or more, such as 0, 0.5, 1")
+        return values
 
 
 def drawable_run(text: str, output: Path, only_inside: bool = False) -> Path:

@@ -10,6 +10,7 @@
         validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
         validation/base.safetensors                          the base model's, see validation/base_images.py
         drawn/step-000250-KEY-512x512.png                    images that a user has asked for, see run_images/
+        image-sets/vote-1f0c5a7e/                            images for a blind vote or a slider, see run_images/image_sets.py
         preview.jpg                                          the image that is being sampled, where previews are on
         crops.png, pairs.png, density.png, loss.png          charts and sheets
         report.json                                          written at the end
@@ -34,6 +35,7 @@ STATUS, COMMAND, EVENTS = "status.json", "command.json", "events.jsonl"
 CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "density.png", "loss.png"
 PREVIEW = "preview.jpg"
 DRAWN = "drawn"
+IMAGE_SETS = "image-sets"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA = "lora.safetensors"  # in each checkpoint
 STEP = "step-"

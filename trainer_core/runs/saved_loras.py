@@ -27,7 +27,7 @@ def keep_other_lora(path: Path, folder: Path, host: Host) -> Iterator[None]:
         path: file that the block replaces.
         folder: folder of the run that saves.
     """
-    if not path.is_file() or _has_saved(folder, before := sha256_of(path)):
+    if not path.is_file() or has_saved(folder, before := sha256_of(path)):
         yield
         return
     other = _name_beside(path, folder, before)
@@ -41,16 +41,18 @@ def keep_other_lora(path: Path, folder: Path, host: Host) -> Iterator[None]:
         host.emit(Notice(f"{path.name} was saved by another run; that file is now {other.name}", "warning"))
 
 
-def _has_saved(folder: Path, sha256: str) -> bool:
+def has_saved(folder: Path, sha256: str) -> bool:
+    """Return whether the run of a folder has saved the LoRA with this digest."""
     return any(
-        event.get("kind") == LoraSaved.__name__ and event.get("sha256") == sha256 for event in read_events(folder)
+        isinstance(event, dict) and event.get("kind") == LoraSaved.__name__ and event.get("sha256") == sha256
+        for event in read_events(folder)
     )
 
 
 def _name_beside(path: Path, folder: Path, sha256: str) -> Path:
     """Return NAME-DIGEST of the run that saved the file; NAME-2, NAME-3 and so on where no run folder has it."""
     owners = (run.parent for run in sorted(folder.parent.glob(f"*/{MANIFEST}")) if run.parent != folder)
-    owner = next((run for run in owners if _has_saved(run, sha256)), None)
+    owner = next((run for run in owners if has_saved(run, sha256)), None)
     if owner:
         return path.with_stem(f"{path.stem}-{owner.name.rpartition('-')[2]}")
     return next(other for other in numbered(path) if not other.exists())

@@ -63,7 +63,7 @@ class Description(dict[str, Any]):
         size = "all weights" if is_full else f"rank {metadata.get('ss_network_dim', '?')}"
         return [
             f"  kind      {metadata.get('modelspec.architecture', UNKNOWN)}, {size}",
-            f"  base      {_describe_base(_get(self, 'request', 'model'))}",
+            f"  base      {describe_base(_get(self, 'request', 'model'))}",
             f"  trigger   {self.get('trigger') or '(none)'}",
             f"  trained   {self.get('step', UNKNOWN)} steps on {_get(self, 'dataset', 'images')} images "
             f"(digest {str(digest)[:16]})",
@@ -130,7 +130,7 @@ def _get(value: Any, *names: str) -> Any:
     return value
 
 
-def _describe_base(model: Any) -> str:
+def describe_base(model: Any) -> str:
     """Return the base model, its precision and quantization: the level, and the products if they were not exact."""
     names = {name: _get(model, name) for name in ("family", "flavour", "repo", "dtype")}
     stored = _get(model, "quantization")

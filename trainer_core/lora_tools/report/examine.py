@@ -16,7 +16,7 @@ from ...adapters.files.load import DOWNS, are_finite, build_update, is_finite
 from ...adapters.layer import Update
 from ...adapters.lora import LoraPair
 from ..block_strengths import block_of
-from ..factors import ENERGY, rank_of_energy, spectrum
+from ..factors import ENERGY, rank_of_energy, shares_of_energy, spectrum
 from ..progress import Progress
 from ..reader import LoraReader
 from .alpha import Scale, scale_of, with_scale
@@ -26,6 +26,13 @@ from .origin import edit_of, origin_of
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 NUM_EXAMPLES = 3
+SINGULAR = {
+    "{count} layers are": "{count} layer is", "{count} layers have": "{count} layer has", "in {count} layers": "in {count} layer",
+    "{count} layers do": "{count} layer does", "is zero: they were": "is zero: it was",
+    "{count} keys are": "{count} key is", "{count} keys repeat": "{count} key repeats", "{count} keys change": "{count} key changes",
+    "leaves them out": "leaves it out", "keys are not loaded": "keys is not loaded",
+}  # fmt: skip
+MOST_POINTS = 64  # of the spectrum's curve
 LOSSLESS = 0.5  # advice to resize if the median layer needs at most this share of its rank
 
 
@@ -57,6 +64,7 @@ class LayerReport:
         needed_rank: Rank that holds 95 % of the update's squared norm; None as for norm.
         is_complete: Its tensors form an update.
         is_finite: No value is NaN or infinite.
+        shares: Share of the update's squared norm that rank 1, 2, 3 ... holds; () as for norm.
     """
 
     module: str
@@ -67,6 +75,7 @@ class LayerReport:
     needed_rank: int | None = None
     is_complete: bool = True
     is_finite: bool = True
+    shares: tuple[float, ...] = ()
 
     @property
     def is_dead(self) -> bool:
@@ -117,6 +126,17 @@ class LoraReport:
                 squares[layer.block] = squares.get(layer.block, 0.0) + layer.norm**2
         return {block: squares[block] ** 0.5 for block in sorted(squares, key=_order)}
 
+    def spectrum(self) -> list[dict[str, float]]:
+        """Return for up to MOST_POINTS ranks the share of the squared norm that they hold, over all layers.
+
+        Of a layer of a lower rank it is 1. Layers that are zero, or whose spectrum is not known, are left out.
+        """
+        curves = [layer.shares for layer in self.layers if layer.shares and layer.norm]
+        largest = max(map(len, curves), default=0)
+        step = -(-largest // MOST_POINTS) or 1
+        ranks = [*range(1, largest, step), largest] if largest else []
+        return [{"rank": rank, **_range_of([_share_at(curve, rank) for curve in curves])} for rank in ranks]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "file": self.name,
@@ -141,6 +161,18 @@ class LoraReport:
         }  # fmt: skip
 
 
+def _share_at(shares: Sequence[float], rank: int) -> float:
+    return shares[rank - 1] if rank <= len(shares) else 1.0
+
+
+def _range_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, and the values that a tenth of all are below and above."""
+    values = sorted(values)
+    tenth = len(values) // 10
+    numbers = {"low": values[tenth], "median": statistics.median(values), "high": values[-1 - tenth]}
+    return {name: round(value, 6) for name, value in numbers.items()}
+
+
 def _order(block: str) -> tuple[int, int]:
     kind, _, index = block.partition(" ")
     return ({"double": 0, "single": 1}.get(kind, 2), int(index) if index.isdigit() else 0)
@@ -154,7 +186,14 @@ class _Collector:
         """Add a finding with the number of names and examples, if there are any names."""
         if names:
             examples = ", ".join(names[:NUM_EXAMPLES]) + (", ..." if len(names) > NUM_EXAMPLES else "")
-            self.findings.append(Finding(severity, f"{text.format(count=len(names))}: {examples}", is_repaired))
+            text = (_in_singular(text) if len(names) == 1 else text).format(count=len(names))
+            self.findings.append(Finding(severity, f"{text}: {examples}", is_repaired))
+
+
+def _in_singular(text: str) -> str:
+    for several, one in SINGULAR.items():
+        text = text.replace(several, one)
+    return text
 
 
 def examine(lora: LoraReader, progress: Progress = lambda done, total: None) -> LoraReport:
@@ -194,7 +233,8 @@ def _examine_layer(lora: LoraReader, module: str) -> LayerReport:
     values = spectrum(update)
     if values is None:
         return LayerReport(module, block, kind, scale)
-    return LayerReport(module, block, kind, scale, float(values.norm()), rank_of_energy(values))
+    norm, shares = float(values.norm()), tuple(shares_of_energy(values).tolist())
+    return LayerReport(module, block, kind, scale, norm, rank_of_energy(values), shares=shares)
 
 
 def _kind(part: dict[str, Tensor]) -> str:
