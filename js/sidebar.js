@@ -46,6 +46,7 @@ class Runs {
     else {
       const cards = runs.map((run) => this.card(run));
       const { children } = this.list;
+      for (const run of this.cards.keys()) if (!runs.some((other) => other.run === run)) this.cards.delete(run);
       const isSame = children.length === cards.length && cards.every((card, i) => children[i] === card);
       if (!isSame) this.list.replaceChildren(...cards);
     }
@@ -83,14 +84,17 @@ class Runs {
     this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what) });
     set(this.root, { "data-view": "run" });
     this.root.replaceChildren(this.view.element);
+    this.root.querySelector(".ct-back")?.focus({ preventScroll: true }); // what had the focus is gone
     this.look();
   }
 
   close() {
+    const card = this.cards.get(this.view?.run)?.element;
     this.view?.remove();
     this.view = null;
     set(this.root, { "data-view": "list" });
     this.root.replaceChildren(this.queue, this.list);
+    card?.focus({ preventScroll: true });
     this.look();
   }
 

@@ -34,6 +34,8 @@ export default {
   "phase.train": "Training",
   "phase.validate": "Sampling validation images",
   "phase.save": "Saving",
+  "panel.progress": "Progress",
+  "panel.chart": "Chart of the loss",
   "panel.left": "{time} left",
   "panel.loss": "loss",
   "panel.loss.tip": "Loss, smoothed over the last steps",

@@ -37,6 +37,8 @@ export default {
   "phase.train": "学習",
   "phase.validate": "検証画像を生成中",
   "phase.save": "保存中",
+  "panel.progress": "進捗",
+  "panel.chart": "損失のグラフ",
   "panel.left": "残り {time}",
   "panel.loss": "損失",
   "panel.loss.tip": "損失（直近のステップで平滑化）",

@@ -37,6 +37,8 @@ export default {
   "phase.train": "训练",
   "phase.validate": "正在生成验证图像",
   "phase.save": "正在保存",
+  "panel.progress": "进度",
+  "panel.chart": "损失曲线图",
   "panel.left": "剩余 {time}",
   "panel.loss": "损失",
   "panel.loss.tip": "损失（按最近的步数平滑）",
