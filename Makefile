@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check docs site clean
+.PHONY: demo test quick check docs site release clean
 
 demo: $(READY)
 	$(BIN)/chroma-trainer demo
@@ -34,6 +34,9 @@ docs: $(READY)
 
 site: $(VENV)/.ready-docs
 	$(BIN)/mkdocs build --strict
+
+release: $(READY)
+	$(BIN)/python tools/release.py --out dist
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ export class Chart {
       grid: svg("g.ct-grid"), rate: svg("path.ct-rate"), raw: svg("path.ct-raw"), smooth: svg("path.ct-smooth"),
       trained: svg("path.ct-trained"), held: svg("path.ct-held"), evals: svg("g.ct-evals"), marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
     };
-    this.svg = svg("svg.ct-svg", {}, ...Object.values(this.parts));
+    this.svg = svg("svg.ct-svg", { role: "img", "aria-label": say("panel.chart") }, ...Object.values(this.parts));
     this.tip = el("div.ct-tip", { hidden: "" });
     this.element = el("div.ct-chart", {
       onpointermove: (event) => this.hover(event), onpointerleave: () => this.leave(),

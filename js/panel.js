@@ -14,7 +14,7 @@ export class Panel {
     this.chart = new Chart();
     this.pictures = new Pictures();
     this.parts = {
-      doing: el("span.ct-doing"), count: el("span.ct-count"), left: el("span.ct-left"), bar: el("i"),
+      doing: el("span.ct-doing", { role: "status" }), count: el("span.ct-count"), left: el("span.ct-left"), bar: el("i", { role: "progressbar", "aria-label": say("panel.progress"), "aria-valuemin": 0, "aria-valuemax": 100 }),
       facts: el("div.ct-facts"), note: el("div.ct-note", { hidden: "" }),
     };
     const { doing, count, left, bar, facts, note } = this.parts;
@@ -63,7 +63,9 @@ export class Panel {
     text(parts.count, total ? `${done} / ${total}` : "");
     const left = state.secondsLeft;
     text(parts.left, left !== null && state.phase.phase === "train" ? say("panel.left", { time: clock(left) }) : "");
-    parts.bar.style.width = `${total ? Math.min(100, (100 * done) / total) : 0}%`;
+    const percent = total ? Math.min(100, (100 * done) / total) : 0;
+    parts.bar.style.width = `${percent}%`;
+    set(parts.bar, { "aria-valuenow": Math.round(percent) });
     this.drawFacts(state);
     this.drawNote(state);
     this.pictures.draw(state.pictures, state.sampling);

@@ -6,6 +6,12 @@ import { has, say } from "./texts.js";
 const RECENT = 50; // number of steps that the pace is computed from
 
 const COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "seconds"];
+// Bounds of what a page holds of a run, however long it is: as many points as the server's history has, and the newest as they came.
+const MOST_POINTS = 8000;
+const NEWEST_POINTS = 2000;
+const OLDER_GROUPS = 3000;
+const MOST_MARKS = 1000; // checkpoints, evaluations, images
+const MOST_NOTICES = 20;
 
 export class RunState {
   constructor() {
@@ -68,7 +74,28 @@ export class RunState {
     if (first === undefined) return;
     if (first <= (this.steps.step.at(-1) ?? 0)) this.rewind(first - 1);
     for (const name of COLUMNS) for (const value of columns[name]) this.steps[name].push(value);
+    if (this.numPoints > MOST_POINTS) this.steps = thinOut(this.steps);
     if (total) this.total = total;
+  }
+
+  // Drops every second of the older marks of a kind once there are too many; the newest stay.
+  bound(name) {
+    if (this[name].length > MOST_MARKS) this[name] = this[name].filter((_, i) => i % 2 || i >= MOST_MARKS / 2);
+  }
+
+  addNotice(notice) {
+    this.notices = [...this.notices, notice].slice(-MOST_NOTICES);
+  }
+
+  addCheckpoint(step) {
+    if (!this.checkpoints.includes(step)) this.checkpoints.push(step);
+    this.bound("checkpoints");
+  }
+
+  addLeak(values) {
+    this.leaks = this.leaks.filter((found) => found.step < values.step);
+    this.leaks.push(values);
+    this.bound("leaks");
   }
 
   rewind(step) {
@@ -89,12 +116,14 @@ export class RunState {
   addEval(values) {
     this.evals = this.evals.filter((found) => found.step < values.step);
     this.evals.push(values);
+    this.bound("evals");
   }
 
   addPicture(picture) {
     this.pictures = this.pictures.filter(({ step, label }) => step !== picture.step || label !== picture.label);
     this.pictures.push(picture);
     this.pictures.sort((a, b) => a.step - b.step);
+    this.bound("pictures");
   }
 
   // Loads the history of a run, the answer of GET /chroma_trainer/runs/RUN.
@@ -143,7 +172,7 @@ const TAKE = {
     state.append(steps, total);
   },
   CheckpointSaved(state, { step }) {
-    if (!state.checkpoints.includes(step)) state.checkpoints.push(step);
+    state.addCheckpoint(step);
   },
   EvalReport(state, { step, loss, standard_error, held_out }) {
     state.addEval({ step, loss, standard_error, held_out });
@@ -152,8 +181,7 @@ const TAKE = {
     if (state.evals.at(-1)?.step === values.step) Object.assign(state.evals.at(-1), values);
   },
   LeakMeasured(state, { kind, node, name, run, memory, ...values }) {
-    state.leaks = state.leaks.filter((found) => found.step < values.step);
-    state.leaks.push(values);
+    state.addLeak(values);
   },
   SamplingPreview(state, { step, total, url }) {
     if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };
@@ -166,7 +194,7 @@ const TAKE = {
     state.lora = { lora, applied, num_keys, ...(folder ? { folder } : {}) };
   },
   Notice(state, { text, level }) {
-    state.notices.push({ text, level });
+    state.addNotice({ text, level });
   },
   MemoryPlanned(state, message) {
     state.plan = message;
@@ -177,6 +205,29 @@ const TAKE = {
     state.message = message.message;
   },
 };
+
+// The columns with the older points in groups of about as many steps, each with the mean of its values and its last step.
+function thinOut(columns) {
+  const older = columns.step.length - NEWEST_POINTS;
+  const span = (columns.step[older - 1] - columns.step[0]) / OLDER_GROUPS;
+  const ends = []; // of groups
+  for (let i = 0, start = columns.step[0]; i < older; i++) {
+    if (i + 1 < older && columns.step[i + 1] - start < span) continue;
+    ends.push(i + 1);
+    start = columns.step[i + 1];
+  }
+  return Object.fromEntries(COLUMNS.map((name) => {
+    const group = (end, i) => columns[name].slice(ends[i - 1] ?? 0, end);
+    const groups = ends.map((end, i) => (name === "step" ? columns.step[end - 1] : mean(group(end, i))));
+    return [name, groups.concat(columns[name].slice(older))];
+  }));
+}
+
+// Of values that may be missing; null if all are. What is not finite stays so.
+function mean(values) {
+  const given = values.filter((value) => value !== null);
+  return given.length ? given.reduce((sum, value) => sum + value, 0) / given.length : null;
+}
 
 // Running mean of the losses, corrected for the bias at the start; steps that are further apart have more weight.
 export function smoothed({ step, loss }, total) {

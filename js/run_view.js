@@ -37,7 +37,7 @@ export class RunView {
     const { name, when, buttons, learned, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
       el("div.ct-run-head", {},
-        el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), onclick: back }),
+        el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), "aria-label": say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
       buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, this.sets.element, grid, settings);
   }

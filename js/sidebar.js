@@ -130,6 +130,7 @@ class Runs {
     else {
       const cards = runs.map((run) => this.card(run));
       const { children } = this.list;
+      for (const run of this.cards.keys()) if (!runs.some((other) => other.run === run)) this.cards.delete(run);
       const isSame = children.length === cards.length && cards.every((card, i) => children[i] === card);
       if (!isSame) this.list.replaceChildren(...cards);
     }
@@ -168,14 +169,17 @@ class Runs {
     this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check, notify });
     set(this.element, { "data-view": "run" });
     this.element.replaceChildren(this.view.element);
+    this.element.querySelector(".ct-back")?.focus({ preventScroll: true }); // what had the focus is gone
     this.refresh();
   }
 
   close() {
+    const card = this.cards.get(this.view?.run)?.element;
     this.view?.remove();
     this.view = null;
     set(this.element, { "data-view": "list" });
     this.element.replaceChildren(this.queue, this.list);
+    card?.focus({ preventScroll: true });
     this.refresh();
   }
 

@@ -116,7 +116,7 @@ def test_every_folder_of_the_product_is_installed():
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     listed = set(
         re.findall(
-            r'"(chroma_trainer[\w.]*)",', text[text.index("packages = [") : text.index("[tool.setuptools.dynamic]")]
+            r'"(chroma_trainer[\w.]*)",', text[text.index("packages = [") : text.index("[tool.setuptools.package-dir]")]
         )
     )
     folders = {file.parent for top in ("nodes", "trainer_core") for file in (ROOT / top).rglob("__init__.py")}

@@ -13,7 +13,7 @@ from chroma_trainer.nodes import ALL_NODES
 from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
-LANGUAGES = ("en", "ja", "zh")
+LANGUAGES = ("en", "ja", "pt-BR", "zh")
 
 
 def tool():

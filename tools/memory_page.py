@@ -1,4 +1,6 @@
-"""Writes docs/memory.md, and the table of cards in docs/flux.md: what the plan says of full-size Chroma and Flux. `python tools/memory_page.py [--check]`
+"""Writes docs/memory.md, and the tables of cards in docs/flux.md and docs/first-lora.md: what the plan says of full-size Chroma and Flux.
+
+    python tools/memory_page.py [--check]
 
 Nothing is measured here: the pages say so. Weights are not needed, only the released models' shapes.
 """
@@ -33,9 +35,16 @@ from chroma_trainer.trainer_core.planner.meta_model import MetaModel
 from chroma_trainer.trainer_core.planner.step_peak import blocks_to_recompute, training_peak
 from chroma_trainer.trainer_core.planner.workload import encoder_cost
 from chroma_trainer.trainer_core.registry import load, names
+from chroma_trainer.trainer_core.wizard.choices import CHARACTER, GOOD, STYLE, SUBJECT
+from chroma_trainer.trainer_core.wizard.model_offers import Offer
+from chroma_trainer.trainer_core.wizard.recipes import recipe_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, TEMPLATE, FLUX_PAGE = ROOT / "docs" / "memory.md", ROOT / "tools" / "memory_page.md", ROOT / "docs" / "flux.md"
+FIRST_PAGE = ROOT / "docs" / "first-lora.md"
+BEGIN, END = "<!-- begin: tools/memory_page.py -->\n", "<!-- end -->\n"
+FIRST_CARDS = (8, 12, 16, 24)
+FIRST_IMAGES = {STYLE: 40, SUBJECT: 20, CHARACTER: 30}  # within docs/first-lora.md's 20 to 60
 CARDS = (8, 12, 16, 24, 48, 80)
 EDGES = (512, 1024)
 TEXT_TOKENS, FLUX_TEXT_TOKENS = 80, 512  # Flux attends its pads
@@ -115,6 +124,8 @@ def main() -> int:
     page = page.replace("SETTINGS", settings(costs)).replace("LEARNING", learning()).replace("ENCODER", encoders())
     before, _, rest = FLUX_PAGE.read_text("utf-8").partition(TABLE_HEAD)
     pages = {PAGE: page, FLUX_PAGE: before + cards(flux) + rest[rest.index("\n\n") :]}
+    start, _, rest = FIRST_PAGE.read_text("utf-8").partition(BEGIN)
+    pages[FIRST_PAGE] = start + BEGIN + first_loras(costs) + "\n" + END + rest.partition(END)[2]
     if "--check" in sys.argv:
         stale = [path.relative_to(ROOT).as_posix() for path, text in pages.items() if text != path.read_text("utf-8")]
         if stale:
@@ -131,6 +142,25 @@ def cards(costs: dict[tuple[str, int], ModelCost]) -> str:
     for card in CARDS:
         for edge in EDGES:
             lines.append(_card(card, edge, costs))
+    return "\n".join(lines)
+
+
+def first_loras(costs: dict[tuple[str, int], ModelCost]) -> str:
+    """What QuickLora and `new` choose for each card, quality good, and what a training step needs with it."""
+    lines = [
+        "| GPU memory | To learn | Images | `resolution` | `steps` | `rank` | `learning_rate` | Base model | Memory settings | A step needs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for card in FIRST_CARDS:
+        for learn, num_images in FIRST_IMAGES.items():
+            recipe = recipe_of(Offer("hd", "chroma", "hd", ""), learn, GOOD, num_images, max(EDGES), card)
+            steps, rank, rate = (recipe.training[name].value for name in ("steps", "rank", "learning_rate"))
+            assert rank == TrainingConfig().rank, "the costs are counted with the default rank"
+            edge = recipe.resolution.value
+            _, _, level, words, need, _ = [cell.strip() for cell in _card(card, edge, costs).strip("|").split("|")]
+            lines.append(
+                f"| {card} GB | {learn} | {num_images} | {edge} | {steps} | {rank} | {rate:g} | {level} | {words} | {need} |"
+            )
     return "\n".join(lines)
 
 

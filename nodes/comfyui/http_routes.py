@@ -1,4 +1,5 @@
-"""HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, and unfold a QuickLora.
+"""HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, unfold a QuickLora, and
+import another trainer's configuration.
 
 Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files are in
 lora_routes.py, those for datasets in dataset_routes.py, and those for images that are
@@ -16,10 +17,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainer_core.errors import UserError
+from ...trainer_core.errors import UserError, printable
 from ...trainer_core.host import Host
 from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describe_queue
 from ...trainer_core.runs.control import COMMANDS, request
+from .. import CATALOGUE
 from ..wizard.quick_lora import unfold
 from .dataset_routes import add_dataset_routes
 from .image_set_routes import add_image_set_routes
@@ -38,7 +40,7 @@ def add_routes(
     send: Callable[[dict[str, Any]], None],
 ) -> None:
     """Add GET /chroma_trainer/runs, GET /chroma_trainer/runs/RUN?after=STEP, POST /chroma_trainer/runs/RUN/COMMAND,
-    POST /chroma_trainer/queue/ID/ACTION and POST /chroma_trainer/unfold.
+    POST /chroma_trainer/queue/ID/ACTION, POST /chroma_trainer/unfold and POST /chroma_trainer/import.
 
     Args:
         routes: table to add the routes to.
@@ -53,6 +55,8 @@ def add_routes(
     atexit.register(add_lora_routes(routes, make_host, work).clear)
     add_dataset_routes(routes, make_host, work)
     add_image_set_routes(routes, lambda call: _find_folder(call, backlog()), make_host, work)
+
+    _add_conversions(routes, make_host)
 
     def backlog() -> Backlog:
         return backlogs.setdefault(output(), Backlog(output()))
@@ -71,15 +75,6 @@ def add_routes(
         current = backlog()
         folder = _find_folder(call, current)
         return _response(await shared.get((folder, after), lambda: current.story(folder, after)))
-
-    @routes.post("/chroma_trainer/unfold")
-    async def unfold_node(call: web.Request) -> web.Response:
-        refuse_foreign(call)
-        values = await read_object(call)
-        try:
-            return web.json_response({"workflow": await asyncio.to_thread(unfold, values, make_host())})
-        except UserError as error:
-            return conflict(error)
 
     @routes.post("/chroma_trainer/queue/{entry}/{action}")
     async def order_queue(call: web.Request) -> web.Response:
@@ -101,6 +96,32 @@ def add_routes(
         except UserError as error:
             return conflict(error)
         return web.json_response(await asyncio.to_thread(backlog().summary, folder))
+
+
+def _add_conversions(routes: web.RouteTableDef, make_host: Callable[[], Host]) -> None:
+    """Add the routes that answer a workflow, and change nothing."""
+
+    @routes.post("/chroma_trainer/unfold")
+    async def unfold_node(call: web.Request) -> web.Response:
+        refuse_foreign(call)
+        values = await read_object(call)
+        try:
+            return web.json_response({"workflow": await asyncio.to_thread(unfold, values, make_host())})
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
+    @routes.post("/chroma_trainer/import")
+    async def import_files(call: web.Request) -> web.Response:
+        from ...trainer_core.importers.dropped_files import import_dropped  # not at every start of ComfyUI
+
+        refuse_foreign(call)
+        entries = (await read_object(call)).get("files")
+        if not isinstance(entries, list):
+            raise web.HTTPBadRequest(text="the body has no list of files")
+        try:
+            return web.json_response(await asyncio.to_thread(import_dropped, entries, CATALOGUE))
+        except UserError as error:
+            return web.json_response({"error": printable(str(error), lines=True)}, status=409)
 
 
 class SharedAnswers:

@@ -8,6 +8,7 @@
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
 //   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
 //   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
+//   drop        OUTPUT.json: what the page shows and would send after files of the folder WORKFLOW are dropped on it; OUTPUT.png: the report
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -23,6 +24,7 @@ const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Numbe
 await withPage(url, async (context, page) => {
   if (command === "prompts") return prompts(page);
   if (command === "allBoxes") return allBoxes(page);
+  if (command === "drop") return drop(page);
   await load(page, workflow);
   await { prompt, run, screenshot, colours, fold, boxes, least, unfold }[command](page);
 }, { width, height });
@@ -113,6 +115,37 @@ async function unfold(page) {
   await page.waitForTimeout(500);
   write({ error, ...(await promptOf(page)) });
   await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+}
+
+// A workflow of ComfyUI's own, another trainer's configuration in several files, and one that can't be read.
+async function drop(page) {
+  const dropAll = async (names, ready) => {
+    const files = names.map((name) => [name, fs.readFileSync(path.join(workflow, name), "utf8")]);
+    await page.evaluate((files) => {
+      const dataTransfer = new DataTransfer();
+      for (const [name, text] of files) dataTransfer.items.add(new File([text], name, { type: name.endsWith(".json") ? "application/json" : "" }));
+      const target = window.app.canvas.canvas;
+      target.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true, clientX: 600, clientY: 400 }));
+    }, files);
+    await page.waitForFunction(ready, null, { timeout: 60_000 });
+    await page.waitForTimeout(700);
+  };
+  const types = () => page.evaluate(() => window.app.graph.nodes.map(({ type }) => type));
+  const dialogs = () => page.locator("dialog.ct-import-report").allTextContents();
+  const read = async () => ({ types: await types(), dialogs: await dialogs() });
+  const isOpen = 'document.querySelector("dialog.ct-import-report[open]")';
+
+  await dropAll(["first-lora.json"], 'window.app.graph.nodes.some(({ type }) => type === "LoRATrainer")');
+  const own = await read();
+  await dropAll(["user_prompt_library.json", "config.json", "multidatabackend.json"], isOpen);
+  const imported = { ...(await read()), ...(await promptOf(page)) };
+  imported.focus = await page.evaluate(() => document.activeElement?.textContent);
+  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+  await page.keyboard.press("Escape");
+  await page.waitForTimeout(300);
+  const closed = await read();
+  await dropAll(["job.yaml"], isOpen);
+  write({ own, imported, closed, failed: await read() });
 }
 
 function boxesOf() {

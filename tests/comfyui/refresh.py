@@ -1,7 +1,7 @@
 """Saves the shipped workflows anew, as a real ComfyUI's page saves and draws them: `python tests/comfyui/refresh.py [--files] [NAME ...]`
 
 For each workflows/NAME.json: the page loads it, runs it to its end where the small model is enough for that, and writes workflows/NAME.json,
-its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
+its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg, where tools/result_images.py makes none of a result; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
 --files: without runs and pictures, for fields that are new.
 """
 
@@ -21,6 +21,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 WORKFLOWS = PROJECT / "workflows"
+RESULT_IMAGES = PROJECT / "tools" / "result_images.py"
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("quick-lora", "first-lora", "compare-checkpoints")  # the others want Chroma in full size
@@ -57,9 +58,9 @@ LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
 
 
-def fixtures() -> ModuleType:
-    """conftest.py as a module: pytest's tests have no package to import it from."""
-    spec = importlib.util.spec_from_file_location("comfyui_fixtures", HERE / "conftest.py")
+def load_module(path: Path) -> ModuleType:
+    """A file as a module: conftest.py and tools/ have no package to import them from."""
+    spec = importlib.util.spec_from_file_location(f"refresh_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -94,8 +95,9 @@ def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> Non
     if name == README_PICTURE[0]:
         README_PICTURE[1].parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(128).save(README_PICTURE[1], optimize=True)
-    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
+    if name not in load_module(RESULT_IMAGES).THUMBNAILS:
+        picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+        picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
 
 
 def arrange(workflow: dict[str, Any], name: str, heights: Mapping[str, tuple[int, int]]) -> None:
@@ -148,7 +150,7 @@ def main() -> None:
     names = [word for word in sys.argv[1:] if word != "--files"] or sorted(
         path.stem for path in WORKFLOWS.glob("*.json")
     )
-    comfyui = fixtures()
+    comfyui = load_module(HERE / "conftest.py")
     comfyui.RUN_SECONDS = 1800  # a training to its end
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base, tempfile.TemporaryDirectory() as folder:
         server = comfyui.start(comfyui.root_of(*comfyui.CURRENT), Path(base))

@@ -8,4 +8,4 @@ export const app = {
   ui: { settings: new EventTarget() },
 };
 
-export const api = { apiURL: (url) => url, addEventListener() {} };
+export const api = { apiURL: (url) => url, fetchApi: async () => { throw new Error("no server"); }, addEventListener() {} };

@@ -30,6 +30,19 @@ class Element {
     this.listeners.get(type)(event);
   }
 
+  showModal() {
+    this.setAttribute("open", "");
+  }
+
+  close() {
+    this.attributes.delete("open");
+    this.listeners.get("close")?.();
+  }
+
+  remove() {
+    document.body.children = document.body.children.filter((child) => child !== this);
+  }
+
   getBoundingClientRect() {
     return { left: 0, top: 0, width: Number(this.getAttribute("width")), height: Number(this.getAttribute("height")) };
   }
@@ -46,4 +59,9 @@ class Element {
 globalThis.document = {
   createElement: (name) => new Element(name),
   createElementNS: (_, name) => new Element(name),
+  querySelector: () => null,
+  listeners: new Map(),
+  addEventListener: Element.prototype.addEventListener,
+  head: new Element("head"),
+  body: new Element("body"),
 };

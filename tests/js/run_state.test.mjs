@@ -405,3 +405,48 @@ describe("previews while sampling", () => {
     assert.equal(after(preview(3, "")).sampling, null); // outside of ComfyUI's output folder
   });
 });
+
+describe("a run of 50,000 steps", () => {
+  const LAST = 50_000;
+  const loss = (step) => 1 / (1 + step / 5000) + 0.1 * Math.sin(step);
+  const one = (step) => ({ step: [step], loss: [loss(step)], learning_rate: [1e-4], grad_norm: [1], seconds: [step % 7 ? 0.5 : null] });
+  const state = new RunState();
+  const every = { step: [], loss: [] };
+  let largest = 0;
+  for (let step = 1; step <= LAST; step++) {
+    state.take({ kind: "StepReports", total: LAST, steps: one(step) });
+    every.step.push(step);
+    every.loss.push(loss(step));
+    if (step % 10) continue;
+    state.take(picture(step));
+    state.take(saved(step));
+    state.take({ kind: "EvalReport", step, loss: loss(step), standard_error: 0.01, held_out: true });
+    state.take({ kind: "LeakMeasured", step, leak: 0.1, standard_error: 0.01 });
+    state.take({ kind: "Notice", text: `notice ${step}`, level: "warning" });
+    state.take({ kind: "SamplingPreview", step, total: LAST, url: `/view?sampling=${step}` });
+    if (!(step % 1000)) largest = Math.max(largest, JSON.stringify(state).length);
+  }
+
+  test("what the page holds of it is bounded", () => {
+    assert.ok(state.numPoints <= 8000);
+    for (const name of ["pictures", "checkpoints", "evals", "leaks"]) assert.ok(state[name].length <= 1000, name);
+    assert.equal(state.notices.length, 20);
+    assert.ok(largest < 1_500_000, `${largest} characters of JSON`);
+  });
+
+  test("its newest values are as they came, and its curve is the same", () => {
+    assert.deepEqual([state.step, state.total, state.pace], [LAST, LAST, 0.5]);
+    assert.deepEqual(state.steps.step.slice(-2000), range(LAST - 1999, LAST));
+    assert.ok(state.steps.step.every((step, i) => !i || step > state.steps.step[i - 1]));
+    for (const name of ["pictures", "evals", "leaks"]) assert.equal(state[name].at(-1).step, LAST);
+    assert.ok(state.steps.step[0] < 100);
+    const [thin, whole] = [smoothed(state.steps, LAST), smoothed(every, LAST)];
+    state.steps.step.forEach((step, i) => assert.ok(step < 100 || Math.abs(thin[i] - whole[step - 1]) < 0.01, `step ${step}`));
+  });
+
+  test("it can still be rewound by a resume", () => {
+    state.take({ kind: "StepReports", total: LAST, steps: one(25_001) });
+    assert.equal(state.step, 25_001);
+    assert.ok(state.steps.step.at(-2) <= 25_000 && state.checkpoints.at(-1) <= 25_000);
+  });
+});

@@ -90,12 +90,29 @@ def import_files(paths: Sequence[Path], catalogue: Mapping[str, NodeSpec]) -> Im
         UserError: a file can't be read, no trainer is recognized, or values are invalid; all problems are listed.
     """
     files = SourceFiles([read_config(path) for path in paths])
-    trainer, main = detect(files.files)
+    return import_source(files, *detect(files.files), catalogue)
+
+
+def import_source(
+    files: SourceFiles, trainer: Trainer, main: ConfigFile, catalogue: Mapping[str, NodeSpec]
+) -> Imported:
+    """Convert a configuration whose files have been read.
+
+    Args:
+        files: its files.
+        trainer: the trainer whose configuration it is.
+        main: the main file.
+        catalogue: the nodes by type.
+    Raises:
+        UserError: a file is missing or does not belong to it, or values are invalid; all problems are listed.
+    """
     files.used.add(main.path)
     try:
         settings = trainer.read(main, files)
     except Wrong as reason:
         raise UserError.at(str(main.path), f"{reason}, but an option of {trainer.title} wants one") from reason
+    if files.absent:
+        raise UserError(files.absent)
     unused = [file.path for file in files.files if file.path not in files.used]
     if unused:
         message = f"is not part of the {trainer.title} configuration in {main.path.name}; leave it out"
@@ -112,14 +129,22 @@ def detect(files: Sequence[ConfigFile]) -> tuple[Trainer, ConfigFile]:
     Raises:
         UserError: no file is one.
     """
+    if match := recognize(files):
+        return match
     trainers: list[Trainer] = [load("importer", name) for name in names("importer")]
-    for trainer in trainers:
-        for file in files:
-            if trainer.detect(file.value):
-                return trainer, file
     titles = ", ".join(dict.fromkeys(trainer.title for trainer in trainers))
     message = f"is not a configuration of a trainer that can be imported ({titles}); give its main file first"
     raise UserError.at(str(files[0].path), message)
+
+
+def recognize(files: Sequence[ConfigFile]) -> tuple[Trainer, ConfigFile] | None:
+    """Return the trainer and the main file of its configuration, None if no file is one."""
+    for name in names("importer"):
+        trainer: Trainer = load("importer", name)
+        for file in files:
+            if trainer.detect(file.value):
+                return trainer, file
+    return None
 
 
 def convert(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from ..storage.bounded_files import Unusable, read_regular
+from ..storage.bounded_files import Unusable
 from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
-from .source_files import MAX_BYTES, ConfigFile, SourceFiles
+from .source_files import ConfigFile, SourceFiles
 from .value_readers import (
     all_linears,
     alpha_of_rank,
@@ -18,7 +18,6 @@ from .value_readers import (
     blocks_to_swap,
     bucketed,
     cfg_scale,
-    file_name,
     flag,
     huber_loss,
     huber_option,
@@ -450,11 +449,8 @@ def _add_prompts(settings: Settings, file: ConfigFile, files: SourceFiles) -> No
     name = settings.options.get("sample_prompts")
     if is_off(name):
         return
-    given = next((item.path for item in files.files if item.path.name == file_name(name)), None)
-    path = given or file.path.resolve().parent / text(name).replace("\\", "/")
     try:
-        lines = read_regular(path, MAX_BYTES).decode("utf-8-sig").splitlines()
-        files.used.update([given] if given else [])
+        lines = files.lines(text(name), file)
     except (OSError, Unusable, UnicodeDecodeError):
         settings.missing.append(
             ("sample_prompts", f"{shorten(name)} can't be read, so no validation images are sampled")

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import Problem, UserError
 from ..storage.bounded_files import Unusable, check_values, parse_json, path_fault, read_regular
 from ..storage.bounded_yaml import parse_yaml
 
@@ -26,10 +26,17 @@ COMMENT = re.compile(r"^\s*(?:#|::|rem\b).*$", re.IGNORECASE | re.MULTILINE)
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file: its path and its content. A command line is a dict of its arguments without the dashes."""
+    """A file.
+
+    Args:
+        path: its path, or only its name if it was dropped on the page.
+        value: its content. A command line is a dict of its arguments without the dashes.
+        text: the same as text.
+    """
 
     path: Path
     value: Any
+    text: str = ""
 
 
 @dataclass
@@ -37,38 +44,69 @@ class SourceFiles:
     """The files that the user named, and those that these name.
 
     Args:
-        files: the files of the command line.
+        files: the files of the command line, or those that were dropped on the page.
+        dropped: nothing else is read: a page must not choose files on the disk of the server.
         used: paths of those that belong to the configuration.
+        absent: those that were named and are not there.
     """
 
     files: Sequence[ConfigFile]
+    dropped: bool = False
     used: set[Path] = field(default_factory=set)
+    absent: list[Problem] = field(default_factory=list)
 
     def referenced(self, name: Any, owner: ConfigFile, option: str) -> ConfigFile:
         """Return the file that an option of another file names.
 
         It is one of the user's files with that name, or lies relative to the other file's folder or a folder above it.
+        If there is none, `absent` has a line for it, and the file is empty: a later one may be absent as well.
 
         Raises:
-            UserError: there is no such file, or it can't be read.
+            UserError: the name is not that of a file, or the file can't be read.
         """
         if not isinstance(name, str) or not name.strip() or path_fault(name):
             raise UserError.at(f"{owner.path.name}: {option}", f"{str(name)[:60]!r} is not the path of a file")
         relative = Path(name.strip().replace("\\", "/"))
-        for file in self.files:
-            if file.path.name == relative.name and file is not owner:
-                self.used.add(file.path)
-                return file
-        folder = owner.path.resolve().parent
-        for base in [folder, *list(folder.parents)[:NUM_PARENTS]]:
+        if file := self._given(relative.name, owner):
+            return file
+        for base in () if self.dropped else _folders(owner):
             for candidate in (base / relative, base / relative.name):
                 if candidate.is_file():
                     return read_config(candidate)
-        raise UserError.at(
-            f"{owner.path.name}: {option}",
+        self.absent.append(Problem(f"{owner.path.name}: {option}", self._absence(name, owner, relative.name)))
+        return ConfigFile(relative, None)
+
+    def lines(self, name: str, owner: ConfigFile) -> list[str]:
+        """Return the lines of a text file that an option of another file names.
+
+        Raises:
+            OSError, Unusable, UnicodeDecodeError: it can't be read.
+        """
+        relative = Path(name.strip().replace("\\", "/"))
+        if file := self._given(relative.name, owner):
+            return file.text.splitlines()
+        if self.dropped:
+            raise Unusable("was not dropped as well")
+        return read_regular(owner.path.resolve().parent / relative, MAX_BYTES).decode("utf-8-sig").splitlines()
+
+    def _given(self, name: str, owner: ConfigFile) -> ConfigFile | None:
+        file = next((file for file in self.files if file.path.name == name and file is not owner), None)
+        self.used.update([file.path] if file else [])
+        return file
+
+    def _absence(self, name: str, owner: ConfigFile, short: str) -> str:
+        if self.dropped:
+            return f"names {name[:200]!r}; drop that file as well, together with {owner.path.name}"
+        return (
             f"names {name[:200]!r}, which is not beside it or in a folder above; give that file as well: "
-            f"chroma-trainer import {owner.path.name} {relative.name}",
+            f"chroma-trainer import {owner.path.name} {short}"
         )
+
+
+def _folders(owner: ConfigFile) -> list[Path]:
+    """Return the folders in which a file that another one names may be."""
+    folder = owner.path.resolve().parent
+    return [folder, *list(folder.parents)[:NUM_PARENTS]]
 
 
 def read_config(path: Path) -> ConfigFile:
@@ -78,16 +116,27 @@ def read_config(path: Path) -> ConfigFile:
         UserError: it can't be read, or is not of its format.
     """
     try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
-        value = parse(text, path.suffix.lower())
-        check_values(value)
+        return parse_config(path, read_regular(path, MAX_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError.at(str(path), f"is not UTF-8 text (byte {error.start})") from error
     except Unusable as error:
         raise UserError.at(str(path), str(error)) from error
     except OSError as error:
         raise UserError.at(str(path), f"can't be read: {error.strerror or error}") from error
-    return ConfigFile(path, value)
+
+
+def parse_config(path: Path, text: str) -> ConfigFile:
+    """Return a file with the content of this text.
+
+    Raises:
+        UserError: it is not of its format.
+    """
+    try:
+        value = parse(text, path.suffix.lower())
+        check_values(value)
+    except Unusable as error:
+        raise UserError.at(str(path), str(error)) from error
+    return ConfigFile(path, value, text)
 
 
 def parse(text: str, suffix: str) -> Any:

@@ -286,3 +286,23 @@ def test_unfolding_a_quick_lora(output):
         assert ask(output, "/chroma_trainer/unfold", "POST", body=body)[0] == 400
     foreign = {"Origin": "https://elsewhere.example"}
     assert ask(output, "/chroma_trainer/unfold", "POST", foreign, '{"quality": "quick"}')[0] == 403
+
+
+def test_importing_dropped_files(output):
+    job = "job: extension\nconfig:\n  process:\n  - model: {arch: chroma, name_or_path: lodestones/Chroma1-HD}\n"
+    datasets = "    datasets: [{folder_path: /data/cats}]\n"
+
+    def send(*files: object, headers: dict | None = None) -> tuple[int, str]:
+        return ask(output, "/chroma_trainer/import", "POST", headers, json.dumps({"files": files}))
+
+    status, text = send({"name": "job.yaml", "text": job + datasets})
+    answer = json.loads(text)
+    assert (
+        status == 200 and answer["trainer"] == "ai-toolkit" and set(answer["report"]) == {"taken", "equal", "missing"}
+    )
+    assert any(node["type"] == "LoadChroma" for node in answer["workflow"]["nodes"])
+    assert send({"name": "workflow.json", "text": '{"nodes": []}'}) == (200, "null")
+    status, text = send({"name": "job.yaml", "text": job + "    datasets: []\n"})
+    assert status == 409 and "names no folder of images" in json.loads(text)["error"]
+    assert ask(output, "/chroma_trainer/import", "POST", body='{"files": 3}')[0] == 400
+    assert send(headers={"Origin": "https://elsewhere.example"})[0] == 403

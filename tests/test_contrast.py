@@ -1,0 +1,68 @@
+"""The colors of the page: texts and marks can be told from the backgrounds of ComfyUI's dark and light themes (WCAG 2.2, 1.4.3 and 1.4.11)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+STYLE = (Path(__file__).resolve().parents[1] / "js" / "style.css").read_text("utf-8")
+# ComfyUI's palettes: colors of texts, and the backgrounds of inputs (the panel on a node) and menus (sidebar, dialogs).
+THEMES = {
+    "dark": ("#dddddd", ("#222222", "#171718", "#303030")),
+    "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee")),
+}
+TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "bad")
+Color = tuple[float, ...]
+
+
+def parse_hex(text: str) -> Color:
+    digits = text.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    return tuple(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
+
+
+def color_of(name: str, ink: str, background: str) -> Color:
+    """The color of a variable --ct-NAME on a background, by the forms that style.css uses."""
+    if name == "ink":
+        return parse_hex(ink)
+    value = re.search(rf"--ct-{name}: (.*);", STYLE)
+    assert value, name
+    mix = re.fullmatch(r"color-mix\(in srgb, (.+) (\d+)%, (.+)\)", value[1])
+    assert mix, value[1]
+    first, share, second = mix[1], int(mix[2]) / 100, mix[3]
+    fallback = re.search(r"#[0-9a-f]+", first)
+    one = parse_hex(fallback[0]) if fallback else parse_hex(ink)
+    two = parse_hex(background) if second == "transparent" else parse_hex(ink)
+    return tuple(share * a + (1 - share) * b for a, b in zip(one, two, strict=True))
+
+
+def luminance(color: Color) -> float:
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in color]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: Color, two: Color) -> float:
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_measure_is_wcags():
+    assert contrast(parse_hex("#000"), parse_hex("#fff")) == pytest.approx(21)
+    assert contrast(parse_hex("#777777"), parse_hex("#fff")) == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_texts_and_marks_stand_out(theme):
+    ink, backgrounds = THEMES[theme]
+    for background in backgrounds:
+        for names, least in ((TEXTS, 4.5), (MARKS, 3.0)):
+            for name in names:
+                found = contrast(color_of(name, ink, background), parse_hex(background))
+                assert found >= least, f"{name} on {background}: {found:.2f}"
+
+
+def test_what_has_the_focus_is_outlined():
+    assert not re.search(r"outline: (none|0)", STYLE)
+    assert re.search(r"summary\):focus-visible \{ outline: 2px solid", STYLE)
