@@ -98,8 +98,8 @@ def test_weights_of_another_precision_than_the_model(workshop):
 
 
 def test_an_optimizer_that_moves_its_states_itself(workshop):
-    offloaded = {"optimizer": {"optimizer": "bnb-lion8bit-paged"}, "memory": {"group_offload": "block"}}
-    assert "moves its states by itself" in problems(workshop, **offloaded)["optimizer"]
+    found = problems(workshop, optimizer={"optimizer": "bnb-lion8bit-paged"}, memory={"group_offload": "block"})
+    assert "moves its states by itself" in found["optimizer"]
 
 
 def test_a_file_in_8_bits(workshop, tmp_path):

@@ -33,7 +33,9 @@ def inject_(
     clean: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> dict[str, AdapterLayer]:
-    """Replace the named Linear layers with adapter layers. Kind full also trains norms and convolutions, in their place.
+    """Replace the named Linear layers with adapter layers.
+
+    Kind full also trains norms and convolutions, in their place.
 
     The update starts at 0, so the model's output does not change. The exception is loftq, which corrects the quantized
     base.

@@ -51,7 +51,7 @@ def choose_layers(names: Sequence[str], family: Adaptable, text: str, is_full: b
         text: Names of presets or patterns of full module names, separated by commas, spaces or line breaks. `*` matches
             anything, dots included. A pattern matches the whole name: `proj_out` is only the final projection,
             `*.proj_out` are those of the blocks.
-        is_full: The model itself is trained (kind full). Norms, convolutions and what is frozen beside a LoRA can be named.
+        is_full: The model itself is trained (kind full). Norms, convolutions and what no LoRA trains can be named.
     Raises:
         UserError: Patterns match no layer. Lists all of them, each with the most similar names.
     """

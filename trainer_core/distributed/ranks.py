@@ -150,7 +150,10 @@ class Ranks:
         raise NotImplementedError("one process adds up its gradients by itself")
 
     def sum_in_order(self, tensor: Any) -> Any:
-        """Return the sum of a tensor of each rank in fp32, added in the order of the ranks. One rank: the tensor itself."""
+        """Return the sum of a tensor of each rank, added in fp32 in the order of the ranks.
+
+        One rank: the tensor itself.
+        """
         return tensor
 
     def name_of(self, rank: int) -> str:

@@ -123,7 +123,9 @@ class StepInBackward:
             parameter.data, parameter.grad = stored, None
 
     def step_copy_(self, home: nn.Parameter, copy: nn.Parameter, gradient: Tensor) -> None:
-        """Step a copy of a parameter on the device, in the step that is active. Its large states come from RAM and go back.
+        """Step a copy of a parameter on the device, in the step that is active.
+
+        Its large states come from RAM and go back.
 
         Args:
             home: The parameter, in RAM. The caller copies the result there.

@@ -86,7 +86,7 @@ def _changes_of_full(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
             words = f"group_offload {kind}{f' with offload_share {share:g}' if share < 1 else ''}"
             changed = with_memory(least, group_offload=kind, offload_share=share)
             yield f"{words}, activation_offload and optimizer {SMALLEST_OPTIMIZER}", changed
-        least = changed
+        least = with_memory(least, group_offload="leaf")
     if least.training.batch_size > 1:
         least = replace(least, training=replace(least.training, batch_size=1))
         yield "all that and batch_size 1", least

@@ -50,7 +50,7 @@ def full_rank_problems(request: TrainRequest, host: Host) -> list[Problem]:
 
 
 def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
-    """Return a problem unless each device has one micro-batch in a step: gradients are used as soon as they are there."""
+    """Return a problem unless each device has one micro-batch in a step, because gradients are used at once."""
     count = request.training.accumulation
     try:
         size = max(1, len(devices_of(request.training.devices, count, host.machines.count)))
