@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from chroma_trainer.trainer_core.data.source.decode import BrokenImage, decode
-from chroma_trainer.trainer_core.dataset_doctor.copies import find_copies
-from chroma_trainer.trainer_core.dataset_doctor.image_measures import detail_of, measure
+from chroma_trainer.trainer_core.dataset_doctor.checks.copies import find_copies
+from chroma_trainer.trainer_core.dataset_doctor.checks.image_measures import detail_of, measure
 from chroma_trainer.trainer_core.dataset_doctor.thresholds import BLURRY
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 

@@ -128,7 +128,7 @@ def test_names_in_a_runs_folder():
         "LOCAL_VALUES": "paths.json", "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
-        "BY_NAME": "by-name", "PREVIEW": "preview.jpg", "DRAWN": "drawn", "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
+        "BY_NAME": "by-name", "PREVIEW": "preview.jpg", "DRAWN": "drawn", "IMAGE_SETS": "image-sets", "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
         "CHECKPOINT_LORA": "lora.safetensors", "STEP": "step-", "LORAS": "loras", "MODELS": "diffusion_models", "RUNS": "chroma_trainer", "RANKS": "ranks",
     }  # fmt: skip
     assert layout.step_name(250) == "step-000250"

@@ -1,9 +1,8 @@
 """HTTP routes of the page: list the runs, read the history of a run, control it, order the queue, unfold a QuickLora, and
 import another trainer's configuration.
 
-Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files are in
-lora_routes.py, those for datasets in dataset_routes.py, and those for images that are
-voted on in image_set_routes.py.
+Apart from these commands and the cache, nothing can be written through these routes. Those for LoRA files,
+datasets and images that are voted on are in routes/.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ...trainer_core.launch.run_queue import ACTIONS, WAITING, RunQueue, describ
 from ...trainer_core.runs.control import COMMANDS, request
 from .. import CATALOGUE
 from ..wizard.quick_lora import unfold
-from .dataset_routes import add_dataset_routes
-from .image_set_routes import add_image_set_routes
 from .live_events import removed_message
-from .long_work import LongWork
-from .lora_routes import add_lora_routes
-from .requests import conflict, read_object, refuse_foreign
+from .routes.dataset_routes import add_dataset_routes
+from .routes.image_set_routes import add_image_set_routes
+from .routes.long_work import LongWork
+from .routes.lora_routes import add_lora_routes
+from .routes.requests import conflict, read_object, refuse_foreign
 from .run_history import Backlog
 
 

@@ -88,10 +88,11 @@ def test_what_a_lora_is(page, tmp_path):
 def test_what_is_wrong_with_a_dataset(page):
     folder: Path = page.server.base / "input" / "emoji"
     folder.mkdir()
-    for path in sorted((PROJECT / "assets" / "neon-emoji").glob("*.png"))[:6]:
+    images = sorted((PROJECT / "assets" / "neon-emoji").glob("*.png"))[:6]
+    for path in images:
         for file in (path, path.with_suffix(".txt")):
             shutil.copy(file, folder / file.name)
-    shutil.copy(path, folder / "zz-copy.png")
+    shutil.copy(images[-1], folder / "zz-copy.png")
     (folder / "zz-copy.txt").write_text("a caption of its own", "utf-8")
     (folder / "broken.png").write_bytes(b"no image")
     workflow = json.loads((PROJECT / "workflows" / "first-lora.json").read_text("utf-8"))
@@ -102,7 +103,7 @@ def test_what_is_wrong_with_a_dataset(page):
     seen = play(page, "datasets", {"workflow": workflow, "folder": "emoji"})
     assert len(seen["nodes"]) == 2 and seen["usable"] == "7 of 8 images can be trained"
     assert {"unreadable", "copies"} <= set(seen["kinds"]) and seen["filtered"] == ["copies"]
-    assert seen["boxes"] == [[f"leave out {path.name}", False], ["leave out zz-copy.png", True]]
+    assert seen["boxes"] == [[f"leave out {images[-1].name}", False], ["leave out zz-copy.png", True]]
     assert seen["copyLabel"].strip() == "Copy without 2 images" and seen["copied"] == "Use it in the node"
     assert "emoji-clean" in seen["folders"] and "emoji" not in seen["folders"]
     (clean,) = page.server.base.rglob("emoji-clean")

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from chroma_trainer.trainer_core.config.dataset import FolderConfig
+from chroma_trainer.trainer_core.dataset_doctor.checks.repeated_marks import MOST_IMAGES, pick_for_marks
 from chroma_trainer.trainer_core.dataset_doctor.examine_dataset import examine_dataset
 from chroma_trainer.trainer_core.dataset_doctor.findings import dataset_text
 from chroma_trainer.trainer_core.dataset_doctor.findings_sheet import draw_findings
-from chroma_trainer.trainer_core.dataset_doctor.repeated_marks import MOST_IMAGES, pick_for_marks
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import ASSETS, PhaseProgress
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps

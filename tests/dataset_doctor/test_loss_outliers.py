@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chroma_trainer.trainer_core.dataset_doctor.checks.loss_outliers import check_losses, losses_of, scores
 from chroma_trainer.trainer_core.dataset_doctor.examine_dataset import examine_dataset
 from chroma_trainer.trainer_core.dataset_doctor.image_list import list_images
-from chroma_trainer.trainer_core.dataset_doctor.loss_outliers import check_losses, losses_of, scores
 from chroma_trainer.trainer_core.runs.image_manifest import FILE, ImageManifest
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 

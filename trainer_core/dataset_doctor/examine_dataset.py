@@ -17,13 +17,13 @@ from ..data.sample_table import Sample
 from ..data.source.backend import describe_left_out, left_out_report
 from ..data.source.decode import BrokenImage, decode
 from ..host import Host, PhaseProgress, PhaseStarted
-from .caption_checks import CountTokens, case_of, check_captions
-from .copies import find_copies
+from .checks.caption_checks import CountTokens, case_of, check_captions
+from .checks.copies import find_copies
+from .checks.image_measures import Measures, measure
+from .checks.loss_outliers import LossReport, check_losses
+from .checks.repeated_marks import pick_for_marks, find_marks, gradients_of
 from .findings import NOTE, WARNING, Case, DatasetReport, Finding, count_of
 from .image_list import ImageList, ListedImage, list_images
-from .image_measures import Measures, measure
-from .loss_outliers import LossReport, check_losses
-from .repeated_marks import find_marks, gradients_of, pick_for_marks
 from .thresholds import BLURRY, BRIGHT_LEVEL, DARK_LEVEL, ENLARGED, FLAT_RANGE, TINY
 
 PHASE = "looking at the images"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.model import ModelConfig
 from ..host import PACKAGE, Paths
 from ..models.text.tokenizer import T5_IN_COMFYUI, find_local_t5_tokenizer, folders_in_comfyui, read_t5_pieces, t5_file
-from .caption_checks import CountTokens
+from .checks.caption_checks import CountTokens
 
 USUAL_LIMIT = 512  # of Chroma and Flux dev; 256 for schnell
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from chroma_trainer.nodes.comfyui.dataset_routes import MAX_REPORTS, add_dataset_routes
-from chroma_trainer.nodes.comfyui.long_work import LongWork
+from chroma_trainer.nodes.comfyui.routes.dataset_routes import MAX_REPORTS, add_dataset_routes
+from chroma_trainer.nodes.comfyui.routes.long_work import LongWork
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from PIL import Image
 

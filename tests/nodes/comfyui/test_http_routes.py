@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from chroma_trainer.nodes.comfyui.http_routes import add_routes
-from chroma_trainer.nodes.comfyui.requests import same_origin
+from chroma_trainer.nodes.comfyui.routes.requests import same_origin
 from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.host import Paths, SinkHost

@@ -43,6 +43,7 @@ def test_a_vote_from_its_first_pair_to_its_outcome(run):
     folder = run / "image-sets" / "vote-01234567"
     vote = read_vote(folder)
     assert vote
+    answer: Any = None
     for place, row in enumerate(vote.order):
         sides = {get(run, f"/vote-01234567/{place}/{side}")[1]: side for side in ("left", "right")}
         choice = sides[f"{row} 1"]  # the second version, wherever it is shown

@@ -11,10 +11,10 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from chroma_trainer.nodes.comfyui import long_work, uploads
-from chroma_trainer.nodes.comfyui.long_work import LongWork
-from chroma_trainer.nodes.comfyui.lora_routes import add_lora_routes
-from chroma_trainer.nodes.comfyui.uploads import Uploads, usable_name
+from chroma_trainer.nodes.comfyui.routes import long_work, uploads
+from chroma_trainer.nodes.comfyui.routes.long_work import LongWork
+from chroma_trainer.nodes.comfyui.routes.lora_routes import add_lora_routes
+from chroma_trainer.nodes.comfyui.routes.uploads import Uploads, usable_name
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Paths, SinkHost
 from safetensors.torch import save, save_file

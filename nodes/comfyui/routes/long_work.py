@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainer_core.errors import Cancelled, UserError
+from ....trainer_core.errors import Cancelled, UserError
 
 SECONDS = 0.15  # between two lines of progress
 

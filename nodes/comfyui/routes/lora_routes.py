@@ -14,11 +14,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainer_core.errors import UserError
-from ...trainer_core.host import Host
-from ...trainer_core.runs.layout import LORAS
-from ...trainer_core.storage.atomic import sha256_of
-from ...trainer_core.storage.lora_name import ENDING
+from ....trainer_core.errors import UserError
+from ....trainer_core.host import Host
+from ....trainer_core.runs.layout import LORAS
+from ....trainer_core.storage.atomic import sha256_of
+from ....trainer_core.storage.lora_name import ENDING
 from .long_work import LongWork, Progress
 from .requests import conflict, read_object, refuse_foreign
 from .uploads import Uploads, free_path
@@ -115,9 +115,9 @@ def report_of(file: tuple[Path, str], host: Host, progress: Progress) -> dict[st
     """Return what the page shows of a LoRA file. file: its path, and its name."""
     import torch
 
-    from ...trainer_core.lora_tools.reader import open_lora
-    from ...trainer_core.lora_tools.report.examine import examine
-    from ...trainer_core.lora_tools.report.family_tree import family_of, located
+    from ....trainer_core.lora_tools.reader import open_lora
+    from ....trainer_core.lora_tools.report.examine import examine
+    from ....trainer_core.lora_tools.report.family_tree import family_of, located
 
     path, name = file
     with torch.no_grad(), open_lora(path) as lora:
@@ -155,9 +155,9 @@ def _repair(asked: dict[str, Any], host: Host, files: Uploads, progress: Progres
     """Write the repaired file beside the LoRA; that of an upload into the output folder's LoRAs."""
     import torch
 
-    from ...trainer_core.lora_tools.reader import open_lora
-    from ...trainer_core.lora_tools.report.examine import examine
-    from ...trainer_core.lora_tools.report.repair import repair
+    from ....trainer_core.lora_tools.reader import open_lora
+    from ....trainer_core.lora_tools.report.examine import examine
+    from ....trainer_core.lora_tools.report.repair import repair
 
     path, name = _find(asked, host, files)
     folder = host.paths.output / LORAS if "upload" in asked else path.parent

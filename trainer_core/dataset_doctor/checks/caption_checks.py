@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from ..config.dataset import FolderConfig
-from ..data.captions import with_trigger
-from .findings import NOTE, WARNING, Case, Finding, count_of
-from .image_list import ImageList, ListedImage
+from ...config.dataset import FolderConfig
+from ...data.captions import with_trigger
+from ..findings import NOTE, WARNING, Case, Finding, count_of
+from ..image_list import ImageList, ListedImage
 
 CountTokens = Callable[[str], int]
 LONGEST_SHOWN = 60  # characters of a caption

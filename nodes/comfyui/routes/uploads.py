@@ -11,13 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from ...trainer_core.errors import UserError
-from ...trainer_core.runs.layout import LORAS
-from ...trainer_core.storage.atomic import TEMPORARY, remove_temporaries, replace_atomic
-from ...trainer_core.storage.bounded_files import format_size
-from ...trainer_core.storage.lora_name import ENDING, faults_of_name, numbered
-from ...trainer_core.storage.safetensors_header import MAX_BYTES, read_header
+from ....trainer_core.errors import UserError
+from ....trainer_core.runs.layout import LORAS
+from ....trainer_core.storage.atomic import TEMPORARY, remove_temporaries, replace_atomic
+from ....trainer_core.storage.bounded_files import format_size
+from ....trainer_core.storage.lora_name import ENDING, faults_of_name, numbered
+from ....trainer_core.storage.safetensors_header import MAX_BYTES, read_header
 
 MAX_UPLOAD = 8 << 30  # a LoRA of rank 512 for every layer of Flux has 7 GB in bf16
 SPARE_BYTES = 1 << 30  # of disk space that stays free
@@ -87,7 +88,7 @@ class Uploads:
         self.expire()
         return upload
 
-    async def _write(self, stream, folder: Path, chunks: AsyncIterator[bytes]) -> None:
+    async def _write(self, stream: BinaryIO, folder: Path, chunks: AsyncIterator[bytes]) -> None:
         start = b""
         async for chunk in chunks:
             if len(start) < 9:

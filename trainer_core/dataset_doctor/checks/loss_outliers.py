@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..runs import layout
-from ..runs.image_manifest import FILE, ImageManifest
-from ..storage.bounded_files import Unusable, read_json
-from ..storage.digest_table import digests
-from ..train.figures.paired_evals import Evaluation
+from ...runs import layout
+from ...runs.image_manifest import FILE, ImageManifest
+from ...storage.bounded_files import Unusable, read_json
+from ...storage.digest_table import digests
+from ...train.figures.paired_evals import Evaluation
+from ..findings import NOTE, Case, Finding, count_of
+from ..image_list import ImageList
+from ..thresholds import LEAST_LOSSES, LOSS_OUTLIER
 from .caption_checks import case_of
-from .findings import NOTE, Case, Finding, count_of
-from .image_list import ImageList
-from .thresholds import LEAST_LOSSES, LOSS_OUTLIER
 
 STATE = "state.json"  # of a checkpoint
 STATE_BYTES = 256 << 20

@@ -14,11 +14,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainer_core.errors import UserError
-from ...trainer_core.host import Event, Host, PhaseProgress, SinkHost
-from ...trainer_core.runs.control import find_run_by_name
-from ...trainer_core.spec import build_inputs
-from .. import CATALOGUE
+from ....trainer_core.errors import UserError
+from ....trainer_core.host import Event, Host, PhaseProgress, SinkHost
+from ....trainer_core.runs.control import find_run_by_name
+from ....trainer_core.spec import build_inputs
+from ... import CATALOGUE
 from .long_work import LongWork, Progress
 from .requests import conflict, read_object, refuse_foreign
 
@@ -113,8 +113,8 @@ def _examine(asked: dict[str, Any], host: SinkHost) -> Examined:
     Raises:
         UserError: a value is wrong, or the dataset can't be examined.
     """
-    from ...trainer_core.dataset_doctor.examine_dataset import examine_dataset
-    from ...trainer_core.dataset_doctor.token_limits import token_limit
+    from ....trainer_core.dataset_doctor.examine_dataset import examine_dataset
+    from ....trainer_core.dataset_doctor.token_limits import token_limit
 
     spec, values = CATALOGUE[NODE], asked.get("inputs")
     names = {field.name for field in spec.fields() if field.is_widget}
@@ -132,8 +132,8 @@ def _examine(asked: dict[str, Any], host: SinkHost) -> Examined:
 
 
 def _as_page_shows(found: Examined) -> dict[str, Any]:
-    from ...trainer_core.data.source.backend import printable_name
-    from ...trainer_core.dataset_doctor.clean_copy import to_leave_out
+    from ....trainer_core.data.source.backend import printable_name
+    from ....trainer_core.dataset_doctor.clean_copy import to_leave_out
 
     names = {image.number: printable_name(image.name) for image in found.images.images}
     values = found.report.as_json()
@@ -147,7 +147,7 @@ def _as_page_shows(found: Examined) -> dict[str, Any]:
 
 def _copy(found: Examined, numbers: Any, host: SinkHost) -> dict[str, Any]:
     """Write a copy without these images beside the other datasets. Return its name for the node."""
-    from ...trainer_core.dataset_doctor.clean_copy import free_folder, write_copy
+    from ....trainer_core.dataset_doctor.clean_copy import free_folder, write_copy
 
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise UserError.at("leave_out", "is not a list of numbers of images")
@@ -160,13 +160,13 @@ def _copy(found: Examined, numbers: Any, host: SinkHost) -> dict[str, Any]:
 
 
 def _captions(found: Examined) -> bytes:
-    from ...trainer_core.dataset_doctor.clean_copy import captions_table
+    from ....trainer_core.dataset_doctor.clean_copy import captions_table
 
     return captions_table(found.report, found.images).encode("utf-8", "backslashreplace")
 
 
 def _sheet(found: Examined, host: Host) -> bytes:
-    from ...trainer_core.dataset_doctor.findings_sheet import draw_findings
+    from ....trainer_core.dataset_doctor.findings_sheet import draw_findings
 
     return _encoded(draw_findings(found.report, found.images, host), "PNG")
 
@@ -177,7 +177,7 @@ def _picture(found: Examined, text: str, edge: int) -> bytes:
     Raises:
         UserError: there is none with this number, or it can't be read.
     """
-    from ...trainer_core.data.source.decode import BrokenImage, decode
+    from ....trainer_core.data.source.decode import BrokenImage, decode
 
     number = int(text) if text.isdecimal() and len(text) < 10 else 0
     images = found.images.images

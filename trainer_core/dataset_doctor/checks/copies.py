@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..thresholds import SAME_CORRELATION, SAME_HASH_BITS
 from .image_measures import Measures
-from .thresholds import SAME_CORRELATION, SAME_HASH_BITS
 
 MOST_PRODUCTS = 1 << 24  # pairs of hashes that are compared at once: 64 MiB
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from .thresholds import FLAT_LEVELS
+from ..thresholds import FLAT_LEVELS
 
 HASH_EDGE, HASH_SIDE = 32, 8  # pixels that are transformed, and low frequencies along each axis that are compared
 THUMB_EDGE = 16

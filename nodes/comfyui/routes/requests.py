@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ...trainer_core.errors import UserError
+from ....trainer_core.errors import UserError
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:

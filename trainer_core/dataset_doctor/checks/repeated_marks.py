@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .thresholds import MARK_DIRECTIONS, MARK_IMAGES, MARK_SHARE, SAME_GRADIENT
+from ..thresholds import MARK_DIRECTIONS, MARK_IMAGES, MARK_SHARE, SAME_GRADIENT
 
 MOST_IMAGES = 256  # that are compared, evenly distributed over the dataset: a mark in a tenth of all is in 25 of them
 EDGE, WINDOW, TILE, STEP = 192, 96, 32, 16

@@ -13,13 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainer_core.errors import UserError
-from ...trainer_core.host import Host
-from ...trainer_core.run_images.image_sets import VOTE, find_set, image_name, read_set, sets_of
-from ...trainer_core.run_images.votes import CHOICES, SIDES, Vote, read_vote
-from ...trainer_core.runs import layout
-from ...trainer_core.storage.atomic import sha256_of
-from ...trainer_core.storage.bounded_files import Unusable, read_regular
+from ....trainer_core.errors import UserError
+from ....trainer_core.host import Host
+from ....trainer_core.run_images.image_sets import VOTE, find_set, image_name, read_set, sets_of
+from ....trainer_core.run_images.votes import CHOICES, SIDES, Vote, read_vote
+from ....trainer_core.runs import layout
+from ....trainer_core.storage.atomic import sha256_of
+from ....trainer_core.storage.bounded_files import Unusable, read_regular
 from .long_work import LongWork
 from .requests import conflict, read_object, refuse_foreign
 from .uploads import free_path
@@ -176,9 +176,9 @@ def _save(run: Path, folder: Path, version: Any, host: Host, progress: Callable[
     """
     import torch
 
-    from ...trainer_core.lora_tools.reader import open_lora
-    from ...trainer_core.lora_tools.surgery import scale_blocks
-    from ...trainer_core.lora_tools.writer import edited_metadata, write_lora
+    from ....trainer_core.lora_tools.reader import open_lora
+    from ....trainer_core.lora_tools.surgery import scale_blocks
+    from ....trainer_core.lora_tools.writer import edited_metadata, write_lora
 
     images = read_set(folder)
     if images is None or images.kind == VOTE or type(version) is not int or not 0 <= version < len(images.versions):

@@ -1,0 +1,1 @@
+"""HTTP routes of the page for files and images, and what they share."""
