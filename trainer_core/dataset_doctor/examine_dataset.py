@@ -21,7 +21,7 @@ from .checks.caption_checks import CountTokens, case_of, check_captions
 from .checks.copies import find_copies
 from .checks.image_measures import Measures, measure
 from .checks.loss_outliers import LossReport, check_losses
-from .checks.repeated_marks import pick_for_marks, find_marks, gradients_of
+from .checks.repeated_marks import find_marks, gradients_of, pick_for_marks
 from .findings import NOTE, WARNING, Case, DatasetReport, Finding, count_of
 from .image_list import ImageList, ListedImage, list_images
 from .thresholds import BLURRY, BRIGHT_LEVEL, DARK_LEVEL, ENLARGED, FLAT_RANGE, TINY
