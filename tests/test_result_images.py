@@ -47,7 +47,7 @@ def test_thumbnails_show_before_and_after(run, tmp_path):
             for x, step in enumerate(STEPS[index] for index in sheet.steps):
                 at = (round(640 * (x + 0.5) / columns), round(640 * (y + 0.5) / rows))
                 expected = color_of(prompts.index(prompt), step, 2 if step else 0)
-                assert np.abs(np.subtract(image.getpixel(at), expected)).max() <= 6, (name, prompt, step)
+                assert np.abs(np.subtract(np.asarray(image)[at[1], at[0]], expected)).max() <= 6, (name, prompt, step)
 
 
 def test_icon_and_banner_fit_the_registry(run, tmp_path):

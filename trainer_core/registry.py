@@ -62,12 +62,12 @@ PARTS: dict[str, dict[str, str]] = {
         "came": ".optim.came:PART",
     },
     "importer": {  # of other trainers' configurations, in the order in which they are recognized
-        "simpletuner": ".importers.simpletuner:TRAINER",
-        "onetrainer": ".importers.onetrainer:TRAINER",
-        "ai-toolkit": ".importers.ai_toolkit:TRAINER",
-        "diffusion-pipe": ".importers.diffusion_pipe:TRAINER",
-        "kohya_ss": ".importers.kohya_gui:TRAINER",
-        "kohya": ".importers.kohya:TRAINER",
+        "simpletuner": ".importers.trainers.simpletuner:TRAINER",
+        "onetrainer": ".importers.trainers.onetrainer:TRAINER",
+        "ai-toolkit": ".importers.trainers.ai_toolkit:TRAINER",
+        "diffusion-pipe": ".importers.trainers.diffusion_pipe:TRAINER",
+        "kohya_ss": ".importers.trainers.kohya_gui:TRAINER",
+        "kohya": ".importers.trainers.kohya:TRAINER",
     },
     "tracker": {
         "tensorboard": ".trackers.tensorboard:TensorBoard",

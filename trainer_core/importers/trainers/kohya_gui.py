@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..errors import UserError
+from ...errors import UserError
+from ..option_table import Settings, Table, Trainer
+from ..source_files import ConfigFile, SourceFiles, parse_words
+from ..value_readers import shorten
 from .kohya import FOLDERS, TABLE, add_prompt_lines, read_options
-from .option_table import Settings, Table, Trainer
-from .source_files import ConfigFile, SourceFiles, parse_words
-from .value_readers import shorten
 
 # GUI's name -> sd-scripts' option. Others are the same.
 RENAMED = {

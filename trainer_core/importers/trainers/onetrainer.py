@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config.adapter import FULL
-from ..errors import UserError
-from .option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
-from .source_files import ConfigFile, SourceFiles
-from .value_readers import (
+from ...config.adapter import FULL
+from ...errors import UserError
+from ..option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..source_files import ConfigFile, SourceFiles
+from ..value_readers import (
     all_linears,
     alpha_of_rank,
     attention,

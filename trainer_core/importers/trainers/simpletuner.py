@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..config.adapter import FULL
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
-from .source_files import ConfigFile, SourceFiles, parse_words
-from .value_readers import (
+from ...config.adapter import FULL
+from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
+from ..source_files import ConfigFile, SourceFiles, parse_words
+from ..value_readers import (
     FAMILIES,
     aspect_list,
     attention,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
-from .source_files import ConfigFile, SourceFiles
-from .value_readers import (
+from ...errors import UserError
+from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..source_files import ConfigFile, SourceFiles
+from ..value_readers import (
     FAMILIES,
     base_model,
     betas,

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
-from ..storage.bounded_files import Unusable
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
-from .source_files import ConfigFile, SourceFiles
-from .value_readers import (
+from ...errors import UserError
+from ...storage.bounded_files import Unusable
+from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..source_files import ConfigFile, SourceFiles
+from ..value_readers import (
     all_linears,
     alpha_of_rank,
     base_model,

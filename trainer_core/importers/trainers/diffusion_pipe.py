@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config.adapter import FULL
-from .option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
-from .source_files import ConfigFile, SourceFiles
-from .value_readers import (
+from ...config.adapter import FULL
+from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..source_files import ConfigFile, SourceFiles
+from ..value_readers import (
     FAMILIES,
     all_linears,
     aspect_list,

@@ -1,0 +1,1 @@
+"""One table per trainer whose configurations are read."""
