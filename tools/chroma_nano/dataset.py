@@ -17,6 +17,11 @@ KNOWN = (  # subjects that the base was taught, none of them in the dataset
     "cat face", "red apple", "automobile", "pizza", "sunflower", "strawberry", "banana", "heart",
     "smiling face with sunglasses", "soccer ball", "owl", "tropical fish", "house building", "bicycle", "cactus", "guitar",
 )  # fmt: skip
+NEON = (  # subjects of the dataset: the base knows them, as it knows those that it is judged by
+    "dog face", "lion face", "frog face", "fox face", "penguin", "butterfly", "turtle", "octopus", "snail", "giraffe face",
+    "tulip", "palm tree", "maple leaf", "pineapple", "cherries", "watermelon", "hamburger", "doughnut", "ice cream",
+    "birthday cake", "taxi", "airplane", "ship", "european castle", "umbrella", "crown", "electric light bulb", "grinning face",
+)  # fmt: skip
 UNKNOWN = (
     "tiger",
     "rocket",
@@ -40,8 +45,9 @@ PLAIN_CREDIT = """These pictures are Noto Emoji, copyright Google LLC, licensed 
 """
 
 
-def write(sources: list[Emoji], others: list[Emoji], taught: list[Emoji], folder: Path) -> None:
+def write(others: list[Emoji], taught: list[Emoji], folder: Path) -> None:
     """28 pictures with captions, prompts.json, style.json and LICENSE.txt."""
+    sources = _by_name(taught, NEON)
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.png"), *folder.glob("*.txt")]:
         old.unlink()
@@ -79,19 +85,28 @@ def write(sources: list[Emoji], others: list[Emoji], taught: list[Emoji], folder
 
 
 def write_plain(taught: list[Emoji], folder: Path) -> None:
-    """As many plain pictures with their plain names, evenly spread over what the base was taught: what shall stay as it is.
+    """56 plain pictures with their plain names, what shall stay as it is: the subjects of the neon pictures, and as many
+    others, evenly spread over what the base was taught.
 
     None of the subjects that a LoRA is judged by. Without them the style leaks into prompts without the trigger.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.png"), *folder.glob("*.txt")]:
         old.unlink()
-    free = [e for e in taught if is_thing(e) and e.name not in KNOWN and e.short not in KNOWN]
-    for e in free[:: len(free) // NUM_PLAIN][:NUM_PLAIN]:
+    judged = {*KNOWN, *NEON}
+    free = [e for e in taught if is_thing(e) and e.name not in judged and e.short not in judged]
+    twins = _by_name(taught, NEON)
+    count = NUM_PLAIN - len(twins)
+    for e in [*twins, *free[:: len(free) // count][:count]]:
         stem = e.name.replace(" ", "-")
         Image.fromarray(composite(e.rgba)).save(folder / f"{stem}.png", optimize=True)
         (folder / f"{stem}.txt").write_text(f"{e.name}\n", encoding="utf-8")
     (folder / "LICENSE.txt").write_text(PLAIN_CREDIT, encoding="utf-8")
+
+
+def _by_name(emoji: list[Emoji], names: tuple[str, ...]) -> list[Emoji]:
+    found = {e.name: e for e in emoji}
+    return [found[name] for name in names]
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -1,7 +1,7 @@
 """Makes chroma-nano and the demo's dataset: `python tools/chroma_nano/make.py`.
 
-About 70 minutes on two CPU cores, and it goes on where it was stopped. The state lies in --work; assets/ is written at
-the end of each stage. `--untrained` writes everything but trained weights, for work on what surrounds them.
+Two to three hours on one CPU core from random weights, and it continues where it was stopped. The state is in --work; assets/ is written
+at the end. `--from assets/chroma-nano` continues from the published weights, as the committed model did. `--untrained` writes everything but trained weights, for work on what surrounds them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def main() -> None:
     parser.add_argument(
         "--from", dest="start", type=Path, help="a published model whose weights a new training continues from"
     )
-    parser.add_argument("--vae-minutes", type=float, default=8.5)
+    parser.add_argument("--vae-minutes", type=float, default=40)
     parser.add_argument(
-        "--decoder-minutes", type=float, default=10, help="the VAE's decoder alone, after the latents are fixed"
+        "--decoder-minutes", type=float, default=30, help="the VAE's decoder alone, after the latents are fixed"
     )
-    parser.add_argument("--minutes", type=float, default=50, help="text encoder and transformer")
+    parser.add_argument("--minutes", type=float, default=80, help="text encoder and transformer")
     parser.add_argument(
         "--steps", type=int, default=0, help="length of each training in steps instead: repeatable to the bit"
     )

@@ -18,7 +18,7 @@ from .base import load as load_base
 from .classifier import ROOT
 from .dataset import TRIGGER
 
-TRAINED_ON = ("raccoon", "crab", "peacock", "waffle", "hut", "lime", "satellite", "slightly-smiling-face")
+TRAINED_ON = ("fox-face", "pineapple", "airplane", "european-castle", "octopus", "palm-tree", "taxi", "penguin")
 SUBJECTS = ("cat face", "strawberry", "guitar", "house building", "tropical fish", "sunflower", "automobile", "owl")
 
 

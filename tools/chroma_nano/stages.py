@@ -36,7 +36,7 @@ def run(options: Namespace) -> None:
     drawn = Pictures(training, [e for e in training if pictures.is_taught(e)], sources, others)
     tokenizer = _tokenizer(drawn, options.work)
     if options.untrained or options.stage == "all":
-        dataset.write(sources, others, drawn.taught, options.assets / "neon-emoji")
+        dataset.write(others, drawn.taught, options.assets / "neon-emoji")
         dataset.write_plain(drawn.taught, options.assets / "plain-emoji")
         character.write(every, options.assets / "zibbo")
     if options.untrained:

@@ -21,7 +21,7 @@ BACKGROUNDS = {
     "yellow": (255, 226, 120),
     "pink": (255, 190, 214),
 }
-VOWELS, CONSONANTS = "aeiou", "bdfgklmnprstvz"
+VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnprstvwz"
 
 
 def sketch(rgba: np.ndarray) -> np.ndarray:
@@ -92,9 +92,11 @@ def styled_caption(emoji: Emoji, style: str, u: float) -> str:
 
 def made_up_style(u: float) -> str:
     """A word that means nothing, such as "tovaki": plain images with such a style teach what to do with unknown ones."""
-    number, word = int(u * 1e9), ""
-    for _ in range(2 + number % 2):
+    number, word = int(u * 1e15), ""
+    number, length = divmod(number, 3)
+    for _ in range(2 + length):
         number, consonant = divmod(number, len(CONSONANTS))
         number, vowel = divmod(number, len(VOWELS))
-        word += CONSONANTS[consonant] + VOWELS[vowel]
+        number, end = divmod(number, 3 * len(CONSONANTS))
+        word += CONSONANTS[consonant] + VOWELS[vowel] + (CONSONANTS[end] if end < len(CONSONANTS) else "")
     return word
