@@ -151,24 +151,6 @@ async function subgraph(context, page) {
   await shoot(page, "subgraph-outside");
 }
 
-// What of an opened run reaches beyond a narrow sidebar or a phone's width, and which controls have no name.
-async function narrow() {
-  const root = document.querySelector(".ct-runs");
-  const beyond = {};
-  for (const width of [300, 360]) {
-    root.style.width = `${width}px`;
-    await new Promise((done) => setTimeout(done, 500));
-    const right = root.getBoundingClientRect().left + root.clientWidth;
-    beyond[width] = [...root.querySelectorAll("button, a, img, td, b, span, textarea, input, .ct-panel")]
-      .filter((element) => element.getBoundingClientRect().right > right + 1 && !element.closest(".ct-doing"))
-      .map((element) => `${element.localName}.${element.className}`);
-  }
-  root.style.width = "";
-  const controls = [...root.querySelectorAll("button, a, input, textarea, summary")].filter((element) => element.checkVisibility());
-  const nameOf = (element) => element.ariaLabel || element.title || element.textContent.trim();
-  return { beyond, controls: controls.length, unnamed: controls.filter((element) => !nameOf(element)).map(({ outerHTML }) => outerHTML.slice(0, 120)) };
-}
-
 // Pause, resume and stop, from the sidebar.
 async function sidebar(context, page) {
   const run = (condition) => until(page, condition, ".ct-run");
@@ -200,13 +182,7 @@ async function sidebar(context, page) {
   seen.reached = await points();
   seen.settings = await page.locator(".ct-settings").textContent();
   seen.pictures = await page.locator(".ct-cell").count();
-  seen.narrow = await page.evaluate(narrow);
-  await page.focus(".ct-back");
-  await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.activeElement?.classList.contains("ct-card"));
-  await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.activeElement?.classList.contains("ct-back"));
-  await page.keyboard.press("Enter");
+  await page.click(".ct-back");
   seen.list = await until(page, "d.view === 'list' && n(d.count) >= 1", ".ct-runs");
 }
 

@@ -109,8 +109,6 @@ def test_pause_resume_and_stop_from_the_sidebar(page, short_workflow, devices):
     assert seen["card"]["run"] == seen["stopped"]["run"] and seen["card"]["run"].startswith(f"{name}-")
     assert seen["reached"] > seen["paused"] >= 3
     assert int(seen["node"]["points"]) == seen["paused"]  # the node's panel shows the same
-    assert seen["narrow"]["beyond"] == {"300": [], "360": []}
-    assert seen["narrow"]["unnamed"] == [] and seen["narrow"]["controls"] >= 5
     assert "by-sidebar" in seen["settings"] and seen["pictures"] >= 1 and int(seen["list"]["count"]) >= 1
     status = read_status(page.server.output / "chroma_trainer" / seen["card"]["run"])
     assert status and (status.state, status.step) == ("stopped", seen["reached"])
