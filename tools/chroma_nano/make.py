@@ -1,7 +1,8 @@
-"""Makes chroma-nano and the demo's dataset: `python tools/chroma_nano/make.py`.
+"""Makes chroma-nano and the demo's datasets: `python tools/chroma_nano/make.py`.
 
-Two to three hours on one CPU core from random weights, and it continues where it was stopped. The state is in --work; assets/ is written
-at the end. `--from assets/chroma-nano` continues from the published weights, as the committed model did. `--untrained` writes everything but trained weights, for work on what surrounds them.
+Two to three hours on one CPU core from random weights, and it continues where it was stopped. The state is in --work;
+assets/ is written at the end. `--from assets/chroma-nano` continues from the published weights, as the committed model did.
+`--untrained` writes everything but trained weights, for work on what surrounds them.
 """
 
 from __future__ import annotations
