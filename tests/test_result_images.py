@@ -40,14 +40,14 @@ def test_thumbnails_show_before_and_after(run, tmp_path):
     paths = tool.write(folder, tmp_path / "workflows", tmp_path / "images")
     assert {path.name for path in paths} == {*(f"{name}.jpg" for name in tool.THUMBNAILS), "banner.jpg", "icon.png"}
     for name, sheet in tool.THUMBNAILS.items():
-        image = Image.open(tmp_path / "workflows" / f"{name}.jpg")
-        assert image.size == (640, 640)
+        pixels = np.asarray(Image.open(tmp_path / "workflows" / f"{name}.jpg")).astype(int)
+        assert pixels.shape == (640, 640, 3)
         rows, columns = len(sheet.prompts), len(sheet.steps)
         for y, prompt in enumerate(sheet.prompts):
             for x, step in enumerate(STEPS[index] for index in sheet.steps):
                 at = (round(640 * (x + 0.5) / columns), round(640 * (y + 0.5) / rows))
                 expected = color_of(prompts.index(prompt), step, 2 if step else 0)
-                assert np.abs(np.subtract(np.asarray(image)[at[1], at[0]], expected)).max() <= 6, (name, prompt, step)
+                assert np.abs(pixels[at[1], at[0]] - expected).max() <= 6, (name, prompt, step)
 
 
 def test_icon_and_banner_fit_the_registry(run, tmp_path):
