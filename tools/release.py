@@ -30,7 +30,16 @@ NEEDLESS = re.compile(
     r"(^|/)(tests?|benchmarks|tools|__pycache__|\.[^/]*|Makefile|AGENTS\.md)(/|$)|\.pyc$|^docs/decisions/"
 )
 MAX_ARCHIVE_BYTES = 24 << 20  # 12 of them are the demo's model and images
-SHORT_RUN = ("--set", "LoRATrainer.steps=2", "--set", "LoRATrainer.warmup_steps=1", "--set", "4.steps=1", "--set", "6.steps=1")
+SHORT_RUN = (
+    "--set",
+    "LoRATrainer.steps=2",
+    "--set",
+    "LoRATrainer.warmup_steps=1",
+    "--set",
+    "4.steps=1",
+    "--set",
+    "6.steps=1",
+)
 # ComfyUI imports a pack by its path, and calls its entry.
 IMPORT_AS_COMFYUI = """
 import importlib.util, sys

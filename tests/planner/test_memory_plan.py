@@ -49,6 +49,8 @@ from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.token_drop import draw_route
 from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 
+from tests.workshop import EVALUATED
+
 FAMILY = ChromaFamily()
 MACHINE = Machine("test", 0, 8 * GB)
 CASES: dict[str, dict[str, Any]] = {
@@ -306,7 +308,7 @@ def test_auto_takes_the_fastest_that_fits(made):
 
 def test_a_run_tells_its_plan_and_compares(workshop):
     host = workshop.host()
-    request = workshop.request(steps=1, checkpoint_every=0, gradient_checkpointing=True)
+    request = workshop.request(steps=1, checkpoint_every=0, gradient_checkpointing=True, **EVALUATED)
     report = run(replace(request, memory=MemoryConfig(mode="auto")), host).report["memory"]
     told = [event.text for event in host.all(Notice)]
     assert any(text.startswith("plan: fits") for text in told) and any(

@@ -31,6 +31,8 @@ from chroma_trainer.trainer_core.trackers.webhook import ADDRESS, FORM, Webhook,
 from chroma_trainer.trainer_core.train.run import run
 from PIL import Image, PngImagePlugin
 
+from tests.workshop import EVALUATED
+
 SECRET = "token-of-the-webhook"
 LOCAL_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
@@ -259,7 +261,10 @@ def test_a_run_needs_the_address(workshop, monkeypatch):
 def test_a_run_sends_its_events_and_writes_its_address_nowhere(server, workshop):
     host = workshop.host()
     validation = ValidationConfig(prompts="a cat", resolutions="32x32", steps=1, cfg=1.0)
-    run(workshop.request(validation, trackers="webhook", steps=2, checkpoint_every=0, validate_every=0), host)
+    request = workshop.request(
+        validation, trackers="webhook", steps=2, checkpoint_every=0, validate_every=0, **EVALUATED
+    )
+    run(request, host)
     kinds = [message["kind"] for message in server.messages]
     assert kinds[0] == "RunStarted" and kinds[-1] == "RunEnded" and not server.messages[-1]["failed"]
     assert {"EvalReport", "PreviewReady", "StepReport", "LoraSaved"} <= set(kinds)

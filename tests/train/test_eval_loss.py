@@ -8,12 +8,14 @@ import pytest
 from chroma_trainer.trainer_core.host import EvalReport
 from chroma_trainer.trainer_core.train.run import run
 
+from tests.workshop import EVALUATED
+
 
 def test_a_run_that_continues_a_lora_starts_from_its_loss(workshop):
     host = workshop.host()
-    first = run(workshop.request(name="first", checkpoint_every=0), host)
+    first = run(workshop.request(name="first", checkpoint_every=0, **EVALUATED), host)
     assert "base" not in first.report["eval_loss"]
-    request = workshop.request(name="second", checkpoint_every=0)
+    request = workshop.request(name="second", checkpoint_every=0, **EVALUATED)
     second_host = workshop.host()
     second = run(replace(request, adapter=replace(request.adapter, init_lora=first.lora.path)), second_host)
     losses = second.report["eval_loss"]

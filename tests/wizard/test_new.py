@@ -189,7 +189,7 @@ def test_damaged_images_are_counted_and_none_left_is_an_error(new: New, home: Pa
     (bad / "a.png").write_bytes(b"no image")
     assert new("--yes", "--images", "bad") == 2
     assert "none of 1 images in 'bad' can be used, such as" in capsys.readouterr().err
-    shutil.copy(ASSETS / "neon-emoji" / "crab.png", bad / "b.png")
+    shutil.copy(ASSETS / "neon-emoji" / "taxi.png", bad / "b.png")
     assert new("--yes", "--images", "bad", "--family", "nano") == 0
     assert "bad: 1 image, 64 x 64 pixels, no captions; 1 can't be used, such as" in capsys.readouterr().out
     assert str(home) not in (home / "workflow.json").read_text("utf-8")
@@ -207,7 +207,7 @@ def test_a_trigger_that_all_captions_begin_with_is_the_default(new: New, home: P
     folder = home / "mine"
     folder.mkdir()
     for number, text in enumerate(("zwx style, a cat", "zwx style, a dog")):
-        shutil.copy(ASSETS / "neon-emoji" / "crab.png", folder / f"{number}.png")
+        shutil.copy(ASSETS / "neon-emoji" / "taxi.png", folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(text, "utf-8")
     assert new("--yes", "--family", "nano", "--images", "mine") == 0
     assert "trigger: zwx style" in capsys.readouterr().out

@@ -54,7 +54,8 @@ def inject_(
         The adapter layers by full module name.
     """
     kind: type[AdapterLayer] = load("weights" if config.is_full else "adapter", config.kind)
-    layers = {name: _put_(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
+    put = _train_whole_ if config.is_full else replace_
+    layers = {name: put(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
     if generator is not None:
         for name, layer in layers.items():
             weight = None if clean is None else clean.get_submodule(name).weight
@@ -63,7 +64,8 @@ def inject_(
     return layers
 
 
-def _put_(transformer: nn.Module, name: str, make: Callable[[Any], AdapterLayer]) -> AdapterLayer:
+def _train_whole_(transformer: nn.Module, name: str, make: Callable[[Any], AdapterLayer]) -> AdapterLayer:
+    """As replace_(); a module that is no Linear, such as a norm, stays in its place."""
     module = transformer.get_submodule(name)
     if isinstance(module, nn.Linear):
         return replace_(transformer, name, make)

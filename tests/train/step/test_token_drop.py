@@ -25,6 +25,8 @@ from chroma_trainer.trainer_core.train.step.batch import make_batch
 from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from chroma_trainer.trainer_core.train.step.token_drop import draw_route, loss_weight_of_kept
 
+from tests.workshop import EVALUATED
+
 ROUTED = {"routed_share": 0.5, "route_first": 1, "route_last": -2}  # of 4 tokens and 4 blocks
 
 
@@ -112,7 +114,7 @@ def test_without_a_share_all_is_as_it_was(workshop):
 
 
 def test_only_training_is_routed(workshop):
-    plain, routed = (built(workshop, workshop.request(**values)) for values in ({}, ROUTED))
+    plain, routed = (built(workshop, workshop.request(**values, **EVALUATED)) for values in ({}, ROUTED))
     assert eval_loss(plain, workshop.host()) == eval_loss(routed, workshop.host())
     assert micro_loss(plain, 0).item() != micro_loss(routed, 0).item()
 
