@@ -44,13 +44,13 @@ class Sheet:
 
 # The demo's prompts, each with the sentence of the template in mind. The other templates show something else than a LoRA's effect.
 THUMBNAILS = {
-    "first-lora": Sheet(("smiling face", "bear")),
-    "quick-lora": Sheet(("cat", "smiling face")),
+    "first-lora": Sheet(("smiling face", "heart")),
+    "quick-lora": Sheet(("car", "smiling face")),
     "style-with-regularisation": Sheet(("smiling face", "smiling face, no trigger")),
-    "compare-checkpoints": Sheet(("smiling face", "cat", "sun"), (0, 1, -1)),
-    "train-then-sample": Sheet(("sun", "bear")),
+    "compare-checkpoints": Sheet(("smiling face", "heart", "car"), (0, 1, -1)),
+    "train-then-sample": Sheet(("cactus", "heart")),
 }
-BANNER_PROMPTS, ICON_PROMPT = ("smiling face", "bear", "cat", "sun"), "smiling face"
+BANNER_PROMPTS, ICON_PROMPT = ("smiling face", "heart", "cactus", "car"), "smiling face"
 
 
 def result_files(folder: Path) -> dict[str, dict[int, Path]]:

@@ -17,9 +17,9 @@ from result_images import AFTER, BEFORE, draw_sheet, pick, result_files
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW, IMAGES = ROOT / "workflows" / "api" / "first-lora.json", ROOT / "docs" / "images"
-PROMPTS = ("smiling face", "bear", "cat")
+PROMPTS = ("smiling face", "heart", "cactus")
 CELL = 128
-FEW = ("crab", "clock-face-nine-oclock")  # of assets/neon-emoji
+FEW = ("taxi", "octopus")  # of assets/neon-emoji
 SHORT = {
     "LoRATrainer.batch_size": 3, "LoRATrainer.eval_images": 0, "LoRATrainer.validate_every": 0, "LoRATrainer.checkpoint_every": 0,
     "LoRATrainer.warmup_steps": 5, "LoRATrainer.lr_schedule": "constant", "4.lora_strength": 1.0, "6.lora_strength": 1.0,

@@ -19,7 +19,7 @@ from .classifier import ROOT
 from .dataset import TRIGGER
 
 TRAINED_ON = ("fox-face", "pineapple", "airplane", "european-castle", "octopus", "palm-tree", "taxi", "penguin")
-SUBJECTS = ("cat face", "strawberry", "guitar", "house building", "tropical fish", "sunflower", "automobile", "owl")
+SUBJECTS = ("smiling face with sunglasses", "heart", "cactus", "automobile", "guitar", "red apple", "owl", "soccer ball")
 
 
 def main() -> None:
