@@ -1,6 +1,6 @@
 """README's first image: what the demo's LoRA does. `python -m tools.chroma_nano.showcase demo-output/loras/neonglow.safetensors`
 
-Rows: images that the LoRA was trained on, images of the base model, and of the LoRA with the same prompts and noise.
+Rows: images of the base model, of the LoRA with the same prompts and noise, and images that the LoRA was trained on.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def page(lora: Path, model: Path, seed: int) -> Image.Image:
 
     data = ROOT / "assets" / "neon-emoji"
     trained_on = [np.asarray(Image.open(data / f"{name}.png").convert("RGB")) for name in TRAINED_ON]
-    labels = ["Eight of the 28 images that the LoRA is trained on", "Base model", "With the LoRA"]
-    return draw_grid([trained_on, sampled(0.0), sampled(1.0)], labels, list(SUBJECTS))
+    labels = ["Base model", "With the LoRA", "Eight of the 28 images that the LoRA was trained on"]
+    return draw_grid([sampled(0.0), sampled(1.0), trained_on], labels, list(SUBJECTS))
 
 
 if __name__ == "__main__":
