@@ -19,7 +19,16 @@ from .classifier import ROOT
 from .dataset import TRIGGER
 
 TRAINED_ON = ("fox-face", "pineapple", "airplane", "european-castle", "octopus", "palm-tree", "taxi", "penguin")
-SUBJECTS = ("smiling face with sunglasses", "heart", "cactus", "automobile", "guitar", "red apple", "owl", "soccer ball")
+SUBJECTS = (
+    "smiling face with sunglasses",
+    "heart",
+    "cactus",
+    "automobile",
+    "guitar",
+    "red apple",
+    "owl",
+    "soccer ball",
+)
 
 
 def main() -> None:
