@@ -50,7 +50,7 @@ await page.evaluate(async () => {
 await page.waitForSelector(".ct-card");
 
 const look = (width) => page.evaluate(async (width) => {
-  const root = document.querySelector(".ct-runs");
+  const root = document.querySelector(".ct-side");
   root.style.width = `${width}px`;
   await new Promise((done) => setTimeout(done, 600));
   const right = root.getBoundingClientRect().left + root.clientWidth;
@@ -64,7 +64,7 @@ const look = (width) => page.evaluate(async (width) => {
 
 const seen = { list: { 300: await look(300), 360: await look(360) } };
 const focused = () => page.evaluate(() => document.activeElement?.className.split(" ")[0]);
-await page.keyboard.press("Tab");
+for (let presses = 0; presses < 8 && (await focused()) !== "ct-card"; presses++) await page.keyboard.press("Tab"); // past the tabs
 seen.focus = [await focused()];
 await page.keyboard.press("Enter");
 await page.waitForSelector(".ct-run .ct-settings td");

@@ -23,6 +23,8 @@ from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.workshop import EVALUATED
+
 from .test_gguf import original_weights
 
 FAMILY, CPU = ChromaFamily(), torch.device("cpu")
@@ -236,6 +238,6 @@ def test_a_truncated_or_changed_file_is_named(model, form, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_on_it_learns(workshop, model, form):
-    result = run(workshop.request(model=model, steps=3, checkpoint_every=0), workshop.host())
+    result = run(workshop.request(model=model, steps=3, checkpoint_every=0, **EVALUATED), workshop.host())
     losses = result.report["eval_loss"]
     assert losses["after"] < losses["before"]
