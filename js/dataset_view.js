@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { el, set, text } from "./dom.js";
 import { listRuns } from "./feed.js";
-import { allNodes, isConnected } from "./graph.js";
+import { allNodes, isConnected, widgetValues } from "./graph.js";
 import { work } from "./long_work.js";
 import { say } from "./texts.js";
 import { Waiting } from "./waiting.js";
@@ -16,8 +16,7 @@ const MARKS = { warning: "pi-exclamation-triangle", note: "pi-info-circle" };
 
 // The values of a node's widgets that its own connections do not replace, as the server takes them.
 export function valuesOf(node) {
-  const widgets = (node.widgets ?? []).filter((widget) => widget.serialize !== false && widget.type !== "button" && !isConnected(node, widget.name));
-  return Object.fromEntries(widgets.map(({ name, value }) => [name, value]));
+  return Object.fromEntries(Object.entries(widgetValues(node)).filter(([name]) => !isConnected(node, name)));
 }
 
 // The images whose findings are of a kind that is shown, finding by finding. "": all kinds.

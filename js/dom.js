@@ -33,6 +33,13 @@ export function text(element, value) {
   if (element.textContent !== value) element.textContent = value;
 }
 
+// A listener for clicks whose button is disabled until the call has ended.
+export const disabledDuring = (call) => async ({ currentTarget }) => {
+  currentTarget.disabled = true;
+  await call();
+  currentTarget.disabled = false;
+};
+
 export function addStyle() {
   const href = new URL("style.css", import.meta.url).href;
   if (!document.querySelector(`link[href="${href}"]`)) document.head.append(el("link", { rel: "stylesheet", href }));

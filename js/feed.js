@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { isNamed } from "./names.js";
+import { ask } from "./requests.js";
 import { RunState } from "./run_state.js";
 
 const ROOT = "/chroma_trainer";
@@ -59,17 +60,6 @@ export function waitingState(node, name) {
   state.take({ kind: "RunWaiting" });
   states.set(`${node}|${name}`, state);
   return state;
-}
-
-async function ask(path, options) {
-  const answer = await api.fetchApi(path, options);
-  const body = await answer.text();
-  if (answer.ok) return JSON.parse(body);
-  let error = body;
-  try {
-    error = JSON.parse(body).error ?? body;
-  } catch { /* not JSON: use the text itself */ }
-  throw new Error(error || `${answer.status} ${answer.statusText}`);
 }
 
 function take(message) {

@@ -44,3 +44,9 @@ export function isConnected(node, name) {
   const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
   return slot >= 0 && node.isInputConnected(slot);
 }
+
+// The values of a node's widgets as a workflow stores them, also of those that a connection replaces.
+export function widgetValues(node) {
+  const saved = (node.widgets ?? []).filter(({ type, name, serialize }) => type !== "button" && name && serialize !== false);
+  return Object.fromEntries(saved.map(({ name, value }) => [name, value]));
+}

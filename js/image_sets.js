@@ -3,7 +3,8 @@
 
 import { api } from "../../scripts/api.js";
 import { canDraw } from "./ask.js";
-import { el } from "./dom.js";
+import { disabledDuring, el } from "./dom.js";
+import { ask } from "./requests.js";
 import { StrengthsDialog } from "./strengths_dialog.js";
 import { say } from "./texts.js";
 import { VoteDialog, outcomeText } from "./vote_dialog.js";
@@ -36,12 +37,7 @@ export class ImageSets {
     this.strengths = el("input.ct-input", { value: STRENGTHS, "aria-label": say("strength.values") });
     this.strengthPrompts = prompts();
     const button = (key, name, call) => el("button.ct-button", {
-      type: "button", "data-command": name, onclick: async (event) => {
-        const { currentTarget } = event;
-        currentTarget.disabled = true;
-        await call();
-        currentTarget.disabled = false;
-      },
+      type: "button", "data-command": name, onclick: disabledDuring(call),
     }, el("i.pi.pi-image", { "aria-hidden": "true" }), say(key));
     this.voteForm = el("div.ct-set-form", {}, el("label.ct-field", {}, say("vote.first"), this.first), el("label.ct-field", {}, say("vote.second"), this.second),
       this.votePrompts, el("label.ct-field", {}, say("vote.seeds"), this.voteSeeds), button("vote.draw", "sample-vote", () => this.askVote()));
@@ -97,7 +93,7 @@ export class ImageSets {
     };
     try {
       if (kind === "vote") await new VoteDialog(root, { notify: this.notify, closed }).open();
-      else new StrengthsDialog(root, await (await api.fetchApi(root)).json(), { notify: this.notify }).open();
+      else new StrengthsDialog(root, await ask(root), { notify: this.notify }).open();
     } catch (error) {
       this.notify("error", say("vote.failed"), error.message);
     }

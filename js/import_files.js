@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addStyle } from "./dom.js";
 import { ReportDialog } from "./report_dialog.js";
+import { post } from "./requests.js";
 import { say } from "./texts.js";
 
 const ENDINGS = /\.(json|jsonc|ya?ml|toml|env|sh|bat|ps1|txt)$/i;
@@ -44,9 +45,8 @@ async function entriesOf(file) {
 
 // The server's answer; null if no trainer is recognized.
 async function convert(entries) {
-  const body = JSON.stringify({ files: entries.map(({ file, text }) => ({ name: file.name, text })) });
-  const headers = { "Content-Type": "application/json" };
-  const answer = await api.fetchApi("/chroma_trainer/import", { method: "POST", headers, body });
+  const files = entries.map(({ file, text }) => ({ name: file.name, text }));
+  const answer = await api.fetchApi("/chroma_trainer/import", post({ files }));
   if (!answer.ok && answer.status !== 409) throw new Error(`${answer.status} ${answer.statusText}`);
   return answer.json();
 }

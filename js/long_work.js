@@ -1,10 +1,7 @@
 // Requests whose answers take long: one JSON object per line, progress first, then the result. It knows no DOM.
 
 import { api } from "../../scripts/api.js";
-
-export const post = (body, signal) => ({
-  method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal,
-});
+import { post } from "./requests.js";
 
 // Splits a text that arrives in pieces into its lines.
 export class Lines {

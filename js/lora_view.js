@@ -1,10 +1,11 @@
 // The sidebar's view of LoRA files: pick one of ComfyUI's folders or drop one, read what it is, write a repaired file.
 
 import { api } from "../../scripts/api.js";
-import { el, text } from "./dom.js";
+import { disabledDuring, el, text } from "./dom.js";
 import { drawFamily } from "./family_tree.js";
-import { post, work } from "./long_work.js";
+import { work } from "./long_work.js";
 import { drawBlocks, drawSpectrum } from "./lora_charts.js";
+import { ask, post } from "./requests.js";
 import { has, say } from "./texts.js";
 import { Waiting } from "./waiting.js";
 
@@ -77,13 +78,8 @@ export class LoraView {
     const start = new Uint8Array(await file.slice(0, 9).arrayBuffer());
     if (!isSafetensors(start)) return this.notify("error", say("lora.failed"), say("lora.notone", { name: file.name }));
     try {
-      const sent = await this.waiting.during(say("lora.sending", { name: file.name }), async (signal) => {
-        const path = `${ROOT}/upload?name=${encodeURIComponent(file.name)}`;
-        const answer = await api.fetchApi(path, { method: "POST", body: file, signal });
-        const values = await answer.json();
-        if (!answer.ok) throw new Error(values.error);
-        return values;
-      });
+      const path = `${ROOT}/upload?name=${encodeURIComponent(file.name)}`;
+      const sent = await this.waiting.during(say("lora.sending", { name: file.name }), (signal) => ask(path, { method: "POST", body: file, signal }));
       if (sent) await this.examine({ upload: sent.upload });
     } catch (error) {
       this.notify("error", say("lora.failed"), error.message);
@@ -120,12 +116,7 @@ export class LoraView {
 
   buttons(report) {
     const button = (key, icon, call) => el("button.ct-button", {
-      type: "button", title: say(`${key}.tip`), "data-command": key, onclick: async (event) => {
-        const { currentTarget } = event;
-        currentTarget.disabled = true;
-        await call();
-        currentTarget.disabled = false;
-      },
+      type: "button", title: say(`${key}.tip`), "data-command": key, onclick: disabledDuring(call),
     }, el(`i.pi.${icon}`, { "aria-hidden": "true" }), say(key));
     return el("div.ct-buttons", {},
       ...(report.can_repair ? [button("lora.repair", "pi-wrench", () => this.repair())] : []),
@@ -141,9 +132,7 @@ export class LoraView {
 
   async save() {
     try {
-      const answer = await api.fetchApi(`${ROOT}/save`, post(this.asked));
-      const { lora, error } = await answer.json();
-      if (!answer.ok) throw new Error(error);
+      const { lora } = await ask(`${ROOT}/save`, post(this.asked));
       text(this.result, say("lora.saved", { name: lora }));
     } catch (error) {
       this.notify("error", say("lora.failed"), error.message);

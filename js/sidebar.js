@@ -7,6 +7,7 @@ import { addStyle, el, set, text } from "./dom.js";
 import { command, fetchRun, listRuns, order } from "./feed.js";
 import { setPrompt } from "./image_sets.js";
 import { LoraView } from "./lora_view.js";
+import { post } from "./requests.js";
 import { RunView } from "./run_view.js";
 import { ago, stateText } from "./run_state.js";
 import { say } from "./texts.js";
@@ -247,9 +248,7 @@ function queueRow(entry, act) {
 async function queue(prompt) {
   if (!Object.keys(prompt ?? {}).length)
     throw new Error(say("run.no.workflow"));
-  const body = JSON.stringify({ prompt, client_id: api.clientId });
-  const headers = { "Content-Type": "application/json" };
-  const answer = await api.fetchApi("/prompt", { method: "POST", body, headers });
+  const answer = await api.fetchApi("/prompt", post({ prompt, client_id: api.clientId }));
   if (answer.ok) return;
   const { error, node_errors: nodeErrors } = await answer.json();
   const first = Object.values(nodeErrors ?? {})[0]?.errors?.[0];

@@ -2,7 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { isConnected } from "./graph.js";
+import { isConnected, widgetValues } from "./graph.js";
+import { post } from "./requests.js";
 import { say } from "./texts.js";
 
 const NODE = "QuickLora";
@@ -11,16 +12,10 @@ function toast(severity, detail) {
   app.extensionManager?.toast?.add?.({ severity, summary: say("unfold.title"), detail, life: severity === "error" ? 15000 : 5000 });
 }
 
-function valuesOf(node) {
-  const fields = node.widgets.filter(({ type, name, serialize }) => type !== "button" && name && serialize !== false);
-  return Object.fromEntries(fields.map(({ name, value }) => [name, value]));
-}
-
 async function unfold(node) {
-  const connected = Object.keys(valuesOf(node)).filter((name) => isConnected(node, name));
+  const connected = Object.keys(widgetValues(node)).filter((name) => isConnected(node, name));
   if (connected.length) return toast("error", say("unfold.connected", { names: connected.join(", ") }));
-  const body = JSON.stringify(valuesOf(node));
-  const answer = await api.fetchApi("/chroma_trainer/unfold", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+  const answer = await api.fetchApi("/chroma_trainer/unfold", post(widgetValues(node)));
   const { workflow, error } = await answer.json();
   if (error) return toast("error", error);
   await app.loadGraphData(workflow, true, true, null); // null: a new tab, so that this workflow stays as it is

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { openDialog } from "./dialog.js";
 import { el, set, text } from "./dom.js";
+import { ask, post } from "./requests.js";
 import { say } from "./texts.js";
 
 const SIDES = ["left", "right"];
@@ -55,18 +56,10 @@ export class VoteDialog {
   }
 
   async open() {
-    this.take(await this.ask(""));
+    this.take(await ask(this.root));
     this.dialog = openDialog(say("vote.title"), [this.page], { onkey: (event) => this.key(event), onclose: this.closed });
     this.show(nextPlace(this.rows));
     return this;
-  }
-
-  async ask(more, body) {
-    const options = body ? { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } } : {};
-    const answer = await api.fetchApi(`${this.root}${more}`, options);
-    const words = await answer.text();
-    if (!answer.ok) throw new Error(words.startsWith("{") ? JSON.parse(words).error : words);
-    return JSON.parse(words);
   }
 
   take({ rows, outcome }) {
@@ -128,7 +121,7 @@ export class VoteDialog {
   async send(place, choice, then) {
     this.isBusy = true;
     try {
-      this.take(await this.ask("", { place, choice }));
+      this.take(await ask(this.root, post({ place, choice })));
       then();
     } catch (error) {
       this.notify("error", say("vote.failed"), error.message);
@@ -140,7 +133,7 @@ export class VoteDialog {
   // Shows what the votes so far say. From then on it is not blind, so it asks the server for it on purpose.
   async finish() {
     try {
-      const { outcome } = await this.ask("?result=1");
+      const { outcome } = await ask(`${this.root}?result=1`);
       this.showResult(outcome);
     } catch (error) {
       this.notify("error", say("vote.failed"), error.message);
