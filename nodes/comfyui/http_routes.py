@@ -107,7 +107,7 @@ def _add_conversions(routes: web.RouteTableDef, make_host: Callable[[], Host]) -
         try:
             return web.json_response({"workflow": await asyncio.to_thread(unfold, values, make_host())})
         except UserError as error:
-            return web.json_response({"error": str(error)}, status=409)
+            return conflict(error)
 
     @routes.post("/chroma_trainer/import")
     async def import_files(call: web.Request) -> web.Response:

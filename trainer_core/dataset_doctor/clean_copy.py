@@ -15,7 +15,7 @@ from ..data.source.folder import FolderBackend
 from ..errors import Problem, UserError
 from ..host import Host, PhaseProgress, PhaseStarted
 from ..storage.atomic import TEMPORARY, rename, write_atomic
-from ..storage.lora_name import numbered
+from ..storage.lora_name import free_path
 from .findings import LEAVES_OUT, Case, DatasetReport
 from .image_list import ImageList, ListedImage
 
@@ -53,8 +53,7 @@ def _without_first(cases: Collection[Case]) -> Iterator[Case]:
 def free_folder(parent: Path, name: str) -> Path:
     """Return the path of a new folder for the copy of a dataset, named after it."""
     last = PurePosixPath(name.replace("\\", "/").rstrip("/")).stem
-    path = parent / f"{last or 'dataset'}{END}"
-    return path if not path.exists() else next(other for other in numbered(path) if not other.exists())
+    return free_path(parent / f"{last or 'dataset'}{END}")
 
 
 def write_copy(images: ImageList, left_out: Collection[int], target: Path, host: Host) -> int:

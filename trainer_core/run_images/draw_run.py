@@ -52,11 +52,8 @@ def draw_run(
         UserError: The run has no checkpoint, or its workflow can't run here.
         Cancelled: The user canceled.
     """
-    graph = override(read_workflow(folder / layout.REQUEST, trainer.schemas), settings, trainer.catalogue)
-    request = trainer.request(graph, host)
-    checkpoint = newest_sound(folder)
-    if checkpoint is None:
-        raise UserError.at("run", f"{folder.name} has no intact checkpoint, so there are no weights to sample with")
+    request = request_of(folder, trainer, host, settings)
+    checkpoint = newest_checkpoint(folder)
     step = layout.step_of(checkpoint)
     host.emit(Notice(f"sampling with the weights of step {step}"))
     model, sampling = resolve(request, prompts, host)
@@ -75,6 +72,24 @@ def draw_run(
         host.emit(PreviewReady(-1, path))
         paths.append(path)
     return paths
+
+
+def request_of(run: Path, trainer: TrainerNode, host: SinkHost, settings: Sequence[str]) -> TrainRequest:
+    """Return the request of a run, with other values for some of its workflow. See draw_run."""
+    graph = override(read_workflow(run / layout.REQUEST, trainer.schemas), settings, trainer.catalogue)
+    return trainer.request(graph, host)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest intact checkpoint.
+
+    Raises:
+        UserError: There is none.
+    """
+    checkpoint = newest_sound(run)
+    if checkpoint is None:
+        raise UserError.at("run", f"{run.name} has no intact checkpoint, so there are no weights to sample with")
+    return checkpoint
 
 
 def resolve(request: TrainRequest, prompts: Sequence[str], host: SinkHost) -> tuple[ModelConfig, ValidationConfig]:

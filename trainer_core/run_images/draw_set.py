@@ -21,13 +21,10 @@ from ..plots.image_grid import save_png
 from ..runs import layout
 from ..runs.saved_loras import find_lora
 from ..storage.atomic import sha256_of, sha256_text, write_json
-from ..train.hooks.checkpoint import newest_sound
 from ..validation.render import Counter, Renderer
 from ..validation.sample_images import Pictures, prompts_of
 from ..workflow.execute import TrainerNode
-from ..workflow.overrides import override
-from ..workflow.read import read_workflow
-from .draw_run import resolve
+from .draw_run import newest_checkpoint, request_of, resolve
 from .drawable import Asked
 from .image_sets import MAX_ROWS, SET, STRENGTHS, VOTE, ImageSet, Row, Shown, image_name, read_set, set_folder
 
@@ -119,9 +116,7 @@ def draw_set(
         UserError: The run's workflow can't run here, or there are too many images.
         Cancelled: The user canceled. The set is not there.
     """
-    graph = override(read_workflow(run / layout.REQUEST, trainer.schemas), settings, trainer.catalogue)
-    request = trainer.request(graph, host)
-    model, sampling = resolve(request, prompts, host)
+    model, sampling = resolve(request_of(run, trainer, host, settings), prompts, host)
     sampling = sampling.without_previews()
     rows = _rows(sampling, num_seeds)
     shown = [Shown(v.label, sha256_of(v.path) if v.path else "", v.strength) for v in versions]
@@ -186,8 +181,5 @@ def strengths_of(run: Path, strengths: Sequence[float]) -> list[Version]:
     Raises:
         UserError: The run has no intact checkpoint.
     """
-    checkpoint = newest_sound(run)
-    if checkpoint is None:
-        raise UserError.at("run", f"{run.name} has no intact checkpoint, so there are no weights to sample with")
-    path = checkpoint / layout.CHECKPOINT_LORA
+    path = newest_checkpoint(run) / layout.CHECKPOINT_LORA
     return [Version(f"{strength:g}", path, strength) for strength in strengths]

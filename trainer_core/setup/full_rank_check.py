@@ -19,6 +19,7 @@ from ..storage.model_header import model_header_of
 USUAL_RATES = 1e-6, 3e-5  # of models of billions of weights; a LoRA's are ten times as high
 PLAIN_DTYPES = frozenset({"F64", "F32", "BF16", "F16"})
 NO_ADAPTER = "kind full has no adapter"
+INSIDE = "kind full steps each layer inside of the backward pass and frees its gradient"
 PAGED = frozenset({"bnb-lion8bit-paged"})
 # Settings without a meaning for a whole model: why. Each must have its default.
 TRAINING = {
@@ -59,13 +60,12 @@ def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
     size = num_launched() or size * host.machines.count
     if size == count:
         return []
-    inside = "kind full steps each layer inside of the backward pass and frees its gradient"
     if size == 1:
         text = (
-            f"is {count}, but {inside}, so gradients of several passes can't be added; use 1, and a larger batch_size"
+            f"is {count}, but {INSIDE}, so gradients of several passes can't be added; use 1, and a larger batch_size"
         )
         return [Problem("accumulation", f"{text}, or {count} devices")]
-    text = f"asks for {size} devices, and accumulation is {count}, but {inside}, so that each device computes one"
+    text = f"asks for {size} devices, and accumulation is {count}, but {INSIDE}, so that each device computes one"
     return [Problem("devices", f"{text} micro-batch of a step; set accumulation to {size}, or use {count} devices")]
 
 
@@ -95,16 +95,15 @@ def _is_rank(request: TrainRequest) -> bool:
 def _step_problems(request: TrainRequest) -> Iterator[Problem]:
     """Yield what contradicts steps inside of the backward pass."""
     training, config = request.training, request.optimizer
-    inside = "kind full steps each layer inside of the backward pass and frees its gradient"
     if training.max_grad_norm and config.clip_by != STEP_BEFORE:
         yield Problem(
             "max_grad_norm",
-            f"is {training.max_grad_norm:g}, but {inside}, before the norm of all gradients is known; use 0 (adafactor "
+            f"is {training.max_grad_norm:g}, but {INSIDE}, before the norm of all gradients is known; use 0 (adafactor "
             f"and came limit their updates themselves), or set clip_by in OptimizerSettings to {STEP_BEFORE!r}",
         )
     if config.optimizer in TOGETHER:
         others = ", ".join(name for name in names("optimizer") if name not in TOGETHER)
-        yield Problem("optimizer", f"{config.optimizer} {TOGETHER[config.optimizer]}, but {inside}; use {others}")
+        yield Problem("optimizer", f"{config.optimizer} {TOGETHER[config.optimizer]}, but {INSIDE}; use {others}")
     if config.optimizer == "adamw_bf16" and request.model.dtype != "bf16":
         text = f"{config.optimizer} holds the weights in bf16, and the model's dtype is {request.model.dtype}"
         yield Problem("optimizer", f"{text}; set dtype to bf16, or use adamw")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -43,6 +44,11 @@ def _date_part(part: str, now: datetime) -> str:
 def numbered(path: Path) -> Iterator[Path]:
     """Yield NAME-2, NAME-3 and so on, in the folder of a path and with its ending."""
     return (path.with_stem(f"{path.stem}-{number}") for number in range(2, 1_000_000))
+
+
+def free_path(path: Path) -> Path:
+    """Return the path, or the first of NAME-2, NAME-3 and so on that nothing has. A broken link counts too."""
+    return path if not os.path.lexists(path) else next(other for other in numbered(path) if not os.path.lexists(other))
 
 
 def faults_of_name(typed: str) -> list[str]:

@@ -248,4 +248,4 @@ def _bar(row: Row) -> SweepBar:
 def _last_state(folder: Path) -> dict[str, Any]:
     """Return state.json of a run's last checkpoint."""
     checkpoints = layout.list_checkpoints(folder / layout.CHECKPOINTS)
-    return read_json(checkpoints[-1] / "state.json", MAX_BYTES) if checkpoints else {}
+    return read_json(checkpoints[-1] / layout.CHECKPOINT_STATE, MAX_BYTES) if checkpoints else {}

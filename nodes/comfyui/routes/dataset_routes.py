@@ -20,7 +20,7 @@ from ....trainer_core.runs.control import find_run_by_name
 from ....trainer_core.spec import build_inputs
 from ... import CATALOGUE
 from .long_work import LongWork, Progress
-from .requests import conflict, read_object, refuse_foreign
+from .requests import conflict, image_response, read_object, refuse_foreign
 
 NODE = "DatasetBackend"
 MAX_REPORTS = 2  # the newest reports whose images can be shown, for two open pages
@@ -100,9 +100,9 @@ def add_dataset_routes(routes: web.RouteTableDef, make_host: Callable[[], Host],
             if what == "captions":
                 return _download(await asyncio.to_thread(_captions, found), "captions.jsonl", "application/jsonl")
             if what == "sheet":
-                return _image(await asyncio.to_thread(_sheet, found, make_host()), "image/png")
+                return image_response(await asyncio.to_thread(_sheet, found, make_host()), "image/png")
             edge = EDGES[1] if call.query.get("size") == "full" else EDGES[0]
-            return _image(await asyncio.to_thread(_picture, found, what, edge), "image/webp")
+            return image_response(await asyncio.to_thread(_picture, found, what, edge), "image/webp")
         except UserError as error:
             return conflict(error)
 
@@ -195,11 +195,6 @@ def _encoded(image: Any, kind: str, **settings: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **settings)
     return buffer.getvalue()
-
-
-def _image(body: bytes, kind: str) -> web.Response:
-    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-    return web.Response(body=body, content_type=kind, headers=headers)
 
 
 def _download(body: bytes, name: str, kind: str) -> web.Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from ....trainer_core.run_images.votes import CHOICES, SIDES, Vote, read_vote
 from ....trainer_core.runs import layout
 from ....trainer_core.storage.atomic import sha256_of
 from ....trainer_core.storage.bounded_files import Unusable, read_regular
+from ....trainer_core.storage.lora_name import free_path
 from .long_work import LongWork
-from .requests import conflict, read_object, refuse_foreign
-from .uploads import free_path
+from .requests import conflict, image_response, read_object, refuse_foreign
 
 IMAGE_BYTES = 256 << 20
 ROOT = "/chroma_trainer/runs/{run}/sets"
@@ -62,10 +63,8 @@ def add_image_set_routes(
         folder, asked = find(call), await read_object(call)
         try:
             return web.json_response(await asyncio.to_thread(_vote, folder, asked, lock))
-        except UserError as error:
-            return conflict(error)
-        except OSError as error:
-            return web.json_response({"error": f"{error.strerror or error} ({folder})"}, status=409)
+        except (UserError, OSError) as error:
+            return conflict(error, folder)
 
     @routes.post(f"{ROOT}/{{set}}/save")
     async def save(call: web.Request) -> web.StreamResponse:
@@ -80,8 +79,7 @@ def add_image_set_routes(
             body = await asyncio.to_thread(lambda: read_regular(folder / _image_at(folder, *place), IMAGE_BYTES))
         except (OSError, Unusable, UserError) as error:
             raise web.HTTPNotFound(text="image not found") from error
-        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-        return web.Response(body=body, content_type="image/png", headers=headers)
+        return image_response(body, "image/png")
 
 
 def _describe_run(run: Path, host: Host) -> dict[str, Any]:
@@ -121,14 +119,10 @@ def _describe(folder: Path, is_asked: bool = False) -> dict[str, Any]:
     if vote is None:
         images = read_set(folder)
         assert images
-        rows = [{"name": row.name, "prompt": row.prompt, "seed": row.seed, "size": row.size} for row in images.rows]
+        rows = [asdict(row) for row in images.rows]
         versions = [{"label": version.label, "strength": version.strength} for version in images.versions]
         return {"set": folder.name, "kind": images.kind, "step": images.step, "versions": versions, "rows": rows}
-    rows = [
-        {"name": row.name, "prompt": row.prompt, "seed": row.seed, "size": row.size, "choice": vote.side_of(number)}
-        for number in vote.order
-        for row in [vote.images.rows[number]]
-    ]
+    rows = [asdict(vote.images.rows[number]) | {"choice": vote.side_of(number)} for number in vote.order]
     return {"set": folder.name, "kind": VOTE, "rows": rows, "outcome": _outcome(vote, is_asked)}
 
 
@@ -138,21 +132,15 @@ def _image_at(folder: Path, row: str, column: str) -> str:
     Raises:
         UserError: there is none.
     """
+    vote = read_vote(folder)
+    images = vote.images if vote else read_set(folder)
     number = int(row) if row.isdecimal() and len(row) < 8 else -1
-    vote, images = read_vote(folder), read_set(folder)
-    is_there = images is not None and 0 <= number < len(images.rows)
-    if vote and is_there and column in SIDES:
-        shown = vote.order[number]
-        return image_name(shown, vote.version_at(shown, column))
-    if (
-        not vote
-        and images
-        and is_there
-        and column.isdecimal()
-        and len(column) < 4
-        and int(column) < len(images.versions)
-    ):
-        return image_name(number, int(column))
+    if images and 0 <= number < len(images.rows):
+        if vote and column in SIDES:
+            shown = vote.order[number]
+            return image_name(shown, vote.version_at(shown, column))
+        if not vote and column.isdecimal() and len(column) < 4 and int(column) < len(images.versions):
+            return image_name(number, int(column))
     raise UserError.at("image", "is not in this set")
 
 

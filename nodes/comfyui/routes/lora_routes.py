@@ -18,10 +18,10 @@ from ....trainer_core.errors import UserError
 from ....trainer_core.host import Host
 from ....trainer_core.runs.layout import LORAS
 from ....trainer_core.storage.atomic import sha256_of
-from ....trainer_core.storage.lora_name import ENDING
+from ....trainer_core.storage.lora_name import ENDING, free_path
 from .long_work import LongWork, Progress
 from .requests import conflict, read_object, refuse_foreign
-from .uploads import Uploads, free_path
+from .uploads import Uploads
 
 CHUNK_BYTES = 1 << 20
 FIXED = "-fixed"
@@ -75,10 +75,8 @@ def add_lora_routes(
         token, output = _text(await read_object(call), "upload"), make_host().paths.output
         try:
             path = await asyncio.to_thread(files.save, token, output)
-        except UserError as error:
-            return conflict(error)
-        except OSError as error:
-            return web.json_response({"error": f"{error.strerror or error} ({output / LORAS})"}, status=409)
+        except (UserError, OSError) as error:
+            return conflict(error, output / LORAS)
         return web.json_response({"lora": path.name})
 
     @routes.post("/chroma_trainer/loras/forget")

@@ -39,6 +39,13 @@ async def read_object(call: web.Request) -> dict[str, Any]:
     return value
 
 
-def conflict(error: UserError) -> web.Response:
-    """Return the answer to a request that can't be fulfilled."""
-    return web.json_response({"error": str(error)}, status=409)
+def conflict(error: UserError | OSError, place: object = "") -> web.Response:
+    """Return the answer to a request that can't be fulfilled. place: the folder of an operating system's error."""
+    text = f"{error.strerror or error} ({place})" if isinstance(error, OSError) else str(error)
+    return web.json_response({"error": text}, status=409)
+
+
+def image_response(body: bytes, kind: str) -> web.Response:
+    """Return an image that does not change under its address."""
+    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return web.Response(body=body, content_type=kind, headers=headers)

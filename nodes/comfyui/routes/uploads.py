@@ -17,7 +17,7 @@ from ....trainer_core.errors import UserError
 from ....trainer_core.runs.layout import LORAS
 from ....trainer_core.storage.atomic import TEMPORARY, remove_temporaries, replace_atomic
 from ....trainer_core.storage.bounded_files import format_size
-from ....trainer_core.storage.lora_name import ENDING, faults_of_name, numbered
+from ....trainer_core.storage.lora_name import ENDING, faults_of_name, free_path
 from ....trainer_core.storage.safetensors_header import MAX_BYTES, read_header
 
 MAX_UPLOAD = 8 << 30  # a LoRA of rank 512 for every layer of Flux has 7 GB in bf16
@@ -167,11 +167,6 @@ def usable_name(name: str) -> str:
     last = re.split(r"[/\\]", name)[-1]
     stem = last[: -len(ENDING)] if last.lower().endswith(ENDING) else last
     return f"{NAME if not stem.strip() or faults_of_name(stem) else stem}{ENDING}"
-
-
-def free_path(path: Path) -> Path:
-    """Return the path, or the first of NAME-2, NAME-3 and so on that no file has."""
-    return path if not os.path.lexists(path) else next(other for other in numbered(path) if not os.path.lexists(other))
 
 
 def _refuse_other_start(start: bytes) -> None:

@@ -25,7 +25,6 @@ from ..image_list import ImageList
 from ..thresholds import LEAST_LOSSES, LOSS_OUTLIER
 from .caption_checks import case_of
 
-STATE = "state.json"  # of a checkpoint
 STATE_BYTES = 256 << 20
 SCALE = 1.4826  # of the median absolute deviation, which is then the standard deviation of a normal distribution
 Losses = dict[
@@ -101,7 +100,7 @@ def losses_of(run: Path) -> Losses:
 def _evaluations(run: Path) -> dict[int, Evaluation]:
     for checkpoint in reversed(layout.list_checkpoints(run / layout.CHECKPOINTS)):
         try:
-            state = read_json(checkpoint / STATE, STATE_BYTES)
+            state = read_json(checkpoint / layout.CHECKPOINT_STATE, STATE_BYTES)
             stored = state.get("evaluations", {})
             return {int(step): _evaluation(value) for step, value in stored.items()}
         except (

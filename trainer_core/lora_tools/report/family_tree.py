@@ -137,21 +137,30 @@ def located(
         digest: Returns the SHA-256 of a file.
         path: The file of the root, if it is known.
     """
-    parents = tuple(located(parent, output, folders, digest) for parent in relative.parents)
+    by_name: dict[str, list[tuple[Path, Path]]] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else ():
+            by_name.setdefault(file.name, []).append((file, folder))
+    return _located(relative, output, by_name, digest, path)
+
+
+def _located(
+    relative: Relative,
+    output: Path,
+    by_name: Mapping[str, Sequence[tuple[Path, Path]]],
+    digest: Callable[[Path], str],
+    path: Path | None = None,
+) -> Relative:
+    """by_name: name of a file -> the LoRAs of this name, each with the folder of LoRAs that it is in."""
+    parents = tuple(_located(parent, output, by_name, digest) for parent in relative.parents)
     if relative.kind != FILE or not relative.sha256:
         return replace(relative, parents=parents)
-    files = [(file, folder) for folder in folders for file in _named(relative.name, folder)]
+    files = [entry for entry in by_name.get(relative.name, ()) if entry[0].is_file()]
     same = (entry for entry in files if entry[0] == path or digest(entry[0]) == relative.sha256)
     file, folder = next(same, (None, None))
     name = file.relative_to(folder).as_posix() if file and folder else ""
     run = next((run.name for run in _runs(relative.name, output) if has_saved(run, relative.sha256)), "")
     return replace(relative, parents=parents, file=name, is_changed=bool(files) and not name, run=run)
-
-
-def _named(name: str, folder: Path) -> Iterator[Path]:
-    """Yield the files of this name in a folder and its subfolders."""
-    if folder.is_dir() and name.lower().endswith(".safetensors"):
-        yield from (path for path in sorted(folder.rglob("*.safetensors")) if path.name == name and path.is_file())
 
 
 def _runs(name: str, output: Path) -> Iterator[Path]:

@@ -45,7 +45,7 @@ from ..step.state import TrainState
 from .eval_weights import final_weights
 
 WEIGHTS_FILE = "adapter.safetensors"
-FILES = (WEIGHTS_FILE, "optimizer.safetensors", "state.json")
+FILES = (WEIGHTS_FILE, "optimizer.safetensors", layout.CHECKPOINT_STATE)
 EMA_FILE = "ema.safetensors"
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
@@ -220,7 +220,7 @@ def _write(staging: Path, contents: Contents) -> None:
                 save_file(contents.files.pop(name), staging / name)
     if contents.write_lora:
         contents.write_lora(staging / layout.CHECKPOINT_LORA)
-    write_json(staging / "state.json", contents.saved)
+    write_json(staging / layout.CHECKPOINT_STATE, contents.saved)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -392,7 +392,7 @@ def _run_of(checkpoint: Path) -> str:
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     """Return state.json of a checkpoint that is intact."""
-    return json.loads((checkpoint / "state.json").read_text("utf-8"))
+    return json.loads((checkpoint / layout.CHECKPOINT_STATE).read_text("utf-8"))
 
 
 def _refuse_other_run(checkpoint: Path, run: str) -> None:
@@ -436,6 +436,6 @@ def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
 
 def _rename_run(checkpoint: Path, run: str) -> None:
     """Let a copied checkpoint name its new run."""
-    state, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
+    state, manifest = checkpoint / layout.CHECKPOINT_STATE, checkpoint / "manifest.json"
     write_json(state, _read_state(checkpoint) | {"run": run})
     write_json(manifest, json.loads(manifest.read_text("utf-8")) | {state.name: sha256_of(state)})
