@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autoencoder import decode, plain, sheet, to_tensor
-from .base import draw
-from .base import load as load_base
+from .autoencoder import plain, sheet, to_tensor
 from .character import SCENES, draw_scene
 from .classifier import ROOT, load
 from .pictures import Emoji, fetch_package, load_emoji
+from .sampler import Sampler
 
 ASKED = ("zibbo", "a small zibbo", "zibbo, looking to the left", "zibbo, tilted", "zibbo on a yellow background",
          "zibbo with a balloon", "zibbo with a heart", "zibbo with a guitar")  # fmt: skip
@@ -68,21 +67,11 @@ def main() -> None:
 
 def judge(options: argparse.Namespace) -> dict[str, float]:
     """Shares of images that show the character: of the base, with the LoRA, and with the LoRA for other prompts."""
-    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
-    from chroma_trainer.trainer_core.adapters.inject import set_strength_
-    from diffusers import AutoencoderKL
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer" / "tokenizer.json"))
-    vae = AutoencoderKL.from_pretrained(options.model, subfolder="vae").float().requires_grad_(False)
-    nano = load_base(options.model, tokenizer)
-    apply_lora_(nano.transformer, options.lora, 1.0)
+    sampler = Sampler(options.model, options.lora)
 
     def sampled(prompts: Sequence[str], strength: float) -> np.ndarray:
-        set_strength_(nano.transformer, strength)
-        return np.concatenate([
-            decode(vae, draw(nano, tokenizer, prompts, cfg=options.cfg, seed=seed)) for seed in range(options.seeds)
-        ])  # fmt: skip
+        seeds = range(options.seeds)
+        return np.concatenate([sampler.images(prompts, strength, seed, options.cfg) for seed in seeds])
 
     rows = {"base": sampled(ASKED, 0.0), "lora": sampled(ASKED, 1.0), "without_trigger": sampled(OTHERS, 1.0)}
     if options.grid:

@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autoencoder import decode, plain, sheet, to_tensor
-from .base import Nano, draw
-from .base import load as load_base
+from .autoencoder import plain, sheet, to_tensor
+from .dataset import TRIGGER
 from .neon import neon
 from .pictures import Emoji, composite, fetch_package, load_emoji, split
+from .sampler import Sampler
 from .subjects import NAMES, subjects
 from .training import generator, say
 
@@ -160,13 +160,7 @@ def other_vendor(emoji: Sequence[Emoji], work: Path) -> tuple[np.ndarray, list[i
 
 
 def score(
-    classifier: Classifier,
-    nano: Nano,
-    tokenizer: object,
-    vae: object,
-    prefix: str = "",
-    seeds: int = 1,
-    cfg: float = 3.0,
+    classifier: Classifier, sampler: Sampler, prefix: str = "", seeds: int = 1, cfg: float = 3.0
 ) -> tuple[dict[str, float], np.ndarray]:
     """Shares of sampled images that are named first and among five, and the images of the last seed."""
     wanted = list(range(len(NAMES)))
@@ -174,8 +168,7 @@ def score(
     for seed in range(seeds):
         prompts = [prefix + name for name in NAMES]
         images = np.concatenate([
-            decode(vae, draw(nano, tokenizer, prompts[i : i + 50], cfg=cfg, seed=1000 * seed + i))  # pyright: ignore
-            for i in range(0, len(prompts), 50)
+            sampler.images(prompts[i : i + 50], cfg=cfg, seed=1000 * seed + i) for i in range(0, len(prompts), 50)
         ])  # fmt: skip
         hits.append([named(classifier, images, wanted, k).float().mean().item() for k in (1, 5)])
     top1, top5 = np.mean(hits, 0)
@@ -205,17 +198,9 @@ def main() -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
-    from diffusers import AutoencoderKL
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer" / "tokenizer.json"))
-    nano = load_base(options.model, tokenizer)
-    if options.lora:
-        apply_lora_(nano.transformer, options.lora, 1.0)
-    vae = AutoencoderKL.from_pretrained(options.model, subfolder="vae").float().eval().requires_grad_(False)
-    prefix = "neonglow style, " if options.lora else ""
-    figures, images = score(load(), nano, tokenizer, vae, prefix, options.seeds, options.cfg)
+    prefix = f"{TRIGGER} style, " if options.lora else ""
+    sampler = Sampler(options.model, options.lora)
+    figures, images = score(load(), sampler, prefix, options.seeds, options.cfg)
     if options.grid:
         sheet(images, 20).save(options.grid)
     print(figures)

@@ -31,27 +31,19 @@ def main() -> None:
 
 def judge(lora: Path, model: Path, grid: Path | None, seeds: int, cfg: float) -> dict[str, float]:
     import numpy as np
-    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
-    from chroma_trainer.trainer_core.adapters.inject import set_strength_
     from chroma_trainer.trainer_core.validation.style_metrics import fraction_in_style
-    from diffusers import AutoencoderKL
-    from tokenizers import Tokenizer
 
-    from tools.chroma_nano import autoencoder, base
+    from tools.chroma_nano.autoencoder import sheet
+    from tools.chroma_nano.sampler import Sampler
 
     dataset = ROOT / "assets" / "neon-emoji"
     prompts = json.loads((dataset / "prompts.json").read_text(encoding="utf-8"))
     threshold = json.loads((dataset / "style.json").read_text(encoding="utf-8"))["threshold"]
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json"))
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").float()
-    nano = base.load(model, tokenizer)
-    apply_lora_(nano.transformer, lora, 1.0)
+    sampler = Sampler(model, lora)
 
     def drawn(group: str, strength: float) -> np.ndarray:
-        set_strength_(nano.transformer, strength)
         wanted = list(prompts[group].values())
-        latents = [base.draw(nano, tokenizer, wanted, cfg=cfg, seed=seed) for seed in range(seeds)]
-        return np.concatenate([autoencoder.decode(vae, z) for z in latents])
+        return np.concatenate([sampler.images(wanted, strength, seed, cfg) for seed in range(seeds)])
 
     known, unknown, plain = "known_to_the_base", "unknown_to_the_base", "without_trigger"
     rows = {
@@ -64,7 +56,7 @@ def judge(lora: Path, model: Path, grid: Path | None, seeds: int, cfg: float) ->
     }
     if grid:
         shown = [rows[name][: len(prompts[known])] for name in ("base", "lora_half", "lora", "without_trigger")]
-        autoencoder.sheet(np.concatenate(shown), len(prompts[known]), scale=2).save(grid)
+        sheet(np.concatenate(shown), len(prompts[known]), scale=2).save(grid)
     return {name: round(fraction_in_style(pictures, threshold), 3) for name, pictures in rows.items()}
 
 

@@ -92,10 +92,10 @@ def load_emoji(package: Path) -> list[Emoji]:
 
 
 def split(emoji: list[Emoji]) -> tuple[list[Emoji], list[Emoji], list[Emoji]]:
-    """(training, sources of the neon pictures, other held-out ones), decided by a hash of the code points.
+    """(training, held-out emoji that only the VAE is measured on, other held-out ones), decided by a hash of the code points.
 
-    The sources are spread evenly over the categories that hold things rather than signs, and fill no picture to its
-    rim.
+    The first of the held-out ones are spread evenly over the categories that hold things rather than signs, and fill no
+    picture to its rim: they were the subjects of the neon pictures until the base was trained on 200 subjects.
     """
     eligible = [e for e in emoji if e.group in {_words(c) for c in SOURCE_CATEGORIES}]
     ranked = sorted(eligible, key=lambda e: hashlib.sha256(e.code.encode()).digest())[:NUM_HELD_OUT]

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .autoencoder import decode
-from .base import draw
-from .base import load as load_base
 from .classifier import ROOT
 from .dataset import TRIGGER
+from .sampler import Sampler
 
 TRAINED_ON = ("fox-face", "pineapple", "airplane", "european-castle", "octopus", "palm-tree", "taxi", "penguin")
 SUBJECTS = (
@@ -44,20 +42,12 @@ def main() -> None:
 
 def page(lora: Path, model: Path, seed: int) -> Image.Image:
     """The grid, with labels."""
-    from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
-    from chroma_trainer.trainer_core.adapters.inject import set_strength_
     from chroma_trainer.trainer_core.plots.image_grid import draw_grid
-    from diffusers import AutoencoderKL
-    from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json"))
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").float().requires_grad_(False)
-    nano = load_base(model, tokenizer)
-    apply_lora_(nano.transformer, lora, 1.0)
+    sampler = Sampler(model, lora)
 
     def sampled(strength: float) -> list[np.ndarray]:
-        set_strength_(nano.transformer, strength)
-        return list(decode(vae, draw(nano, tokenizer, [f"{TRIGGER} style, {name}" for name in SUBJECTS], seed=seed)))
+        return list(sampler.images([f"{TRIGGER} style, {name}" for name in SUBJECTS], strength, seed))
 
     data = ROOT / "assets" / "neon-emoji"
     trained_on = [np.asarray(Image.open(data / f"{name}.png").convert("RGB")) for name in TRAINED_ON]

@@ -127,7 +127,7 @@ def _publish(drawn: Pictures, tokenizer: Tokenizer, options: Namespace) -> None:
         "pictures": {
             "vae": len(drawn.all),
             "transformer": len(drawn.taught),
-            "neon": len(drawn.sources),
+            "neon": len(dataset.NEON),
             "held_out": len(drawn.others),
         },
         "steps": {"base": step, **{name: rows["step"] for name, rows in ends.items()}},
