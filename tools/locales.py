@@ -42,6 +42,9 @@ TEMPLATES = {
     "style-with-regularisation": "A style that stays behind its trigger",
     "compare-checkpoints": "Compare checkpoints by strengths",
     "train-then-sample": "Train a LoRA, then sample with it",
+    "full-rank": "Train the whole model",
+    "kontext-pairs": "Teach Kontext an edit, from pairs of images",
+    "merge-loras": "Two LoRAs made one",
     "adaptive-guider": "Adaptive Guider: CFG that stops when it no longer matters",
 }
 

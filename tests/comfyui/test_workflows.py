@@ -12,7 +12,7 @@ from chroma_trainer.trainer_core.adapters.files.load import apply_lora_
 from chroma_trainer.trainer_core.adapters.inject import remove_
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 from chroma_trainer.trainer_core.validation.euler import sample
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.comfyui
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
@@ -44,6 +44,10 @@ def shortened(name, chroma=None):
         node["inputs"].update({key: value for key, value in fields.items() if key in node["inputs"]})
         if node["class_type"] == "LoRATrainer":
             node["inputs"]["name"] = f"short-{name}"
+            if name == "full-rank":  # it has no rank but that of the extracted LoRA
+                node["inputs"].update(rank=16, alpha=16.0)
+        if node["class_type"] == "AdapterSettings":
+            node["inputs"]["extract_rank"] = 4
     return with_probes(prompt, chroma) if chroma else prompt
 
 
@@ -83,9 +87,33 @@ def test_a_training_runs_and_headless_writes_the_same_bytes(comfyui, headless, t
     shutil.copytree(tiny_flux, comfyui.base / "models" / "diffusers" / "tiny-flux", dirs_exist_ok=True)
     prompt = shortened(name)
     comfyui.run(prompt)
-    lora = comfyui.output / "loras" / f"short-{name}.safetensors"
-    written = headless(prompt, "--models", str(comfyui.base / "models")) / "loras" / lora.name
-    assert sha256_of(lora) == sha256_of(written)
+    headless_output = headless(prompt, "--models", str(comfyui.base / "models"))
+    written = [path.relative_to(comfyui.output) for path in comfyui.output.glob(f"*/short-{name}*.safetensors")]
+    assert {path.parent.name for path in written} == ({"diffusion_models", "loras"} if name == "full-rank" else {"loras"})
+    for path in written:
+        assert sha256_of(comfyui.output / path) == sha256_of(headless_output / path), path
+
+
+def save_tiny_lora(path: Path) -> None:
+    generator = torch.Generator().manual_seed(len(path.stem))
+    layer = "transformer.single_transformer_blocks.0.attn.to_q"
+    shapes = {f"{layer}.lora_A.weight": (4, 3072), f"{layer}.lora_B.weight": (3072, 4)}
+    path.parent.mkdir(exist_ok=True)
+    save_file({key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}, path)
+
+
+def test_two_loras_are_merged_and_checked(comfyui):
+    for name in ("first", "second"):
+        save_tiny_lora(comfyui.base / "models" / "loras" / f"{name}.safetensors")
+    prompt = shortened("merge-loras")
+    loaders = [node for node in prompt.values() if node["class_type"] == "LoadLoRAFile"]
+    for node, name in zip(loaders, ("first", "second"), strict=True):
+        node["inputs"]["lora"] = f"{name}.safetensors"
+    outputs = comfyui.run(prompt)["outputs"]
+    report = "\n".join(outputs[_id_of(prompt, "PreviewAny")]["text"])
+    assert "nothing" in report, report
+    assert outputs[_id_of(prompt, "PreviewImage")]["images"]
+    assert (comfyui.output / "loras" / "merged.safetensors").is_file()
 
 
 def test_compare_checkpoints_draws_a_grid_a_prompt(comfyui):
