@@ -89,7 +89,9 @@ def test_a_training_runs_and_headless_writes_the_same_bytes(comfyui, headless, t
     comfyui.run(prompt)
     headless_output = headless(prompt, "--models", str(comfyui.base / "models"))
     written = [path.relative_to(comfyui.output) for path in comfyui.output.glob(f"*/short-{name}*.safetensors")]
-    assert {path.parent.name for path in written} == ({"diffusion_models", "loras"} if name == "full-rank" else {"loras"})
+    assert {path.parent.name for path in written} == (
+        {"diffusion_models", "loras"} if name == "full-rank" else {"loras"}
+    )
     for path in written:
         assert sha256_of(comfyui.output / path) == sha256_of(headless_output / path), path
 
