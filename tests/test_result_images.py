@@ -70,3 +70,13 @@ def test_what_a_run_lacks_is_named(run, tmp_path, capsys):
         and f"{prompts[1]!r} has images of 2 steps" in error
     )
     assert tool.main([]) == 2
+
+
+def test_other_templates_have_thumbnails_of_what_they_do():
+    features = load_script("tools/feature_thumbnails.py")
+    assert not features.TEMPLATES.keys() & tool.THUMBNAILS.keys()
+    assert all((tool.WORKFLOWS / f"{name}.jpg").is_file() for name in features.TEMPLATES)
+    for before, after in features.kontext_pairs():
+        assert before.size == after.size and np.asarray(before).std() > 0
+        assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).mean() > 3
+    assert features.main(["merge-loras", "only-one.safetensors"]) == 2

@@ -83,8 +83,8 @@ def pick(files: dict[str, dict[int, Path]], prompt: str, index: int) -> Image.Im
     return page.crop((x, y, x + cell.width, y + cell.height))
 
 
-def draw_sheet(rows: Sequence[Sequence[Image.Image]], size: tuple[int, int]) -> Image.Image:
-    """Return images in rows as large as fit, with an arrow between neighbors of a row."""
+def draw_sheet(rows: Sequence[Sequence[Image.Image]], size: tuple[int, int], signs: str = "") -> Image.Image:
+    """Return images in rows as large as fit, with an arrow between neighbors of a row, or with the signs, of + and =."""
     columns, width, height = len(rows[0]), *size
     gap = round(0.11 * min(width / columns, height / len(rows)))
     edge = min((width - gap * (columns + 1)) // columns, (height - gap * (len(rows) + 1)) // len(rows))
@@ -99,13 +99,20 @@ def draw_sheet(rows: Sequence[Sequence[Image.Image]], size: tuple[int, int]) -> 
             corners = round_corners((edge, edge), 1 + round(RADIUS * edge / image.width))
             canvas.paste(image.resize((edge, edge), Image.Resampling.LANCZOS), at, corners)
             if x:
-                draw_arrow(canvas, at[0] - gap / 2, at[1] + edge / 2, 0.3 * gap)
+                draw_sign(canvas, at[0] - gap / 2, at[1] + edge / 2, 0.3 * gap, signs[x - 1] if signs else ">")
     return canvas
 
 
-def draw_arrow(canvas: Image.Image, x: float, y: float, half: float) -> None:
-    """Draw a triangle that points to the right, with its center at (x, y)."""
-    ImageDraw.Draw(canvas).polygon([(x - half, y - half), (x + half, y), (x - half, y + half)], fill=INK)
+def draw_sign(canvas: Image.Image, x: float, y: float, half: float, sign: str) -> None:
+    """Draw > (as a triangle), + or = with its center at (x, y)."""
+    draw, thick = ImageDraw.Draw(canvas), half / 4
+    if sign == ">":
+        draw.polygon([(x - half, y - half), (x + half, y), (x - half, y + half)], fill=INK)
+        return
+    for bar in (y,) if sign == "+" else (y - half / 2, y + half / 2):
+        draw.rectangle((x - half, bar - thick, x + half, bar + thick), fill=INK)
+    if sign == "+":
+        draw.rectangle((x - thick, y - half, x + thick, y + half), fill=INK)
 
 
 def draw_icon(before: Image.Image, after: Image.Image) -> Image.Image:

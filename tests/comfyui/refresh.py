@@ -1,7 +1,7 @@
 """Saves the shipped workflows anew, as a real ComfyUI's page saves and draws them: `python tests/comfyui/refresh.py [--files] [NAME ...]`
 
 For each workflows/NAME.json: the page loads it, runs it to its end where the small model is enough for that, and writes workflows/NAME.json,
-its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg, where tools/result_images.py makes none of a result; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
+its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg, where no tool makes one of a result; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
 --files: without runs and pictures, for fields that are new.
 """
 
@@ -21,7 +21,10 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 WORKFLOWS = PROJECT / "workflows"
-RESULT_IMAGES = PROJECT / "tools" / "result_images.py"
+THUMBNAIL_TOOLS = [
+    (PROJECT / "tools" / "result_images.py", "THUMBNAILS"),
+    (PROJECT / "tools" / "feature_thumbnails.py", "TEMPLATES"),
+]
 THUMBNAIL = (640, 640)  # pixels, at most
 FILES = ("diffusion_models/Chroma1-HD", "text_encoders/t5xxl_fp16", "vae/ae")  # that the page shall find, not load
 RUN = ("quick-lora", "first-lora", "compare-checkpoints")  # the others want Chroma in full size
@@ -98,7 +101,7 @@ def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> Non
     if name == README_PICTURE[0]:
         README_PICTURE[1].parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(128).save(README_PICTURE[1], optimize=True)
-    if name not in load_module(RESULT_IMAGES).THUMBNAILS:
+    if not any(name in getattr(load_module(path), table) for path, table in THUMBNAIL_TOOLS):
         picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
         picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
 
