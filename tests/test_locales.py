@@ -111,3 +111,10 @@ def test_colours_are_of_nodes_and_types_that_there_are():
     links, nodes = (set(re.findall(r"^  (\w+): \"", part, re.M)) for part in text.split("const NODES"))
     assert nodes and nodes <= set(ALL_NODES)
     assert links and links <= {output.type for spec in ALL_NODES.values() for output in spec.outputs}
+
+
+def test_every_template_is_listed_in_the_docs():
+    page = (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.M)) == {
+        path.stem for path in (ROOT / "workflows").glob("*.json")
+    }
