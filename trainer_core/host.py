@@ -50,7 +50,7 @@ class PhaseStarted:
     """A phase of the run has started.
 
     Args:
-        phase: "start", "identify", "text", "latents", "load", "eval", "leak", "train", "validate" or
+        phase: "start", "identify", "score", "text", "latents", "load", "eval", "leak", "train", "validate" or
             "save".
         total: units of work in the phase, 0 if unknown.
         unit: name of the unit, in the plural.
@@ -160,6 +160,41 @@ class LeakMeasured:
     by_sigma: tuple[float | None, ...]
     moved_with: float | None
     moved_without: float | None
+
+
+@dataclass(frozen=True)
+class ImagesScored:
+    """How well validation images fit their prompts, and how similar they are to held-out ones (image_scores.py).
+
+    Args:
+        step: step of the images, 0 for those of the base model.
+        strength: strength of the LoRA, 0 for the base model.
+        is_shown: whether charts show it: of several strengths, the one that is nearest to 1.
+        clip: mean CLIP score.
+        clip_error: standard error of it over the images.
+        clip_change: mean change from the base model's images, image by image; None for those themselves.
+        clip_change_error: standard error of it.
+        likeness: mean likeness to the held-out images; None where none are held out.
+        likeness_error: standard error of it.
+        likeness_change: mean change from the base model's images.
+        likeness_change_error: standard error of it.
+        prompts: names of the prompts.
+        by_prompt: CLIP score of each of them.
+    """
+
+    step: int
+    strength: float
+    is_shown: bool
+    clip: float
+    clip_error: float
+    clip_change: float | None
+    clip_change_error: float | None
+    likeness: float | None
+    likeness_error: float | None
+    likeness_change: float | None
+    likeness_change_error: float | None
+    prompts: tuple[str, ...]
+    by_prompt: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -273,6 +308,7 @@ Event = (
     | EvalReport
     | EvalCompared
     | LeakMeasured
+    | ImagesScored
     | RunReported
     | MemoryInUse
 )

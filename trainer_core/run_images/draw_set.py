@@ -117,7 +117,7 @@ def draw_set(
         Cancelled: The user canceled. The set is not there.
     """
     model, sampling = resolve(request_of(run, trainer, host, settings), prompts, host)
-    sampling = sampling.without_previews()
+    sampling = sampling.of_the_images()
     rows = _rows(sampling, num_seeds)
     shown = [Shown(v.label, sha256_of(v.path) if v.path else "", v.strength) for v in versions]
     identity = (
