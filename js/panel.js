@@ -3,7 +3,7 @@
 import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
-import { bytes, clock, heldOutText, leakText, smoothed } from "./run_state.js";
+import { bytes, clock, heldOutText, leakText, scoreText, smoothed } from "./run_state.js";
 import { say } from "./texts.js";
 
 const FRAME_MS = 100; // between two redraws
@@ -85,6 +85,10 @@ export class Panel {
     if (held) facts.push([say("panel.held"), held, say("panel.held.tip"), "ct-key-held"]);
     const leak = leakText(state, short);
     if (leak) facts.push([say("panel.leak"), leak, say("panel.leak.tip")]);
+    const clip = scoreText(state, "clip", short);
+    if (clip) facts.push([say("panel.clip"), clip, say("panel.clip.tip"), "ct-key-clip"]);
+    const likeness = scoreText(state, "likeness", short);
+    if (likeness) facts.push([say("panel.likeness"), likeness, say("panel.likeness.tip")]);
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];

@@ -31,15 +31,15 @@ export class RunView {
     this.sets = new ImageSets(run, { notify, queue: (values) => act("draw", this.state, values) });
     this.parts = {
       name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
-      learned: el("table.ct-learned"), grid: el("div.ct-grid-of-pictures"),
+      learned: el("table.ct-learned"), scores: el("table.ct-learned.ct-by-prompt"), grid: el("div.ct-grid-of-pictures"),
       file: el("div.ct-saved-file"), settings: el("div.ct-settings"),
     };
-    const { name, when, buttons, learned, grid, file, settings } = this.parts;
+    const { name, when, buttons, learned, scores, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), "aria-label": say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, this.sets.element, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, scores, file, this.ask.element, this.sets.element, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -64,6 +64,7 @@ export class RunView {
     this.drawButtons(commandsOf(summary));
     this.drawFile(state, summary);
     this.drawLearned(state.heldOut.at(-1));
+    this.drawScores(state.shownScores);
     this.ask.draw(state);
     this.drawGrid(state.pictures);
     if (!parts.settings.children.length && state.settings) parts.settings.replaceChildren(...sections(state.settings));
@@ -110,6 +111,23 @@ export class RunView {
       el("td", {}, `${short(newest.gaps[i])} ± ${short(newest.gap_errors[i])}`))) : [];
     const title = say(newest?.overfits ? "gap.title.overfits" : "gap.title", { step: newest?.step, since: newest?.gap_since });
     learned.replaceChildren(...(key ? [el("caption", { title: say("gap.tip") }, title)] : []), ...rows);
+  }
+
+  // The CLIP score of each prompt, beside that of the base model's image.
+  drawScores(all) {
+    const { scores } = this.parts;
+    const [newest, base] = [all.at(-1), all.find(({ step }) => step === 0)];
+    const key = newest ? `${newest.step} ${newest.clip}` : "";
+    if (scores.dataset.of === key) return;
+    scores.dataset.of = key;
+    const rows = (newest?.prompts ?? []).map((prompt, i) => {
+      const before = newest.step ? base?.by_prompt?.[i] : undefined;
+      const value = short(newest.by_prompt[i]);
+      const text = Number.isFinite(before) ? say("clip.from", { score: value, base: short(before) }) : value;
+      return el("tr", {}, el("td", { title: prompt }, prompt), el("td", {}, text));
+    });
+    const caption = el("caption", { title: say("panel.clip.tip") }, say("clip.title", { step: newest?.step }));
+    scores.replaceChildren(...(key ? [caption] : []), ...rows);
   }
 
   drawGrid(pictures) {

@@ -13,7 +13,7 @@ THEMES = {
     "dark": ("#dddddd", ("#222222", "#171718", "#303030")),
     "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee")),
 }
-TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "bad")
+TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "clip", "bad")
 Color = tuple[float, ...]
 
 

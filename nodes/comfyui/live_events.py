@@ -15,6 +15,7 @@ from ...trainer_core.host import (
     EvalCompared,
     EvalReport,
     Event,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     MemoryInUse,
@@ -144,7 +145,7 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
         return {**kind, "step": event.step, "url": view_url(event.path, output), "label": label_of(event.path)}
     if isinstance(event, SamplingPreview):
         return {**kind, "step": event.step, "total": event.num_steps, "url": view_url(event.path, output)}
-    if isinstance(event, EvalReport | EvalCompared | LeakMeasured):
+    if isinstance(event, EvalReport | EvalCompared | LeakMeasured | ImagesScored):
         return {**kind, **{name: finite_all(value) for name, value in dataclasses.asdict(event).items()}}
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}

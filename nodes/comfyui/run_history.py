@@ -102,6 +102,7 @@ class Backlog:
             history.update()
             columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
             evals, leaks = [dict(item) for item in history.evals], [dict(item) for item in history.leaks]
+            scores = [dict(item) for item in history.scores]
             lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
@@ -111,6 +112,7 @@ class Backlog:
             "checkpoints": checkpoints,
             "evals": evals,
             "leaks": leaks,
+            "scores": scores,
             "drawn": self._drawn(folder),
             "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
             "lora": lora,

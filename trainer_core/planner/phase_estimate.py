@@ -57,7 +57,10 @@ def estimate_run(
     if facts.eval_images:
         phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
     if sampled is not None:
-        sampling, scoring = _validate(request.memory, facts, sampled), _score_images(request.memory, facts, sampled, on_cpu)
+        sampling, scoring = (
+            _validate(request.memory, facts, sampled),
+            _score_images(request.memory, facts, sampled, on_cpu),
+        )
         phases["validate"] = max(sampling[0], scoring[0]), max(sampling[1], scoring[1])
     device, ram = phases["train"]
     phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))

@@ -47,9 +47,7 @@ class ClipScorer:
         UserError: The model can't be loaded.
     """
 
-    def __init__(
-        self, settings: ValidationConfig, held_out: Sequence[np.ndarray], device: torch.device, host: Host
-    ):
+    def __init__(self, settings: ValidationConfig, held_out: Sequence[np.ndarray], device: torch.device, host: Host):
         self.model, self.device, self.host = find_score_model(settings.score_model, host), device, host
         self.names = list(settings.library())
         host.emit(PhaseStarted("score"))

@@ -1,8 +1,8 @@
 """Find the CLIP model that scores images: a folder as transformers saves it, or a repository on the Hub. Needs no torch.
 
-    config.json, preprocessor_config.json                     sizes, mean and deviation of the pixels
-    tokenizer.json, or vocab.json and merges.txt
-    model.safetensors                                         both towers and both projections
+config.json, preprocessor_config.json                     sizes, mean and deviation of the pixels
+tokenizer.json, or vocab.json and merges.txt
+model.safetensors                                         both towers and both projections
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in DEFAULTS.items():
         limit = LARGEST_EDGE if name == "image_size" else 1 << 20
         if type(values[name]) is not int or not 1 <= values[name] <= limit:
-            raise UserError.at(FIELD, f"has {name} {values[name]!r} in its config.json; it is damaged ({default} is usual)")
+            raise UserError.at(
+                FIELD, f"has {name} {values[name]!r} in its config.json; it is damaged ({default} is usual)"
+            )
     return values
 
 

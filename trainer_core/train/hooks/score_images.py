@@ -110,9 +110,7 @@ def shown_strength(strengths: Sequence[float] | Mapping[float, object]) -> float
     return min(strengths, key=lambda strength: abs(strength - 1))
 
 
-def event_of(
-    step: int, strength: float, is_shown: bool, scores: ImageScores, base: ImageScores | None
-) -> ImagesScored:
+def event_of(step: int, strength: float, is_shown: bool, scores: ImageScores, base: ImageScores | None) -> ImagesScored:
     """Return the event of scores, beside those of the base model's images."""
     clip, likeness = estimate(scores.clip), estimate(scores.likeness) if scores.likeness else (None, None)
     changes = [
