@@ -49,7 +49,8 @@ export async function openRun(run, node, name) {
 // the queue, and has not started.
 export async function findRun(node, name) {
   const { runs, queue = [] } = await listRuns();
-  const named = runs.filter((run) => isNamed(name, run.name));
+  // Runs of a sweep are in a subfolder of the node's name.
+  const named = runs.filter((run) => isNamed(name, run.name) || (run.node === node && isNamed(name, run.name.split("/").slice(0, -1).join("/"))));
   const waits = queue.some((entry) => entry.state === "waiting" && entry.node === node && isNamed(name, entry.name));
   return { run: (named.find((run) => run.node === node) ?? named[0])?.run, waits };
 }

@@ -24,7 +24,7 @@ export class RunState {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
       checkpoints: [], evals: [], leaks: [], scores: [], pictures: [], drawn: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
-      summary: null,
+      summary: null, sweep: null,
     });
   }
 
@@ -138,7 +138,9 @@ export class RunState {
 
   // Loads the history of a run, the answer of GET /chroma_trainer/runs/RUN.
   load(history) {
+    const { sweep } = this; // a sweep goes on with the next run
     this.clear(history.summary.run);
+    this.sweep = "sweep" in history ? history.sweep : sweep;
     this.follow(history);
     Object.assign(this, { settings: history.settings, prompt: history.prompt });
   }
@@ -152,6 +154,7 @@ export class RunState {
       crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
+    this.sweep = history.sweep ?? this.sweep;
     this.drawn = (history.drawn ?? []).map((image) => ({ ...image, url: `${image.url}&v=${image.changed}` }));
     this.append(history.steps, summary.total);
     if (summary.total) this.total = summary.total;
@@ -195,6 +198,10 @@ const TAKE = {
   },
   ImagesScored(state, { kind, node, name, run, memory, ...values }) {
     state.addScores(values);
+  },
+  SweepReported(state, { sweep, axes, planned, runs }) {
+    const plans = state.sweep?.sweep === sweep ? state.sweep.plans : undefined;
+    state.sweep = { sweep, axes, planned, runs, ...(plans ? { plans } : {}) };
   },
   SamplingPreview(state, { step, total, url }) {
     if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };

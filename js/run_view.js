@@ -21,12 +21,12 @@ function commandsOf({ state, alive }) {
 }
 
 export class RunView {
-  constructor(run, { back, act, check, notify }) {
+  constructor(run, { back, act, check, notify, open }) {
     this.run = run;
     this.check = check;
     this.act = act;
     this.state = new RunState();
-    this.panel = new Panel();
+    this.panel = new Panel({ openRun: open });
     this.ask = new Ask((prompts) => act("draw", this.state, { prompts: prompts.join("\n") }));
     this.sets = new ImageSets(run, { notify, queue: (values) => act("draw", this.state, values) });
     this.parts = {

@@ -15,6 +15,7 @@ from . import (
     plan_run,
     publish_lora,
     quantize_model,
+    sweep_settings,
     validate_sampler,
 )
 from .datasets import check_dataset, save_dataset
@@ -44,6 +45,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         adapter_settings.SPEC,
         optimizer_settings.SPEC,
         memory_settings.SPEC,
+        sweep_settings.SPEC,
         plan_run.SPEC,
         load_lora_file.SPEC,
         latest_checkpoint.SPEC,

@@ -133,6 +133,7 @@ def test_events_of_runs_and_the_live_page():
             "by_prompt",
         ],
         "RunReported": ["report"],
+        "SweepReported": ["sweep", "axes", "planned", "runs"],
         "MemoryInUse": ["memory", "used", "peak", "total"],
     }
 

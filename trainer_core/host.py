@@ -278,6 +278,23 @@ class RunReported:
 
 
 @dataclass(frozen=True)
+class SweepReported:
+    """What the runs of a sweep have reached: at its start, and whenever one of them has ended.
+
+    Args:
+        sweep: name of the sweep.
+        axes: the fields that differ.
+        planned: number of all runs.
+        runs: a row for each that has ended, as in table.json (docs/sweep.md).
+    """
+
+    sweep: str
+    axes: tuple[str, ...]
+    planned: int
+    runs: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class MemoryInUse:
     """Memory of the process that trains, from where that is not the host's own process (trainer_core/launch).
 
@@ -310,6 +327,7 @@ Event = (
     | LeakMeasured
     | ImagesScored
     | RunReported
+    | SweepReported
     | MemoryInUse
 )
 

@@ -25,8 +25,8 @@ def test_all_faults_of_all_combinations_come_first(cli, home, capsys):
     [
         (("LoRATrainer.holdout=0.1",), "1 of 10 images are held out; a sweep needs 4"),
         (("LoRATrainer.eval_images=2",), "a sweep needs 4 or more"),
-        (("LoRATrainer.checkpoint_every=0",), "--stop-losers decides at checkpoints"),
-        (("LoRATrainer.devices=1",), "--stop-losers needs runs of this process"),
+        (("LoRATrainer.checkpoint_every=0",), "stop_losers (--stop-losers) decides at checkpoints"),
+        (("LoRATrainer.devices=1",), "stop_losers (--stop-losers) needs runs of this process"),
         (("LoRATrainer.name=a%date%",), "give another --name"),
     ],
 )

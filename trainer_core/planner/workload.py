@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class RunFacts:
     eval_images: int = 0  # images whose loss is measured before and after training, or at a checkpoint
     text_tokens: int = 0  # of all distinct prompts together, estimated
     validation_passes: int = 0  # forward passes of all validation images of the run
-    score: ScoreCost = ScoreCost()  # of the model that scores validation images
+    score: ScoreCost = field(default_factory=ScoreCost)  # of the model that scores validation images
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,15 @@ def test_runs_are_listed_with_what_they_were(output):
     assert "step-000002-64x64.png" in found["picture"]
 
 
+def test_a_run_of_a_lora_in_a_subfolder_is_listed(output):
+    folder = output / "chroma_trainer" / "styles~cat-1a2b3c4d"
+    folder.mkdir()
+    write_status(folder, Status("finished", 3, 3))
+    (folder / "request.json").write_text('{"request": {"training": {"name": "styles/cat"}}, "workflow": {}}', "utf-8")
+    (summary,) = [run for run in Backlog(output).runs() if run["run"] == folder.name]
+    assert (summary["name"], summary["state"]) == ("styles/cat", "finished")
+
+
 def test_no_runs_is_an_empty_list(tmp_path):
     assert json.loads(ask(tmp_path / "nowhere", "/chroma_trainer/runs")[1]) == {"runs": [], "queue": []}
 
