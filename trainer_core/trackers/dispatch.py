@@ -127,7 +127,7 @@ class TrackerSink:
             seconds: Maximum time to wait for each tracker.
         """
         for thread in self._threads:
-            thread.close(failed, seconds)
+            thread.close(failed, seconds, is_patient=seconds >= LAST_SECONDS)
 
     def _call_of(self, event: Event) -> Call | None:
         if isinstance(event, StepReport):
