@@ -15,7 +15,6 @@ from . import (
     plan_run,
     publish_lora,
     quantize_model,
-    sweep_settings,
     validate_sampler,
 )
 from .datasets import check_dataset, save_dataset
@@ -27,7 +26,7 @@ from .lora_tools import (
     resize_lora,
     scale_lora,
 )
-from .runs import latest_checkpoint, sample_run
+from .runs import latest_checkpoint, sample_run, sweep_settings
 from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {

@@ -15,7 +15,6 @@ from ..trainer_core.config.memory import MemoryConfig
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.optimizer import OptimizerConfig
 from ..trainer_core.config.request import TrainedLora, TrainRequest
-from ..trainer_core.config.sweep import SweepConfig
 from ..trainer_core.config.training import TrainingConfig
 from ..trainer_core.config.validation import ValidationConfig
 from ..trainer_core.errors import Problem, UserError
@@ -23,6 +22,7 @@ from ..trainer_core.host import Host, Notice, Paths
 from ..trainer_core.launch.run_queue import unfinished
 from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
+from ..trainer_core.sweep.sweep_config import Sweep
 
 if TYPE_CHECKING:
     from ..trainer_core.train.run import Judge, TrainResult
@@ -61,7 +61,7 @@ class Inputs(TrainingConfig):
         ),
     ] = None
     sweep: Annotated[
-        SweepConfig | None,
+        Sweep | None,
         Socket("TRAIN_SWEEP"),
         Doc(
             "Settings from SweepSettings: every combination of some values is trained, one run after another, and all are "
@@ -109,8 +109,8 @@ def _sweep_problems(inputs: Inputs) -> list[Problem]:
 
     if inputs.sweep is None:
         return []
-    problems = requirements(inputs, inputs.sweep.stop_losers)
-    if inputs.background and inputs.sweep.stop_losers:
+    problems = requirements(inputs, inputs.sweep.settings.stop_losers)
+    if inputs.background and inputs.sweep.settings.stop_losers:
         text = "is on, but stop_losers of SweepSettings compares runs of this process; switch one of them off"
         problems.append(Problem("background", text))
     if inputs.adapter and inputs.adapter.is_full:
@@ -159,9 +159,7 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     from ..trainer_core.lora_tools.reader import load_tensors
 
     if inputs.sweep:
-        from .runs.sweep import run_sweep
-
-        return run_sweep(inputs, host) or (ABSENT,) * len(SPEC.outputs)
+        return inputs.sweep.train(inputs, host) or (ABSENT,) * len(SPEC.outputs)
     if inputs.background and host.background:
         if inputs.adapter and inputs.adapter.extract_rank:
             text = "can't extract a LoRA after a run in the background; set extract_rank to 0 or background off"

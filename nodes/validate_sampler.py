@@ -14,7 +14,7 @@ from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Paths, collect
 from ..trainer_core.paths import find_taef1
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
-from ..trainer_core.validation.score_model import score_problems, with_score_folder
+from ..trainer_core.validation.scores.score_model import score_problems, with_score_folder
 from .lora_trainer import trains_model
 
 MAX_LIBRARY_BYTES = 1 << 20

@@ -164,7 +164,7 @@ class LeakMeasured:
 
 @dataclass(frozen=True)
 class ImagesScored:
-    """How well validation images fit their prompts, and how similar they are to held-out ones (image_scores.py).
+    """How well validation images fit their prompts, and how similar they are to held-out ones (validation/scores/image_scores.py).
 
     Args:
         step: step of the images, 0 for those of the base model.

@@ -14,10 +14,10 @@ from chroma_trainer.nodes.validate_sampler import Inputs, preflight, settings_of
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
-from chroma_trainer.trainer_core.validation.clip_scorer import ClipScorer, Preprocessor
-from chroma_trainer.trainer_core.validation.image_scores import ImageScores, describe_scores, difference
 from chroma_trainer.trainer_core.validation.render import draw
-from chroma_trainer.trainer_core.validation.score_model import find_local, score_cost, score_problems
+from chroma_trainer.trainer_core.validation.scores.clip_scorer import ClipScorer, Preprocessor
+from chroma_trainer.trainer_core.validation.scores.image_scores import ImageScores, describe_scores, difference
+from chroma_trainer.trainer_core.validation.scores.score_model import find_local, score_cost, score_problems
 
 SETTINGS = ValidationConfig(prompts='{"cat": "a red cat", "dog": "the dog"}', resolutions="32x32, 48x16", score="clip")
 CPU = torch.device("cpu")

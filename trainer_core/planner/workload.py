@@ -20,7 +20,7 @@ from ..devices import DTYPES
 from ..models.family import Family
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
-from ..validation.score_model import ScoreCost, score_cost
+from ..validation.scores.score_model import ScoreCost, score_cost
 from .cost_model import Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 

@@ -20,7 +20,7 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
-from ..validation.score_model import score_problems
+from ..validation.scores.score_model import score_problems
 from .block_lr import rates_of
 from .full_rank_check import full_rank_problems
 from .model_check import contradictions

@@ -117,7 +117,7 @@ class WeightsAndBiases:
             artifact.add_file(str(path), name=path.name)
         for path in grids:
             with Image.open(path) as image:  # the pixels alone, as in picture
-                artifact.add(self._wandb.Image(image.convert("RGB")), f"validation/{path.stem}")
+                artifact.add(self._wandb.Image(image.convert("RGB"), caption=path.stem), f"validation/{path.stem}")
         self._run.log_artifact(artifact, aliases=["latest", *aliases])
 
     @staticmethod

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..adapters.inject import set_strength_
 from ..config.request import TrainedLora, TrainRequest
 from ..data.dataset import Unreadable
 from ..devices import (
@@ -159,8 +158,7 @@ def _train(
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
-    with phases("validate"):  # before the model takes the memory
-        scoring = ImageScoring.build(plan, record, ranks, host)
+    scoring = ImageScoring.build(plan, record, ranks, host, phases)  # before the model takes the memory
     state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
         report_density(plan, record, host)
@@ -171,9 +169,7 @@ def _train(
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
     with phases("validate"):
-        set_strength_(state.transformer, 0.0)
         live.sample_base(state)
-        set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     _resume_or_start_(state, request, checkpoints, live, host, phases)

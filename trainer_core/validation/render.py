@@ -33,11 +33,11 @@ from ..runs.portable import portable
 from ..storage.atomic import sha256_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems
-from .clip_scorer import ClipScorer, make_scorer
 from .comparison import Drawn, Version, grids_of, singles_of, versions_of
-from .image_scores import describe_scores
 from .previews import preview_of
 from .sample_images import Pictures, draw_pictures, prompts_of
+from .scores.clip_scorer import ClipScorer, make_scorer
+from .scores.image_scores import describe_scores
 
 
 class Renderer:

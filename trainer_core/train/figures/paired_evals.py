@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from ...config.training import MIN_HELD_OUT
-from ...validation.estimates import Estimate, estimate
+from ...validation.scores.estimates import Estimate, estimate
 
 Losses = Mapping[str, Sequence[float]]  # key of an image -> its loss at each of EVAL_SIGMAS
 

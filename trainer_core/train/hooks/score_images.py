@@ -1,4 +1,4 @@
-"""Score the validation images of a run with CLIP, where its settings ask for it (validation/image_scores.py).
+"""Score the validation images of a run with CLIP, where its settings ask for it (validation/scores/image_scores.py).
 
 The scores of each image are in the run's folder, validation/scores.json, so that a resumed run compares with the base
 model's images and reports all steps. Scores of another model, other prompts or other held-out images are not continued.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config.validation import CLIP
 from ...data.cache.latents import place_image
 from ...data.holdout import split
 from ...data.sample_table import Sample
@@ -23,10 +24,11 @@ from ...runs import layout
 from ...storage.atomic import sha256_text, write_json
 from ...storage.bounded_files import Unusable, read_json
 from ...validation.base_images import key_of
-from ...validation.clip_scorer import ClipScorer, make_scorer
-from ...validation.estimates import Estimate, estimate
-from ...validation.image_scores import ImageScores, describe_scores, difference
 from ...validation.sample_images import Pictures
+from ...validation.scores.clip_scorer import ClipScorer, make_scorer
+from ...validation.scores.estimates import Estimate, estimate
+from ...validation.scores.image_scores import ImageScores, describe_scores, difference
+from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import prior_parts_of
 from .eval_loss import spread, without_prior
@@ -56,13 +58,16 @@ class ImageScoring:
     steps: dict[int, ByStrength] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, plan: RunPlan, record: Mapping[str, Any], ranks: Ranks, host: Host) -> ImageScoring | None:
+    def build(
+        cls, plan: RunPlan, record: Mapping[str, Any], ranks: Ranks, host: Host, phases: PhaseTimer
+    ) -> ImageScoring | None:
         """Embed prompts and held-out images. None where nothing is scored, and on all ranks but the main one."""
         settings = plan.request.validation
         if settings is None or not ranks.is_main:
             return None
-        samples = _held_out(plan)
-        scorer = make_scorer(settings, _images(plan, samples), plan.device, host)
+        samples = _held_out(plan) if settings.score == CLIP else []
+        with phases("validate"):
+            scorer = make_scorer(settings, _images(plan, samples), plan.device, host)
         if scorer is None:
             return None
         if not samples:

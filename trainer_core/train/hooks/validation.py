@@ -56,15 +56,17 @@ class LiveValidation:
         return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview, scoring)
 
     def sample_base(self, state: TrainState) -> None:
-        """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
+        """Sample the base model's images, or take those of an earlier start."""
         if not self.settings:
             return
+        set_strength_(state.transformer, 0.0)
         key = key_of(self.settings, self.record["versions"], str(state.device))
         earlier = load_base(self.folder, key) if state.ranks.is_main else None
         if state.ranks.from_main(lambda: earlier is None):
             self.base = self._sample_images(state)
         if earlier is None and state.ranks.is_main:
             save_base(self.folder, key, self.base)
+        set_strength_(state.transformer, 1.0)
         self.base = earlier or self.base
         self._save(state, 0, [("base", self.base)])
         self._score(0, [(BASE, self.base)])

@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config.validation import CLIP, ValidationConfig
-from ..devices import empty_cache
-from ..errors import UserError
-from ..host import Host, PhaseStarted
-from ..models.loading.fingerprint import identity_of, remembering
-from ..models.loading.weights import Kind, Weights, load_weights_
-from ..models.text.tokenizer import read_clip_tokenizer
-from ..storage.bounded_files import Unusable, read_json
+from ...config.validation import CLIP, ValidationConfig
+from ...devices import empty_cache
+from ...errors import UserError
+from ...host import Host, PhaseStarted
+from ...models.loading.fingerprint import identity_of, remembering
+from ...models.loading.weights import Kind, Weights, load_weights_
+from ...models.text.tokenizer import read_clip_tokenizer
+from ...storage.bounded_files import Unusable, read_json
+from ..sample_images import Pictures
 from .image_scores import ImageScores
-from .sample_images import Pictures
 from .score_model import FIELD, FIX, NORMALIZATION, ScoreModel, find_score_model
 
 CLIP_MODEL = Kind("CLIP model", ("text_model.embeddings.token_embedding.weight",))

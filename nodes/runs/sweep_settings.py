@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from ..trainer_core.config.sweep import SweepConfig
-from ..trainer_core.errors import Problem, UserError
-from ..trainer_core.host import Host
-from ..trainer_core.spec import NodeSpec, Output
-from ..trainer_core.workflow.graph import Graph, Link
+from ...trainer_core.errors import Problem, UserError
+from ...trainer_core.host import Host
+from ...trainer_core.spec import NodeSpec, Output
+from ...trainer_core.sweep.sweep_config import Sweep, SweepConfig
+from ...trainer_core.workflow.graph import Graph, Link
 
 TRAINER = "LoRATrainer"
 
@@ -18,16 +19,23 @@ class Inputs(SweepConfig):
     pass
 
 
-def run(inputs: Inputs, host: Host) -> tuple[SweepConfig]:
-    """Return the settings of the sweep."""
-    return (SweepConfig(**{field.name: getattr(inputs, field.name) for field in fields(SweepConfig)}),)
+def run(inputs: Inputs, host: Host) -> tuple[Sweep]:
+    """Return the settings of the sweep, and what trains it in place of one run."""
+    settings = SweepConfig(**{field.name: getattr(inputs, field.name) for field in fields(SweepConfig)})
+    return (Sweep(settings, _train),)
+
+
+def _train(inputs: Any, host: Any) -> tuple[Any, ...]:
+    from .train_sweep import run_sweep
+
+    return run_sweep(inputs, host)
 
 
 def within(inputs: Inputs, graph: Graph, node_id: str) -> list[Problem]:
     """Return what the graph around the trainers that get this sweep has no field, or no such value, for."""
-    from ..trainer_core.sweep.combinations import read_axes, value_problems
-    from ..trainer_core.workflow.execute import with_sources
-    from . import CATALOGUE
+    from ...trainer_core.sweep.combinations import read_axes, value_problems
+    from ...trainer_core.workflow.execute import with_sources
+    from .. import CATALOGUE
 
     if inputs.problems():
         return []

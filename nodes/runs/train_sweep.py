@@ -30,8 +30,8 @@ def run_sweep(inputs: lora_trainer.Inputs, host: Any) -> tuple[Any, ...]:
     from ...trainer_core.sweep.results import table
     from ...trainer_core.sweep.sweep import Sweep, plan_sweep, sweep_name
 
-    settings, trainer = inputs.sweep, trainer_node()
-    assert settings is not None
+    assert inputs.sweep
+    settings, trainer = inputs.sweep.settings, trainer_node()
     graph = graph_of_runs(inputs, host)
     try:
         name = sweep_name(graph, trainer, settings.name)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.validation import CLIP, ValidationConfig
-from ..errors import Problem, UserError, reason_of
-from ..host import Host, Notice, Paths, collect
-from ..models.loading.config_file import read_config
-from ..models.loading.locate import find_cached, is_hub_id, is_offline, weight_files
-from ..models.text.tokenizer import clip_files
-from ..storage.model_header import model_header_of
+from ...config.validation import CLIP, ValidationConfig
+from ...errors import Problem, UserError, reason_of
+from ...host import Host, Notice, Paths, collect
+from ...models.loading.config_file import read_config
+from ...models.loading.locate import find_cached, is_hub_id, is_offline, weight_files
+from ...models.text.tokenizer import clip_files
+from ...storage.model_header import model_header_of
 
 FIELD = "score_model"
 KINDS = ("clip_vision", "diffusers", "text_encoders")  # ComfyUI's folders that are searched

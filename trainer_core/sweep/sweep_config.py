@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..errors import Problem
 from ..spec import Doc, Text
@@ -44,3 +45,17 @@ class SweepConfig:
         if self.lines():
             return []
         return [Problem("over", "is empty; write a field and its values, such as rank=8,16")]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, as nodes pass it on.
+
+    Args:
+        settings: The values to try.
+        train: train(inputs of LoRATrainer, host) trains all of them, and returns the outputs of the best run; () where
+            runs in the background train them.
+    """
+
+    settings: SweepConfig
+    train: Callable[[Any, Any], tuple[Any, ...]]
