@@ -289,11 +289,12 @@ export function leakText(state, number) {
 export function scoreText(state, name, number) {
   const newest = state.shownScores.at(-1);
   if (!newest || !Number.isFinite(newest[name])) return "";
-  const score = `${number(newest[name])} \u00b1 ${number(newest[`${name}_error`])}`;
+  const error = (value) => (value ? ` \u00b1 ${number(value)}` : ""); // of one image there is none
+  const score = `${number(newest[name])}${error(newest[`${name}_error`])}`;
   const change = newest[`${name}_change`];
   if (!Number.isFinite(change)) return score;
   const sign = change < 0 ? "\u2212" : "+";
-  return `${score} (${sign}${number(Math.abs(change))} \u00b1 ${number(newest[`${name}_change_error`])})`;
+  return `${score} (${sign}${number(Math.abs(change))}${error(newest[`${name}_change_error`])})`;
 }
 
 // The state of a run in words.

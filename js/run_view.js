@@ -9,6 +9,7 @@ import { ImageSets } from "./image_sets.js";
 import { Panel } from "./panel.js";
 import { stepText } from "./pictures.js";
 import { RunState, ago } from "./run_state.js";
+import { SweepTable } from "./sweep_table.js";
 import { has, say } from "./texts.js";
 
 const ICONS = { pause: "pi-pause", stop: "pi-stop", resume: "pi-play" };
@@ -26,7 +27,8 @@ export class RunView {
     this.check = check;
     this.act = act;
     this.state = new RunState();
-    this.panel = new Panel({ openRun: open });
+    this.panel = new Panel({ hasSweep: false });
+    this.sweep = new SweepTable(open);
     this.ask = new Ask((prompts) => act("draw", this.state, { prompts: prompts.join("\n") }));
     this.sets = new ImageSets(run, { notify, queue: (values) => act("draw", this.state, values) });
     this.parts = {
@@ -39,7 +41,7 @@ export class RunView {
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), "aria-label": say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, scores, file, this.ask.element, this.sets.element, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), this.sweep.element, learned, scores, file, this.ask.element, this.sets.element, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -61,6 +63,7 @@ export class RunView {
     text(parts.name, summary.name);
     text(parts.when, `${summary.run} · ${ago(summary.updated)}`);
     this.panel.show(state);
+    this.sweep.draw(state.sweep, state.run);
     this.drawButtons(commandsOf(summary));
     this.drawFile(state, summary);
     this.drawLearned(state.heldOut.at(-1));

@@ -25,6 +25,20 @@ export function entriesOf(sweep) {
   return plans.map((plan) => ({ ...plan, row: rows.get(plan.run) }));
 }
 
+// The fields of the grid with their values; null where none is drawn.
+function gridOf(axes, entries) {
+  if (axes.length !== 2) return null;
+  const values = axes.map((axis) => [...new Set(entries.map((entry) => entry.values[axis]))]);
+  return values.every(({ length }) => length > 1) ? values : null;
+}
+
+// How many lines the table and the grid have.
+export function rowsOf(sweep) {
+  const entries = entriesOf(sweep);
+  const grid = gridOf(sweep.axes, entries);
+  return 1 + Math.max(entries.length, sweep.planned) + (grid ? 1.5 + grid[0].length : 0);
+}
+
 export class SweepTable {
   // open(run) shows a run; without it, rows are no buttons.
   constructor(open) {
@@ -64,9 +78,9 @@ export class SweepTable {
 
   // Two fields: the values of the first as rows, of the second as columns.
   grid(axes, entries) {
-    if (axes.length !== 2) return [];
-    const [down, across] = axes.map((axis) => [...new Set(entries.map(({ values }) => values[axis]))]);
-    if (down.length < 2 || across.length < 2) return [];
+    const values = gridOf(axes, entries);
+    if (!values) return [];
+    const [down, across] = values;
     const find = (a, b) => entries.find(({ values }) => values[axes[0]] === a && values[axes[1]] === b)?.row;
     const cell = (row) => el("td", { "data-verdict": row ? verdictOf(row) : "" }, row ? aboveText(row) : "");
     const corner = el("th", { scope: "col" }, axes.map((name) => name.split(".").at(-1)).join(" \\ "));

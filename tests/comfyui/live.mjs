@@ -261,7 +261,8 @@ async function sweep(context, page) {
     const node = window.LiteGraph.createNode("SweepSettings");
     graph.add(node);
     const trainer = graph.nodes.find(({ type }) => type === "LoRATrainer");
-    node.pos = [trainer.pos[0] - 350, trainer.pos[1] + 700];
+    node.pos = [trainer.pos[0] - 380, trainer.pos[1] + 700];
+    node.setSize([300, 180]);
     node.connect(0, trainer, trainer.inputs.findIndex(({ name }) => name === "sweep"));
   });
   await setWidget(page, "SweepSettings", { over: "no_such_field=1,2" });
@@ -275,8 +276,8 @@ async function sweep(context, page) {
   await page.waitForFunction((panel) => document.querySelectorAll(`${panel} .ct-sweep tbody tr[data-verdict="best"]`).length, nodePanel, { timeout: WAIT_MS });
   await look(page);
   await shoot(page, "sweep-running");
+  await page.waitForFunction((panel) => document.querySelector(`${panel} .ct-sweep`)?.textContent.includes("4 of 4"), nodePanel, { timeout: 3 * WAIT_MS });
   await until(page, "d.state === 'finished'", nodePanel);
-  await page.waitForFunction((panel) => document.querySelector(`${panel} .ct-sweep`)?.textContent.includes("4 of 4"), nodePanel, { timeout: WAIT_MS });
   const count = (root, what) => page.locator(`${root} ${what}`).count();
   const rows = ".ct-sweep table:not(.ct-sweep-grid) tbody tr";
   seen.node = {

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import "./dom_stub.mjs";
 import { load } from "./load.mjs";
 
-const { SweepTable, aboveText, entriesOf, verdictOf } = await load("sweep_table.js");
+const { SweepTable, aboveText, entriesOf, rowsOf, verdictOf } = await load("sweep_table.js");
 const { RunState } = await load("run_state.js");
 
 const estimate = (mean, error) => ({ mean, standard_error: error });
@@ -41,6 +41,7 @@ test("a row for each run, a grid of two fields, and buttons to the runs that hav
   assert.ok(cells.includes("0.5 at step 20") && cells.includes("30, stopped early") && cells.includes("training now") && cells.includes("0.3 ± 0.05"));
   assert.equal(cells.filter((text) => text === "+0.01 ± 0.004").length, 4); // twice in the grid, twice in the table
   assert.equal(texts(table.element, "button").length, 3);
+  assert.deepEqual([rowsOf(SWEEP), rowsOf({ ...SWEEP, axes: ["rank"] })], [8.5, 5]);
   table.draw({ ...SWEEP, axes: ["rank"] }, "");
   assert.equal(texts(table.element, "button").length, 3);
   table.draw(null);

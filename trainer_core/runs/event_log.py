@@ -100,8 +100,10 @@ def scored_text(event: ImagesScored) -> str:
     """Return the scores of validation images in words."""
     likeness = ""
     if event.likeness is not None and event.likeness_error is not None:
-        likeness = f", likeness {event.likeness:.4f} +- {event.likeness_error:.4f}"
-    return f"CLIP score {event.clip:.2f} +- {event.clip_error:.2f}{likeness} at step {event.step}"
+        error = f" +- {event.likeness_error:.4f}" if event.likeness_error else ""
+        likeness = f", likeness {event.likeness:.4f}{error}"
+    error = f" +- {event.clip_error:.2f}" if event.clip_error else ""  # of one image there is none
+    return f"CLIP score {event.clip:.2f}{error}{likeness} at step {event.step}"
 
 
 def event_json(event: Event, folder: Path) -> dict[str, Any]:

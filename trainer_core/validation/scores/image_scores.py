@@ -81,8 +81,13 @@ def describe_scores(scores: ImageScores, base: ImageScores | None = None) -> str
 
 
 def _with_error(value: Estimate, digits: int) -> str:
-    return f"{value[0]:.{digits}f} +- {value[1]:.{digits}f}"
+    return f"{value[0]:.{digits}f}{_error(value[1], digits)}"
+
+
+def _error(value: float, digits: int) -> str:
+    """Return an error in words; of one image there is none."""
+    return f" +- {value:.{digits}f}" if value else ""
 
 
 def _since(change: Estimate | None, digits: int) -> str:
-    return f" ({change[0]:+.{digits}f} +- {change[1]:.{digits}f} from the base model)" if change else ""
+    return f" ({change[0]:+.{digits}f}{_error(change[1], digits)} from the base model)" if change else ""
