@@ -22,8 +22,6 @@ from .. import CATALOGUE, lora_trainer
 from ..widget_schemas import schemas
 from .trainer_node import trainer_node
 
-OWN = ("sweep", "background", "detached")  # of this node, and not of the runs
-
 
 def run_sweep(inputs: lora_trainer.Inputs, host: Any) -> tuple[Any, ...]:
     """Train every combination, and return the outputs of the best run; () where runs in the background train them."""
@@ -57,16 +55,14 @@ def run_sweep(inputs: lora_trainer.Inputs, host: Any) -> tuple[Any, ...]:
 
 
 def graph_of_runs(inputs: lora_trainer.Inputs, host: Host) -> Graph:
-    """Return the graph of this node and what it depends on, without the sweep.
+    """Return the graph of this node and what it depends on.
 
     Values that come from nodes of ComfyUI are those that this node got.
     """
     graph = graph_from_json(dict(host.prompt), schemas())
-    graph = with_sources(graph, {host.node_id})
     node = graph.nodes[host.node_id]
     values = {item.name: getattr(inputs, item.name) for item in fields(TrainingConfig)}
-    kept = {name: value for name, value in {**node.inputs, **values}.items() if name not in OWN}
-    changed = replace(graph, nodes={**graph.nodes, node.id: replace(node, inputs=kept)})
+    changed = replace(graph, nodes={**graph.nodes, node.id: replace(node, inputs={**node.inputs, **values})})
     return with_sources(changed, {node.id})
 
 

@@ -26,12 +26,14 @@ from ..storage.lora_name import faults_of_name
 from ..train.figures.paired_evals import Evaluation
 from ..train.prepare import RunPlan, plan_run
 from ..train.run import TrainResult
-from ..workflow.execute import TrainerNode
+from ..workflow.execute import TrainerNode, with_sources
 from ..workflow.graph import Graph
 from ..workflow.overrides import override
 from .combinations import Combination, requirements
 from .results import Row, RunResult, as_json, rows_of, why_lost
 from .stored_sweep import CHART, MAX_BYTES, STATE, TABLE, result_of, sweep_folder
+
+NOT_OF_A_RUN = ("sweep", "background", "detached")  # inputs of LoRATrainer that the runs of a sweep do not have
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def plan_sweep(
         UserError: the problems of all combinations.
     """
     node, quiet = trainer.only_id(graph), quiet_host(host)
+    graph = without_sweep(graph, node)
     problems: dict[Problem, list[str]] = {}
     plans: list[PlannedRun] = []
     names = _names(combinations, name)
@@ -93,6 +96,13 @@ def plan_sweep(
     if problems:
         raise UserError(_with_labels(problem, labels, len(combinations)) for problem, labels in problems.items())
     return plans
+
+
+def without_sweep(graph: Graph, trainer: str) -> Graph:
+    """Return the trainer and what it depends on, without a sweep of its own: each run is recorded as one that stands alone."""
+    node = graph.nodes[trainer]
+    inputs = {name: value for name, value in node.inputs.items() if name not in NOT_OF_A_RUN}
+    return with_sources(replace(graph, nodes={**graph.nodes, trainer: replace(node, inputs=inputs)}), {trainer})
 
 
 def quiet_host(host: Host) -> SinkHost:

@@ -111,6 +111,7 @@ def make_scorer(
     """Return what scores the images of these settings; None where they are not scored."""
     if settings is None or settings.score != CLIP:
         return None
+    host.free_memory()
     return ClipScorer(settings, held_out, device, host)
 
 
