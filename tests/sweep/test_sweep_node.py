@@ -89,5 +89,7 @@ def test_runs_in_the_background_are_queued_one_by_one(home, host, monkeypatch):
     (folder / "checkpoints" / "step-000003" / "state.json").write_text(json.dumps(state), "utf-8")
     (folder / "report.json").write_text('{"steps": 3, "seconds_per_step": 0.1, "stopped_early": null}', "utf-8")
     write_status(folder, Status("finished"))
-    (row,) = read_sweep(output, "tiny")["runs"]
+    table = read_sweep(output, "tiny")
+    assert table
+    (row,) = table["runs"]
     assert row["loss"] == pytest.approx(0.6) and row["values"] == {"rank": "2"} and row["is_best"]

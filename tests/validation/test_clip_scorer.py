@@ -76,11 +76,11 @@ def test_an_image_is_prepared_as_transformers_does(tiny_clip):
 
 
 def test_errors_are_over_images():
-    base, later = ImageScores(["a", "b"], [20.0, 30.0], [0.5, 0.7]), ImageScores(["a", "b"], [21.0, 32.0], [0.6, 0.8])
+    base, later = ImageScores(["a", "b"], [20.0, 30.0], [0.5, 0.7]), ImageScores(["a", "b"], [21.0, 32.0], [0.6, 0.9])
     assert difference(later.clip, base.clip) == (1.5, 0.5)
     assert describe_scores(later, base) == (
-        "CLIP score 26.50 +- 5.50 (+1.50 +- 0.50 from the base model); likeness to held-out images 0.7000 +- 0.1000 "
-        "(+0.1000 from the base model)"
+        "CLIP score 26.50 +- 5.50 (+1.50 +- 0.50 from the base model); likeness to held-out images 0.7500 +- 0.1500 "
+        "(+0.1500 +- 0.0500 from the base model)"
     )
     assert describe_scores(ImageScores(["a"], [20.0])) == "CLIP score 20.00"
     assert ImageScores.from_json(json.loads(json.dumps(later.as_json()))) == later
