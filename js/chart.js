@@ -14,7 +14,7 @@ export class Chart {
   constructor() {
     this.parts = {
       grid: svg("g.ct-grid"), rate: svg("path.ct-rate"), raw: svg("path.ct-raw"), smooth: svg("path.ct-smooth"),
-      trained: svg("path.ct-trained"), held: svg("path.ct-held"), evals: svg("g.ct-evals"), marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
+      trained: svg("path.ct-trained"), held: svg("path.ct-held"), evals: svg("g.ct-evals"), clip: svg("path.ct-clip"), scores: svg("g.ct-scores"), marks: svg("g.ct-marks"), cursor: svg("line.ct-cursor"), spot: svg("circle.ct-spot", { r: 3 }),
     };
     this.svg = svg("svg.ct-svg", { role: "img", "aria-label": say("panel.chart") }, ...Object.values(this.parts));
     this.tip = el("div.ct-tip", { hidden: "" });
@@ -44,6 +44,7 @@ export class Chart {
     set(this.parts.smooth, { d: line(step, smooth, x, y) });
     set(this.parts.rate, { d: line(step, rate, x, yRate) });
     this.drawEvals(state.numPoints ? evals : [], x, y);
+    this.drawScores(state.numPoints ? state.shownScores : [], x, height);
     this.drawMarks(state, x, height);
     if (this.at !== null) this.point();
   }
@@ -68,6 +69,15 @@ export class Chart {
     set(this.parts.trained, { d: line(steps, evals.map(({ trained }) => trained ?? NaN), x, y) });
     this.parts.evals.replaceChildren(...evals.map(({ step, loss, overfits }) =>
       svg(`circle.ct-eval${overfits ? ".ct-overfits" : ""}`, { cx: x(step), cy: y(loss), r: 2.5 })));
+  }
+
+  // CLIP scores have a scale of their own, from their lowest to their highest: the tip says the values.
+  drawScores(scores, x, height) {
+    const values = scores.map(({ clip }) => clip);
+    const y = scale([Math.min(...values), Math.max(...values)], [height - EDGE.bottom - 12, EDGE.top + 12]);
+    const steps = scores.map(({ step }) => step);
+    set(this.parts.clip, { d: line(steps, values, x, y) });
+    this.parts.scores.replaceChildren(...scores.map(({ step, clip }) => svg("circle.ct-score", { cx: x(step), cy: y(clip), r: 2.5 })));
   }
 
   drawMarks(state, x, height) {
@@ -108,6 +118,8 @@ export class Chart {
     if (held?.overfits) marks.push(say("tip.overfits"));
     const leak = state.leaks.find((found) => found.step === step[i]);
     if (leak) marks.push(say("tip.leak", { leak: short(leak.leak), error: short(leak.standard_error) }));
+    const scored = state.shownScores.find((found) => found.step === step[i]);
+    if (scored) marks.push(say("tip.clip", { score: short(scored.clip), error: short(scored.clip_error) }));
     const lines = [
       say("step", { step: step[i] }), say("tip.loss", { loss: short(loss[i]), smooth: short(smooth[i]) }),
       say("tip.rate", { rate: rateText(rate[i]), pace: pace(seconds[i]) }), ...marks.filter(Boolean),

@@ -1,7 +1,7 @@
 // The source of runs: the server's messages while one is active, and the run history for everything before.
 
 import { api } from "../../scripts/api.js";
-import { isNamed } from "./names.js";
+import { isNamed, isOfSweep } from "./names.js";
 import { ask } from "./requests.js";
 import { RunState } from "./run_state.js";
 
@@ -49,8 +49,8 @@ export async function openRun(run, node, name) {
 // the queue, and has not started.
 export async function findRun(node, name) {
   const { runs, queue = [] } = await listRuns();
-  const named = runs.filter((run) => isNamed(name, run.name));
-  const waits = queue.some((entry) => entry.state === "waiting" && entry.node === node && isNamed(name, entry.name));
+  const named = runs.filter((run) => isNamed(name, run.name) || (run.node === node && isOfSweep(name, run.name)));
+  const waits = queue.some((entry) => entry.state === "waiting" && entry.node === node && (isNamed(name, entry.name) || isOfSweep(name, entry.name)));
   return { run: (named.find((run) => run.node === node) ?? named[0])?.run, waits };
 }
 

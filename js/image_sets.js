@@ -35,13 +35,15 @@ export class ImageSets {
     this.votePrompts = prompts();
     this.voteSeeds = seeds(8);
     this.strengths = el("input.ct-input", { value: STRENGTHS, "aria-label": say("strength.values") });
+    this.checkpoints = el("input.ct-input", { value: "", placeholder: say("strength.checkpoints.newest"), "aria-label": say("strength.checkpoints") });
     this.strengthPrompts = prompts();
     const button = (key, name, call) => el("button.ct-button", {
       type: "button", "data-command": name, onclick: disabledDuring(call),
     }, el("i.pi.pi-image", { "aria-hidden": "true" }), say(key));
     this.voteForm = el("div.ct-set-form", {}, el("label.ct-field", {}, say("vote.first"), this.first), el("label.ct-field", {}, say("vote.second"), this.second),
       this.votePrompts, el("label.ct-field", {}, say("vote.seeds"), this.voteSeeds), button("vote.draw", "sample-vote", () => this.askVote()));
-    this.strengthForm = el("div.ct-set-form", {}, el("label.ct-field.ct-wide", {}, say("strength.values"), this.strengths), this.strengthPrompts,
+    this.strengthForm = el("div.ct-set-form", {}, el("label.ct-field.ct-wide", {}, say("strength.values"), this.strengths),
+      el("label.ct-field.ct-wide", { title: say("strength.checkpoints.tip") }, say("strength.checkpoints"), this.checkpoints), this.strengthPrompts,
       button("vote.draw", "sample-strengths", () => this.askStrengths()));
     this.lists = { vote: el("div.ct-sets"), strengths: el("div.ct-sets") };
     const part = (key, form, list) => el("details.ct-part", { "data-part": key }, el("summary", {}, say(`${key}.title.short`)), list, form);
@@ -77,8 +79,9 @@ export class ImageSets {
     }
   }
 
-  drawSet({ set, kind, versions, rows, step, voted, outcome }) {
-    const title = kind === "vote" ? versions.join(" / ") : say("strength.title", { step });
+  drawSet({ set, kind, versions, rows, step, checkpoints = [], voted, outcome }) {
+    const strengths = checkpoints.length > 1 ? say("strength.title.steps", { first: checkpoints[0], last: checkpoints.at(-1) }) : say("strength.title", { step });
+    const title = kind === "vote" ? versions.join(" / ") : strengths;
     const count = kind === "vote" ? say("vote.progress", { voted, count: rows }) : say("strength.rows", { count: rows });
     const label = kind !== "vote" ? "strength.open" : !voted ? "vote.begin" : voted < rows ? "vote.continue" : "vote.look";
     return el("div.ct-row", { "data-set": set, "data-kind": kind },
@@ -105,6 +108,6 @@ export class ImageSets {
   }
 
   askStrengths() {
-    return this.queue({ strengths: this.strengths.value, prompts: this.strengthPrompts.value });
+    return this.queue({ strengths: this.strengths.value, checkpoints: this.checkpoints.value, prompts: this.strengthPrompts.value });
   }
 }

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { addStyle, after } from "./dom.js";
 import { findRun, openRun, stateOf, waitingState, watch } from "./feed.js";
 import { idsOf, isConnected, isTrainer, nodesAt } from "./graph.js";
+import { isOfSweep } from "./names.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
@@ -20,7 +21,8 @@ function show(id, name, state) {
   const node = nodes.at(-1);
   const panel = node && panels.get(node);
   if (!panel) return;
-  if (panel.state !== state && name !== nameOf(node) && !isConnected(node, "name")) return;
+  const own = nameOf(node);
+  if (panel.state !== state && name !== own && !isOfSweep(own, name) && !isConnected(node, "name")) return;
   for (const shown of nodes) showOn(shown, state);
 }
 

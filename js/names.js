@@ -9,6 +9,11 @@ export function isNamed(typed, name) {
   return new RegExp(`^${pattern}$`).test(name);
 }
 
+// Whether a run belongs to a sweep of this name: its LoRA is in the subfolder of the sweep.
+export function isOfSweep(typed, name) {
+  return name.includes("/") && isNamed(typed, name.slice(0, name.lastIndexOf("/")));
+}
+
 // The name, or the first of name-2, name-3 and so on that is not taken. File names differ in more than their case.
 export function uniqueName(name, taken) {
   const used = new Set(taken.map((other) => other.replace(ENDING, "").toLowerCase()));

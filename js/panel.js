@@ -3,14 +3,17 @@
 import { Chart, pace, rateText, short } from "./chart.js";
 import { el, set, text } from "./dom.js";
 import { Pictures } from "./pictures.js";
-import { bytes, clock, heldOutText, leakText, smoothed } from "./run_state.js";
+import { bytes, clock, heldOutText, leakText, scoreText, smoothed } from "./run_state.js";
+import { SweepTable, rowsOf } from "./sweep_table.js";
 import { say } from "./texts.js";
 
 const FRAME_MS = 100; // between two redraws
-const HEIGHT = { empty: 44, status: 110, chart: 230, pictures: 220 };
+const HEIGHT = { empty: 44, status: 110, chart: 230, pictures: 220, sweep: 40, row: 22, most: 330 };
 
 export class Panel {
-  constructor() {
+  // hasSweep: whether the runs of a sweep are listed in the panel.
+  constructor({ hasSweep = true } = {}) {
+    this.sweep = hasSweep ? new SweepTable() : null;
     this.chart = new Chart();
     this.pictures = new Pictures();
     this.parts = {
@@ -20,7 +23,7 @@ export class Panel {
     const { doing, count, left, bar, facts, note } = this.parts;
     this.element = el("div.ct-panel", { "data-state": "" },
       el("div.ct-head", {}, el("span.ct-dot"), doing, count, left), el("div.ct-bar", {}, bar), facts,
-      this.chart.element, this.pictures.element, note);
+      this.chart.element, this.pictures.element, ...(this.sweep ? [this.sweep.element] : []), note);
     this.lastDraw = 0;
     this.observer = new ResizeObserver(() => this.update());
     this.observer.observe(this.element);
@@ -30,7 +33,9 @@ export class Panel {
   get minHeight() {
     if (!this.state?.state) return HEIGHT.empty;
     const { numPoints, pictures, sampling } = this.state;
-    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length || sampling ? HEIGHT.pictures : 0);
+    const { sweep } = this.state;
+    const table = sweep ? Math.min(HEIGHT.most, HEIGHT.sweep + HEIGHT.row * rowsOf(sweep)) : 0;
+    return (numPoints ? HEIGHT.chart : HEIGHT.status) + (pictures.length || sampling ? HEIGHT.pictures : 0) + table;
   }
 
   show(state) {
@@ -70,6 +75,7 @@ export class Panel {
     this.drawNote(state);
     this.pictures.draw(state.pictures, state.sampling);
     this.chart.draw(state);
+    this.sweep?.draw(state.sweep, state.run);
   }
 
   drawFacts(state) {
@@ -85,6 +91,10 @@ export class Panel {
     if (held) facts.push([say("panel.held"), held, say("panel.held.tip"), "ct-key-held"]);
     const leak = leakText(state, short);
     if (leak) facts.push([say("panel.leak"), leak, say("panel.leak.tip")]);
+    const clip = scoreText(state, "clip", short);
+    if (clip) facts.push([say("panel.clip"), clip, say("panel.clip.tip"), "ct-key-clip"]);
+    const likeness = scoreText(state, "likeness", short);
+    if (likeness) facts.push([say("panel.likeness"), likeness, say("panel.likeness.tip")]);
     if (state.memory && state.state === "running") {
       const { kind, used, total } = state.memory;
       const planned = state.plan?.[kind === "RAM" ? "ram_bytes" : "device_bytes"];

@@ -23,8 +23,8 @@ export class RunState {
     Object.assign(this, {
       run, state: "", message: "", total: 0, phase: { phase: "", done: 0, total: 0, unit: "" },
       steps: Object.fromEntries(COLUMNS.map((name) => [name, []])),
-      checkpoints: [], evals: [], leaks: [], pictures: [], drawn: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
-      summary: null,
+      checkpoints: [], evals: [], leaks: [], scores: [], pictures: [], drawn: [], sampling: null, notices: [], lora: null, memory: null, plan: null, settings: null, prompt: null,
+      summary: null, sweep: null,
     });
   }
 
@@ -93,9 +93,19 @@ export class RunState {
   }
 
   addLeak(values) {
-    this.leaks = this.leaks.filter((found) => found.step < values.step);
-    this.leaks.push(values);
+    this.leaks = inserted(this.leaks.filter((found) => found.step !== values.step), values);
     this.bound("leaks");
+  }
+
+  addScores(values) {
+    const others = this.scores.filter(({ step, strength }) => step !== values.step || strength !== values.strength);
+    this.scores = inserted(others, values);
+    this.bound("scores");
+  }
+
+  // The scores that charts show, one of each step.
+  get shownScores() {
+    return this.scores.filter(({ is_shown, clip }) => is_shown && Number.isFinite(clip));
   }
 
   rewind(step) {
@@ -105,6 +115,7 @@ export class RunState {
     this.checkpoints = this.checkpoints.filter((saved) => saved <= step);
     this.evals = this.evals.filter((found) => found.step <= step);
     this.leaks = this.leaks.filter((found) => found.step <= step);
+    this.scores = this.scores.filter((found) => found.step <= step);
     this.pictures = this.pictures.filter((picture) => picture.step <= step);
   }
 
@@ -114,8 +125,7 @@ export class RunState {
   }
 
   addEval(values) {
-    this.evals = this.evals.filter((found) => found.step < values.step);
-    this.evals.push(values);
+    this.evals = inserted(this.evals.filter((found) => found.step !== values.step), values);
     this.bound("evals");
   }
 
@@ -128,7 +138,9 @@ export class RunState {
 
   // Loads the history of a run, the answer of GET /chroma_trainer/runs/RUN.
   load(history) {
+    const { sweep } = this; // a sweep goes on with the next run
     this.clear(history.summary.run);
+    this.sweep = "sweep" in history ? history.sweep : sweep;
     this.follow(history);
     Object.assign(this, { settings: history.settings, prompt: history.prompt });
   }
@@ -138,10 +150,11 @@ export class RunState {
     const { summary } = history;
     Object.assign(this, {
       summary, state: summary.state, message: summary.message,
-      checkpoints: history.checkpoints, evals: history.evals ?? [], leaks: history.leaks ?? [], notices: history.notices,
+      checkpoints: history.checkpoints, evals: history.evals ?? [], leaks: history.leaks ?? [], scores: history.scores ?? [], notices: history.notices,
       crops: history.crops, pairs: history.pairs, plan: history.plan, lora: history.lora?.lora ? history.lora : null,
       phase: { done: 0, total: 0, unit: "", phase: summary.phase, ...history.phase },
     });
+    this.sweep = history.sweep ?? this.sweep;
     this.drawn = (history.drawn ?? []).map((image) => ({ ...image, url: `${image.url}&v=${image.changed}` }));
     this.append(history.steps, summary.total);
     if (summary.total) this.total = summary.total;
@@ -183,6 +196,13 @@ const TAKE = {
   LeakMeasured(state, { kind, node, name, run, memory, ...values }) {
     state.addLeak(values);
   },
+  ImagesScored(state, { kind, node, name, run, memory, ...values }) {
+    state.addScores(values);
+  },
+  SweepReported(state, { sweep, axes, planned, runs }) {
+    const plans = state.sweep?.sweep === sweep ? state.sweep.plans : undefined;
+    state.sweep = { sweep, axes, planned, runs, ...(plans ? { plans } : {}) };
+  },
   SamplingPreview(state, { step, total, url }) {
     if (url) state.sampling = { step, total, url: `${url}&v=${Date.now()}` };
   },
@@ -205,6 +225,11 @@ const TAKE = {
     state.message = message.message;
   },
 };
+
+// The items with one more, in the order of their steps: a resumed run measures step 0 again.
+function inserted(items, item) {
+  return [...items, item].sort((a, b) => a.step - b.step);
+}
 
 // The columns with the older points in groups of about as many steps, each with the mean of its values and its last step.
 function thinOut(columns) {
@@ -258,6 +283,18 @@ export function heldOutText(state, number) {
 export function leakText(state, number) {
   const newest = state.leaks.at(-1);
   return newest ? `${number(newest.leak)} \u00b1 ${number(newest.standard_error)}` : "";
+}
+
+// A newest score in words, and how it has changed from the base model's images; "" where it is not measured.
+export function scoreText(state, name, number) {
+  const newest = state.shownScores.at(-1);
+  if (!newest || !Number.isFinite(newest[name])) return "";
+  const error = (value) => (value ? ` \u00b1 ${number(value)}` : ""); // of one image there is none
+  const score = `${number(newest[name])}${error(newest[`${name}_error`])}`;
+  const change = newest[`${name}_change`];
+  if (!Number.isFinite(change)) return score;
+  const sign = change < 0 ? "\u2212" : "+";
+  return `${score} (${sign}${number(Math.abs(change))}${error(newest[`${name}_change_error`])})`;
 }
 
 // The state of a run in words.

@@ -9,6 +9,7 @@ import { ImageSets } from "./image_sets.js";
 import { Panel } from "./panel.js";
 import { stepText } from "./pictures.js";
 import { RunState, ago } from "./run_state.js";
+import { SweepTable } from "./sweep_table.js";
 import { has, say } from "./texts.js";
 
 const ICONS = { pause: "pi-pause", stop: "pi-stop", resume: "pi-play" };
@@ -21,25 +22,26 @@ function commandsOf({ state, alive }) {
 }
 
 export class RunView {
-  constructor(run, { back, act, check, notify }) {
+  constructor(run, { back, act, check, notify, open }) {
     this.run = run;
     this.check = check;
     this.act = act;
     this.state = new RunState();
-    this.panel = new Panel();
+    this.panel = new Panel({ hasSweep: false });
+    this.sweep = new SweepTable(open);
     this.ask = new Ask((prompts) => act("draw", this.state, { prompts: prompts.join("\n") }));
     this.sets = new ImageSets(run, { notify, queue: (values) => act("draw", this.state, values) });
     this.parts = {
       name: el("b.ct-title"), when: el("span.ct-doing-soft"), buttons: el("div.ct-buttons"),
-      learned: el("table.ct-learned"), grid: el("div.ct-grid-of-pictures"),
+      learned: el("table.ct-learned"), scores: el("table.ct-learned.ct-by-prompt"), grid: el("div.ct-grid-of-pictures"),
       file: el("div.ct-saved-file"), settings: el("div.ct-settings"),
     };
-    const { name, when, buttons, learned, grid, file, settings } = this.parts;
+    const { name, when, buttons, learned, scores, grid, file, settings } = this.parts;
     this.element = el("div.ct-run", { "data-run": run },
       el("div.ct-run-head", {},
         el("button.ct-back.pi.pi-arrow-left", { type: "button", title: say("runs.all"), "aria-label": say("runs.all"), onclick: back }),
         el("span.ct-card-text", {}, name, when)),
-      buttons, el("div.ct-run-panel", {}, this.panel.element), learned, file, this.ask.element, this.sets.element, grid, settings);
+      buttons, el("div.ct-run-panel", {}, this.panel.element), this.sweep.element, learned, scores, file, this.ask.element, this.sets.element, grid, settings);
   }
 
   // Fetches what is new and draws it. Returns whether the run is active.
@@ -61,9 +63,11 @@ export class RunView {
     text(parts.name, summary.name);
     text(parts.when, `${summary.run} · ${ago(summary.updated)}`);
     this.panel.show(state);
+    this.sweep.draw(state.sweep, state.run);
     this.drawButtons(commandsOf(summary));
     this.drawFile(state, summary);
     this.drawLearned(state.heldOut.at(-1));
+    this.drawScores(state.shownScores);
     this.ask.draw(state);
     this.drawGrid(state.pictures);
     if (!parts.settings.children.length && state.settings) parts.settings.replaceChildren(...sections(state.settings));
@@ -110,6 +114,23 @@ export class RunView {
       el("td", {}, `${short(newest.gaps[i])} ± ${short(newest.gap_errors[i])}`))) : [];
     const title = say(newest?.overfits ? "gap.title.overfits" : "gap.title", { step: newest?.step, since: newest?.gap_since });
     learned.replaceChildren(...(key ? [el("caption", { title: say("gap.tip") }, title)] : []), ...rows);
+  }
+
+  // The CLIP score of each prompt, beside that of the base model's image.
+  drawScores(all) {
+    const { scores } = this.parts;
+    const [newest, base] = [all.at(-1), all.find(({ step }) => step === 0)];
+    const key = newest ? `${newest.step} ${newest.clip}` : "";
+    if (scores.dataset.of === key) return;
+    scores.dataset.of = key;
+    const rows = (newest?.prompts ?? []).map((prompt, i) => {
+      const before = newest.step ? base?.by_prompt?.[i] : undefined;
+      const value = short(newest.by_prompt[i]);
+      const text = Number.isFinite(before) ? say("clip.from", { score: value, base: short(before) }) : value;
+      return el("tr", {}, el("td", { title: prompt }, prompt), el("td", {}, text));
+    });
+    const caption = el("caption", { title: say("panel.clip.tip") }, say("clip.title", { step: newest?.step }));
+    scores.replaceChildren(...(key ? [caption] : []), ...rows);
   }
 
   drawGrid(pictures) {

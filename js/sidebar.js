@@ -167,7 +167,7 @@ class Runs {
 
   open(run) {
     this.view?.remove();
-    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check, notify });
+    this.view = new RunView(run, { back: () => this.close(), act: (...what) => this.act(run, ...what), check: this.check, notify, open: (other) => this.open(other) });
     set(this.element, { "data-view": "run" });
     this.element.replaceChildren(this.view.element);
     this.element.querySelector(".ct-back")?.focus({ preventScroll: true }); // what had the focus is gone

@@ -26,7 +26,7 @@ from .lora_tools import (
     resize_lora,
     scale_lora,
 )
-from .runs import latest_checkpoint, sample_run
+from .runs import latest_checkpoint, sample_run, sweep_settings
 from .wizard import quick_lora
 
 CATALOGUE: dict[str, NodeSpec] = {
@@ -44,6 +44,7 @@ CATALOGUE: dict[str, NodeSpec] = {
         adapter_settings.SPEC,
         optimizer_settings.SPEC,
         memory_settings.SPEC,
+        sweep_settings.SPEC,
         plan_run.SPEC,
         load_lora_file.SPEC,
         latest_checkpoint.SPEC,

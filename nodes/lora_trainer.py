@@ -22,6 +22,7 @@ from ..trainer_core.host import Host, Notice, Paths
 from ..trainer_core.launch.run_queue import unfinished
 from ..trainer_core.spec import ABSENT, Doc, NodeSpec, Output, Socket
 from ..trainer_core.storage.lora_name import resolve_name
+from ..trainer_core.sweep.sweep_config import Sweep
 
 if TYPE_CHECKING:
     from ..trainer_core.train.run import Judge, TrainResult
@@ -59,6 +60,14 @@ class Inputs(TrainingConfig):
             "memory (mode auto)."
         ),
     ] = None
+    sweep: Annotated[
+        Sweep | None,
+        Socket("TRAIN_SWEEP"),
+        Doc(
+            "Settings from SweepSettings: every combination of some values is trained, one run after another, and all are "
+            "compared. The outputs are those of the best run."
+        ),
+    ] = None
 
 
 def request_of(inputs: Inputs) -> TrainRequest:
@@ -91,7 +100,22 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     from ..trainer_core.setup.tokenizer_files import tokenizer_problems
 
     request = request_of(inputs)
-    return [*problems_of(request, host), *tokenizer_problems(request.model)]
+    return [*problems_of(request, host), *tokenizer_problems(request.model), *_sweep_problems(inputs)]
+
+
+def _sweep_problems(inputs: Inputs) -> list[Problem]:
+    """Return what the runs of a sweep lack to be compared."""
+    from ..trainer_core.sweep.combinations import requirements
+
+    if inputs.sweep is None:
+        return []
+    problems = requirements(inputs, inputs.sweep.settings.stop_losers)
+    if inputs.background and inputs.sweep.settings.stop_losers:
+        text = "is on, but stop_losers of SweepSettings compares runs of this process; switch one of them off"
+        problems.append(Problem("background", text))
+    if inputs.adapter and inputs.adapter.is_full:
+        problems.append(Problem("sweep", "is connected, but kind full can't be swept; use another kind"))
+    return problems
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
@@ -116,11 +140,11 @@ def train_with(inputs: Inputs, host: Host, judge: Judge | None = None) -> TrainR
     """
     from ..trainer_core.train.run import run as train
 
-    request, prompt = _recorded(inputs, host)
+    request, prompt = recorded(inputs, host)
     return train(request, host, prompt, judge)
 
 
-def _recorded(inputs: Inputs, host: Host) -> tuple[TrainRequest, dict[str, Any]]:
+def recorded(inputs: Inputs, host: Host) -> tuple[TrainRequest, dict[str, Any]]:
     """Return the request and the workflow that is recorded with it."""
     from .recorded_prompt import record_prompt
 
@@ -134,11 +158,13 @@ def run(inputs: Inputs, host: Host) -> tuple[Any, ...]:
     """Train, and return the LoRA, its weights, the finite losses and its name; nothing yet from the background."""
     from ..trainer_core.lora_tools.reader import load_tensors
 
+    if inputs.sweep:
+        return inputs.sweep.train(inputs, host) or (ABSENT,) * len(SPEC.outputs)
     if inputs.background and host.background:
         if inputs.adapter and inputs.adapter.extract_rank:
             text = "can't extract a LoRA after a run in the background; set extract_rank to 0 or background off"
             raise UserError.at("background", text)
-        host.background(*_recorded(inputs, host))
+        host.background(*recorded(inputs, host))
         return (ABSENT,) * len(SPEC.outputs)
     if inputs.background:
         host.emit(Notice("background is for ComfyUI and is ignored: this command trains, and you can leave it running"))

@@ -14,6 +14,7 @@ from ..trainer_core.errors import Problem, UserError
 from ..trainer_core.host import Host, Paths, collect
 from ..trainer_core.paths import find_taef1
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
+from ..trainer_core.validation.scores.score_model import score_problems, with_score_folder
 from .lora_trainer import trains_model
 
 MAX_LIBRARY_BYTES = 1 << 20
@@ -50,6 +51,8 @@ def settings_of(inputs: Inputs, host: Host) -> ValidationConfig:
     if settings.reference.strip():
         path = collect(problems, _find_file, settings.reference, "reference", "an image file", host.paths)
         settings = replace(settings, reference=str(path))
+    if isinstance(changed := collect(problems, with_score_folder, settings, host.paths), ValidationConfig):
+        settings = changed
     if settings.library_file:
         settings = replace(settings, prompts=collect(problems, _read_library, settings.library_file, host.paths) or "")
     if problems:
@@ -105,7 +108,8 @@ def preflight(inputs: Inputs, host: Host) -> list[Problem]:
     from ..trainer_core.quant.packages import missing_for_drawing
 
     problems = missing_for_drawing(inputs)
-    collect(problems, settings_of, inputs, host)
+    if isinstance(settings := collect(problems, settings_of, inputs, host), ValidationConfig):
+        problems += score_problems(settings)
     if inputs.previews == TAEF1:
         collect(problems, find_taef1, host.paths)
     return problems

@@ -313,6 +313,33 @@ def tiny_clip_tokenizer():
         return CLIPTokenizerFast.from_pretrained(folder).backend_tokenizer
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random CLIP with both towers, as transformers saves it. Tests must not write to it."""
+    return write_tiny_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+
+
+def write_tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """Write a random CLIP for images of 16 pixels, from a seed."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    tokenizer = tiny_clip_tokenizer()
+    text = {
+        "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 20,
+        "bos_token_id": tokenizer.token_to_id("<|startoftext|>"), "eos_token_id": tokenizer.token_to_id("<|endoftext|>"),
+    }  # fmt: skip
+    vision = {"image_size": 16, "patch_size": 8}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=8))
+        vary_norms_(model)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def write_clip_pair(folder: Path) -> Path:
     """The tiny tokenizer as CLIP's older files have it: vocab.json and merges.txt."""
     whole = json.loads(tiny_clip_tokenizer().to_str())["model"]

@@ -19,7 +19,7 @@ THEMES = {
     "github": ("#bcc2c8", ("#161b22", "#13171d", "#18181b", "#262729"), "#60a5fa"),
     "solarized": ("#93a1a1", ("#002b36", "#073642", "#18181b", "#262729"), "#60a5fa"),
 }
-TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "bad")
+TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "clip", "bad")
 Color = tuple[float, ...]
 
 

@@ -117,7 +117,23 @@ def test_events_of_runs_and_the_live_page():
             "overfits",
         ],
         "LeakMeasured": ["step", "leak", "standard_error", "sigmas", "by_sigma", "moved_with", "moved_without"],
+        "ImagesScored": [
+            "step",
+            "strength",
+            "is_shown",
+            "clip",
+            "clip_error",
+            "clip_change",
+            "clip_change_error",
+            "likeness",
+            "likeness_error",
+            "likeness_change",
+            "likeness_change_error",
+            "prompts",
+            "by_prompt",
+        ],
         "RunReported": ["report"],
+        "SweepReported": ["sweep", "axes", "planned", "runs"],
         "MemoryInUse": ["memory", "used", "peak", "total"],
     }
 
@@ -128,7 +144,7 @@ def test_names_in_a_runs_folder():
         "LOCAL_VALUES": "paths.json", "REQUEST": "request.json", "REPORT": "report.json", "MANIFEST": "world.json", "STATUS": "status.json",
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
-        "BY_NAME": "by-name", "PREVIEW": "preview.jpg", "DRAWN": "drawn", "IMAGE_SETS": "image-sets", "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
+        "BY_NAME": "by-name", "SCORES": "scores.json", "PREVIEW": "preview.jpg", "DRAWN": "drawn", "IMAGE_SETS": "image-sets", "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
         "CHECKPOINT_LORA": "lora.safetensors", "CHECKPOINT_STATE": "state.json", "STEP": "step-", "LORAS": "loras", "MODELS": "diffusion_models", "RUNS": "chroma_trainer", "RANKS": "ranks",
     }  # fmt: skip
     assert layout.step_name(250) == "step-000250"

@@ -17,6 +17,7 @@ from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, Phas
 PHASES = {
     "start": "checking the request and scanning the dataset",
     "identify": "reading the model files once to identify them",
+    "score": "scoring images with CLIP",
     "text": "encoding captions",
     "latents": "encoding images",
     "load": "loading the model",

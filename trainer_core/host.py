@@ -50,7 +50,7 @@ class PhaseStarted:
     """A phase of the run has started.
 
     Args:
-        phase: "start", "identify", "text", "latents", "load", "eval", "leak", "train", "validate" or
+        phase: "start", "identify", "score", "text", "latents", "load", "eval", "leak", "train", "validate" or
             "save".
         total: units of work in the phase, 0 if unknown.
         unit: name of the unit, in the plural.
@@ -163,6 +163,41 @@ class LeakMeasured:
 
 
 @dataclass(frozen=True)
+class ImagesScored:
+    """How well validation images fit their prompts, and how similar they are to held-out ones (validation/scores/image_scores.py).
+
+    Args:
+        step: step of the images, 0 for those of the base model.
+        strength: strength of the LoRA, 0 for the base model.
+        is_shown: whether charts show it: of several strengths, the one that is nearest to 1.
+        clip: mean CLIP score.
+        clip_error: standard error of it over the images.
+        clip_change: mean change from the base model's images, image by image; None for those themselves.
+        clip_change_error: standard error of it.
+        likeness: mean likeness to the held-out images; None where none are held out.
+        likeness_error: standard error of it.
+        likeness_change: mean change from the base model's images.
+        likeness_change_error: standard error of it.
+        prompts: names of the prompts.
+        by_prompt: CLIP score of each of them.
+    """
+
+    step: int
+    strength: float
+    is_shown: bool
+    clip: float
+    clip_error: float
+    clip_change: float | None
+    clip_change_error: float | None
+    likeness: float | None
+    likeness_error: float | None
+    likeness_change: float | None
+    likeness_change_error: float | None
+    prompts: tuple[str, ...]
+    by_prompt: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class PreviewReady:
     """A validation image has been saved to `path`. Step 0 is the base model."""
 
@@ -243,6 +278,23 @@ class RunReported:
 
 
 @dataclass(frozen=True)
+class SweepReported:
+    """What the runs of a sweep have reached: at its start, and whenever one of them has ended.
+
+    Args:
+        sweep: name of the sweep.
+        axes: the fields that differ.
+        planned: number of all runs.
+        runs: a row for each that has ended, as in table.json (docs/sweep.md).
+    """
+
+    sweep: str
+    axes: tuple[str, ...]
+    planned: int
+    runs: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class MemoryInUse:
     """Memory of the process that trains, from where that is not the host's own process (trainer_core/launch).
 
@@ -273,7 +325,9 @@ Event = (
     | EvalReport
     | EvalCompared
     | LeakMeasured
+    | ImagesScored
     | RunReported
+    | SweepReported
     | MemoryInUse
 )
 

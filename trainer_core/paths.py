@@ -15,7 +15,7 @@ from .storage.bounded_files import Unusable, path_fault, read_regular
 from .storage.bounded_yaml import parse_yaml
 
 RUNS = "chroma_trainer"  # folder under the output folder: runs, and the cache
-KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
+KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx", "clip_vision")
 OLD_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}  # folder names of earlier ComfyUI versions
 DATASETS = "datasets"  # ComfyUI's folder of datasets, which extra_model_paths.yaml may name too
 CONFIG_NAME = "extra_model_paths.yaml"

@@ -169,6 +169,8 @@ class NodeSpec:
             are not light.
         accepts: accepts(inputs, sources) returns problems of the connections: what the nodes before it will make, and this
             node can't take. sources: the inputs of those nodes, by the field that is connected.
+        within: within(inputs, graph, node_id) returns problems of the inputs with the graph around the node, where `accepts`
+            finds none. For nodes whose values name others.
         review: review(inputs, host) returns warnings for `chroma-trainer check`, where preflight finds no problem. It
             may take longer than preflight.
         fingerprint: fingerprint(values, paths) returns a text that changes when the files behind the values change, so
@@ -197,6 +199,7 @@ class NodeSpec:
     review: Callable[[Any, Any], list[str]] | None = None
     stored: Callable[[Any, Any], tuple[Any, ...]] | None = None
     accepts: Callable[[Any, Mapping[str, Any]], list[Problem]] | None = None
+    within: Callable[[Any, Any, str], list[Problem]] | None = None
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of the inputs, in order."""

@@ -16,6 +16,7 @@ from ...trainer_core.host import (
     CheckpointSaved,
     EvalCompared,
     EvalReport,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     MemoryPlanned,
@@ -37,7 +38,11 @@ MAX_STEPS = 100_000  # in memory; more are thinned, the older half first
 MAX_TEXT = 4000  # characters of a notice
 MAX_NOTICES = 200  # in memory
 MAX_EVALS = 1000  # in memory
-MAX_SIGMAS = 16  # of an evaluation
+MAX_SIGMAS, MAX_PROMPTS = 16, 100  # of an evaluation
+SCORE_NUMBERS = (
+    "clip", "clip_error", "clip_change", "clip_change_error", "likeness", "likeness_error", "likeness_change",
+    "likeness_change_error",
+)  # fmt: skip
 
 
 class RunHistory:
@@ -62,6 +67,7 @@ class RunHistory:
         self.checkpoints: list[int] = []
         self.evals: list[dict[str, Any]] = []  # each with the fields of EvalReport, and of EvalCompared if there is one
         self.leaks: list[dict[str, Any]] = []  # each with the fields of LeakMeasured
+        self.scores: list[dict[str, Any]] = []  # each with the fields of ImagesScored
         self.notices: list[dict[str, Any]] = []
         self.phase: dict[str, Any] = {}
         self.lora: dict[str, Any] = {}
@@ -134,9 +140,9 @@ class RunHistory:
 
     def _add_eval(self, event: Mapping[str, Any]) -> None:
         step = _whole(event["step"])
-        self.evals = [item for item in self.evals if item["step"] < step][-MAX_EVALS:]
+        self.evals = _without(self.evals, step)
         numbers = {name: _number(event[name]) for name in ("loss", "standard_error")}
-        self.evals.append({"step": step, **numbers, "held_out": event["held_out"] is True})
+        _insert(self.evals, {"step": step, **numbers, "held_out": event["held_out"] is True})
 
     def _compare_eval(self, event: Mapping[str, Any]) -> None:
         if not self.evals or self.evals[-1]["step"] != _whole(event["step"]):
@@ -150,8 +156,18 @@ class RunHistory:
         step = _whole(event["step"])
         numbers = {name: _number(event[name]) for name in ("leak", "standard_error", "moved_with", "moved_without")}
         lists = {name: [_number(v) for v in event[name][:MAX_SIGMAS]] for name in ("sigmas", "by_sigma")}
-        self.leaks = [item for item in self.leaks if item["step"] < step][-MAX_EVALS:]
-        self.leaks.append({"step": step, **numbers, **lists})
+        self.leaks = _without(self.leaks, step)
+        _insert(self.leaks, {"step": step, **numbers, **lists})
+
+    def _add_scores(self, event: Mapping[str, Any]) -> None:
+        step, strength = _whole(event["step"]), _number(event["strength"])
+        numbers = {name: _number(event[name]) for name in SCORE_NUMBERS}
+        prompts = [_text(name) for name in event["prompts"][:MAX_PROMPTS]]
+        by_prompt = [_number(v) for v in event["by_prompt"][:MAX_PROMPTS]]
+        same = {"step": step, "strength": strength}
+        self.scores = [item for item in self.scores if not same.items() <= item.items()][-MAX_EVALS:]
+        shown = {"is_shown": event["is_shown"] is True, "prompts": prompts, "by_prompt": by_prompt}
+        _insert(self.scores, {**same, **numbers, **shown})
 
     def _add_image(self, event: Mapping[str, Any]) -> None:
         path = _inside(event["path"])
@@ -198,6 +214,8 @@ class RunHistory:
             self.evals.pop()
         while self.leaks and self.leaks[-1]["step"] > step:
             self.leaks.pop()
+        while self.scores and self.scores[-1]["step"] > step:
+            self.scores.pop()
         while self._images and next(reversed(self._images.values())) > step:
             self._images.popitem()
 
@@ -216,6 +234,7 @@ APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
     EvalReport.__name__: RunHistory._add_eval,
     EvalCompared.__name__: RunHistory._compare_eval,
     LeakMeasured.__name__: RunHistory._add_leak,
+    ImagesScored.__name__: RunHistory._add_scores,
     PreviewReady.__name__: RunHistory._add_image,
     LoraSaved.__name__: RunHistory._save_lora,
     MemoryPlanned.__name__: RunHistory._plan_memory,
@@ -223,6 +242,17 @@ APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
     PhaseProgress.__name__: RunHistory._continue_phase,
     Notice.__name__: RunHistory._add_notice,
 }
+
+
+def _without(items: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Return the newest items without that of a step, which is measured again. A resumed run measures step 0 again."""
+    return [item for item in items if item["step"] != step][-MAX_EVALS:]
+
+
+def _insert(items: list[dict[str, Any]], item: dict[str, Any]) -> None:
+    """Add an item after those of its step and of earlier ones."""
+    items.append(item)
+    items.sort(key=lambda other: other["step"])  # stable
 
 
 def _whole(value: Any) -> int:

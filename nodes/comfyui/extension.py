@@ -42,7 +42,7 @@ from .. import ALL_NODES, CATALOGUE
 from .live_events import Feed, memory_json, waiting_message
 from .prompt_check import problems_of, remember, reported_field, text_of
 
-MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx")
+MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx", "clip_vision")
 PREVIEW_EDGE = 512  # longer edge of a preview in the editor, in pixels
 EVENT_NAME = "chroma_trainer.event"
 # Key in a node's UI output: the name of the run's folder, so that the editor finds the run of a cached node.

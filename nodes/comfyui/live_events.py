@@ -15,6 +15,7 @@ from ...trainer_core.host import (
     EvalCompared,
     EvalReport,
     Event,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     MemoryInUse,
@@ -26,6 +27,7 @@ from ...trainer_core.host import (
     RunOpened,
     SamplingPreview,
     StepReport,
+    SweepReported,
 )
 from ...trainer_core.launch.run_queue import Entry
 from ...trainer_core.runs import layout
@@ -144,8 +146,10 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
         return {**kind, "step": event.step, "url": view_url(event.path, output), "label": label_of(event.path)}
     if isinstance(event, SamplingPreview):
         return {**kind, "step": event.step, "total": event.num_steps, "url": view_url(event.path, output)}
-    if isinstance(event, EvalReport | EvalCompared | LeakMeasured):
+    if isinstance(event, EvalReport | EvalCompared | LeakMeasured | ImagesScored):
         return {**kind, **{name: finite_all(value) for name, value in dataclasses.asdict(event).items()}}
+    if isinstance(event, SweepReported):
+        return {**kind, **dataclasses.asdict(event)}
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):

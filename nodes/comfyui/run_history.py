@@ -16,6 +16,7 @@ from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import Status, read_status, runs_in
 from ...trainer_core.runs.local_values import with_launch_values, with_local_values
 from ...trainer_core.storage.bounded_files import Unusable, path_fault, read_json
+from ...trainer_core.sweep.stored_sweep import sweep_of_run
 from .event_history import RunHistory
 from .live_events import label_of, view_url
 
@@ -102,6 +103,7 @@ class Backlog:
             history.update()
             columns, pictures, checkpoints = history.columns(after), history.pictures, list(history.checkpoints)
             evals, leaks = [dict(item) for item in history.evals], [dict(item) for item in history.leaks]
+            scores = [dict(item) for item in history.scores]
             lora, phase, plan, notices = history.lora, history.phase, history.plan, history.notices[-NUM_NOTICES:]
         record = record_of(folder)
         crops, pairs = folder / layout.CROP_SHEET, folder / layout.PAIR_SHEET
@@ -111,6 +113,8 @@ class Backlog:
             "checkpoints": checkpoints,
             "evals": evals,
             "leaks": leaks,
+            "scores": scores,
+            "sweep": sweep_of_run(self.output, folder.name, record.name),
             "drawn": self._drawn(folder),
             "pictures": [image for item in pictures if (image := self._describe_image(folder, item))],
             "lora": lora,
@@ -224,7 +228,8 @@ def _read_record(path: Path, changed_ns: int) -> Record:
         return Record(fault=f"{layout.REQUEST} {error}"[:MAX_REASON])
     record = Record(object_in(value, "request"), object_in(value, "workflow"))
     name = object_in(record.request, "training").get("name", "")
-    is_sound = isinstance(name, str) and not path_fault(name) and "/" not in name and "\\" not in name
+    is_sound = isinstance(name, str) and not path_fault(name) and "\\" not in name
+    is_sound = is_sound and (not name or not {"", ".", ".."} & {*name.split("/")})  # a subfolder, and no way out of it
     is_sound = is_sound and all(isinstance(object_in(value).get(key, {}), dict) for key in ("request", "workflow"))
     is_sound = is_sound and isinstance(value, dict) and isinstance(record.request.get("training", {}), dict)
     return record if is_sound else Record(fault=f"{layout.REQUEST} is damaged")

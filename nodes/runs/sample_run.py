@@ -49,6 +49,15 @@ class Inputs:
         Advanced(),
         Doc("With compare or strengths: number of seeds that each prompt is sampled with."),
     ] = 1
+    checkpoints: Annotated[
+        str,
+        Text(placeholder="all, last 3, or steps: 250, 500"),
+        Advanced(),
+        Doc(
+            "With strengths: checkpoints of the run for a second slider: all, last 3, or steps separated by commas. Each is "
+            "sampled at each strength. Empty: the newest."
+        ),
+    ] = ""
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the values."""
@@ -58,7 +67,7 @@ class Inputs:
 
     def asked(self) -> Asked:
         """Return what is asked for beside a grid."""
-        return Asked(self.compare, self.strengths, self.num_seeds)
+        return Asked(self.compare, self.strengths, self.num_seeds, self.checkpoints)
 
     def lines(self) -> list[str]:
         """Return the prompts.

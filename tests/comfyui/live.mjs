@@ -249,10 +249,75 @@ async function background(context, page) {
   await until(page, "d.state === 'stopped'", ".ct-run");
 }
 
+// A sweep that is refused and then trained: its table and grid on the node and in the sidebar, the scores of its images, and
+// the sliders of strengths and checkpoints.
+async function sweep(context, page) {
+  const nodePanel = ".ct-panel:not(.ct-run *)";
+  await load(page, workflow);
+  await setWidget(page, "DatasetBackend", { folder: "neon-emoji" });
+  await setWidget(page, "ValidateSampler", { score: "clip", score_model: "tiny-clip" });
+  await page.evaluate(() => {
+    const { graph } = window.app;
+    const node = window.LiteGraph.createNode("SweepSettings");
+    graph.add(node);
+    const trainer = graph.nodes.find(({ type }) => type === "LoRATrainer");
+    node.pos = [trainer.pos[0] - 380, trainer.pos[1] + 700];
+    node.setSize([300, 180]);
+    node.connect(0, trainer, trainer.inputs.findIndex(({ name }) => name === "sweep"));
+  });
+  await setWidget(page, "SweepSettings", { over: "no_such_field=1,2" });
+  seen.refused = await page.evaluate(async () => {
+    const { output } = await window.app.graphToPrompt();
+    const answer = await window.app.api.fetchApi("/prompt", { method: "POST", body: JSON.stringify({ prompt: output }), headers: { "Content-Type": "application/json" } });
+    return answer.text();
+  });
+  await setWidget(page, "SweepSettings", { over: "learning_rate=1e-3,1e-4\nrank=4,8" });
+  await queue(page);
+  await page.waitForFunction((panel) => document.querySelectorAll(`${panel} .ct-sweep tbody tr[data-verdict="best"]`).length, nodePanel, { timeout: WAIT_MS });
+  await look(page);
+  await shoot(page, "sweep-running");
+  await page.waitForFunction((panel) => document.querySelector(`${panel} .ct-sweep`)?.textContent.includes("4 of 4"), nodePanel, { timeout: 3 * WAIT_MS });
+  await until(page, "d.state === 'finished'", nodePanel);
+  const count = (root, what) => page.locator(`${root} ${what}`).count();
+  const rows = ".ct-sweep table:not(.ct-sweep-grid) tbody tr";
+  seen.node = {
+    rows: await count(nodePanel, rows), best: await count(nodePanel, `${rows}[data-verdict="best"]`), grid: await count(nodePanel, ".ct-sweep-grid td"),
+    facts: await page.locator(`${nodePanel} .ct-facts`).first().textContent(),
+  };
+  await page.waitForTimeout(1000);
+  await shoot(page, "sweep");
+  await toggleSidebar(page);
+  await page.click('.ct-card[data-run^="swept~"]');
+  await page.waitForSelector(".ct-run .ct-by-prompt td", { timeout: WAIT_MS });
+  await page.waitForSelector(`.ct-run ${rows}`, { timeout: WAIT_MS });
+  seen.side = {
+    rows: await count(".ct-run", rows), links: await count(".ct-run", `${rows} button`),
+    prompts: await page.locator(".ct-run .ct-by-prompt td:first-child").allTextContents(),
+  };
+  await shoot(page, "sweep-sidebar");
+  const part = '.ct-run .ct-part[data-part="strength"]';
+  await page.click(`${part} summary`);
+  await page.locator(`${part} input`).nth(0).fill("0, 1");
+  await page.locator(`${part} input`).nth(1).fill("all");
+  await page.locator(`${part} textarea`).fill("cat face");
+  await page.click(`${part} [data-command="sample-strengths"]`);
+  await page.waitForSelector(`${part} .ct-row[data-kind="strengths"]`, { timeout: WAIT_MS });
+  await page.click(`${part} .ct-row[data-kind="strengths"] button`);
+  await page.locator(".ct-dialog .ct-slider").nth(1).fill("2");
+  await page.waitForTimeout(1000);
+  await shoot(page, "sliders");
+  seen.slider = await page.evaluate(() => {
+    const { step, nearest } = document.querySelector(".ct-vote-page").dataset;
+    return { steps: step, nearest };
+  });
+  await page.click('[data-command="save-strength"]');
+  await page.waitForFunction(() => document.querySelector(".ct-vote-page .ct-result").textContent, null, { timeout: WAIT_MS });
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { life, vue, subgraph, sidebar, background }[scenario](context, page);
+  await { life, vue, subgraph, sidebar, background, sweep }[scenario](context, page);
   seen.faults = faults;
 }, { width: 1700, height: 1400 });
 fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");

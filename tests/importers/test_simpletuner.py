@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from chroma_trainer.trainer_core.config.validation import CLIP_REPO
 from chroma_trainer.trainer_core.errors import UserError
 
 from tests.importers.examples import BACKENDS, CHROMA_EXAMPLE, CHROMA_GUIDE, FLUX_GUIDE, LIBRARY, write_simpletuner
@@ -42,6 +43,29 @@ def test_the_example_of_chroma_is_taken_over_value_by_value(tmp_path: Path):
     }
     assert result.values("ValidateSampler", *drawn) == drawn
     assert set(CHROMA_EXAMPLE) <= result.reported() and not result.missing
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [
+        (None, CLIP_REPO),
+        (f"{CLIP_REPO}-336", CLIP_REPO),
+        ("laion/CLIP-ViT-B-32", "laion/CLIP-ViT-B-32"),
+        ("/data/clip", CLIP_REPO),
+    ],
+)
+def test_clip_scores_are_taken_over(tmp_path: Path, model: str | None, taken: str):
+    """Its own default is a pickle file, and a folder there is none here: the report says what is used."""
+    option = "pretrained_evaluation_model_name_or_path"
+    result = Result(
+        write_simpletuner(tmp_path, {**CHROMA_EXAMPLE, "evaluation_type": "clip", **({option: model} if model else {})})
+    )
+    assert result.values("ValidateSampler", "score", "score_model") == {"score": "clip", "score_model": taken}
+    assert "likeness" in result.taken["evaluation_type"] and (option in result.missing) == (model not in (None, taken))
+    plain = Result(write_simpletuner(tmp_path, {**CHROMA_EXAMPLE, "evaluation_type": "none", option: "a/b"}))
+    assert {"evaluation_type", option} <= set(plain.equal) and plain.values("ValidateSampler", "score") == {
+        "score": "none"
+    }
 
 
 def test_the_guide_to_flux_with_its_backends_and_prompts(tmp_path: Path):

@@ -7,7 +7,7 @@ import "./dom_stub.mjs";
 import { load } from "./load.mjs";
 
 const { VoteDialog, nextPlace, outcomeText } = await load("vote_dialog.js");
-const { mixAt } = await load("strengths_dialog.js");
+const { StrengthsDialog, mixAt, opacitiesOf, sharesAt } = await load("strengths_dialog.js");
 const { ImageSets, setPrompt, versionsOf } = await load("image_sets.js");
 const { api } = await import("./comfyui_stub.mjs");
 
@@ -87,6 +87,32 @@ describe("the slider", () => {
     assert.deepEqual(mixAt(strengths, 0.6), { below: 1, above: 2, opacity: 0.19999999999999996, nearest: 1 });
     assert.equal(mixAt(strengths, 0.8).nearest, 2);
     assert.deepEqual([mixAt(strengths, 0).below, mixAt(strengths, -1).below, mixAt(strengths, 2).below], [0, 0, 2]);
+  });
+});
+
+describe("the sliders of strengths and checkpoints", () => {
+  // What is seen of each layer of a stack: its opacity, less what those above it cover.
+  const seen = (opacities) => opacities.map((own, layer) => opacities.slice(layer + 1).reduce((rest, above) => rest * (1 - above), own));
+
+  test("what is seen is the mix of the four images around a place", () => {
+    const [steps, strengths] = [[100, 200, 400], [0, 1]];
+    const shares = sharesAt(mixAt(steps, 250), mixAt(strengths, 0.6), 2);
+    const expected = [0, 0, 0.75 * 0.4, 0.75 * 0.6, 0.25 * 0.4, 0.25 * 0.6];
+    seen(opacitiesOf(shares, 6)).forEach((value, i) => assert.ok(Math.abs(value - expected[i]) < 1e-12, `${i}`));
+    assert.deepEqual(opacitiesOf(sharesAt(mixAt([5], 5), mixAt([0, 1], 0.25), 2), 2), [1, 0.25]); // one checkpoint: as ever
+  });
+
+  test("the nearest image is saved, of its checkpoint", () => {
+    const versions = [100, 200].flatMap((step) => [0, 0.5, 1].map((strength) => ({ label: `step ${step}, ${strength}`, strength, step })));
+    const dialog = new StrengthsDialog("/sets/x", { versions, step: 200, rows: [{ name: "cat", seed: 0, size: [64, 64] }] }, { notify: () => {} });
+    assert.deepEqual([dialog.steps, dialog.strengths], [[100, 200], [0, 0.5, 1]]);
+    [dialog.slider.value, dialog.stepSlider.value] = ["0.6", "120"];
+    dialog.mix();
+    assert.equal(dialog.nearest, 1);
+    assert.match(dialog.save.getAttribute("title"), /step 100 at strength 0\.5/);
+    [dialog.slider.value, dialog.stepSlider.value] = ["0.1", "190"];
+    dialog.mix();
+    assert.deepEqual([dialog.nearest, dialog.save.disabled], [3, true]); // the base model
   });
 });
 

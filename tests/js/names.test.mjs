@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { load } from "./load.mjs";
 
-const { isNamed, uniqueName } = await load("names.js");
+const { isNamed, isOfSweep, uniqueName } = await load("names.js");
 const { decimalsOf } = await load("numbers.js");
 
 test("a run belongs to the name as it was typed", () => {
@@ -28,4 +28,9 @@ test("a copy gets the next free name", () => {
 test("numbers have no needless zeros", () => {
   const cases = [[64, 2, 0], [64.5, 2, 1], [0.0001, 6, 4], [0.000001, 6, 6], [1 / 3, 2, 2], [-1.10, 3, 1], [0, 2, 0], [1e7, 2, 0], ["16", 2, 0]];
   for (const [value, most, decimals] of cases) assert.equal(decimalsOf(value, most), decimals, String(value));
+});
+
+test("runs of a sweep are in the subfolder of its name", () => {
+  assert.ok(isOfSweep("styles/cat", "styles/cat/rank-8") && isOfSweep("cat%date%", "cat2026-11-27/rank-8"));
+  assert.ok(!isOfSweep("cat", "cat") && !isOfSweep("cat", "dog/rank-8"));
 });

@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { load } from "./load.mjs";
 import { random } from "./random.mjs";
 
-const { RunState, ago, bytes, clock, heldOutText, leakText, smoothed } = await load("run_state.js");
+const { RunState, ago, bytes, clock, heldOutText, leakText, scoreText, smoothed } = await load("run_state.js");
 
 const range = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
 
@@ -392,6 +392,36 @@ describe("the leak without the trigger", () => {
     state.load(story());
     assert.deepEqual(state.leaks, []);
   });
+});
+
+describe("scores of images", () => {
+  const scored = (step, clip, strength = 1, is_shown = true, likeness = null) => ({
+    kind: "ImagesScored", node: "5", run: "cat", step, strength, is_shown, clip, clip_error: 0.5, clip_change: step ? clip - 20 : null, clip_change_error: 0.25,
+    likeness, likeness_error: 0.01, likeness_change: null, likeness_change_error: null, prompts: ["a cat"], by_prompt: [clip],
+  });
+
+  test("the newest of the strength that is shown, with its change from the base model", () => {
+    assert.equal(scoreText(after(), "clip", String), "");
+    assert.equal(scoreText(after(scored(0, 20, 0)), "clip", String), "20 ± 0.5");
+    const state = after(scored(0, 20, 0), scored(10, 25, 0.5, false), scored(10, 19, 1, true, 0.75));
+    assert.equal(scoreText(state, "clip", String), "19 ± 0.5 (\u22121 ± 0.25)");
+    assert.equal(scoreText(state, "likeness", String), "0.75 ± 0.01");
+    assert.deepEqual([state.scores.length, state.shownScores.map(({ step }) => step)], [3, [0, 10]]);
+  });
+
+  test("a history brings them, and a resume takes back what was lost", () => {
+    const state = after(scored(0, 20, 0), scored(10, 25), scored(20, 26), reports(1, 20), reports(16, 17));
+    assert.deepEqual(state.scores.map(({ step }) => step), [0, 10]);
+    state.load(story({ scores: [scored(5, 21)] }));
+    assert.equal(state.shownScores.at(-1).step, 5);
+  });
+});
+
+test("a resumed run measures step 0 again, and what was measured later stays", () => {
+  const evaluated = (step) => ({ kind: "EvalReport", step, loss: 1, standard_error: 0.1, held_out: true });
+  const leak = (step) => ({ kind: "LeakMeasured", step, leak: 0.1, standard_error: 0.01 });
+  const state = after(evaluated(0), evaluated(10), leak(10), evaluated(0), leak(20));
+  assert.deepEqual([state.evals, state.leaks].map((items) => items.map(({ step }) => step)), [[0, 10], [10, 20]]);
 });
 
 describe("previews while sampling", () => {

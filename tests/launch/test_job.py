@@ -15,6 +15,7 @@ from chroma_trainer.trainer_core.host import (
     EvalCompared,
     EvalReport,
     Event,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     Machines,
@@ -29,6 +30,7 @@ from chroma_trainer.trainer_core.host import (
     RunReported,
     SamplingPreview,
     StepReport,
+    SweepReported,
 )
 from chroma_trainer.trainer_core.launch.job import FINISHED, Job, Result, decode_event, encode_event
 from chroma_trainer.trainer_core.launch.torchrun import options_of
@@ -39,6 +41,8 @@ EVENTS = [
     CheckpointSaved(2, Path("out/step")), LoraSaved(Path("l.safetensors"), "ab", 3, 4), RunOpened(Path("out/run")),
     EvalCompared(4, 2, 0.01, 0.002, 0.2, (0.3, 0.7), 2, (0.1, -0.1), (0.01, 0.02), 1, False),
     LeakMeasured(4, 0.3, 0.1, (0.125, 0.375), (0.2, None), 0.5, 0.15),
+    ImagesScored(4, 1.0, True, 25.5, 0.4, 0.2, 0.1, None, None, None, None, ("猫",), (25.5,)),
+    SweepReported("s", ("rank",), 2, ({"values": {"rank": "4"}, "loss": None, "leak": {"mean": 0.1}},)),
     SamplingPreview(3, 26, Path("p.jpg")), MemoryPlanned(0, 5), MemoryInUse("RAM", 5, 0, 7), RunReported({"loss": [0.5, None], "files": {"run": "x"}}),
 ]  # fmt: skip
 

@@ -204,6 +204,21 @@ def test_images_for_a_vote_and_for_the_slider(cli, tmp_path, capsys):
     (strengths,) = (images for name, images in sets_of(run) if name.startswith("strengths"))
     assert [version.strength for version in strengths.versions] == [0, 1] and strengths.step == last
     assert strengths.rows[0].prompt == "a dog"
+    assert cli("draw", "cat", "a dog", "--output", "out", "--strengths", "0,1", "--checkpoints", "all") == 0
+    sliders = [
+        (name, images) for name, images in sets_of(run) if name.startswith("strengths") and len(images.versions) == 4
+    ]
+    ((name, images),) = sliders
+    assert [(version.step, version.strength) for version in images.versions] == [
+        (first, 0),
+        (first, 1),
+        (last, 0),
+        (last, 1),
+    ]
+    columns = [(run / "image-sets" / name / f"0000-{number}.png").read_bytes() for number in range(4)]
+    assert columns[0] == columns[2] and len({*columns}) == 3  # the base model is sampled once
+    assert cli("draw", "cat", "a dog", "--output", "out", "--strengths", "1", "--checkpoints", "99") == 2
+    assert "no checkpoint of step 99" in capsys.readouterr().err
     after = files_of(run)
     assert {name: after[name] for name in before} == before
     for values, message in (

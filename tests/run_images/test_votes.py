@@ -166,6 +166,8 @@ def test_sets_are_found_by_their_names_alone(tmp_path):
         ({"strengths": ",".join(map(str, range(50)))}, "at most 40"),
         ({"strengths": "1"}, "needs two or more"),
         ({"num_seeds": 0}, "use 1 to 64"),
+        ({"strengths": "0, 1", "checkpoints": "some"}, "is not a valid selection"),
+        ({"checkpoints": "all"}, "are for the slider of strengths"),
     ],
 )
 def test_what_can_not_be_asked(values, message):
@@ -176,3 +178,4 @@ def test_what_can_not_be_asked(values, message):
 def test_what_is_asked():
     assert not Asked().is_set and Asked(compare="1, people/anna ").names() == ["1", "people/anna"]
     assert Asked(strengths="1, 0,0.5 ,1").strength_list() == [0.0, 0.5, 1.0]
+    assert Asked(strengths="1", checkpoints="last 2").checkpoint_choice().last == 2  # of checkpoints alone

@@ -10,6 +10,8 @@ from chroma_trainer.trainer_core.sweep import sweep as sweep_module
 from chroma_trainer.trainer_core.train import run as run_module
 from PIL import Image
 
+from tests.sweep.conftest import graph
+
 
 def test_all_faults_of_all_combinations_come_first(cli, home, capsys):
     values = ("--set", "LoRATrainer.holdout=0", "--over", "rank=2,9999", "--over", "lr_schedule=constant,nonsense")
@@ -25,8 +27,8 @@ def test_all_faults_of_all_combinations_come_first(cli, home, capsys):
     [
         (("LoRATrainer.holdout=0.1",), "1 of 10 images are held out; a sweep needs 4"),
         (("LoRATrainer.eval_images=2",), "a sweep needs 4 or more"),
-        (("LoRATrainer.checkpoint_every=0",), "--stop-losers decides at checkpoints"),
-        (("LoRATrainer.devices=1",), "--stop-losers needs runs of this process"),
+        (("LoRATrainer.checkpoint_every=0",), "stop_losers (--stop-losers) decides at checkpoints"),
+        (("LoRATrainer.devices=1",), "stop_losers (--stop-losers) needs runs of this process"),
         (("LoRATrainer.name=a%date%",), "give another --name"),
     ],
 )
@@ -69,6 +71,17 @@ def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
     }  # fmt: skip
     assert cli(*command, "--json") == 0  # nothing is left to train
     assert trained == [1, 2, 3, 1, 2, 3] and len(json.loads(capsys.readouterr().out)["runs"]) == 2
+
+
+def test_the_runs_of_a_graph_with_a_sweep_stand_alone():
+    from chroma_trainer.nodes.widget_schemas import schemas
+    from chroma_trainer.trainer_core.workflow.read import graph_from_json
+
+    nodes = graph()
+    nodes["5"]["inputs"] |= {"sweep": ["6", 0], "background": True}
+    nodes["6"] = {"class_type": "SweepSettings", "inputs": {"over": "rank=2,4"}}
+    alone = sweep_module.without_sweep(graph_from_json(nodes, schemas()), "5")
+    assert set(alone.nodes) == {"1", "3", "5"} and not {"sweep", "background"} & set(alone.nodes["5"].inputs)
 
 
 @pytest.mark.slow

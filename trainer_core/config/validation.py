@@ -14,6 +14,8 @@ from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroS
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
 OFF, FAST, TAEF1 = "off", "fast", "taef1"  # previews
+NO_SCORE, CLIP = "none", "clip"  # score
+CLIP_REPO = "openai/clip-vit-large-patch14"
 CHECKPOINTS_PATTERN = re.compile(r"all|last(?:\s+(?P<last>[1-9]\d{0,8}))?")
 
 
@@ -61,8 +63,10 @@ class ValidationConfig:
     The defaults are those of ComfyUI's Chroma template, because that is where the LoRA will be used.
     """
 
-    PATHS: ClassVar[tuple[str, ...]] = ("reference",)
-    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("sampling",), ("reference",), ("attention",), ("previews",))
+    PATHS: ClassVar[tuple[str, ...]] = ("reference", "score_model")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("sampling",), ("reference",), ("attention",), ("previews",), ("score", "score_model"),
+    )  # fmt: skip
     KEY: ClassVar[tuple[str, ...]] = (
         "ValidationConfig", "prompts", "negative_prompt", "steps", "cfg", "resolutions", "seed", "scheduler", "shift",
         "lora_strength", "guidance", "threshold", "uncond_zero_scale", "cfg_start_pct", "initial_disabled_steps",
@@ -168,6 +172,28 @@ class ValidationConfig:
             "models/vae_approx. The sampled images are the same."
         ),
     ] = OFF
+    score: Annotated[
+        str,
+        Choice(NO_SCORE, CLIP),
+        Advanced(),
+        Last(),
+        Doc(
+            "clip: score the images with a CLIP model. CLIP score: how well an image fits its prompt. Likeness: how "
+            "similar it is to the held-out images of the dataset (holdout of LoRATrainer). The model is on the device "
+            "only while it scores. The sampled images are the same."
+        ),
+    ] = NO_SCORE
+    score_model: Annotated[
+        str,
+        Text(placeholder="folder or Hugging Face repository of a CLIP model"),
+        Advanced(),
+        Last(),
+        Doc(
+            "CLIP model for score: a folder in models/clip_vision, models/diffusers or models/text_encoders with its "
+            "config.json, tokenizer and .safetensors file, or a Hugging Face repository, which is downloaded if it is "
+            "not on this machine (1.7 GB)."
+        ),
+    ] = CLIP_REPO
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
@@ -190,9 +216,9 @@ class ValidationConfig:
             problems.append(Problem("checkpoints", text))
         return problems
 
-    def without_previews(self) -> ValidationConfig:
+    def of_the_images(self) -> ValidationConfig:
         """Return what decides the images."""
-        return replace(self, previews=OFF)
+        return replace(self, previews=OFF, score=NO_SCORE, score_model=CLIP_REPO)
 
     @property
     def library_file(self) -> str:

@@ -46,7 +46,8 @@ def estimate_run(
     """
     on_cpu = not machine.device_bytes
     flops = phase_flops(request, facts, cost, sampled, whole)
-    phases = {
+    score = {"score": _score(facts, on_cpu)} if facts.score.weights else {}
+    phases = score | {
         "text": _text(request.memory, facts, on_cpu),
         "latents": (_encoding(request.memory, facts, on_cpu), 0),
         "load": _load(request, cost, on_cpu),
@@ -56,7 +57,11 @@ def estimate_run(
     if facts.eval_images:
         phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
     if sampled is not None:
-        phases["validate"] = _validate(request.memory, facts, sampled)
+        sampling, scoring = (
+            _validate(request.memory, facts, sampled),
+            _score_images(request.memory, facts, sampled, on_cpu),
+        )
+        phases["validate"] = max(sampling[0], scoring[0]), max(sampling[1], scoring[1])
     device, ram = phases["train"]
     phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))
     planned = tuple(
@@ -69,6 +74,11 @@ def estimate_run(
     a_step = flops["train"] // max(1, facts.num_steps)
     seconds = a_step / machine.flops if machine.flops else None
     return MemoryPlan(planned, disk_of(request, facts, cost), machine, settings_of(request), a_step, seconds)
+
+
+def _score(facts: RunFacts, on_cpu: bool) -> tuple[int, int]:
+    """Prompts and held-out images are embedded before anything else is loaded. Weights are read and then moved."""
+    return facts.score.weights + facts.score.work, 0 if on_cpu else facts.score.weights
 
 
 def _text(memory: MemoryConfig, facts: RunFacts, on_cpu: bool) -> tuple[int, int]:
@@ -157,6 +167,17 @@ def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tupl
         return max(sampling_peak(sampled, memory), decoding), sampled.weights + optimizer_cost.adapter
     decoding = resident_bytes(sampled, memory) + optimizer_cost.aside + codec + work
     return max(sampling_peak(sampled, memory) + codec, decoding), _offloaded_ram(sampled, memory)
+
+
+def _score_images(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost, on_cpu: bool) -> tuple[int, int]:
+    """The image tower is on the device beside the model, after the last image is decoded. It is read and then moved."""
+    if not facts.score.vision:
+        return 0, 0
+    aside = memory.model_offload
+    codec = facts.codec.weights
+    device = resident_bytes(sampled, memory) + sampled.optimizer_cost.aside + (0 if aside else codec)
+    in_ram = _offloaded_ram(sampled, memory) + (codec if aside else 0) + (0 if on_cpu else facts.score.vision)
+    return device + facts.score.vision + facts.score.work, in_ram
 
 
 def _offloaded_ram(cost: ModelCost, memory: MemoryConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..devices import DTYPES
 from ..models.family import Family
 from ..quant.loading import text_converter
 from ..storage.digest_table import digests, first_of_each
+from ..validation.scores.score_model import ScoreCost, score_cost
 from .cost_model import Shape
 from .meta_counter import FlashShapes, MemoryTracker, bytes_of
 
@@ -67,6 +68,7 @@ class RunFacts:
     eval_images: int = 0  # images whose loss is measured before and after training, or at a checkpoint
     text_tokens: int = 0  # of all distinct prompts together, estimated
     validation_passes: int = 0  # forward passes of all validation images of the run
+    score: ScoreCost = field(default_factory=ScoreCost)  # of the model that scores validation images
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def facts_of(
         eval_images=evaluated_images(training, len(samples)),
         text_tokens=num_prompts * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
         validation_passes=validation_passes(request, num_steps),
+        score=score_cost(request.validation),
     )  # fmt: skip
 
 

@@ -20,6 +20,10 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
         "--strengths", metavar="S,S,...", help="sample the newest weights at these strengths for the slider"
     )
     parser.add_argument(
+        "--checkpoints", metavar="C,C,...", help="with --strengths: of these checkpoints instead of the newest one: all, "
+        "last 3, or steps such as 250,500"
+    )  # fmt: skip
+    parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="with them: seeds of each prompt (default: 1)"
     )
 
@@ -28,7 +32,7 @@ def draw_prompts(arguments: argparse.Namespace) -> int:
     """Sample prompts with the weights of a paused or ended run, which it can be resumed from afterwards."""
     from .drawable import Asked, drawable_run, prompts_in
 
-    asked = Asked(arguments.compare or "", arguments.strengths or "", arguments.seeds)
+    asked = Asked(arguments.compare or "", arguments.strengths or "", arguments.seeds, arguments.checkpoints or "")
     prompts = [] if asked.is_set and not arguments.prompts else prompts_in(arguments.prompts)
     folder = drawable_run(arguments.run, Path(arguments.output or "output"))
     arguments.output = str(folder.parent.parent)

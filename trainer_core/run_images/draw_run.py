@@ -63,7 +63,7 @@ def draw_run(
         columns = [("base", renderer.draw(sampling, 0.0, count))]
         renderer.put(checkpoint / layout.CHECKPOINT_LORA)
         columns.append(("LoRA", renderer.draw(sampling, 1.0, count)))
-    key = sha256_text(key_text(sampling.without_previews()))[:8]
+    key = sha256_text(key_text(sampling.of_the_images()))[:8]
     paths = []
     for (width, height), page in draw_grids(columns, sampling, f"step {step}").items():
         path = folder / layout.DRAWN / f"{layout.step_name(step)}-{key}-{width}x{height}.png"

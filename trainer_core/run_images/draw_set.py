@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ..config.serialize import key_text
-from ..config.validation import ValidationConfig
+from ..config.validation import CheckpointChoice, ValidationConfig
 from ..errors import Problem, UserError
 from ..host import Notice, SinkHost, collect
 from ..plots.image_grid import save_png
@@ -26,7 +26,19 @@ from ..validation.sample_images import Pictures, prompts_of
 from ..workflow.execute import TrainerNode
 from .draw_run import newest_checkpoint, request_of, resolve
 from .drawable import Asked
-from .image_sets import MAX_ROWS, SET, STRENGTHS, VOTE, ImageSet, Row, Shown, image_name, read_set, set_folder
+from .image_sets import (
+    MAX_ROWS,
+    MAX_VERSIONS,
+    SET,
+    STRENGTHS,
+    VOTE,
+    ImageSet,
+    Row,
+    Shown,
+    image_name,
+    read_set,
+    set_folder,
+)
 
 BASE = "base"
 
@@ -39,11 +51,13 @@ class Version:
         label: Its name.
         path: The LoRA; None: the base model.
         strength: Of the LoRA.
+        step: Of its checkpoint, for a slider.
     """
 
     label: str
     path: Path | None
     strength: float = 1.0
+    step: int = 0
 
 
 def versions_for_vote(names: Sequence[str], run: Path, output: Path) -> list[Version]:
@@ -87,7 +101,7 @@ def draw_asked(
     if asked.compare.strip():
         kind, versions = VOTE, versions_for_vote(asked.names(), run, host.paths.output)
     else:
-        kind, versions = STRENGTHS, strengths_of(run, asked.strength_list())
+        kind, versions = STRENGTHS, strengths_of(run, asked.strength_list(), asked.checkpoint_choice())
     return draw_set(run, kind, versions, prompts, asked.num_seeds, trainer, host, settings)
 
 
@@ -106,7 +120,7 @@ def draw_set(
     Args:
         run: Folder of the run.
         kind: VOTE or STRENGTHS.
-        versions: Two for VOTE, one LoRA at any number of strengths for STRENGTHS.
+        versions: Two for VOTE; for STRENGTHS each checkpoint at each strength, the checkpoints one after another.
         prompts: The prompts; empty: those of the run's ValidateSampler.
         num_seeds: Number of seeds for each prompt, from that of the sampling settings on.
         trainer: See TrainerNode.
@@ -117,9 +131,10 @@ def draw_set(
         Cancelled: The user canceled. The set is not there.
     """
     model, sampling = resolve(request_of(run, trainer, host, settings), prompts, host)
-    sampling = sampling.without_previews()
+    sampling = sampling.of_the_images()
     rows = _rows(sampling, num_seeds)
-    shown = [Shown(v.label, sha256_of(v.path) if v.path else "", v.strength) for v in versions]
+    digests = {path: sha256_of(path) for path in {version.path for version in versions} if path}
+    shown = [Shown(v.label, digests[v.path] if v.path else "", v.strength, v.step) for v in versions]
     identity = (
         key_text(sampling),
         str(num_seeds),
@@ -132,16 +147,20 @@ def draw_set(
     shutil.rmtree(folder, ignore_errors=True)  # what a canceled one left
     with torch.inference_mode(False), torch.no_grad():
         renderer = Renderer(model, None, prompts_of(sampling), host, sampling)
-        count = Counter(host, len(rows) * len(versions))
+        repeated = sum(not version.strength for version in versions) - 1 if kind == STRENGTHS else 0
+        count = Counter(host, len(rows) * (len(versions) - max(0, repeated)))
+        base: list[Pictures] = []  # of strength 0, which no checkpoint changes
         for number, version in enumerate(versions):
+            is_base = kind == STRENGTHS and not version.strength
+            if is_base and base:
+                _save(folder, number, base)
+                continue
             if version.path:
                 renderer.put(version.path)
-            _save(
-                folder,
-                number,
-                [_draw(renderer, version, sampling, seed, count) for seed in _seeds(sampling, num_seeds)],
-            )
-    step = layout.step_of(versions[-1].path.parent) if kind == STRENGTHS and versions[-1].path else 0
+            images = [_draw(renderer, version, sampling, seed, count) for seed in _seeds(sampling, num_seeds)]
+            base = images if is_base else base
+            _save(folder, number, images)
+    step = versions[-1].step
     write_json(folder / SET, ImageSet(kind, tuple(shown), tuple(rows), step).as_json())
     host.emit(Notice(f"{len(rows)} rows of images are ready in the sidebar, at the run {run.name}"))
     return folder
@@ -175,11 +194,28 @@ def _save(folder: Path, version: int, by_seed: Sequence[Pictures]) -> None:
         save_png(Image.fromarray(pixels), folder / image_name(row, version))
 
 
-def strengths_of(run: Path, strengths: Sequence[float]) -> list[Version]:
-    """Return the newest checkpoint's LoRA at these strengths. Strength 0 is the base model.
+def strengths_of(run: Path, strengths: Sequence[float], choice: CheckpointChoice) -> list[Version]:
+    """Return each chosen checkpoint's LoRA at these strengths. Strength 0 is the base model.
 
     Raises:
-        UserError: The run has no intact checkpoint.
+        UserError: The run has no such checkpoints, or there are too many versions.
     """
-    path = newest_checkpoint(run) / layout.CHECKPOINT_LORA
-    return [Version(f"{strength:g}", path, strength) for strength in strengths]
+    if not choice:
+        newest = newest_checkpoint(run)
+        path, step = newest / layout.CHECKPOINT_LORA, layout.step_of(newest)
+        return [Version(f"{strength:g}", path, strength, step) for strength in strengths]
+    folders = {
+        layout.step_of(path): path / layout.CHECKPOINT_LORA
+        for path in layout.list_checkpoints(run / layout.CHECKPOINTS)
+    }
+    steps = choice.pick([step for step, path in folders.items() if path.is_file()])
+    if len(steps) * len(strengths) < 2:
+        raise UserError.at(
+            "checkpoints", f"are step {steps[0]} alone, at one strength; a slider needs two or more of either"
+        )
+    if len(steps) * len(strengths) > MAX_VERSIONS:
+        text = f"are {len(steps)}, each at {len(strengths)} strengths; at most {MAX_VERSIONS} versions are sampled"
+        raise UserError.at("checkpoints", text)
+    return [
+        Version(f"step {step}, {strength:g}", folders[step], strength, step) for step in steps for strength in strengths
+    ]

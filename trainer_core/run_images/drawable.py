@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.validation import CheckpointChoice, ValidationConfig
 from ..errors import Problem, UserError
 from ..host import collect
 from ..runs import layout
@@ -23,11 +24,13 @@ class Asked:
         compare: Two versions, separated by a comma.
         strengths: Strengths, separated by commas.
         num_seeds: Seeds of each prompt.
+        checkpoints: With strengths: all, last 3, or steps separated by commas; "" for the newest.
     """
 
     compare: str = ""
     strengths: str = ""
     num_seeds: int = 1
+    checkpoints: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -36,6 +39,10 @@ class Asked:
         if not 1 <= self.num_seeds <= MAX_SEEDS:
             problems.append(Problem("num_seeds", f"is {self.num_seeds}; use 1 to {MAX_SEEDS}"))
         collect(problems, self.strength_list)
+        collect(problems, self.checkpoint_choice)
+        if self.checkpoints.strip() and not self.strengths.strip():
+            text = "are for the slider of strengths; write strengths too, such as 0, 0.5, 1"
+            problems.append(Problem("checkpoints", text))
         if problems:
             raise UserError(problems)
 
@@ -47,6 +54,14 @@ class Asked:
     def names(self) -> list[str]:
         """Return the versions to compare."""
         return [name.strip() for name in self.compare.split(",") if name.strip()]
+
+    def checkpoint_choice(self) -> CheckpointChoice:
+        """Return the checkpoints of the slider. False: the newest.
+
+        Raises:
+            UserError: they are no valid selection.
+        """
+        return ValidationConfig(checkpoints=self.checkpoints).checkpoint_choice()
 
     def strength_list(self) -> list[float]:
         """Return the strengths, each once, ascending.
@@ -63,7 +78,7 @@ class Asked:
             ) from None
         if values and not (len(values) <= MAX_STRENGTHS and all(-LARGEST <= value <= LARGEST for value in values)):
             raise UserError.at("strengths", f"are at most {MAX_STRENGTHS} numbers from -{LARGEST:g} to {LARGEST:g}")
-        if len(values) == 1:
+        if len(values) == 1 and not self.checkpoints.strip():
             raise UserError.at("strengths", "is one number; a slider needs two or more, such as 0, 0.5, 1")
         return values
 

@@ -20,7 +20,7 @@ from ..storage.bounded_files import Unusable, read_json
 VOTE, STRENGTHS = "vote", "strengths"
 SET = "set.json"
 SET_BYTES = 16 << 20
-MAX_ROWS, MAX_VERSIONS = 2000, 40
+MAX_ROWS, MAX_VERSIONS = 2000, 200
 NAME = re.compile(r"(vote|strengths)-[0-9a-f]{8}")
 
 
@@ -32,11 +32,13 @@ class Shown:
         label: Such as "step 250", or the name of a LoRA.
         sha256: Digest of the LoRA; "" for the base model.
         strength: Of the LoRA.
+        step: Of its checkpoint, with STRENGTHS; 0 in sets that are older than sliders of several checkpoints.
     """
 
     label: str
     sha256: str
     strength: float
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,17 @@ class ImageSet:
         kind: VOTE or STRENGTHS.
         versions: The columns.
         rows: The rows.
-        step: Of the checkpoint that STRENGTHS are of; 0 for a vote.
+        step: Of the last checkpoint that STRENGTHS are of; 0 for a vote.
     """
 
     kind: str
     versions: tuple[Shown, ...]
     rows: tuple[Row, ...]
     step: int = 0
+
+    def step_of(self, version: Shown) -> int:
+        """Return the step of a version's checkpoint."""
+        return version.step or self.step
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON values of set.json."""
@@ -94,7 +100,10 @@ def read_set(folder: Path) -> ImageSet | None:
         kind, versions, rows = str(value["kind"]), value["versions"], value["rows"]
         return ImageSet(
             kind if kind in (VOTE, STRENGTHS) else VOTE,
-            tuple(Shown(str(v["label"]), str(v["sha256"]), float(v["strength"])) for v in versions[:MAX_VERSIONS]),
+            tuple(
+                Shown(str(v["label"]), str(v["sha256"]), float(v["strength"]), int(v.get("step", 0)))
+                for v in versions[:MAX_VERSIONS]
+            ),
             tuple(
                 Row(str(r["name"]), str(r["prompt"]), int(r["seed"]), (int(r["size"][0]), int(r["size"][1])))
                 for r in rows[:MAX_ROWS]

@@ -52,6 +52,7 @@ class Status:
         updated: time of writing, in seconds since 1970.
         message: why the run failed, "" otherwise.
         learned: what the newest evaluation on held-out images says, "" before there is one.
+        scored: the scores of the newest validation images, "" before there are any.
     """
 
     state: str
@@ -62,6 +63,7 @@ class Status:
     updated: float = 0.0
     message: str = ""
     learned: str = ""
+    scored: str = ""
 
     @classmethod
     def from_json(cls, value: Any) -> Status:
@@ -73,7 +75,7 @@ class Status:
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: item for name, item in value.items() if name in names} if isinstance(value, dict) else {}
         numbers = [known.get(name, 0) for name in ("step", "total", "pid")]
-        texts = [known.get(name, "") for name in ("phase", "message", "learned")]
+        texts = [known.get(name, "") for name in ("phase", "message", "learned", "scored")]
         updated = known.get("updated", 0.0)
         if (
             known.get("state") not in STATES
@@ -86,7 +88,7 @@ class Status:
 
     def text(self) -> str:
         """Return the status in words, such as "running at step 3 of 6 (train)"."""
-        return f"{self.state}{self._details()}" + (f"; {self.learned}" if self.learned else "")
+        return "; ".join(filter(None, (f"{self.state}{self._details()}", self.learned, self.scored)))
 
     def clause(self) -> str:
         """Return the status as a clause after the name of the run, such as "ended unexpectedly at step 3 of 6"."""

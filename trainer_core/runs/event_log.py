@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..host import EvalCompared, EvalReport, Event, PhaseStarted, RunReported, SamplingPreview, StepReport
+from ..host import (
+    EvalCompared,
+    EvalReport,
+    Event,
+    ImagesScored,
+    PhaseStarted,
+    RunReported,
+    SamplingPreview,
+    StepReport,
+)
 from .control import Status, write_status
 from .layout import EVENTS
 
@@ -54,6 +63,8 @@ class EventLog:
             self.set(learned=f"held-out loss {event.loss:.4f} at step {event.step}")
         elif isinstance(event, EvalCompared) and self.status.learned:
             self.set(learned=f"{self.status.learned}{learned_text(event)}")
+        elif isinstance(event, ImagesScored) and event.is_shown:
+            self.set(scored=scored_text(event))
 
     def write(self, value: Mapping[str, Any]) -> None:
         """Append a line with a time stamp to events.jsonl."""
@@ -83,6 +94,16 @@ def learned_text(event: EvalCompared) -> str:
     if event.waiting:
         text = f", {event.change:+.4f} +- {event.change_error:.4f} since its lowest at step {event.best}"
     return text + ("; the run overfits" if event.overfits else "")
+
+
+def scored_text(event: ImagesScored) -> str:
+    """Return the scores of validation images in words."""
+    likeness = ""
+    if event.likeness is not None and event.likeness_error is not None:
+        error = f" +- {event.likeness_error:.4f}" if event.likeness_error else ""
+        likeness = f", likeness {event.likeness:.4f}{error}"
+    error = f" +- {event.clip_error:.2f}" if event.clip_error else ""  # of one image there is none
+    return f"CLIP score {event.clip:.2f}{error}{likeness} at step {event.step}"
 
 
 def event_json(event: Event, folder: Path) -> dict[str, Any]:

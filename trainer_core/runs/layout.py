@@ -9,6 +9,7 @@
         validation/step-000250-512x512.png                   validation images
         validation/by-name/NAME-step-000250-512x512.png      the same by the names of a prompt library
         validation/base.safetensors                          the base model's, see validation/base_images.py
+        validation/scores.json                               CLIP scores and likeness, see train/hooks/score_images.py
         drawn/step-000250-KEY-512x512.png                    images that a user has asked for, see run_images/
         image-sets/vote-1f0c5a7e/                            images for a blind vote or a slider, see run_images/image_sets.py
         preview.jpg                                          the image that is being sampled, where previews are on
@@ -36,7 +37,7 @@ CROP_SHEET, PAIR_SHEET, DENSITY_CHART, LOSS_CHART = "crops.png", "pairs.png", "d
 PREVIEW = "preview.jpg"
 DRAWN = "drawn"
 IMAGE_SETS = "image-sets"
-CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
+CHECKPOINTS, VALIDATION, BY_NAME, SCORES = "checkpoints", "validation", "by-name", "scores.json"
 CHECKPOINT_LORA, CHECKPOINT_STATE = "lora.safetensors", "state.json"  # in each checkpoint
 STEP = "step-"
 LORAS = "loras"

@@ -20,6 +20,7 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..trackers.dispatch import parse_trackers
+from ..validation.scores.score_model import score_problems
 from .block_lr import rates_of
 from .full_rank_check import full_rank_problems
 from .model_check import contradictions
@@ -92,6 +93,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             problems.append(Problem("dataset", no_images(part.folder, backend)))
     problems += missing_packages(request.model.quantization)
     problems += missing_for_drawing(request.validation)
+    problems += score_problems(request.validation)
     problems += missing_trackers(request)
     problems += full_rank_problems(request, host)
     if not request.adapter.is_full:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from ..config.training import MIN_HELD_OUT, TrainingConfig
 from ..errors import Problem, UserError, nearest
-from ..spec import NodeSpec
+from ..spec import NodeSpec, check_value
 from ..storage.bounded_files import Unusable, parse_json
 from ..workflow.graph import Graph
+from ..workflow.overrides import override
 
 MAX_RUNS = 100
 MAX_SLUG = 80  # characters of a combination in the name of its run
@@ -21,6 +23,8 @@ FIXED = {
     "resume": "a sweep resumes its runs itself",
     "on_change": "it decides nothing about a new run",
     "devices": "the result does not depend on it",
+    "background": "the result does not depend on it",
+    "detached": "the result does not depend on it",
     "holdout": "runs are compared by the same held-out images",
     "eval_images": "runs are compared by the same held-out images",
 }
@@ -134,6 +138,41 @@ def _target(name: str, graph: Graph, catalogue: Mapping[str, NodeSpec]) -> tuple
     if node_name and not own:
         return f"there is no node {node_name!r}{nearest(node_name, [node.type for node in graph.nodes.values()])}"
     return f"no node of the workflow has a field {field!r}{nearest(field, [f for _, f in own])}"
+
+
+def value_problems(axes: Sequence[Axis], graph: Graph, catalogue: Mapping[str, NodeSpec]) -> list[Problem]:
+    """Return a problem for each value that its field does not take."""
+    problems: list[Problem] = []
+    for axis in axes:
+        node_id, _, name = axis.target.rpartition(".")
+        field = next(f for f in catalogue[graph.nodes[node_id].type].fields() if f.name == name)
+        for text in axis.values:
+            try:
+                changed = override(graph, [f"{axis.target}={text}"], catalogue)
+            except UserError as error:
+                problems += [Problem(f"{axis.name}={text}", problem.message) for problem in error.problems]
+                continue
+            problem = check_value(field, changed.nodes[node_id].inputs[name])[1]
+            if problem:
+                problems.append(Problem(f"{axis.name}={text}", problem.message))
+    return problems
+
+
+def requirements(training: TrainingConfig, stop_losers: bool) -> list[Problem]:
+    """Return what a run lacks to be compared with others."""
+    problems = []
+    if not training.holdout:
+        text = "is 0, but the runs of a sweep are compared by the loss of held-out images; set it to 0.2"
+        problems.append(Problem("holdout", f"{text} (headless: --set LoRATrainer.holdout=0.2)"))
+    elif training.eval_images < MIN_HELD_OUT:
+        problems.append(Problem("eval_images", f"is {training.eval_images}; a sweep needs {MIN_HELD_OUT} or more"))
+    if stop_losers and not training.checkpoint_every:
+        text = "is 0, but stop_losers (--stop-losers) decides at checkpoints; use a tenth of the steps"
+        problems.append(Problem("checkpoint_every", text))
+    if stop_losers and training.devices.strip():
+        text = f"is {training.devices!r}, but stop_losers (--stop-losers) needs runs of this process"
+        problems.append(Problem("devices", f"{text}; leave it empty, or the option out"))
+    return problems
 
 
 def hint_of(axes: Sequence[Axis], graph: Graph) -> str:

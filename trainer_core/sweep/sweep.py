@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.request import TrainRequest
 from ..config.training import MIN_HELD_OUT
 from ..data.holdout import num_held
 from ..errors import Problem, UserError
-from ..host import Notice, SinkHost
+from ..host import Host, Notice, SinkHost, SweepReported
 from ..plots.image_grid import save_png
 from ..plots.sweep_chart import SweepBar, draw_sweep_chart
 from ..runs import layout
@@ -27,14 +26,14 @@ from ..storage.lora_name import faults_of_name
 from ..train.figures.paired_evals import Evaluation
 from ..train.prepare import RunPlan, plan_run
 from ..train.run import TrainResult
-from ..workflow.execute import TrainerNode
+from ..workflow.execute import TrainerNode, with_sources
 from ..workflow.graph import Graph
 from ..workflow.overrides import override
-from .combinations import Combination
+from .combinations import Combination, requirements
 from .results import Row, RunResult, as_json, rows_of, why_lost
+from .stored_sweep import CHART, MAX_BYTES, STATE, TABLE, result_of, sweep_folder
 
-FOLDER, STATE, TABLE, CHART = "sweeps", "sweep.json", "table.json", "sweep.png"
-MAX_BYTES = 256 << 20  # of sweep.json and of a checkpoint's state
+NOT_OF_A_RUN = ("sweep", "background", "detached")  # inputs of LoRATrainer that the runs of a sweep do not have
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def plan_sweep(
     combinations: Sequence[Combination],
     name: str,
     trainer: TrainerNode,
-    host: SinkHost,
+    host: Host,
     stop_losers: bool,
 ) -> list[PlannedRun]:
     """Check every combination before anything is trained.
@@ -76,7 +75,8 @@ def plan_sweep(
     Raises:
         UserError: the problems of all combinations.
     """
-    node, quiet = trainer.only_id(graph), replace(host, sinks=())
+    node, quiet = trainer.only_id(graph), quiet_host(host)
+    graph = without_sweep(graph, node)
     problems: dict[Problem, list[str]] = {}
     plans: list[PlannedRun] = []
     names = _names(combinations, name)
@@ -98,6 +98,20 @@ def plan_sweep(
     return plans
 
 
+def without_sweep(graph: Graph, trainer: str) -> Graph:
+    """Return the trainer and what it depends on, without a sweep of its own: each run is recorded as one that stands alone."""
+    node = graph.nodes[trainer]
+    inputs = {name: value for name, value in node.inputs.items() if name not in NOT_OF_A_RUN}
+    return with_sources(replace(graph, nodes={**graph.nodes, trainer: replace(node, inputs=inputs)}), {trainer})
+
+
+def quiet_host(host: Host) -> SinkHost:
+    """Return an environment with the folders and the device of another one, to which it sends no events."""
+    return SinkHost(
+        host.paths, is_cancelled=lambda: bool(host.check_cancelled()), device=host.device, machines=host.machines
+    )
+
+
 def _names(combinations: Sequence[Combination], name: str) -> list[str]:
     """Return the name of each run. Combinations whose slugs are equal get a number."""
     names: list[str] = []
@@ -113,7 +127,7 @@ def _names(combinations: Sequence[Combination], name: str) -> list[str]:
 def _planner(trainer: TrainerNode, stop_losers: bool) -> Callable[[Any, SinkHost], RunPlan]:
     def plan(inputs: Any, host: SinkHost) -> RunPlan:
         request = trainer.request_of(inputs)
-        if problems := _requirements(request, stop_losers):
+        if problems := requirements(request.training, stop_losers):
             raise UserError(problems)
         checked = plan_run(request, host)
         held = num_held(len(checked.index.samples), request.training.holdout)
@@ -123,24 +137,6 @@ def _planner(trainer: TrainerNode, stop_losers: bool) -> Callable[[Any, SinkHost
         return checked
 
     return plan
-
-
-def _requirements(request: TrainRequest, stop_losers: bool) -> list[Problem]:
-    training, problems = request.training, []
-    if not training.holdout:
-        text = "is 0, but the runs of a sweep are compared by the loss of held-out images; use --set"
-        problems.append(Problem("holdout", f"{text} LoRATrainer.holdout=0.2"))
-    elif training.eval_images < MIN_HELD_OUT:
-        problems.append(Problem("eval_images", f"is {training.eval_images}; a sweep needs {MIN_HELD_OUT} or more"))
-    if stop_losers and not training.checkpoint_every:
-        text = "is 0, but --stop-losers decides at checkpoints; use a tenth of the steps"
-        problems.append(Problem("checkpoint_every", text))
-    if stop_losers and training.devices.strip():
-        text = (
-            f"is {training.devices!r}, but --stop-losers needs runs of this process; leave it empty, or the option out"
-        )
-        problems.append(Problem("devices", text))
-    return problems
 
 
 def _with_labels(problem: Problem, labels: Sequence[str], count: int) -> Problem:
@@ -167,13 +163,15 @@ class Sweep:
         stop_losers: End runs early that lose to another one at the same step.
     """
 
-    def __init__(self, name: str, plans: Sequence[PlannedRun], trainer: TrainerNode, host: SinkHost, stop_losers: bool):
+    def __init__(self, name: str, plans: Sequence[PlannedRun], trainer: TrainerNode, host: Any, stop_losers: bool):
         self.plans, self.trainer, self.host, self.stop_losers = plans, trainer, host, stop_losers
-        self.folder = host.paths.output / FOLDER / layout.flat_name(name)
+        self.name, self.folder = name, sweep_folder(host.paths.output, name)
+        self.quiet = quiet_host(host)
         self.results = self._read()
 
     def run(self) -> list[Row]:
         """Train all runs that have not ended yet, in order, and return the table."""
+        self.write()
         for number, plan in enumerate(self.plans, 1):
             of = f"run {number} of {len(self.plans)}: {plan.combination.label}"
             if plan.folder in self.results:
@@ -181,8 +179,8 @@ class Sweep:
                 continue
             self.host.emit(Notice(of))
             self.results[plan.folder] = self._train(plan)
-            self._write()
-        return self._write()
+            self.write()
+        return self.write()
 
     def _train(self, plan: PlannedRun) -> RunResult:
         others = self._finished()
@@ -195,12 +193,7 @@ class Sweep:
 
         result = self.trainer.run_instead(plan.graph, train, self.host)
         assert isinstance(result, TrainResult)
-        state = _last_state(Path(result.lora.folder))
-        report = result.report
-        return RunResult(
-            plan.combination.values, plan.folder, plan.name, report["steps"], report["seconds_per_step"],
-            report["stopped_early"] or "", state.get("evaluations", {}), state.get("leaks", {}),
-        )  # fmt: skip
+        return result_of(Path(result.lora.folder), plan.combination.values, plan.name)
 
     def _finished(self) -> list[RunResult]:
         """Return the results of this sweep's runs, in their order."""
@@ -221,18 +214,23 @@ class Sweep:
     def _has_lora(self, result: RunResult) -> bool:
         return layout.lora_path(self.host.paths.output, result.name).is_file()
 
-    def _write(self) -> list[Row]:
-        """Write the state, the table and the chart."""
+    def write(self) -> list[Row]:
+        """Write the state, the table and the chart, and report the table."""
         rows = rows_of(self._finished())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / STATE, {"runs": [result.as_json() for result in self.results.values()]})
-        write_json(self.folder / TABLE, {"runs": as_json(rows), "planned": len(self.plans)})
+        plans = [
+            {"values": dict(plan.combination.values), "run": plan.folder, "name": plan.name} for plan in self.plans
+        ]
+        write_json(self.folder / TABLE, {"runs": as_json(rows), "planned": len(self.plans), "plans": plans})
         bars = [_bar(row) for row in rows]
         save_png(
             draw_sweep_chart(bars, f"{self.folder.name}: {len(rows)} of {len(self.plans)} runs"),
             self.folder / CHART,
             {},
         )
+        axes = tuple(self.plans[0].combination.values) if self.plans else ()
+        self.host.emit(SweepReported(self.name, axes, len(self.plans), tuple(as_json(rows))))
         return rows
 
 
@@ -243,9 +241,3 @@ def _bar(row: Row) -> SweepBar:
     return SweepBar(
         label, row.loss, row.difference, row.is_best, row.is_worse, result.leak, seconds, bool(result.stopped)
     )
-
-
-def _last_state(folder: Path) -> dict[str, Any]:
-    """Return state.json of a run's last checkpoint."""
-    checkpoints = layout.list_checkpoints(folder / layout.CHECKPOINTS)
-    return read_json(checkpoints[-1] / layout.CHECKPOINT_STATE, MAX_BYTES) if checkpoints else {}

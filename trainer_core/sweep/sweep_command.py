@@ -28,7 +28,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     """Train a workflow with several values of some fields, and compare the results by their held-out loss."""
     from .combinations import combine, hint_of, read_axes
     from .results import as_json, table
-    from .sweep import CHART, Sweep, plan_sweep, sweep_name
+    from .stored_sweep import CHART
+    from .sweep import Sweep, plan_sweep, sweep_name
 
     graph, trainer = arguments.read_graph(arguments), arguments.trainer()
     host = arguments.make_host(arguments)

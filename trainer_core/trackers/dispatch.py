@@ -12,6 +12,7 @@ from ..host import (
     EvalCompared,
     EvalReport,
     Event,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     Notice,
@@ -24,6 +25,7 @@ from .tracker import NONE, Opening
 from .worker import Call, TrackerThread
 
 LAST_SECONDS = 60.0  # how long a run waits at its end for pending writes and uploads
+MAX_NAME = 60  # characters of a prompt's name in the name of a curve
 MEMORY_SECONDS = 5.0  # between two measurements of memory use
 SUMMARY = ("lora", "sha256", "steps", "resumed_from", "seconds_per_step", "peak_ram_bytes", "peak_vram_bytes", "device")
 
@@ -105,7 +107,7 @@ class TrackerSink:
     def __call__(self, event: Event) -> None:
         self._pass_on(event)
         if self._waiting is not None:
-            if isinstance(event, (EvalReport, EvalCompared, LeakMeasured, PreviewReady)):
+            if isinstance(event, (EvalReport, EvalCompared, LeakMeasured, ImagesScored, PreviewReady)):
                 self._waiting.append(event)
         elif call := self._call_of(event):
             for thread in self._threads:
@@ -125,7 +127,7 @@ class TrackerSink:
             seconds: Maximum time to wait for each tracker.
         """
         for thread in self._threads:
-            thread.close(failed, seconds)
+            thread.close(failed, seconds, is_patient=seconds >= LAST_SECONDS)
 
     def _call_of(self, event: Event) -> Call | None:
         if isinstance(event, StepReport):
@@ -140,6 +142,9 @@ class TrackerSink:
         if isinstance(event, LeakMeasured):
             leak = {"eval/leak": event.leak, "eval/leak_error": event.standard_error}
             return lambda tracker: tracker.values(event.step, leak)
+        if isinstance(event, ImagesScored):
+            scores = scores_of(event)
+            return lambda tracker: tracker.values(event.step, scores)
         if isinstance(event, PreviewReady):
             label, caption = event.path.stem.rpartition("-")[2], " | ".join(self._opening.prompts)
             return lambda tracker: tracker.picture(event.step, f"validation/{label}", event.path, caption)
@@ -173,6 +178,18 @@ def values_of(event: EvalCompared) -> dict[str, float]:
     trained = {} if event.trained is None else {"eval/loss_trained": event.trained}
     change = {"eval/change": event.change, "eval/change_error": event.change_error}
     return {**change, **trained, **gaps}
+
+
+def scores_of(event: ImagesScored) -> dict[str, float]:
+    """Return the scalars of scores of images. Strengths that charts do not show have names of their own."""
+    end = "" if event.is_shown else f"_strength_{event.strength:g}"
+    values = {
+        "clip_score": event.clip, "clip_score_error": event.clip_error, "likeness": event.likeness,
+        "likeness_error": event.likeness_error,
+    }  # fmt: skip
+    scores = {f"eval/{name}{end}": value for name, value in values.items() if value is not None}
+    names = (name[:MAX_NAME].replace("/", "_") for name in event.prompts)
+    return scores | {f"clip_score{end}/{name}": value for name, value in zip(names, event.by_prompt, strict=True)}
 
 
 def summary_of(report: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Tracker(Protocol):
         """Log the results of the run: JSON values, flat. May be called more than once; the last call counts."""
         ...
 
-    # A tracker may also have `def event(self, event: Event) -> None`, which receives every event of the run.
+    # A tracker may also have `def event(self, event: Event) -> None`, which receives every event of the run, and
+    # `@staticmethod def last_seconds(usual: float) -> float`: how long a run waits for it at its end.
 
     def close(self, failed: bool) -> None:
         """End the run.

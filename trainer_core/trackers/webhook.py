@@ -29,6 +29,7 @@ from ..host import (
     EvalCompared,
     EvalReport,
     Event,
+    ImagesScored,
     LeakMeasured,
     LoraSaved,
     Notice,
@@ -40,7 +41,9 @@ from .tracker import Opening
 
 ADDRESS, FORM = "CHROMA_TRAINER_WEBHOOK", "CHROMA_TRAINER_WEBHOOK_FORM"
 FORMS = ("raw", "discord", "slack")
-SENT = (StepReport, EvalReport, EvalCompared, LeakMeasured, PreviewReady, CheckpointSaved, LoraSaved, Notice)
+SENT = (
+    StepReport, EvalReport, EvalCompared, LeakMeasured, ImagesScored, PreviewReady, CheckpointSaved, LoraSaved, Notice,
+)  # fmt: skip
 STEP_SECONDS = 30.0  # between two messages about steps, and only in the raw form
 TIMEOUT_SECONDS = 20.0
 TRIES, WAIT_SECONDS = 3, (1.0, 4.0)  # of a message, and before the second and the third try
@@ -131,6 +134,8 @@ class Webhook:
             return f"step {event.step}: held-out loss {self._held_out.loss:.4f}{since}"
         if isinstance(event, PreviewReady):
             return f"step {event.step}: validation images" if event.step else "validation images before training"
+        if isinstance(event, ImagesScored):
+            return f"step {event.step}: CLIP score {event.clip:.2f} ± {event.clip_error:.2f}" if event.is_shown else ""
         if isinstance(event, LoraSaved):
             return f"{event.what} {event.path.name} is saved"
         return f"warning: {event.text}" if isinstance(event, Notice) else ""

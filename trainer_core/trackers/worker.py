@@ -46,10 +46,12 @@ class TrackerThread:
         except queue.Full:
             self._disable(f"it is {LONGEST_QUEUE} calls behind")
 
-    def close(self, failed: bool, seconds: float) -> None:
-        """Let the tracker finish its queued calls, for at most so many seconds."""
+    def close(self, failed: bool, seconds: float, is_patient: bool = True) -> None:
+        """Let the tracker finish its queued calls, for at most so many seconds, or as long as it wishes if `is_patient`."""
         if self._thread is None:
             return
+        if hasattr(self._make, "last_seconds") and is_patient:
+            seconds = self._make.last_seconds(seconds)  # type: ignore[attr-defined]
         self.put(lambda tracker: tracker.close(failed))
         self.put(None)
         self._thread.join(seconds)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..adapters.inject import set_strength_
 from ..config.request import TrainedLora, TrainRequest
 from ..data.dataset import Unreadable
 from ..devices import (
@@ -44,6 +43,7 @@ from .hooks.checkpoint import adopt, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.compare_ranks import checkpoint_for, compare_hook, share_start_
 from .hooks.eval_loss import evaluate, evaluate_start
+from .hooks.score_images import ImageScoring
 from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
@@ -158,19 +158,18 @@ def _train(
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
+    scoring = ImageScoring.build(plan, record, ranks, host, phases)  # before the model takes the memory
     state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
         report_density(plan, record, host)
 
     with phases("load"):
-        live = LiveValidation.build(plan, state, host, record, phases)
+        live = LiveValidation.build(plan, state, host, record, phases, scoring)
         live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
     with phases("validate"):
-        set_strength_(state.transformer, 0.0)
         live.sample_base(state)
-        set_strength_(state.transformer, 1.0)
 
     checkpoints = plan.folder / layout.CHECKPOINTS
     _resume_or_start_(state, request, checkpoints, live, host, phases)

@@ -29,7 +29,7 @@ OF_THE_LORA = ("lora_strength", "checkpoints")  # settings that do not concern t
 def key_of(settings: ValidationConfig, versions: Mapping[str, str], device: str) -> str:
     """Return a digest of everything but the base model that decides the images. A run's folder has one base model."""
     reference = sha256_of(Path(settings.reference)) if settings.reference else ""
-    record = {name: value for name, value in to_record(settings.without_previews()).items() if name not in OF_THE_LORA}
+    record = {name: value for name, value in to_record(settings.of_the_images()).items() if name not in OF_THE_LORA}
     parts: list[Any] = [record, list(settings.library().items()), reference, dict(versions), device]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

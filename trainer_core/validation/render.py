@@ -36,6 +36,8 @@ from .attention import drawing_problems
 from .comparison import Drawn, Version, grids_of, singles_of, versions_of
 from .previews import preview_of
 from .sample_images import Pictures, draw_pictures, prompts_of
+from .scores.clip_scorer import ClipScorer, make_scorer
+from .scores.image_scores import describe_scores
 
 
 class Renderer:
@@ -171,18 +173,30 @@ def draw(settings: ValidationConfig, model: ModelConfig, lora: TrainedLora | Non
     versions = versions_of(lora, settings) if lora else []
     # ComfyUI runs nodes in inference mode. Tensors created in it can't be used for training later.
     with torch.inference_mode(False), torch.no_grad():
+        scorer = make_scorer(settings, (), pick_device(host.device), host)
         results = _draw_all(settings, Renderer(model, None, prompts_of(settings), host, settings), versions, host)
+        if scorer:
+            _report_scores(scorer, results, host)
     name = lora.name.rsplit(".", 1)[0] if lora else f"{model.family}-{model.flavour}"
     grids = []
     for number, grid in enumerate(grids_of(results, settings, name)):
         width, height = grid.size
-        key = sha256_text(key_text(settings.without_previews()), name)[:8] + (f"-{number + 1}" if grid.label else "")
+        key = sha256_text(key_text(settings.of_the_images()), name)[:8] + (f"-{number + 1}" if grid.label else "")
         path = runs_folder(host.paths.output) / VALIDATION / f"{name}-{width}x{height}-{key}.png"
         save_png(grid.page, path, prompt=portable(dict(host.prompt), host.paths))
         host.emit(PreviewReady(-1, path))
         grids.append(_image(np.asarray(grid.page)))
     singles = singles_of(results, settings)
     return Gallery(grids, [_image(picture) for _, picture in singles], [label for label, _ in singles])
+
+
+def _report_scores(scorer: ClipScorer, results: Sequence[Drawn], host: Host) -> None:
+    """Log the CLIP scores of the images of each version. The likeness needs a dataset, which only a run has."""
+    host.emit(PhaseStarted("score"))
+    base, *others = scorer.score([item.pictures for item in results])
+    host.emit(Notice(f"{results[0].label}: {describe_scores(base)}"))
+    for item, scores in zip(results[1:], others, strict=True):
+        host.emit(Notice(f"{item.label}: {describe_scores(scores, base)}"))
 
 
 def _draw_all(settings: ValidationConfig, renderer: Renderer, versions: Sequence[Version], host: Host) -> list[Drawn]:

@@ -63,6 +63,8 @@ def check(
             links = {name: value for name, value in node.inputs.items() if isinstance(value, Link)}
             sources = {name: made[link.node] for name, link in links.items() if link.node in made}
             faults += spec.accepts(made[node_id], sources)
+        if spec.within and not faults:
+            faults += spec.within(made[node_id], graph, node_id)
         if quick_run := _quick_run(spec, node, draft, resolved, connections):
             faulty_fields, is_sound = {fault.field for fault in faults}, not faults and resolved.complete
             run_problems: list[Problem] = []

@@ -102,6 +102,7 @@ def _describe_run(run: Path, host: Host) -> dict[str, Any]:
                 "versions": labels,
                 "rows": len(images.rows),
                 "step": images.step,
+                "checkpoints": sorted({images.step_of(version) for version in images.versions}),
                 **voted,
             }
         )
@@ -120,7 +121,10 @@ def _describe(folder: Path, is_asked: bool = False) -> dict[str, Any]:
         images = read_set(folder)
         assert images
         rows = [asdict(row) for row in images.rows]
-        versions = [{"label": version.label, "strength": version.strength} for version in images.versions]
+        versions = [
+            {"label": version.label, "strength": version.strength, "step": images.step_of(version)}
+            for version in images.versions
+        ]
         return {"set": folder.name, "kind": images.kind, "step": images.step, "versions": versions, "rows": rows}
     rows = [asdict(vote.images.rows[number]) | {"choice": vote.side_of(number)} for number in vote.order]
     return {"set": folder.name, "kind": VOTE, "rows": rows, "outcome": _outcome(vote, is_asked)}
@@ -174,10 +178,11 @@ def _save(run: Path, folder: Path, version: Any, host: Host, progress: Callable[
     shown = images.versions[version]
     if not shown.strength:
         raise UserError.at("version", "is the base model; choose a strength that is not 0")
-    path = run / layout.CHECKPOINTS / layout.step_name(images.step) / layout.CHECKPOINT_LORA
+    step = images.step_of(shown)
+    path = run / layout.CHECKPOINTS / layout.step_name(step) / layout.CHECKPOINT_LORA
     if not path.is_file() or sha256_of(path) != shown.sha256:
-        raise UserError.at("version", f"is of the checkpoint of step {images.step}, which is not there any more")
-    name = f"{layout.name_of_run(run)}-step-{images.step}-strength-{shown.strength:g}.safetensors"
+        raise UserError.at("version", f"is of the checkpoint of step {step}, which is not there any more")
+    name = f"{layout.name_of_run(run)}-step-{step}-strength-{shown.strength:g}.safetensors"
     target = free_path(host.paths.output / layout.LORAS / name)
     with torch.no_grad(), open_lora(path) as lora:
         metadata = edited_metadata("lora strength", [(lora, f"strength {shown.strength:g}")])

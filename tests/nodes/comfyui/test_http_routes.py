@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from chroma_trainer.nodes.comfyui.event_history import SCORE_NUMBERS
 from chroma_trainer.nodes.comfyui.http_routes import add_routes
 from chroma_trainer.nodes.comfyui.routes.requests import same_origin
 from chroma_trainer.nodes.comfyui.run_history import NUM_POINTS, Backlog
@@ -93,6 +94,15 @@ def test_runs_are_listed_with_what_they_were(output):
     assert (found["run"], found["name"], found["node"], found["state"]) == (RUN, "cat", "12:5", "finished")
     assert (found["step"], found["total"], found["alive"]) == (3, 3, False)
     assert "step-000002-64x64.png" in found["picture"]
+
+
+def test_a_run_of_a_lora_in_a_subfolder_is_listed(output):
+    folder = output / "chroma_trainer" / "styles~cat-1a2b3c4d"
+    folder.mkdir()
+    write_status(folder, Status("finished", 3, 3))
+    (folder / "request.json").write_text('{"request": {"training": {"name": "styles/cat"}}, "workflow": {}}', "utf-8")
+    (summary,) = [run for run in Backlog(output).runs() if run["run"] == folder.name]
+    assert (summary["name"], summary["state"]) == ("styles/cat", "finished")
 
 
 def test_no_runs_is_an_empty_list(tmp_path):
@@ -242,6 +252,27 @@ def test_evaluations_are_in_the_history(output):
     assert found[1:] == [{**found[0], **compared, "step": 2}]
     tell(output / "chroma_trainer" / RUN, {"kind": "Resumed", "step": 1})
     assert len(json.loads(ask(output, f"/chroma_trainer/runs/{RUN}")[1])["evals"]) == 1
+
+
+def test_what_was_measured_stays_where_a_resumed_run_measures_its_start_again(output):
+    report = {"kind": "EvalReport", "loss": 0.5, "standard_error": 0.1, "held_out": True}
+    scored = {
+        "kind": "ImagesScored",
+        "is_shown": True,
+        "prompts": ["a"],
+        "by_prompt": [20],
+        **dict.fromkeys(SCORE_NUMBERS, 1),
+    }
+    folder = output / "chroma_trainer" / RUN
+    tell(
+        folder, *({**report, "step": at} for at in (0, 2, 4)), *({**scored, "step": at, "strength": 1} for at in (0, 2))
+    )
+    tell(folder, {**report, "step": 0}, {**scored, "step": 2, "strength": 0.5}, {**scored, "step": 0, "strength": 1})
+    tell(folder, {"kind": "Resumed", "step": 2}, {**scored, "step": 3, "strength": 1, "prompts": None})
+    story = Backlog(output).story(folder)
+    assert [item["step"] for item in story["evals"]] == [0, 2]
+    assert [(item["step"], item["strength"]) for item in story["scores"]] == [(0, 1), (2, 1), (2, 0.5)]
+    assert story["scores"][0]["prompts"] == ["a"]
 
 
 def test_the_queue_is_shown_ordered_and_guarded(output):

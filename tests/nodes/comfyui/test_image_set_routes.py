@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,5 +133,13 @@ def test_a_strength_becomes_a_lora(run):
     torch.testing.assert_close(delta(load_file(files[0]), layer), 0.5 * delta(tensors(), layer))
     for version, message in ((0, "base model"), (3, "not one of"), ("1", "not one of"), (True, "not one of")):
         assert message in post(run, f"/{folder.name}/save", {"version": version})[1]["error"]
+    several = tuple(replace(version, step=step) for step in (250, 500) for version in versions)
+    write_json(folder / SET, replace(images, versions=several, step=500).as_json())
+    assert get(run)[1]["sets"][0]["checkpoints"] == [250, 500]
+    assert [version["step"] for version in get(run, f"/{folder.name}")[1]["versions"]] == [250] * 3 + [500] * 3
+    assert (
+        post(run, f"/{folder.name}/save", {"version": 2})[1]["result"]["lora"] == "cat-step-250-strength-1.safetensors"
+    )
+    assert "of step 500, which is not there" in post(run, f"/{folder.name}/save", {"version": 5})[1]["error"]
     lora.write_bytes(b"another")
     assert "not there any more" in post(run, f"/{folder.name}/save", {"version": 1})[1]["error"]

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import string
 import struct
 import sys
 import threading
@@ -18,10 +19,12 @@ from pathlib import Path
 import pytest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
-from chroma_trainer.trainer_core.host import EvalReport, Notice
+from chroma_trainer.trainer_core.host import CheckpointSaved, EvalReport, Notice, RunReported
 from chroma_trainer.trainer_core.runs.event_log import read_events
 from chroma_trainer.trainer_core.setup.preflight import problems_of
 from chroma_trainer.trainer_core.trackers.event_file import EventFile
+from chroma_trainer.trainer_core.trackers.tracker import Opening
+from chroma_trainer.trainer_core.trackers.wandb import WeightsAndBiases
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
@@ -43,6 +46,11 @@ class FakeRun:
         )
         self.rows, self.summary, self.ended = server.rows.setdefault(given["id"], {}), {}, None
         self.threads: set[str] = set()
+        self.artifacts: list[tuple[FakeArtifact, list[str]]] = []
+
+    def log_artifact(self, artifact: FakeArtifact, aliases: list[str]) -> None:
+        assert self.ended is None
+        self.artifacts.append((artifact, aliases))
 
     @property
     def step(self) -> int:
@@ -55,6 +63,22 @@ class FakeRun:
 
     def finish(self, exit_code: int) -> None:
         self.ended = exit_code
+
+
+class FakeArtifact:
+    """What wandb.Artifact makes: it reads its files when they are added."""
+
+    def __init__(self, name: str, type: str, metadata: dict):
+        assert set(name) <= {*string.ascii_letters, *string.digits, *"._-"} and len(name) <= 128
+        self.name, self.type, self.metadata = name, type, json.loads(json.dumps(metadata))
+        self.files: dict[str, bytes] = {}
+        self.media: dict[str, object] = {}
+
+    def add_file(self, path: str, name: str) -> None:
+        self.files[name] = Path(path).read_bytes()
+
+    def add(self, value: object, name: str) -> None:
+        self.media[name] = value
 
 
 class FakeServer:
@@ -72,6 +96,7 @@ class FakeServer:
             self.runs.append(FakeRun(self, **given))
             return self.runs[-1]
 
+        found.Artifact = FakeArtifact  # type: ignore[attr-defined]
         found.init, found.Settings, found.Image = init, dict, lambda picture, caption: (picture.size, caption)  # type: ignore[attr-defined]
         return found
 
@@ -149,6 +174,43 @@ def test_a_run_that_begins_again_is_another_one_at_wandb(workshop, wandb):
     assert first.given["id"] != second.given["id"] and second.given["resume"] is None
 
 
+def test_wandb_gets_loras_as_artifacts_where_asked(workshop, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    drawn = replace(DRAWN, prompts="a cat", steps=1, cfg=1.0)
+    request = replace(
+        workshop.request(trackers="wandb", name="styles/nächste", steps=2, checkpoint_every=1), validation=drawn
+    )
+    host = workshop.host()
+    result = run(request, host)
+    (sent,) = wandb.runs
+    assert [aliases for _, aliases in sent.artifacts] == [
+        ["latest", "step-1"], ["latest", "step-2"], ["latest", "final", "step-2"],
+    ]  # fmt: skip
+    final = sent.artifacts[-1][0]
+    assert {artifact.name for artifact, _ in sent.artifacts} == {"lora-styles-n-chste"} and final.type == "model"
+    assert final.files == {"nächste.safetensors": Path(result.lora.path).read_bytes()}
+    (grid,) = final.media.items()
+    assert (
+        grid[0] == "validation/step-000002-32x32" and min(grid[1][0]) >= 160
+    )  # pixels, not the file with the workflow
+    assert final.metadata["sha256"] == result.lora.sha256 and final.metadata["settings"]["training"]["rank"] == 4
+    assert sent.artifacts[0][0].files["lora.safetensors"] != sent.artifacts[1][0].files["lora.safetensors"]
+
+
+@pytest.mark.parametrize(("mode", "count"), [("end", 1), ("TRUE", 1), ("false", 0), (None, 0)])
+def test_no_lora_is_uploaded_unasked(wandb, monkeypatch, tmp_path, mode, count):
+    if mode is not None:
+        monkeypatch.setenv("WANDB_LOG_MODEL", mode)
+    (lora := tmp_path / "cat.safetensors").write_bytes(b"x")
+    (best := tmp_path / "cat-best.safetensors").write_bytes(b"y")
+    tracker = WeightsAndBiases(Opening(tmp_path, "cat", {"training": {}}), lambda text: None)
+    tracker.event(CheckpointSaved(1, tmp_path))
+    tracker.event(RunReported({"lora": str(lora), "best": {"lora": str(best), "step": 1}, "steps": 2}))
+    (sent,) = wandb.runs
+    assert len(sent.artifacts) == count and WeightsAndBiases.last_seconds(60.0) == (1800.0 if count else 60.0)
+    assert not count or set(sent.artifacts[0][0].files) == {"cat.safetensors", "cat-best.safetensors"}
+
+
 def test_trackers_that_fail_end_no_run(workshop, wandb, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
@@ -178,6 +240,8 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(workshop, wandb, monke
     assert len(problems_of(request, host)) == 1
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert problems_of(request, host) == []
+    monkeypatch.setenv("WANDB_LOG_MODEL", "always")
+    assert "WANDB_LOG_MODEL is 'always'; use end, checkpoint or false" in problems_of(request, host)[0].message
 
     def without(name):
         raise metadata.PackageNotFoundError(name)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...config.adapter import FULL
+from ...config.validation import CLIP, CLIP_REPO
+from ...models.loading.locate import is_hub_id
 from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values, Wrong
 from ..source_files import ConfigFile, SourceFiles, parse_words
 from ..value_readers import (
@@ -158,6 +160,30 @@ def _max_grad_norm(value: Any, options: Mapping[str, Any]) -> float:
     if str(options.get("grad_clip_method", "value")) == "value":
         raise NotThere("limits each element there; here the norm of the gradient is limited, to 1")
     return number(value)
+
+
+PICKLED_CLIP = "openai/clip-vit-large-patch14-336"  # SimpleTuner's default, published without safetensors
+
+
+def _score(value: Any, options: Mapping[str, Any]) -> Values:
+    """Return which scores the validation images get. SimpleTuner's model is a pickle file unless another is set."""
+    if is_off(value) or text(value).strip().lower() == "none":
+        raise NothingToSet("none, as here")
+    if text(value).strip().lower() != CLIP:
+        raise NotThere("not there; there is clip")
+    return Values({"score": CLIP}, "CLIP scores, and with holdout the likeness to held-out images")
+
+
+def _score_model(value: Any, options: Mapping[str, Any]) -> Any:
+    """Return the CLIP model of the scores: a repository. A folder there is none here."""
+    if text(options.get("evaluation_type", "")).strip().lower() != CLIP:
+        raise NothingToSet("images are not scored")
+    name = text(value).strip()
+    if name == PICKLED_CLIP:
+        raise NotThere(f"is published as a pickle file, which is not read; {CLIP_REPO} scores the images")
+    if not is_hub_id(name):
+        raise NotThere(f"{shorten(name)} is not a Hugging Face repository; put its folder into models/clip_vision")
+    return name
 
 
 def _validation_guidance(value: Any, options: Mapping[str, Any]) -> float:
@@ -323,6 +349,8 @@ TABLE = Table(
         Row("validation_guidance_real", "ValidateSampler", "cfg", cfg_scale),
         Row("validation_resolution", "ValidateSampler", "resolutions", sizes),
         Row("validation_seed", "ValidateSampler", "seed", whole),
+        Row("evaluation_type", "ValidateSampler", "score", _score),
+        Row("pretrained_evaluation_model_name_or_path", "ValidateSampler", "score_model", _score_model),
         Row("name", "LoRATrainer", "name", text),
     ),
     equal={
@@ -400,7 +428,6 @@ TABLE = Table(
         "flow_sigmoid_scale": "would have widened the bell of sigmas",
         "scheduled_sampling_*": "would have shaped the rollouts",
         "layersync_*": "would have aligned layers",
-        "evaluation_type": "would have computed CLIP scores",
         "ramtorch*": "would have streamed layers; see group_offload",
         "deepspeed*": "would have used several GPUs",
         "fsdp*": "would have used several GPUs",

@@ -35,7 +35,7 @@ def phase_flops(
         passes = facts.validation_passes
         images = passes // (request.validation.steps * (2 if request.validation.cfg > 1 else 1))
         decoding = images * facts.validation_pixels * VAE_DECODE_FLOPS * vae
-        flops["validate"] = int(passes * forward_flops(sampled) + decoding)
+        flops["validate"] = int(passes * forward_flops(sampled) + decoding) + images * facts.score.flops
     return flops
 
 

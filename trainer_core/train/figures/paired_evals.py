@@ -19,13 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from ...config.training import MIN_HELD_OUT
+from ...validation.scores.estimates import Estimate, estimate
 
 Losses = Mapping[str, Sequence[float]]  # key of an image -> its loss at each of EVAL_SIGMAS
-Estimate = tuple[float, float]  # mean, and its standard error
 
 Z = 1.6448536269514722  # 95 % quantile of the normal distribution
 SLOPE_EVALS = 5  # newest evaluations whose slope decides about overfitting
@@ -61,13 +61,6 @@ class Evaluation:
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
         groups = (value["judged"], value["trained"])
         return cls(*({key: [math.nan if v is None else v for v in row] for key, row in g.items()} for g in groups))
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of independent values, and its standard error."""
-    if not all(map(math.isfinite, values)):  # statistics fails on some
-        return math.nan, math.nan
-    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def t_quantile(freedom: int) -> float:

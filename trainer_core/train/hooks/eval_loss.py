@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,9 @@ def measure(state: TrainState, host: Host) -> Evaluation:
     Raises:
         Cancelled: between two samples.
     """
-    judged = _spread(_without_prior(state, state.held or state.samples), state.config.eval_images)
-    trained = _spread(_without_prior(state, state.samples), state.config.eval_images) if state.held else []
+    count, prior = state.config.eval_images, state.prior_parts
+    judged = spread(without_prior(state.held or state.samples, prior), count)
+    trained = spread(without_prior(state.samples, prior), count) if state.held else []
     with final_weights(state):
         losses = _eval_losses(state, host, [*judged, *trained])
     values = [*zip((sample.key for sample in (*judged, *trained)), losses, strict=True)]
@@ -143,15 +144,14 @@ def _losses_of(state: TrainState, sample: Sample) -> list[float]:
     return torch.stack(values).tolist()  # one synchronization for all sigmas
 
 
-def _spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
+def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
     """Return at most `limit` samples, spread evenly."""
     count = min(limit, len(samples))
     return [samples[i * len(samples) // count] for i in range(count)]
 
 
-def _without_prior(state: TrainState, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Return the samples without those with prior preservation, unless there are no others."""
-    prior_parts = state.prior_parts
+def without_prior(samples: Sequence[Sample], prior_parts: Collection[int]) -> Sequence[Sample]:
+    """Return the samples without those of these folders with prior preservation, unless there are no others."""
     if not prior_parts:
         return samples
     indices = np.flatnonzero(~np.isin(columns(samples)["part"], list(prior_parts)))

@@ -23,6 +23,7 @@ from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState
 from .eval_weights import final_weights
+from .score_images import BASE, ImageScoring
 
 
 @dataclass
@@ -36,34 +37,39 @@ class LiveValidation:
     record: Mapping[str, Any]
     phases: PhaseTimer
     preview: Preview | None = None  # of the image that is being sampled
+    scoring: ImageScoring | None = None  # where images are scored, on the main rank
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
     damaged: list[str] = field(default_factory=list)  # names of images that were set aside
 
     @classmethod
     def build(
-        cls, plan: RunPlan, state: TrainState, host: Host, record: Mapping[str, Any], phases: PhaseTimer
-    ) -> LiveValidation:
+        cls, plan: RunPlan, state: TrainState, host: Host, record: Mapping[str, Any], phases: PhaseTimer,
+        scoring: ImageScoring | None = None,
+    ) -> LiveValidation:  # fmt: skip
         """Load the codec where images are sampled."""
         settings = plan.request.validation
         codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
         if codec and plan.resolved_request.memory.model_offload:
             codec = SoloCodec(codec, state.transformer, state.device)
         preview = preview_of(settings, codec, plan.folder / layout.PREVIEW, host) if settings and codec else None
-        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview)
+        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview, scoring)
 
     def sample_base(self, state: TrainState) -> None:
-        """Sample the base model's images, or take those of an earlier start. Call it with the LoRA's strength at 0."""
+        """Sample the base model's images, or take those of an earlier start."""
         if not self.settings:
             return
+        set_strength_(state.transformer, 0.0)
         key = key_of(self.settings, self.record["versions"], str(state.device))
         earlier = load_base(self.folder, key) if state.ranks.is_main else None
         if state.ranks.from_main(lambda: earlier is None):
             self.base = self._sample_images(state)
         if earlier is None and state.ranks.is_main:
             save_base(self.folder, key, self.base)
+        set_strength_(state.transformer, 1.0)
         self.base = earlier or self.base
         self._save(state, 0, [("base", self.base)])
+        self._score(0, [(BASE, self.base)])
 
     def hook(self, state: TrainState) -> None:
         """Sample images where the settings ask for them at this step."""
@@ -94,7 +100,9 @@ class LiveValidation:
             text = f"{', '.join(past)} can't be sampled again, because the run is at step {state.step}"
             self.host.emit(Notice(text, "warning"))
         is_damaged = any(name.startswith(prefix) for name in self.damaged)
-        is_missing = state.ranks.from_main(lambda: is_damaged or not any(self.folder.glob(f"{prefix}*")))
+        is_unscored = self.scoring is not None and state.step not in self.scoring.steps
+        is_missing = is_damaged or is_unscored or not any(self.folder.glob(f"{prefix}*"))
+        is_missing = state.ranks.from_main(lambda: is_missing)
         if self._is_due(state) and is_missing:
             with self.phases("validate"):
                 self._validate(state)
@@ -110,14 +118,20 @@ class LiveValidation:
 
     def _validate(self, state: TrainState) -> None:
         assert self.settings
-        columns = [("base", self.base)]
+        strengths, images = self.settings.strengths(), []
         with final_weights(state):
-            for strength in self.settings.strengths():
+            for strength in strengths:
                 set_strength_(state.transformer, strength)
-                label = "trained" if state.is_full else f"LoRA {strength:g}"
-                columns.append((label, self._sample_images(state)))
+                images.append(self._sample_images(state))
         set_strength_(state.transformer, 1.0)
-        self._save(state, state.step, columns)
+        labels = ["trained" if state.is_full else f"LoRA {strength:g}" for strength in strengths]
+        self._save(state, state.step, [("base", self.base), *zip(labels, images, strict=True)])
+        self._score(state.step, [*zip(strengths, images, strict=True)])
+
+    def _score(self, step: int, columns: list[tuple[float, Pictures]]) -> None:
+        if self.scoring:
+            self.host.emit(PhaseStarted("score"))
+            self.scoring.score(step, columns)
 
     def _sample_images(self, state: TrainState) -> Pictures:
         assert self.settings and self.codec

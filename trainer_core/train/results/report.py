@@ -114,6 +114,7 @@ def build_report(
             **_comparison(state),
         },
         **({"leak": report_of(state.leaks)} if state.leaks else {}),
+        **({"image_scores": live.scoring.report(state.step)} if live.scoring else {}),
         "stopped_early": state.stop_reason or None,
         "seconds": seconds,
         # The median measures a steady step: the first steps warm up, and saves happen between steps.

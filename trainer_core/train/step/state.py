@@ -85,7 +85,7 @@ class TrainState:
     @property
     def prior_parts(self) -> frozenset[int]:
         """The indices of the dataset's folders with prior preservation."""
-        return frozenset(index for index, part in enumerate(self.parts) if part.prior_preservation)
+        return prior_parts_of(self.parts)
 
     @property
     def is_full(self) -> bool:
@@ -109,6 +109,11 @@ class TrainState:
         self.step_seconds.append(seconds)
         self.step += 1
         self.is_consistent = True
+
+
+def prior_parts_of(parts: Sequence[FolderConfig]) -> frozenset[int]:
+    """Return the indices of the folders with prior preservation."""
+    return frozenset(index for index, part in enumerate(parts) if part.prior_preservation)
 
 
 Hook = Callable[[TrainState], None]

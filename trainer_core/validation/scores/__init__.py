@@ -1,0 +1,1 @@
+"""Scores of validation images by a CLIP model."""
