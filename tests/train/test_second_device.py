@@ -182,7 +182,7 @@ def test_copies_ahead_take_one_group_more_however_far_the_host_is_ahead(library)
             block(x)
     assert library.second_peak() - before < 2.5 * group
     assert library.second_races() == 0
-    del swap, blocks, block
+    del swap, blocks, block  # pyright: ignore[reportPossiblyUnboundVariable]  # 8 blocks, 3 times
     gc.collect()
     assert library.second_used() - before < group / 2
 
