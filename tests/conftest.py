@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,10 +253,13 @@ def tiny_vae():
     """Return a random VAE of 16 channels and factor 8."""
     from diffusers import AutoencoderKL
 
+    levels: dict[str, Any] = {  # which diffusers declares as tuples of one item
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (8, 8, 8, 8),
+    }
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
+        **levels,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=16,
@@ -271,6 +275,7 @@ def tiny_t5(tokenizer):
     """Return a random T5 encoder of width 32."""
     from transformers import T5Config, T5EncoderModel
 
+    untied: dict[str, Any] = {"tie_word_embeddings": False}  # transformers 5 does not declare it
     return T5EncoderModel(
         T5Config(
             vocab_size=tokenizer.get_vocab_size(),
@@ -281,7 +286,7 @@ def tiny_t5(tokenizer):
             num_heads=4,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
-            tie_word_embeddings=False,
+            **untied,
         )
     )
 
@@ -300,7 +305,7 @@ def tiny_clip_tokenizer():
     import tempfile
 
     from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizerFast
+    from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # an alias in transformers 5
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>"), ("t", "h")]

@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chroma_trainer.cli import main
@@ -29,9 +30,7 @@ RECORD = {
 }  # fmt: skip
 
 
-def lora(
-    path: Path, metadata: object = None, tensors: object = None, data: bytes = b"", raw: bytes | None = None
-) -> Path:
+def lora(path: Path, metadata: object = None, tensors: Any = None, data: bytes = b"", raw: bytes | None = None) -> Path:
     """A safetensors file with any header."""
     header = {**({} if metadata is None else {"__metadata__": metadata}), **({} if tensors is None else tensors)}
     text = json.dumps(header).encode() if raw is None else raw

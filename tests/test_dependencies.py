@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.narrowing import present
 from tools.lowest_constraints import FILE, dependencies, lowest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", requirement)[0].lower() for requirement in requirements}
 
 
-def test_what_is_imported_is_declared(modules):
+def test_what_is_imported_is_declared(modules: dict[str, list[str]]):
     declared = names(dependencies()) | names(dependencies(extras=True))
     undeclared = {
         module: files
@@ -72,7 +73,7 @@ def test_what_is_imported_is_declared(modules):
     assert not undeclared
 
 
-def test_what_is_declared_is_imported(modules):
+def test_what_is_declared_is_imported(modules: dict[str, list[str]]):
     packages = {PACKAGES.get(module, module).lower() for module in modules}
     declared = names(dependencies()) | names(dependencies(extras=True))
     assert declared - packages == NOT_IMPORTED
@@ -102,12 +103,13 @@ def test_every_dependency_has_a_lower_bound():
 
 def test_the_lowest_versions_are_the_bounds():
     assert (ROOT / FILE).read_text("utf-8") == lowest()
-    assert f"torch=={re.search(r'torch>=([0-9.]+)', ' '.join(dependencies()))[1]}\n" in lowest()
+    bound = present(re.search(r"torch>=([0-9.]+)", " ".join(dependencies())))[1]
+    assert f"torch=={bound}\n" in lowest()
 
 
 def test_the_readme_says_what_each_is_for():
     text = (ROOT / "README.md").read_text("utf-8")
-    table = re.search(r"\| Package \| What it is for \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)[1]
+    table = present(re.search(r"\| Package \| What it is for \|\n\|[-|]+\|\n((?:\|.*\n)+)", text))[1]
     listed = {name for row in table.splitlines() for name in row.split("|")[1].strip().split(", ")}
     assert listed == names(dependencies())
 

@@ -59,6 +59,9 @@ class Recorder(SinkHost):
         cancel_at: step after which the user cancels, 0 never.
     """
 
+    events: list[Event]
+    cancel_at: int
+
     def __init__(self, output: Path, cache: Path, sink: Callable[[Event], None] | None = None):
         events: list[Event] = []
         sinks = (events.append, sink) if sink else (events.append,)

@@ -8,6 +8,8 @@ from chroma_trainer.trainer_core.adapters.dense_weight import dense_weight, to_d
 from chroma_trainer.trainer_core.registry import load, names
 from torch import nn
 
+from tests.narrowing import of_type
+
 
 @pytest.mark.parametrize("level", names("quantization"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -17,12 +19,13 @@ def test_it_is_the_matrix_the_layer_acts_by(level, dtype):
         pytest.skip(quantizer.missing())
     torch.manual_seed(0)
     model = nn.ModuleDict({"layer": nn.Linear(128, 64, dtype=dtype)})
-    exact = model["layer"].weight.detach().clone()
+    exact = model.get_parameter("layer.weight").detach().clone()
     quantizer.quantize_(model, keep=())
-    weight = dense_weight(model["layer"])
+    layer = of_type(model["layer"], nn.Linear)
+    weight = dense_weight(layer)
     assert type(weight) in (torch.Tensor, nn.Parameter)
     assert weight.shape == (64, 128) and weight.dtype == dtype and not weight.requires_grad
-    rows = model["layer"](torch.eye(128, dtype=dtype)).detach() - model["layer"].bias.detach()
+    rows = layer(torch.eye(128, dtype=dtype)).detach() - layer.bias.detach()
     torch.testing.assert_close(rows.t(), weight, rtol=0.02, atol=2e-3)
     assert (weight - exact).norm() / exact.norm() < 0.5
 

@@ -26,12 +26,13 @@ def step_(layers, i: int) -> None:
 def test_the_formula(decay):
     layers = layers_of()
     ema = Ema(layers, decay)
-    wanted = layers["0"].lora_A.detach().double()
+    down = layers["0"].get_parameter("lora_A")
+    wanted = down.detach().double()
     for n in range(20):
         step_(layers, n)
         ema.update_(layers)
         d = min(decay, (1 + n) / (10 + n))
-        wanted = d * wanted + (1 - d) * layers["0"].lora_A.detach().double()
+        wanted = d * wanted + (1 - d) * down.detach().double()
     torch.testing.assert_close(ema.averages["0.lora_A"].double(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -64,7 +65,7 @@ def test_applied_brings_the_averages_and_then_every_bit_back():
         assert all(torch.equal(inside[name], averages[name]) for name in inside)
         with ema.applied(layers):
             pass
-        assert torch.equal(layers["0"].lora_A, averages["0.lora_A"])
+        assert torch.equal(layers["0"].get_parameter("lora_A"), averages["0.lora_A"])
         raise KeyError
     now = adapter_state(layers)
     assert all(torch.equal(now[name], trained[name]) for name in now)
@@ -73,7 +74,8 @@ def test_applied_brings_the_averages_and_then_every_bit_back():
 def test_the_average_is_fp32_beside_narrow_weights():
     layers = layers_of()
     for layer in layers.values():
-        layer.lora_A.data = layer.lora_A.data.bfloat16()
+        down = layer.get_parameter("lora_A")
+        down.data = down.data.bfloat16()
     ema = Ema(layers, 0.5)
     ema.update_(layers)
     assert all(average.dtype == torch.float32 for average in ema.averages.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from chroma_trainer.trainer_core.adapters.inject import (
 )
 from chroma_trainer.trainer_core.adapters.layer import AdapterLayer, IncompatibleUpdate
 from chroma_trainer.trainer_core.adapters.lokr import LokrLinear, factors_of, kron_linear
+from chroma_trainer.trainer_core.adapters.lora import LoraLinear, LoraPair
 from chroma_trainer.trainer_core.adapters.oft import OftUpdate, block_size
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
@@ -28,6 +30,8 @@ from chroma_trainer.trainer_core.models.latent_packing import image_ids, pack, u
 from chroma_trainer.trainer_core.registry import load, names
 from safetensors.torch import load_file
 from torch import nn
+
+from tests.narrowing import of_type, present
 
 FAMILY = ChromaFamily()
 RELATIVE = 1e-5  # of the largest output: fp32 products, summed in another order
@@ -132,7 +136,7 @@ def test_merged_into_the_weights_it_is_the_trained_model(train, tiny_model, kind
     transformer, layers = train(kind, init)
     fresh = FAMILY.load_transformer(tiny_model)
     for name, layer in layers.items():
-        weight = fresh.get_submodule(name).weight
+        weight = fresh.get_parameter(f"{name}.weight")
         weight.data.copy_(weight.double() + layer.delta())
     assert_same(ours(fresh), ours(transformer))
 
@@ -149,7 +153,7 @@ def test_a_file_at_any_strength_is_the_adapter_at_that_strength(train, tiny_mode
     apply_lora_(fresh, tmp_path / "a.safetensors", strength)
     assert_same(ours(fresh), ours(transformer))
     for name, layer in layers.items():
-        weight = merged.get_submodule(name).weight
+        weight = merged.get_parameter(f"{name}.weight")
         weight.data.copy_(weight.double() + (strength**2 if kind == "oft" else strength) * layer.delta())
     assert_same(ours(merged), ours(transformer))
 
@@ -175,7 +179,8 @@ def test_exact_in_the_diffusers_pipeline(train, tiny_chroma, tmp_path, kind, ini
     transformer, layers = train(kind, init)
     export_lora(layers, transformer, tmp_path / "a.safetensors", {})
     base = ChromaTransformer2DModel.from_pretrained(tiny_chroma / "transformer").eval()
-    pipeline = ChromaPipeline(transformer=base, scheduler=None, vae=None, text_encoder=None, tokenizer=None)
+    others: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+    pipeline = ChromaPipeline(transformer=base, **others)
     pipeline.load_lora_weights(tmp_path / "a.safetensors")
     assert_same(theirs(pipeline.transformer), ours(transformer))
 
@@ -265,7 +270,7 @@ def test_a_rotation_is_what_comfyui_makes_of_its_blocks(limit):
     eye = torch.eye(4, dtype=torch.float64)
     rotation = (eye + q) @ (eye - q).inverse()
     wanted = torch.einsum("knm,kni->kmi", rotation, weight.double().view(3, 4, 5)).reshape(12, 5)
-    update = OftUpdate.from_parts(parts)
+    update = present(OftUpdate.from_parts(parts))
     torch.testing.assert_close(weight + update.delta(weight), wanted)
     layer = update.layer(nn.Linear(5, 12).requires_grad_(False))
     x = torch.randn(2, 5, generator=seeded(3))
@@ -417,7 +422,7 @@ def test_small_changes_count_beside_large_factors_in_bf16():
     """pissa: A and A0 round to the same bf16; their difference, which is what is multiplied, does not."""
     _, layer = one_layer("lora", "pissa", dtype=torch.bfloat16)
     with torch.no_grad():
-        layer.lora_B.add_(1e-4)
+        layer.get_parameter("lora_B").add_(1e-4)
     x = torch.randn(64, 24, generator=seeded(3), dtype=torch.bfloat16)
     layer.strength = 1e4  # the base's own rounding is not the matter here
     changed = (layer(x) - layer.base(x)).double()
@@ -492,7 +497,7 @@ def test_pissa_takes_the_largest_singular_values(iterations):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 48)).requires_grad_(False)
     config = AdapterConfig(svd_iterations=iterations)
-    layer = inject_(model, ["0"], 4, 6.0, "pissa", seeded(1), config)["0"]
+    layer = of_type(inject_(model, ["0"], 4, 6.0, "pissa", seeded(1), config)["0"], LoraLinear)
     u, s, vt = torch.linalg.svd(layer.weight)
     best = u[:, :4] * s[:4] @ vt[:4]
     start = layer.scale * layer.lora_B @ layer.lora_A
@@ -500,15 +505,20 @@ def test_pissa_takes_the_largest_singular_values(iterations):
     assert not layer.delta().any()  # nothing has been learnt yet
 
 
+def one_lora(init: str) -> LoraLinear:
+    return of_type(one_layer("lora", init)[1], LoraLinear)
+
+
 def test_olora_is_orthonormal():
-    _, layer = one_layer("lora", "olora")
+    layer = one_lora("olora")
     torch.testing.assert_close(layer.lora_B.t() @ layer.lora_B, torch.eye(4), rtol=0, atol=1e-5)
-    whole = inject_(nn.Sequential(nn.Linear(24, 36)).requires_grad_(False), ["0"], 24, 24.0, "olora", seeded(1))["0"]
+    model = nn.Sequential(nn.Linear(24, 36)).requires_grad_(False)
+    whole = of_type(inject_(model, ["0"], 24, 24.0, "olora", seeded(1))["0"], LoraLinear)
     torch.testing.assert_close(whole.lora_B @ whole.lora_A, whole.weight, rtol=0, atol=1e-5)
 
 
 def test_orthogonal_factors_are_not_zero_but_their_product_is():
-    _, layer = one_layer("lora", "orthogonal")
+    layer = one_lora("orthogonal")
     assert layer.lora_A.norm() > 0.1 and layer.lora_B.norm() > 0.1
     assert (layer.lora_B @ layer.lora_A).abs().max() < 1e-6
 
@@ -542,8 +552,8 @@ def test_loftq_mends_the_base_and_its_file_is_for_the_clean_one(level):
     model = nn.ModuleDict({"0": nn.Linear(128, 64)}).requires_grad_(False)
     model.load_state_dict(clean.state_dict())
     quantizer.quantize_(model, keep=())
-    layer = started(model, ["0"], "lora", "loftq", clean=clean)["0"]
-    weight, quantized = clean["0"].weight, dense_weight(layer.base).float()
+    layer = of_type(started(model, ["0"], "lora", "loftq", clean=clean)["0"], LoraLinear)
+    weight, quantized = clean.get_parameter("0.weight"), dense_weight(layer.base).float()
     mended = quantized + layer.scale * layer.lora_B @ layer.lora_A
     assert (mended - weight).norm() < 0.98 * (quantized - weight).norm()
     assert not layer.delta().any()  # on the clean base there is nothing to mend
@@ -567,14 +577,15 @@ def test_starts_from_the_weight_are_right_on_quantised_bases(kind, init):
     x = torch.randn(5, 128, generator=seeded(2))
     torch.testing.assert_close(layer(x), layer.base(x), rtol=0, atol=1e-5)
     train_({"0": layer})
-    wanted = nn.functional.linear(x.double(), dense_weight(layer.base).double() + layer.delta(), layer.bias.double())
+    bias = present(layer.bias).double()
+    wanted = nn.functional.linear(x.double(), dense_weight(layer.base).double() + layer.delta(), bias)
     torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_reading_says_what_it_is(train, tmp_path):
     transformer, layers = train("dora", "default")
     export_lora(layers, transformer, tmp_path / "a.safetensors", {})
-    pair = read_lora(tmp_path / "a.safetensors")["x_embedder"]
+    pair = of_type(read_lora(tmp_path / "a.safetensors")["x_embedder"], LoraPair)
     weight = layers["x_embedder"].weight.double()
     by_comfyui = type(pair)(pair.down, pair.up, ratio=pair.ratio)
     by_peft = type(pair)(pair.down, pair.up, magnitude=pair.magnitude)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.files.load import read_lora
+from chroma_trainer.trainer_core.adapters.lora import LoraPair
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.setup.identities import init_identity
 from torch import nn
+
+from tests.narrowing import of_type
 
 
 class Model(nn.Module):
@@ -84,7 +88,11 @@ def test_other_configs_are_refused(save, text, message):
 def test_a_config_beside_another_file_is_not_its(save):
     _, file = save(r=4, lora_alpha=8)
     other = file.rename(file.with_name("other.safetensors"))
-    unscaled = read_lora(other)["first"]
-    assert torch.equal(unscaled.up, read_lora(other)["first"].up)
+    unscaled = up_of(other)
+    assert torch.equal(unscaled, up_of(other))
     other.rename(file)
-    torch.testing.assert_close(read_lora(file)["first"].up, unscaled.up * 2)
+    torch.testing.assert_close(up_of(file), unscaled * 2)
+
+
+def up_of(file: Path) -> torch.Tensor:
+    return of_type(read_lora(file)["first"], LoraPair).up

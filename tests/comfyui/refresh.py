@@ -157,7 +157,7 @@ def main() -> None:
         path.stem for path in WORKFLOWS.glob("*.json")
     )
     comfyui = load_module(HERE / "conftest.py")
-    comfyui.RUN_SECONDS = 1800  # a training to its end
+    vars(comfyui)["RUN_SECONDS"] = 1800  # a training to its end
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base, tempfile.TemporaryDirectory() as folder:
         server = comfyui.start(comfyui.root_of(*comfyui.CURRENT), Path(base))
         for file in FILES:

@@ -6,18 +6,21 @@ import json
 import re
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.flow.adaptive_guidance import AdaptiveGuidance, similarity
+from chroma_trainer.trainer_core.flow.adaptive_guidance import AdaptiveGuidance, guide, similarity
 from chroma_trainer.trainer_core.validation.euler import sample
 from safetensors.torch import load_file
+
+from tests.narrowing import present
 
 pytestmark = pytest.mark.comfyui
 SIZE, STEPS, SEED, CFG = 64, 8, 7, 4.0
 LINE_SECONDS = 20
 SCALE, SHIFT = 0.3611, 0.1159  # of ComfyUI's Flux latents
-TOLERANCE = {
+TOLERANCE: dict[str, Any] = {
     "rtol": 1e-5,
     "atol": 1e-5,
 }  # two implementations of the transformer in fp32 over 8 steps; 2e-6 was measured
@@ -88,13 +91,13 @@ def similarities(chroma):
             run = super().start(*args, **keywords)
             inner = run.denoise
 
-            def denoise(sigma, predict, *rest):
+            def denoise(sigma, predict, combine=guide):
                 def told(both):
                     cond, uncond = predict(both)
                     seen.append(similarity(cond, uncond))
                     return cond, uncond
 
-                return inner(sigma, told, *rest)
+                return inner(sigma, told, combine)
 
             run.denoise = denoise
             return run
@@ -113,12 +116,13 @@ def middle_threshold(chroma):
 
 def test_it_agrees_with_our_sampler(each_comfyui, chroma):
     threshold, step = middle_threshold(chroma)
-    for fields in (
+    cases: list[dict[str, Any]] = [
         {"threshold": 1.0},
         {"threshold": threshold},
         {"threshold": threshold, "uncond_zero_scale": 0.8},
         {"cfg_start_pct": 0.3, "initial_disabled_steps": 2},
-    ):
+    ]
+    for fields in cases:
         guidance = replace(AdaptiveGuidance(cfg=CFG, threshold=1.0), **fields)
         latents, shown = latents_of(each_comfyui, graph(chroma, **fields))
         torch.testing.assert_close(latents, ours(chroma, guidance), **TOLERANCE)
@@ -161,6 +165,6 @@ def test_compare_tells_the_distance_to_full_cfg(each_comfyui, chroma):
     full = ours(chroma, AdaptiveGuidance(cfg=CFG, threshold=1.0))
     latents, shown = latents_of(each_comfyui, graph(chroma, threshold=threshold, compare=True, seed=SEED))
     torch.testing.assert_close(latents, adaptive, **TOLERANCE)
-    told = float(re.search(r"latents differ by ([\d.]+)% from CFG", shown)[1]) / 100
+    told = float(present(re.search(r"latents differ by ([\d.]+)% from CFG", shown))[1]) / 100
     unscaled = [x / SCALE + SHIFT for x in (adaptive, full)]
     assert told == pytest.approx(float((unscaled[0] - unscaled[1]).norm() / unscaled[1].norm()), rel=0.02, abs=1e-4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.files.keys import original_place
 from chroma_trainer.trainer_core.adapters.files.load import read_lora, read_tensors
+from chroma_trainer.trainer_core.adapters.lora import LoraPair
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
 
 pytestmark = pytest.mark.comfyui
@@ -50,6 +51,7 @@ def assert_exact(delta: Path, lora: Path, num_patches: int) -> None:
     wanted = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
     for module, pair in pairs.items():
         place = original_place(module)
+        assert isinstance(pair, LoraPair)
         wanted[f"{place.module}.weight"][place.rows(WIDTH)] += pair.up @ pair.down
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=RELATIVE, atol=ABSOLUTE)

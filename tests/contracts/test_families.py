@@ -173,7 +173,7 @@ def test_gradients_reach_every_layer_of_a_lora(family, model, transformer):
         transformer, resolve_targets(transformer, family, "*"), 2, 2, generator=torch.Generator().manual_seed(0)
     )
     for layer in layers.values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.get_parameter("lora_B"))
     family.predict(transformer, *inputs(family, model, 2)).square().mean().backward()
     silent = [name for name, p in trainable_parameters(layers) if p.grad is None or p.grad.abs().max() == 0]
     # The last double block's text leaves no trace only where nothing reads it; here the single blocks do.

@@ -66,8 +66,8 @@ def test_it_finds_the_bottom_of_a_bowl(case):
     params = [nn.Parameter(torch.zeros_like(target)) for target in targets]
     optimizer = build(case, params)
 
-    def distance():
-        return sum((p.float() - t).square().sum() for p, t in zip(params, targets, strict=True))
+    def distance() -> torch.Tensor:
+        return torch.stack([(p.float() - t).square().sum() for p, t in zip(params, targets, strict=True)]).sum()
 
     before = distance().item()
     for step in range(400):
@@ -119,8 +119,8 @@ class Net(nn.Module):
         return self.two(torch.tanh(self.one(x)))
 
 
-def new_run(case, groups=False, seed=3) -> SimpleNamespace:
-    """What a checkpoint needs of a Run: a small LoRA and its optimiser."""
+def new_run(case, groups=False, seed=3) -> Any:
+    """What a checkpoint needs of a Run, as a stand-in: a small LoRA and its optimiser."""
     model = Net().requires_grad_(False)
     layers = inject_(model, ["one", "two"], 16, 16.0, "default", torch.Generator().manual_seed(1))
     parameters = [parameter for _, parameter in trainable_parameters(layers)]

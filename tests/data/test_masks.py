@@ -21,6 +21,8 @@ from chroma_trainer.trainer_core.plots.crop_sheet import CELL, GAP, draw_crop_sh
 from chroma_trainer.trainer_core.storage.tensor_store import Store
 from PIL import Image
 
+from tests.narrowing import present
+
 EXIF_ORIENTATION, TURNED_LEFT = 0x0112, 6
 
 
@@ -66,7 +68,7 @@ def test_a_mask_lies_where_its_picture_does(pictures, masks, host, tmp_path, val
     config = with_masks(pictures.config(**values), masks)
     index = build_index(config, host, 3)
     weights = weights_of(index, config, host, tmp_path)
-    assert len(index.samples) == len(index.masks.samples) == 4
+    assert len(index.samples) == len(present(index.masks).samples) == 4
     for sample in index.samples:
         seen = np.asarray(place_image(decode(index.read(sample)).convert("L"), sample), dtype=np.float32) / 255
         height, width = (edge // 8 for edge in seen.shape)
@@ -131,18 +133,20 @@ def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tm
     clear.paste((255, 255, 255, 0), (0, 0, 40, 60))
     clear.save(masks / "3.png")
     config = with_masks(pictures.config(), masks)
+    faults = {}
     for _ in range(2):  # and again where the others are cached
         with pytest.raises(Unreadable) as caught:
             weights_of(build_index(config, host, 0), config, host, tmp_path)
-        assert caught.value.faults == {
+        faults = caught.value.faults
+        assert faults == {
             **{
                 f"0/{i}.png": f"its mask {i}.png: it is entirely black, so nothing of the image would be trained on"
                 for i in (1, 2)
             },
             "0/3.png": "its mask 3.png: it has transparent pixels, which are neither white nor black; save it without an alpha channel",
         }
-    index = build_index(config, host, 0, caught.value.faults)
-    assert len(index.samples) == len(index.masks.samples) == 1
+    index = build_index(config, host, 0, faults)
+    assert len(index.samples) == len(present(index.masks).samples) == 1
     weights_of(index, config, host, tmp_path)
 
 

@@ -16,6 +16,8 @@ from chroma_trainer.trainer_core.host import Event, Paths, SinkHost, StepReport
 from chroma_trainer.trainer_core.train.run import run
 from PIL import Image
 
+from tests.narrowing import present
+
 KINDS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 TRAINING = {
     "name": "corrupt",
@@ -92,7 +94,7 @@ def test_with_the_policy_stop_all_are_told_at_once_and_nothing_is_loaded(tiny_mo
     with pytest.raises(UserError) as caught:
         run(request, SinkHost(paths=Paths(output=tmp_path / "out", cache=tmp_path / "cache"), device="cpu"))
     *named, rest = caught.value.problems  # a screen of them, and how many more
-    more = int(re.match(r"(\d+) more images", rest.message)[1])
+    more = int(present(re.match(r"(\d+) more images", rest.message))[1])
     assert len(named) == 20 and len(named) + more >= 25 and not (tmp_path / "out").exists()
 
 
@@ -121,6 +123,7 @@ def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch,
         ):
             run(request, host)
         return
+    report = {}
     for _ in range(2):  # the second start meets it as well, and goes to the same folder
         report = run(request, host).report
         (entry,) = report["dataset"]["skipped"]

@@ -25,7 +25,7 @@ def gradients(tiny_model, change=lambda transformer: None, quantised: bool = Fal
     names = [name for name in dict(transformer.named_modules()) if name.endswith(("to_q", "to_out.0", "proj_mlp"))]
     layers = inject_(transformer, names, 2, 2, generator=torch.Generator().manual_seed(0))
     for layer in layers.values():
-        torch.nn.init.normal_(layer.lora_B, std=0.1, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(layer.get_parameter("lora_B"), std=0.1, generator=torch.Generator().manual_seed(1))
     change(transformer)
     generator = torch.Generator().manual_seed(2)
     found = []

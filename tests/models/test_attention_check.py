@@ -69,7 +69,7 @@ class _LikeCudnn(torch.autograd.Function):
     def forward(ctx, query, key, value):
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-            result = attend(*leaves, None)
+            result = attend(leaves[0], leaves[1], leaves[2], None)
         ctx.leaves, ctx.result = leaves, result
         return result.detach()
 

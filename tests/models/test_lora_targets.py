@@ -50,6 +50,7 @@ def test_a_repository_that_is_not_here_is_taken_for_the_released_model(tiny_mode
     from dataclasses import replace
 
     told = CHROMA.names(replace(tiny_model, repo="owner/name"))
+    assert told is not None
     assert "transformer_blocks.18.attn.to_q" in told and "single_transformer_blocks.37.proj_out" in told
     assert CHROMA.names(replace(tiny_model, repo="/nowhere/at/all")) is None
     assert CHROMA.names(replace(tiny_model, transformer_file=__file__)) is None

@@ -37,7 +37,8 @@ def test_outputs_and_gradients_are_those_of_the_two_apart(monkeypatch, has_compl
         monkeypatch.setattr(norm_rotate_module, "COMPLEX_DEVICES", frozenset())
     x, weight, angles = draw(2, 2, TOKENS, HEADS, WIDTH).requires_grad_(), draw(2, WIDTH, seed=2), positions()
     if batched:  # as routed tokens have them: each sample its own
-        angles = tuple(torch.stack([part, part.flip(0)]) for part in angles)  # pyright: ignore
+        cosines, sines = (torch.stack([part, part.flip(0)]) for part in angles)
+        angles = cosines, sines
     gradient = draw(*x.shape, seed=3)
     ours, theirs = norm_rotate(x, weight, angles, EPS), apart(x, weight, angles)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -77,10 +78,10 @@ def test_both_ways_are_the_same(monkeypatch):
         draw(1, TOKENS, HEADS, WIDTH, seed=4).float(),
         positions(),
     )
-    norms = [nn.RMSNorm(WIDTH, eps=EPS).requires_grad_(False) for _ in range(2)]
-    ours = turn_heads(query, key, *norms, angles)
+    of_query, of_key = (nn.RMSNorm(WIDTH, eps=EPS).requires_grad_(False) for _ in range(2))
+    ours = turn_heads(query, key, of_query, of_key, angles)
     monkeypatch.setattr(norm_rotate_module, "FUSED_NORMS", frozenset({"cpu"}))
-    theirs = turn_heads(query, key, *norms, angles)
+    theirs = turn_heads(query, key, of_query, of_key, angles)
     assert all(one.is_contiguous() and torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
@@ -89,8 +90,8 @@ def test_streams_both_ways(monkeypatch):
     norms = [nn.RMSNorm(WIDTH, eps=EPS).requires_grad_(False) for _ in range(4)]
     for i, norm in enumerate(norms):
         norm.weight.copy_(draw(WIDTH, seed=10 + i))
-    text = (draw(1, 3, HEADS, WIDTH).float(), draw(1, 3, HEADS, WIDTH, seed=4).float(), *norms[:2])
-    image = (draw(1, 4, HEADS, WIDTH, seed=5).float(), draw(1, 4, HEADS, WIDTH, seed=6).float(), *norms[2:])
+    text = (draw(1, 3, HEADS, WIDTH).float(), draw(1, 3, HEADS, WIDTH, seed=4).float(), norms[0], norms[1])
+    image = (draw(1, 4, HEADS, WIDTH, seed=5).float(), draw(1, 4, HEADS, WIDTH, seed=6).float(), norms[2], norms[3])
     ours = turn_streams(text, image, angles)
     monkeypatch.setattr(norm_rotate_module, "FUSED_NORMS", frozenset({"cpu"}))
     theirs = turn_streams(text, image, angles)

@@ -44,7 +44,7 @@ def prepared(tiny_model, level):
         transformer, resolve_targets(transformer, FAMILY, "all+ffs"), 4, 4, generator=torch.Generator().manual_seed(1)
     )
     for layer in layers.values():
-        torch.nn.init.normal_(layer.lora_B, std=0.05)
+        torch.nn.init.normal_(layer.get_parameter("lora_B"), std=0.05)
     return transformer, layers
 
 

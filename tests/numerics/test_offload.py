@@ -23,6 +23,8 @@ from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup import identities, placement
 from chroma_trainer.trainer_core.setup.placement import SoloCodec, place_, place_text_encoder_
 
+from tests.narrowing import present
+
 FAMILY = ChromaFamily()
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -50,7 +52,7 @@ def prepared(tiny_model, level, memory, checkpointing, folder):
     names = resolve_targets(transformer, FAMILY, "all+ffs")
     layers = inject_(transformer, names, 4, 4, generator=torch.Generator().manual_seed(1))
     for layer in layers.values():
-        torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(2))
+        torch.nn.init.normal_(layer.get_parameter("lora_B"), std=0.05, generator=torch.Generator().manual_seed(2))
     place_(transformer, FAMILY, memory, CPU, checkpointing=checkpointing, disk=folder)
     return transformer, layers
 
@@ -137,7 +139,7 @@ def test_a_second_start_reads_the_same_files(tiny_model, tmp_path):
 def test_a_quantised_tensor_is_taken_apart_and_put_together():
     from optimum import quanto
 
-    layer = quanto.nn.QLinear.from_module(torch.nn.Linear(8, 4), weights=quanto.qint8)
+    layer = present(quanto.nn.QLinear.from_module(torch.nn.Linear(8, 4), weights=quanto.qint8))
     layer.freeze()
     weight = layer.weight.detach()
     plains = inner_tensors(weight)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.lora import LoraLinear
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
@@ -36,7 +37,7 @@ def prepared(some_model, level="none"):
         transformer, resolve_targets(transformer, FAMILY, "all+ffs"), 4, 4, generator=torch.Generator().manual_seed(1)
     )
     for layer in layers.values():
-        nn.init.normal_(layer.lora_B, std=0.05)
+        nn.init.normal_(layer.get_parameter("lora_B"), std=0.05)
     return transformer, [parameter for _, parameter in trainable_parameters(layers)]
 
 
@@ -112,7 +113,8 @@ def test_outputs_and_gradients_are_those_of_plain_code(some_model, window, lengt
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_a_route_that_keeps_all_changes_no_bit(some_model, window):
     transformer, parameters = prepared(some_model)
-    everything = Route(*window, torch.arange(TOKENS).expand(2, -1))
+    first, last = window
+    everything = Route(first, last, torch.arange(TOKENS).expand(2, -1))
     plain, routed = (FAMILY.predict(transformer, *inputs(), route=way) for way in (None, everything))
     assert torch.equal(plain, routed)
     both = (gradients(parameters, velocity) for velocity in (plain, routed))
@@ -183,7 +185,7 @@ def test_a_routed_block_does_the_work_of_the_tokens_it_gets(some_model):
     routed = operations(of_one)
     ((seen, num_text),) = counted
     assert seen == 4
-    layers = {name: m for name, m in block.named_modules() if hasattr(m, "lora_A") or type(m) is nn.Linear}
+    layers = {name: m for name, m in block.named_modules() if isinstance(m, LoraLinear)}
     of_picture = [
         m
         for name, m in layers.items()

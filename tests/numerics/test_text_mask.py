@@ -22,7 +22,7 @@ def model(tiny_model):
         transformer, resolve_targets(transformer, FAMILY, "all+ffs"), 4, 8, generator=torch.Generator().manual_seed(1)
     )
     for layer in layers.values():
-        torch.nn.init.normal_(layer.lora_B, std=0.05)
+        torch.nn.init.normal_(layer.get_parameter("lora_B"), std=0.05)
     return transformer.double(), layers
 
 

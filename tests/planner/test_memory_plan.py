@@ -49,6 +49,7 @@ from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.token_drop import draw_route
 from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
 
+from tests.narrowing import present
 from tests.workshop import EVALUATED
 
 FAMILY = ChromaFamily()
@@ -271,7 +272,7 @@ def test_what_does_not_fit_is_named_with_the_cheapest_change_that_does(made):
     forecasts.machine = Machine("card", bytes_to_reserve(train - 1), GB)
     tight = forecasts.plan(request)
     assert "train" in {phase.name for phase in tight.unfit()} and "does not fit" in tight.first_line()
-    words, changed, plan = suggestion(forecasts, request, tight)
+    words, changed, plan = present(suggestion(forecasts, request, tight))
     assert not plan.unfit() and changed != request and words
     tried = [w for w, _ in changes(request)]
     for earlier, variant in changes(request):  # nothing that comes before it would have done

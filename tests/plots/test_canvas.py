@@ -12,6 +12,8 @@ from chroma_trainer.trainer_core.plots.canvas import (
 )
 from PIL import Image, ImageDraw
 
+from tests.narrowing import of_type, present
+
 PROMPT = "a neon fox on a dark road, thin glowing outlines, rain, reflections in the puddles"
 
 
@@ -57,7 +59,7 @@ def test_edges_are_smooth():
     disc = (*canvas.BLUE, 255)
     shapes(image, (0, 0, 40, 40), lambda brush, k: brush.ellipse((5 * k, 5 * k, 30 * k, 30 * k), fill=disc))
     assert image.getpixel((17, 17)) == canvas.BLUE and image.getpixel((38, 38)) == canvas.PAPER
-    assert len(image.getcolors(2000)) > 4
+    assert len(present(image.getcolors(2000))) > 4
 
 
 def test_shapes_touch_nothing_outside_of_their_box():
@@ -68,7 +70,7 @@ def test_shapes_touch_nothing_outside_of_their_box():
 
 def test_rounded_corners():
     mask = round_corners((30, 20), 6)
-    assert mask.size == (30, 20) and mask.getpixel((0, 0)) < 40 and mask.getpixel((15, 10)) == 255
+    assert mask.size == (30, 20) and of_type(mask.getpixel((0, 0)), int) < 40 and mask.getpixel((15, 10)) == 255
 
 
 def test_drawing_a_line_of_text_leaves_ink():

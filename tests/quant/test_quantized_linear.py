@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.quant.quantized_linear import QuantizedLinear
 from chroma_trainer.trainer_core.quant.quanto import Int4Quanto, Int8Quanto
 from torch import nn
 
+from tests.narrowing import of_type
 
-def pair(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+
+def pair(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[nn.Linear, QuantizedLinear]:
     torch.manual_seed(0)
     layer = nn.Linear(256, 64, dtype=dtype, bias=bias)
-    return layer, Int8Quanto().layer(layer)
+    return layer, of_type(Int8Quanto().layer(layer), QuantizedLinear)
 
 
 @pytest.mark.parametrize("bias", [True, False])

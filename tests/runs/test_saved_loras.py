@@ -6,15 +6,20 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.runs.saved_loras import keep_other_lora
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
+
+from tests.narrowing import of_type
 
 
 @pytest.fixture
 def place(tmp_path):
     """Two runs of one name, and the functions of this test: save(run, text), and the files that are there."""
     notices, loras = [], tmp_path / "loras"
-    host = SimpleNamespace(emit=lambda event: notices.append(event.text))
+    host = SinkHost(
+        paths=Paths(output=tmp_path, cache=tmp_path), sinks=(lambda event: notices.append(of_type(event, Notice).text),)
+    )
     loras.mkdir()
 
     def save(run, text, path=loras / "mine.safetensors"):

@@ -11,6 +11,7 @@ from chroma_trainer.nodes.adapter_settings import SPEC
 from chroma_trainer.trainer_core.adapters.files.export import export_lora
 from chroma_trainer.trainer_core.adapters.files.load import read_lora
 from chroma_trainer.trainer_core.adapters.inject import inject_, trainable_parameters
+from chroma_trainer.trainer_core.adapters.lora import LoraLinear, LoraPair
 from chroma_trainer.trainer_core.adapters.targets import resolve_targets
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
@@ -22,6 +23,8 @@ from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from tests.narrowing import each_of_type
 
 FAMILY = ChromaFamily()
 
@@ -129,7 +132,8 @@ def test_a_run_begins_with_what_the_file_holds(workshop, tiny_model, tmp_path, k
         torch.testing.assert_close(layer.delta(), wanted[name].delta(), rtol=1e-4, atol=1e-6)
     assert host.told() == [f"training continues from a.safetensors: {len(layers)} layers"]
     if kind == "lora" and rank == 7:  # what is beyond the file's rank can learn
-        assert all(layer.lora_A[4:].any() and not layer.lora_B[:, 4:].any() for layer in layers.values())
+        for layer in each_of_type(layers, LoraLinear).values():
+            assert layer.lora_A[4:].any() and not layer.lora_B[:, 4:].any()
 
 
 def test_a_dora_takes_up_a_lora(workshop, tiny_model, tmp_path):
@@ -143,7 +147,7 @@ def test_layers_that_the_file_lacks_start_anew(workshop, tiny_model, tmp_path):
     some = file_of(tiny_model, tmp_path / "a.safetensors", targets="context")
     host = workshop.host()
     _, layers = begun(request_of(workshop, init_lora=str(tmp_path / "a.safetensors")), host)
-    anew = [layer for name, layer in layers.items() if name not in some]
+    anew = [layer for name, layer in each_of_type(layers, LoraLinear).items() if name not in some]
     assert anew and all(layer.lora_A.any() and not layer.lora_B.any() for layer in anew)
     assert host.told() == [
         f"training continues from a.safetensors: {len(some)} layers; "
@@ -251,7 +255,7 @@ def test_the_header_says_what_the_file_is(workshop, training, adapter, wanted):
 def test_a_finished_run_writes_its_file_in_another_format(workshop):
     host = workshop.host()
     run(request_of(workshop, {"steps": 2}), host)
-    first = read_lora(host.lora)
+    first = each_of_type(read_lora(host.lora), LoraPair)
     again = workshop.host(host.paths.output)
     result = run(request_of(workshop, {"steps": 2}, format="comfyui"), again)
     assert result.report["resumed_from"] == 2 and len(list((host.paths.output / "chroma_trainer").iterdir())) == 1
@@ -268,7 +272,7 @@ def test_blocks_learn_at_their_own_rates(workshop):
     for rule in ("", text):
         host = workshop.host()
         run(request_of(workshop, {"steps": 1, "weight_decay": 0.0, "learning_rate": 1e-3}, block_lr=rule), host)
-        moved[rule] = {name: update.up for name, update in read_lora(host.lora).items()}
+        moved[rule] = {name: pair.up for name, pair in each_of_type(read_lora(host.lora), LoraPair).items()}
     plain, ruled = moved[""], moved[text]
     assert {name for name in plain if name not in ruled} == {
         name for name in plain if name.startswith("transformer_blocks.0.")
@@ -298,7 +302,7 @@ def test_eva_looks_along_the_data_before_it_trains(workshop):
     for _ in range(2):
         host = workshop.host()
         run(request_of(workshop, {"steps": 1, "init": "eva", "learning_rate": 1e-9}, eva_batches=2), host)
-        starts.append({name: pair.down for name, pair in read_lora(host.lora).items()})
+        starts.append({name: pair.down for name, pair in each_of_type(read_lora(host.lora), LoraPair).items()})
     for name, down in starts[0].items():
         assert torch.equal(down, starts[1][name])
         torch.testing.assert_close(down @ down.t(), torch.eye(4), rtol=0, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chroma_trainer.trainer_core.trackers import worker as lane_module
@@ -20,7 +21,7 @@ class Pen:
     def __init__(self, fails: str = "", waits: threading.Event | None = None):
         self.calls, self.fails, self.waits = [], fails, waits
 
-    def __call__(self, opening, tell):
+    def __call__(self, opening, tell) -> Any:  # a stand-in for a Tracker: it lacks what is not called here
         self._note("begin", opening.name)
         tell("it begins")
         return self

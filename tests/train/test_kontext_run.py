@@ -20,7 +20,7 @@ from chroma_trainer.trainer_core.host import PreviewReady
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
 from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
-from chroma_trainer.trainer_core.planner.workload import CaptionFacts, facts_of
+from chroma_trainer.trainer_core.planner.workload import CaptionFacts, CodecCost, EncoderCost, facts_of
 from chroma_trainer.trainer_core.train.build import build_run
 from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
 from chroma_trainer.trainer_core.train.prepare import plan_run
@@ -28,6 +28,7 @@ from chroma_trainer.trainer_core.train.run import run
 from chroma_trainer.trainer_core.train.step.batch import stack_references
 from PIL import Image, ImageOps
 
+from tests.narrowing import present
 from tests.workshop import EVALUATED
 
 
@@ -71,26 +72,28 @@ def test_the_reference_of_a_mirrored_picture_is_mirrored(workshop, request_of, p
     host = workshop.host()
     plan = plan_run(request_of(dataset=DatasetConfig((replace(part, flip=0.5),), pairs.roots, roots)), host)
     built = build_run(plan, host, PhaseTimer())
+    references, latents = present(plan.references), present(built.references)
     codec = FluxFamily().load_codec(plan.request.model, torch.device("cpu"))
     for sample in built.samples:
-        start = plan.references.of(sample)
-        image = place_image(decode(plan.references.index.read(start)), start)
-        pixels = to_tensor(ImageOps.mirror(plan.references.change(image, start)))[None]
+        start = references.of(sample)
+        image = place_image(decode(references.index.read(start)), start)
+        pixels = to_tensor(ImageOps.mirror(references.change(image, start)))[None]
         with torch.no_grad():
             expected = codec.encode(pixels)[0].float()
-        torch.testing.assert_close(built.references.get(replace(sample, is_mirrored=True)), expected)
+        torch.testing.assert_close(latents.get(replace(sample, is_mirrored=True)), expected)
 
 
 def test_each_picture_has_its_own_start_at_its_own_shape(workshop, request_of):
     host = workshop.host()
     built = build_run(plan_run(request_of(), host), host, PhaseTimer())
+    references = present(built.references)
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     for sample in built.samples:
-        start = built.references.get(sample)
+        start = references.get(sample)
         assert start.shape == built.latents.get(sample).shape
         alone = stack_references(built, [sample])["reference"]
         assert torch.equal(alone[0], start)
-    seen = {built.references.get(sample).sum().item() for sample in built.samples}
+    seen = {references.get(sample).sum().item() for sample in built.samples}
     assert len(seen) == len(built.samples) and codec.channels == 16
 
 
@@ -146,12 +149,13 @@ def test_the_start_is_the_target_made_worse(workshop, request_of, mended):
     host = workshop.host()
     plan = plan_run(request_of(dataset=mended), host)
     built = build_run(plan, host, PhaseTimer())
+    references = present(built.references)
     codec = FluxFamily().load_codec(request_of().model, torch.device("cpu"))
     sample = built.samples[0]
     picture = place_image(decode(plan.index.read(sample)), sample)
-    start = degrade(picture, steps_of("shrink 2-4 + jpeg 10-30"), plan.references.of(sample).sha256)
-    assert torch.equal(built.references.get(sample), codec.encode(to_tensor(start)[None])[0].float())
-    assert not torch.equal(built.references.get(sample), built.latents.get(sample))
+    start = degrade(picture, steps_of("shrink 2-4 + jpeg 10-30"), present(plan.references).of(sample).sha256)
+    assert torch.equal(references.get(sample), codec.encode(to_tensor(start)[None])[0].float())
+    assert not torch.equal(references.get(sample), built.latents.get(sample))
     assert set(sample.captions) == {"sks, sharpen the image", "sks, enhance it"}
 
 
@@ -195,6 +199,7 @@ def test_the_plan_counts_latents_of_both(workshop, request_of, mended):
     for flavour, dataset in (("kontext", mended), ("dev", workshop.dataset)):
         request = request_of(flavour=flavour, dataset=dataset)
         index = build_index(dataset, workshop.host(), 5)
-        facts = facts_of(request, FluxFamily(), index, 32, None, (0, 1.0), CaptionFacts(20, 4))
+        encoder, codec = EncoderCost(0, 0, 0, 0, 32, False), CodecCost(0, 1.0)
+        facts = facts_of(request, FluxFamily(), index, 32, encoder, codec, CaptionFacts(20, 4))
         found[flavour] = facts.latent_bytes
     assert found["kontext"] == 2 * found["dev"] > 0

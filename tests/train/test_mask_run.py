@@ -21,6 +21,7 @@ from chroma_trainer.trainer_core.train.step import loop as loop_module
 from chroma_trainer.trainer_core.train.step.batch import Batch
 from PIL import Image
 
+from tests.narrowing import present
 from tests.workshop import EVALUATED
 
 
@@ -57,6 +58,7 @@ def test_no_gradient_from_under_black(workshop, own, monkeypatch):
 
     def spoilt(run_, micro):
         batch = make(run_, micro)
+        assert batch.weight is not None  # the masks'
         assert batch.weight.shape == (len(batch.x_sigma), 1, *batch.x_sigma.shape[2:])
         seen.append((batch.weight == 0).float().mean().item())
         return replace(batch, velocity=torch.where(batch.weight == 0, 1e3, batch.velocity))
@@ -65,7 +67,7 @@ def test_no_gradient_from_under_black(workshop, own, monkeypatch):
         made.optimizer.zero_grad()
         loss = loop_module.micro_loss(made, 0)
         loss.backward()
-        return loss.item(), [parameter.grad for parameter in made.parameters]
+        return loss.item(), [present(parameter.grad) for parameter in made.parameters]
 
     loss, gradients = learnt()
     monkeypatch.setattr(loop_module, "make_batch", spoilt)
@@ -83,7 +85,7 @@ def test_evaluation_weighs_alike(workshop, own):
     plain = replace(made, masks=None)
     masked = eval_loss(made, host)
     assert masked != eval_loss(plain, host)
-    made.masks.get = lambda sample: torch.ones(1, *made.latents.get(sample).shape[1:])
+    present(made.masks).get = lambda sample: torch.ones(1, *made.latents.get(sample).shape[1:])
     assert eval_loss(made, host) == pytest.approx(eval_loss(plain, host), rel=1e-5)
 
 
@@ -156,4 +158,7 @@ def test_a_batch_takes_its_weights_along():
     numbers = torch.ones(1)
     batch = Batch(numbers, numbers, numbers, [numbers], {}, torch.full((1,), 0.5))
     moved = batch.to(torch.device("meta"))
-    assert moved.weight.device.type == "meta" and replace(batch, weight=None).to(torch.device("meta")).weight is None
+    assert (
+        present(moved.weight).device.type == "meta"
+        and replace(batch, weight=None).to(torch.device("meta")).weight is None
+    )

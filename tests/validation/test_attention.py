@@ -22,6 +22,7 @@ from chroma_trainer.trainer_core.validation import attention
 from chroma_trainer.trainer_core.validation.render import Renderer, draw
 from safetensors.torch import load_file
 
+from tests.narrowing import present
 from tests.workshop import EVALUATED
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -65,7 +66,7 @@ def missing(monkeypatch):
     monkeypatch.setattr(packages, "version_of", lambda package: "")
 
 
-def studio_of(workshop, settings=SETTINGS) -> Renderer:
+def studio_of(workshop, settings: ValidationConfig | None = SETTINGS) -> Renderer:
     with torch.no_grad():
         return Renderer(workshop.model, None, ["cat", ""], workshop.host(), settings)
 
@@ -150,7 +151,8 @@ def test_a_missing_package_is_named_before_a_model_loads(workshop, missing):
             refuse()
         (problem,) = caught.value.problems
         assert problem.field == "attention" and '"chroma-trainer[sage]"' in problem.message
-    (problem,) = ALL_NODES["ValidateSampler"].preflight(Inputs(prompts="cat", attention="sage"), workshop.host())
+    preflight = present(ALL_NODES["ValidateSampler"].preflight)
+    (problem,) = preflight(Inputs(prompts="cat", attention="sage"), workshop.host())
     assert problem.field == "attention"
 
 

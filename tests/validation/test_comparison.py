@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from chroma_trainer.trainer_core.config.model import ModelConfig
@@ -13,6 +15,7 @@ from chroma_trainer.trainer_core.validation.comparison import Drawn, Version, gr
 from chroma_trainer.trainer_core.validation.sample_images import guidance_of
 
 MODEL = ModelConfig(family="chroma", flavour="nano", repo="chroma-nano")
+NO_FILE = Path("none.safetensors")  # what is laid out is not read
 
 
 def settings(**fields):
@@ -87,7 +90,7 @@ def shades_of(page):
 
 
 def test_one_strength_gives_a_row_a_prompt_and_a_column_a_checkpoint():
-    versions = [Version(f"step {s}", None) for s in (1, 2, 3)]
+    versions = [Version(f"step {s}", NO_FILE) for s in (1, 2, 3)]
     found = drawn(versions, [1.0])
     grids = grids_of(found, settings(), "name")
     assert [(grid.size, grid.label) for grid in grids] == [((32, 32), ""), ((32, 48), "")]
@@ -97,7 +100,7 @@ def test_one_strength_gives_a_row_a_prompt_and_a_column_a_checkpoint():
 
 
 def test_checkpoints_by_strengths_give_a_grid_a_prompt():
-    versions = [Version(f"step {s}", None) for s in (1, 2)]
+    versions = [Version(f"step {s}", NO_FILE) for s in (1, 2)]
     found = drawn(versions, [0.5, 1.0])
     grids = grids_of(found, settings(), "name")
     assert [(grid.size, grid.label) for grid in grids] == [
@@ -110,7 +113,7 @@ def test_checkpoints_by_strengths_give_a_grid_a_prompt():
 
 
 def test_single_pictures_carry_labels():
-    found = drawn([Version("step 7", None)], [1.0])
+    found = drawn([Version("step 7", NO_FILE)], [1.0])
     labels = [label for label, _ in singles_of(found, settings())]
     assert labels[0] == "base, cat, 32x32" and labels[-1] == "step 7 LoRA 1, dog, 32x48" and len(labels) == 8
 

@@ -1,6 +1,6 @@
 import json
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,20 +12,17 @@ from chroma_trainer.trainer_core.validation.euler import sample, starting_noise
 REFERENCE = json.loads((Path(__file__).parent / "references" / "comfyui_euler.json").read_text(encoding="utf-8"))
 POSITIVE, NEGATIVE = torch.full((3, 1), 0.75), torch.full((5, 1), -0.5)
 MODEL = torch.nn.Linear(1, 1)
-SETTINGS = {"width": 32, "height": 24, "channels": 2, "factor": 8, "seed": 20240607}
+SETTINGS: dict[str, Any] = {"width": 32, "height": 24, "channels": 2, "factor": 8, "seed": 20240607}
 
 
-class Drawer:
-    drawing = staticmethod(nullcontext)
-
-
-class Toy(Drawer):
+class Toy(ChromaFamily):
     """A family whose velocity is that of references/comfyui_euler.py. Remembers what it was asked."""
 
     def __init__(self):
         self.sigmas, self.texts = [], []
 
-    def predict(self, transformer, x, sigma, text):
+    def predict(self, transformer, x_sigma, sigma, text, reference=None, route=None):
+        x = x_sigma
         assert x.dtype == sigma.dtype == torch.float32 and sigma.shape == (1,) and len(text) == 1
         assert not torch.is_grad_enabled()
         self.sigmas.append(sigma.item())
@@ -34,18 +31,18 @@ class Toy(Drawer):
         return (x * 0.875 - text[0].mean()) * 0.5 + x * sigma * 0.25 + x * x * 0.03125
 
 
-class Point(Drawer):
+class Point(ChromaFamily):
     """A world with one picture in it: the velocity from anywhere points away from it."""
 
     picture = torch.linspace(-2, 2, 24).view(1, 2, 3, 4)
 
-    def predict(self, transformer, x, sigma, text):
-        return (x - self.picture) / sigma.view(-1, 1, 1, 1)
+    def predict(self, transformer, x_sigma, sigma, text, reference=None, route=None):
+        return (x_sigma - self.picture) / sigma.view(-1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: case["scheduler"])
 def test_latents_are_comfyuis(case):
-    settings = {name: case[name] for name in ("scheduler", "steps", "shift", "cfg")}
+    settings: dict[str, Any] = {name: case[name] for name in ("scheduler", "steps", "shift", "cfg")}
     latents = sample(Toy(), MODEL, POSITIVE, NEGATIVE, **SETTINGS, **settings)
     assert latents.shape == (1, 2, 3, 4) and latents.dtype == torch.float32
     assert starting_noise(32, 24, seed=20240607, channels=2, factor=8).flatten().tolist() == case["noise"]
@@ -98,7 +95,7 @@ def chroma(tiny_model):
 
 def test_a_real_chroma_is_sampled_the_same_each_time(chroma):
     family, transformer, (positive, negative) = chroma
-    settings = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
+    settings: dict[str, Any] = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
     first, second = (sample(family, transformer, positive, negative, **settings, cfg=3.5) for _ in range(2))
     assert first.shape == (1, 16, 6, 8) and first.isfinite().all()
     assert torch.equal(first, second)
@@ -107,7 +104,7 @@ def test_a_real_chroma_is_sampled_the_same_each_time(chroma):
 
 def test_cfg_between_equal_prompts_changes_nothing(chroma):
     family, transformer, (positive, _) = chroma
-    settings = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
+    settings: dict[str, Any] = {"width": 64, "height": 48, "channels": 16, "factor": 8, "seed": 3, "steps": 3}
     alone = sample(family, transformer, positive, None, **settings, cfg=1.0)
     guided = sample(family, transformer, positive, positive, **settings, cfg=7.0)
     torch.testing.assert_close(guided, alone, rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from chroma_trainer.nodes.widget_schemas import schemas
@@ -28,7 +29,7 @@ def node(node_id: Any, kind: str, values: Any = None, inputs: list | None = None
     return {"id": node_id, "type": kind, "widgets_values": values, "inputs": slots, "outputs": given, **more}
 
 
-def read(nodes: list, links: list = (), definitions: list = ()) -> dict[str, dict[str, Any]]:
+def read(nodes: list, links: Sequence = (), definitions: Sequence = ()) -> dict[str, dict[str, Any]]:
     """Inputs by node id."""
     data = {"nodes": nodes, "links": list(links), "version": 0.4, "definitions": {"subgraphs": list(definitions)}}
     return {key: dict(value.inputs) for key, value in graph_from_json(data, SCHEMAS).nodes.items()}
@@ -124,7 +125,7 @@ def test_bypass_prefers_the_opposite_slot_then_the_same_type_then_one_that_fits(
     assert bypassed([("a", "X")], "M", "*") == Link("9", 0)
 
 
-def definition(key: str, nodes: list, links: list, inputs: list = (), name: str = "Inside") -> dict[str, Any]:
+def definition(key: str, nodes: list, links: list, inputs: Sequence = (), name: str = "Inside") -> dict[str, Any]:
     objects = [
         dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
         for link in links

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def trained(tiny_model):
     names = resolve_targets(transformer, FAMILY, "all+ffs+embedder")
     layers = inject_(transformer, names, 4, 6, generator=generator)
     for layer in layers.values():
-        layer.lora_B.data.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.05)
+        up = layer.get_parameter("lora_B")
+        up.data.copy_(torch.randn(up.shape, generator=generator) * 0.05)
     return transformer, layers
 
 
@@ -86,9 +88,8 @@ def test_exact_in_the_diffusers_pipeline(trained, tiny_chroma, tmp_path):
 
     transformer, layers = trained
     export_lora(layers, transformer, tmp_path / "lora.safetensors", METADATA)
-    pipeline = ChromaPipeline(
-        transformer=diffusers_base(tiny_chroma), scheduler=None, vae=None, text_encoder=None, tokenizer=None
-    )
+    others: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+    pipeline = ChromaPipeline(transformer=diffusers_base(tiny_chroma), **others)
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     torch.testing.assert_close(theirs(pipeline.transformer), ours(transformer), rtol=0, atol=1e-6)
 
@@ -216,7 +217,7 @@ def write_native(layers, path, prefix, down, up, alpha, rename=lambda name: name
     tensors = {}
     for module, parts in places.items():
         rank = 4 * len(parts)
-        rows = _fused_rows(*parts[0], 64)
+        rows = _fused_rows(parts[0][0], parts[0][1], 64)
         fused_up = torch.zeros(rows, rank)
         for i, (place, layer) in enumerate(parts):
             fused_up[place.rows(64), 4 * i : 4 * i + 4] = layer.lora_B.detach()

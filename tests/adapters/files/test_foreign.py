@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 from chroma_trainer.trainer_core.adapters.files.load import layer_updates, read_lora, read_lora_file
+from chroma_trainer.trainer_core.adapters.lora import LoraPair
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import save_file
+
+from tests.narrowing import of_type
 
 MODULE = "transformer_blocks.0.attn.to_q"
 DOWN, UP = torch.full((4, 64), 0.5), torch.full((64, 4), 0.25)
@@ -80,10 +84,11 @@ def test_as_diffusers_itself_saves_it(tiny_chroma, tmp_path):
 
     transformer = ChromaTransformer2DModel.from_pretrained(tiny_chroma / "transformer")
     transformer.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"]), "default")
-    layer = transformer.transformer_blocks[0].attn.to_q
+    layer: Any = transformer.get_submodule("transformer_blocks.0.attn.to_q")  # of peft
     torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05, generator=torch.Generator().manual_seed(1))
+    lora: Any = get_peft_model_state_dict(cast(Any, transformer))  # a model of diffusers will do
     ChromaPipeline.save_lora_weights(
-        tmp_path, transformer_lora_layers=get_peft_model_state_dict(transformer),
+        tmp_path, transformer_lora_layers=lora,
         transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
     )  # fmt: skip
     update = read_lora(tmp_path / "pytorch_lora_weights.safetensors")[MODULE]
@@ -107,7 +112,7 @@ def test_names_of_adapters(tmp_path, adapter):
     tensors = {f"{MODULE}.lora_A.{adapter}.weight": DOWN, f"{MODULE}.lora_B.{adapter}.weight": UP}
     tensors[f"{MODULE}.lora_magnitude_vector.{adapter}.weight"] = torch.ones(64)
     save_file(tensors, tmp_path / "a.safetensors")
-    assert read_lora(tmp_path / "a.safetensors")[MODULE].is_dora
+    assert of_type(read_lora(tmp_path / "a.safetensors")[MODULE], LoraPair).is_dora
 
 
 def test_two_adapters_in_one_file_are_refused(write):

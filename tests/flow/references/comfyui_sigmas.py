@@ -12,9 +12,10 @@ import math
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy
-import scipy.stats
+import scipy.stats  # pyright: ignore[reportMissingImports]  # comes with ComfyUI
 import torch
 
 SHIFTS = (0.01, 0.5, 1.0, 1.73, 3.0, 3.158, 10.0)
@@ -29,7 +30,7 @@ def take(path: Path, names: set[str], space: dict) -> None:
 
 
 comfy = Path(sys.argv[1]) / "comfy"
-space = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math}
+space: dict[str, Any] = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math}
 take(comfy / "model_sampling.py", {"time_snr_shift", "ModelSamplingDiscreteFlow"}, space)
 take(comfy / "samplers.py", {"simple_scheduler", "normal_scheduler", "beta_scheduler"}, space)
 

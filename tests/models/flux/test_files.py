@@ -13,9 +13,12 @@ from chroma_trainer.trainer_core.config.flux import FLAVOURS, FluxOptions
 from chroma_trainer.trainer_core.config.model import ModelConfig
 from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
+from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
 from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
 from chroma_trainer.trainer_core.models.text.tokenizer import find_t5_tokenizer
 from safetensors.torch import save_file
+
+from tests.narrowing import of_type
 
 FAMILY = FluxFamily()
 WIDTH = 64
@@ -49,7 +52,7 @@ def test_a_single_file_in_the_original_layout(tiny_flux_model, tmp_path, prefix,
     tensors = {prefix + key.replace(".scale", f".{norm}"): tensor for key, tensor in tensors.items()}
     model = file_model(tiny_flux_model, tensors, tmp_path)
     assert FAMILY.problems(model) == []
-    found = FAMILY.load_transformer(model)
+    found = of_type(FAMILY.load_transformer(model), FluxTransformer)
     assert found.config["guidance_embeds"] and found.state_dict().keys() == wanted.keys()
     for name, tensor in found.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name
@@ -129,7 +132,7 @@ def test_as_diffusers_converts_it():
 
     config = {**load_shipped_config("flux_transformer"), "num_layers": 2, "num_single_layers": 2}
     with torch.device("meta"):
-        parameters = FluxTransformer2DModel.from_config(config).state_dict()
+        parameters = of_type(FluxTransformer2DModel.from_config(config), FluxTransformer2DModel).state_dict()
     rows: dict[str, int] = {}
     for name, parameter in parameters.items():
         key, place = original_parameter(name)
@@ -149,5 +152,5 @@ def test_a_config_beside_the_file_wins(tiny_flux_model, tiny_flux, tmp_path):
     tensors = original(FAMILY.load_transformer(tiny_flux_model))
     config = json.loads((tiny_flux / "transformer" / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "axes_dims_rope": [8, 4, 4]}), encoding="utf-8")
-    transformer = FAMILY.load_transformer(file_model(tiny_flux_model, tensors, tmp_path))
+    transformer = of_type(FAMILY.load_transformer(file_model(tiny_flux_model, tensors, tmp_path)), FluxTransformer)
     assert transformer.pos_embed.axes == (8, 4, 4)

@@ -57,9 +57,9 @@ def test_an_embedding_does_not_depend_on_its_company(encoder):
 
 def test_dtypes(tiny_model):
     half = load_t5(replace(tiny_model, dtype="fp16"), CPU)
-    block = half.model.encoder.block[0].layer[1].DenseReluDense
-    assert block.wo.weight.dtype == torch.float32  # overflows in fp16
-    assert block.wi_0.weight.dtype == torch.float16
+    block = half.model.get_submodule("encoder.block.0.layer.1.DenseReluDense")
+    assert block.get_parameter("wo.weight").dtype == torch.float32  # overflows in fp16
+    assert block.get_parameter("wi_0.weight").dtype == torch.float16
     assert half.encode(["a cat"])[0].dtype == torch.float16
     assert load_t5(replace(tiny_model, dtype="bf16"), CPU).encode(["a cat"])[0].dtype == torch.bfloat16
 

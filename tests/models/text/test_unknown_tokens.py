@@ -29,7 +29,7 @@ def test_the_parts_that_become_the_unknown_token(tokenizer, text, parts):
 def test_texts_are_counted_with_an_example(tokenizer):
     texts = ["a cat", "赤い猫, cat", "青い犬", "the dog: 3 (red)!"]
     unknown = find_unknown(texts, tokenizer.encode, UNKNOWN_ID)
-    assert unknown == UnknownText(2, "赤い猫, cat", ("赤い猫",))
+    assert unknown is not None and unknown == UnknownText(2, "赤い猫, cat", ("赤い猫",))
     assert unknown.describe("captions").startswith("captions with characters that T5's vocabulary lacks: 2.")
     assert "'赤い猫, cat', where '赤い猫' can't be read; write English instead" in unknown.describe("captions")
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ class Blocks(nn.Module):
         return self.two(torch.tanh(self.one(x)))
 
 
-def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNamespace:
-    """What a checkpoint needs of a Run: a small LoRA and its optimiser."""
+def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> Any:
+    """What a checkpoint needs of a Run, as a stand-in: a small LoRA and its optimiser."""
     torch.manual_seed(0)
     model = Blocks().requires_grad_(False)
     layers = inject_(model, ["one", "two"], 2, 2.0, "default", torch.Generator().manual_seed(1))
@@ -49,7 +50,7 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> SimpleNa
     )  # fmt: skip
 
 
-def train(run: SimpleNamespace, num_steps: int) -> SimpleNamespace:
+def train(run: Any, num_steps: int) -> Any:
     for _ in range(num_steps):
         x = torch.randn(4, 6, generator=torch.Generator().manual_seed(run.step))
         loss = run.transformer(x).square().mean()
@@ -62,7 +63,7 @@ def train(run: SimpleNamespace, num_steps: int) -> SimpleNamespace:
     return run
 
 
-def same(a: SimpleNamespace, b: SimpleNamespace) -> bool:
+def same(a: Any, b: Any) -> bool:
     one, two = adapter_state(a.layers), adapter_state(b.layers)
     return all(torch.equal(one[name], two[name]) for name in one) and a.losses == b.losses and a.step == b.step
 

@@ -12,9 +12,10 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy
-import scipy.stats
+import scipy.stats  # pyright: ignore[reportMissingImports]  # comes with ComfyUI
 import torch
 
 SEED, SHAPE = 20240607, (1, 2, 3, 4)  # a picture of 32 x 24 pixels with 2 channels
@@ -35,13 +36,13 @@ def take(path: Path, names: set[str], space: dict) -> None:
 
 comfy = Path(sys.argv[1]) / "comfy"
 append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]  # noqa: E731
-space = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math, "np": numpy}
+space: dict[str, Any] = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math, "np": numpy}
 space |= {"utils": SimpleNamespace(append_dims=append_dims), "trange": lambda n, disable=None: range(n)}
 take(comfy / "model_sampling.py", {"time_snr_shift", "ModelSamplingDiscreteFlow", "CONST", "reshape_sigma"}, space)
 take(comfy / "samplers.py", {"simple_scheduler", "normal_scheduler", "beta_scheduler", "cfg_function"}, space)
 take(comfy / "k_diffusion" / "sampling.py", {"sample_euler", "to_d"}, space)
 take(comfy / "sample.py", {"prepare_noise_inner"}, space)
-Sampling = type("Sampling", (space["ModelSamplingDiscreteFlow"], space["CONST"]), {})
+Sampling: Any = type("Sampling", (space["ModelSamplingDiscreteFlow"], space["CONST"]), {})
 
 results = []
 for scheduler, steps, shift, cfg in CASES:

@@ -32,7 +32,13 @@ class ChromaFamily(FluxLikeFamily):
 
     name = "chroma"
     transformer_kind = TRANSFORMER
-    full_precision = ("distilled_guidance_layer*", "x_embedder", "context_embedder", "*norm*", "proj_out")
+    full_precision: tuple[str, ...] = (
+        "distilled_guidance_layer*",
+        "x_embedder",
+        "context_embedder",
+        "*norm*",
+        "proj_out",
+    )
     frozen = CHROMA.frozen
     whole = CHROMA.whole
     targets = CHROMA.targets

@@ -41,7 +41,7 @@ class FluxFamily(FluxLikeFamily):
     name = "flux"
     transformer_kind = TRANSFORMER
     # 27 % of the weights are modulations inside the blocks, so those are quantized as well.
-    full_precision = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
+    full_precision: tuple[str, ...] = ("time_text_embed*", "x_embedder", "context_embedder", "norm_out*", "proj_out")
     frozen = FLUX.frozen
     whole = FLUX.whole
     targets = FLUX.targets

@@ -33,7 +33,13 @@ class RadianceFamily(ChromaFamily):
     transformer_kind = TRANSFORMER
     parts = ("transformer", "text_encoder")
     ignored_keys = (X0, SEQUENTIAL)
-    full_precision = ("distilled_guidance_layer*", "img_in_patch", "context_embedder", "*norm*", "nerf_*")
+    full_precision: tuple[str, ...] = (
+        "distilled_guidance_layer*",
+        "img_in_patch",
+        "context_embedder",
+        "*norm*",
+        "nerf_*",
+    )
     frozen = RADIANCE.frozen
     whole = RADIANCE.whole
     targets = RADIANCE.targets
