@@ -12,6 +12,8 @@ class Case:
     interval: every so many-th block is computed again, 0 none.
     offload: of weights, see MemoryConfig.group_offload; stream: they are copied ahead. activations: those wait in RAM.
     attention: of MemoryConfig; native is the product's own choice.
+    kind: of AdapterConfig; full trains the model itself. optimizer: of OptimizerConfig.
+    graphs: compiled blocks are replayed as CUDA graphs (docs/decisions/0105). The product does not do this yet.
     """
 
     family: str = "chroma"
@@ -25,19 +27,30 @@ class Case:
     stream: bool = False
     activations: bool = False
     attention: str = "native"
+    kind: str = "lora"
+    optimizer: str = "adamw"
+    graphs: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the model's own weights are trained."""
+        return self.kind == "full"
 
     @property
     def name(self) -> str:
         """Such as int8-quanto-512-compiled."""
-        words = [self.family if self.family != "chroma" else "", self.level if self.level != "none" else "bf16"]
+        words = [self.family if self.family != "chroma" else "", self.kind if self.kind != "lora" else ""]
+        words += [self.level if self.level != "none" else "bf16"]
         words += [str(self.edge), f"batch-{self.batch}" if self.batch > 1 else ""]
         words += [f"{self.products}-products" if self.products != "exact" else ""]
         words += {0: ["stored"], 1: []}.get(self.interval, [f"interval-{self.interval}"])
         words += ["compiled"] if self.compiled else []
+        words += ["graphs"] if self.graphs else []
         words += [f"{self.offload}-offload"] if self.offload != "none" else []
         words += ["stream"] if self.stream else []
         words += ["activation-offload"] if self.activations else []
         words += [self.attention] if self.attention != "native" else []
+        words += [self.optimizer] if self.optimizer != "adamw" else []
         return "-".join(word for word in words if word)
 
 
@@ -49,14 +62,17 @@ STEPS = (
     Case(),
     Case(level="int4-quanto"),
     Case(level="nf4-bnb"),
-    Case(level="int8-quanto", products="int8"),
-    Case(level="int8-quanto", products="int8", edge=1024),
-    Case(edge=1024, compiled=True),
-    Case(level="int8-quanto", compiled=True),
-    Case(interval=0),
+    Case(kind="full", optimizer="adafactor"),
     Case(offload="block", stream=True),
     Case(level="int8-quanto", batch=4),
     Case(family="flux", level="int8-quanto"),
+    Case(level="int8-quanto", compiled=True),
+    Case(compiled=True),
+    Case(compiled=True, graphs=True),
+    Case(level="int8-quanto", products="int8"),
+    Case(edge=1024, compiled=True),
+    Case(interval=0),
+    Case(level="int8-quanto", products="int8", edge=1024),
     Case(family="flux", edge=1024),
 )
 TRACED = STEPS[0]
@@ -79,4 +95,8 @@ GRADIENTS = {
     "int8-products": Case(interval=0, level="int8-quanto", products="int8"),
     "fp8-products": Case(interval=0, level="fp8-native", products="fp8"),
     "compiled": Case(compiled=True),
+    "int8-compiled": Case(compiled=True, level="int8-quanto"),
 }
+# Replayed, against the same compiled blocks launched kernel by kernel.
+GRAPHS = Case(compiled=True, graphs=True, attention="math")
+WHOLE = Case(kind="full", optimizer="adafactor", attention="math")

@@ -65,7 +65,8 @@ def run(task: dict[str, Any], imported: float) -> dict[str, Any]:
         given = task["context"]
         context = Context(
             device_of(given["is_rehearsal"]), given["is_rehearsal"], Path(given["out"]), Path(given["scratch"]),
-            given["limit_flops"], given["is_traced"], imported, tell=lambda figures: write(Path(task["part"]), figures),
+            given["limit_flops"], given["is_traced"], imported, given.get("is_beside", False),
+            tell=lambda figures: write(Path(task["part"]), figures),
         )  # fmt: skip
         module, function = task["call"].split(":")
         finding: Finding = getattr(importlib.import_module(module), function)(context, **task["settings"])

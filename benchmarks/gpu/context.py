@@ -20,6 +20,8 @@ class Context:
         limit_flops: FLOP/s of a large bf16 product on this device, 0 unknown.
         is_traced: whether one step is written as a chrome trace.
         import_seconds: that this process took before it could begin.
+        is_beside: whether other items run at the same time: what is known of attention kernels is in one file for those
+            that run one after the other, which no two may write at a time.
         tell: call it with what is known so far: that is kept if the process dies or its time is over.
     """
 
@@ -30,6 +32,7 @@ class Context:
     limit_flops: float = 0.0
     is_traced: bool = False
     import_seconds: float = 0.0
+    is_beside: bool = False
     tell: Callable[[dict[str, Any]], None] = lambda figures: None
 
     @property

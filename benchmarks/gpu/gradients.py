@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from cases import GRADIENTS, PLAIN, Case
+from cases import GRADIENTS, GRAPHS, PLAIN, Case
 from chroma_trainer.trainer_core.devices import empty_cache
 from chroma_trainer.trainer_core.models.attention_backends import set_attention_
+from chroma_trainer.trainer_core.train.step.loop import micro_loss
 from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Finding
 from random_runs import faults_of, gradients_of, random_run, stir_
@@ -27,6 +28,8 @@ Gradients = dict[str, Tensor]
 LIMITS = {"none": 0.05, "int8-quanto": 0.08, "int4-quanto": 0.5, "nf4-bnb": 0.5, "fp8-native": 0.15}
 ROUNDED_LIMITS = {"int8": 0.1, "fp8": 0.2}
 CLOSE = 0.03  # of computing again what is only rounded
+# Passes: one that warms up, one that is recorded, and replays, with other weights and samples each time.
+NUM_PASSES, FEW_PASSES, GROWTH, EVALUATED = 6, 2, 1.25, 3
 
 _known: dict[str, Any] = {}  # in this process: what several items are compared with
 
@@ -68,6 +71,48 @@ def judge_bytes(case: Case, run: TrainState, found: dict[str, Any], faults: list
     if case.interval == 0 or not found["off_plain"] <= CLOSE:
         faults.append(f"gradients are {told}")
     return told
+
+
+def compare_graphs(context: Context) -> Finding:
+    """Losses and gradients of compiled blocks as CUDA graphs, against those of the same blocks without: to the bit.
+
+    Weights grow in place between passes, as an optimizer moves them, and once the model is evaluated in between: what
+    was recorded must not go on with old numbers.
+    """
+    plain, replayed = (passes_of(replace(GRAPHS, graphs=graphs), context) for graphs in (False, True))
+    off = [distance(ours, exact)[0] for (_, ours), (_, exact) in zip(replayed, plain, strict=True)]
+    found = {
+        "losses": [loss for loss, _ in replayed], "losses_without": [loss for loss, _ in plain], "off": off,
+        "has_bytes": [same(ours, exact) for (_, ours), (_, exact) in zip(replayed, plain, strict=True)],
+    }  # fmt: skip
+    faults = [f"pass {i} is off by {value:.2g}" for i, value in enumerate(off) if value != 0]
+    if found["losses"] != found["losses_without"]:
+        faults.append("the losses are not those without graphs")
+    if plain[0][0] == plain[1][0]:
+        faults.append("the passes do not differ, so that nothing is shown")
+    told = "the bytes of compiled blocks" if all(found["has_bytes"]) else f"off by {max(off):.2g}"
+    return Finding(f"{len(plain)} passes: {told}", found, faults)
+
+
+def passes_of(case: Case, context: Context) -> list[tuple[float, Gradients]]:
+    """Loss and gradients of passes in a row, whose weights differ."""
+    run, results = prepared(case, context), []
+    for micro in range(context.pick(NUM_PASSES, FEW_PASSES)):
+        begin_pass(case, context)
+        results.append(gradients_of(run, micro))
+        with torch.no_grad():
+            for parameter in run.parameters:
+                parameter.mul_(GROWTH)
+            if micro == EVALUATED:
+                begin_pass(case, context)
+                micro_loss(run, micro)
+    return results
+
+
+def begin_pass(case: Case, context: Context) -> None:
+    """Results of the pass before are not read any more: graphs may write over them."""
+    if case.graphs and context.is_cuda:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def is_placement(case: Case) -> bool:

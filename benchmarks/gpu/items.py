@@ -11,7 +11,11 @@ from cases import GRADIENTS, STEPS
 
 DEVICE, CORRECTNESS, FIGURES = "device", "correctness", "figures"
 PARTS = (CORRECTNESS, FIGURES)
-COMPILING, PINNING = 45.0, 20.0  # seconds that a compiler takes of the first step, and that weights take to be pinned
+# Seconds that a compiler takes of a first step; that it takes where much of it is known from the correctness part; and
+# that weights take to be pinned.
+COMPILING, COMPILING_AGAIN, PINNING = 45.0, 15.0, 20.0
+# When an item that runs beside the others has to be over.
+BEFORE_FIGURES, AT_THE_END = "before figures", "at the end"
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Item:
     shows: in a line. seconds: expected on an H200.
     call: "module:function" of this folder, called in the item's process with a Context and the settings.
     group: items of one group share a process for as long as they succeed.
-    beside: runs beside all others, for it takes nothing of the device.
+    beside: "" or when it has to be over, for an item that runs beside the others: BEFORE_FIGURES one that would disturb
+        what is timed, AT_THE_END one that takes nothing of the device.
     """
 
     name: str
@@ -30,7 +35,7 @@ class Item:
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 8.0
     group: str = ""
-    beside: bool = False
+    beside: str = ""
 
     @property
     def patience(self) -> float:
@@ -38,9 +43,11 @@ class Item:
         return 30 + 3 * self.seconds
 
 
-def check(name: str, shows: str, call: str, seconds: float = 8.0, group: str = "", **settings: Any) -> Item:
+def check(
+    name: str, shows: str, call: str, seconds: float = 8.0, group: str = "", beside: str = "", **settings: Any
+) -> Item:
     """An item of correctness."""
-    return Item(name, CORRECTNESS, shows, call, settings, seconds, group)
+    return Item(name, CORRECTNESS, shows, call, settings, seconds, group, beside)
 
 
 def attention(kernel: str, seconds: float) -> Item:
@@ -49,11 +56,10 @@ def attention(kernel: str, seconds: float) -> Item:
 
 
 def gradients(name: str) -> Item:
-    shows, seconds = (
-        "LoRA gradients against fp32's, and bytes of placements",
-        COMPILING if GRADIENTS[name].compiled else 3.0,
-    )
-    return check(f"gradients-{name}", shows, "gradients:compare", seconds, "gradients", which=name)
+    shows, called = "LoRA gradients against fp32's, and bytes of placements", "gradients:compare"
+    if GRADIENTS[name].compiled:
+        return check(f"gradients-{name}", shows, called, COMPILING, beside=BEFORE_FIGURES, which=name)
+    return check(f"gradients-{name}", shows, called, 3.0, "gradients", which=name)
 
 
 def product(name: str, shows: str, seconds: float, **settings: Any) -> Item:
@@ -64,31 +70,38 @@ def steps() -> list[Item]:
     shows = "a step of the full-size model: seconds, share of the limit, launches, memory"
     return [
         Item(f"step-{case.name}", FIGURES, shows, "steps:measure", asdict(case),
-             12 + COMPILING * case.compiled + PINNING * (case.offload != "none"))
+             12 + COMPILING_AGAIN * case.compiled + PINNING * (case.offload != "none") + 6 * case.is_full)
         for case in STEPS
     ]  # fmt: skip
 
 
+NUM_FIRST = 6  # step cases that come before the product's second run
 THE_DEVICE = Item("device", DEVICE, "device, versions, and what it reaches", "machine:describe", seconds=20)
 WAITS, OUT_OF_MEMORY = "loop_checks:look_for_waits", "loop_checks:run_out_of_memory"
 ITEMS: tuple[Item, ...] = (
     *(attention(kernel, 4) for kernel in ("flash", "efficient", "cudnn")),
     attention("math", 8),
     *(gradients(name) for name, case in GRADIENTS.items() if not case.compiled),
-    check("nano", "chroma-nano: losses in bf16 and fp32, repeated and resumed runs", "nano:train", 60),
+    check("nano", "chroma-nano: losses in bf16 and fp32, repeated and resumed runs", "nano:train", 60,
+          beside=BEFORE_FIGURES),
     check("waits", "how often the host waits for the device in a step", WAITS),
     check("waits-offload", "the same with weights that come ahead of their block", WAITS, offload="block", stream=True),
     check("memory-runs-out", "a step that runs out of memory goes on to the same bytes", OUT_OF_MEMORY, 10),
     check("sampling", "a picture drawn twice in bf16", "nano:draw"),
-    check("attention-old-slice", "gradients whose rows are five widths apart", "attention:show_old_slice", 4),
+    check("full-rank", "kind full: repeated, and with its weights in RAM", "loop_checks:train_whole", 10),
     *(gradients(name) for name, case in GRADIENTS.items() if case.compiled),
-    Item("product-files", FIGURES, "files of true size with random weights", "product:write", seconds=25),
+    check("graphs", "compiled blocks as CUDA graphs, against the same without", "gradients:compare_graphs", COMPILING,
+          beside=BEFORE_FIGURES),
+    Item("product-files", FIGURES, "files of true size with random weights", "product:write", seconds=25,
+         beside=BEFORE_FIGURES),
     product("int8-512-cold", "the product from nothing cached", 75, level="int8-quanto", edge=512, is_cold=True),
-    product("int8-512-warm", "the same with everything cached", 40, level="int8-quanto", edge=512),
+    *steps()[:NUM_FIRST],
     product("bf16-1024-auto", "the product with memory mode auto", 45, level="none", edge=1024, mode="auto"),
-    *steps(),
-    Item("forecasts", FIGURES, "the plan's peak of every step case", "steps:forecast", seconds=60, beside=True),
-)
+    *steps()[NUM_FIRST:],
+    product("int8-512-warm", "the same with everything cached", 40, level="int8-quanto", edge=512),
+    check("attention-old-slice", "gradients whose rows are five widths apart", "attention:show_old_slice", 4),
+    Item("forecasts", FIGURES, "the plan's peak of every step case", "steps:forecast", seconds=60, beside=AT_THE_END),
+)  # fmt: skip
 
 
 def chosen(words: Sequence[str]) -> list[Item]:

@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 PACKAGE = "chroma_trainer"
 REHEARSED = 2.0  # seconds that an item of a rehearsal is thought to take
+SLOWNESS = 5.0  # of a rehearsal, on a machine that does other things as well
 
 
 def parsed() -> argparse.Namespace:
@@ -89,7 +90,10 @@ def run_kit(arguments: argparse.Namespace, runner: Runner, results: Results) -> 
     seconds = 60 * arguments.minutes
 
     def run(items: list[Item]) -> None:
-        run_all(items, runner, results, context, seconds, stamp, expected=expected_of(arguments.rehearse))
+        run_all(
+            items, runner, results, context, seconds, stamp, expected=expected_of(arguments.rehearse),
+            slowness=SLOWNESS if arguments.rehearse else 1.0,
+        )  # fmt: skip
 
     run([THE_DEVICE])
     found = results.items[THE_DEVICE.name]

@@ -16,6 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 Event = tuple[str, int, int]  # name, start and length in nanoseconds
 COPIES = ("Memcpy", "Memset")
+# What the host calls. A graph of many kernels is one call.
+CALLS = ("LaunchKernel", "LaunchKernelExC", "LaunchKernelEx", "LaunchCooperativeKernel", "GraphLaunch")
+GRAPH_CALL = "GraphLaunch"
 SHOWN = 12
 
 
@@ -33,12 +36,20 @@ def launches_of(step: Callable[[], Any], context: Context) -> dict[str, Any]:
         wait(context.device)
         seconds = time.perf_counter() - began
     results: Any = profiled.profiler.kineto_results  # type: ignore[union-attr]
+    all_events = list(results.events())
     events = [
         (e.name(), e.start_ns(), e.duration_ns())
-        for e in results.events()
+        for e in all_events
         if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()
     ]
-    return figures_of(events, seconds)
+    return figures_of(events, seconds) | calls_of(e.name() for e in all_events if e.device_type() != DeviceType.CUDA)
+
+
+def calls_of(names: Iterable[str]) -> dict[str, int]:
+    """How often the host launched something, of the names of what it called; of these, graphs."""
+    words = [name.removeprefix("cuda").removeprefix("cu") for name in names if name.startswith("cu")]
+    called = [word for word in words if word.partition("_")[0] in CALLS]
+    return {"host_calls": len(called), "graph_calls": sum(word.startswith(GRAPH_CALL) for word in called)}
 
 
 def figures_of(events: list[Event], seconds: float) -> dict[str, Any]:

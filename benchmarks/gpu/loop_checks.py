@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Case
-from chroma_trainer.trainer_core.adapters.inject import adapter_state
+from cases import WHOLE, Case
+from chroma_trainer.trainer_core.adapters.inject import adapter_state, trainable_parameters
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.devices import empty_cache, peak_vram_bytes, reset_peak, total_bytes
 from chroma_trainer.trainer_core.host import Notice, StepReport
@@ -140,7 +140,7 @@ def run_out_of_memory(context: Context) -> Finding:
         return Finding("", found, ["no limit lies between all stored and all computed again"])
     relieved, seen = trained(most, context, limit)
     found["notices"] = seen["notices"]
-    is_same = plain.keys() == relieved.keys() and all(torch.equal(plain[name], relieved[name]) for name in plain)
+    is_same = _same(plain, relieved)
     faults = [] if any("retried" in text for text in seen["notices"]) else ["no step ran out of memory"]
     faults += [] if is_same else ["the weights are not those of a run that had enough memory"]
     by_what = "" if can_be_limited(context) else " (the error was raised by hand: this device has no limit)"
@@ -186,6 +186,47 @@ def trained(case: Case, context: Context, limit: int | None = None) -> tuple[dic
         for call in lift:
             call()
     return adapter_state(run.layers), peaks
+
+
+def train_whole(context: Context) -> Finding:
+    """Kind full: weights after a few steps, again, and with the weights in RAM and copied ahead of their block.
+
+    All three are the same bytes, finite, and not those of the start.
+    """
+    in_ram = replace(WHOLE, offload="block", stream=True)
+    first, norms, before = steps_of_whole(WHOLE, context)
+    again, (moved, _, _) = steps_of_whole(WHOLE, context)[0], steps_of_whole(in_ram, context)
+    still = [name for name, tensor in first.items() if torch.equal(tensor, before[name])]
+    bad = [name for name, tensor in first.items() if not tensor.isfinite().all()]
+    found: dict[str, Any] = {
+        "norms": norms, "num_tensors": len(first), "num_unmoved": len(still), "is_repeatable": _same(first, again),
+        "is_same_in_ram": _same(first, moved),
+    }  # fmt: skip
+    faults = [f"{len(bad)} weights are not finite, such as {bad[0]}"] if bad else []
+    faults += [] if len(still) < len(first) // 2 else [f"{len(still)} of {len(first)} weights have not moved"]
+    faults += [] if found["is_repeatable"] else ["a second run ends in other bytes"]
+    faults += [] if found["is_same_in_ram"] else ["with its weights in RAM it ends in other bytes"]
+    told = "the same bytes twice" if found["is_repeatable"] else "other bytes"
+    return Finding(f"{told}, and in RAM {'the same' if found['is_same_in_ram'] else 'others'}", found, faults)
+
+
+def steps_of_whole(case: Case, context: Context) -> tuple[dict[str, Tensor], list[float], dict[str, Tensor]]:
+    """Weights after some steps, the norms of their gradients, and the weights before. On the CPU."""
+    norms: list[float] = []
+    sinks = (lambda event: norms.append(event.grad_norm) if isinstance(event, StepReport) else None,)
+    host = quiet_host(context, sinks=sinks)
+    run = random_run(case, context, SIZE, steps=NUM_STEPS, host=host)
+    before = _on_host(run)
+    fit(run, host)
+    return _on_host(run), norms, before
+
+
+def _on_host(run: TrainState) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in trainable_parameters(run.layers)}
+
+
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def can_be_limited(context: Context) -> bool:

@@ -6,7 +6,9 @@ No file is read, and the step is the product's own.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import torch
 from cases import Case
 from chroma_trainer.trainer_core.adapters.inject import trainable_parameters
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
+from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.data.batch_sampler import BatchPlan
@@ -23,6 +27,8 @@ from chroma_trainer.trainer_core.data.buckets import Placement
 from chroma_trainer.trainer_core.data.sample_table import Sample
 from chroma_trainer.trainer_core.devices import DTYPES, empty_cache
 from chroma_trainer.trainer_core.flow.sigma_density import density
+from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
+from chroma_trainer.trainer_core.full_rank.trained_layer import TrainedLayer
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, compiler_fault
 from chroma_trainer.trainer_core.models.family import Family
@@ -45,7 +51,9 @@ from true_size import STD, hollow_model
 TARGETS, RANK, SEED, NUM_SAMPLES = "all+ffs", 16, 0, 8
 TEXT_TOKENS = {"chroma": 80, "flux": 512}  # Flux's pads are attended
 TINY_TOKENS = 9
+WHOLE_RATE = 1e-5  # of a whole model's training
 SMALLEST = 8  # edges of rehearsals are so many times smaller
+GRAPH_OPTIONS = {"triton.cudagraphs": True}  # of torch.compile
 
 
 @dataclass(frozen=True)
@@ -88,18 +96,21 @@ def request_of(case: Case, context: Context, size: str, dtype: str = "bf16", ste
     training = TrainingConfig(
         name="kit", rank=RANK, alpha=float(RANK), targets=TARGETS, steps=steps, batch_size=case.batch, warmup_steps=0,
         caption_dropout=0.0, gradient_checkpointing=case.interval > 0, checkpoint_every=0, seed=SEED,
+        **({"max_grad_norm": 0.0, "learning_rate": WHOLE_RATE} if case.is_full else {}),
     )  # fmt: skip
     dataset = DatasetConfig(parts=(FolderConfig(resolution=case.edge),), roots=("",))
     model = hollow_model(context.scratch, case.family, size_of(size, context), case.level, case.products, dtype)
-    return TrainRequest(model, dataset, training, memory=memory)
+    return TrainRequest(
+        model, dataset, training, memory=memory, adapter=AdapterConfig(kind=case.kind),
+        optimizer=OptimizerConfig(optimizer=case.optimizer),
+    )  # fmt: skip
 
 
 def quiet_host(context: Context, output: Path | None = None, sinks: tuple[Any, ...] = ()) -> SinkHost:
-    """Shows nothing. What is known of attention kernels is remembered between items."""
+    """Shows nothing. What is known of attention kernels is remembered between items that run one after the other."""
     output = output or context.scratch / "output"
-    return SinkHost(
-        paths=Paths(output=output, cache=context.scratch / "cache"), sinks=sinks, device=str(context.device)
-    )
+    cache = context.scratch / (f"cache-{os.getpid()}" if context.is_beside else "cache")
+    return SinkHost(paths=Paths(output=output, cache=cache), sinks=sinks, device=str(context.device))
 
 
 def need(case: Case, device: torch.device) -> None:
@@ -153,7 +164,7 @@ def random_run(
         checkpointing=training.gradient_checkpointing,
         disk=context.scratch / "offload",
     )
-    _compile_(transformer, family, memory, context)
+    _compile_(transformer, family, memory, context, case.graphs)
     optimizer = load("optimizer", request.optimizer.optimizer).build(
         parameter_groups(injected.layers, injected.rates),
         request.optimizer,
@@ -175,6 +186,7 @@ def random_run(
         working=WorkingCopies(
             injected.layers, projection_groups(family.blocks(transformer)), joins_bases=weights_stay(memory, device)
         ),
+        in_backward=_step_in_backward(injected.layers, optimizer) if case.is_full else None,
     )  # fmt: skip
     choose_attention_(run, memory.attention, host)
     gc.collect()  # checkpointed blocks are in cycles, and so is whatever was before them
@@ -182,13 +194,23 @@ def random_run(
     return run
 
 
-def _compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, context: Context) -> None:
+def _step_in_backward(layers: dict[str, Any], optimizer: torch.optim.Optimizer) -> StepInBackward:
+    stepper = StepInBackward(optimizer, dict(trainable_parameters(layers)), SEED)
+    for layer in layers.values():
+        if isinstance(layer, TrainedLayer) and layer.moved:
+            layer.moved.stepper = stepper
+    return stepper
+
+
+def _compile_(transformer: nn.Module, family: Family, memory: MemoryConfig, context: Context, graphs: bool) -> None:
     """In rehearsals only traced, for what comes after it takes a minute on a CPU."""
     if not memory.compile:
         return
     torch._dynamo.reset()
     if context.is_rehearsal:
         compile_blocks_(family.blocks(transformer), backend="eager")
+    elif graphs:
+        compile_blocks_(family.blocks(transformer), options=GRAPH_OPTIONS)
     elif left_out := compile_(transformer, family, memory, context.device):
         raise Skipped(left_out)
 
@@ -210,10 +232,16 @@ def stir_(run: TrainState) -> None:
 
 
 def gradients_of(run: TrainState, micro: int = 0) -> tuple[float, dict[str, Tensor]]:
-    """The loss of a micro-batch and the gradient of all that learns, on the device; what has none is left out."""
+    """The loss of a micro-batch and the gradient of all that learns, on the device; what has none is left out.
+
+    As the loop computes them: with the adapter's working copies, and products joined.
+    """
     run.optimizer.zero_grad(set_to_none=True)
-    loss = micro_loss(run, micro)
-    loss.backward()
+    with run.working.active() if run.working else nullcontext():
+        loss = micro_loss(run, micro)
+        loss.backward()
+        if run.working:
+            run.working.collect_()
     found = {name: p.grad.detach().clone() for name, p in trainable_parameters(run.layers) if p.grad is not None}
     value = loss.item()
     run.optimizer.zero_grad(set_to_none=True)

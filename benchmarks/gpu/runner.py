@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from items import Item
+from items import AT_THE_END, CORRECTNESS, Item
 from results import Results, line_of
 
 POLL = 0.05
@@ -113,7 +113,7 @@ class Runner:
     def start_beside(self, item: Item, context: Mapping[str, Any]) -> None:
         """Let an item run by itself; `collect` has its entry."""
         self._beside[item.name] = worker = self._started()
-        self._ask(worker, item, context)
+        self._ask(worker, item, {**context, "is_beside": True})
 
     def collect(self, item: Item, began: float, patience: float) -> dict[str, Any]:
         """The entry of an item that runs beside the others."""
@@ -192,6 +192,7 @@ def run_all(
     stamp: Mapping[str, Any],
     *,
     expected: Callable[[Item], float] = lambda item: item.seconds,
+    slowness: float = 1.0,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> None:
     """Run items one after the other until the seconds are over; results are written after each.
@@ -199,6 +200,8 @@ def run_all(
     Args:
         stamp: what every entry says of this call: date and commit.
         expected: seconds that an item is thought to take; it is not begun where fewer are left.
+        slowness: factor of the seconds after which an item is ended.
+    Items that run beside the others begin first. Those that would disturb what is timed are waited for before figures.
     """
     began = time.monotonic()
 
@@ -214,13 +217,21 @@ def run_all(
     beside = [item for item in items if item.beside]
     for item in beside:
         runner.start_beside(item, context)
+
+    def collect(all_of_them: bool) -> None:
+        for item in [item for item in beside if all_of_them or item.beside != AT_THE_END]:
+            beside.remove(item)
+            patience = GRACE + max(0.0, min(slowness * item.patience, seconds) - (time.monotonic() - began))
+            keep(item, runner.collect(item, began, patience))
+
     for item in (item for item in items if not item.beside):
+        if item.part != CORRECTNESS:
+            collect(False)
         if left() < expected(item):
             keep(
                 item,
                 {"status": "skipped", "reason": f"{TIME_OVER} (it takes about {expected(item):.0f} s)", "seconds": 0.0},
             )
             continue
-        keep(item, runner.run(item, context, min(item.patience, left() + GRACE)))
-    for item in beside:
-        keep(item, runner.collect(item, began, max(GRACE, left())))
+        keep(item, runner.run(item, context, min(slowness * item.patience, left() + GRACE)))
+    collect(True)

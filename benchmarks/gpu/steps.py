@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from cases import STEPS, TRACED, Case
-from chroma_trainer.trainer_core.devices import empty_cache, peak_vram_bytes, reset_peak
+from chroma_trainer.trainer_core.devices import empty_cache, peak_ram_bytes, peak_vram_bytes, reset_peak
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.planner.cost_model import Shape, step_flops
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel
@@ -23,6 +23,7 @@ from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.train.step.loop import fit
 from chroma_trainer.trainer_core.train.step.state import TrainState
 from context import Context, Finding
+from gradients import begin_pass
 from launches import launches_of, write_trace
 from machine import peak_reserved_bytes
 from random_runs import (
@@ -47,9 +48,16 @@ def measure(context: Context, **settings: Any) -> Finding:
     """One of STEPS."""
     case = Case(**settings)
     told: list[StepReport] = []
-    host = quiet_host(context, sinks=(lambda event: told.append(event) if isinstance(event, StepReport) else None,))
+
+    def heed(event: Any) -> None:
+        if isinstance(event, StepReport):
+            told.append(event)
+            begin_pass(case, context)
+
+    host = quiet_host(context, sinks=(heed,))
     run, found = build(case, context, host)
-    faults = pass_once(run, found, context)
+    begin_pass(case, context)
+    faults = step_once(run, host, found, context) if case.is_full else pass_once(run, found, context)
     if faults:
         return Finding("nothing was timed", found, faults)
     take(run, host, COMPILED_WARM if case.compiled else context.pick(WARM, 1))
@@ -88,6 +96,17 @@ def pass_once(run: TrainState, found: dict[str, Any], context: Context) -> list[
     return faults
 
 
+def step_once(run: TrainState, host: Any, found: dict[str, Any], context: Context) -> list[str]:
+    """One step of a whole model, whose gradients are gone before the next one comes. Gives their faults, by norms."""
+    began = time.perf_counter()
+    take(run, host, 1)
+    found["first_seconds"] = round(time.perf_counter() - began, 2)
+    found["first_peak_gb"] = gigabytes(peak_vram_bytes(context.device))
+    faults = [] if math.isfinite(run.grad_norm) and run.grad_norm > 0 else [f"the gradient's norm is {run.grad_norm}"]
+    context.tell(found | {"faults": faults})
+    return faults
+
+
 def take(run: TrainState, host: Any, count: int) -> None:
     """So many steps more."""
     run.num_steps = run.step + count
@@ -112,6 +131,7 @@ def time_steps(run: TrainState, host: Any, case: Case, context: Context) -> dict
         "slowest": round(max(seconds), 4), "tflop_a_step": round(work / 1e12, 6), "share_of_limit": share,
         "peak_vram_gb": gigabytes(peak_vram_bytes(context.device)),
         "peak_reserved_gb": gigabytes(peak_reserved_bytes(context.device)),
+        "peak_ram_gb": gigabytes(peak_ram_bytes()),
     }  # fmt: skip
 
 
@@ -128,6 +148,9 @@ def in_words(found: dict[str, Any]) -> str:
     launches, share = found["launches"], found["share_of_limit"]
     words = [f"{found['seconds_a_step']:.3f} s a step", f"{share:.2f} of the limit" if share else ""]
     words += [f"{launches['count']} launches"]
+    words += (
+        [f"{launches['host_calls']} calls ({launches['graph_calls']} of graphs)"] if "host_calls" in launches else []
+    )
     words += [f"idle {launches['idle_share']:.0%}" if launches["idle_share"] is not None else ""]
     words += [f"{found['peak_vram_gb']:.2f} GB" if found["peak_vram_gb"] else "", f"attention {found['attention']}"]
     return ", ".join(word for word in words if word)
@@ -136,7 +159,8 @@ def in_words(found: dict[str, Any]) -> str:
 def flops(transformer: Any, case: Case, tokens: int) -> float:
     """Of one step, as docs/performance.md counts its limits: the base's products and attention alone.
 
-    A block that is computed again counts a whole forward pass more, although the product leaves out a part of that.
+    A block that is computed again counts a whole forward pass more, although the product leaves out a part of that. A
+    whole model's weights have gradients too.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     tokens += (case.edge // 16) ** 2
@@ -145,7 +169,8 @@ def flops(transformer: Any, case: Case, tokens: int) -> float:
     linear = 2 * 12 * width**2 * len(blocks) * tokens
     attention = 4 * tokens**2 * width * len(blocks)
     again = len(blocks[:: case.interval]) / len(blocks) if case.interval else 0.0
-    return case.batch * (linear * (2 + again) + attention * (3.5 + again))
+    of_weights = linear if case.is_full else 0.0
+    return case.batch * (linear * (2 + again) + attention * (3.5 + again) + of_weights)
 
 
 def gigabytes(size: int) -> float | None:
@@ -166,15 +191,15 @@ def forecast_of(case: Case, context: Context) -> dict[str, Any]:
     """Peak of tensors on the device, and operations, the LoRA's among them."""
     request = request_of(case, context, SIZE)
     rows = text_tokens(case, context) + (case.family == "flux")
-    cost = skeleton_of(case.family, case.level, case.products, context).cost(
-        Shape(case.edge, case.edge, case.batch, rows)
-    )
+    skeleton = skeleton_of(case.family, case.level, case.products, case.kind, case.optimizer, context)
+    cost = skeleton.cost(Shape(case.edge, case.edge, case.batch, rows))
     work = step_flops(cost, blocks_to_recompute(request, len(cost.blocks)))
     return {"peak_gb": round(training_peak(cost, request)[0] / 1e9, 3), "tflop_a_step": round(work / 1e12, 6)}
 
 
 @functools.cache
-def skeleton_of(family: str, level: str, products: str, context: Context) -> MetaModel:
+def skeleton_of(family: str, level: str, products: str, kind: str, optimizer: str, context: Context) -> MetaModel:
     """Counts every shape of these; makes no numbers."""
-    request = request_of(Case(family=family, level=level, products=products), context, SIZE)
+    case = Case(family=family, level=level, products=products, kind=kind, optimizer=optimizer)
+    request = request_of(case, context, SIZE)
     return MetaModel(load("family", family)(), request, "cuda")

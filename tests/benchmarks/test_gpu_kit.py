@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,9 @@ REHEARSED = [
     "gradients-block-offload",
     "gradients-nf4-bnb",
     "memory-runs-out",
+    "full-rank",
     "step-int8-quanto-512",
+    "step-full-bf16-512-adafactor",
     "forecasts",
 ]
 
@@ -114,6 +117,8 @@ def run_fakes(kit: Any, tmp_path: Path) -> Any:
         seconds: float = 60.0,
         is_shared: bool = False,
         groups: dict[str, str] | None = None,
+        beside: dict[str, str] | None = None,
+        parts: dict[str, str] | None = None,
     ) -> Any:
         class Impatient(items.Item):
             @property
@@ -126,9 +131,10 @@ def run_fakes(kit: Any, tmp_path: Path) -> Any:
         )
         group = groups or {}
         made = [
-            Impatient(f"{i}-{word}", "figures", "", word, seconds=1.0, group=group.get(word, ""))
+            Impatient(f"{i}-{word}", (parts or {}).get(word, "figures"), "", word, seconds=1.0,
+                      group=group.get(word, ""), beside=(beside or {}).get(word, ""))
             for i, word in enumerate(words)
-        ]
+        ]  # fmt: skip
         try:
             runner.run_all(made, started, kept, {}, seconds, {"date": "today", "commit": None}, say=lambda line: None)
         finally:
@@ -160,6 +166,20 @@ def test_each_item_has_a_process_but_for_groups(run_fakes):
 def test_items_that_would_not_end_in_time_are_skipped(run_fakes):
     found = run_fakes(["good"], seconds=0.5)
     assert found["0-good"]["status"] == "skipped" and "time was over" in found["0-good"]["reason"]
+
+
+def test_what_would_disturb_a_figure_is_over_before_it(run_fakes, kit, monkeypatch):
+    items: ModuleType = kit("items")
+    monkeypatch.setattr(kit("runner"), "GRACE", 0.0)
+    found = run_fakes(
+        ["check", "hang", "crash", "forecast", "figure"],
+        beside={"hang": items.BEFORE_FIGURES, "crash": items.BEFORE_FIGURES, "forecast": items.AT_THE_END},
+        parts={"check": items.CORRECTNESS},
+    )
+    assert {name: entry["status"] for name, entry in found.items()} == {
+        "0-check": "ok", "1-hang": "timeout", "2-crash": "died", "4-figure": "ok", "3-forecast": "ok",
+    }  # fmt: skip
+    assert list(found) == ["0-check", "1-hang", "2-crash", "4-figure", "3-forecast"]  # in the order in which they ended
 
 
 def test_what_an_earlier_call_found_stays(kit, tmp_path):
@@ -214,6 +234,33 @@ def test_time_in_which_kernels_run_is_counted_once(kit):
     found = launches.figures_of(events, 5.0)
     assert (found["count"], found["copies"], found["busy_seconds"], found["kernel_seconds"]) == (3, 1, 2.5, 3.0)
     assert found["idle_share"] == 0.5 and found["longest"][0] == {"kernel": "gemm", "count": 2, "seconds": 2.0}
+
+
+def test_calls_of_the_host_are_counted_and_graphs_among_them(kit):
+    names = [
+        "cudaLaunchKernel",
+        "cudaLaunchKernelExC_v11060",
+        "cuLaunchKernel",
+        "cudaGraphLaunch_v10000",
+        "cudaMemcpyAsync",
+    ]
+    assert kit("launches").calls_of([*names, "gemm", "aten::mm"]) == {"host_calls": 4, "graph_calls": 1}
+
+
+def test_one_library_of_bitsandbytes_stays(kit, tmp_path):
+    wheel, name = tmp_path / "bitsandbytes-1-py3-none-any.whl", "bitsandbytes-1.dist-info/RECORD"
+    names = [f"bitsandbytes/libbitsandbytes_{part}.so" for part in ("cuda128", "cuda130", "cpu", "rocm72")]
+    with zipfile.ZipFile(wheel, "w") as whole:
+        for part in [*names, "bitsandbytes/nn.py"]:
+            whole.writestr(part, "x" * 1000)
+        whole.writestr(name, "".join(f"{part},sha256=abc,1000\n" for part in [*names, "bitsandbytes/nn.py", name]))
+    wheels = kit("wheels")
+    wheels.keep_one_library(wheel, "130")
+    with zipfile.ZipFile(wheel) as kept:
+        assert set(kept.namelist()) == {names[1], names[2], "bitsandbytes/nn.py", name}
+        assert {line.split(",")[0] for line in kept.read(name).decode().splitlines()} == set(kept.namelist())
+    with pytest.raises(SystemExit, match="no library for CUDA 999"):
+        wheels.keep_one_library(wheel, "999")
 
 
 def test_waits_are_listed_and_reads_are_counted(kit, tmp_path):

@@ -74,11 +74,12 @@ CASES: dict[str, Callable[[Any], Any]] = {
     ),
     "eva, pictures": lambda w: w.request(PROMPTS, init="eva", validate_every=2),
     "prior": lambda w: replace(w.request(), dataset=twice(w.dataset)),
+    "a whole model": lambda w: whole(w, "adafactor"),
 }
 
 
 def whole(workshop: Any, optimizer: str, **memory: Any) -> Any:
-    """Kind full, with its weights and the optimizer's states in RAM."""
+    """Kind full; with memory settings that say so, its weights and the optimizer's states are in RAM."""
     request = workshop.request(
         model=replace(workshop.model, dtype="bf16"), gradient_checkpointing=True, rank=16, alpha=16.0, max_grad_norm=0.0
     )

@@ -185,6 +185,8 @@ class LoraLinear(AdapterLayer):
         return self.rank if self.lora_A0 is None else 2 * self.rank
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim > 2 and x.is_contiguous():  # one view of x and one of y, in place of seven and their gradients
+            return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.out_features)
         y = self.base(x)
         if self.strength == 0:
             return y
@@ -200,6 +202,8 @@ class LoraLinear(AdapterLayer):
             down, up = down.to(x.dtype), (up if factor == 1.0 else up * factor).to(x.dtype)
         inner = F.linear(x, down)
         # addmm reads y once instead of twice for a product and a sum.
+        if y.ndim == 2:
+            return torch.addmm(y, inner, up.t())
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
 
     def working_factors(self) -> tuple[torch.dtype, Sequence[tuple[Tensor, float]]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +67,18 @@ def compiler_fault(device: torch.device) -> str:
     return ""
 
 
-def compile_blocks_(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
+def compile_blocks_(
+    blocks: Iterable[nn.Module], backend: str = "inductor", options: dict[str, Any] | None = None
+) -> None:
     """Compile each block's forward with dynamic sequence lengths.
 
     Blocks of one class share their code, so each class is compiled once. Call this after checkpoint_blocks_: with the
     checkpoint inside what is compiled, the compiler leaves out of the recomputation what no gradient reads, and fuses
     the rest (27 to 31 % less time than a checkpoint around compiled blocks, on a CPU). Results differ in their last
     bits, because operations are fused.
+
+    Args:
+        options: Of torch.compile. CUDA graphs are among them; why no run sets them: docs/decisions/0105.
     """
     for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+        block.forward = torch.compile(block.forward, dynamic=True, backend=backend, options=options)

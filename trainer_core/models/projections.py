@@ -17,7 +17,12 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """
     together: Together | None = getattr(layers[0], "together", None)
     outputs = together(x) if together is not None else None
-    return [layer(x) for layer in layers] if outputs is None else outputs
+    if outputs is not None:
+        return outputs
+    if x.ndim == 2 or not x.is_contiguous():
+        return [layer(x) for layer in layers]
+    rows = x.flatten(0, -2)  # once: layers flatten their input
+    return [part.view(*x.shape[:-1], part.shape[-1]) for part in (layer(rows) for layer in layers)]
 
 
 def projection_groups(blocks: Iterable[nn.Module]) -> list[list[nn.Module]]:

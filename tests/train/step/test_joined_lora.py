@@ -86,3 +86,26 @@ def test_what_is_joined():
     dropping = group()
     dropping[1].dropout = Dropout(0.1, 0)
     assert not can_join(dropping)
+
+
+def by_the_formula(layer: Any, x: Tensor) -> Tensor:
+    """A LoRA layer of inputs with three axes, as it is written."""
+    y, up = layer.base(x), layer.lora_B * layer.scale
+    inner = torch.nn.functional.linear(x, layer.lora_A.to(x.dtype))
+    return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t()).view_as(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "part of a tensor"])
+def test_views_change_no_bit_and_sums_keep_their_order(dtype, split):
+    results = []
+    for compute in (lambda group, x: [by_the_formula(layer, x) for layer in group], project):
+        base, layers = model(dtype)
+        whole = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(20)).to(dtype).requires_grad_()
+        x = whole[:, 2:] if split else whole * 1
+        assert x.is_contiguous() != split
+        outputs = compute([base[name] for name in NAMES], x)
+        torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
+        gradients = [whole.grad, *(parameter.grad for _, parameter in trainable_parameters(layers))]
+        results.append([*(output.detach() for output in outputs), *gradients])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
