@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,24 +130,25 @@ def plain_run(workshop: Workshop) -> tuple[Recorder, Any]:
     return host, run(workshop.request(), host)
 
 
-@pytest.fixture(scope="session")
-def counts_of_plans() -> dict[tuple[str, ...], dict[str, Any]]:
-    return {}
-
-
-@pytest.fixture
-def shared_counts(counts_of_plans: dict[tuple[str, ...], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count the memory of a model once for all tests, and not once for each cache folder."""
+@pytest.fixture(scope="session", autouse=True)
+def shared_counts() -> Iterator[Any]:
+    """Count the memory of a model once for all tests, and not once for each cache folder. Yield what counts each time."""
+    if "torch" not in sys.modules:  # nothing that was collected plans a run
+        yield None
+        return
     from chroma_trainer.trainer_core.planner.cost_cache import CostCache
 
+    counts: dict[tuple[str, ...], dict[str, Any]] = {}
     get_or_count = CostCache.get_or_count
 
     def get(self: CostCache, key: tuple[str, ...], read: Any, count: Callable[[], Any], write: Any) -> Any:
         def count_once() -> Any:
-            if key not in counts_of_plans:
-                counts_of_plans[key] = write(count())
-            return read(counts_of_plans[key])
+            if key not in counts:
+                counts[key] = write(count())
+            return read(counts[key])
 
         return get_or_count(self, key, read, count_once, write)
 
-    monkeypatch.setattr(CostCache, "get_or_count", get)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CostCache, "get_or_count", get)
+        yield get_or_count

@@ -26,9 +26,8 @@ SHORT = [
     "LoRATrainer.validate_every=0",
     "LoRATrainer.eval_images=0",
     "DatasetBackend.resolution=64",
+    "ValidateSampler.steps=1",
 ]
-
-pytestmark = pytest.mark.usefixtures("shared_counts")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from chroma_trainer.trainer_core.workflow.read import read_workflow
 from PIL import Image
 
 New = Callable[..., int]
-pytestmark = pytest.mark.usefixtures("shared_counts")
 
 
 @pytest.fixture
