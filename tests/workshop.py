@@ -26,7 +26,7 @@ TRAINING = {
 }  # fmt: skip
 
 
-EVALUATED: dict[str, Any] = {"eval_images": 4}  # LoRATrainer's default of 16 takes four times as long and shows no more
+EVALUATED: dict[str, Any] = {"eval_images": 4}  # the default of 16 takes four times as long
 
 DEVICE = "second" if os.environ.get("CHROMA_TRAINER_SECOND_DEVICE") else "cpu"  # see tests/device/second.py
 
