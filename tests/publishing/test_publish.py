@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -221,7 +222,7 @@ def publish(monkeypatch, capsys):
     for name in filter(is_of_the_hub, list(os.environ)):
         monkeypatch.delenv(name)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # huggingface_hub waits 23 s before it gives up
-    close = getattr(huggingface_hub.utils, "close_session", None) or huggingface_hub.utils.reset_sessions
+    close: Any = getattr(huggingface_hub.utils, "close_session", None) or huggingface_hub.utils.reset_sessions
     close()
 
     def call(hub, output: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess:
