@@ -26,7 +26,6 @@ NAME = "killed"
 CANCELLED = 130
 HANGS_SECONDS = 120
 SAVES = ("checkpoints", "loras")
-PLAN = Path("chroma_trainer", ".cache", "plan")  # below an output folder
 
 
 @dataclass
@@ -48,7 +47,6 @@ class Nursery:
 
     def __init__(self, home: Path):
         self.home = home  # has workflow.json, models/ and pictures/
-        self.counts: Path | None = None  # of the plan, which later jobs begin with
 
     def __enter__(self) -> Nursery:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
@@ -95,8 +93,6 @@ class Nursery:
             str(output),
         ]
         arguments += [f"--set={setting}" for setting in settings]
-        if self.counts and not output.exists():  # what the plan counts takes as long as the training, and is no result
-            shutil.copytree(self.counts, output / PLAN)
         job = {
             "arguments": arguments, "folder": str(self.home), "kill_at": kill_at, "full_at": full_at, "within": within,
             "count": str(count or ""), "console": console,
@@ -140,7 +136,7 @@ def kill_many(home: Path, results: Path, kills: int, inside: int, seed: int, tol
         ]
         seconds = time.perf_counter() - began
         operations = int((results / "operations").read_text())
-        wanted, nursery.counts = finished(results / "whole"), results / "whole" / PLAN
+        wanted = finished(results / "whole")
         while count.tried < kills:
             output = results / f"trial-{count.tried}"
             history: list[str] = []
@@ -220,7 +216,7 @@ def interrupt_many(home: Path, results: Path, number: int, closed_terminal: bool
         began = time.perf_counter()
         assert nursery.run(results / "whole") == 0
         seconds = time.perf_counter() - began
-        wanted, nursery.counts = finished(results / "whole"), results / "whole" / PLAN
+        wanted = finished(results / "whole")
         while count.tried < number:
             output = results / f"trial-{count.tried}"
             delay = draw.uniform(0.02, seconds)
