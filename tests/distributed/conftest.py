@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.distributed.fleet import Fleet
+from tests.distributed.fleet import Fleet, Job
+from tests.distributed.jobs import VALUES, saved
 from tests.workshop import DEVICE
 
 
@@ -19,3 +21,12 @@ def fleet() -> Iterator[Fleet]:
         pytest.skip("the ranks would not have the second device")
     with Fleet() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def whole(fleet: Fleet, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The bytes of the run that nothing happened to, on one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = Job(1, "train", {"runs": [(workshop.request(**VALUES), folder / "out", workshop.root / "cache")]}, folder)
+    assert fleet.run(job) == [0], job.log(0)
+    return saved(folder / "out")

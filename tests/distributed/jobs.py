@@ -27,6 +27,8 @@ from torch import nn
 from tests.workshop import Recorder
 
 KILLED = -9  # SIGKILL
+BASE = {"accumulation": 4, "batch_size": 1, "steps": 4, "caption_dropout": 0.3}
+VALUES = {**BASE, "steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9}  # of the fixture `whole`
 
 
 def exchange(rank: int, gradients: list[list[torch.Tensor]]) -> dict[str, Any]:
@@ -250,6 +252,15 @@ def bytes_of(run_folder: Path, lora: Path) -> dict[str, str]:
     """SHA-256 of the LoRA and of every file of every checkpoint."""
     paths = [lora, *sorted(path for path in (run_folder / "checkpoints").rglob("*") if path.is_file())]
     return {path.name if path == lora else path.relative_to(run_folder).as_posix(): digest(path) for path in paths}
+
+
+def run_folder(output: Path) -> Path:
+    (path,) = (output / "chroma_trainer").iterdir()
+    return path
+
+
+def saved(output: Path) -> dict[str, str]:
+    return bytes_of(run_folder(output), output / "loras" / "tiny.safetensors")
 
 
 def digest(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from chroma_trainer.trainer_core.distributed import device_list
@@ -89,7 +88,7 @@ def test_one_process_shares_with_nobody():
         ALONE.agree(check)
 
 
-def test_one_process_talks_to_no_group(workshop: Any):
+def test_one_process_talks_to_no_group():
     """A run of one process does not join a process group, and ranks.py needs no torch."""
     code = (
         "import sys; from chroma_trainer.trainer_core.distributed import ranks, device_list; "

@@ -14,19 +14,8 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.host import CheckpointSaved, Notice
 
 from tests.distributed.fleet import Fleet, Job
-from tests.distributed.jobs import KILLED
-from tests.distributed.test_same_bytes import BASE, run_folder, saved, tensors_of
-
-VALUES = {**BASE, "steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9}
-
-
-@pytest.fixture(scope="module")
-def whole(fleet: Fleet, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The bytes of the run that nothing happened to, on one process."""
-    folder = tmp_path_factory.mktemp("whole")
-    job = Job(1, "train", {"runs": [(workshop.request(**VALUES), folder / "out", workshop.root / "cache")]}, folder)
-    assert fleet.run(job) == [0], job.log(0)
-    return saved(folder / "out")
+from tests.distributed.jobs import KILLED, VALUES, run_folder, saved
+from tests.distributed.test_same_bytes import tensors_of
 
 
 @pytest.fixture
@@ -47,7 +36,7 @@ def texts(job: Job, rank: int = 0) -> list[str]:
     return [event.text for event in job.result(rank).events[0] if isinstance(event, Notice)]
 
 
-@pytest.mark.parametrize("on", [0, 1])
+@pytest.mark.parametrize("on", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process(start: Any, tmp_path: Path, whole: dict[str, str], on: int):
     step = random.Random(on).randrange(1, 6)
     job, statuses = start(2, fault="kill in a step", at=step, on=on)
@@ -80,7 +69,7 @@ def test_rank_0_killed_within_a_save(start: Any, tmp_path: Path, whole: dict[str
     assert statuses == [0] * 4 and saved(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("fault", ["stop", "pause"])
+@pytest.mark.parametrize("fault", ["stop", pytest.param("pause", marks=pytest.mark.slow)])
 def test_a_command_ends_all_at_the_same_step(start: Any, tmp_path: Path, whole: dict[str, str], fault: str):
     job, statuses = start(2, fault=fault, at=3, on=0)
     assert statuses == [0, 0] and job.result(0).steps == [3]
@@ -90,6 +79,7 @@ def test_a_command_ends_all_at_the_same_step(start: Any, tmp_path: Path, whole: 
     assert statuses == [0, 0] and saved_without(tmp_path, 3) == without(whole, 3)
 
 
+@pytest.mark.slow
 def test_a_signal_to_another_rank_ends_all_at_the_same_step(start: Any, tmp_path: Path):
     job, statuses = start(3, fault="sigterm", at=3, on=2)
     assert statuses == [0, 0, 0] and job.result(0).steps == [3]
@@ -114,6 +104,7 @@ def test_a_skipped_step_is_skipped_by_all(start: Any, workshop: Any):
     assert not any(text.startswith("rank 1") for text in texts(job)), "rank 0 says the same"
 
 
+@pytest.mark.slow
 def test_an_error_of_another_rank_is_said_by_rank_0(start: Any, tmp_path: Path, whole: dict[str, str]):
     job, statuses = start(2, fault="error", at=3, on=1)
     assert statuses == [0, 0]
@@ -158,6 +149,7 @@ def test_out_of_memory_on_one_rank_repeats_its_micro_batch(start: Any, workshop:
     assert saved(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_waited_for(fleet: Fleet, workshop: Any, tmp_path: Path):
     request, caches = workshop.request(**VALUES), {}
     for size, values in ((1, {}), (2, {"fault": "slow", "on": 1})):
@@ -168,6 +160,7 @@ def test_a_slow_rank_is_waited_for(fleet: Fleet, workshop: Any, tmp_path: Path):
     assert caches[1] == caches[2] and saved(tmp_path / "1" / "out") == saved(tmp_path / "2" / "out")
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_left_out_by_all(fleet: Fleet, workshop: Any, tmp_path: Path):
     (root,) = workshop.dataset.roots
     folder = tmp_path / "pictures"

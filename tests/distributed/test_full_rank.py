@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
@@ -52,25 +53,33 @@ def one_after_the_other(state, stepper, compute_loss, fetch):
     return losses, 0.0
 
 
-def test_the_bytes_are_those_of_one_process_whatever_is_killed(
-    fleet: Fleet, workshop: Any, tmp_path: Path, monkeypatch
-):
-    request, cache, output = request_of(workshop), workshop.root / "cache", tmp_path / "output"
-    monkeypatch.setattr(loop, "full_rank_step", one_after_the_other)
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def alone(workshop: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A run of one process, and the weights that it saved."""
+    host = workshop.host()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "full_rank_step", one_after_the_other)
         patch.setattr(full_rank_check, "device_problems", lambda *_: [])
-        host = workshop.host()
-        alone = run(request, host)
-    faults = ("kill in a save", 0, 2), ("kill in a step", 1, 3), ("sigterm", 0, 5)
+        result = run(request_of(workshop), host)
+    return result, weights_of(host.paths.output)
+
+
+FAULTS = (("kill in a save", 0, 2), ("kill in a step", 1, 3), ("sigterm", 0, 5))
+
+
+@pytest.mark.parametrize("faults", [(), pytest.param(FAULTS, marks=pytest.mark.slow)], ids=["whole", "killed"])
+def test_the_bytes_are_those_of_one_process_whatever_is_killed(
+    fleet: Fleet, workshop: Any, tmp_path: Path, alone: Any, faults: Any
+):
+    runs = [(request_of(workshop), tmp_path / "output", workshop.root / "cache")]
     for fault, on, step in faults:
-        job = Job(
-            2, "train", {"runs": [(request, output, cache)], "fault": fault, "at": step, "on": on}, tmp_path / fault
-        )
+        job = Job(2, "train", {"runs": runs, "fault": fault, "at": step, "on": on}, tmp_path / fault)
         statuses = fleet.run(job)
         assert statuses[on] == (0 if fault == "sigterm" else KILLED), job.log(0) + job.log(1)
-    job = Job(2, "train", {"runs": [(request, output, cache)]}, tmp_path / "last")
+    job = Job(2, "train", {"runs": runs}, tmp_path / "last")
     assert fleet.run(job) == [0, 0], job.log(0) + job.log(1)
     losses = [event.loss for event in job.result(0).events[0] if isinstance(event, StepReport)]
-    assert losses and losses == list(alone.losses[-len(losses) :])
-    expected, weights = weights_of(host.paths.output), weights_of(output)
+    result, expected = alone
+    assert losses and losses == list(result.losses[-len(losses) :])
+    weights = weights_of(tmp_path / "output")
     assert not [name for name, tensor in expected.items() if not torch.equal(tensor, weights[name])]

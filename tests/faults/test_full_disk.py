@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked; Windows can't")
 SETTINGS = ("5.steps=3", "5.warmup_steps=1", "5.checkpoint_every=1", "5.validate_every=0", "5.holdout=0")
-NUM_TRIALS = 12  # of the operations, evenly spread; benchmarks/faults.py takes every one
+NUM_TRIALS = 8  # of the operations, evenly spread; benchmarks/faults.py takes every one
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked
 
 @pytest.mark.slow
 def test_sigkill_at_random_instants(home, kills, tmp_path, capsys):
-    count = kills.kill_many(home, tmp_path, kills=16, inside=8, seed=2026)
+    count = kills.kill_many(home, tmp_path, kills=10, inside=5, seed=2026)
     with capsys.disabled():
         print(f"\n{count}")
     assert count.lost == []
-    assert count.tried >= 16 and count.inside_a_save >= 7 and count.survived == count.tried
+    assert count.tried >= 10 and count.inside_a_save >= 4 and count.survived == count.tried
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(ho
     with kills.Nursery(home) as nursery:
         assert nursery.run(tmp_path / "whole") == 0
         wanted = kills.finished(tmp_path / "whole")
-        for trial in range(4):
+        for trial in range(3):
             output = tmp_path / f"trial-{trial}"
             pid = nursery.start(output)
             until = time.monotonic() + 60
@@ -41,7 +41,7 @@ def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(ho
             assert list((output / "loras").iterdir())
             assert nursery.run(output) == 0 and kills.finished(output) == wanted
     with capsys.disabled():
-        print(f"\nSIGTERM: 4 tried, {ended} ended early, 4 survived, 0 lost")
+        print(f"\nSIGTERM: 3 tried, {ended} ended early, 3 survived, 0 lost")
     assert ended >= 1
 
 
@@ -49,7 +49,7 @@ def test_sigterm_ends_with_a_checkpoint_and_a_lora_and_the_next_start_goes_on(ho
 @pytest.mark.parametrize("closed_terminal", [False, True])
 def test_a_console_that_is_gone_ends_a_run_as_any_cancel(home, kills, tmp_path, closed_terminal):
     """Ctrl-C under `| tee`, where tee ends first; a closed terminal, whose every write fails."""
-    count = kills.interrupt_many(home, tmp_path, 4, closed_terminal, seed=2027)
+    count = kills.interrupt_many(home, tmp_path, 3, closed_terminal, seed=2027)
     assert not count.lost, count.lost[0]
-    assert count.survived == count.tried == 4
-    assert count.canceled >= 2
+    assert count.survived == count.tried == 3
+    assert count.canceled >= 1

@@ -25,7 +25,7 @@ from chroma_trainer.trainer_core.workflow.read import read_workflow
 
 from tests.importers import examples
 
-NUM_FILES = int(os.environ.get("CHROMA_TRAINER_FUZZ", "500"))
+NUM_FILES = int(os.environ.get("CHROMA_TRAINER_FUZZ", "200"))
 FIRST_SEED = int(os.environ.get("CHROMA_TRAINER_FUZZ_SEED", "0"))
 VALUES = [
     None, True, False, 0, 1, -1, 0.5, 1e300, -(10**30), 10**400, "", " ", "a", "true", "1e-4", "512,768", "1024x1024", "x" * 300, "猫", "\x1b[2J", "\ud800",

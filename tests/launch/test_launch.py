@@ -32,8 +32,17 @@ ROOT = Path(__file__).resolve().parents[2]
 VALUES = {"accumulation": 2, "batch_size": 1, "steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9}
 WORKFLOW = ROOT / "workflows" / "first-lora.json"
 CLI = [sys.executable, str(ROOT / "cli.py")]
-NODE = ["steps=20", "accumulation=2", "warmup_steps=0", "validate_every=0", "eval_images=0", "checkpoint_every=4"]
-SETTINGS = [option for value in NODE for option in ("--set", f"LoRATrainer.{value}")]
+NODE = {
+    "steps": 20,
+    "accumulation": 2,
+    "batch_size": 1,
+    "warmup_steps": 0,
+    "validate_every": 0,
+    "eval_images": 0,
+    "checkpoint_every": 4,
+}
+SAMPLERS = ["4.steps=1", "6.steps=1"]  # else a run samples images for longer than it trains
+SETTINGS = [f"--set={value}" for value in (*(f"LoRATrainer.{name}={value}" for name, value in NODE.items()), *SAMPLERS)]
 
 
 def saved(host: Recorder) -> dict[str, str]:

@@ -25,6 +25,8 @@ SHORT = [
     "LoRATrainer.warmup_steps=0",
     "LoRATrainer.validate_every=0",
     "LoRATrainer.eval_images=0",
+    "DatasetBackend.resolution=64",
+    "ValidateSampler.steps=1",
 ]
 
 
@@ -42,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs of QuickLora train two steps."""
+    """The graphs of QuickLora train two steps on small images."""
     whole = quick_lora.graph_of
     monkeypatch.setattr(quick_lora, "graph_of", lambda answers: override(whole(answers), SHORT, CATALOGUE))
 

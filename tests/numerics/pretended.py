@@ -1,4 +1,4 @@
-"""Runs what a GPU would run on a device that does not exist: `python pretended.py CHROMA FLUX`, one JSON line a case.
+"""Runs what a GPU would run on a device that does not exist: `python pretended.py CHROMA FLUX [CASE ...]`, one JSON line a case.
 
 Tensors there are torch's fake ones: they have shapes and a device, no numbers, and two devices in one operation are an error, as
 on a GPU. A process of its own, for the device's name stays registered.
@@ -145,6 +145,8 @@ def waiting() -> None:
 def main() -> int:
     _setup_privateuseone_for_python_backend(DEVICE)
     for name, case in cases(*sys.argv[1:3]):
+        if sys.argv[3:] and name not in sys.argv[3:]:
+            continue
         fault = ""
         try:
             case()

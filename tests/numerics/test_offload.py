@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import replace
 
@@ -67,12 +68,27 @@ def losses_and_gradients(transformer, layers, text, steps=2):
     return found
 
 
+@pytest.fixture(scope="module")
+def text():
+    return [torch.randn(length, 32, generator=torch.Generator().manual_seed(length)) for length in (3, 9)]
+
+
+@pytest.fixture(scope="module")
+def plain_of(tiny_model, text, tmp_path_factory):
+    """plain_of(level): losses and gradients where nothing is offloaded."""
+    folder = tmp_path_factory.mktemp("plain")
+    return functools.cache(
+        lambda level: losses_and_gradients(*prepared(tiny_model, level, MemoryConfig(), False, folder), text)
+    )
+
+
 @pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_same_losses_and_gradients_to_the_last_bit(tiny_model, tmp_path, level, checkpointing, settings):
-    text = [torch.randn(length, 32, generator=torch.Generator().manual_seed(length)) for length in (3, 9)]
-    plain = losses_and_gradients(*prepared(tiny_model, level, MemoryConfig(), False, tmp_path), text)
+def test_same_losses_and_gradients_to_the_last_bit(
+    tiny_model, tmp_path, text, plain_of, level, checkpointing, settings
+):
+    plain = plain_of(level)
     memory = replace(MemoryConfig(), **settings)
     placed = losses_and_gradients(*prepared(tiny_model, level, memory, checkpointing, tmp_path), text)
     assert all(torch.equal(a, b) for a, b in zip(plain, placed, strict=True))

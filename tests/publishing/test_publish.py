@@ -9,12 +9,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.publishing.model_card import MARK, Facts, Sample, base_of, card_of, license_of
 from chroma_trainer.trainer_core.publishing.publish import run_of, samples_of
 from chroma_trainer.trainer_core.runs.saved_loras import find_lora
@@ -188,34 +192,62 @@ def hub() -> Iterator[type[Hub]]:
     server.server_close()
 
 
-def publish(hub, output: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess:
-    """HF_ENDPOINT is read when huggingface_hub is imported, so this runs in a process of its own."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()
-    }
-    variables = {
+def variables_of(hub, output: Path, token: str) -> dict[str, str]:
+    return {
         "HF_HOME": str(output.parent / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
         "HF_ENDPOINT": hub.address, **({"HF_TOKEN": token} if token else {}),
     }  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "chroma_trainer",
-        "publish",
-        "cat",
-        "--repo",
-        "me/cat",
-        "--output",
-        str(output),
-        *arguments,
-    ]
+
+
+def is_of_the_hub(variable: str) -> bool:
+    return variable.startswith("HF_") or "proxy" in variable.lower()
+
+
+def arguments_of(output: Path, *arguments: str) -> list[str]:
+    return ["publish", "cat", "--repo", "me/cat", "--output", str(output), *arguments]
+
+
+def publish_in_a_process(hub, output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """As a user does: huggingface_hub reads the environment when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if not is_of_the_hub(name)}
     return subprocess.run(
-        command, env={**kept, **variables}, capture_output=True, text=True, timeout=300, check=False, cwd=output
-    )
+        [sys.executable, "-m", "chroma_trainer", *arguments_of(output, *arguments)], cwd=output,
+        env={**environment, **variables_of(hub, output, TOKEN)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def publish(monkeypatch, capsys):
+    """publish(hub, output, "--private") in this process, with the constants that huggingface_hub has read already."""
+    for name in filter(is_of_the_hub, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # huggingface_hub waits 23 s before it gives up
+    close: Any = getattr(huggingface_hub.utils, "close_session", None) or huggingface_hub.utils.reset_sessions
+    close()
+
+    def call(hub, output: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess:
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for name, value in variables_of(hub, output, token).items():
+            monkeypatch.setenv(name, value)
+        home = output.parent / "hf"
+        values = {
+            "ENDPOINT": hub.address, "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_DISABLE_TELEMETRY": True,
+        }  # fmt: skip
+        for name, value in values.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.chdir(output)
+        capsys.readouterr()
+        status = main(arguments_of(output, *arguments))
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    yield call
+    close()
 
 
 def test_the_card_is_read_back(output, hub):
-    result = publish(hub, output, "--private")
+    result = publish_in_a_process(hub, output, "--private")
     assert result.returncode == 0, result.stderr
     assert f"{hub.address}/me/cat" in result.stdout and hub.about["private"] is True
     assert set(hub.files) == {
@@ -236,7 +268,7 @@ def test_the_card_is_read_back(output, hub):
     assert TOKEN not in everything + text + result.stdout + result.stderr
 
 
-def test_what_the_hub_has_is_not_sent_again(output, hub):
+def test_what_the_hub_has_is_not_sent_again(output, hub, publish):
     """The commit of the first try fails after the LoRA has arrived."""
     hub.failures += [("/commit/main", 403)]
     first = publish(hub, output)
@@ -246,7 +278,7 @@ def test_what_the_hub_has_is_not_sent_again(output, hub):
 
 
 @pytest.mark.parametrize("failure", [("/store/", 503), ("/store/", 0)])
-def test_an_upload_that_breaks_is_repeated(output, hub, failure):
+def test_an_upload_that_breaks_is_repeated(output, hub, failure, publish):
     hub.failures += [failure]
     result = publish(hub, output)
     assert result.returncode == 0, result.stderr
@@ -256,21 +288,21 @@ def test_an_upload_that_breaks_is_repeated(output, hub, failure):
 @pytest.mark.parametrize(
     ("status", "text"), [(401, "does not accept the token"), (403, "no write access"), (500, "HTTP status 500")]
 )
-def test_a_refusal_is_one_line(output, hub, status, text):
+def test_a_refusal_is_one_line(output, hub, status, text, publish):
     hub.failures += [("/preupload/", status)] * 8
     result = publish(hub, output)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
     assert "the LoRA itself is safe" in result.stderr and TOKEN not in result.stderr
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(output, hub):
+def test_a_public_repository_is_not_taken_for_a_private_one(output, hub, publish):
     hub.about["private"] = False
     result = publish(hub, output, "--private")
     assert result.returncode == 2 and "is public" in result.stderr and not hub.files
     assert publish(hub, output).returncode == 0
 
 
-def test_an_edited_card_stays(output, hub):
+def test_an_edited_card_stays(output, hub, publish):
     assert publish(hub, output).returncode == 0
     assert publish(hub, output).returncode == 0  # ours is replaced
     hub.files["README.md"] = hub.files["README.md"].decode().replace(MARK, "My own words.").encode()
@@ -278,7 +310,7 @@ def test_an_edited_card_stays(output, hub):
     assert result.returncode == 0 and "was edited" in result.stderr and b"My own words." in hub.files["README.md"]
 
 
-def test_mistakes_are_found_before_anything_is_sent(output, hub):
+def test_mistakes_are_found_before_anything_is_sent(output, hub, publish):
     for arguments, token, text in (
         (("--repo", "no-name"), TOKEN, "write user/name"), ((), "", "run hf auth login"),
         (("--base-model", "x y"), TOKEN, "base_model"),
@@ -288,7 +320,7 @@ def test_mistakes_are_found_before_anything_is_sent(output, hub):
     assert hub.log == []
 
 
-def test_a_dry_run_sends_nothing(output, hub, tmp_path):
+def test_a_dry_run_sends_nothing(output, hub, tmp_path, publish):
     target = tmp_path / "dry"
     result = publish(hub, output, "--dry-run", str(target), token="")
     assert result.returncode == 0 and hub.log == [], result.stderr

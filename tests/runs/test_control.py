@@ -99,8 +99,8 @@ def commanded(host, command: str, at: int):
     return host
 
 
-def test_stop_leaves_a_checkpoint_and_a_lora_and_the_next_start_goes_on(workshop):
-    whole = run(workshop.request(), workshop.host())
+def test_stop_leaves_a_checkpoint_and_a_lora_and_the_next_start_goes_on(workshop, plain_run):
+    whole = plain_run[1]
     host = commanded(workshop.host(), "stop", at=3)
     with pytest.raises(Cancelled):
         run(workshop.request(), host)
@@ -113,8 +113,8 @@ def test_stop_leaves_a_checkpoint_and_a_lora_and_the_next_start_goes_on(workshop
     assert status and (status.state, status.step) == ("finished", 6)
 
 
-def test_pause_and_resume_equals_an_uninterrupted_run(workshop):
-    whole = run(workshop.request(), workshop.host())
+def test_pause_and_resume_equals_an_uninterrupted_run(workshop, plain_run):
+    whole = plain_run[1]
     host = commanded(workshop.host(), "pause", at=2)
 
     def resume():
@@ -195,8 +195,8 @@ def test_the_journal_has_the_whole_history_once(workshop):
     assert saved[0] == "checkpoints/step-000002"
 
 
-def test_a_journal_that_can_not_be_written_is_told_once_and_ends_nothing(workshop, monkeypatch):
-    whole = run(workshop.request(), workshop.host())
+def test_a_journal_that_can_not_be_written_is_told_once_and_ends_nothing(workshop, plain_run, monkeypatch):
+    whole = plain_run[1]
 
     def full(self, value):
         if self._file is not None:

@@ -105,7 +105,7 @@ def test_anew_begins_anew_beside_the_old_run(workshop):
 
 
 @pytest.mark.slow
-def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop):
+def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop, plain_run):
     host = cancelled(workshop, workshop.request())
     result = run(workshop.request(learning_rate=0.02, on_change="adopt"), host)
     assert result.report["resumed_from"] == 3 and len(result.losses) == 6
@@ -113,7 +113,7 @@ def test_adopt_goes_on_from_the_old_checkpoint_and_says_so(workshop):
         "training.learning_rate was 0.01, is 0.02; the run resumes from its step-000003, as on_change says" in t
         for t in host.told()
     )
-    whole = run(workshop.request(), workshop.host())
+    whole = plain_run[1]
     assert result.losses[:3] == whole.losses[:3] and result.losses[4:] != whole.losses[4:]
 
 

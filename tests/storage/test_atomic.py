@@ -98,3 +98,20 @@ def test_a_share_that_syncs_no_folders(tmp_path, monkeypatch, number, is_raised)
     with pytest.raises(OSError, match="error") if is_raised else nullcontext():
         write_atomic(tmp_path / "lora", "new")
     assert (tmp_path / "lora").read_text("utf-8") == "new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Other tests run without the sync (tests/workshop.py)."""
+    order, replace = [], os.replace
+
+    def rename(*paths):
+        order.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+    )
+    monkeypatch.setattr(os, "replace", rename)
+    write_atomic(tmp_path / "lora", "new")
+    assert order == ["file", "rename", "folder"]

@@ -117,7 +117,14 @@ def test_recomputed_blocks_give_the_same_bytes(workshop, uninterrupted):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize(("dtype", "optimizer"), [("fp32", "adamw"), ("fp32", "adafactor"), ("bf16", "adamw_bf16")])
+@pytest.mark.parametrize(
+    ("dtype", "optimizer"),
+    [
+        pytest.param("fp32", "adamw", marks=pytest.mark.slow),
+        pytest.param("fp32", "adafactor", marks=pytest.mark.slow),
+        ("bf16", "adamw_bf16"),
+    ],
+)
 def test_steps_after_the_backward_pass_give_the_same_bytes(workshop, monkeypatch, dtype, optimizer):
     request = request_of(workshop, dtype, optimizer, steps=3, gradient_checkpointing=True)
     inside = run(request, workshop.host())
@@ -180,7 +187,9 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())
 
 
-@pytest.mark.parametrize("family", names("family"))
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "chroma" else pytest.mark.slow) for name in names("family")]
+)
 def test_every_parameter_can_be_trained(workshop, request, family):
     model = request.getfixturevalue(f"tiny_{family}_model")
     host = workshop.host()

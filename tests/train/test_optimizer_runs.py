@@ -62,13 +62,13 @@ def test_prodigys_own_rate_is_in_the_chart(workshop):
     assert rates == sorted(rates) and rates[0] >= 1e-3 and rates[-1] > rates[0]
 
 
-def test_bf16_weights_make_a_file_of_the_usual_form(workshop):
+def test_bf16_weights_make_a_file_of_the_usual_form(workshop, plain_run):
     host = workshop.host()
     result = run(request_with(workshop, "adamw_bf16"), host)
     folder = host.run_folder / "checkpoints" / "step-000006"
     assert {tensor.dtype for tensor in load_file(folder / "adapter.safetensors").values()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in load_file(result.lora.path).values()} == {torch.float32}
-    plain = run(workshop.request(), workshop.host())
+    plain = plain_run[1]
     assert torch.allclose(torch.tensor(result.losses), torch.tensor(plain.losses), rtol=0.02)
 
 

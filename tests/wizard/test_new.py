@@ -223,6 +223,7 @@ def test_the_workflow_trains(new: New, home: Path):
         "LoRATrainer.warmup_steps=0",
         "LoRATrainer.eval_images=0",
         "ValidateSampler.steps=1",
+        "ValidateSampler.resolutions=64x64",
     ]
     arguments = ["run", "workflow.json", "--output", "out", "--device", "cpu"]
     assert main([*arguments, *(word for value in short for word in ("--set", value))]) == 0

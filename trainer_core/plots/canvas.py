@@ -155,7 +155,7 @@ def shapes(
     enlarged = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
     large = image.crop(box).resize(enlarged, Image.Resampling.NEAREST)
     paint(ImageDraw.Draw(large, "RGBA"), OVERSAMPLING)
-    image.paste(large.resize(size, Image.Resampling.BOX), (left, top))
+    image.paste(large.reduce(OVERSAMPLING), (left, top))
 
 
 def round_corners(size: tuple[int, int], radius: int) -> Image.Image:
@@ -163,4 +163,4 @@ def round_corners(size: tuple[int, int], radius: int) -> Image.Image:
     large = Image.new("L", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), 0)
     box = (0, 0, large.size[0] - 1, large.size[1] - 1)
     ImageDraw.Draw(large).rounded_rectangle(box, radius * OVERSAMPLING, fill=255)
-    return large.resize(size, Image.Resampling.BOX)
+    return large.reduce(OVERSAMPLING)

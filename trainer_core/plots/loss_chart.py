@@ -146,9 +146,9 @@ def draw_loss_chart(
         _draw_polyline(brush, rates, (*AMBER, 255), 2 * k)
         curve = [place(point.step, value, loss_axis) for point, value in zip(points, smoothed, strict=True)]
         _draw_polyline(brush, curve, (*BLUE, 255), 3 * k)
+        _draw_markers(brush, k, height, [m for m in markers if first <= m.step <= last], steps)
 
     shapes(page, _enlarge_box(box), paint)
-    _draw_markers(page, box, [m for m in markers if first <= m.step <= last], steps)
     _draw_legend(page, draw, size[0] - RIGHT, [kind for kind in MARKER_COLORS if any(m.kind == kind for m in markers)])
     return page
 
@@ -208,20 +208,15 @@ def _draw_triangle(brush: ImageDraw.ImageDraw, x: float, y: float, r: float, col
 GLYPHS = {"checkpoint": _draw_triangle, "validation": _draw_diamond}
 
 
-def _draw_markers(page: Image.Image, box: Box, markers: Sequence[Marker], steps: _Axis) -> None:
+def _draw_markers(brush: ImageDraw.ImageDraw, k: int, height: int, markers: Sequence[Marker], steps: _Axis) -> None:
     """Draw a glyph for each marker on the bottom axis, and a faint vertical line if there are few."""
-
-    def paint(brush: ImageDraw.ImageDraw, k: int) -> None:
-        bottom = box[3] - box[1] + OVERHANG
-        radius = 5.5 if len(markers) <= FEW_MARKERS else 3
-        for marker in markers:
-            x, color = (steps(marker.step) + OVERHANG) * k, MARKER_COLORS[marker.kind]
-            if len(markers) <= FEW_MARKERS:
-                brush.line((x, OVERHANG * k, x, bottom * k), fill=(*color, 56), width=k)
-            shift = 0 if marker.kind == "checkpoint" else -11
-            GLYPHS[marker.kind](brush, x, (bottom + shift) * k, radius * k, color)
-
-    shapes(page, _enlarge_box(box), paint)
+    bottom, radius = height + OVERHANG, 5.5 if len(markers) <= FEW_MARKERS else 3
+    for marker in markers:
+        x, color = (steps(marker.step) + OVERHANG) * k, MARKER_COLORS[marker.kind]
+        if len(markers) <= FEW_MARKERS:
+            brush.line((x, OVERHANG * k, x, bottom * k), fill=(*color, 56), width=k)
+        shift = 0 if marker.kind == "checkpoint" else -11
+        GLYPHS[marker.kind](brush, x, (bottom + shift) * k, radius * k, color)
 
 
 def _draw_legend(page: Image.Image, draw: ImageDraw.ImageDraw, right: int, kinds: Sequence[str]) -> None:

@@ -101,9 +101,9 @@ def test_it_can_be_canceled(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_the_sampled_identity_is_resumed(workshop, monkeypatch):
+def test_a_run_with_the_sampled_identity_is_resumed(workshop, plain_run, monkeypatch):
     """It continues in its own folder, to the bytes of a run that was never interrupted; the next one has its own name."""
-    whole = run(workshop.request(), workshop.host())
+    whole = plain_run[1]
     host = workshop.host()
     with monkeypatch.context() as patch, pytest.raises(Cancelled):
         patch.setattr(prepare, "remembering", lambda host: sampling())

@@ -71,7 +71,7 @@ def test_it_can_be_canceled(workshop):
 
 def test_it_does_not_touch_the_run(workshop):
     """Not its name, not its record while it is the default, not its bytes."""
-    plain, off = workshop.request(**EVALUATED), workshop.request(eval_images=0)
+    plain, off = workshop.request(eval_images=16), workshop.request(eval_images=0)
     assert "eval_images" not in plain.as_json()["training"] and settings_of(plain) == settings_of(off)
     results = [run(request, workshop.host()) for request in (plain, off)]
     assert results[0].losses == results[1].losses

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -27,10 +28,16 @@ def versions() -> dict[str, str]:
     packages = {"chroma-trainer": VERSION}
     for name in PACKAGES:
         try:
-            packages[name] = metadata.version(name)
+            packages[name] = _version_of(name)
         except metadata.PackageNotFoundError:
             continue
     return packages
+
+
+@lru_cache
+def _version_of(package: str) -> str:
+    """Read once: it parses the package's whole metadata, and a run asks several times."""
+    return metadata.version(package)
 
 
 def make_record(plan: RunPlan, prompt: Mapping[str, Any], paths: Paths) -> dict[str, Any]:
