@@ -41,11 +41,13 @@ class JoinedRanks(Ranks):
         device: the device of this rank.
         places: device and host name of every rank.
         wire: how gradients travel.
+        group: torch's process group of the wire; None: the default one.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     places: Sequence[str] = ()
     wire: Wire | None = None
+    group: Any = None
 
     def together(self, compute: Callable[[], T]) -> list[T]:
         return [json.loads(part) for part in self.gather_bytes(lambda: json.dumps(compute()).encode())]
@@ -221,6 +223,15 @@ def join() -> Ranks:
     return _joined[0]
 
 
+def default_group() -> Any:
+    """Return torch's default process group, which a single process makes for itself alone."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return dist.group.WORLD
+
+
 def leave() -> None:
     """Close the connections to the other processes, if there are any. For the end of a run that all of them reached.
 
@@ -271,5 +282,5 @@ def _wire(ranks: JoinedRanks, places: Sequence[str]) -> Wire:
     def all_gather(output: Tensor, part: Tensor) -> None:
         ranks._call(lambda dist: gather_of(dist)(output, part, group=group))
 
-    device = ranks.device if uses_nccl else torch.device("cpu")
+    device, ranks.group = ranks.device if uses_nccl else torch.device("cpu"), group
     return Wire(ranks.rank, ranks.size, device, all_to_all, all_gather)
