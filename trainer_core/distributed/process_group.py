@@ -96,6 +96,7 @@ class JoinedRanks(Ranks):
         stops, has_warnings = flags.tolist()
         if has_warnings:
             self.collect_warnings()
+        self.ends_together = self.ends_together or bool(stops)
         if error:
             raise error
         if stops:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..adapters.layer import AdapterLayer
 from ..distributed.gradient_exchange import ShardSum, Wire
 from ..distributed.process_group import JoinedRanks, default_group
-from ..distributed.ranks import ALONE, Ranks
+from ..distributed.ranks import Ranks
 from ..optim.optimizer import Slice
 from .trained_layer import ShardedLayer
 
@@ -158,9 +158,7 @@ class Sharding:
         from torch.distributed.tensor import Shard as Placement
 
         strides = torch.empty(shard.shape, device="meta").stride()
-        return DTensor.from_local(
-            local, self.mesh, [Placement(0)], run_check=False, shape=shard.shape, stride=strides
-        )
+        return DTensor.from_local(local, self.mesh, [Placement(0)], run_check=False, shape=shard.shape, stride=strides)
 
     def _on_gradient(self, shard: Shard, total: ShardSum | None, gradient: Tensor) -> None:
         """Take the gradient of a parameter. FSDP2 calls it after it has exchanged the gradients of a module."""
@@ -200,31 +198,28 @@ def shard_(
         stores_in: Precision of the shards of the trained layers.
         on_host: The shards stay in RAM, and are stepped there.
     """
-    from torch.distributed import DeviceMesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     group = ranks.group if isinstance(ranks, JoinedRanks) and ranks.group else default_group()
     sharding = Sharding(ranks, DeviceMesh.from_group(group, device.type))
     wire = ranks.wire if isinstance(ranks, JoinedRanks) else None
     transformer.computes_in = device, computes_in  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    # Inputs stay as they are: angles of rotary positions and noise levels are fp32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=computes_in if stores_in != computes_in else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
     owners = {
-        id(parameter): (name, layer, part)
-        for name, layer in layers.items()
-        for part, parameter in layer.trainable()
+        id(parameter): (name, layer, part) for name, layer in layers.items() for part, parameter in layer.trainable()
     }
-    for module in (*blocks, transformer):
+    for module in (*_other_precision(transformer, blocks, computes_in), *blocks, transformer):
         members = [owners.pop(id(parameter)) for parameter in module.parameters() if id(parameter) in owners]
+        is_cast = False
         for _, layer, part in members:
             parameter = layer.base.get_parameter(part)
-            parameter.data = parameter.data.to(stores_in).contiguous()
-        # Resharded after each forward pass, also the outermost module: an evaluation, or averaged weights, would leave
-        # stale copies.
+            is_cast |= parameter.dtype == computes_in != stores_in
+            parameter.data = parameter.data.to(stores_in if is_cast else parameter.dtype).contiguous()
+        # Inputs stay as they are: angles of rotary positions and noise levels are fp32. Resharded after each forward
+        # pass, also the outermost module: an evaluation, or averaged weights, would leave stale copies.
+        policy = MixedPrecisionPolicy(
+            param_dtype=computes_in if is_cast else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         fully_shard(
             module, mesh=sharding.mesh, reshard_after_forward=True, mp_policy=policy,
             offload_policy=CPUOffloadPolicy(pin_memory=device.type != "cpu") if on_host else OffloadPolicy(),
@@ -236,6 +231,17 @@ def shard_(
             _adopt(sharding, f"{name}.{part}", layer, part, total)
     assert not owners, "parameters of no module"
     return sharding
+
+
+def _other_precision(transformer: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
+    """Return the parts of a model beside its blocks that are not in its precision: each is gathered by itself."""
+    inside = {id(module) for block in blocks for module in block.modules()}
+    return [
+        child
+        for child in transformer.children()
+        if not any(id(module) in inside for module in child.modules())
+        and {parameter.dtype for parameter in child.parameters()} - {dtype}
+    ]
 
 
 def _exchange_in_order_(module: Any, wire: Wire | None) -> ShardSum | None:
@@ -268,7 +274,3 @@ def _adopt(sharding: Sharding, name: str, layer: AdapterLayer, part: str, total:
             owner._on_gradient(shard, total, gradient)
 
     parameter.register_post_accumulate_grad_hook(on_gradient)
-
-
-def is_alone(ranks: Ranks) -> bool:
-    return ranks is ALONE

@@ -99,9 +99,7 @@ class StepInBackward:
             self.step_(parameter, self._step, self._scale)
 
     @torch.no_grad()
-    def step_(
-        self, parameter: nn.Parameter, step: int, scale: float = 1.0, gradient: Tensor | None = None
-    ) -> None:
+    def step_(self, parameter: nn.Parameter, step: int, scale: float = 1.0, gradient: Tensor | None = None) -> None:
         """Step one parameter with its gradient, and free the gradient.
 
         Args:

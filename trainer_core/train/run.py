@@ -48,11 +48,12 @@ from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
 from .phase_timer import PhaseTimer
-from .plan_together import memory_with, plan_with, reporting_failure, warn_other_devices
+from .plan_together import memory_with, plan_with, reporting_failure, require_shared_folder, warn_other_devices
 from .prepare import RunPlan
 from .results.metadata import make_record
 from .results.report import build_report, report_density, warn_other_versions
 from .results.save_lora import save_best_lora, save_lora
+from .results.save_model import help_to_save
 from .step.loop import fit
 from .step.state import Judge, TrainState
 
@@ -153,11 +154,12 @@ def _train(
     ranks: Ranks,
     judge: Judge | None = None,
 ) -> TrainResult:
-    request = plan.request
+    request, ranks.ends_together = plan.request, False
     record = make_record(plan, prompt, host.paths)
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
+    require_shared_folder(plan, ranks)
     state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
         report_density(plan, record, host)
@@ -184,7 +186,7 @@ def _train(
             host.emit(PhaseStarted("save"))
             save_and_prune(checkpoints, state, host)
     except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
-        if ranks.is_main:
+        if ranks.is_main or state.sharding:
             _save_unfinished(plan, state, checkpoints, record, host)
         raise
     lora, best = None, None
@@ -192,6 +194,8 @@ def _train(
         with phases("save"):
             lora = save_lora(plan, state, record, host)
             best = save_best_lora(plan, state, checkpoints, record, host)
+    elif state.sharding:
+        help_to_save(plan, state, checkpoints)
     with phases("eval"):
         eval_after = evaluate(state, host)
     with phases("validate"):
@@ -280,13 +284,20 @@ def _save_unfinished(
     the run.
     """
     _finish_background_save(state, host)
+    if state.sharding and not (state.is_consistent and (state.ranks.size == 1 or state.ranks.ends_together)):
+        text = "the weights of all devices can't be saved here, because one of them ended alone, or within a step; "
+        host.emit(Notice(text + "run it again to resume from the last checkpoint", "warning"))
+        return
     try:
         if not state.is_consistent and not _restore_newest(state, checkpoints, host):
             return
         if state.step == 0:
             return
         save_and_prune(checkpoints, state, host, evaluate=False)
-        save_lora(plan, state, record, host)
+        if state.ranks.is_main:
+            save_lora(plan, state, record, host)
+        else:
+            help_to_save(plan, state)
     except (OSError, UserError, RuntimeError) as error:
         host.emit(Notice(f"the state of step {state.step} could not be saved: {error}", "warning"))
         return

@@ -39,7 +39,7 @@ def full_rank_step(
         if not math.isfinite(loss_value):
             refuse_or_skip(state, first, loss_value, math.nan)
         state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
-        with stepper.active(state.step, _clip_factor(state)):
+        with stepper.active(state.step, clip_factor(state)):
             loss.backward()
     finally:
         state.optimizer.zero_grad(set_to_none=True)  # of a pass that was interrupted
@@ -51,7 +51,7 @@ def full_rank_step(
     return loss_value, state.grad_norm
 
 
-def _clip_factor(state: TrainState) -> float:
+def clip_factor(state: TrainState) -> float:
     """Return the factor of this step's gradients: it clips as if their norm were that of the step before."""
     limit = state.config.max_grad_norm
     if not limit or state.optimizer_config.clip_by != STEP_BEFORE or math.isnan(state.grad_norm):
