@@ -134,14 +134,14 @@ class ShardSum:
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
     ) -> None:
-        """Add a round: (all slices of this rank's micro-batch), fp32. `take` has the result, and not output_tensor."""
-        assert input_tensor.dtype == torch.float32 and not async_op
+        """Add a round: all slices of this rank's micro-batch. `take` has the result, and not output_tensor."""
+        assert not async_op
         flat = input_tensor.to(self.wire.device)
         parts = torch.empty_like(flat)
         self.wire.all_to_all(parts.view(torch.uint8), flat.view(torch.uint8))
         for part in parts.view(self.wire.size, -1):
             if self.total is None:
-                self.total = part.clone()  # 0 + -0.0 would be 0.0
+                self.total = part.to(torch.float32, copy=True)  # 0 + -0.0 would be 0.0
             else:
                 self.total += part
         self._position = 0

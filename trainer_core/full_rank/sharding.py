@@ -12,6 +12,7 @@ A parameter is split by rows, as FSDP2 does it: rank r owns rows [r c, (r + 1) c
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer
+from ..config.optimizer import STEP_BEFORE
+from ..config.request import TrainRequest
 from ..distributed.gradient_exchange import ShardSum, Wire
 from ..distributed.process_group import JoinedRanks, default_group
 from ..distributed.ranks import Ranks
@@ -57,6 +60,13 @@ class Shard:
     @property
     def padded_numel(self) -> int:
         return rows_each(self.shape, self.size) * self.shape[1:].numel()
+
+
+def holds_gradients(request: TrainRequest, size: int) -> bool:
+    """Return whether the gradients of all weights are held at once: for several rounds of a step, or for its norm."""
+    training = request.training
+    clips = bool(training.max_grad_norm) and request.optimizer.clip_by != STEP_BEFORE
+    return clips or training.accumulation > size
 
 
 def rows_each(shape: torch.Size, size: int) -> int:
@@ -163,17 +173,22 @@ class Sharding:
     def _on_gradient(self, shard: Shard, total: ShardSum | None, gradient: Tensor) -> None:
         """Take the gradient of a parameter. FSDP2 calls it after it has exchanged the gradients of a module."""
         if total is None:
-            own: Any = gradient
-            earlier, own = self._alone.pop(shard, None), own.to_local().float()
-            summed = own if earlier is None else earlier.add_(own)
-            if self._consume is None:
-                self._alone[shard] = summed if earlier is not None else own.clone()
+            summed = self._add_alone(shard, gradient)
         else:
             summed = total.take(shard.local.numel(), shard.padded_numel)
         if self._consume is not None:
             self._consume(shard, summed.to(shard.local.device).view(shard.local.shape))
             if total is not None:
                 total.forget_if_taken()
+
+    def _add_alone(self, shard: Shard, gradient: Any) -> Tensor:
+        """Return the sum of a single process. FSDP2 has cast the gradient of one micro-batch, without loss."""
+        earlier = self._alone.pop(shard, None)
+        own = gradient.to_local()
+        summed = own.to(torch.float32, copy=True) if earlier is None else earlier.add_(own)
+        if self._consume is None:
+            self._alone[shard] = summed
+        return summed
 
 
 def shard_(
@@ -204,6 +219,8 @@ def shard_(
     group = ranks.group if isinstance(ranks, JoinedRanks) and ranks.group else default_group()
     sharding = Sharding(ranks, DeviceMesh.from_group(group, device.type))
     wire = ranks.wire if isinstance(ranks, JoinedRanks) else None
+    # Nothing writes into the outputs of the model, which are views.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     transformer.computes_in = device, computes_in  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     owners = {
         id(parameter): (name, layer, part) for name, layer in layers.items() for part, parameter in layer.trainable()
@@ -217,9 +234,7 @@ def shard_(
             parameter.data = parameter.data.to(stores_in if is_cast else parameter.dtype).contiguous()
         # Inputs stay as they are: angles of rotary positions and noise levels are fp32. Resharded after each forward
         # pass, also the outermost module: an evaluation, or averaged weights, would leave stale copies.
-        policy = MixedPrecisionPolicy(
-            param_dtype=computes_in if is_cast else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        policy = MixedPrecisionPolicy(param_dtype=computes_in if is_cast else None, cast_forward_inputs=False)
         fully_shard(
             module, mesh=sharding.mesh, reshard_after_forward=True, mp_policy=policy,
             offload_policy=CPUOffloadPolicy(pin_memory=device.type != "cpu") if on_host else OffloadPolicy(),
