@@ -31,6 +31,7 @@ from ..distributed.ranks import Ranks
 from ..optim.optimizer import Slice
 from .trained_layer import ShardedLayer
 
+NEEDED = ("set_custom_all_gather", "set_custom_reduce_scatter", "set_force_sum_reduction_for_comms")  # of FSDPModule
 Consume = Callable[["Shard", Tensor], None]
 
 
@@ -67,6 +68,16 @@ def holds_gradients(request: TrainRequest, size: int) -> bool:
     training = request.training
     clips = bool(training.max_grad_norm) and request.optimizer.clip_by != STEP_BEFORE
     return clips or training.accumulation > size
+
+
+def fault_of_torch() -> str:
+    """Return '' if torch has what the shares need, else what is missing."""
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError as error:
+        return f"torch {torch.__version__} has no torch.distributed.fsdp ({error})"
+    missing = [name for name in NEEDED if not hasattr(FSDPModule, name)]
+    return f"torch {torch.__version__} lacks {', '.join(missing)} of FSDPModule" if missing else ""
 
 
 def rows_each(shape: torch.Size, size: int) -> int:

@@ -75,6 +75,7 @@ def require_shared_folder(plan: RunPlan, ranks: Ranks) -> None:
     """
     if not plan.request.training.is_sharded or ranks.size == 1:
         return
+    ranks.wait()  # until rank 0 has written it
     digests = ranks.together(lambda: _digest_of(plan.folder / layout.REQUEST))
     blind = [ranks.name_of(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     if blind:
