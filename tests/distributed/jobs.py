@@ -68,7 +68,7 @@ def exchange_without_last(rank: int, gradients: list[list[torch.Tensor]]) -> lis
 def save_rows(rank: int, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Save tensors with torch.distributed.checkpoint, each rank its rows; those without dimensions as they are."""
     from chroma_trainer.trainer_core.full_rank.shard_files import ShardWriter
-    from torch.distributed.checkpoint import save
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     save(_rows_of(tensors), storage_writer=ShardWriter(folder, rank))
 
@@ -76,7 +76,8 @@ def save_rows(rank: int, folder: Path, tensors: dict[str, torch.Tensor]) -> None
 def load_rows(rank: int, folder: Path, other: Path, tensors: dict[str, torch.Tensor]) -> bool:
     """Load what another number of ranks has saved, save it in another folder, and return whether all rows are equal."""
     from chroma_trainer.trainer_core.full_rank.shard_files import ShardReader, ShardWriter
-    from torch.distributed.checkpoint import load, save
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     expected = _rows_of(tensors)
     loaded = _rows_of({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})

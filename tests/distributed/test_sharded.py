@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
@@ -68,6 +69,9 @@ def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_pa
     """With a micro-batch for each device both step inside of the backward pass, and add and round alike."""
     values = {"accumulation": 2, "max_grad_norm": 0.0, "steps": 3, "checkpoint_every": 0}
     copies, shares = (request_of(workshop, shard, "adamw_bf16", **values) for shard in ("off", "bf16"))
+    shares = replace(
+        shares, memory=MemoryConfig(group_offload="block")
+    )  # CPUOffloadPolicy, here without another device
     runs = [
         (copies, tmp_path / "copies", workshop.root / "cache"),
         (shares, tmp_path / "shares", workshop.root / "cache"),

@@ -199,6 +199,7 @@ FIX = "all processes of a run need the same version, workflow, dataset and model
 
 
 _joined: list[JoinedRanks] = []
+_own: list[bool] = []  # whether the default group is that of this process alone
 
 
 def gather_of(dist: Any) -> Callable[..., Any]:
@@ -225,12 +226,23 @@ def join() -> Ranks:
 
 
 def default_group() -> Any:
-    """Return torch's default process group, which a single process makes for itself alone."""
+    """Return torch's default process group. A process that has joined no others makes one of its own, see leave_own."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        _own.append(True)
     return dist.group.WORLD
+
+
+def leave_own() -> None:
+    """Close the process group that default_group made, if it made one: other code of this process may want its own."""
+    if _own:
+        import torch.distributed as dist
+
+        _own.clear()
+        dist.destroy_process_group()
 
 
 def leave() -> None:

@@ -110,6 +110,7 @@ class StepInBackward:
             assert parameter.grad is not None
             gradient = self.ranks.sum_in_order(parameter.grad)
             self._norms[parameter] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        assert gradient is not None
         if parameter.dtype != torch.bfloat16 or able(self.optimizer).rounds_weights:
             gradient = parameter.grad = gradient.to(parameter.dtype)
             if scale != 1.0:

@@ -23,7 +23,7 @@ from ..devices import (
     reset_peak,
     trim_heap,
 )
-from ..distributed.process_group import join
+from ..distributed.process_group import join, leave_own
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
@@ -99,6 +99,8 @@ def run(
                 where = str(error.filename or host.paths.output)
                 suggestion = "earlier files are intact; free disk space or fix the path, and run again to resume"
                 raise UserError.at(where, f"{error.strerror}; {suggestion}") from error
+            finally:
+                leave_own()
             # After the except block: the exception no longer references the frames and their tensors.
             _free_memory(pick_device(host.device))
             wait_for_resume(folder, host)
