@@ -24,15 +24,16 @@ from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoi
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory
 from chroma_trainer.trainer_core.planner.cost_model import Shape
+from chroma_trainer.trainer_core.planner.estimates.sharded_cost import cost_of_one
 from chroma_trainer.trainer_core.planner.estimator import make_estimator
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
-from chroma_trainer.trainer_core.planner.sharded_cost import cost_of_one
 from chroma_trainer.trainer_core.planner.step_peak import away, resident_bytes, states_away, training_peak
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning
 from chroma_trainer.trainer_core.setup.placement import place_sharded_
+from chroma_trainer.trainer_core.setup.preflight import problems_of
 from chroma_trainer.trainer_core.train import disk_space
 from chroma_trainer.trainer_core.train.prepare import check_run
 from chroma_trainer.trainer_core.train.run import run
@@ -111,6 +112,28 @@ def test_auto_offloads_trained_weights_last(workshop):
     estimator = make_estimator(request, FAMILY, checked.index, Machine("card", 1000, GB), host.paths.cache)
     memory = choose_memory(estimator, replace(request, memory=MemoryConfig(mode="auto")))
     assert memory.group_offload == "leaf" and memory.activation_offload
+
+
+def test_auto_and_advice_where_weights_are_shared_out(workshop):
+    host = workshop.host()
+    values = {"targets": "all+ffs", "gradient_checkpointing": True, "shard": "fp32", "accumulation": 2}
+    request = full(workshop, "adamw", **values)
+    checked = check_run(request, host, {})
+    estimator = make_estimator(request, FAMILY, checked.index, Machine("card", 1000, GB), host.paths.cache, 2)
+    memory = choose_memory(estimator, replace(request, memory=MemoryConfig(mode="auto")))
+    assert memory == MemoryConfig(group_offload="block", text_encoder="blocks")
+    words = [text for text, _ in changes(request)]
+    assert words[:3] == [
+        "gradient_checkpointing with interval 1",
+        "all that and optimizer optimi-lion",
+        "all that and shard bf16",
+    ]
+    for _, changed in changes(request):
+        assert problems_of(changed, host) == []
+    plan, alone = (replace(estimator, num_devices=count, _costs={}).plan(request) for count in (2, 1))
+    of_two, of_one = (next(phase.device for phase in own.phases if phase.name == "train") for own in (plan, alone))
+    assert plan.disk == alone.disk and of_two < 0.7 * of_one
+    assert "shared out in fp32" in plan.settings
 
 
 @pytest.mark.slow
@@ -192,8 +215,8 @@ def real_peak_of_shares(request: TrainRequest, shape: Shape, host: Any) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(1)
     events = profile.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return bytes_of(*parameters.values(), *states, *frozen, *transformer.buffers()) + max(accumulate(changes))
+    freed_and_made: list[int] = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore
+    return bytes_of(*parameters.values(), *states, *frozen, *transformer.buffers()) + max(accumulate(freed_and_made))
 
 
 @pytest.mark.parametrize(("rounds", "edge"), [(1, 96), (2, 64)])

@@ -13,8 +13,8 @@ from ..quant.weight_cache import SHARD_BYTES
 from .cost_model import ModelCost
 from .estimates.disk import disk_of
 from .estimates.operations import phase_flops
+from .estimates.sharded_cost import cost_of_one, stored
 from .memory_plan import Machine, MemoryPlan, PhasePlan
-from .sharded_cost import cost_of_one, stored
 from .step_peak import away, resident_bytes, resident_weights, sampling_peak, states_away, training_peak
 from .workload import RunFacts
 

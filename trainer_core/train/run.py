@@ -40,7 +40,7 @@ from ..storage.atomic import write_json
 from .build import build_run
 from .disk_space import refuse_full_disk
 from .eva_init import init_from_data_
-from .hooks.checkpoint import adopt, newest_intact, restore_
+from .hooks.checkpoint import Load, adopt, load_weights_, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.compare_ranks import checkpoint_for, compare_hook, share_start_
 from .hooks.eval_loss import evaluate, evaluate_start
@@ -191,13 +191,7 @@ def _train(
         if ranks.is_main or state.sharding:
             _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    lora, best = None, None
-    if ranks.is_main:
-        with phases("save"):
-            lora = save_lora(plan, state, record, host)
-            best = save_best_lora(plan, state, checkpoints, record, host)
-    elif state.sharding:
-        help_to_save(plan, state, checkpoints)
+    lora, best = _save_results(plan, state, checkpoints, record, host, phases)
     with phases("eval"):
         eval_after = evaluate(state, host)
     with phases("validate"):
@@ -214,6 +208,19 @@ def _train(
     del state, live
     _free_memory(plan.device)
     return result
+
+
+def _save_results(
+    plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host, phases: PhaseTimer
+) -> tuple[TrainedLora | None, dict[str, Any] | None]:
+    """Save the LoRA, or the model, and that of the best checkpoint. Only rank 0 has them."""
+    with phases("save"):
+        if state.ranks.is_main:
+            lora = save_lora(plan, state, record, host)
+            return lora, save_best_lora(plan, state, checkpoints, record, host)
+        if state.sharding:
+            help_to_save(plan, state, checkpoints)
+    return None, None
 
 
 def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> TrainedLora:
@@ -249,11 +256,20 @@ def _resume_or_start_(
 
 def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Host, phases: PhaseTimer) -> None:
     """Restore a checkpoint, and do what its run was about to do when it was interrupted."""
-    restore_(state, checkpoint)
+    restore_(state, checkpoint, _loader(state))
     host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
     with phases("eval"):
         catch_up(state, host)
     live.catch_up(state)
+
+
+def _loader(state: TrainState) -> Load:
+    """Return what loads the tensors of a checkpoint."""
+    if state.sharding is None:
+        return load_weights_
+    from .hooks.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
+
+    return load_sharded_
 
 
 def _begin_folder(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:

@@ -52,6 +52,7 @@ SHARD_PREFIX = "shard-"  # of files with the rows of a rank, see sharded_checkpo
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
 Forms = Mapping[str, tuple[int, ...]]  # names and shapes
+Load = Callable[[TrainState, Path, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -304,14 +305,16 @@ def parameter_names(state: TrainState) -> list[str]:
     return [names[id(parameter)] for group in state.optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_(state: TrainState, checkpoint: Path) -> None:
+def restore_(state: TrainState, checkpoint: Path, load: Load | None = None) -> None:
     """Restore the run's state from a checkpoint that `newest_intact` has verified.
 
+    Args:
+        load: loads the tensors, given content of state.json. None: load_weights_.
     Raises:
         UserError: the checkpoint is of another adapter or optimizer.
     """
     saved = _read_state(checkpoint)
-    _load_weights_(state, checkpoint, saved)
+    (load or load_weights_)(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
     state.grad_norm = math.nan if saved.get("grad_norm") is None else saved["grad_norm"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
@@ -328,7 +331,7 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
     adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
     ema = state.ema.ema_state() if state.ema is not None else None
     try:
-        _load_weights_(state, checkpoint, _read_state(checkpoint))
+        load_weights_(state, checkpoint, _read_state(checkpoint))
         with final_weights(state):
             yield
     finally:
@@ -338,13 +341,8 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
         state.optimizer.load_state_dict(optimizer)
 
 
-def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+def load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
     """Load the adapter with the optimizer state and the averaged weights that belong to it."""
-    if state.sharding is not None:
-        from .sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
-
-        load_sharded_(state, checkpoint, saved)
-        return
     if not (checkpoint / WEIGHTS_FILE).is_file():
         raise UserError.at(
             "on_change",

@@ -23,12 +23,11 @@ from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
 from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
-from .full_rank_step import full_rank_step
+from .full_rank.full_rank_step import full_rank_step
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
 from .preservation import added_apart, preservation_loss, prior_target
 from .scheduled_sampling import roll_out
-from .sharded_step import sharded_step
 from .state import Fetch, Hook, TrainState
 
 
@@ -63,8 +62,6 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
         The mean loss and the gradient norm before clipping; NaN for both where the step was skipped.
     """
     set_rate_(state.optimizer, learning_rate)
-    if state.in_backward and state.sharding:
-        return sharded_step(state, state.in_backward, state.sharding, micro_loss, fetch)
     if state.in_backward:
         return full_rank_step(state, state.in_backward, micro_loss, fetch)
     first = state.step * state.config.accumulation

@@ -8,17 +8,20 @@ them at once, each weight steps there and its gradient is freed. Where this step
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...config.optimizer import STEP_BEFORE
-from ...full_rank.sharding import Shard, Sharding
-from ...full_rank.step_in_backward import StepInBackward
-from .full_rank_step import CLIP_EPS, Loss, clip_factor
-from .nan_guard import refuse_half_step, refuse_or_skip
-from .state import Fetch, TrainState
+from ....config.optimizer import STEP_BEFORE
+from ....full_rank.sharding import Consume, Shard, Sharding
+from ....full_rank.step_in_backward import StepInBackward
+from ..nan_guard import refuse_half_step, refuse_or_skip
+from ..state import Fetch, TrainState
+from .clipping import CLIP_EPS, clip_factor
+
+Loss = Callable[[TrainState, int, Fetch | None], Tensor]
 
 
 def sharded_step(
@@ -65,7 +68,7 @@ def _first(state: TrainState) -> int:
 
 
 def _backward(
-    state: TrainState, sharding: Sharding, compute_loss: Loss, fetch: Fetch | None, consume: object, moves: bool
+    state: TrainState, sharding: Sharding, compute_loss: Loss, fetch: Fetch | None, consume: Consume, moves: bool
 ) -> float:
     """Compute the gradients of a step's micro-batches. Return the mean loss.
 
@@ -84,7 +87,7 @@ def _backward(
         is_last = start + ranks.size >= count
         if is_last and moves:
             state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
-        with sharding.round(consume if is_last else None):  # pyright: ignore[reportArgumentType]
+        with sharding.round(consume if is_last else None):
             loss.backward()
     return sum(losses)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.request import TrainRequest
-from ..config.training import IN_FP32
-from ..devices import DTYPES
-from ..full_rank.sharding import holds_gradients
-from .cost_model import ModelCost
+from ...config.request import TrainRequest
+from ...config.training import IN_FP32
+from ...devices import DTYPES
+from ...full_rank.sharding import holds_gradients
+from ..cost_model import ModelCost
 
 FP32 = 4
 # Of the largest block, in the precision of the products: FSDP2 holds the block that computes, and of the next one the
