@@ -92,6 +92,10 @@ class Fleet:
 
 
 def main() -> None:
+    import torch._dynamo
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import torch.distributed.tensor  # noqa: F401
     from chroma_trainer import cli  # noqa: F401
     from chroma_trainer.trainer_core.train import run  # noqa: F401
     from diffusers import AutoencoderKL, ChromaTransformer2DModel  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -64,6 +65,47 @@ def exchange_without_last(rank: int, gradients: list[list[torch.Tensor]]) -> lis
 
     join().add_gradients_(parameters, range(len(gradients)), backward)
     return [parameter.grad for parameter in parameters]
+
+
+def save_rows(rank: int, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Save tensors with torch.distributed.checkpoint, each rank its rows; those without dimensions as they are."""
+    from chroma_trainer.trainer_core.full_rank.shard_files import ShardWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(_rows_of(tensors), storage_writer=ShardWriter(folder, rank))
+
+
+def load_rows(rank: int, folder: Path, other: Path, tensors: dict[str, torch.Tensor]) -> bool:
+    """Load what another number of ranks has saved, save it in another folder, and return whether all rows are equal."""
+    from chroma_trainer.trainer_core.full_rank.shard_files import ShardReader, ShardWriter
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    expected = _rows_of(tensors)
+    loaded = _rows_of({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
+    load(loaded, storage_reader=ShardReader(folder))
+    save(loaded, storage_writer=ShardWriter(other, rank))
+    local = [[getattr(tensor, "_local_tensor", tensor) for tensor in part.values()] for part in (loaded, expected)]
+    return all(torch.equal(*pair) for pair in zip(*local, strict=True))
+
+
+def _rows_of(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    from chroma_trainer.trainer_core.distributed.process_group import default_group
+    from chroma_trainer.trainer_core.full_rank.sharding import Shard, Sharding, rows_each
+    from torch.distributed.device_mesh import DeviceMesh
+
+    ranks = join()
+    sharding = Sharding(ranks, DeviceMesh.from_group(default_group(), "cpu"))
+    rows = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim:
+            count = rows_each(tensor.shape, ranks.size)
+            own = tensor[count * ranks.rank : count * (ranks.rank + 1)].clone()
+            shard = Shard(name, nn.Parameter(own, requires_grad=False), tensor.shape, ranks.size, 0)
+            rows[name] = sharding.sharded(own, shard)
+        else:
+            rows[name] = tensor
+    return rows
 
 
 @dataclass
@@ -159,6 +201,20 @@ def kill_within_a_save(host: Recorder, step: int) -> None:
     checkpoint.save_file, checkpoint.write_tensors = dying(checkpoint.save_file), dying(checkpoint.write_tensors)
 
 
+def full_disk(host: Recorder, step: int) -> None:
+    """The disk is full when this rank writes its rows at this step."""
+    from chroma_trainer.trainer_core.full_rank import shard_files
+
+    real = shard_files.write_tensors
+
+    def failing(path: Path, *others: Any) -> str:
+        if f"step-{step:06}" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, *others)
+
+    shard_files.write_tensors = failing
+
+
 def not_finite(host: Recorder, step: int) -> None:
     real = loop.micro_loss
 
@@ -237,6 +293,7 @@ def error_of_its_own(host: Recorder, step: int) -> None:
 FAULTS: dict[str, Callable[[Recorder, int], None]] = {
     "kill in a step": kill_within_a_step,
     "kill in a save": kill_within_a_save,
+    "full disk": full_disk,
     "not finite": not_finite,
     "out of memory": out_of_memory_once,
     "a bit flips": flip_a_bit,

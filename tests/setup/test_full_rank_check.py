@@ -8,10 +8,11 @@ import pytest
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.config.optimizer import TOGETHER, OptimizerConfig
+from chroma_trainer.trainer_core.config.optimizer import ELEMENTWISE, TOGETHER, OptimizerConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
-from chroma_trainer.trainer_core.registry import names
-from chroma_trainer.trainer_core.setup.preflight import problems_of
+from chroma_trainer.trainer_core.full_rank import sharding
+from chroma_trainer.trainer_core.registry import load, names
+from chroma_trainer.trainer_core.setup.preflight import problems_of, sharding_problems
 
 SOUND = {"rank": 16, "alpha": 16.0, "max_grad_norm": 0.0, "learning_rate": 1e-5}
 
@@ -118,3 +119,60 @@ def test_settings_that_only_it_has(workshop):
         "the norm of this step is known" in problems(workshop, "lora", optimizer={"clip_by": "step before"})["clip_by"]
     )
     assert problems(workshop, adapter={"extract_rank": 8}) == {}
+
+
+SHARED = {"shard": "bf16", "accumulation": 4, "max_grad_norm": 1.0}
+REFUSED_WHERE_SHARED = {
+    "devices": ({"training": {"devices": "cpu:3"}}, "set accumulation to 6, or use 2 devices"),
+    "shard": ({"model": {"dtype": "fp32"}}, "is bf16, and the model's dtype is fp32; use fp32"),
+    "rollout_probability": ({"training": {"rollout_probability": 0.5}}, "only some batches have rollouts; use 0"),
+    "activation_offload": ({"memory": {"activation_offload": True}}, "freed again block by block (shard); turn it off"),
+    "model_offload": ({"memory": {"model_offload": True}}, "gathered and freed again"),
+    "group_offload": ({"memory": {"group_offload": "leaf"}}, "use none, or block for weights and steps in RAM"),
+    "offload_share": ({"memory": {"group_offload": "block", "offload_share": 0.5}}, "RAM holds all blocks or none; use 1"),
+    "blocks_per_group": ({"memory": {"group_offload": "block", "blocks_per_group": 2}}, "use 1"),
+    "skip_bad_steps": ({"training": {"skip_bad_steps": 1}}, "can't be undone"),
+}  # fmt: skip
+
+
+def shared(workshop, training=None, **settings):
+    return problems(
+        workshop, training={**SHARED, **(training or {})}, **{"optimizer": {"optimizer": "adamw"}, **settings}
+    )
+
+
+def test_weights_that_are_shared_out(workshop):
+    """Each device may have several micro-batches, and the norm of this step is known."""
+    for devices in ("", "cpu:1", "cpu:2", "cpu:4"):
+        assert shared(workshop, {"devices": devices}) == {}
+    assert shared(workshop, memory={"group_offload": "block"}) == {}
+    assert shared(workshop, {"shard": "fp32"}) == {}
+    assert (
+        "stores weights in bf16"
+        in shared(workshop, {"shard": "fp32"}, optimizer={"optimizer": "adamw_bf16"})["optimizer"]
+    )
+    assert "with kind lora each device holds the base" in problems(workshop, "lora", training=SHARED)["shard"]
+
+
+@pytest.mark.parametrize("field", REFUSED_WHERE_SHARED)
+def test_what_shared_weights_exclude(workshop, field):
+    changed, reason = REFUSED_WHERE_SHARED[field]
+    found = shared(workshop, **changed)
+    assert reason in found.pop(field) and not found
+
+
+def test_only_elementwise_optimizers_step_some_rows(workshop):
+    assert {name for name in names("optimizer") if load("optimizer", name).elementwise} - set(TOGETHER) == set(
+        ELEMENTWISE
+    )
+    for name in set(names("optimizer")) - set(ELEMENTWISE):
+        message = shared(workshop, optimizer={"optimizer": name})["optimizer"]
+        assert message.startswith(name) and message.endswith("use adamw, adamw_bf16, optimi-lion, or shard off")
+
+
+def test_a_torch_that_can_not_share_out_weights(workshop, monkeypatch):
+    request = workshop.request(**SHARED)
+    assert sharding_problems(request) == []
+    monkeypatch.setattr(sharding, "NEEDED", (*sharding.NEEDED, "set_more"))
+    (problem,) = sharding_problems(request)
+    assert "lacks set_more of FSDPModule; install a newer torch" in problem.message

@@ -32,6 +32,7 @@ def inject_(
     config: AdapterConfig = PLAIN,
     clean: nn.Module | None = None,
     device: torch.device | None = None,
+    kind: type[AdapterLayer] | None = None,
 ) -> dict[str, AdapterLayer]:
     """Replace the named Linear layers with adapter layers.
 
@@ -50,12 +51,13 @@ def inject_(
         config: The kind of adapter and its own settings.
         clean: The model before quantization, for loftq.
         device: Device on which weights are decomposed. None: the device of the weights.
+        kind: Class of the layers. None: that of config.kind.
     Returns:
         The adapter layers by full module name.
     """
-    kind: type[AdapterLayer] = load("weights" if config.is_full else "adapter", config.kind)
+    chosen: type[AdapterLayer] = kind or load("weights" if config.is_full else "adapter", config.kind)
     put = _train_whole_ if config.is_full else replace_
-    layers = {name: put(transformer, name, lambda base: kind.new(base, rank, alpha, config)) for name in names}
+    layers = {name: put(transformer, name, lambda base: chosen.new(base, rank, alpha, config)) for name in names}
     if generator is not None:
         for name, layer in layers.items():
             weight = None if clean is None else clean.get_submodule(name).weight

@@ -15,6 +15,8 @@ TOGETHER = {
     "prodigy": "estimates one learning rate from all weights together",
     "schedulefree-adamw": "averages all weights, and swaps them for each validation",
 }
+# Optimizers whose step of one element reads no other one, so that a parameter may be shared out by rows (shard).
+ELEMENTWISE = ("adamw", "adamw_bf16", "optimi-lion")
 DEFAULT = "0: the optimizer's default"
 
 

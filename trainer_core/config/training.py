@@ -54,6 +54,7 @@ LR_SCHEDULES = {
     "polynomial": LrSchedule(("lr_power", "lr_min_ratio")),
     "wsd": LrSchedule(("lr_decay_share", "lr_min_ratio")),
 }
+SHARD = WHOLE, IN_BF16, IN_FP32 = ("off", "bf16", "fp32")
 NEVER, NO_LONGER_BETTER = "never", "no longer better"
 MIN_HELD_OUT = 4  # images, for stop_when: with fewer, the uncertainty of the loss is itself too uncertain
 EVAL_SIGMAS = (0.125, 0.375, 0.625, 0.875)  # of the loss on fixed noise
@@ -76,6 +77,7 @@ class TrainingConfig:
         ("loss_weighting",),
         ("noise_choice",),
         ("stop_when", "patience"),
+        ("shard",),
     )
     UNRECORDED: ClassVar[tuple[str, ...]] = (
         "devices",
@@ -415,6 +417,18 @@ class TrainingConfig:
             "continues when ComfyUI is started again."
         ),
     ] = False
+    shard: Annotated[
+        str,
+        Choice(*SHARD),
+        Advanced(),
+        Last(),
+        Doc(
+            "Kind full: share out weights, gradients and optimizer states over the devices (FSDP2), so that a model trains "
+            "that fits none of them. bf16: stored in bf16 and rounded stochastically. fp32: stored in fp32, which takes "
+            "twice the memory; products are in the model's dtype. off: each device holds the whole model "
+            "(docs/full-rank.md)."
+        ),
+    ] = WHOLE
 
     def with_alpha(self) -> TrainingConfig:
         """Return the settings with the alpha that is applied: 0 stands for the rank."""
@@ -423,6 +437,11 @@ class TrainingConfig:
     def with_density(self, name: str) -> TrainingConfig:
         """Return the settings with this density where sigma_density is auto."""
         return replace(self, sigma_density=name) if self.sigma_density == AUTO else self
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are shared out over the devices."""
+        return self.shard != WHOLE
 
     def routed_blocks(self, num_blocks: int) -> range:
         """Return the indices of the blocks that routed tokens skip.

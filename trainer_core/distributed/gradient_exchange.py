@@ -112,6 +112,61 @@ def sum_in_order(wire: Wire, tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, device=tensor.device).copy_(total[: tensor.numel()].view(tensor.shape))
 
 
+class ShardSum:
+    """Adds up the gradients of several tensors, of which each rank owns a slice, over the rounds of a step.
+
+    The order is that of micro-batches, whatever the number of ranks. FSDP2 calls it in place of its reduce_scatter, with
+    the protocol of torch.distributed.fsdp's ReduceScatter.
+
+    Args:
+        wire: how slices travel.
+    """
+
+    def __init__(self, wire: Wire):
+        self.wire = wire
+        self.total: Tensor | None = None  # of this rank's slice, fp32, on the wire's device
+        self._position = 0
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return memory for an input or an output."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        """Add a round: all slices of this rank's micro-batch. `take` has the result, and not output_tensor."""
+        assert not async_op
+        flat = input_tensor.to(self.wire.device)
+        parts = torch.empty_like(flat)
+        self.wire.all_to_all(parts.view(torch.uint8), flat.view(torch.uint8))
+        for part in parts.view(self.wire.size, -1):
+            if self.total is None:
+                self.total = part.to(torch.float32, copy=True)  # 0 + -0.0 would be 0.0
+            else:
+                self.total += part
+        self._position = 0
+
+    def take(self, numel: int, padded_numel: int) -> Tensor:
+        """Return the sum of the next tensor's slice, (numel,), on the wire's device.
+
+        Args:
+            numel: elements of this rank's slice.
+            padded_numel: elements of the largest slice.
+        """
+        assert self.total is not None and self._position + padded_numel <= self.total.numel()
+        part = self.total[self._position : self._position + numel]
+        self._position += padded_numel
+        return part
+
+    def forget_if_taken(self) -> None:
+        """Free the sums once `take` has returned all of them. They live on in what it returned."""
+        if self.total is not None and self._position == self.total.numel():
+            self.total = None
+
+    def clear(self) -> None:
+        self.total, self._position = None, 0
+
+
 def _by_dtype(parameters: Sequence[nn.Parameter]) -> dict[torch.dtype, list[nn.Parameter]]:
     """Return the parameters by dtype: each is added in its own precision, as by autograd. fp32 has the losses too."""
     groups: dict[torch.dtype, list[nn.Parameter]] = {torch.float32: []}

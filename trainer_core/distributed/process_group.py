@@ -41,11 +41,13 @@ class JoinedRanks(Ranks):
         device: the device of this rank.
         places: device and host name of every rank.
         wire: how gradients travel.
+        group: torch's process group of the wire; None: the default one.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     places: Sequence[str] = ()
     wire: Wire | None = None
+    group: Any = None
 
     def together(self, compute: Callable[[], T]) -> list[T]:
         return [json.loads(part) for part in self.gather_bytes(lambda: json.dumps(compute()).encode())]
@@ -94,6 +96,7 @@ class JoinedRanks(Ranks):
         stops, has_warnings = flags.tolist()
         if has_warnings:
             self.collect_warnings()
+        self.ends_together = self.ends_together or bool(stops)
         if error:
             raise error
         if stops:
@@ -196,6 +199,7 @@ FIX = "all processes of a run need the same version, workflow, dataset and model
 
 
 _joined: list[JoinedRanks] = []
+_own: list[bool] = []  # whether the default group is that of this process alone
 
 
 def gather_of(dist: Any) -> Callable[..., Any]:
@@ -219,6 +223,26 @@ def join() -> Ranks:
     if not _joined:
         _joined.append(_join())
     return _joined[0]
+
+
+def default_group() -> Any:
+    """Return torch's default process group. A process that has joined no others makes one of its own, see leave_own."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        _own.append(True)
+    return dist.group.WORLD
+
+
+def leave_own() -> None:
+    """Close the process group that default_group made, if it made one: other code of this process may want its own."""
+    if _own:
+        import torch.distributed as dist
+
+        _own.clear()
+        dist.destroy_process_group()
 
 
 def leave() -> None:
@@ -271,5 +295,5 @@ def _wire(ranks: JoinedRanks, places: Sequence[str]) -> Wire:
     def all_gather(output: Tensor, part: Tensor) -> None:
         ranks._call(lambda dist: gather_of(dist)(output, part, group=group))
 
-    device = ranks.device if uses_nccl else torch.device("cpu")
+    device, ranks.group = ranks.device if uses_nccl else torch.device("cpu"), group
     return Wire(ranks.rank, ranks.size, device, all_to_all, all_gather)

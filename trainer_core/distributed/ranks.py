@@ -36,6 +36,7 @@ class Ranks:
         warnings: of this rank, for rank 0 to show.
         device_names: product name of each rank's device.
         received: on rank 0, warnings of other ranks as (name of the rank, text), not shown yet.
+        ends_together: whether all ranks end the run at the same place, so that they can still work together.
     """
 
     rank: int = 0
@@ -46,6 +47,7 @@ class Ranks:
     warnings: list[str] = field(default_factory=list)
     received: list[tuple[str, str]] = field(default_factory=list)
     device_names: list[str] = field(default_factory=list)
+    ends_together: bool = False
 
     @property
     def is_main(self) -> bool:

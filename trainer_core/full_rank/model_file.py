@@ -25,6 +25,11 @@ from ..storage.safetensors_header import METADATA, header_of
 FILE_DTYPE = torch.bfloat16
 NUM_EXAMPLES = 3
 Form = dict[str, tuple[int, ...]]  # names and shapes
+Read = Callable[[Tensor], Tensor]
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def base_weights(model: ModelConfig, family: Any) -> Weights:
@@ -39,6 +44,7 @@ def write_transformer(
     metadata: Mapping[str, str],
     trained: Mapping[str, Callable[[], Tensor]] | None = None,
     staging: Path | None = None,
+    read: Read = as_it_is,
 ) -> tuple[str, int]:
     """Write the transformer, and replace an earlier file at this path.
 
@@ -49,13 +55,14 @@ def write_transformer(
         metadata: Texts of the header.
         trained: Tensors that take the place of the model's own, by the parameter's name.
         staging: Folder of the temporary file, see storage.atomic.replace_atomic.
+        read: Returns the whole of a tensor of the model.
     Returns:
         The file's SHA-256, and the number of its tensors.
     Raises:
         RuntimeError: A name or a shape differs from the base model's, or the disk returns other bytes than were
             written. An earlier file is unchanged.
     """
-    tensors = _planned(transformer, base, trained or {})
+    tensors = _planned(transformer, base, trained or {}, read)
     digest = ""
 
     def write(temporary: Path) -> None:
@@ -67,6 +74,12 @@ def write_transformer(
 
     replace_atomic(path, write, staging)
     return digest, len(tensors)
+
+
+def help_to_write(transformer: Any, base: Weights, trained: Mapping[str, Callable[[], Tensor]], read: Read) -> None:
+    """Make the tensors of the file, in its order, while rank 0 writes it: all ranks make each together."""
+    for _, planned in sorted(_planned(transformer, base, trained, read).items()):
+        planned.make()
 
 
 def original_form(base: Weights) -> Form:
@@ -81,7 +94,9 @@ def original_form(base: Weights) -> Form:
     return form
 
 
-def _planned(transformer: Any, base: Weights, trained: Mapping[str, Callable[[], Tensor]]) -> dict[str, Planned]:
+def _planned(
+    transformer: Any, base: Weights, trained: Mapping[str, Callable[[], Tensor]], read: Read
+) -> dict[str, Planned]:
     """Return the tensors of the file by their original names. Each is made when its turn comes."""
     members: dict[str, list[tuple[Place, str, Tensor]]] = {}
     for key, tensor in transformer.state_dict().items():
@@ -91,7 +106,7 @@ def _planned(transformer: Any, base: Weights, trained: Mapping[str, Callable[[],
     unknown = trained.keys() - {name for parts in members.values() for _, name, _ in parts}
     assert not unknown, f"no weights of the model: {sorted(unknown)[:NUM_EXAMPLES]}"
     names = {_as_in(base, original): parts for original, parts in members.items()}
-    tensors = {name: _join(sorted(part, key=lambda p: p[0].part or 0), trained) for name, part in names.items()}
+    tensors = {name: _join(sorted(part, key=lambda p: p[0].part or 0), trained, read) for name, part in names.items()}
     return {**tensors, **{name: _marker(base, name) for name in base.keys if 0 in base.shape(name)}}
 
 
@@ -116,14 +131,14 @@ def _marker(base: Weights, name: str) -> Planned:
     return Planned(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def _join(parts: list[tuple[Place, str, Tensor]], trained: Mapping[str, Callable[[], Tensor]]) -> Planned:
+def _join(parts: list[tuple[Place, str, Tensor]], trained: Mapping[str, Callable[[], Tensor]], read: Read) -> Planned:
     first = parts[0][2]
     shape = (sum(tensor.shape[0] for _, _, tensor in parts), *first.shape[1:])
 
     def make() -> Tensor:
         pieces = []
         for place, name, own in parts:
-            tensor = trained[name]() if name in trained else own
+            tensor = trained[name]() if name in trained else read(own)
             piece = tensor.detach().to(FILE_DTYPE).cpu()
             pieces.append(piece.roll(len(piece) // 2, 0) if place.is_swapped else piece)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -24,7 +24,7 @@ from ..devices import works_beside
 from ..distributed.ranks import ALONE, Ranks
 from ..memory.pinned_memory import PinnedMemory
 from ..optim.adamw_bf16 import LOW_BITS, round_stochastically
-from ..optim.optimizer import able
+from ..optim.optimizer import Slice, able
 from ..seeds import generator
 
 
@@ -37,6 +37,7 @@ class StepInBackward:
         seed: The run's seed.
         ranks: The processes that train together. Each computes one micro-batch of a step, and all of them step with the
             sum of the gradients.
+        slices: Parameters that are a slice of a larger one (sharding.py).
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class StepInBackward:
         parameters: Mapping[str, nn.Parameter],
         seed: int,
         ranks: Ranks = ALONE,
+        slices: Mapping[nn.Parameter, Slice] | None = None,
     ):
         self.optimizer, self.seed, self.ranks = optimizer, seed, ranks
+        self._slices = able(optimizer).slices = slices or {}
         self._names = {parameter: name for name, parameter in parameters.items()}
         # Numbers, because a loaded state comes with new groups.
         self._groups = {param: i for i, group in enumerate(optimizer.param_groups) for param in group["params"]}
@@ -96,11 +99,18 @@ class StepInBackward:
             self.step_(parameter, self._step, self._scale)
 
     @torch.no_grad()
-    def step_(self, parameter: nn.Parameter, step: int, scale: float = 1.0) -> None:
-        """Step one parameter with its gradient, and free the gradient."""
-        assert parameter.grad is not None
-        gradient = self.ranks.sum_in_order(parameter.grad)
-        self._norms[parameter] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    def step_(self, parameter: nn.Parameter, step: int, scale: float = 1.0, gradient: Tensor | None = None) -> None:
+        """Step one parameter with its gradient, and free the gradient.
+
+        Args:
+            gradient: None: the one in .grad, summed over the ranks. Else it may have another dtype than the parameter,
+                and norm() does not include it.
+        """
+        if gradient is None:
+            assert parameter.grad is not None
+            gradient = self.ranks.sum_in_order(parameter.grad)
+            self._norms[parameter] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        assert gradient is not None
         if parameter.dtype != torch.bfloat16 or able(self.optimizer).rounds_weights:
             gradient = parameter.grad = gradient.to(parameter.dtype)
             if scale != 1.0:
@@ -199,5 +209,7 @@ class StepInBackward:
     def _round(self, value: Tensor, parameter: nn.Parameter, step: int, part: str) -> Tensor:
         """Round fp32 to bf16, with noise that is generated on the tensor's device."""
         source = generator(self.seed, "rounding", step, self._names[parameter], part, device=value.device)
-        noise = torch.empty(value.shape, dtype=torch.int32, device=value.device)
-        return round_stochastically(value, noise.random_(0, 1 << LOW_BITS, generator=source))
+        piece = self._slices.get(parameter, Slice(value.numel(), 0))
+        noise = torch.empty(piece.numel, dtype=torch.int32, device=value.device)
+        noise.random_(0, 1 << LOW_BITS, generator=source)
+        return round_stochastically(value, noise[piece.start : piece.start + value.numel()].view(value.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,13 @@ class TrainedLayer(AdapterLayer):
     """
 
     inits = ("default",)
+    is_copied: ClassVar[bool] = True
     moved: Moved | None = None  # where its parameters are in RAM
 
     def __init__(self, base: Any, rank: int, alpha: float):
         super().__init__(base, rank, alpha)
         for part, value in [*base.named_parameters(recurse=False)]:
-            setattr(base, part, nn.Parameter(value.detach().clone()))
+            setattr(base, part, nn.Parameter(value.detach().clone() if self.is_copied else value.detach()))
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.moved.homes.items()) if self.moved else self.base.named_parameters(recurse=False)
@@ -68,3 +69,21 @@ class TrainedLayer(AdapterLayer):
 
     def update(self) -> Update:
         raise NotImplementedError("a trained weight is no update; lora_tools/extract.py makes one")
+
+
+class ShardedLayer(TrainedLayer):
+    """A trained layer whose parameters are shared out over several devices, see sharding.py.
+
+    Attributes:
+        shards: The slices that this device owns, by the parameter's name. Its base has whole parameters, which the forward
+            and the backward pass gather.
+    """
+
+    is_copied = False  # each slice gets memory of its own when the parameters are shared out
+
+    def __init__(self, base: Any, rank: int, alpha: float):
+        super().__init__(base, rank, alpha)
+        self.shards: dict[str, nn.Parameter] = {}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self.shards.items()) if self.shards else super().trainable()

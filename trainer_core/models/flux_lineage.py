@@ -240,3 +240,11 @@ def original_layout(width: int) -> Layout:
         return (key, key.replace(".scale", ".weight")), place.rows(width)
 
     return layout
+
+
+def input_form(transformer: Any, weight: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the dtype of a model's inputs.
+
+    Those of a weight, unless the weights are stored in another form than they compute in (full_rank/sharding.py).
+    """
+    return getattr(transformer, "computes_in", None) or (weight.device, weight.dtype)

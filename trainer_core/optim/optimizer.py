@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from ..config.optimizer import OptimizerConfig
 Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Which part of a whole parameter a parameter is, in row-major order: that of one device (full_rank/sharding.py).
+
+    Args:
+        numel: Elements of the whole parameter.
+        start: Index of the first element.
+    """
+
+    numel: int
+    start: int
+
+
 class OptimizerAbilities:
     """What the trainer needs from an optimizer besides torch's interface. The defaults suit an ordinary optimizer.
 
@@ -29,11 +43,13 @@ class OptimizerAbilities:
         rate_factor: For optimizers that find their own learning rate: its ratio to the given one.
         planned_for: Device type of the memory estimate, in which the parameters are on the meta device.
         rounds_weights: The optimizer itself computes in fp32 and rounds bf16 weights stochastically.
+        slices: Parameters that are a slice of a larger one. Random numbers belong to the elements of the larger one.
     """
 
     rate_factor: float = 1.0
     planned_for: str = ""
     rounds_weights: bool = False
+    slices: Mapping[nn.Parameter, Slice] = MappingProxyType({})
 
     def standing_in(self, copy: nn.Parameter, parameter: nn.Parameter) -> AbstractContextManager[None]:
         """Context manager in which a copy of a parameter is stepped in its place. The caller moves the state."""

@@ -10,6 +10,7 @@ import torch
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
+from ..config.training import IN_BF16
 from ..memory.activation_checkpointing import INTERVALS
 from .estimator import MemoryEstimator
 from .memory_plan import MemoryPlan, bytes_to_reserve, gb
@@ -18,6 +19,7 @@ LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)
 SHARE = 0.95  # share of the memory that auto uses
 SMALLEST_OPTIMIZER = "adafactor"  # its states take almost no memory
+SMALLEST_ELEMENTWISE = "optimi-lion"
 OFFLOAD_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the blocks: what is suggested
 
 
@@ -33,6 +35,9 @@ def changes(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
     """
     training, memory = request.training, request.memory
     least = request
+    if training.is_sharded:
+        yield from _changes_of_sharded(request)
+        return
     if not training.gradient_checkpointing or memory.checkpointing_interval > 1:
         for interval in INTERVALS:
             if not training.gradient_checkpointing or interval < memory.checkpointing_interval:
@@ -93,6 +98,25 @@ def _changes_of_full(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
     yield from _smaller_images(least)
 
 
+def _changes_of_sharded(request: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
+    """Yield changes where weights are shared out: with more devices each has less of them."""
+    least = with_memory(
+        replace(request, training=replace(request.training, gradient_checkpointing=True)), checkpointing_interval=1
+    )
+    yield "gradient_checkpointing with interval 1", least
+    least = replace(least, optimizer=replace(least.optimizer, optimizer=SMALLEST_ELEMENTWISE))
+    yield f"all that and optimizer {SMALLEST_ELEMENTWISE}", least
+    if least.model.dtype == IN_BF16 != least.training.shard:
+        least = replace(least, training=replace(least.training, shard=IN_BF16))
+        yield f"all that and shard {IN_BF16}", least
+    if least.training.batch_size > 1:
+        least = replace(least, training=replace(least.training, batch_size=1))
+        yield "all that and batch_size 1", least
+    least = with_memory(least, group_offload="block")
+    yield "all that and group_offload block, which is slow; or more devices", least
+    yield from _smaller_images(least)
+
+
 def _smaller_images(least: TrainRequest) -> Iterator[tuple[str, TrainRequest]]:
     if least.dataset.parts[0].resolution_type != "area":
         for edge in EDGES:
@@ -147,7 +171,8 @@ def suggestion(
         plan = estimator.plan(request)
         if not plan.unfit():
             return " and ".join(easy), request, plan
-    if {phase.name for phase in plan.unfit()} == {"validate"} and request.memory.group_offload == "none":
+    can_move = request.memory.group_offload == "none" and not request.training.is_sharded
+    if {phase.name for phase in plan.unfit()} == {"validate"} and can_move:
         alone = with_memory(request, model_offload=True)
         if not estimator.plan(alone).unfit():
             return ", ".join([*easy, "model_offload"]), alone, estimator.plan(alone)
@@ -176,12 +201,14 @@ def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryCo
     ways = _ways(request, on_device=bool(estimator.machine.device_bytes))
     index = next((i for i, way in enumerate(ways) if _trains(tight, with_memory(manual, **way))), len(ways) - 1)
     chosen = with_memory(manual, **ways[index])
-    if chosen.memory.group_offload == "block":
+    if chosen.memory.group_offload == "block" and not request.training.is_sharded:
         chosen = with_memory(chosen, offload_share=_least_share(tight, chosen))
     for name, values in (
         ("text", {"text_encoder": "blocks"}),
         ("validate", {"model_offload": chosen.memory.group_offload == "none"}),
     ):
+        if request.training.is_sharded and name == "validate":
+            continue
         if name in {phase.name for phase in tight.plan(chosen).unfit()}:
             chosen = with_memory(chosen, **values)
     return chosen.memory
@@ -238,7 +265,9 @@ def _ways(request: TrainRequest, on_device: bool) -> Sequence[dict[str, Any]]:
     if request.training.gradient_checkpointing:
         ways = [{"checkpointing_interval": interval} for interval in INTERVALS]
     # On a CPU there is nothing to offload to, and compiled blocks do not support offloading inside them.
-    if on_device and not request.memory.compile:
+    if on_device and request.training.is_sharded:
+        ways += [ways[-1] | {"group_offload": "block"}]
+    elif on_device and not request.memory.compile:
         stream = torch.cuda.is_available()
         last = ways[-1] | {"activation_offload": True}
         home = last | {"blocks_per_group": 1, "offload_stream": stream, "model_offload": False}

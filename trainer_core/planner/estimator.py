@@ -37,6 +37,7 @@ class MemoryEstimator:
         encoder: cost of the text encoder.
         codec: cost of the VAE.
         resolution: resolution at which the index assigned the images to buckets.
+        num_devices: that train together; the estimate is that of one of them.
     """
 
     family: Family
@@ -47,6 +48,7 @@ class MemoryEstimator:
     codec: CodecCost
     captions: CaptionFacts
     resolution: float
+    num_devices: int = 1
     _digest: str = ""
     _skeletons: dict[Any, MetaModel] = field(default_factory=dict)
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
@@ -57,7 +59,9 @@ class MemoryEstimator:
         cost, whole = self._cost(request, facts.largest), None
         if request.training.routed_share and request.training.rollout_probability:
             whole = self._cost(request, replace(facts.largest, is_drawn=True))
-        return estimate_run(request, facts, cost, self._sampling_cost(request, facts), self.machine, whole)
+        return estimate_run(
+            request, facts, cost, self._sampling_cost(request, facts), self.machine, whole, self.num_devices
+        )
 
     def _sampling_cost(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
@@ -154,20 +158,23 @@ def cost_settings(request: TrainRequest) -> str:
     chosen = (base.level, base.products, training.rank, training.targets, training.init, is_math)
     if training.routed_share:
         chosen += (training.routed_share, training.route_first, training.route_last)
+    if training.is_sharded:
+        chosen += ("shared out",)
     return f"({chosen}, {key_text(request.adapter)}, {key_text(request.optimizer)})"
 
 
 def make_estimator(
-    request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path
+    request: TrainRequest, family: Family, index: Index, machine: Machine, cache: Path, num_devices: int = 1
 ) -> MemoryEstimator:
     """Return the estimator of a request. It reads headers of the model's files, and loads no weights.
 
     Args:
         cache: the host's cache folder, for counts.
+        num_devices: see MemoryEstimator.
     """
     counts = CostCache(cache / "plan")
     return MemoryEstimator(
         family, index, machine, counts, cached_encoder_cost(request, family, counts),
         cached_codec_cost(request, family, counts), caption_facts(index.samples),
-        request.dataset.parts[0].resolution,
+        request.dataset.parts[0].resolution, num_devices,
     )  # fmt: skip

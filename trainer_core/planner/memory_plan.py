@@ -87,22 +87,25 @@ class MemoryPlan:
             or (room.ram_bytes and phase.ram > room.ram_bytes)
         ]
 
-    def on_devices(self, count: int, accumulation: int, machine: Machine) -> MemoryPlan:
+    def on_devices(self, count: int, accumulation: int, machine: Machine, is_sharded: bool = False) -> MemoryPlan:
         """Return the estimate of several processes on one machine, from that of one of them.
 
         Args:
             count: number of processes, each with a device of its own.
             accumulation: micro-batches of a step, which they share out.
             machine: the machine; its RAM is that of all processes.
+            is_sharded: they share out the weights, and compute images together.
         """
         share = -(-accumulation // count) / accumulation  # of the slowest process
-        shares = {"train": share, "text": 1 / count, "latents": 1 / count, "eval": 1 / count, "validate": 1 / count}
+        shares = {"train": share, "text": 1 / count, "latents": 1 / count}
+        shares |= {} if is_sharded else {"eval": 1 / count, "validate": 1 / count}
         phases = tuple(
             replace(phase, ram=count * phase.ram, seconds=phase.seconds and phase.seconds * shares.get(phase.name, 1.0))
             for phase in self.phases
         )
         step = self.seconds_per_step and self.seconds_per_step * share
-        settings = f"{self.settings}; {count} processes, each with all of the model: {count} x the RAM of one"
+        has = "its share" if is_sharded else "all"
+        settings = f"{self.settings}; {count} processes, each with {has} of the model: {count} x the RAM of one"
         return replace(self, phases=phases, machine=machine, seconds_per_step=step, settings=settings)
 
     def first_line(self) -> str:

@@ -82,7 +82,7 @@ class MetaModel:
         # Before blocks are counted, because the optimizer may change the precision of the parameters (adamw_bf16).
         optimizer = optimizer_of(self.layers, rates, request, device_type)
         self.stepper = None
-        if request.adapter.is_full:
+        if request.adapter.is_full and not training.is_sharded:  # else the gradients of a block are complete together
             self.stepper = StepInBackward(optimizer, dict(trainable_parameters(self.layers)), training.seed)
         self.optimizer_cost = replace(
             kept(lambda: count_optimizer_cost(optimizer, self.layers, request)), start=self._start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..data.cache.latents import images_per_batch
@@ -11,6 +13,7 @@ from ..quant.weight_cache import SHARD_BYTES
 from .cost_model import ModelCost
 from .estimates.disk import disk_of
 from .estimates.operations import phase_flops
+from .estimates.sharded_cost import cost_of_one, stored
 from .memory_plan import Machine, MemoryPlan, PhasePlan
 from .step_peak import away, resident_bytes, resident_weights, sampling_peak, states_away, training_peak
 from .workload import RunFacts
@@ -36,6 +39,7 @@ def estimate_run(
     sampled: ModelCost | None,
     machine: Machine,
     whole: ModelCost | None = None,
+    num_devices: int = 1,
 ) -> MemoryPlan:
     """Add up the counted costs to the estimate of a run.
 
@@ -43,9 +47,17 @@ def estimate_run(
         cost: cost of the largest batch.
         sampled: cost of the largest validation image; None where none is sampled.
         whole: cost of the largest batch without token routing; None where no token is routed.
+        num_devices: that share out the weights, where the request asks for it. The estimate is that of one of them.
     """
     on_cpu = not machine.device_bytes
     flops = phase_flops(request, facts, cost, sampled, whole)
+    words = settings_of(request)
+    disk, in_ram = disk_of(request, facts, cost), 0
+    if request.training.is_sharded:
+        disk = disk_of(request, facts, stored(cost, request))
+        sampled = sampled and cost_of_one(sampled, request, num_devices)[0]
+        cost, in_ram = cost_of_one(cost, request, num_devices)
+        request = replace(request, memory=replace(request.memory, group_offload="none", offload_share=1.0))
     score = {"score": _score(facts, on_cpu)} if facts.score.weights else {}
     phases = score | {
         "text": _text(request.memory, facts, on_cpu),
@@ -66,14 +78,14 @@ def estimate_run(
     phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))
     planned = tuple(
         PhasePlan(
-            name, device, PROCESS_BYTES + ram + (device if on_cpu else 0),
+            name, device, PROCESS_BYTES + ram + (in_ram if name not in ("text", "latents") else 0) + (device if on_cpu else 0),
             flops[name] / machine.flops if machine.flops and flops.get(name) else None,
         )
         for name, (device, ram) in phases.items()
     )  # fmt: skip
     a_step = flops["train"] // max(1, facts.num_steps)
     seconds = a_step / machine.flops if machine.flops else None
-    return MemoryPlan(planned, disk_of(request, facts, cost), machine, settings_of(request), a_step, seconds)
+    return MemoryPlan(planned, disk, machine, words, a_step, seconds)
 
 
 def _score(facts: RunFacts, on_cpu: bool) -> tuple[int, int]:
@@ -140,7 +152,7 @@ def _copy_in_ram(request: TrainRequest, cost: ModelCost, machine: Machine, ram: 
     Without RAM for it the training waits for the disk, see train/hooks/background_save.py.
     """
     copy = cost.optimizer_cost.saved + average_in_ram(request, cost)[0]
-    is_made = request.adapter.is_full and request.training.checkpoint_every
+    is_made = request.adapter.is_full and request.training.checkpoint_every and not request.training.is_sharded
     return copy if is_made and PROCESS_BYTES + ram + copy + SPARE_RAM <= machine.ram_bytes else 0
 
 
@@ -195,6 +207,8 @@ def trained_words(request: TrainRequest) -> str:
     """Return what is trained, in words."""
     training = request.training
     if request.adapter.is_full:
+        if training.is_sharded:
+            return f"all weights of {training.targets}, shared out in {training.shard}"
         return f"all weights of {training.targets}, stepped inside of the backward pass"
     return f"{request.adapter.kind} of rank {training.rank} on {training.targets}"
 

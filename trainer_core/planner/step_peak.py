@@ -71,7 +71,7 @@ def _exchange(cost: ModelCost, request: TrainRequest) -> int:
 
     The gradient twice, as it is sent and as it comes, and the sum twice in fp32, for bf16 six times the weight.
     """
-    is_summed = request.adapter.is_full and request.training.accumulation > 1
+    is_summed = request.adapter.is_full and request.training.accumulation > 1 and not request.training.is_sharded
     return 6 * max((block.largest_leaf for block in cost.blocks), default=0) if is_summed else 0
 
 

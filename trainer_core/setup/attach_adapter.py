@@ -18,6 +18,7 @@ from ..adapters.targets import resolve_targets
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
 from ..errors import UserError
+from ..full_rank.trained_layer import ShardedLayer
 from ..host import Host, Notice
 from ..models.family import Family
 from ..seeds import generator
@@ -62,7 +63,7 @@ def inject_adapter_(
     clean = family.load_transformer(request.model) if training.init == "loftq" else None
     layers = inject_(
         transformer, list(rates), training.rank, training.alpha, training.init, generator(training.seed, "init"),
-        config, clean=clean, device=device,
+        config, clean=clean, device=device, kind=ShardedLayer if training.is_sharded else None,
     )  # fmt: skip
     if updates:
         _load_updates_(layers, updates, training.seed)

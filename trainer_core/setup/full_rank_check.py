@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..config.adapter import FULL
-from ..config.optimizer import STEP_BEFORE, THIS_STEP, TOGETHER
+from ..config.optimizer import ELEMENTWISE, STEP_BEFORE, THIS_STEP, TOGETHER
 from ..config.request import TrainRequest
 from ..config.serialize import is_as_before
+from ..config.training import IN_BF16, IN_FP32, WHOLE
 from ..distributed.device_list import devices_of, num_launched
 from ..errors import Problem, UserError
 from ..host import Host
@@ -46,20 +47,30 @@ def full_rank_problems(request: TrainRequest, host: Host) -> list[Problem]:
         return _only_full(request)
     return [
         *_meaningless(request), *_step_problems(request), *_copy_problems(request), *_model_problems(request),
-        *_memory_problems(request), *device_problems(request, host),
+        *_memory_problems(request), *device_problems(request, host), *_shard_problems(request),
     ]  # fmt: skip
 
 
 def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
-    """Return a problem unless each device has one micro-batch in a step, because gradients are used at once."""
+    """Return a problem unless each device has one micro-batch in a step, because gradients are used at once.
+
+    Where weights are shared out each device may have several, and all have the same number.
+    """
     count = request.training.accumulation
     try:
         size = max(1, len(devices_of(request.training.devices, count, host.machines.count)))
     except UserError as error:
         return list(error.problems)
     size = num_launched() or size * host.machines.count
-    if size == count:
+    if size == count or (request.training.is_sharded and count % size == 0):
         return []
+    if request.training.is_sharded:
+        nearest = -(-count // size) * size
+        text = (
+            f"asks for {size} devices, and accumulation is {count}, but devices that share out the weights (shard) "
+            "compute together, each the same number of micro-batches of a step"
+        )
+        return [Problem("devices", f"{text}; set accumulation to {nearest}, or use {_divisor(count, size)} devices")]
     if size == 1:
         text = (
             f"is {count}, but {INSIDE}, so gradients of several passes can't be added; use 1, and a larger batch_size"
@@ -67,6 +78,11 @@ def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
         return [Problem("accumulation", f"{text}, or {count} devices")]
     text = f"asks for {size} devices, and accumulation is {count}, but {INSIDE}, so that each device computes one"
     return [Problem("devices", f"{text} micro-batch of a step; set accumulation to {size}, or use {count} devices")]
+
+
+def _divisor(count: int, most: int) -> int:
+    """Return the largest divisor of a number up to a limit."""
+    return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
 def _only_full(request: TrainRequest) -> list[Problem]:
@@ -77,6 +93,12 @@ def _only_full(request: TrainRequest) -> list[Problem]:
     if request.optimizer.clip_by != THIS_STEP:
         text = f"is {request.optimizer.clip_by!r}, but with kind {kind} the norm of this step is known; use {THIS_STEP}"
         problems.append(Problem("clip_by", text))
+    if request.training.is_sharded:
+        text = (
+            f"is {request.training.shard!r}, but with kind {kind} each device holds the base, which may be quantized or "
+            f"offloaded, and the adapter is small; use {WHOLE}, or kind {FULL}"
+        )
+        problems.append(Problem("shard", text))
     return problems
 
 
@@ -95,18 +117,62 @@ def _is_rank(request: TrainRequest) -> bool:
 def _step_problems(request: TrainRequest) -> Iterator[Problem]:
     """Yield what contradicts steps inside of the backward pass."""
     training, config = request.training, request.optimizer
-    if training.max_grad_norm and config.clip_by != STEP_BEFORE:
+    if training.max_grad_norm and config.clip_by != STEP_BEFORE and not training.is_sharded:
         yield Problem(
             "max_grad_norm",
             f"is {training.max_grad_norm:g}, but {INSIDE}, before the norm of all gradients is known; use 0 (adafactor "
             f"and came limit their updates themselves), or set clip_by in OptimizerSettings to {STEP_BEFORE!r}",
         )
-    if config.optimizer in TOGETHER:
+    if training.is_sharded and config.optimizer not in ELEMENTWISE:
+        text = (
+            f"{config.optimizer} {_reads_others(config.optimizer)}, and with shard each device has only some rows of a "
+            "weight"
+        )
+        yield Problem("optimizer", f"{text}; use {', '.join(ELEMENTWISE)}, or shard {WHOLE}")
+    elif config.optimizer in TOGETHER:
         others = ", ".join(name for name in names("optimizer") if name not in TOGETHER)
         yield Problem("optimizer", f"{config.optimizer} {TOGETHER[config.optimizer]}, but {INSIDE}; use {others}")
     if config.optimizer == "adamw_bf16" and request.model.dtype != "bf16":
         text = f"{config.optimizer} holds the weights in bf16, and the model's dtype is {request.model.dtype}"
         yield Problem("optimizer", f"{text}; set dtype to bf16, or use adamw")
+
+
+def _reads_others(optimizer: str) -> str:
+    """Return what an optimizer computes from several elements at once."""
+    if optimizer.startswith("bnb-"):
+        return "stores its states in 8 bits, in blocks of elements with one scale"
+    return TOGETHER.get(optimizer, "computes sums over all rows and columns of a weight")
+
+
+def _shard_problems(request: TrainRequest) -> Iterator[Problem]:
+    """Yield what weights that are shared out over the devices can't be combined with."""
+    training, memory = request.training, request.memory
+    if not training.is_sharded:
+        return
+    if training.shard == IN_BF16 and request.model.dtype != "bf16":
+        yield Problem("shard", f"is {IN_BF16}, and the model's dtype is {request.model.dtype}; use {IN_FP32}")
+    if training.shard == IN_FP32 and request.optimizer.optimizer == "adamw_bf16":
+        yield Problem(
+            "optimizer", f"adamw_bf16 stores weights in bf16, and shard is {IN_FP32}; use adamw, or shard bf16"
+        )
+    if training.rollout_probability:
+        text = (
+            "is above 0, but devices that share out the weights (shard) need equal numbers of forward passes, and only "
+            f"some batches have rollouts; use 0, or shard {WHOLE}"
+        )
+        yield Problem("rollout_probability", text)
+    gathered = "the weights on the device are gathered and freed again block by block (shard)"
+    for name in ("activation_offload", "model_offload", "offload_stream"):
+        if getattr(memory, name):
+            yield Problem(name, f"is on, but {gathered}; turn it off")
+    if memory.group_offload == "leaf":
+        yield Problem("group_offload", f"is leaf, but {gathered}; use none, or block for weights and steps in RAM")
+    elif memory.offload_share < 1:
+        yield Problem(
+            "offload_share", f"is {memory.offload_share:g}, but with shard RAM holds all blocks or none; use 1"
+        )
+    if memory.blocks_per_group > 1:
+        yield Problem("blocks_per_group", f"is {memory.blocks_per_group}, but {gathered}; use 1")
 
 
 def _copy_problems(request: TrainRequest) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.inject import lora_layers
+from ..adapters.layer import AdapterLayer
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
-from ..devices import empty_cache, works_beside
+from ..config.training import IN_FP32
+from ..devices import DTYPES, empty_cache, works_beside
+from ..distributed.ranks import Ranks
 from ..errors import Problem
 from ..full_rank.offloaded_layer import offload_, release_
+from ..full_rank.sharding import Sharding, shard_
 from ..host import Host, Notice
 from ..memory.activation_checkpointing import checkpoint_blocks_, places_to_recompute
 from ..memory.activation_offload import SavedOnHost
@@ -114,6 +118,30 @@ def place_(
         checkpoint_blocks_(blocks, memory.checkpointing_interval, not memory.moves)
     if host:
         save_as_notes_([block for i, block in enumerate(blocks) if i in recomputed], None, host)
+
+
+def place_sharded_(
+    transformer: nn.Module,
+    family: Family,
+    request: TrainRequest,
+    layers: Mapping[str, AdapterLayer],
+    device: torch.device,
+    ranks: Ranks,
+    host: Host,
+) -> Sharding:
+    """Share out the weights of a transformer, which is in RAM, over the devices of all ranks. See TrainingConfig.shard.
+
+    Args:
+        layers: The trained layers.
+    """
+    training, memory, blocks = request.training, request.memory, family.blocks(transformer)
+    if training.gradient_checkpointing:
+        checkpoint_blocks_(blocks, memory.checkpointing_interval)
+    if warning := compile_(transformer, family, memory, device):
+        host.emit(Notice(warning, "warning"))
+    stores_in = torch.float32 if training.shard == IN_FP32 else torch.bfloat16
+    on_host = memory.group_offload != "none"
+    return shard_(transformer, blocks, layers, ranks, device, DTYPES[request.model.dtype], stores_in, on_host)
 
 
 def load_text_encoder(family: Family, request: TrainRequest, device: torch.device, host: Host) -> TextEncoder:

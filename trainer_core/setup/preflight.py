@@ -67,12 +67,23 @@ def all_problems(
         *optimizer_problems(optimizer, device),
         *quantization_problems(quantization, device),
         *products_problems(quantization, device),
+        *sharding_problems(request),
     ]
     if not is_checked_by_family(request.model):
         problems += tokenizer_problems(request.model)
     if not problems:  # the check of the adapter reads the files of the model
         collect(problems, check_fit, request, family)
     return problems
+
+
+def sharding_problems(request: TrainRequest) -> list[Problem]:
+    """Return a problem where this torch can't share out weights."""
+    if not request.training.is_sharded:
+        return []
+    from ..full_rank.sharding import fault_of_torch
+
+    fault = fault_of_torch()
+    return [Problem("shard", f"{fault}; install a newer torch (2.13 is tested), or use off")] if fault else []
 
 
 def optimizer_problems(optimizer: OptimizerPart, device: torch.device) -> list[Problem]:

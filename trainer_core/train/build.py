@@ -27,6 +27,7 @@ from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, colum
 from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
+from ..full_rank.sharding import Sharding
 from ..full_rank.step_in_backward import StepInBackward
 from ..full_rank.trained_layer import TrainedLayer
 from ..host import Host, Notice
@@ -37,7 +38,7 @@ from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
 from ..setup.attach_adapter import Injected, inject_adapter_, new_ema
 from ..setup.identities import base_identity, latent_identity
-from ..setup.placement import compile_, load_codec, load_text_encoder, place_, weights_stay
+from ..setup.placement import compile_, load_codec, load_text_encoder, place_, place_sharded_, weights_stay
 from ..storage.tensor_store import Store
 from ..validation.sample_images import prompts_of
 from .attention_choice import choose_attention_
@@ -86,7 +87,7 @@ def build_run(
     empty_cache(device)
     trim_heap()
     with phases("load"):
-        transformer, injected = _load_in_turn(plan, host, ranks)
+        transformer, injected, sharding = _load_in_turn(plan, host, ranks)
         layers = injected.layers
         optimizer = _build_optimizer(plan, injected)
     samples, held, batches, num_steps = plan_batches(plan.request, plan.index)
@@ -94,7 +95,7 @@ def build_run(
     if held:
         host.emit(Notice(f"{len(held)} of {len(plan.index.samples)} images are held out to evaluate checkpoints"))
     blocks = family.blocks(transformer)
-    in_backward = _step_in_backward(plan, optimizer, layers, ranks) if plan.request.adapter.is_full else None
+    in_backward = _step_in_backward(plan, optimizer, layers, ranks, sharding) if plan.request.adapter.is_full else None
     state = TrainState(
         config=config, family=family, transformer=transformer, layers=layers,
         parameters=[parameter for _, parameter in trainable_parameters(layers)],
@@ -110,7 +111,8 @@ def build_run(
         judge=judge,
         ranks=ranks,
         in_backward=in_backward,
-        background_save=BackgroundSave(host) if in_backward else None,
+        sharding=sharding,
+        background_save=BackgroundSave(host) if in_backward and sharding is None else None,
         dtype=plan.request.model.dtype,
         oom_recovery=None if in_backward else OomRecovery.where_auto(  # a step that has begun can't be retried
             plan.request.memory, memory, config, blocks, device, host
@@ -151,12 +153,22 @@ def plan_batches(request: TrainRequest, index: Index) -> tuple[Sequence[Sample],
     return samples, held, batches, num_steps
 
 
-def _load_in_turn(plan: RunPlan, host: Host, ranks: Ranks) -> tuple[nn.Module, Injected]:
+def _load_in_turn(plan: RunPlan, host: Host, ranks: Ranks) -> tuple[nn.Module, Injected, Sharding | None]:
     """Load the model, first on one rank of each machine if it writes the quantized base to the cache for the others."""
     config = plan.request.model.quantization
     if config.level != "none" and config.cached_bases:
-        return ranks.leaders_first(lambda: _load_model(plan, host))
-    return _load_model(plan, host)
+        return ranks.leaders_first(lambda: (*_load_model(plan, host), None))
+    return _load_sharded(plan, host, ranks) if plan.request.training.is_sharded else (*_load_model(plan, host), None)
+
+
+def _load_sharded(plan: RunPlan, host: Host, ranks: Ranks) -> tuple[nn.Module, Injected, Sharding]:
+    """Load the model in RAM, where its weights are mapped from the files, and share it out over the devices."""
+    family, device = plan.family, plan.device
+    transformer = load_base(family, plan.request.model, host, device)
+    injected = inject_adapter_(transformer, family, plan.request, device, host)
+    return transformer, injected, place_sharded_(
+        transformer, family, plan.resolved_request, injected.layers, device, ranks, host
+    )  # fmt: skip
 
 
 def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
@@ -185,9 +197,16 @@ def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer
 
 
 def _step_in_backward(
-    plan: RunPlan, optimizer: torch.optim.Optimizer, layers: Mapping[str, AdapterLayer], ranks: Ranks
+    plan: RunPlan,
+    optimizer: torch.optim.Optimizer,
+    layers: Mapping[str, AdapterLayer],
+    ranks: Ranks,
+    sharding: Sharding | None,
 ) -> StepInBackward:
-    stepper = StepInBackward(optimizer, dict(trainable_parameters(layers)), plan.request.training.seed, ranks)
+    parameters, seed = dict(trainable_parameters(layers)), plan.request.training.seed
+    if sharding is not None:
+        return StepInBackward(optimizer, parameters, seed, slices=sharding.slices)
+    stepper = StepInBackward(optimizer, parameters, seed, ranks)
     for layer in layers.values():
         if isinstance(layer, TrainedLayer) and layer.moved:
             layer.moved.stepper = stepper

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..devices import pick_device
 from ..distributed.ranks import Ranks
-from ..errors import Cancelled, one_line
+from ..errors import Cancelled, UserError, one_line
 from ..host import Host, Notice
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
+from ..runs import layout
 from ..runs.manifest import settings_of
+from ..storage.atomic import sha256_of
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
 from .results.metadata import versions
@@ -62,6 +65,32 @@ def smallest_machine(ranks: Ranks, here: Machine) -> Machine:
             for name in ("device_bytes", "ram_bytes", "flops", "device_total", "ram_total")
         },
     )
+
+
+def require_shared_folder(plan: RunPlan, ranks: Ranks) -> None:
+    """Where weights are shared out, let each rank see the run's folder, into which all of them write checkpoints.
+
+    Raises:
+        UserError: a rank does not see it.
+    """
+    if not plan.request.training.is_sharded or ranks.size == 1:
+        return
+    ranks.wait()  # until rank 0 has written it
+    digests = ranks.together(lambda: _digest_of(plan.folder / layout.REQUEST))
+    blind = [ranks.name_of(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if blind:
+        text = (
+            f"{', '.join(blind)} can't see the run's folder {plan.folder} of {ranks.name_of(0)}. With shard all devices "
+            "write parts of a checkpoint there; set the output folder to a disk that all machines share"
+        )
+        raise UserError.at("output", text)
+
+
+def _digest_of(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError:
+        return ""
 
 
 def warn_other_devices(ranks: Ranks, host: Host) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.request import TrainRequest
-from ..distributed.device_list import devices_of
+from ..distributed.device_list import devices_of, num_launched
 from ..errors import UserError
 from ..host import Host, Notice
 from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
@@ -37,7 +37,7 @@ def plan_request(
     room = whole.shared_by(count)
     checked = check_run(request, host, {}, room if machine or count > 1 else None, needs_weights=False)
     request = checked.request
-    estimator = make_estimator(request, checked.family, checked.index, room, host.paths.cache)
+    estimator = make_estimator(request, checked.family, checked.index, room, host.paths.cache, count)
     choice = ""
     if request.memory.mode == "auto":
         memory = choose_memory(estimator, request)
@@ -45,7 +45,9 @@ def plan_request(
         request = replace(request, memory=memory)
     plan = replace(estimator.plan(request), choice=choice)
     advice = describe(suggestion(estimator, request, plan)) if plan.unfit() else ""
-    return plan if count == 1 else plan.on_devices(count, request.training.accumulation, whole), advice, request
+    if count > 1:
+        plan = plan.on_devices(count, request.training.accumulation, whole, request.training.is_sharded)
+    return plan, advice, request
 
 
 def plan_for(request: TrainRequest, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[MemoryPlan, str]:
@@ -88,7 +90,8 @@ def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | Non
 
 def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
     machine = plan.machine or this_machine(plan.device, plan.request.model.dtype)
-    estimator = make_estimator(plan.request, plan.family, plan.index, machine, host.paths.cache)
+    count = num_launched() or 1
+    estimator = make_estimator(plan.request, plan.family, plan.index, machine, host.paths.cache, count)
     if plan.request.memory.mode == "auto":
         plan = replace(plan, memory=choose_memory(estimator, plan.request))
     request = replace(plan.request, memory=plan.memory or plan.request.memory)

@@ -22,7 +22,7 @@ from ..devices import (
     reset_peak,
     trim_heap,
 )
-from ..distributed.process_group import join
+from ..distributed.process_group import join, leave_own
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..host import Host, MemoryPlanned, Notice, PhaseStarted, RunOpened, RunReported
@@ -39,7 +39,7 @@ from ..storage.atomic import write_json
 from .build import build_run
 from .disk_space import refuse_full_disk
 from .eva_init import init_from_data_
-from .hooks.checkpoint import adopt, newest_intact, restore_
+from .hooks.checkpoint import Load, adopt, load_weights_, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.compare_ranks import checkpoint_for, compare_hook, share_start_
 from .hooks.eval_loss import evaluate, evaluate_start
@@ -48,11 +48,12 @@ from .hooks.trackers import track_run
 from .hooks.validation import LiveValidation
 from .memory_report import comparison, explain_oom, memory_report
 from .phase_timer import PhaseTimer
-from .plan_together import memory_with, plan_with, reporting_failure, warn_other_devices
+from .plan_together import memory_with, plan_with, reporting_failure, require_shared_folder, warn_other_devices
 from .prepare import RunPlan
 from .results.metadata import make_record
 from .results.report import build_report, report_density, warn_other_versions
 from .results.save_lora import save_best_lora, save_lora
+from .results.save_model import help_to_save
 from .step.loop import fit
 from .step.state import Judge, TrainState
 
@@ -98,6 +99,8 @@ def run(
                 where = str(error.filename or host.paths.output)
                 suggestion = "earlier files are intact; free disk space or fix the path, and run again to resume"
                 raise UserError.at(where, f"{error.strerror}; {suggestion}") from error
+            finally:
+                leave_own()
             # After the except block: the exception no longer references the frames and their tensors.
             _free_memory(pick_device(host.device))
             wait_for_resume(folder, host)
@@ -153,11 +156,12 @@ def _train(
     ranks: Ranks,
     judge: Judge | None = None,
 ) -> TrainResult:
-    request = plan.request
+    request, ranks.ends_together = plan.request, False
     record = make_record(plan, prompt, host.paths)
     _announce(plan, estimate, host, ranks)
     if ranks.is_main:
         _begin_folder(plan, record, prompt, host)
+    require_shared_folder(plan, ranks)
     scoring = ImageScoring.build(plan, record, ranks, host, phases)  # before the model takes the memory
     state = build_run(plan, host, phases, ranks, judge)
     if ranks.is_main:
@@ -183,14 +187,10 @@ def _train(
             host.emit(PhaseStarted("save"))
             save_and_prune(checkpoints, state, host)
     except BaseException:  # ComfyUI's interrupt is a BaseException; save the trained weights whatever ended the run
-        if ranks.is_main:
+        if ranks.is_main or state.sharding:
             _save_unfinished(plan, state, checkpoints, record, host)
         raise
-    lora, best = None, None
-    if ranks.is_main:
-        with phases("save"):
-            lora = save_lora(plan, state, record, host)
-            best = save_best_lora(plan, state, checkpoints, record, host)
+    lora, best = _save_results(plan, state, checkpoints, record, host, phases)
     with phases("eval"):
         eval_after = evaluate(state, host)
     with phases("validate"):
@@ -207,6 +207,19 @@ def _train(
     del state, live
     _free_memory(plan.device)
     return result
+
+
+def _save_results(
+    plan: RunPlan, state: TrainState, checkpoints: Path, record: Mapping[str, Any], host: Host, phases: PhaseTimer
+) -> tuple[TrainedLora | None, dict[str, Any] | None]:
+    """Save the LoRA, or the model, and that of the best checkpoint. Only rank 0 has them."""
+    with phases("save"):
+        if state.ranks.is_main:
+            lora = save_lora(plan, state, record, host)
+            return lora, save_best_lora(plan, state, checkpoints, record, host)
+        if state.sharding:
+            help_to_save(plan, state, checkpoints)
+    return None, None
 
 
 def _lora_of_main(plan: RunPlan, lora: TrainedLora | None, ranks: Ranks) -> TrainedLora:
@@ -242,11 +255,20 @@ def _resume_or_start_(
 
 def _resume(state: TrainState, checkpoint: Path, live: LiveValidation, host: Host, phases: PhaseTimer) -> None:
     """Restore a checkpoint, and do what its run was about to do when it was interrupted."""
-    restore_(state, checkpoint)
+    restore_(state, checkpoint, _loader(state))
     host.emit(Notice(f"resumed from step {state.step} of {state.num_steps}"))
     with phases("eval"):
         catch_up(state, host)
     live.catch_up(state)
+
+
+def _loader(state: TrainState) -> Load:
+    """Return what loads the tensors of a checkpoint."""
+    if state.sharding is None:
+        return load_weights_
+    from .hooks.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
+
+    return load_sharded_
 
 
 def _begin_folder(plan: RunPlan, record: Mapping[str, Any], prompt: Mapping[str, Any], host: Host) -> None:
@@ -279,13 +301,20 @@ def _save_unfinished(
     the run.
     """
     _finish_background_save(state, host)
+    if state.sharding and not (state.is_consistent and (state.ranks.size == 1 or state.ranks.ends_together)):
+        text = "the weights of all devices can't be saved here, because one of them ended alone, or within a step; "
+        host.emit(Notice(text + "run it again to resume from the last checkpoint", "warning"))
+        return
     try:
         if not state.is_consistent and not _restore_newest(state, checkpoints, host):
             return
         if state.step == 0:
             return
         save_and_prune(checkpoints, state, host, evaluate=False)
-        save_lora(plan, state, record, host)
+        if state.ranks.is_main:
+            save_lora(plan, state, record, host)
+        else:
+            help_to_save(plan, state)
     except (OSError, UserError, RuntimeError) as error:
         host.emit(Notice(f"the state of step {state.step} could not be saved: {error}", "warning"))
         return

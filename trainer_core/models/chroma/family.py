@@ -16,7 +16,7 @@ from ...config.validation import ValidationConfig
 from ...errors import Problem
 from ...host import collect
 from ..family import Convert
-from ..flux_lineage import FluxLikeFamily, can_be_planned, rope
+from ..flux_lineage import FluxLikeFamily, can_be_planned, input_form, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import identity_of
 from ..loading.locate import Part, describe, find_part, is_local, is_offline, load_shipped_config
@@ -129,14 +129,15 @@ class ChromaFamily(FluxLikeFamily):
     ) -> Tensor:
         assert reference is None, "Chroma takes no references"
         weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantized
+        device, dtype = input_form(transformer, weight)
         height, width = x_sigma.shape[-2:]
         tokens, mask = batch_text(text, num_image_tokens=height * width // 4)
         velocity = transformer(
-            hidden_states=pack(x_sigma.to(weight.device, weight.dtype)),
-            encoder_hidden_states=tokens.to(weight.device, weight.dtype),
-            timestep=sigma.to(weight.device, torch.float32),
-            attention_mask=None if mask is None else mask.to(weight.device),
-            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device),
+            hidden_states=pack(x_sigma.to(device, dtype)),
+            encoder_hidden_states=tokens.to(device, dtype),
+            timestep=sigma.to(device, torch.float32),
+            attention_mask=None if mask is None else mask.to(device),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, device),
             return_dict=False,
             route=route,
         )[0]

@@ -19,7 +19,7 @@ from ...devices import DTYPES
 from ...errors import Problem, UserError
 from ...host import collect
 from ..family import Convert
-from ..flux_lineage import FluxLikeFamily, can_be_planned, check_hub, is_original, rope
+from ..flux_lineage import FluxLikeFamily, can_be_planned, check_hub, input_form, is_original, rope
 from ..latent_packing import batch_text, pack, unpack
 from ..loading.fingerprint import content_digest, identity_of
 from ..loading.header_check import part_fault
@@ -169,25 +169,25 @@ class FluxFamily(FluxLikeFamily):
         reference: Tensor | None = None,
         route: Route | None = None,
     ) -> Tensor:
-        weight = _weight(transformer.x_embedder)
+        device, dtype = input_form(transformer, _weight(transformer.x_embedder))
         height, width = x_sigma.shape[-2:]
-        image = pack(x_sigma.to(weight.device, weight.dtype))
+        image = pack(x_sigma.to(device, dtype))
         num_tokens, reference_size = image.shape[1], None
         if reference is not None:  # its tokens follow the image's; the velocity predicted for them is discarded
             reference_size = (reference.shape[-2], reference.shape[-1])
-            image = torch.cat([image, pack(reference.to(weight.device, weight.dtype))], dim=1)
+            image = torch.cat([image, pack(reference.to(device, dtype))], dim=1)
         all_tokens, pooled = part_text(text, transformer.time_text_embed.pooled_width)
         tokens, mask = batch_text(all_tokens, num_image_tokens=image.shape[1])
-        sigma = sigma.to(weight.device, torch.float32)
+        sigma = sigma.to(device, torch.float32)
         guidance = torch.full_like(sigma, transformer.guidance) if transformer.time_text_embed.has_guidance else None
         velocity = transformer(
             hidden_states=image,
-            encoder_hidden_states=tokens.to(weight.device, weight.dtype),
-            pooled_projections=pooled.to(weight.device, weight.dtype),
+            encoder_hidden_states=tokens.to(device, dtype),
+            pooled_projections=pooled.to(device, dtype),
             timestep=sigma,
             guidance=guidance,
-            attention_mask=None if mask is None else mask.to(weight.device),
-            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, weight.device, reference_size),
+            attention_mask=None if mask is None else mask.to(device),
+            image_rotary_emb=rope(transformer, tokens.shape[1], height, width, device, reference_size),
             route=route if route is None else route.keeping(num_tokens, image.shape[1] - num_tokens),
         )[0][:, :num_tokens]
         return unpack(velocity.to(torch.promote_types(velocity.dtype, torch.float32)), height, width)

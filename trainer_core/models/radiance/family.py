@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...config.model import ModelConfig
 from ...storage.atomic import sha256_text
 from ..chroma.family import ChromaFamily
-from ..flux_lineage import rope
+from ..flux_lineage import input_form, rope
 from ..latent_packing import batch_text
 from ..loading.locate import Part, describe
 from ..loading.weights import Layout, Weights
@@ -88,11 +88,11 @@ class RadianceFamily(ChromaFamily):
         assert reference is None, "Radiance takes no references"
         weight = transformer.distilled_guidance_layer.in_proj.weight  # never adapted, never quantized
         height, width = x_sigma.shape[-2:]
-        patch, device = transformer.patch_size, weight.device
+        patch, (device, dtype) = transformer.patch_size, input_form(transformer, weight)
         tokens, mask = batch_text(text, num_image_tokens=height * width // patch**2)
         x, sigma = x_sigma.to(device), sigma.to(device, torch.float32)
         output = transformer(
-            x, tokens.to(device, weight.dtype), sigma,
+            x, tokens.to(device, dtype), sigma,
             positions(transformer, tokens.shape[1], height, width, device),
             None if mask is None else mask.to(device), route,
         )  # fmt: skip

@@ -33,6 +33,7 @@ from torch import Tensor
 from ...adapters.files.export import export_lora
 from ...adapters.files.safetensors import plan_tensors, write_tensors
 from ...adapters.inject import adapter_state, live_state, load_adapter_state_, trainable_parameters
+from ...distributed.ranks import ALONE, Ranks
 from ...errors import UserError
 from ...host import CheckpointSaved, Host, Notice
 from ...runs import layout
@@ -47,7 +48,11 @@ from .eval_weights import final_weights
 WEIGHTS_FILE = "adapter.safetensors"
 FILES = (WEIGHTS_FILE, "optimizer.safetensors", layout.CHECKPOINT_STATE)
 EMA_FILE = "ema.safetensors"
+SHARD_PREFIX = "shard-"  # of files with the rows of a rank, see sharded_checkpoint.py
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
+
+Forms = Mapping[str, tuple[int, ...]]  # names and shapes
+Load = Callable[[TrainState, Path, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,13 @@ def contents_of(state: TrainState, folder: Path) -> Contents:
         UserError: a weight is not finite.
     """
     tensors, others = _tensors(state)
-    _refuse_not_finite(tensors[WEIGHTS_FILE], folder, state.step)
+    refuse_not_finite(tensors[WEIGHTS_FILE], folder, state.step)
 
     def write_lora(path: Path) -> None:
         with final_weights(state):
             export_lora(state.layers, state.transformer, path, {"ss_steps": str(state.step)})
 
-    return Contents(state.step, tensors, _history(state, folder, others), None if state.is_full else write_lora)
+    return Contents(state.step, tensors, history(state, folder, others), None if state.is_full else write_lora)
 
 
 def write_checkpoint(folder: Path, contents: Contents) -> Path:
@@ -130,23 +135,64 @@ def write_checkpoint(folder: Path, contents: Contents) -> Path:
     Raises:
         UserError: the disk is full or can't be written to. Earlier checkpoints are unchanged.
     """
-    target = contents.target(folder)
-    staging = folder / f".tmp-{target.name}"
-    try:
+    needed = contents.num_bytes
+    if contents.write_lora:  # the adapter is saved once more
+        needed += _size_of(contents.files[WEIGHTS_FILE])
+    with staged(folder, contents.step, needed) as staging:
+        digests = _write(staging, contents)
+        return finish_staged(staging, contents.saved, digests)
+
+
+@contextmanager
+def staged(folder: Path, step: int, num_bytes: int, ranks: Ranks = ALONE) -> Iterator[Path]:
+    """Yield a new folder for the files of a checkpoint, which finish_staged renames.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: number of the step.
+        num_bytes: size of the files.
+        ranks: who writes files there. The main one makes the folder.
+    Raises:
+        UserError: the disk is full or can't be written to. Earlier checkpoints are unchanged.
+    """
+    staging = folder / f".tmp-{step_name(step)}"
+
+    def make() -> None:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _refuse_full_disk(folder, contents)
-        _write(staging, contents)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
-        rename(staging, target)
-        sync_folder(folder)
+        _refuse_full_disk(folder, num_bytes)
+
+    try:
+        ranks.from_main(make)
+        yield staging
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        if ranks.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
             str(folder),
-            f"the checkpoint of step {contents.step} can't be written: {error.strerror or error}; "
+            f"the checkpoint of step {step} can't be written: {error.strerror or error}; "
             "earlier checkpoints are intact",
         ) from error
+
+
+def finish_staged(staging: Path, saved: Mapping[str, Any], digests: Mapping[str, str]) -> Path:
+    """Write state.json and the manifest beside the files of a staged checkpoint, and rename it. Return its folder.
+
+    Args:
+        saved: content of state.json.
+        digests: SHA-256 of files that are known, by name.
+    """
+    target = staging.with_name(staging.name.removeprefix(".tmp-"))
+    write_json(staging / layout.CHECKPOINT_STATE, saved)
+    for path in staging.iterdir():
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
+    write_json(staging / "manifest.json", files)
+    sync_folder(staging)
+    shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
+    rename(staging, target)
+    sync_folder(staging.parent)
     return target
 
 
@@ -176,7 +222,7 @@ def _tensors(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
     They are copies on the CPU, but with kind full the run's own tensors, which may fill the RAM of a machine twice.
     """
-    optimizer, others = _optimizer_state(state)
+    optimizer, others = optimizer_state(state)
     adapter = live_state(state.layers) if state.is_full else adapter_state(state.layers)
     files = {WEIGHTS_FILE: adapter, "optimizer.safetensors": optimizer}
     if state.ema is not None:
@@ -184,7 +230,7 @@ def _tensors(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return files, others
 
 
-def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
+def refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -> None:
     bad = [name for name, tensor in adapter.items() if not tensor.isfinite().all()]
     if bad:
         raise UserError.at(
@@ -194,10 +240,8 @@ def _refuse_not_finite(adapter: Mapping[str, Tensor], folder: Path, step: int) -
         )
 
 
-def _refuse_full_disk(folder: Path, contents: Contents) -> None:
-    needed = SLACK_BYTES + contents.num_bytes
-    if contents.write_lora:  # the adapter is saved once more
-        needed += _size_of(contents.files[WEIGHTS_FILE])
+def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
+    needed = SLACK_BYTES + num_bytes
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -209,8 +253,8 @@ def _size_of(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _write(staging: Path, contents: Contents) -> None:
-    """Write the files. The tensors are removed, so that each part is freed as soon as it is written."""
+def _write(staging: Path, contents: Contents) -> dict[str, str]:
+    """Write the files of tensors, and return hashes that are known. Each part is freed as soon as it is written."""
     digests: dict[str, str] = {}
     for name in [*contents.files]:
         with as_os_errors(staging / name):
@@ -220,16 +264,10 @@ def _write(staging: Path, contents: Contents) -> None:
                 save_file(contents.files.pop(name), staging / name)
     if contents.write_lora:
         contents.write_lora(staging / layout.CHECKPOINT_LORA)
-    write_json(staging / layout.CHECKPOINT_STATE, contents.saved)
-    for path in staging.iterdir():
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-    files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
-    write_json(staging / "manifest.json", files)
-    sync_folder(staging)
+    return digests
 
 
-def _history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the content of state.json: the run's history, and the optimizer's state that is not in tensors."""
     saved = {
         "run": folder.parent.name,
@@ -247,10 +285,10 @@ def _history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, 
     return saved
 
 
-def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+def optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Return the optimizer state: tensors by `parameter|name`, and all other values by parameter."""
     tensors, others = {}, {}
-    names = _parameter_names(state)
+    names = parameter_names(state)
     for index, values in state.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -261,20 +299,22 @@ def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, di
     return tensors, others
 
 
-def _parameter_names(state: TrainState) -> list[str]:
+def parameter_names(state: TrainState) -> list[str]:
     """Return the names of the parameters in the optimizer's order."""
     names = {id(parameter): name for name, parameter in trainable_parameters(state.layers)}
     return [names[id(parameter)] for group in state.optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_(state: TrainState, checkpoint: Path) -> None:
+def restore_(state: TrainState, checkpoint: Path, load: Load | None = None) -> None:
     """Restore the run's state from a checkpoint that `newest_intact` has verified.
 
+    Args:
+        load: loads the tensors, given content of state.json. None: load_weights_.
     Raises:
         UserError: the checkpoint is of another adapter or optimizer.
     """
     saved = _read_state(checkpoint)
-    _load_weights_(state, checkpoint, saved)
+    (load or load_weights_)(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
     state.grad_norm = math.nan if saved.get("grad_norm") is None else saved["grad_norm"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
@@ -291,7 +331,7 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
     adapter, optimizer = adapter_state(state.layers), copy.deepcopy(state.optimizer.state_dict())
     ema = state.ema.ema_state() if state.ema is not None else None
     try:
-        _load_weights_(state, checkpoint, _read_state(checkpoint))
+        load_weights_(state, checkpoint, _read_state(checkpoint))
         with final_weights(state):
             yield
     finally:
@@ -301,17 +341,23 @@ def weights_of(state: TrainState, checkpoint: Path) -> Iterator[None]:
         state.optimizer.load_state_dict(optimizer)
 
 
-def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+def load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
     """Load the adapter with the optimizer state and the averaged weights that belong to it."""
+    if not (checkpoint / WEIGHTS_FILE).is_file():
+        raise UserError.at(
+            "on_change",
+            f"can't resume from {checkpoint}: its weights are shared out (shard), and those of this run are not; set shard "
+            "as it was, or set on_change to anew",
+        )
     adapter = load_file(checkpoint / WEIGHTS_FILE)
-    _refuse_other_form(state, adapter, checkpoint)
-    _refuse_other_optimizer(state, saved, checkpoint)
+    refuse_other_form(_forms(live_state(state.layers)), _forms(adapter), checkpoint)
+    refuse_other_optimizer(state, saved, checkpoint)
     load_adapter_state_(state.layers, adapter)
     if state.ema is not None and (checkpoint / EMA_FILE).is_file():
         state.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
     elif state.ema is not None:  # resumed from a run without averaged weights
         state.ema.begin_(state.layers)
-    names = _parameter_names(state)
+    names = parameter_names(state)
     by_index: dict[int, dict[str, Any]] = {
         names.index(name): dict(values) for name, values in saved["optimizer"].items()
     }
@@ -325,7 +371,7 @@ def _load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]
     state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
-def _refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpoint: Path) -> None:
+def refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpoint: Path) -> None:
     expected, stored = type(state.optimizer).__name__, saved.get("optimizer_kind", type(state.optimizer).__name__)
     if expected != stored:
         raise UserError.at(
@@ -335,9 +381,12 @@ def _refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpo
         )
 
 
-def _refuse_other_form(state: TrainState, adapter: Mapping[str, Tensor], checkpoint: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in live_state(state.layers).items()}
-    stored = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
+def _forms(tensors: Mapping[str, Tensor]) -> Forms:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def refuse_other_form(expected: Forms, stored: Forms, checkpoint: Path) -> None:
+    """Raise UserError unless a checkpoint has the weights of this run, by their names and shapes."""
     if expected != stored:
         other = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
         raise UserError.at(
@@ -408,7 +457,8 @@ def _find_fault(checkpoint: Path) -> str:
     """Return '' for an intact checkpoint, else what is wrong with it."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
-        missing = set(FILES) - manifest.keys()
+        is_sharded = any(name.startswith(SHARD_PREFIX) for name in manifest)
+        missing = {layout.CHECKPOINT_STATE} - manifest.keys() if is_sharded else set(FILES) - manifest.keys()
         if missing:
             return f"its manifest lacks {', '.join(sorted(missing))}"
         for name in manifest:

@@ -33,9 +33,16 @@ def save_and_prune(
         require_same_weights(state, folder)
         _evaluate_held(state, host)
         measure_leak(state, host)
+    best = best_step(state)
+    if state.sharding is not None:
+        from .sharded_checkpoint import save_sharded  # imports torch.distributed.checkpoint
+
+        newest = save_sharded(folder, state, host)
+        if state.ranks.is_main:
+            prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)
+        return
     if not state.ranks.is_main:
         return
-    best = best_step(state)
 
     def delete_older(newest: Path) -> None:
         prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)

@@ -114,13 +114,13 @@ def _eval_losses(state: TrainState, host: Host, samples: Sequence[Sample]) -> li
     host.emit(PhaseStarted("eval", count, "images"))
 
     def measure_one(number: int) -> list[float]:
-        host.check_cancelled()
+        state.check_cancelled(host)
         losses = _losses_of(state, samples[number])
-        done = number - state.ranks.rank + state.ranks.size
+        done = number - state.forward_ranks.rank + state.forward_ranks.size
         host.emit(PhaseProgress("eval", min(done, count), count))
         return losses
 
-    return state.ranks.share_out(count, measure_one)
+    return state.share_out(count, measure_one)
 
 
 def _losses_of(state: TrainState, sample: Sample) -> list[float]:

@@ -142,13 +142,13 @@ class LeakMeter:
 
         def compute_one(number: int) -> list[float]:
             if is_cancelable:
-                host.check_cancelled()
+                state.check_cancelled(host)
             values = compute(number)
-            done = number - state.ranks.rank + state.ranks.size
+            done = number - state.forward_ranks.rank + state.forward_ranks.size
             host.emit(PhaseProgress("leak", min(done, count), count))
             return values
 
-        return state.ranks.share_out(count, compute_one)
+        return state.share_out(count, compute_one)
 
 
 def _sample_down(state: TrainState, probe: Probe, number: int) -> Tensor:

@@ -137,8 +137,8 @@ class LiveValidation:
         assert self.settings and self.codec
         self.host.emit(PhaseStarted("validate"))
         return draw_pictures(
-            self.settings, state.family, state.transformer, self.codec, state.text, on_step=self.host.check_cancelled,
-            preview=self.preview, ranks=state.ranks,
+            self.settings, state.family, state.transformer, self.codec, state.text,
+            on_step=lambda: state.check_cancelled(self.host), preview=self.preview, ranks=state.forward_ranks,
         )  # fmt: skip
 
     def _save(self, state: TrainState, step: int, columns: list[tuple[str, Pictures]]) -> None:

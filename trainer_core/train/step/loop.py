@@ -23,7 +23,7 @@ from ...host import Host, Notice, StepReport
 from ...optim.lr_schedule import rate_of
 from ...optim.optimizer import effective_rate, set_rate_
 from .batch import make_batch
-from .full_rank_step import full_rank_step
+from .full_rank.full_rank_step import full_rank_step
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
 from .preservation import added_apart, preservation_loss, prior_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
 from ...distributed.ranks import ALONE, Ranks
 from ...flow.sigma_density import Density
+from ...full_rank.sharding import Sharding
 from ...full_rank.step_in_backward import StepInBackward
+from ...host import Host
 from ...models.family import Family
 from ...models.token_routing import Route
 from ..figures.leak import Leak
@@ -30,6 +32,7 @@ from ..figures.paired_evals import Evaluation
 from .oom_recovery import OomRecovery
 from .working_copies import WorkingCopies
 
+T = TypeVar("T")
 # Called at a checkpoint with its step and the evaluations so far: returns why the run ends there, or "".
 Judge = Callable[[int, Mapping[int, Evaluation]], str]
 
@@ -68,6 +71,7 @@ class TrainState:
     parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): as the defaults
     ranks: Ranks = ALONE  # the processes that train together
     in_backward: StepInBackward | None = None  # kind full: steps the weights inside of the backward pass
+    sharding: Sharding | None = None  # kind full: the weights are shared out over the ranks
     grad_norm: float = math.nan  # of the last step, where in_backward scales the next one by it
     background_save: Any = None  # hooks.background_save.BackgroundSave, with kind full
     losses: list[float] = field(default_factory=list)  # one per step; NaN: the step was skipped
@@ -96,6 +100,28 @@ class TrainState:
     def is_over(self) -> bool:
         """Whether the training ends here."""
         return self.step >= self.num_steps or bool(self.stop_reason)
+
+    @property
+    def forward_ranks(self) -> Ranks:
+        """Who shares out forward passes without gradients.
+
+        Ranks that share out the weights compute each of them together, and all get its outputs.
+        """
+        return self.ranks if self.sharding is None else ALONE
+
+    def share_out(self, count: int, compute: Callable[[int], T]) -> list[T]:
+        """Return `count` JSON values that need forward passes, the same on all ranks. See Ranks.share_out."""
+        if self.sharding is None:
+            return self.ranks.share_out(count, compute)
+        values = [compute(number) for number in range(count)]
+        return self.ranks.from_main(lambda: values)
+
+    def check_cancelled(self, host: Host) -> None:
+        """Raise if the run shall stop, between two forward passes. All ranks stop together where they compute together."""
+        if self.sharding is None:
+            host.check_cancelled()
+        else:
+            self.ranks.agree(host.check_cancelled)
 
     def next_micro(self, micro: int) -> int:
         """Return the micro-batch that this process computes after this one."""

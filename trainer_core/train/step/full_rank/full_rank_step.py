@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ...config.optimizer import STEP_BEFORE
-from ...full_rank.step_in_backward import StepInBackward
-from .nan_guard import refuse_half_step, refuse_or_skip
-from .state import Fetch, TrainState
+from ....full_rank.step_in_backward import StepInBackward
+from ..nan_guard import refuse_half_step, refuse_or_skip
+from ..state import Fetch, TrainState
+from .clipping import clip_factor
+from .sharded_step import sharded_step
 
-CLIP_EPS = 1e-6  # as in torch's clip_grad_norm_
 Loss = Callable[[TrainState, int, Fetch | None], Tensor]
 
 
@@ -22,7 +22,7 @@ def full_rank_step(
     """Run one step, whose weights move inside of the backward pass.
 
     The loss is read before, because a step that has begun can't be undone. The host waits for the forward pass. Each
-    rank computes one micro-batch (setup/full_rank_check.py).
+    rank computes one micro-batch (setup/full_rank_check.py). Where weights are shared out: see sharded_step.py.
 
     Args:
         compute_loss: micro_loss of loop.py.
@@ -30,6 +30,8 @@ def full_rank_step(
     Returns:
         The loss, and the gradient norm before clipping.
     """
+    if state.sharding is not None:
+        return sharded_step(state, stepper, state.sharding, compute_loss, fetch)
     first = state.step * state.config.accumulation
     try:
         loss = compute_loss(state, first + state.ranks.rank, fetch)
@@ -39,7 +41,7 @@ def full_rank_step(
         if not math.isfinite(loss_value):
             refuse_or_skip(state, first, loss_value, math.nan)
         state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
-        with stepper.active(state.step, _clip_factor(state)):
+        with stepper.active(state.step, clip_factor(state)):
             loss.backward()
     finally:
         state.optimizer.zero_grad(set_to_none=True)  # of a pass that was interrupted
@@ -49,11 +51,3 @@ def full_rank_step(
     if state.ema is not None:
         state.ema.update_(state.layers)
     return loss_value, state.grad_norm
-
-
-def _clip_factor(state: TrainState) -> float:
-    """Return the factor of this step's gradients: it clips as if their norm were that of the step before."""
-    limit = state.config.max_grad_norm
-    if not limit or state.optimizer_config.clip_by != STEP_BEFORE or math.isnan(state.grad_norm):
-        return 1.0
-    return min(1.0, limit / (state.grad_norm + CLIP_EPS))
