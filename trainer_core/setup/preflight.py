@@ -22,7 +22,12 @@ from ..registry import load
 from ..trackers.dispatch import parse_trackers
 from .block_lr import rates_of
 from .full_rank_check import full_rank_problems
-from .model_check import contradictions
+from .model_check import (
+    contradictions,
+    refuse_other_layers,
+    sampling_model_file_problems,
+    sampling_model_problems,
+)
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
 if TYPE_CHECKING:  # so that checks of settings do not import torch
@@ -69,8 +74,11 @@ def all_problems(
     ]
     if not is_checked_by_family(request.model):
         problems += tokenizer_problems(request.model)
+    if not problems:
+        problems += sampling_model_file_problems(request, family, device, needs_weights)
     if not problems:  # the check of the adapter reads the files of the model
         collect(problems, check_fit, request, family)
+        collect(problems, refuse_other_layers, request, family)
     return problems
 
 
@@ -120,7 +128,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             )
         )
     own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
-    return [*problems, *contradictions(request), *reference_problems(request), *own]
+    return [*problems, *contradictions(request), *reference_problems(request), *sampling_model_problems(request), *own]
 
 
 def devices_problems(request: TrainRequest, host: Host) -> list[Problem]:

@@ -163,7 +163,7 @@ def _train(
         report_density(plan, record, host)
 
     with phases("load"):
-        live = LiveValidation.build(plan, state, host, record, phases)
+        live = LiveValidation.build(plan, state, host, record, phases, estimate)
         live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))

@@ -59,6 +59,7 @@ class TrainState:
     attention: str = "native"  # name of the attention kernel, see attention_choice.py
     optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
+    drawn_text: TextCache | None = None  # validation prompts, where the model that samples has another text encoder
     held: Sequence[Sample] = ()  # held-out samples: their loss selects the best checkpoint
     references: ReferenceLatents | None = None  # latents of the reference images
     masks: MaskWeights | None = None
