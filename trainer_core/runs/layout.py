@@ -38,6 +38,7 @@ DRAWN = "drawn"
 IMAGE_SETS = "image-sets"
 CHECKPOINTS, VALIDATION, BY_NAME = "checkpoints", "validation", "by-name"
 CHECKPOINT_LORA, CHECKPOINT_STATE = "lora.safetensors", "state.json"  # in each checkpoint
+CHECKPOINT_WEIGHTS, CHECKPOINT_MANIFEST = "adapter.safetensors", "manifest.json"
 STEP = "step-"
 LORAS = "loras"
 RANKS = "ranks"

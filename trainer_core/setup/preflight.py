@@ -14,11 +14,14 @@ from ..config.request import TrainRequest
 from ..data.places.open_source import has_archives, is_remote
 from ..data.source.folder import FolderBackend, no_images
 from ..distributed.device_list import devices_of, idle_text, num_launched
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, reason_of
 from ..host import Host, collect
 from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
+from ..runs.layout import MANIFEST
+from ..runs.manifest import read_manifest
+from ..storage.bounded_files import Unusable
 from ..trackers.dispatch import parse_trackers
 from .block_lr import rates_of
 from .full_rank_check import full_rank_problems
@@ -37,6 +40,9 @@ if TYPE_CHECKING:  # so that checks of settings do not import torch
     from ..optim.optimizer import OptimizerPart
 
 PLAIN_INITS = ("default", "gaussian")
+OF_THE_STATE = (
+    ("adapter", "kind"), ("training", "rank"), ("training", "alpha"), ("training", "targets"), ("optimizer", "optimizer"),
+)  # fmt: skip
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors changes the initial update
 
 
@@ -195,6 +201,32 @@ def adapter_problems(request: TrainRequest) -> list[Problem]:
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
         reason = f"continues from a file, so init {init!r} has nothing to initialize; use {' or '.join(PLAIN_INITS)}"
         problems.append(Problem("init_lora", reason))
+    return problems + continued_problems(request)
+
+
+def continued_problems(request: TrainRequest) -> list[Problem]:
+    """Return the settings with which the optimizer state of a checkpoint does not fit, each with its value there."""
+    checkpoint = request.adapter.checkpoint
+    if not checkpoint:
+        return []
+    run = Path(checkpoint).parents[1]
+    try:
+        settings = read_manifest(run)["settings"]
+        before = {name: settings[part][name] for part, name in OF_THE_STATE}
+    except (OSError, Unusable, KeyError, TypeError) as error:
+        text = f"{run / MANIFEST} can't be read, so its optimizer state is not known to fit: {reason_of(error)}"
+        return [Problem("init_optimizer", f"{text}; set init_optimizer to new")]
+    training = request.training.with_alpha()
+    now = {name: getattr({"adapter": request.adapter, "optimizer": request.optimizer}.get(part, training), name)
+           for part, name in OF_THE_STATE}  # fmt: skip
+    problems = [
+        Problem("init_optimizer", f"{name} is {now[name]!r}, and the state of {run.name} is of {before[name]!r}; use that, or set init_optimizer to new")
+        for name in now
+        if now[name] != before[name]
+    ]  # fmt: skip
+    if (init := settings["training"].get("init")) not in PLAIN_INITS:
+        text = f"{run.name} was started with init {init}, whose weights are relative to its start; set init_optimizer to new"
+        problems.append(Problem("init_optimizer", text))
     return problems
 
 

@@ -30,7 +30,7 @@ def full_rank_step(
     Returns:
         The loss, and the gradient norm before clipping.
     """
-    first = state.step * state.config.accumulation
+    first = state.first_micro
     try:
         loss = compute_loss(state, first + state.ranks.rank, fetch)
         if state.ranks.size > 1:
