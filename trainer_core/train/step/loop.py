@@ -38,9 +38,8 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
         Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
-    with prefetch_batches(
-        lambda micro: make_batch(state, micro), state.device, state.end_micro, state.next_micro
-    ) as fetch:
+    end, following = state.end_micro, state.next_micro
+    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, following) as fetch:
         while not state.is_over:
             state.ranks.agree(host.check_cancelled)
             start = time.perf_counter()
