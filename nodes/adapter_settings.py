@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from ..trainer_core.config.adapter import NO_LORA, AdapterConfig
+from ..trainer_core.config.adapter import CONTINUED, NO_LORA, AdapterConfig
 from ..trainer_core.host import Host
+from ..trainer_core.runs.saved_loras import checkpoint_of
 from ..trainer_core.spec import NodeSpec, Output
 
 
@@ -15,11 +16,14 @@ class Inputs(AdapterConfig):
 
 
 def run(inputs: Inputs, host: Host) -> tuple[AdapterConfig]:
-    """Return the adapter settings, with init_lora as an absolute path."""
+    """Return the adapter settings, with init_lora and the checkpoint that is continued as absolute paths."""
     config = AdapterConfig(**{field.name: getattr(inputs, field.name) for field in fields(AdapterConfig)})
     if config.init_lora == NO_LORA:
         return (config,)
-    return (replace(config, init_lora=str(host.paths.find_model("loras", config.init_lora, "init_lora"))),)
+    path = host.paths.find_model("loras", config.init_lora, "init_lora")
+    if config.init_optimizer == CONTINUED:
+        config = replace(config, init_optimizer=str(checkpoint_of(path, host.paths.output)))
+    return (replace(config, init_lora=str(path)),)
 
 
 SPEC = NodeSpec(

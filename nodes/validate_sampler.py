@@ -124,7 +124,7 @@ def accepts(inputs: Inputs, sources: Mapping[str, Any]) -> list[Problem]:
 def run(inputs: Inputs, host: Host) -> tuple[list[Any], ValidationConfig, list[Any], list[str]]:
     """Sample the images. Without a model or LoRA, return only the settings."""
     settings = settings_of(inputs, host)
-    model = inputs.model or (inputs.lora.model if inputs.lora else None)
+    model = inputs.model or (inputs.lora and (inputs.sampling_model or inputs.lora.model))
     if model is None:
         return [], settings, [], []
     from ..trainer_core.validation.render import draw

@@ -145,6 +145,6 @@ def test_names_in_a_runs_folder():
         "COMMAND": "command.json", "EVENTS": "events.jsonl", "CROP_SHEET": "crops.png", "PAIR_SHEET": "pairs.png",
         "DENSITY_CHART": "density.png", "LOSS_CHART": "loss.png", "CHECKPOINTS": "checkpoints", "VALIDATION": "validation",
         "BY_NAME": "by-name", "SCORES": "scores.json", "PREVIEW": "preview.jpg", "DRAWN": "drawn", "IMAGE_SETS": "image-sets", "LAUNCH_VALUES": "launch.json", "QUEUE": "queue",
-        "CHECKPOINT_LORA": "lora.safetensors", "CHECKPOINT_STATE": "state.json", "STEP": "step-", "LORAS": "loras", "MODELS": "diffusion_models", "RUNS": "chroma_trainer", "RANKS": "ranks",
+        "CHECKPOINT_LORA": "lora.safetensors", "CHECKPOINT_STATE": "state.json", "CHECKPOINT_WEIGHTS": "adapter.safetensors", "CHECKPOINT_MANIFEST": "manifest.json", "STEP": "step-", "LORAS": "loras", "MODELS": "diffusion_models", "RUNS": "chroma_trainer", "RANKS": "ranks",
     }  # fmt: skip
     assert layout.step_name(250) == "step-000250"

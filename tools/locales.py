@@ -38,6 +38,7 @@ TEMPLATES = {
     "first-lora": "First LoRA: a tiny Chroma, on any machine",
     "first-flux-lora": "First Flux LoRA",
     "quick-lora": "A LoRA from a few choices",
+    "caption-then-train": "Caption with any captioner, look, train",
     "low-vram": "Chroma on a small card",
     "style-with-regularisation": "A style that stays behind its trigger",
     "compare-checkpoints": "Compare checkpoints by strengths",

@@ -71,7 +71,8 @@ def local_paths(
     folders[MODELS].append(output / MODELS)
     beside = tuple(m.parent / "datasets" for m in models)
     inputs = (m.parent / "input" for m in models)
-    roots = (Path.cwd(), *datasets, *(m / "datasets" for m in models), *inputs, *folders.pop(DATASETS), *beside)
+    # As in ComfyUI: input, datasets, models/datasets.
+    roots = (Path.cwd(), *datasets, *inputs, *folders.pop(DATASETS), *beside, *(m / "datasets" for m in models))
     return Paths(
         output=output,
         cache=cache_folder(output),

@@ -221,7 +221,7 @@ def _paths() -> Paths:
         output=output,
         cache=cache_folder(output),
         models=models,
-        datasets=(Path(folder_paths.get_input_directory()), own, *map(Path, comfyui)),
+        datasets=(Path(folder_paths.get_input_directory()), *map(Path, comfyui), own),
         new_datasets=Path(comfyui[0]) if comfyui else own,
     )
 

@@ -12,6 +12,7 @@ from ..registry import names
 from ..spec import Advanced, Choice, Doc, ModelFile, Range, Text
 
 NO_LORA = "none"
+NEW_OPTIMIZER, CONTINUED = "new", "continue"
 FORMATS = ("universal", "comfyui", "kohya")
 FULL = "full"  # the kind that trains the model's own weights (docs/full-rank.md)
 
@@ -92,8 +93,8 @@ def block_rules(text: str) -> list[BlockRule]:
 class AdapterConfig:
     """Settings of the adapter. Rank, alpha, targets and init are widgets of LoRATrainer."""
 
-    PATHS: ClassVar[tuple[str, ...]] = ("init_lora",)
-    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("precision",), ("extract_rank",))
+    PATHS: ClassVar[tuple[str, ...]] = ("init_lora", "init_optimizer")
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("precision",), ("extract_rank",), ("init_optimizer",))
     KEY: ClassVar[tuple[str, ...]] = (
         "AdapterConfig", "kind", "format", "init_lora", "dropout", "block_lr", "ema_decay", "lokr_factor",
         "lokr_decompose_both", "svd_iterations", "eva_batches", "precision",
@@ -198,6 +199,21 @@ class AdapterConfig:
             "model, approximated by an SVD of each layer. The log says the error. 0: no LoRA."
         ),
     ] = 0
+    init_optimizer: Annotated[
+        str,
+        Choice(NEW_OPTIMIZER, CONTINUED),
+        Advanced(),
+        Doc(
+            "For init_lora. new: start with a new optimizer. continue: go on where the file's run ended, with the exact "
+            "weights and the optimizer state of its checkpoint, and the batches that come next. Needs that run's folder, "
+            "and the same kind, rank, alpha, targets and optimizer. Dataset, learning rate and schedule may differ."
+        ),
+    ] = NEW_OPTIMIZER
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of the checkpoint whose optimizer state the run starts with, "" for none."""
+        return "" if self.init_optimizer in (NEW_OPTIMIZER, CONTINUED) else self.init_optimizer
 
     @property
     def is_full(self) -> bool:
@@ -207,6 +223,9 @@ class AdapterConfig:
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
         problems = []
+        if self.init_optimizer == CONTINUED and self.init_lora == NO_LORA:
+            text = f"is {CONTINUED}, but init_lora names no file whose run could be continued; choose one, or use new"
+            problems.append(Problem("init_optimizer", text))
         try:
             block_rules(self.block_lr)
         except ValueError as error:

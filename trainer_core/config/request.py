@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .adapter import AdapterConfig
@@ -38,6 +38,21 @@ class TrainRequest:
     def validation_reference(self) -> str:
         """Path of the reference image for validation images, "" for none."""
         return self.validation.reference if self.validation else ""
+
+    @property
+    def sampling_model(self) -> ModelConfig | None:
+        """The model that validation images are sampled with, where it is not the trained one."""
+        return self.validation.sampling_model if self.validation else None
+
+    @property
+    def drawn_model(self) -> ModelConfig:
+        """The model that validation images are sampled with."""
+        return self.sampling_model or self.model
+
+    @property
+    def for_drawing(self) -> TrainRequest:
+        """The request with the model that validation images are sampled with."""
+        return replace(self, model=self.drawn_model)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from ..errors import Problem, UserError
-from ..spec import Advanced, Choice, Doc, Last, Range, Seed, Text
+from ..spec import Advanced, Choice, Doc, Last, Range, Seed, Socket, Text
 from ..storage.bounded_files import Unusable, parse_json
 from .guidance import THRESHOLD, CfgStart, DisabledSteps, Threshold, UncondZeroScale
+from .model import ModelConfig
 
 RESOLUTION_PATTERN = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
 OFF, FAST, TAEF1 = "off", "fast", "taef1"  # previews
@@ -65,7 +66,7 @@ class ValidationConfig:
 
     PATHS: ClassVar[tuple[str, ...]] = ("reference", "score_model")
     LATER: ClassVar[tuple[tuple[str, ...], ...]] = (
-        ("sampling",), ("reference",), ("attention",), ("previews",), ("score", "score_model"),
+        ("sampling",), ("reference",), ("attention",), ("previews",), ("score", "score_model"), ("sampling_model",),
     )  # fmt: skip
     KEY: ClassVar[tuple[str, ...]] = (
         "ValidationConfig", "prompts", "negative_prompt", "steps", "cfg", "resolutions", "seed", "scheduler", "shift",
@@ -194,6 +195,16 @@ class ValidationConfig:
             "not on this machine (1.7 GB)."
         ),
     ] = CLIP_REPO
+    sampling_model: Annotated[
+        ModelConfig | None,
+        Socket("TRAIN_MODEL"),
+        Last(),
+        Doc(
+            "Model that samples the images of LoRATrainer during training, with the LoRA that is trained, in place of "
+            "the trained model: such as Chroma1-Flash for a LoRA of Chroma1-HD. It must have the same layers. Loaded "
+            "for each validation. This node's own images use it too, unless `model` is connected."
+        ),
+    ] = None
 
     def problems(self) -> list[Problem]:
         """Return the problems of these settings."""
@@ -214,6 +225,9 @@ class ValidationConfig:
         if self.checkpoint_choice():
             text = f"{name} is a whole model, whose checkpoints hold its trained weights alone; leave this field empty"
             problems.append(Problem("checkpoints", text))
+        if self.sampling_model:
+            text = f"{name} is a whole model, and no LoRA that another model could be sampled with; disconnect it"
+            problems.append(Problem("sampling_model", text))
         return problems
 
     def of_the_images(self) -> ValidationConfig:

@@ -49,7 +49,7 @@ class MemoryEstimator:
     captions: CaptionFacts
     resolution: float
     num_devices: int = 1
-    _digest: str = ""
+    _digests: dict[Any, str] = field(default_factory=dict)
     _skeletons: dict[Any, MetaModel] = field(default_factory=dict)
     _costs: dict[Any, ModelCost] = field(default_factory=dict)
 
@@ -59,9 +59,10 @@ class MemoryEstimator:
         cost, whole = self._cost(request, facts.largest), None
         if request.training.routed_share and request.training.rollout_probability:
             whole = self._cost(request, replace(facts.largest, is_drawn=True))
-        return estimate_run(
-            request, facts, cost, self._sampling_cost(request, facts), self.machine, whole, self.num_devices
-        )
+        sampled, other = self._sampling_cost(request, facts), None
+        if request.sampling_model:
+            other = self._sampling_cost(request.for_drawing, facts)
+        return estimate_run(request, facts, cost, sampled, self.machine, whole, other, self.num_devices)
 
     def _sampling_cost(self, request: TrainRequest, facts: RunFacts) -> ModelCost | None:
         if request.validation is None:
@@ -74,15 +75,17 @@ class MemoryEstimator:
         shape = replace(
             shape, is_drawn=shape.is_drawn and request.training.routed_share > 0
         )  # without routing both cost the same
-        if (key, shape) not in self._costs:
-            self._costs[key, shape] = self._cached_cost(request, shape, key)
-        return self._costs[key, shape]
+        place = (_files_of(request.model), key, shape)
+        if place not in self._costs:
+            self._costs[place] = self._cached_cost(request, shape, key)
+        return self._costs[place]
 
     def _layers(self, request: TrainRequest) -> str:
         """Return the digest of the model's shapes. Counts do not depend on values, so finetunes share them."""
-        if not self._digest:
-            self._digest = layers_of(self.family, request.model)
-        return self._digest
+        files = _files_of(request.model)
+        if files not in self._digests:
+            self._digests[files] = layers_of(self.family, request.model)
+        return self._digests[files]
 
     def _cached_cost(self, request: TrainRequest, shape: Shape, key: str) -> ModelCost:
         """Return the cost from the cache, or count it now."""
@@ -97,13 +100,19 @@ class MemoryEstimator:
             return self.counts.get_or_count(cache_key, lambda value: OptimizerCost(**value), count, asdict)
 
         def count() -> ModelCost:
-            if key not in self._skeletons:
+            place = (_files_of(request.model), key)
+            if place not in self._skeletons:
                 device = "cuda" if self.machine.device_bytes else "cpu"
-                self._skeletons[key] = MetaModel(self.family, request, device, optimizer_cost)
-            return self._skeletons[key].cost(shape)
+                self._skeletons[place] = MetaModel(self.family, request, device, optimizer_cost)
+            return self._skeletons[place].cost(shape)
 
         cache_key = (self._layers(request), request.model.dtype, key, key_text(shape))
         return self.counts.get_or_count(cache_key, ModelCost.from_json, count, ModelCost.as_json)
+
+
+def _files_of(model: ModelConfig) -> tuple[str, ...]:
+    """Return what tells the two models of a run apart, besides their quantization."""
+    return model.flavour, model.repo, model.transformer_file, model.dtype
 
 
 def layers_of(family: Family, model: ModelConfig) -> str:
@@ -173,8 +182,11 @@ def make_estimator(
         num_devices: see MemoryEstimator.
     """
     counts = CostCache(cache / "plan")
+    both = dict.fromkeys((request.model, request.drawn_model))  # each with its own text encoder and VAE
+    requests = [replace(request, model=model) for model in both]
     return MemoryEstimator(
-        family, index, machine, counts, cached_encoder_cost(request, family, counts),
-        cached_codec_cost(request, family, counts), caption_facts(index.samples),
-        request.dataset.parts[0].resolution, num_devices,
+        family, index, machine, counts,
+        max((cached_encoder_cost(each, family, counts) for each in requests), key=lambda cost: cost.weights + cost.work),
+        max((cached_codec_cost(each, family, counts) for each in requests), key=lambda cost: cost.weights),
+        caption_facts(index.samples), request.dataset.parts[0].resolution, num_devices,
     )  # fmt: skip

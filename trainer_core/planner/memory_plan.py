@@ -68,6 +68,7 @@ class MemoryPlan:
     seconds_per_step: float | None
     suggestion: Callable[[], str] = lambda: ""  # what would fit, computed on demand
     choice: str = ""  # why mode auto did not choose faster settings, in one line
+    is_sampled_alone: bool = False  # another model samples images, and the trained one is in RAM meanwhile
 
     @property
     def device_peak(self) -> int:

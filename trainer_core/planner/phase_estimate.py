@@ -14,8 +14,16 @@ from .cost_model import ModelCost
 from .estimates.disk import disk_of
 from .estimates.operations import phase_flops
 from .estimates.sharded_cost import cost_of_one, stored
-from .memory_plan import Machine, MemoryPlan, PhasePlan
-from .step_peak import away, resident_bytes, resident_weights, sampling_peak, states_away, training_peak
+from .memory_plan import Machine, MemoryPlan, PhasePlan, bytes_to_reserve
+from .step_peak import (
+    away,
+    resident_bytes,
+    resident_weights,
+    sampling_peak,
+    sampling_work,
+    states_away,
+    training_peak,
+)
 from .workload import RunFacts
 
 # Resident memory of the interpreter with torch, this package, transformers and diffusers: 470 to 515 MB measured on
@@ -39,6 +47,7 @@ def estimate_run(
     sampled: ModelCost | None,
     machine: Machine,
     whole: ModelCost | None = None,
+    other: ModelCost | None = None,
     num_devices: int = 1,
 ) -> MemoryPlan:
     """Add up the counted costs to the estimate of a run.
@@ -47,12 +56,13 @@ def estimate_run(
         cost: cost of the largest batch.
         sampled: cost of the largest validation image; None where none is sampled.
         whole: cost of the largest batch without token routing; None where no token is routed.
+        other: cost of the largest validation image where another model samples it; else None.
         num_devices: that share out the weights, where the request asks for it. The estimate is that of one of them.
     """
     on_cpu = not machine.device_bytes
     flops = phase_flops(request, facts, cost, sampled, whole)
     words = settings_of(request)
-    disk, in_ram = disk_of(request, facts, cost), 0
+    disk, in_ram = disk_of(request, facts, cost, other), 0
     if request.training.is_sharded:
         disk = disk_of(request, facts, stored(cost, request))
         sampled = sampled and cost_of_one(sampled, request, num_devices)[0]
@@ -68,11 +78,12 @@ def estimate_run(
     }
     if facts.eval_images:
         phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
+    is_alone = False
     if sampled is not None:
-        sampling, scoring = (
-            _validate(request.memory, facts, sampled),
-            _score_images(request.memory, facts, sampled, on_cpu),
-        )
+        sampling = _validate(request.memory, facts, sampled)
+        if other is not None:
+            sampling, is_alone = _validate_with_other(request, facts, cost, other, machine)
+        scoring = _score_images(request.memory, facts, sampled, on_cpu)  # the other model is gone by then
         phases["validate"] = max(sampling[0], scoring[0]), max(sampling[1], scoring[1])
     device, ram = phases["train"]
     phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))
@@ -85,7 +96,7 @@ def estimate_run(
     )  # fmt: skip
     a_step = flops["train"] // max(1, facts.num_steps)
     seconds = a_step / machine.flops if machine.flops else None
-    return MemoryPlan(planned, disk, machine, words, a_step, seconds)
+    return MemoryPlan(planned, disk, machine, words, a_step, seconds, is_sampled_alone=is_alone)
 
 
 def _score(facts: RunFacts, on_cpu: bool) -> tuple[int, int]:
@@ -171,8 +182,41 @@ def _evaluate(request: TrainRequest, facts: RunFacts, cost: ModelCost, is_sample
     return sampling_peak(cost, request.memory) + beside, in_ram
 
 
+def _validate_with_other(
+    request: TrainRequest, facts: RunFacts, cost: ModelCost, other: ModelCost, machine: Machine
+) -> tuple[tuple[int, int], bool]:
+    """Return the peaks where another model is loaded to sample, and whether it has the device alone.
+
+    The trained model stays where it is if both fit. Else it is in RAM meanwhile. See train/hooks/sampling_model.py.
+    """
+    memory, on_cpu = request.memory, not machine.device_bytes
+    beside = _validate_beside(request, facts, cost, other, is_alone=False, on_cpu=on_cpu)
+    if on_cpu or memory.group_offload != "none" or bytes_to_reserve(beside[0]) <= machine.device_bytes:
+        return beside, False
+    return _validate_beside(request, facts, cost, other, is_alone=True, on_cpu=on_cpu), True
+
+
+def _validate_beside(
+    request: TrainRequest, facts: RunFacts, cost: ModelCost, other: ModelCost, is_alone: bool, on_cpu: bool
+) -> tuple[int, int]:
+    memory, optimizer_cost, codec = request.memory, cost.optimizer_cost, facts.codec.weights
+    stays = resident_bytes(cost, memory) if not is_alone else optimizer_cost.resident - optimizer_cost.adapter
+    stays += optimizer_cost.aside
+    weights = resident_weights(other, memory) + optimizer_cost.adapter
+    passes, decoding = sampling_work(other), codec + _decoding_work(memory, facts)
+    _, ram = _load(request.for_drawing, other, on_cpu)
+    ram += _offloaded_ram(cost, memory) + (cost.weights + optimizer_cost.adapter if is_alone else 0)
+    if memory.model_offload:  # the other model and the VAE are in turn on the device
+        return stays + max(weights + passes, decoding), ram + max(codec, other.weights + optimizer_cost.adapter)
+    return stays + weights + max(passes + codec, decoding), ram + _offloaded_ram(other, memory)
+
+
+def _decoding_work(memory: MemoryConfig, facts: RunFacts) -> int:
+    return int(min(facts.validation_pixels, _max_tile_pixels(memory)) * VAE_DECODE_PIXEL * facts.codec.width)
+
+
 def _validate(memory: MemoryConfig, facts: RunFacts, sampled: ModelCost) -> tuple[int, int]:
-    work = int(min(facts.validation_pixels, _max_tile_pixels(memory)) * VAE_DECODE_PIXEL * facts.codec.width)
+    work = _decoding_work(memory, facts)
     optimizer_cost, codec = sampled.optimizer_cost, facts.codec.weights
     if memory.model_offload:  # the adapter is offloaded with the transformer
         decoding = optimizer_cost.resident - optimizer_cost.adapter + optimizer_cost.aside + codec + work
@@ -232,6 +276,8 @@ def settings_of(request: TrainRequest) -> str:
         words.append(
             f"rollouts of 1 to {training.rollout_steps} steps in {training.rollout_probability:.0%} of the batches"
         )
+    if other := request.sampling_model:
+        words.append(f"images by {other.family} {other.flavour}, quantization {other.quantization.level}")
     if request.adapter.ema_decay:
         words.append("EMA of the weights")
     if request.model.quantization.text_encoder != "none":

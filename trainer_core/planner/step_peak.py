@@ -111,6 +111,10 @@ def away(cost: ModelCost, memory: MemoryConfig) -> int:
 
 def sampling_peak(cost: ModelCost, memory: MemoryConfig) -> int:
     """Return the peak bytes of tensors in a forward pass without gradients, with the resident bytes of the training."""
+    return resident_bytes(cost, memory) + cost.optimizer_cost.aside + sampling_work(cost)
+
+
+def sampling_work(cost: ModelCost) -> int:
+    """Return the peak bytes of a forward pass without gradients, above all weights."""
     inside = max(block.forward_peak for block in cost.blocks) + cost.blocks[0].output
-    during = cost.before + max(inside, cost.head_peak)
-    return resident_bytes(cost, memory) + cost.optimizer_cost.aside + during
+    return cost.before + max(inside, cost.head_peak)

@@ -99,7 +99,7 @@ def resolve(request: TrainRequest, prompts: Sequence[str], host: SinkHost) -> tu
     if prompts:
         library = json.dumps(dict(zip(prompts, prompts, strict=True)), ensure_ascii=False)
         settings = replace(settings, prompts=library)
-    model = with_level_to_draw(request.model, family, pick_device(host.device), None)
+    model = with_level_to_draw(request.drawn_model, family, pick_device(host.device), None)
     return model, family.resolve_sampling(model, settings)
 
 

@@ -39,6 +39,7 @@ DRAWN = "drawn"
 IMAGE_SETS = "image-sets"
 CHECKPOINTS, VALIDATION, BY_NAME, SCORES = "checkpoints", "validation", "by-name", "scores.json"
 CHECKPOINT_LORA, CHECKPOINT_STATE = "lora.safetensors", "state.json"  # in each checkpoint
+CHECKPOINT_WEIGHTS, CHECKPOINT_MANIFEST = "adapter.safetensors", "manifest.json"
 STEP = "step-"
 LORAS = "loras"
 RANKS = "ranks"

@@ -45,6 +45,7 @@ def settings_of(request: TrainRequest) -> dict[str, Any]:
     value["adapter"].pop("format")  # affects only how the file is written
     value["adapter"].pop("precision", None)
     value["adapter"].pop("init_lora")  # compared by its bytes, not by its name
+    value["adapter"].pop("init_optimizer", None)  # so is the checkpoint
     for name in WITHOUT_EFFECT:
         value["training"].pop(name, None)
     if LR_SCHEDULES[request.training.lr_schedule].endless:  # the first steps do not depend on the number of steps

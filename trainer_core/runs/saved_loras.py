@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reason_of
 from ..host import Host, LoraSaved, Notice
 from ..storage.atomic import sha256_of
+from ..storage.bounded_files import Unusable, parse_json
 from ..storage.lora_name import numbered
+from ..storage.safetensors_header import read_header
 from .event_log import read_events
-from .layout import LORAS, MANIFEST
+from .layout import CHECKPOINTS, LORAS, MANIFEST, list_checkpoints, runs_folder, step_of
 
 
 @contextmanager
@@ -47,6 +49,49 @@ def has_saved(folder: Path, sha256: str) -> bool:
         isinstance(event, dict) and event.get("kind") == LoraSaved.__name__ and event.get("sha256") == sha256
         for event in read_events(folder)
     )
+
+
+def checkpoint_of(lora: Path, output: Path) -> Path:
+    """Return the checkpoint that a LoRA file was saved from.
+
+    Args:
+        lora: The file.
+        output: Output folder whose runs are searched, besides that in which the file lies.
+    Raises:
+        UserError: The run's folder, or this checkpoint, is not there.
+    """
+    try:
+        digest, step = sha256_of(lora), _step_of(lora)
+    except (OSError, ValueError) as error:
+        raise UserError.at("init_lora", f"{lora.name} can't be read: {reason_of(error)} ({lora})") from error
+    roots = dict.fromkeys([output, *(folder.parent for folder in lora.parents if folder.name == LORAS)])
+    runs = [path.parent for root in roots for path in sorted(runs_folder(root).glob(f"*/{MANIFEST}"))]
+    run = next((folder for folder in runs if has_saved(folder, digest)), None)
+    otherwise = "set init_optimizer to new to train from its weights alone"
+    if run is None or step is None:
+        text = (
+            f"no run in {runs_folder(output)} has saved {lora.name}, so its optimizer state is not known: the run's "
+            f"folder was deleted, or the file is of another machine or tool; {otherwise}"
+        )
+        raise UserError.at("init_optimizer", text)
+    steps = {step_of(path): path for path in list_checkpoints(run / CHECKPOINTS)}
+    if step not in steps:
+        text = (
+            f"{lora.name} was saved at step {step} of the run {run.name}, which has checkpoints of step "
+            f"{', '.join(map(str, steps)) or 'none'} only (keep_checkpoints, keep_every); {otherwise}"
+        )
+        raise UserError.at("init_optimizer", text)
+    return steps[step]
+
+
+def _step_of(lora: Path) -> int | None:
+    """Return the step in the record of a LoRA file; None where it has none."""
+    try:
+        record = parse_json(read_header(lora).metadata.get("chroma_trainer", "{}"))
+    except Unusable:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def _name_beside(path: Path, folder: Path, sha256: str) -> Path:

@@ -12,16 +12,18 @@ from torch import nn
 from ..adapters.ema import Ema
 from ..adapters.files.load import match, read_lora_file
 from ..adapters.initializers import uniform
-from ..adapters.inject import inject_, set_dropout_
+from ..adapters.inject import inject_, live_state, set_dropout_
 from ..adapters.layer import AdapterLayer, IncompatibleUpdate, Update
 from ..adapters.targets import resolve_targets
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..full_rank.trained_layer import ShardedLayer
 from ..host import Host, Notice
 from ..models.family import Family
+from ..runs.layout import CHECKPOINT_WEIGHTS
 from ..seeds import generator
+from ..storage.safetensors_header import header_of
 from .block_lr import rates_of
 
 NUM_SHOWN = 3
@@ -46,7 +48,28 @@ def check_fit(request: TrainRequest, family: Family) -> None:
     updates, _ = _file_updates(empty, request)
     config, training = request.adapter, request.training
     if updates:
-        _load_updates_(inject_(empty, names, training.rank, training.alpha, config=config), updates, training.seed)
+        layers = inject_(empty, names, training.rank, training.alpha, config=config)
+        _load_updates_(layers, updates, training.seed)
+        if config.checkpoint:
+            _refuse_other_weights(layers, Path(config.checkpoint))
+
+
+def _refuse_other_weights(layers: Mapping[str, AdapterLayer], checkpoint: Path) -> None:
+    """Check that a checkpoint's weights are those of the layers, by its header.
+
+    Raises:
+        UserError: they are not, or can't be read.
+    """
+    path = checkpoint / CHECKPOINT_WEIGHTS
+    try:
+        header = header_of(path)[0]
+    except (OSError, ValueError) as error:
+        raise UserError.at("init_optimizer", f"{path} can't be read: {reason_of(error)}; use new") from error
+    before = {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    now = {name: list(tensor.shape) for name, tensor in live_state(layers).items()}
+    if other := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        text = f"{len(other)} of the {len(before)} weights of {checkpoint} have another shape or are not trained now"
+        raise UserError.at("init_optimizer", f"{text}, such as {other[0]}; use the settings of its run, or new")
 
 
 def inject_adapter_(

@@ -15,6 +15,7 @@ from ..config.serialize import key_text
 from ..errors import UserError
 from ..models.family import Family
 from ..quant.loading import text_identity
+from ..runs.layout import CHECKPOINT_MANIFEST
 from ..storage.atomic import sha256_of, sha256_text
 
 
@@ -49,7 +50,9 @@ def latent_identity(family: Family, request: TrainRequest) -> str:
 
 
 def init_identity(request: TrainRequest) -> str:
-    """Return the SHA-256 of the LoRA file that the run starts from, and of peft's config if it has one; '' for none.
+    """Return the SHA-256 of the LoRA file that the run starts from, '' for none.
+
+    With that of peft's config if it has one, or of the checkpoint's files where its optimizer state is continued.
 
     Raises:
         UserError: the file can't be read.
@@ -59,6 +62,8 @@ def init_identity(request: TrainRequest) -> str:
         return ""
     try:
         digest = sha256_of(Path(path))
+        if checkpoint := request.adapter.checkpoint:
+            return sha256_text(digest, sha256_of(Path(checkpoint) / CHECKPOINT_MANIFEST))
         return digest if (file := config_file(path)) is None else sha256_text(digest, sha256_of(file))
     except OSError as error:
         raise UserError.at("init_lora", f"{path} can't be read: {error.strerror}") from error

@@ -202,6 +202,10 @@ class SoloCodec:
     def decode(self, latents: Tensor) -> Tensor:
         return self._run_alone(self._codec.decode, latents)
 
+    def beside(self, transformer: nn.Module) -> SoloCodec:
+        """Return the same codec for another transformer."""
+        return SoloCodec(self._codec, transformer, self._device)
+
     def move_(self, device: torch.device) -> None:
         """Set the device that the codec computes on. Between two calls it is on the CPU."""
         self._device = device

@@ -14,16 +14,24 @@ from ..config.request import TrainRequest
 from ..data.places.open_source import has_archives, is_remote
 from ..data.source.folder import FolderBackend, no_images
 from ..distributed.device_list import devices_of, idle_text, num_launched
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, reason_of
 from ..host import Host, collect
 from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
+from ..runs.layout import MANIFEST
+from ..runs.manifest import read_manifest
+from ..storage.bounded_files import Unusable
 from ..trackers.dispatch import parse_trackers
 from ..validation.scores.score_model import score_problems
 from .block_lr import rates_of
 from .full_rank_check import full_rank_problems
-from .model_check import contradictions
+from .model_check import (
+    contradictions,
+    refuse_other_layers,
+    sampling_model_file_problems,
+    sampling_model_problems,
+)
 from .tokenizer_files import is_checked_by_family, tokenizer_problems
 
 if TYPE_CHECKING:  # so that checks of settings do not import torch
@@ -33,6 +41,9 @@ if TYPE_CHECKING:  # so that checks of settings do not import torch
     from ..optim.optimizer import OptimizerPart
 
 PLAIN_INITS = ("default", "gaussian")
+OF_THE_STATE = (
+    ("adapter", "kind"), ("training", "rank"), ("training", "alpha"), ("training", "targets"), ("optimizer", "optimizer"),
+)  # fmt: skip
 CANCELLING_INITS = ("orthogonal", "pissa", "olora", "loftq")  # rounding their factors changes the initial update
 
 
@@ -71,8 +82,11 @@ def all_problems(
     ]
     if not is_checked_by_family(request.model):
         problems += tokenizer_problems(request.model)
+    if not problems:
+        problems += sampling_model_file_problems(request, family, device, needs_weights)
     if not problems:  # the check of the adapter reads the files of the model
         collect(problems, check_fit, request, family)
+        collect(problems, refuse_other_layers, request, family)
     return problems
 
 
@@ -133,7 +147,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
             )
         )
     own = (*adapter_problems(request), *layer_problems(request), *route_problems(request))
-    return [*problems, *contradictions(request), *reference_problems(request), *own]
+    return [*problems, *contradictions(request), *reference_problems(request), *sampling_model_problems(request), *own]
 
 
 def devices_problems(request: TrainRequest, host: Host) -> list[Problem]:
@@ -200,6 +214,32 @@ def adapter_problems(request: TrainRequest) -> list[Problem]:
     if config.init_lora != NO_LORA and init not in PLAIN_INITS:
         reason = f"continues from a file, so init {init!r} has nothing to initialize; use {' or '.join(PLAIN_INITS)}"
         problems.append(Problem("init_lora", reason))
+    return problems + continued_problems(request)
+
+
+def continued_problems(request: TrainRequest) -> list[Problem]:
+    """Return the settings with which the optimizer state of a checkpoint does not fit, each with its value there."""
+    checkpoint = request.adapter.checkpoint
+    if not checkpoint:
+        return []
+    run = Path(checkpoint).parents[1]
+    try:
+        settings = read_manifest(run)["settings"]
+        before = {name: settings[part][name] for part, name in OF_THE_STATE}
+    except (OSError, Unusable, KeyError, TypeError) as error:
+        text = f"{run / MANIFEST} can't be read, so its optimizer state is not known to fit: {reason_of(error)}"
+        return [Problem("init_optimizer", f"{text}; set init_optimizer to new")]
+    training = request.training.with_alpha()
+    now = {name: getattr({"adapter": request.adapter, "optimizer": request.optimizer}.get(part, training), name)
+           for part, name in OF_THE_STATE}  # fmt: skip
+    problems = [
+        Problem("init_optimizer", f"{name} is {now[name]!r}, and the state of {run.name} is of {before[name]!r}; use that, or set init_optimizer to new")
+        for name in now
+        if now[name] != before[name]
+    ]  # fmt: skip
+    if (init := settings["training"].get("init")) not in PLAIN_INITS:
+        text = f"{run.name} was started with init {init}, whose weights are relative to its start; set init_optimizer to new"
+        problems.append(Problem("init_optimizer", text))
     return problems
 
 

@@ -109,7 +109,7 @@ def shapes_of(state: TrainState) -> tuple[AttentionShape, ...]:
 
     Where all have one size, one of them is made and inspected.
     """
-    first = range(state.step * state.config.accumulation, state.num_steps * state.config.accumulation)[:NUM_INSPECTED]
+    first = range(state.first_micro, state.end_micro)[:NUM_INSPECTED]
 
     def num_pixels(micro: int) -> int:
         batch = state.plan.batch(micro)

@@ -61,6 +61,7 @@ class _Caches:
         latents: Of all images.
         references: Of their references; None if there are none.
         masks: None if there are none.
+        drawn_text: Embeddings of the validation prompts for another model with another text encoder; else None.
     """
 
     probes: tuple[Probe, ...]
@@ -68,6 +69,7 @@ class _Caches:
     latents: LatentCache
     references: ReferenceLatents | None
     masks: MaskWeights | None
+    drawn_text: TextCache | None
 
 
 def build_run(
@@ -104,6 +106,7 @@ def build_run(
         latents=caches.latents, text=caches.text, device=device, num_steps=num_steps,
         references=caches.references,
         masks=caches.masks,
+        drawn_text=caches.drawn_text,
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
         ema=new_ema(plan.request, layers),
@@ -131,6 +134,7 @@ def _cache_dataset(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks) 
         host.emit(Notice(message))
     with phases("text"):
         text = _cache_text(plan, host, ranks, [probe.prompts[1] for probe in probes])
+        drawn_text = _cache_drawn_text(plan, host, ranks)
     references = None
     with phases("latents"):
         store = _store(host, "latents")
@@ -140,7 +144,7 @@ def _cache_dataset(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks) 
             references = ReferenceLatents(plan.references, encoded)
         if any(part.flip for part in plan.request.dataset.parts):
             _cache_mirrored(plan, host, ranks, store)
-    return _Caches(probes, text, latents, references, masks)
+    return _Caches(probes, text, latents, references, masks, drawn_text)
 
 
 def plan_batches(request: TrainRequest, index: Index) -> tuple[Sequence[Sample], Sequence[Sample], BatchPlan, int]:
@@ -226,10 +230,28 @@ def _cache_text(plan: RunPlan, host: Host, ranks: Ranks, plain_prompts: Sequence
     captions = Captions(plan.index.samples)
     if plan.request.training.preservation:
         captions = ClassCaptions(plan.index.samples, plan.request.dataset.parts)
-    other_prompts = ["", *(prompts_of(plan.request.validation) if plan.request.validation else ()), *plain_prompts]
+    drawn = prompts_of(plan.request.validation) if plan.request.validation and not _has_drawn_text(plan) else []
+    return _cache_prompts(plan.resolved_request, Prompts(captions, ["", *drawn, *plain_prompts]), plan, host, ranks)
+
+
+def _cache_drawn_text(plan: RunPlan, host: Host, ranks: Ranks) -> TextCache | None:
+    """Encode the validation prompts for another model that samples, where its text encoder is another one."""
+    request = plan.resolved_request
+    if request.validation is None or not _has_drawn_text(plan):
+        return None
+    prompts = prompts_of(request.validation)
+    return _cache_prompts(request.for_drawing, prompts, plan, host, ranks)
+
+
+def _has_drawn_text(plan: RunPlan) -> bool:
+    model, other = plan.request.model, plan.request.sampling_model
+    return other is not None and text_identity(plan.family, other) != text_identity(plan.family, model)
+
+
+def _cache_prompts(request: TrainRequest, prompts: Sequence[str], plan: RunPlan, host: Host, ranks: Ranks) -> TextCache:
     return cache_prompts(
-        Prompts(captions, other_prompts), text_identity(plan.family, plan.request.model),
-        lambda: load_text_encoder(plan.family, plan.resolved_request, plan.device, host), _store(host, "text"), host,
+        prompts, text_identity(plan.family, request.model),
+        lambda: load_text_encoder(plan.family, request, plan.device, host), _store(host, "text"), host,
         ranks=ranks,
     )  # fmt: skip
 

@@ -14,9 +14,11 @@ from ..devices import pick_device
 from ..distributed.ranks import Ranks
 from ..errors import Cancelled, UserError, one_line
 from ..host import Host, Notice
+from ..models.loading.fingerprint import remembering
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine
 from ..runs import layout
 from ..runs.manifest import settings_of
+from ..setup.identities import model_identities
 from ..storage.atomic import sha256_of
 from .planning import resolve_memory
 from .prepare import RunPlan, plan_run
@@ -39,9 +41,19 @@ def plan_with(ranks: Ranks, request: TrainRequest, host: Host, unreadable: Mappi
             "quantization": plan.request.model.quantization.level,
             "dataset": plan.index.digest,
             **{f"model ({part})": identity for part, identity in plan.manifest.weights.items()},
+            **_sampling_model_of(plan, host),
         }
     )
     return replace(plan, folder=plan.folder.with_name(ranks.from_main(lambda: plan.folder.name)), machine=machine)
+
+
+def _sampling_model_of(plan: RunPlan, host: Host) -> dict[str, str]:
+    """Return the digests of the model that samples the validation images, which the ranks share out."""
+    if plan.request.sampling_model is None:
+        return {}
+    with remembering(host):
+        identities = model_identities(plan.request.for_drawing, plan.family)
+    return {f"sampling_model ({part})": identity for part, identity in identities.items()}
 
 
 def memory_with(ranks: Ranks, plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:

@@ -28,6 +28,7 @@ from ..planner.auto_quantization import with_precision
 from ..planner.memory_plan import Machine, this_machine
 from ..plots.crop_sheet import draw_crop_sheet
 from ..plots.pair_sheet import draw_pair_sheet
+from ..quant.levels import with_level_to_draw
 from ..registry import load
 from ..runs import layout
 from ..runs.manifest import ResumeFrom, RunManifest, check_for_changes, settings_of
@@ -147,7 +148,16 @@ def check_run(
     if request.model.quantization.level == AUTO:
         room = machine or shared_machine or this_machine(device, request.model.dtype)
         request = with_precision(request, family, index, room, host)
+    request = _with_level_to_sample(request, family, device)
     return CheckedRequest(request, family, index, device, optimizer, references)
+
+
+def _with_level_to_sample(request: TrainRequest, family: Family, device: torch.device) -> TrainRequest:
+    """Return the request with level auto of the sampling model resolved: the trained model's, which fits where that one does."""
+    if request.validation is None or request.sampling_model is None:
+        return request
+    other = with_level_to_draw(request.sampling_model, family, device, request.model)
+    return replace(request, validation=replace(request.validation, sampling_model=other))
 
 
 def _held_out_problems(training: TrainingConfig, num_images: int) -> list[Problem]:
@@ -168,6 +178,8 @@ def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:
     masks = index.masks.samples if index.masks else ()
     with remembering(host):
         identities = weight_identities(request, family)
+        if request.sampling_model:  # read here, with progress, and remembered: they identify images of the base
+            model_identities(request.for_drawing, family)
     folder = _folder_of(checked, identities, host)
     manifest = RunManifest(settings_of(request), identities, index.samples, masks)
     if not layout.has_checkpoints(folder):  # it may have begun under its sampled identity
@@ -180,7 +192,7 @@ def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:
     resume_from = check_for_changes(folder, manifest, request) if is_main else None
     if is_main:
         _draw_sheets(folder, index, checked.references)
-    warning = request.validation and family.warning(request.model, request.validation)
+    warning = request.validation and family.warning(request.drawn_model, request.validation)
     hints = describe_hints(request.training, request.optimizer, checked.optimizer) + full_rank_hints(request)
     for line in dict.fromkeys(describe_preservation(request.training, request.dataset)):
         host.emit(Notice(line))
@@ -210,7 +222,7 @@ def _check_captions(index: Index, request: TrainRequest, host: Host) -> Index:
     unknown, long = check_texts(wildcards.watch(captions), request.model)
     prompts = prompts_of(request.validation) if request.validation else ()
     lines = [*wildcards.describe(), *describe_texts(unknown, long, "captions")]
-    lines += describe_texts(*check_texts(((prompt[:40], prompt) for prompt in prompts), request.model), "prompts")
+    lines += describe_texts(*check_texts(((prompt[:40], prompt) for prompt in prompts), request.drawn_model), "prompts")
     for line in lines:
         host.emit(Notice(line, "warning"))
     report = dict(index.report)
@@ -223,7 +235,7 @@ def _check_captions(index: Index, request: TrainRequest, host: Host) -> Index:
 
 def resolve_for_model(request: TrainRequest, family: Family) -> TrainRequest:
     """Return the request with the settings that are left to the model. The run records this request."""
-    validation = family.resolve_sampling(request.model, request.validation) if request.validation else None
+    validation = family.resolve_sampling(request.drawn_model, request.validation) if request.validation else None
     training = family.resolve_training(request.model, request.training.with_alpha())
     return replace(request, training=training, validation=validation)
 

@@ -39,7 +39,7 @@ from ..storage.atomic import write_json
 from .build import build_run
 from .disk_space import refuse_full_disk
 from .eva_init import init_from_data_
-from .hooks.checkpoint import Load, adopt, load_weights_, newest_intact, restore_
+from .hooks.checkpoint import Load, adopt, continue_, load_weights_, newest_intact, restore_
 from .hooks.checkpointer import catch_up, checkpoint_hook, save_and_prune
 from .hooks.compare_ranks import checkpoint_for, compare_hook, share_start_
 from .hooks.eval_loss import evaluate, evaluate_start
@@ -168,7 +168,7 @@ def _train(
         report_density(plan, record, host)
 
     with phases("load"):
-        live = LiveValidation.build(plan, state, host, record, phases, scoring)
+        live = LiveValidation.build(plan, state, host, record, phases, scoring, estimate)
         live.set_damaged_aside(ranks)
     with phases("eval"):
         eval_before, eval_base = evaluate_start(state, host, starts_beside_base(request))
@@ -250,6 +250,10 @@ def _resume_or_start_(
             _resume(state, newest, live, host, phases)
         else:
             init_from_data_(state, request, host)
+            if source := request.adapter.checkpoint:
+                continue_(state, Path(source))
+                text = f"the optimizer continues from {Path(source).name} of {Path(source).parents[1].name}"
+                host.emit(Notice(f"{text}, and the batches after its last one"))
             share_start_(state)
 
 

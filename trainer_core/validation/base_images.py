@@ -26,11 +26,16 @@ DIGESTS = "digests"  # metadata: of the settings, and of the images
 OF_THE_LORA = ("lora_strength", "checkpoints")  # settings that do not concern the base model
 
 
-def key_of(settings: ValidationConfig, versions: Mapping[str, str], device: str) -> str:
-    """Return a digest of everything but the base model that decides the images. A run's folder has one base model."""
+def key_of(settings: ValidationConfig, versions: Mapping[str, str], device: str, sampling_model: str = "") -> str:
+    """Return a digest of everything but the base model that decides the images. A run's folder has one base model.
+
+    Args:
+        sampling_model: digest of the model that samples, where it is not the base model.
+    """
     reference = sha256_of(Path(settings.reference)) if settings.reference else ""
     record = {name: value for name, value in to_record(settings.of_the_images()).items() if name not in OF_THE_LORA}
     parts: list[Any] = [record, list(settings.library().items()), reference, dict(versions), device]
+    parts += [sampling_model] if sampling_model else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -65,6 +65,22 @@ def test_together_is_as_alone(kind, bias, joins_bases):
     assert len(storages) == (1 if joins_bases else len(NAMES))
 
 
+def test_bases_are_joined_again_after_the_model_was_elsewhere():
+    base, layers = model(kind="lora", bias=True)
+    copies = WorkingCopies(layers, [[base[name] for name in NAMES]], joins_bases=True)
+    before = outputs_and_gradients(base, layers, copies)
+    for layer in layers.values():  # as Module.to does for another device
+        layer.base.weight.data, layer.base.bias.data = layer.base.weight.data.clone(), layer.base.bias.data.clone()
+        for _, parameter in layer.trainable():
+            parameter.grad = None
+    copies.release_bases_()
+    storages = {id(base[name].base.weight.untyped_storage()) for name in NAMES}
+    copies.join_bases_()
+    after = outputs_and_gradients(base, layers, copies)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True)) and len(storages) > 1
+    assert len({base[name].base.weight.untyped_storage().data_ptr() for name in NAMES}) == 1
+
+
 def test_another_strength_is_computed_one_by_one():
     base, layers = model()
     group = [base[name] for name in NAMES]

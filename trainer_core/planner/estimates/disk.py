@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...config.model import ModelConfig
 from ...config.request import TrainRequest
 from ...devices import DTYPES
 from ..cost_model import ModelCost
@@ -9,9 +10,13 @@ from ..step_peak import away
 from ..workload import RunFacts
 
 
-def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str, int]:
-    """Return bytes by kind of file, as if the caches were empty."""
-    optimizer_cost, quantization = cost.optimizer_cost, request.model.quantization
+def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost, other: ModelCost | None = None) -> dict[str, int]:
+    """Return bytes by kind of file, as if the caches were empty.
+
+    Args:
+        other: cost of another model that samples the validation images.
+    """
+    optimizer_cost = cost.optimizer_cost
     lora, checkpoint = optimizer_cost.lora, optimizer_cost.saved + optimizer_cost.start + optimizer_cost.lora
     share = DTYPES[request.adapter.precision].itemsize / 4
     if request.adapter.is_full:
@@ -20,11 +25,17 @@ def disk_of(request: TrainRequest, facts: RunFacts, cost: ModelCost) -> dict[str
     return {
         "text": facts.prompts * facts.largest.text_tokens * facts.encoder.width * facts.element_bytes,
         "latents": facts.latent_bytes,
-        "quantized base": cost.weights if quantization.level != "none" and quantization.cached_bases else 0,
+        "quantized base": _cached_bytes(request.model, cost)
+        + (_cached_bytes(request.drawn_model, other) if other else 0),
         "checkpoints": num_checkpoints(request, facts.num_steps) * checkpoint,
         "model" if request.adapter.is_full else "lora": int(lora * share) * (2 if request.training.holdout else 1),
-        "offload": away(cost, request.memory) if request.memory.offload_to_disk else 0,
+        "offload": sum(away(each, request.memory) for each in (cost, other) if each and request.memory.offload_to_disk),
     }
+
+
+def _cached_bytes(model: ModelConfig, cost: ModelCost) -> int:
+    quantization = model.quantization
+    return cost.weights if quantization.level != "none" and quantization.cached_bases else 0
 
 
 def model_file_bytes(request: TrainRequest, cost: ModelCost) -> int:

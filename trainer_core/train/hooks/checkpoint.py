@@ -45,7 +45,7 @@ from ..figures.paired_evals import Evaluation
 from ..step.state import TrainState
 from .eval_weights import final_weights
 
-WEIGHTS_FILE = "adapter.safetensors"
+WEIGHTS_FILE = layout.CHECKPOINT_WEIGHTS
 FILES = (WEIGHTS_FILE, "optimizer.safetensors", layout.CHECKPOINT_STATE)
 EMA_FILE = "ema.safetensors"
 SHARD_PREFIX = "shard-"  # of files with the rows of a rank, see sharded_checkpoint.py
@@ -279,7 +279,10 @@ def history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, A
         "leaks": {str(step): value.as_json() for step, value in state.leaks.items()},
         "optimizer": others,
         "optimizer_kind": type(state.optimizer).__name__,
+        "accumulation": state.config.accumulation,
     }
+    if state.steps_before:
+        saved["steps_before"] = state.steps_before
     if state.is_full:
         saved["grad_norm"] = None if math.isnan(state.grad_norm) else state.grad_norm
     return saved
@@ -316,6 +319,7 @@ def restore_(state: TrainState, checkpoint: Path, load: Load | None = None) -> N
     saved = _read_state(checkpoint)
     (load or load_weights_)(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
+    state.steps_before = saved.get("steps_before", 0)
     state.grad_norm = math.nan if saved.get("grad_norm") is None else saved["grad_norm"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
     state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
@@ -323,6 +327,23 @@ def restore_(state: TrainState, checkpoint: Path, load: Load | None = None) -> N
     past = saved.get("evaluations", {})  # older checkpoints have none
     state.evaluations = {int(step): Evaluation.from_json(value) for step, value in past.items()} | start
     state.leaks = {int(step): Leak.from_json(value) for step, value in saved.get("leaks", {}).items()}
+
+
+def continue_(state: TrainState, checkpoint: Path) -> None:
+    """Start a new run with the weights, the averages and the optimizer state of another run's checkpoint.
+
+    Its batches are counted on from that run's last one, so that with equal settings both are as one long run.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of another adapter or optimizer.
+    """
+    if fault := _find_fault(checkpoint):
+        raise UserError.at("init_optimizer", f"{checkpoint} is damaged ({fault}); set init_optimizer to new")
+    saved = _read_state(checkpoint)
+    load_weights_(state, checkpoint, saved)
+    accumulation = saved.get("accumulation", state.config.accumulation)
+    batches = (saved.get("steps_before", 0) + saved["step"]) * accumulation
+    state.steps_before = -(-batches // state.config.accumulation)
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ...adapters.inject import set_strength_
 from ...config.validation import ValidationConfig
 from ...distributed.ranks import Ranks
 from ...host import Host, Notice, PhaseStarted, PreviewReady
 from ...models.family import ImageCodec
+from ...planner.memory_plan import MemoryPlan
 from ...plots.image_grid import find_png_fault, save_png
 from ...runs import layout
 from ...setup.placement import SoloCodec, load_codec
@@ -23,6 +27,7 @@ from ..phase_timer import PhaseTimer
 from ..prepare import RunPlan
 from ..step.state import TrainState
 from .eval_weights import final_weights
+from .sampling_model import SamplingModel
 from .score_images import BASE, ImageScoring
 
 
@@ -41,29 +46,40 @@ class LiveValidation:
     base: Pictures = field(default_factory=dict)  # the base model's images, sampled once a run
     last_grids: list[Path] = field(default_factory=list)  # files of the latest validation
     damaged: list[str] = field(default_factory=list)  # names of images that were set aside
+    other: SamplingModel | None = None  # the model that samples, where it is not the trained one
 
     @classmethod
     def build(
-        cls, plan: RunPlan, state: TrainState, host: Host, record: Mapping[str, Any], phases: PhaseTimer,
+        cls,
+        plan: RunPlan,
+        state: TrainState,
+        host: Host,
+        record: Mapping[str, Any],
+        phases: PhaseTimer,
         scoring: ImageScoring | None = None,
-    ) -> LiveValidation:  # fmt: skip
+        estimate: MemoryPlan | None = None,
+    ) -> LiveValidation:
         """Load the codec where images are sampled."""
-        settings = plan.request.validation
-        codec = load_codec(state.family, plan.resolved_request, state.device) if settings else None
-        if codec and plan.resolved_request.memory.model_offload:
+        settings, request = plan.request.validation, plan.resolved_request.for_drawing
+        codec = load_codec(state.family, request, state.device) if settings else None
+        if codec and request.memory.model_offload:
             codec = SoloCodec(codec, state.transformer, state.device)
         preview = preview_of(settings, codec, plan.folder / layout.PREVIEW, host) if settings and codec else None
-        return cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview, scoring)
+        live = cls(settings, codec, plan.folder / layout.VALIDATION, host, record, phases, preview, scoring)
+        live.other = SamplingModel.of(plan, host, estimate)
+        return live
 
     def sample_base(self, state: TrainState) -> None:
         """Sample the base model's images, or take those of an earlier start."""
         if not self.settings:
             return
         set_strength_(state.transformer, 0.0)
-        key = key_of(self.settings, self.record["versions"], str(state.device))
+        model = self.other.identity() if self.other else ""
+        key = key_of(self.settings, self.record["versions"], str(state.device), model)
         earlier = load_base(self.folder, key) if state.ranks.is_main else None
         if state.ranks.from_main(lambda: earlier is None):
-            self.base = self._sample_images(state)
+            with self._drawing(state, has_lora=False) as (transformer, codec):
+                self.base = self._sample_images(state, transformer, codec)
         if earlier is None and state.ranks.is_main:
             save_base(self.folder, key, self.base)
         set_strength_(state.transformer, 1.0)
@@ -119,10 +135,10 @@ class LiveValidation:
     def _validate(self, state: TrainState) -> None:
         assert self.settings
         strengths, images = self.settings.strengths(), []
-        with final_weights(state):
+        with final_weights(state), self._drawing(state, has_lora=True) as (transformer, codec):
             for strength in strengths:
-                set_strength_(state.transformer, strength)
-                images.append(self._sample_images(state))
+                set_strength_(transformer, strength)
+                images.append(self._sample_images(state, transformer, codec))
         set_strength_(state.transformer, 1.0)
         labels = ["trained" if state.is_full else f"LoRA {strength:g}" for strength in strengths]
         self._save(state, state.step, [("base", self.base), *zip(labels, images, strict=True)])
@@ -133,11 +149,23 @@ class LiveValidation:
             self.host.emit(PhaseStarted("score"))
             self.scoring.score(step, columns)
 
-    def _sample_images(self, state: TrainState) -> Pictures:
-        assert self.settings and self.codec
+    @contextmanager
+    def _drawing(self, state: TrainState, has_lora: bool) -> Iterator[tuple[nn.Module, ImageCodec]]:
+        """Yield the model that samples, and its codec."""
+        assert self.codec
+        if self.other is None:
+            yield state.transformer, self.codec
+            return
+        with self.other.loaded(state, has_lora) as transformer:
+            codec = self.codec.beside(transformer) if isinstance(self.codec, SoloCodec) else self.codec
+            yield transformer, codec
+
+    def _sample_images(self, state: TrainState, transformer: nn.Module, codec: ImageCodec) -> Pictures:
+        assert self.settings
         self.host.emit(PhaseStarted("validate"))
+        text = state.text if state.drawn_text is None else state.drawn_text
         return draw_pictures(
-            self.settings, state.family, state.transformer, self.codec, state.text,
+            self.settings, state.family, transformer, codec, text,
             on_step=lambda: state.check_cancelled(self.host), preview=self.preview, ranks=state.forward_ranks,
         )  # fmt: skip
 

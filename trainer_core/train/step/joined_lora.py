@@ -92,12 +92,29 @@ class JoinedBase:
     @torch.no_grad()
     def __init__(self, layers: Sequence[nn.Linear]):
         self.widths = [layer.out_features for layer in layers]
-        self.weight = _join_([layer.weight for layer in layers])
-        self.bias = None if layers[0].bias is None else _join_([layer.bias for layer in layers])
+        self._parts = [[layer.weight for layer in layers]]
+        self.weight = _join_(self._parts[0])
+        self.bias = None
+        if layers[0].bias is not None:
+            self._parts.append([layer.bias for layer in layers])
+            self.bias = _join_(self._parts[1])
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return each layer's output, (..., out) each; views of one tensor."""
         return list(F.linear(x, self.weight, self.bias).split(self.widths, dim=-1))
+
+    def release_(self) -> None:
+        """Let go of the weights, after the layers were moved elsewhere."""
+        for joined in self._joined():
+            joined.data = joined.data.new_empty(0)
+
+    def join_(self) -> None:
+        """Join the weights where the layers are now, after `release_`."""
+        for joined, parts in zip(self._joined(), self._parts, strict=True):
+            joined.data = _join_(parts).data
+
+    def _joined(self) -> list[nn.Parameter]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 def _join_(parts: Sequence[Tensor]) -> nn.Parameter:

@@ -38,8 +38,8 @@ def fit(state: TrainState, host: Host, hooks: Sequence[Hook] = ()) -> None:
         Cancelled (or the host's own interrupt): only between two steps, so that the state is consistent.
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
-    end = state.num_steps * state.config.accumulation
-    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, state.next_micro) as fetch:
+    end, following = state.end_micro, state.next_micro
+    with prefetch_batches(lambda micro: make_batch(state, micro), state.device, end, following) as fetch:
         while not state.is_over:
             state.ranks.agree(host.check_cancelled)
             start = time.perf_counter()
@@ -64,7 +64,7 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
     set_rate_(state.optimizer, learning_rate)
     if state.in_backward:
         return full_rank_step(state, state.in_backward, micro_loss, fetch)
-    first = state.step * state.config.accumulation
+    first = state.first_micro
     total = _accumulate_gradients(state, first, fetch)
     norm = nn.utils.clip_grad_norm_(state.parameters, state.config.max_grad_norm or math.inf)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only host-device synchronization

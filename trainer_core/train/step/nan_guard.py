@@ -70,7 +70,7 @@ def _describe_first_step(state: TrainState, first: int, loss: float, norm: float
 
 def describe_skipped(state: TrainState) -> str:
     """Return the message for the step that has just been skipped."""
-    first = (state.step - 1) * state.config.accumulation
+    first = state.first_micro - state.config.accumulation
     num_skipped = sum(not math.isfinite(value) for value in state.losses)
     return (
         f"step {state.step} was skipped: its loss or gradient is not finite; the batch was {_files(state, first)} "

@@ -62,6 +62,8 @@ class TrainState:
     attention: str = "native"  # name of the attention kernel, see attention_choice.py
     optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
     step: int = 0
+    steps_before: int = 0  # of the run that this one continues: batches are counted on from there
+    drawn_text: TextCache | None = None  # validation prompts, where the model that samples has another text encoder
     held: Sequence[Sample] = ()  # held-out samples: their loss selects the best checkpoint
     references: ReferenceLatents | None = None  # latents of the reference images
     masks: MaskWeights | None = None
@@ -122,6 +124,15 @@ class TrainState:
             host.check_cancelled()
         else:
             self.ranks.agree(host.check_cancelled)
+
+    def first_micro(self) -> int:
+        """The number of the next step's first micro-batch."""
+        return (self.steps_before + self.step) * self.config.accumulation
+
+    @property
+    def end_micro(self) -> int:
+        """The number of the last micro-batch of the run, plus one."""
+        return (self.steps_before + self.num_steps) * self.config.accumulation
 
     def next_micro(self, micro: int) -> int:
         """Return the micro-batch that this process computes after this one."""

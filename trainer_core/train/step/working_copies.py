@@ -93,6 +93,18 @@ class WorkingCopies:
                 self._masters[i].grad = gradient
         self.clear_gradients()
 
+    def release_bases_(self) -> None:
+        """Let go of the joined bases' weights, after the model was moved elsewhere."""
+        for joined in self._joined:
+            if joined.base:
+                joined.base.release_()
+
+    def join_bases_(self) -> None:
+        """Join the bases' weights where the model is now, after `release_bases_`."""
+        for joined in self._joined:
+            if joined.base:
+                joined.base.join_()
+
     def clear_gradients(self) -> None:
         """Drop the gradients of the copies, as after a backward pass that was interrupted."""
         for leaf in self._leaves:

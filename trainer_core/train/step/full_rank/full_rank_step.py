@@ -32,7 +32,7 @@ def full_rank_step(
     """
     if state.sharding is not None:
         return sharded_step(state, stepper, state.sharding, compute_loss, fetch)
-    first = state.step * state.config.accumulation
+    first = state.first_micro
     try:
         loss = compute_loss(state, first + state.ranks.rank, fetch)
         if state.ranks.size > 1:

@@ -64,7 +64,7 @@ def sharded_step(
 
 
 def _first(state: TrainState) -> int:
-    return state.step * state.config.accumulation
+    return state.first_micro
 
 
 def _backward(
