@@ -125,6 +125,7 @@ class TrainState:
         else:
             self.ranks.agree(host.check_cancelled)
 
+    @property
     def first_micro(self) -> int:
         """The number of the next step's first micro-batch."""
         return (self.steps_before + self.step) * self.config.accumulation
