@@ -143,22 +143,15 @@ def main() -> int:
             path.mkdir()
             (path / PACKAGE).symlink_to(source, target_is_directory=True)
         packages[COMPILED] = packages[NOW]
-        results = {}
+        results: dict[str, Any] = {}
+        about = {"commit_before": arguments.commit, "model": SIZE, "edge": EDGE, "rounds": arguments.rounds}
+        about |= {"steps_a_round": STEPS, **surroundings(), "threads": 1, "settings": results}
         for setting in arguments.settings:
             results[setting] = compare(setting, packages, arguments.rounds)
             told = (f"{name} {entry['cpu_seconds']} ({entry['ratio']})" for name, entry in results[setting].items())
             print(f"{setting}: {', '.join(told)}", flush=True)
-    if not arguments.dry:
-        told = {
-            "commit_before": arguments.commit,
-            "model": SIZE,
-            "edge": EDGE,
-            "rounds": arguments.rounds,
-            "steps_a_round": STEPS,
-            **surroundings(),
-            "settings": results,
-        }
-        (RESULTS / "two_commits.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            if not arguments.dry:
+                (RESULTS / "two_commits.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
