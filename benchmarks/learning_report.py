@@ -23,7 +23,7 @@ GROUPS = {
 BASELINE = {
     "density": "chroma",
     "rank": "16",
-    "rate": "0.002",
+    "rate": "0.003",
     "quantization": "none",
     "optimizer": "adamw",
     "adapter": "lora",
@@ -33,6 +33,7 @@ BASELINE = {
     "noise choice": "1",
     "preservation": "0",
 }
+FIGURES = ("lora", "without_trigger", "eval_after")
 NORMAL_95 = 1.96
 
 
@@ -53,12 +54,17 @@ class Line:
     plain: float
     pictures: int
     seconds: float
+    by_seed: Mapping[int, Mapping[str, float]]
+
+    @property
+    def has_diverged(self) -> bool:
+        return any(row["eval_after"] > row["eval_before"] for row in self.by_seed.values())
 
 
 def write_report(result: Mapping[str, Any]) -> None:
     """Between the marks of the page; what a person wrote around them stays."""
     found = lines_of(result["runs"].values())
-    deviation = seed_deviation(result["runs"].values())
+    deviation = difference_deviation(found)
     text = "\n".join([BEGIN, *_told(result, deviation), "", *_table(found, deviation), END])
     page = PAGE.read_text("utf-8") if PAGE.is_file() else f"# What a setting changes\n\n{BEGIN}\n{END}\n"
     head, rest = page.split(BEGIN)
@@ -94,28 +100,43 @@ def _line(group: str, name: str, rows: Sequence[Mapping[str, Any]]) -> Line:
         group, name, len(rows), rows[0]["steps"], rows[0]["learning_rate"], mean(row["eval_before"] for row in rows),
         mean(row["eval_after"] for row in rows), mean(row["base"] for row in rows), lora,
         NORMAL_95 * math.sqrt(p * (1 - p) / (pictures + 4)), mean(row["without_trigger"] for row in rows),
-        pictures, min(row["cpu_seconds_per_step"] for row in rows),
+        pictures, min(row["cpu_seconds_per_step"] for row in rows), {row["seed"]: row for row in rows},
     )  # fmt: skip
 
 
-def seed_deviation(rows: Any) -> dict[str, float]:
-    """Standard deviation between training seeds of one setting, pooled over the settings that have several, by figure."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["group"], row["name"]), []).append(row)
-    several = [part for part in groups.values() if len(part) > 1]
-    freedom = sum(len(part) - 1 for part in several)
-    found = {"settings": float(len(several)), "freedom": float(freedom)}
-    for name in ("lora", "without_trigger", "eval_after"):
-        squares = sum((row[name] - mean(r[name] for r in part)) ** 2 for part in several for row in part)
+def differences(line: Line, reference: Line, name: str) -> list[float]:
+    """Differences from the baseline of the same training seed: what a seed does to all settings cancels out."""
+    shared = sorted(line.by_seed.keys() & reference.by_seed.keys())
+    return [line.by_seed[seed][name] - reference.by_seed[seed][name] for seed in shared]
+
+
+def difference_deviation(lines: Sequence[Line]) -> dict[str, float]:
+    """Standard deviation between seeds of the difference from the baseline, pooled over the settings, by figure.
+
+    Settings with a run that diverged are left out: their differences are of another kind.
+    """
+    pairs = [(line, _reference(lines, line)) for line in lines if not line.has_diverged]
+    pairs = [(line, reference) for line, reference in pairs if line.name != reference.name]
+    found: dict[str, float] = {}
+    for name in FIGURES:
+        several = [part for part in (differences(*pair, name) for pair in pairs) if len(part) > 1]
+        freedom = sum(len(part) - 1 for part in several)
+        squares = sum((value - mean(part)) ** 2 for part in several for value in part)
         found[name] = math.sqrt(squares / freedom) if freedom else math.nan
+        found |= {"settings": float(len(several)), "freedom": float(freedom)}
     return found
 
 
-def is_outside_noise(line: Line, reference: Line, deviation: float, freedom: float, of: str) -> bool:
-    """Student's test of the difference between two means over seeds, at 5 %."""
-    error = deviation * math.sqrt(1 / line.seeds + 1 / reference.seeds)
-    return freedom > 0 and abs(getattr(line, of) - getattr(reference, of)) > student_95(freedom) * error
+def _reference(lines: Sequence[Line], line: Line) -> Line:
+    return next(each for each in lines if each.group == line.group and each.name == BASELINE[line.group])
+
+
+def is_outside_noise(line: Line, reference: Line, deviation: Mapping[str, float], name: str) -> bool:
+    """Student's test of the mean difference from the baseline over seeds, at 5 %."""
+    found = differences(line, reference, name)
+    if line.name == reference.name or not found or not deviation["freedom"]:
+        return False
+    return abs(mean(found)) > student_95(deviation["freedom"]) * deviation[name] / math.sqrt(len(found))
 
 
 def student_95(freedom: float) -> float:
@@ -131,9 +152,10 @@ def _told(result: Mapping[str, Any], deviation: Mapping[str, float]) -> list[str
     return [
         f"{len(result['runs'])} runs. {result['hardware']}; {result['system']}; {versions}; {result['date']}.",
         "",
-        f"Two seeds of one setting differ by a standard deviation of {100 * deviation['lora']:.0f} points in the LoRA's score, "
+        "Each run is compared with the baseline of the same training seed, because a seed moves all settings in the same direction. "
+        f"These differences vary between seeds by a standard deviation of {100 * deviation['lora']:.0f} points in the LoRA's score, "
         f"{100 * deviation['without_trigger']:.0f} without the trigger and {deviation['eval_after']:.4f} in eval loss "
-        f"({deviation['settings']:.0f} settings with several seeds, {deviation['freedom']:.0f} degrees of freedom). "
+        f"({deviation['settings']:.0f} settings, {deviation['freedom']:.0f} degrees of freedom; runs that diverged are left out). "
         "**Bold**: outside that noise (Student's test at 5 %, so that about one figure in twenty is bold by chance); all else is within it.",
         *(["", f"Left out, because it can't run here: {left_out}."] if left_out else []),
     ]
@@ -145,16 +167,19 @@ def _table(lines: Sequence[Line], deviation: Mapping[str, float]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        reference = next(each for each in lines if each.group == line.group and each.name == BASELINE[line.group])
+        reference = _reference(lines, line)
 
-        def shown(text: str, of: str, name: str, line: Line = line, reference: Line = reference) -> str:
-            outside = is_outside_noise(line, reference, deviation[name], deviation["freedom"], of)
-            return f"**{text}**" if outside else text
+        def shown(text: str, name: str, line: Line = line, reference: Line = reference) -> str:
+            return f"**{text}**" if is_outside_noise(line, reference, deviation, name) else text
 
-        setting = line.name + (f", rate {line.rate:g}" if line.group == "optimizer" else "")
+        setting = (
+            line.name
+            + (f", rate {line.rate:g}" if line.group == "optimizer" else "")
+            + (" (diverged)" if line.has_diverged else "")
+        )
         rows.append(
-            f"| {GROUPS[line.group]} | {setting} | {line.seeds} | {shown(f'{line.after:.4f}', 'after', 'eval_after')} | {line.base:.0%} "
-            f"| {shown(f'{line.lora:.0%}', 'lora', 'lora')} ± {100 * line.noise:.0f} | {shown(f'{line.plain:.0%}', 'plain', 'without_trigger')} "
+            f"| {GROUPS[line.group]} | {setting} | {line.seeds} | {shown(f'{line.after:.4f}', 'eval_after')} | {line.base:.0%} "
+            f"| {shown(f'{line.lora:.0%}', 'lora')} ± {100 * line.noise:.0f} | {shown(f'{line.plain:.0%}', 'without_trigger')} "
             f"| {line.pictures} | {line.seconds:.3f} |"
         )
     return rows
