@@ -20,7 +20,6 @@ from ..models.lora_targets import Linears
 from ..quant.packages import missing_for_drawing, missing_packages
 from ..registry import load
 from ..runs.layout import MANIFEST
-from ..runs.manifest import read_manifest
 from ..storage.bounded_files import Unusable
 from ..trackers.dispatch import parse_trackers
 from ..validation.scores.score_model import score_problems
@@ -222,6 +221,8 @@ def continued_problems(request: TrainRequest) -> list[Problem]:
     checkpoint = request.adapter.checkpoint
     if not checkpoint:
         return []
+    from ..runs.manifest import read_manifest  # imports numpy
+
     run = Path(checkpoint).parents[1]
     try:
         settings = read_manifest(run)["settings"]

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_not_measured_twice(workshop):
 def test_saved_workflows_read_their_values_by_position():
     """New fields come last, also in PlanRun, which has fields of its own after those of the trainer."""
     later = ["eval_images", "preservation", "loss", "huber_c", "loss_weighting", "noise_choice", "devices"]
-    later += ["stop_when", "patience", "background", "detached"]
+    later += ["stop_when", "patience", "background", "detached", "shard"]
     for spec in (lora_trainer.SPEC, plan_run.SPEC):
         assert [field.name for field in spec.fields()][-len(later) :] == later
     widgets = [field.name for field in plan_run.SPEC.fields() if field.is_widget]
