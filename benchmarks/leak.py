@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stored_rows import measure_missing, read_rows
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 PROJECT = Path(__file__).resolve().parents[1]
 RESULT = PROJECT / "benchmarks" / "results" / "leak.json"
@@ -111,14 +113,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: round(correlation(values, shares), 3) for name, values in columns.items()}
 
 
-def write(rows: dict[str, Any]) -> None:
-    from chroma_trainer.trainer_core.storage.atomic import write_json
-    from learning import machine
-
-    value = {**machine(), "runs": dict(sorted(rows.items()))}
-    if len(rows) > 2:
-        value["rank_correlation_with_without_trigger"] = summary([*rows.values()])
-    write_json(RESULT, value)
+def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"rank_correlation_with_without_trigger": summary(rows)} if len(rows) > 2 else {}
 
 
 def main() -> int:
@@ -127,17 +123,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=Path, default=PROJECT / "output" / "leak", help="caches and LoRAs")
     options = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
-    for seed in range(options.seeds):
-        for setting in SETTINGS:
-            rows = json.loads(RESULT.read_text("utf-8"))["runs"] if RESULT.is_file() else {}
-            key = f"{setting.name} steps={options.steps} seed={seed}"
-            if key not in rows:
-                rows[key] = measure(setting, seed, options.steps, options.work)
-                write(rows)
-                print(key, rows[key], flush=True)
+    def one(setting: Setting, seed: int) -> dict[str, Any]:
+        return measure(setting, seed, options.steps, options.work)
+
+    for key, row in measure_missing(RESULT, SETTINGS, options.seeds, options.steps, one, figures):
+        print(key, row, flush=True)
+    rows = read_rows(RESULT)
     print(json.dumps(summary([*rows.values()]), indent=2))
     return 0
 

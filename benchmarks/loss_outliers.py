@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stored_rows import measure_missing, read_rows
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 PROJECT = Path(__file__).resolve().parents[1]
 RESULT = PROJECT / "benchmarks" / "results" / "loss_outliers.json"
@@ -141,11 +143,8 @@ def _named(images: Sequence[dict[str, Any]], limit: float) -> dict[str, float]:
     return {name: round(count / len(images), 4) for name, count in shares.items()}
 
 
-def write(rows: dict[str, Any]) -> None:
-    from chroma_trainer.trainer_core.storage.atomic import write_json
-    from learning import machine
-
-    write_json(RESULT, {**machine(), "named": summary([*rows.values()]), "runs": dict(sorted(rows.items()))})
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"named": summary(rows)}
 
 
 def main() -> int:
@@ -154,18 +153,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=PROJECT / "output" / "loss_outliers", help="caches and runs")
     options = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
-    for seed in range(options.seeds):
-        for setting in SETTINGS:
-            rows = json.loads(RESULT.read_text("utf-8"))["runs"] if RESULT.is_file() else {}
-            key = f"{setting.name} steps={options.steps} seed={seed}"
-            if key not in rows:
-                rows[key] = measure(setting, seed, options.steps, options.work)
-                write(rows)
-                print(key, flush=True)
-    rows = json.loads(RESULT.read_text("utf-8"))["runs"]
+    def one(setting: Setting, seed: int) -> dict[str, Any]:
+        return measure(setting, seed, options.steps, options.work)
+
+    for key, _ in measure_missing(RESULT, SETTINGS, options.seeds, options.steps, one, figures):
+        print(key, flush=True)
+    rows = read_rows(RESULT)
     print(json.dumps(summary([*rows.values()]), indent=2))
     return 0
 
