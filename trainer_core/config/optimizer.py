@@ -156,6 +156,10 @@ class OptimizerConfig:
         ),
     ] = CLIP_BY[0]
 
+    def clips_by_this_step(self, max_grad_norm: float) -> bool:
+        """Return whether gradients are clipped by the norm of all of them, which they have to wait for."""
+        return bool(max_grad_norm) and self.clip_by != STEP_BEFORE
+
     def problems(self) -> list[Problem]:
         """Return a problem if prodigy_growth would keep the learning rate from growing."""
         if self.prodigy_growth and self.prodigy_growth <= 1:

@@ -31,17 +31,18 @@ from torch.futures import Future
 
 from ..adapters.files.safetensors import DTYPE_NAMES, Planned, write_tensors
 from ..storage.safetensors_header import METADATA, header_of
+from .sharding import SHARD_PREFIX
 
-PREFIX, SLICES = "shard-", "slices"
+SLICES = "slices"
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 def shard_file(rank: int) -> str:
-    return f"{PREFIX}{rank:04}.safetensors"
+    return f"{SHARD_PREFIX}{rank:04}.safetensors"
 
 
 def shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PREFIX}*.safetensors"))
+    return sorted(folder.glob(f"{SHARD_PREFIX}*.safetensors"))
 
 
 class ShardWriter(StorageWriter):

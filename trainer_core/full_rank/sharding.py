@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer
-from ..config.optimizer import STEP_BEFORE
 from ..config.request import TrainRequest
 from ..distributed.gradient_exchange import ShardSum, Wire
 from ..distributed.process_group import JoinedRanks, default_group
@@ -31,6 +30,7 @@ from ..distributed.ranks import Ranks
 from ..optim.optimizer import Slice
 from .trained_layer import ShardedLayer
 
+SHARD_PREFIX = "shard-"  # of a checkpoint's files with the rows of a rank (shard_files.py)
 NEEDED = ("set_custom_all_gather", "set_custom_reduce_scatter", "set_force_sum_reduction_for_comms")  # of FSDPModule
 Consume = Callable[["Shard", Tensor], None]
 
@@ -66,8 +66,7 @@ class Shard:
 def holds_gradients(request: TrainRequest, size: int) -> bool:
     """Return whether the gradients of all weights are held at once: for several rounds of a step, or for its norm."""
     training = request.training
-    clips = bool(training.max_grad_norm) and request.optimizer.clip_by != STEP_BEFORE
-    return clips or training.accumulation > size
+    return request.optimizer.clips_by_this_step(training.max_grad_norm) or training.accumulation > size
 
 
 def fault_of_torch() -> str:

@@ -117,7 +117,7 @@ def _is_rank(request: TrainRequest) -> bool:
 def _step_problems(request: TrainRequest) -> Iterator[Problem]:
     """Yield what contradicts steps inside of the backward pass."""
     training, config = request.training, request.optimizer
-    if training.max_grad_norm and config.clip_by != STEP_BEFORE and not training.is_sharded:
+    if config.clips_by_this_step(training.max_grad_norm) and not training.is_sharded:
         yield Problem(
             "max_grad_norm",
             f"is {training.max_grad_norm:g}, but {INSIDE}, before the norm of all gradients is known; use 0 (adafactor "

@@ -21,7 +21,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from ...adapters.files.safetensors import plan_tensors, write_tensors
 from ...adapters.inject import adapter_state, live_state, load_adapter_state_, trainable_parameters
 from ...distributed.ranks import ALONE, Ranks
 from ...errors import UserError
+from ...full_rank.sharding import SHARD_PREFIX
 from ...host import CheckpointSaved, Host, Notice
 from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
@@ -46,9 +47,10 @@ from ..step.state import TrainState
 from .eval_weights import final_weights
 
 WEIGHTS_FILE = layout.CHECKPOINT_WEIGHTS
-FILES = (WEIGHTS_FILE, "optimizer.safetensors", layout.CHECKPOINT_STATE)
+OPTIMIZER_FILE = "optimizer.safetensors"
+FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, layout.CHECKPOINT_STATE)
 EMA_FILE = "ema.safetensors"
-SHARD_PREFIX = "shard-"  # of files with the rows of a rank, see sharded_checkpoint.py
+STAGING = ".tmp-"  # prefix of a folder that is being written
 SLACK_BYTES = 4 << 20  # for headers, JSON and the rounding of file sizes by the file system
 
 Forms = Mapping[str, tuple[int, ...]]  # names and shapes
@@ -155,7 +157,7 @@ def staged(folder: Path, step: int, num_bytes: int, ranks: Ranks = ALONE) -> Ite
     Raises:
         UserError: the disk is full or can't be written to. Earlier checkpoints are unchanged.
     """
-    staging = folder / f".tmp-{step_name(step)}"
+    staging = folder / f"{STAGING}{step_name(step)}"
 
     def make() -> None:
         shutil.rmtree(staging, ignore_errors=True)
@@ -182,18 +184,23 @@ def finish_staged(staging: Path, saved: Mapping[str, Any], digests: Mapping[str,
         saved: content of state.json.
         digests: SHA-256 of files that are known, by name.
     """
-    target = staging.with_name(staging.name.removeprefix(".tmp-"))
+    target = target_of(staging)
     write_json(staging / layout.CHECKPOINT_STATE, saved)
     for path in staging.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
     files = {path.name: digests.get(path.name) or sha256_of(path) for path in sorted(staging.iterdir())}
-    write_json(staging / "manifest.json", files)
+    write_json(staging / layout.CHECKPOINT_MANIFEST, files)
     sync_folder(staging)
     shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint; os.replace needs a free name
     rename(staging, target)
     sync_folder(staging.parent)
     return target
+
+
+def target_of(staging: Path) -> Path:
+    """Return the folder that a staged checkpoint becomes."""
+    return staging.with_name(staging.name.removeprefix(STAGING))
 
 
 def report_saved(target: Path, step: int, host: Host) -> None:
@@ -224,7 +231,7 @@ def _tensors(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     """
     optimizer, others = optimizer_state(state)
     adapter = live_state(state.layers) if state.is_full else adapter_state(state.layers)
-    files = {WEIGHTS_FILE: adapter, "optimizer.safetensors": optimizer}
+    files = {WEIGHTS_FILE: adapter, OPTIMIZER_FILE: optimizer}
     if state.ema is not None:
         files[EMA_FILE] = state.ema.ema_state()
     return files, others
@@ -378,17 +385,27 @@ def load_weights_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any])
         state.ema.load_ema_state_(load_file(checkpoint / EMA_FILE))
     elif state.ema is not None:  # resumed from a run without averaged weights
         state.ema.begin_(state.layers)
-    names = parameter_names(state)
-    by_index: dict[int, dict[str, Any]] = {
-        names.index(name): dict(values) for name, values in saved["optimizer"].items()
-    }
     devices = {name: parameter.device for name, parameter in trainable_parameters(state.layers)}
-    for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
-        name, value_name = key.rsplit("|", 1)
+
+    def own(key: str, tensor: Tensor) -> Tensor:
         # A copy, because the optimizer holds the tensor and the mapped file must be closed. On a device it makes its own,
         # and the states of a whole model would fill the RAM.
-        is_copied = state.is_full and devices[name].type != "cpu"
-        by_index.setdefault(names.index(name), {})[value_name] = tensor if is_copied else tensor.clone()
+        is_copied = state.is_full and devices[key.rsplit("|", 1)[0]].type != "cpu"
+        return tensor if is_copied else tensor.clone()
+
+    tensors = load_file(checkpoint / OPTIMIZER_FILE)
+    load_optimizer_(state, ((key, own(key, tensor)) for key, tensor in tensors.items()), saved["optimizer"])
+
+
+def load_optimizer_(
+    state: TrainState, tensors: Iterable[tuple[str, Tensor]], others: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Load the state that optimizer_state has returned, which it holds from now on."""
+    names = parameter_names(state)
+    by_index: dict[int, dict[str, Any]] = {names.index(name): dict(values) for name, values in others.items()}
+    for key, tensor in tensors:
+        name, value_name = key.rsplit("|", 1)
+        by_index.setdefault(names.index(name), {})[value_name] = tensor
     state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
@@ -477,7 +494,7 @@ def _refuse_other_run(checkpoint: Path, run: str) -> None:
 def _find_fault(checkpoint: Path) -> str:
     """Return '' for an intact checkpoint, else what is wrong with it."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
+        manifest = json.loads((checkpoint / layout.CHECKPOINT_MANIFEST).read_text("utf-8"))
         is_sharded = any(name.startswith(SHARD_PREFIX) for name in manifest)
         missing = {layout.CHECKPOINT_STATE} - manifest.keys() if is_sharded else set(FILES) - manifest.keys()
         if missing:
@@ -507,6 +524,6 @@ def adopt(resume_from: ResumeFrom, folder: Path, host: Host) -> None:
 
 def _rename_run(checkpoint: Path, run: str) -> None:
     """Let a copied checkpoint name its new run."""
-    state, manifest = checkpoint / layout.CHECKPOINT_STATE, checkpoint / "manifest.json"
+    state, manifest = checkpoint / layout.CHECKPOINT_STATE, checkpoint / layout.CHECKPOINT_MANIFEST
     write_json(state, _read_state(checkpoint) | {"run": run})
     write_json(manifest, json.loads(manifest.read_text("utf-8")) | {state.name: sha256_of(state)})

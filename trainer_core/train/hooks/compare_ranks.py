@@ -14,7 +14,7 @@ from ...adapters.inject import adapter_state, live_state, load_adapter_state_
 from ...distributed.ranks import Ranks
 from ...errors import UserError
 from ...host import Host
-from ...runs.layout import list_checkpoints
+from ...runs.layout import CHECKPOINT_MANIFEST, list_checkpoints
 from ...runs.rank_host import PeerHost, show_warnings
 from ...runs.run_host import RunHost
 from ..step.state import Hook, TrainState
@@ -66,7 +66,7 @@ def _all_see(ranks: Ranks, checkpoint: Path) -> bool:
 
     def manifest() -> str:
         try:
-            return (checkpoint / "manifest.json").read_text("utf-8")
+            return (checkpoint / CHECKPOINT_MANIFEST).read_text("utf-8")
         except (OSError, ValueError):
             return ""
 

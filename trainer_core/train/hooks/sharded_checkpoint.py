@@ -31,13 +31,14 @@ from .checkpoint import (
     find_saved,
     finish_staged,
     history,
+    load_optimizer_,
     optimizer_state,
-    parameter_names,
     refuse_not_finite,
     refuse_other_form,
     refuse_other_optimizer,
     report_saved,
     staged,
+    target_of,
 )
 
 WEIGHT, OPTIMIZER, AVERAGE = "weight", "optimizer", "average"  # first part of a tensor's name, before a |
@@ -70,7 +71,7 @@ def save_sharded(folder: Path, state: TrainState, host: Host) -> Path:
             target = finish_staged(staging, history(state, folder, others), hashes)
             report_saved(target, state.step, host)
     ranks.wait()
-    return staging.with_name(staging.name.removeprefix(".tmp-"))
+    return target_of(staging)
 
 
 def _tensors(state: TrainState, sharding: Sharding) -> tuple[dict[str, Tensor], Mapping[str, Mapping[str, Any]]]:
@@ -93,8 +94,12 @@ def _is_shared(value: Tensor, shard: Shard) -> bool:
 
 
 def _local_bytes(tensors: Mapping[str, Tensor]) -> int:
-    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors.values())
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+    return sum(tensor.numel() * tensor.element_size() for tensor in map(_rows, tensors.values()))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a sharded tensor; another one as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
 
 
 def load_sharded_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any]) -> None:
@@ -108,23 +113,16 @@ def load_sharded_(state: TrainState, checkpoint: Path, saved: Mapping[str, Any])
     reader = _reader(state, checkpoint)
     refuse_other_optimizer(state, saved, checkpoint)
     targets = _targets(state.sharding, reader)
-    _load(targets, reader)
+    load(targets, storage_reader=reader)
     load_adapter_state_(state.layers, {name: targets[f"{WEIGHT}|{name}"].to_local() for name in shards})
     if state.ema is not None and f"{AVERAGE}|{COUNT}" in targets:
         values = {name: targets[f"{AVERAGE}|{name}"] for name in (*shards, COUNT)}
-        state.ema.load_ema_state_({name: getattr(value, "_local_tensor", value) for name, value in values.items()})
+        state.ema.load_ema_state_({name: _rows(value) for name, value in values.items()})
     elif state.ema is not None:  # resumed from a run without averaged weights
         state.ema.begin_(state.layers)
-    names = parameter_names(state)
-    by_index: dict[int, dict[str, Any]] = {
-        names.index(name): dict(values) for name, values in saved["optimizer"].items()
-    }
-    for key, value in targets.items():
-        group, _, rest = key.partition("|")
-        if group == OPTIMIZER:
-            name, value_name = rest.rsplit("|", 1)
-            by_index.setdefault(names.index(name), {})[value_name] = getattr(value, "_local_tensor", value)
-    state.optimizer.load_state_dict({"state": by_index, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    prefix = f"{OPTIMIZER}|"
+    states = ((key.removeprefix(prefix), _rows(value)) for key, value in targets.items() if key.startswith(prefix))
+    load_optimizer_(state, states, saved["optimizer"])
 
 
 @contextmanager
@@ -139,7 +137,7 @@ def weights_of_sharded(state: TrainState, checkpoint: Path) -> Iterator[None]:
         for key, value in _targets(state.sharding, reader).items()
         if key.startswith(f"{group}|") and key != f"{AVERAGE}|{COUNT}"
     }
-    _load(targets, reader)
+    load(targets, storage_reader=reader)
     before, state.is_consistent = state.is_consistent, False
     try:
         load_adapter_state_(state.layers, {key.partition("|")[2]: value.to_local() for key, value in targets.items()})
@@ -178,10 +176,6 @@ def _targets(sharding: Sharding, reader: ShardReader) -> dict[str, Any]:
         else:
             targets[key] = torch.empty(size, dtype=dtype)
     return targets
-
-
-def _load(targets: dict[str, Any], reader: ShardReader) -> None:
-    load(targets, storage_reader=reader)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ....config.optimizer import STEP_BEFORE
 from ....full_rank.sharding import Consume, Shard, Sharding
 from ....full_rank.step_in_backward import StepInBackward
 from ..nan_guard import refuse_half_step, refuse_or_skip
@@ -28,7 +27,7 @@ def sharded_step(
     state: TrainState, stepper: StepInBackward, sharding: Sharding, compute_loss: Loss, fetch: Fetch | None = None
 ) -> tuple[float, float]:
     """Run one step. Arguments and result are those of full_rank_step."""
-    waits = bool(state.config.max_grad_norm) and state.optimizer_config.clip_by != STEP_BEFORE
+    waits = state.optimizer_config.clips_by_this_step(state.config.max_grad_norm)
     gradients: dict[Shard, Tensor] = {}
     rows: list[Tensor] = []
     factor = 1.0 if waits else clip_factor(state)
@@ -51,8 +50,8 @@ def sharded_step(
     if not math.isfinite(state.grad_norm):
         state.ranks.ends_together = True
         if not waits:
-            refuse_half_step(state, _first(state), loss, state.grad_norm)
-        refuse_or_skip(state, _first(state), loss, state.grad_norm)
+            refuse_half_step(state, state.first_micro, loss, state.grad_norm)
+        refuse_or_skip(state, state.first_micro, loss, state.grad_norm)
     if waits:
         factor = min(1.0, state.config.max_grad_norm / (state.grad_norm + CLIP_EPS))
         state.is_consistent = False  # until finish_step_
@@ -61,10 +60,6 @@ def sharded_step(
     if state.ema is not None:
         state.ema.update_(state.layers)
     return loss, state.grad_norm
-
-
-def _first(state: TrainState) -> int:
-    return state.first_micro
 
 
 def _backward(
@@ -79,11 +74,11 @@ def _backward(
     ranks, count = state.ranks, state.config.accumulation
     losses: list[float] = []
     for start in range(0, count, ranks.size):
-        loss = compute_loss(state, _first(state) + start + ranks.rank, fetch) / count
+        loss = compute_loss(state, state.first_micro + start + ranks.rank, fetch) / count
         losses += ranks.together(partial(float, loss.detach()))
         if not math.isfinite(sum(losses)):
             ranks.ends_together = True
-            refuse_or_skip(state, _first(state), sum(losses), math.nan)
+            refuse_or_skip(state, state.first_micro, sum(losses), math.nan)
         is_last = start + ranks.size >= count
         if is_last and moves:
             state.is_consistent = False  # until finish_step_: weights, optimizer, average and history belong together
