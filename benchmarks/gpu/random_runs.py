@@ -28,7 +28,7 @@ from chroma_trainer.trainer_core.data.sample_table import Sample
 from chroma_trainer.trainer_core.devices import DTYPES, empty_cache
 from chroma_trainer.trainer_core.flow.sigma_density import density
 from chroma_trainer.trainer_core.full_rank.step_in_backward import StepInBackward
-from chroma_trainer.trainer_core.full_rank.trained_layer import TrainedLayer
+from chroma_trainer.trainer_core.full_rank.trained_layer import give_stepper_
 from chroma_trainer.trainer_core.host import Notice, Paths, SinkHost
 from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_, compiler_fault
 from chroma_trainer.trainer_core.models.family import Family
@@ -196,9 +196,7 @@ def random_run(
 
 def _step_in_backward(layers: dict[str, Any], optimizer: torch.optim.Optimizer) -> StepInBackward:
     stepper = StepInBackward(optimizer, dict(trainable_parameters(layers)), SEED)
-    for layer in layers.values():
-        if isinstance(layer, TrainedLayer) and layer.moved:
-            layer.moved.stepper = stepper
+    give_stepper_(layers.values(), stepper)
     return stepper
 
 

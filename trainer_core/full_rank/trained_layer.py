@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -69,6 +69,13 @@ class TrainedLayer(AdapterLayer):
 
     def update(self) -> Update:
         raise NotImplementedError("a trained weight is no update; lora_tools/extract.py makes one")
+
+
+def give_stepper_(layers: Iterable[AdapterLayer], stepper: Any) -> None:
+    """Let layers whose parameters are in RAM step there. stepper: a StepInBackward."""
+    for layer in layers:
+        if isinstance(layer, TrainedLayer) and layer.moved:
+            layer.moved.stepper = stepper
 
 
 class ShardedLayer(TrainedLayer):

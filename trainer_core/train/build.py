@@ -29,7 +29,7 @@ from ..distributed.ranks import ALONE, Ranks
 from ..flow.sigma_density import density
 from ..full_rank.sharding import Sharding
 from ..full_rank.step_in_backward import StepInBackward
-from ..full_rank.trained_layer import TrainedLayer
+from ..full_rank.trained_layer import give_stepper_
 from ..host import Host, Notice
 from ..models.projections import projection_groups
 from ..optim.optimizer import parameter_groups
@@ -211,9 +211,7 @@ def _step_in_backward(
     if sharding is not None:
         return StepInBackward(optimizer, parameters, seed, slices=sharding.slices)
     stepper = StepInBackward(optimizer, parameters, seed, ranks)
-    for layer in layers.values():
-        if isinstance(layer, TrainedLayer) and layer.moved:
-            layer.moved.stepper = stepper
+    give_stepper_(layers.values(), stepper)
     return stepper
 
 
