@@ -37,6 +37,7 @@ PINNED_SHARE = (
     1.03  # of the weights: the unused ends of the chunks of memory/pinned_memory.py; 2.8 % for Chroma in int8
 )
 SPARE_RAM = 2 << 30  # that a copy for a checkpoint leaves free, see train/hooks/background_save.py
+BEFORE_THE_MODEL = ("score", "text", "latents")  # phases that end before the model is loaded
 SAVE_COPIES = 3  # of the weights in RAM: the export's products, the file's bytes, and the file that is read back
 
 
@@ -62,9 +63,9 @@ def estimate_run(
     on_cpu = not machine.device_bytes
     flops = phase_flops(request, facts, cost, sampled, whole)
     words = settings_of(request)
-    disk, in_ram = disk_of(request, facts, cost, other), 0
+    in_ram = 0
+    disk = disk_of(request, facts, stored(cost, request) if request.training.is_sharded else cost, other)
     if request.training.is_sharded:
-        disk = disk_of(request, facts, stored(cost, request))
         sampled = sampled and cost_of_one(sampled, request, num_devices)[0]
         cost, in_ram = cost_of_one(cost, request, num_devices)
         request = replace(request, memory=replace(request.memory, group_offload="none", offload_share=1.0))
@@ -80,8 +81,9 @@ def estimate_run(
         phases["eval"] = _evaluate(request, facts, cost, sampled is not None)
     is_alone = False
     if sampled is not None:
-        sampling = _validate(request.memory, facts, sampled)
-        if other is not None:
+        if other is None:
+            sampling = _validate(request.memory, facts, sampled)
+        else:
             sampling, is_alone = _validate_with_other(request, facts, cost, other, machine)
         scoring = _score_images(request.memory, facts, sampled, on_cpu)  # the other model is gone by then
         phases["validate"] = max(sampling[0], scoring[0]), max(sampling[1], scoring[1])
@@ -89,7 +91,7 @@ def estimate_run(
     phases["train"] = device, ram + _copy_in_ram(request, cost, machine, ram + (device if on_cpu else 0))
     planned = tuple(
         PhasePlan(
-            name, device, PROCESS_BYTES + ram + (in_ram if name not in ("text", "latents") else 0) + (device if on_cpu else 0),
+            name, device, PROCESS_BYTES + ram + (in_ram if name not in BEFORE_THE_MODEL else 0) + (device if on_cpu else 0),
             flops[name] / machine.flops if machine.flops and flops.get(name) else None,
         )
         for name, (device, ram) in phases.items()
