@@ -206,16 +206,11 @@ class RunHistory:
         self._steps.append(values)
 
     def _rewind(self, step: int) -> None:
-        while self._steps and self._steps[-1]["step"] > step:
-            self._steps.pop()
+        for items in (self._steps, self.evals, self.leaks, self.scores):
+            while items and items[-1]["step"] > step:
+                items.pop()
         while self.checkpoints and self.checkpoints[-1] > step:
             self.checkpoints.pop()
-        while self.evals and self.evals[-1]["step"] > step:
-            self.evals.pop()
-        while self.leaks and self.leaks[-1]["step"] > step:
-            self.leaks.pop()
-        while self.scores and self.scores[-1]["step"] > step:
-            self.scores.pop()
         while self._images and next(reversed(self._images.values())) > step:
             self._images.popitem()
 

@@ -230,9 +230,10 @@ def continued_problems(request: TrainRequest) -> list[Problem]:
     except (OSError, Unusable, KeyError, TypeError) as error:
         text = f"{run / MANIFEST} can't be read, so its optimizer state is not known to fit: {reason_of(error)}"
         return [Problem("init_optimizer", f"{text}; set init_optimizer to new")]
-    training = request.training.with_alpha()
-    now = {name: getattr({"adapter": request.adapter, "optimizer": request.optimizer}.get(part, training), name)
-           for part, name in OF_THE_STATE}  # fmt: skip
+    parts = {
+        "adapter": request.adapter, "training": request.training.with_alpha(), "optimizer": request.optimizer,
+    }  # fmt: skip
+    now = {name: getattr(parts[part], name) for part, name in OF_THE_STATE}
     problems = [
         Problem("init_optimizer", f"{name} is {now[name]!r}, and the state of {run.name} is of {before[name]!r}; use that, or set init_optimizer to new")
         for name in now

@@ -217,12 +217,13 @@ class Sweep:
     def write(self) -> list[Row]:
         """Write the state, the table and the chart, and report the table."""
         rows = rows_of(self._finished())
+        table = as_json(rows)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / STATE, {"runs": [result.as_json() for result in self.results.values()]})
         plans = [
             {"values": dict(plan.combination.values), "run": plan.folder, "name": plan.name} for plan in self.plans
         ]
-        write_json(self.folder / TABLE, {"runs": as_json(rows), "planned": len(self.plans), "plans": plans})
+        write_json(self.folder / TABLE, {"runs": table, "planned": len(self.plans), "plans": plans})
         bars = [_bar(row) for row in rows]
         save_png(
             draw_sweep_chart(bars, f"{self.folder.name}: {len(rows)} of {len(self.plans)} runs"),
@@ -230,7 +231,7 @@ class Sweep:
             {},
         )
         axes = tuple(self.plans[0].combination.values) if self.plans else ()
-        self.host.emit(SweepReported(self.name, axes, len(self.plans), tuple(as_json(rows))))
+        self.host.emit(SweepReported(self.name, axes, len(self.plans), tuple(table)))
         return rows
 
 

@@ -63,13 +63,12 @@ class ImageScoring:
     ) -> ImageScoring | None:
         """Embed prompts and held-out images. None where nothing is scored, and on all ranks but the main one."""
         settings = plan.request.validation
-        if settings is None or not ranks.is_main:
+        if settings is None or settings.score != CLIP or not ranks.is_main:
             return None
-        samples = _held_out(plan) if settings.score == CLIP else []
+        samples = _held_out(plan)
         with phases("validate"):
             scorer = make_scorer(settings, _images(plan, samples), plan.device, host)
-        if scorer is None:
-            return None
+        assert scorer
         if not samples:
             text = "the likeness of validation images is not measured, because no images are held out (holdout)"
             host.emit(Notice(text))
