@@ -184,6 +184,7 @@ async function votes(page) {
   await page.click('[data-command="sample-strengths"]');
   await page.waitForSelector('.ct-row[data-kind="strengths"]', { timeout: WAIT_MS });
   await page.click('.ct-row[data-kind="strengths"] button');
+  await page.locator(".ct-slider:focus").waitFor(); // the dialog comes after an answer of the server; keys before it are lost
   await page.waitForFunction(() => [...document.querySelectorAll(".ct-stack img")].every((image) => image.naturalWidth > 0));
   for (let times = 0; times < 30; times++) await page.keyboard.press("ArrowLeft");
   seen.slider = await page.locator(".ct-vote-page").evaluate(({ dataset }) => ({ ...dataset }));
