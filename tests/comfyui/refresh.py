@@ -113,7 +113,7 @@ def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> Non
 def arrange(workflow: dict[str, Any], name: str, heights: Mapping[str, tuple[int, int]]) -> None:
     """Place the nodes in their columns, so that they lie apart as nodes of either kind, and the groups around them.
 
-    heights: of each node, by id: on the canvas, and with its title as the taller of both kinds.
+    heights: of each node, by id: on the canvas, and with its title as the taller of both kinds, while trainers show a run.
     """
     columns, groups = LAYOUTS[name]
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -146,8 +146,8 @@ def measure(server: Any, page: Any, source: Path, folder: Path) -> dict[str, tup
         boxes[kind] = page("least", source, folder / f"{kind}.json")
     server.post("/settings/Comfy.VueNodes.Enabled", False)
     return {
-        node_id: (height, max(height + TITLE, boxes["vue"][node_id][1]))
-        for node_id, (height, _) in boxes["classic"].items()
+        node_id: (height, max(tallest, boxes["vue"][node_id][1]))
+        for node_id, (height, tallest) in boxes["classic"].items()
     }
 
 
