@@ -119,11 +119,14 @@ def _sweep_problems(inputs: Inputs) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about the model, the dataset's files and captions, which are all read."""
+    """Return warnings about settings, the model, the dataset's files and captions, which are all read."""
+    from ..trainer_core.registry import load
     from ..trainer_core.setup.caption_check import describe_dataset
+    from ..trainer_core.setup.hints import describe_hints
 
     request = request_of(inputs)
-    return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
+    hints = describe_hints(request.training, request.optimizer, load("optimizer", request.optimizer.optimizer))
+    return [*hints, *filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..adapters.layer import AdapterLayer
 from ..config.optimizer import OptimizerConfig
+from ..config.training import TrainingConfig
 
 # Parameters, or named groups: {"params": [...], "name": "...", "lr_scale": 0.5}.
 Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
@@ -67,6 +68,10 @@ def never_missing(device_type: str) -> str:
     return ""
 
 
+def no_hints(config: OptimizerConfig, training: TrainingConfig) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPart:
     """An optimizer that users can choose.
@@ -81,6 +86,7 @@ class OptimizerPart:
         extra: Name of the optional extra that installs its package, or "".
         elementwise: No element depends on a sum over others, so the number of threads does not change any bit.
         averages: Averages its weights instead of decaying the learning rate; see `evaluating`.
+        hints: hints(config, training) -> one line for each setting that is likely to be a mistake with this optimizer.
     """
 
     build: Callable[[Params, OptimizerConfig, float, float, int], torch.optim.Optimizer]
@@ -90,6 +96,7 @@ class OptimizerPart:
     extra: str = ""
     elementwise: bool = False
     averages: bool = False
+    hints: Callable[[OptimizerConfig, TrainingConfig], list[str]] = no_hints
 
 
 def as_list(params: Params) -> list[Any]:

@@ -37,7 +37,7 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
             f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights instead of lowering "
             "the rate: constant is usual"
         )
-    return lines
+    return lines + part.hints(config, training)
 
 
 def describe_preservation(training: TrainingConfig, dataset: DatasetConfig) -> list[str]:
