@@ -119,13 +119,12 @@ def _sweep_problems(inputs: Inputs) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about settings, the model, the dataset's files and captions, which are all read."""
-    from ..trainer_core.registry import load
+    """Return warnings about the optimizer, the model, the dataset's files and captions, which are all read."""
     from ..trainer_core.setup.caption_check import describe_dataset
-    from ..trainer_core.setup.hints import describe_hints
+    from ..trainer_core.setup.hints import describe_prodigy
 
     request = request_of(inputs)
-    hints = describe_hints(request.training, request.optimizer, load("optimizer", request.optimizer.optimizer))
+    hints = describe_prodigy(request.training, request.optimizer)
     return [*hints, *filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 

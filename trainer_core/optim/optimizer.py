@@ -18,7 +18,6 @@ from torch import nn
 
 from ..adapters.layer import AdapterLayer
 from ..config.optimizer import OptimizerConfig
-from ..config.training import TrainingConfig
 
 # Parameters, or named groups: {"params": [...], "name": "...", "lr_scale": 0.5}.
 Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
@@ -68,10 +67,6 @@ def never_missing(device_type: str) -> str:
     return ""
 
 
-def no_hints(config: OptimizerConfig, training: TrainingConfig) -> list[str]:
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPart:
     """An optimizer that users can choose.
@@ -86,7 +81,6 @@ class OptimizerPart:
         extra: Name of the optional extra that installs its package, or "".
         elementwise: No element depends on a sum over others, so the number of threads does not change any bit.
         averages: Averages its weights instead of decaying the learning rate; see `evaluating`.
-        hints: hints(config, training) -> one line for each setting that is likely to be a mistake with this optimizer.
     """
 
     build: Callable[[Params, OptimizerConfig, float, float, int], torch.optim.Optimizer]
@@ -96,7 +90,6 @@ class OptimizerPart:
     extra: str = ""
     elementwise: bool = False
     averages: bool = False
-    hints: Callable[[OptimizerConfig, TrainingConfig], list[str]] = no_hints
 
 
 def as_list(params: Params) -> list[Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config.optimizer import OptimizerConfig
-from ..config.training import TrainingConfig
 from .foreach import ExactOptimizer, Lot, each, gradients, of
 from .optimizer import OptimizerPart, Params, as_list
 
@@ -121,29 +120,9 @@ def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_
     return Prodigy(as_list(params), defaults, config)
 
 
-def hints(config: OptimizerConfig, training: TrainingConfig) -> list[str]:
-    """Return one line for each switch that is off although this run needs it."""
-    lines = []
-    if not config.prodigy_bias_correction:
-        lines.append(
-            "prodigy without prodigy_bias_correction: the first 1,000 steps are up to 6 times as long as the learning "
-            "rate in the chart, and a LoRA may be destroyed; turn it on in OptimizerSettings (docs/optimizers.md)"
-        )
-    low_at_times = f"warmup_steps is {training.warmup_steps}" if training.warmup_steps else ""
-    if training.lr_schedule == "cosine_with_restarts":
-        low_at_times = f"lr_schedule is {training.lr_schedule}"
-    if low_at_times and not config.prodigy_safeguard_warmup:
-        lines.append(
-            f"{low_at_times}, and prodigy without prodigy_safeguard_warmup: steps with a low rate make its estimate "
-            "too high; turn it on in OptimizerSettings, or train without them (docs/optimizers.md)"
-        )
-    return lines
-
-
 PART = OptimizerPart(
     build=build,
     uses=frozenset({"beta1", "beta2", "eps"})
     | {field for field in OptimizerConfig.__dataclass_fields__ if field.startswith("prodigy_")},
     usual_rates=(0.3, 2.0),
-    hints=hints,
 )
