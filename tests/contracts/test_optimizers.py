@@ -341,7 +341,7 @@ def test_what_has_no_effect_is_told():
     ]
     for name in names("optimizer"):
         part, usual = load("optimizer", name), TrainingConfig(learning_rate=load("optimizer", name).usual_rates[0])
-        config = OptimizerConfig(optimizer=name, **(SWITCHES if name == "prodigy" else {}))
+        config = replace(OptimizerConfig(optimizer=name), **(SWITCHES if name == "prodigy" else {}))
         assert describe_hints(usual, config, part) == []
         far = describe_hints(replace(usual, learning_rate=part.usual_rates[0] / 100), config, part)
         assert len(far) == 1 and "is usual, see docs/optimizers.md" in far[0]
