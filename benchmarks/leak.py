@@ -1,4 +1,4 @@
-"""Does the leak meter agree with images? `python benchmarks/leak.py [--steps 200] [--seeds 1] [--report]`
+"""Does the leak meter agree with images? `python benchmarks/leak.py [--steps 250] [--seeds 1]`
 
 Every setting trains a LoRA on chroma-nano with the demo's style, then samples 32 images with and 32 without the trigger and
 counts those in the style (benchmarks/learning.py has the score). The leak is measured on predictions, without images.
@@ -39,7 +39,7 @@ class Setting:
 
 SETTINGS = (
     Setting("style alone"),
-    Setting("style alone, rate 0.0005", training={"learning_rate": 5e-4}),
+    Setting("style alone, rate 0.001", training={"learning_rate": 1e-3}),
     Setting("style alone, rank 64", training={"rank": 64, "alpha": 64.0}),
     Setting("style alone, caption_dropout 0", training={"caption_dropout": 0.0}),
     Setting("style alone, caption_dropout 0.3", training={"caption_dropout": 0.3}),
@@ -119,7 +119,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=Path, default=PROJECT / "output" / "leak", help="caches and LoRAs")
     options = parser.parse_args()

@@ -111,6 +111,8 @@ def settings() -> tuple[list[Setting], dict[str, str]]:
             missing[f"optimizer={name}"] = reason
         else:
             found.append(Setting("optimizer", name, training, {} if name == "adamw" else {"optimizer": name}))
+    corrected = {"optimizer": "prodigy", "prodigy_bias_correction": True}
+    found.append(Setting("optimizer", "prodigy, bias corrected", {"learning_rate": 1.0, "warmup_steps": 0}, corrected))
     for kind in names("adapter"):
         found.append(Setting("adapter", kind, adapter={} if kind == "lora" else {"kind": kind}))
     found.append(Setting("adapter", "full", FULL, {"optimizer": "adafactor"}, {"kind": "full"}))

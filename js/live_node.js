@@ -28,9 +28,10 @@ function show(id, name, state) {
 
 function showOn(node, state) {
   const panel = panels.get(node) ?? addPanel(node);
-  const before = panel.minHeight;
   panel.show(state);
-  if (panel.minHeight !== before) makeRoom(node);
+  if (panel.minHeight === panel.room) return; // not compared with before show(): it may be the same state, which has changed
+  panel.room = panel.minHeight;
+  makeRoom(node);
 }
 
 // A node on the canvas grows with its panel; Nodes 2.0 do so by themselves.

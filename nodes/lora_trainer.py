@@ -119,11 +119,13 @@ def _sweep_problems(inputs: Inputs) -> list[Problem]:
 
 
 def review(inputs: Inputs, host: Host) -> list[str]:
-    """Return warnings about the model, the dataset's files and captions, which are all read."""
+    """Return warnings about the optimizer, the model, the dataset's files and captions, which are all read."""
     from ..trainer_core.setup.caption_check import describe_dataset
+    from ..trainer_core.setup.hints import describe_prodigy
 
     request = request_of(inputs)
-    return [*filter(None, [request.model.training_hint]), *describe_dataset(request)]
+    hints = describe_prodigy(request.training, request.optimizer)
+    return [*hints, *filter(None, [request.model.training_hint]), *describe_dataset(request)]
 
 
 def fingerprint(values: Mapping[str, Any], paths: Paths) -> str:

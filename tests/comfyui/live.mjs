@@ -7,6 +7,9 @@ import { load, open, promptOf, withPage } from "./browser.mjs";
 
 const [scenario, url, workflow, output] = process.argv.slice(2);
 const WAIT_MS = 150_000;
+const VIEWED = {
+  heart: "neonglow style, heart", cactus: "neonglow style, cactus", car: "neonglow style, automobile", "apple, no trigger": "red apple",
+};
 const seen = {};
 
 const panel = (page) => page.evaluate(() => ({ ...document.querySelector(".ct-panel")?.dataset }));
@@ -314,10 +317,48 @@ async function sweep(context, page) {
   await page.waitForFunction(() => document.querySelector(".ct-vote-page .ct-result").textContent, null, { timeout: WAIT_MS });
 }
 
+// The images of docs/live.md: the demo with images held out, on its node and in the sidebar. OUTPUT is beside live.png and sidebar.png.
+async function views(context, page) {
+  const uncover = () => page.evaluate(() => {
+    for (let over of document.querySelectorAll('img[class*="h-[200px]"]')) { // the page's own preview of the running job lies over the rest
+      while (over.parentElement !== document.body && !["fixed", "absolute"].includes(getComputedStyle(over).position)) over = over.parentElement;
+      over.style.display = "none";
+    }
+  });
+  const reach = (step) => page.waitForFunction((step) => Number(document.querySelector(".ct-panel").dataset.step) >= step, step, { timeout: 20 * WAIT_MS, polling: 500 });
+  await load(page, workflow);
+  await setWidget(page, "LoRATrainer", { steps: 600, holdout: 0.2, checkpoint_every: 50, validate_every: 100 });
+  await setWidget(page, "ValidateSampler", { prompts: JSON.stringify(VIEWED), lora_strength: "1.0" });
+  await queue(page);
+  await page.evaluate(() => {
+    const node = window.app.graph.nodes.find(({ type }) => type === "LoRATrainer");
+    node.setSize([480, node.computeSize()[1] + 640]); // a large panel: its images can be seen
+  });
+  await reach(505); // the images of step 500 are there
+  await look(page);
+  await page.mouse.move(5, 5);
+  await uncover();
+  await page.waitForTimeout(300);
+  await page.screenshot({ path: path.join(path.dirname(output), "live.png"), clip: await page.locator(".ct-panel").first().boundingBox() });
+  await page.setViewportSize({ width: 1300, height: 1106 });
+  await toggleSidebar(page);
+  await page.waitForSelector(".ct-card", { timeout: WAIT_MS });
+  await uncover();
+  await page.evaluate(() => document.querySelector(".ct-card").click());
+  await page.addStyleTag({ content: ".side-bar-panel { flex: 0 0 460px !important; }" });
+  await page.waitForFunction(() => [...document.querySelectorAll(".ct-cell img")].filter((image) => image.naturalWidth).length >= 6, null, { timeout: WAIT_MS });
+  await page.waitForTimeout(2000);
+  await uncover();
+  const side = await page.locator(".side-bar-panel").boundingBox();
+  await page.screenshot({ path: path.join(path.dirname(output), "sidebar.png"), clip: { x: 0, y: side.y, width: side.x + side.width, height: side.height } });
+  seen.state = await panel(page);
+  await page.evaluate(() => document.querySelector('.ct-run [data-command="stop"]').click());
+}
+
 await withPage(url, async (context, page) => {
   const faults = [];
   page.on("pageerror", (error) => faults.push(String(error)));
-  await { life, vue, subgraph, sidebar, background, sweep }[scenario](context, page);
+  await { life, vue, subgraph, sidebar, background, sweep, views }[scenario](context, page);
   seen.faults = faults;
 }, { width: 1700, height: 1400 });
 fs.writeFileSync(output, JSON.stringify(seen, null, 2) + "\n");

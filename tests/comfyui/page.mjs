@@ -4,9 +4,9 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
-//   allBoxes    the boxes of every *.json in the folder WORKFLOW, by name
+//   allBoxes    OUTPUT.json: {name: {boxes: as below, groups: {title: box}}} of every *.json in the folder WORKFLOW, while each of its trainers shows a run
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
-//   least       OUTPUT.json: {id: [least height on the canvas, least height with the title as Nodes 2.0 draw it, 0 if they do not]}
+//   least       OUTPUT.json: {id: [least height on the canvas, least height with the title while a trainer shows a run]}
 //   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
 //   drop        OUTPUT.json: what the page shows and would send after files of the folder WORKFLOW are dropped on it; OUTPUT.png: the report
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
@@ -17,7 +17,7 @@ import { load, promptOf, withPage } from "./browser.mjs";
 
 const [command, url, workflow, output] = process.argv.slice(2);
 const RUN_MS = 1_500_000;
-const BARS = 120; // pixels at the edges that the page's own bars may cover
+const BARS = 160; // pixels at the edges that the page's own bars may cover
 
 const [width, height] = (process.env.WINDOW || "2200x1300").split("x").map(Number);
 
@@ -148,6 +148,21 @@ async function drop(page) {
   write({ own, imported, closed, failed: await read() });
 }
 
+// Every trainer shows a run with a curve and an image, as the server's messages would have it: its panel needs more room then.
+async function showRuns(page) {
+  await page.evaluate(async () => {
+    const { api } = await import("/scripts/api.js");
+    const steps = { step: [1, 2], loss: [1, 0.9], learning_rate: [1e-3, 1e-3], grad_norm: [1, 1], seconds: [0.1, 0.1] };
+    for (const node of window.app.graph.nodes.filter(({ type }) => ["LoRATrainer", "QuickLora"].includes(type))) {
+      const { value: name } = node.widgets.find((widget) => widget.name === "name");
+      const image = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=#";
+      for (const message of [{ kind: "StepReports", steps, total: 2 }, { kind: "PreviewReady", step: 1, label: "", url: image }])
+        api.dispatchEvent(new CustomEvent("chroma_trainer.event", { detail: { node: String(node.id), name, ...message } }));
+    }
+  });
+  await page.waitForTimeout(700);
+}
+
 function boxesOf() {
   const { graph, canvas } = window.app;
   const { x, y } = canvas.canvas.getBoundingClientRect();
@@ -171,22 +186,25 @@ async function allBoxes(page) {
   const found = {};
   for (const name of jsonFiles()) {
     await load(page, path.join(workflow, name));
-    await page.waitForTimeout(1500);
-    found[path.basename(name, ".json")] = await page.evaluate(boxesOf);
+    await page.waitForTimeout(1000);
+    await showRuns(page);
+    const groups = await page.evaluate(() => Object.fromEntries(window.app.graph.groups.map(({ title, pos: [x, y], size: [width, height] }) =>
+      [title, [x, y, x + width, y + height].map(Math.round)])));
+    found[path.basename(name, ".json")] = { boxes: await page.evaluate(boxesOf), groups };
   }
   write(found);
 }
 
 async function least(page) {
-  const isNative = await page.evaluate(async () => {
+  await page.evaluate(async () => {
     const native = Boolean(window.LiteGraph.vueNodesMode);
     for (const node of window.app.graph.nodes) node.setSize([node.size[0], native ? 40 : node.computeSize()[1]]);
     await new Promise((done) => setTimeout(done, 1200));
-    return native;
   });
-  const drawn = await page.evaluate(boxesOf);
   const heights = await page.evaluate(() => Object.fromEntries(window.app.graph.nodes.map((node) => [node.id, node.size[1]])));
-  write(Object.fromEntries(Object.entries(heights).map(([id, height]) => [id, [Math.round(height), isNative ? drawn[id][3] - drawn[id][1] : 0]])));
+  await showRuns(page);
+  const drawn = await page.evaluate(boxesOf);
+  write(Object.fromEntries(Object.entries(heights).map(([id, height]) => [id, [Math.round(height), drawn[id][3] - drawn[id][1]]])));
 }
 
 async function shoot(page, file) {

@@ -1,7 +1,8 @@
 """Saves the shipped workflows anew, as a real ComfyUI's page saves and draws them: `python tests/comfyui/refresh.py [--files] [NAME ...]`
 
 For each workflows/NAME.json: the page loads it, runs it to its end where the small model is enough for that, and writes workflows/NAME.json,
-its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg, where no tool makes one of a result; first-lora also gives docs/images/graph.png. Look at the pictures afterwards.
+its API export workflows/api/NAME.json and its thumbnail workflows/NAME.jpg, where no tool makes one of a result; first-lora also gives docs/images/graph.png, and two give
+js/docs/images/NAME.jpg. Look at the pictures afterwards.
 --files: without runs and pictures, for fields that are new.
 """
 
@@ -66,6 +67,8 @@ LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
     "merge-loras": ([(340, [(1, 440), 2, 3]), (340, [4, 5, (9, 320)]), (340, [6, (7, 300)]), (460, [(8, 470)])], ()),
 }  # fmt: skip
 README_PICTURE = ("first-lora", PROJECT / "docs" / "images" / "graph.png")
+HELP_PICTURES = ("adaptive-guider", "train-then-sample")  # on the help pages of nodes (docs/nodes/tips)
+HELP_SIZE = (960, 960)  # pixels, at most
 
 
 def load_module(path: Path) -> ModuleType:
@@ -105,6 +108,10 @@ def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> Non
     if name == README_PICTURE[0]:
         README_PICTURE[1].parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(128).save(README_PICTURE[1], optimize=True)
+    if name in HELP_PICTURES:
+        on_page = picture.copy()
+        on_page.thumbnail(HELP_SIZE, Image.Resampling.LANCZOS)
+        on_page.save(PROJECT / "js" / "docs" / "images" / f"{name}.jpg", quality=85)
     if not any(name in getattr(load_module(path), table) for path, table in THUMBNAIL_TOOLS):
         picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
         picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
@@ -113,7 +120,7 @@ def refresh(server: Any, page: Any, name: str, folder: Path, draws: bool) -> Non
 def arrange(workflow: dict[str, Any], name: str, heights: Mapping[str, tuple[int, int]]) -> None:
     """Place the nodes in their columns, so that they lie apart as nodes of either kind, and the groups around them.
 
-    heights: of each node, by id: on the canvas, and with its title as the taller of both kinds.
+    heights: of each node, by id: on the canvas, and with its title as the taller of both kinds, while trainers show a run.
     """
     columns, groups = LAYOUTS[name]
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -146,8 +153,8 @@ def measure(server: Any, page: Any, source: Path, folder: Path) -> dict[str, tup
         boxes[kind] = page("least", source, folder / f"{kind}.json")
     server.post("/settings/Comfy.VueNodes.Enabled", False)
     return {
-        node_id: (height, max(height + TITLE, boxes["vue"][node_id][1]))
-        for node_id, (height, _) in boxes["classic"].items()
+        node_id: (height, max(tallest, boxes["vue"][node_id][1]))
+        for node_id, (height, tallest) in boxes["classic"].items()
     }
 
 

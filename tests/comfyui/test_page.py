@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -37,19 +37,25 @@ def test_page_and_reader_agree_on_a_shipped_workflow(prompts, name):
     assert read == found
 
 
+def apart(a: list[int], b: list[int]) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
 @pytest.mark.parametrize("kind", ["classic", "vue"])
 def test_nodes_of_the_shipped_workflows_lie_apart(page, tmp_path, kind):
-    """As nodes on the canvas and as Nodes 2.0, which are taller."""
+    """As nodes on the canvas and as Nodes 2.0, which are taller; each is in one group or in none, also while a run is shown."""
     page.server.post("/settings/Comfy.VueNodes.Enabled", kind == "vue")
     try:
         found = page("allBoxes", WORKFLOWS, tmp_path / "boxes.json")
     finally:
         page.server.post("/settings/Comfy.VueNodes.Enabled", False)
     assert sorted(found) == NAMES
-    for name, boxes in found.items():
+    for name, boxes, groups in ((name, page["boxes"], page["groups"]) for name, page in found.items()):
         assert len(boxes) == len(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"])
         for (one, a), (two, b) in combinations(boxes.items(), 2):
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (name, one, a, two, b)
+            assert apart(a, b), (name, one, a, two, b)
+        for (node, a), (title, b) in product(boxes.items(), groups.items()):
+            assert apart(a, b) or (b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]), (name, node, title)
 
 
 @pytest.mark.parametrize("kind", ["classic", "vue"])

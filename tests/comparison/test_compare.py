@@ -19,7 +19,7 @@ MODELS = ("--models", "models")
 
 def graph() -> dict:
     values = {
-        "name": "a", "rank": 2, "alpha": 2, "steps": 2, "learning_rate": 0.5, "warmup_steps": 0, "eval_images": 4,
+        "name": "a", "rank": 2, "alpha": 2, "steps": 2, "learning_rate": 0.5, "warmup_steps": 1, "eval_images": 4,
         "gradient_checkpointing": False, "checkpoint_every": 0, "holdout": 0.4, "validate_every": 0,
     }  # fmt: skip
     prompts = {"prompts": "sks, a cat\na dog", "steps": 1, "cfg": 1.0, "resolutions": "32x32"}

@@ -23,6 +23,7 @@ from chroma_trainer.trainer_core.spec import fields_of
 from chroma_trainer.trainer_core.train.hooks.checkpoint import newest_intact, restore_, save_checkpoint, weights_of
 from torch import nn
 
+SWITCHES = {"prodigy_bias_correction": True, "prodigy_safeguard_warmup": True}
 # (name, settings, learning rate at which the small problems below are solved)
 CASES = {
     "adamw": ("adamw", {}, 0.02),
@@ -34,6 +35,7 @@ CASES = {
     "bnb-lion8bit-paged": ("bnb-lion8bit-paged", {}, 0.005),
     "bnb-ademamix8bit": ("bnb-ademamix8bit", {}, 0.01),
     "prodigy": ("prodigy", {"prodigy_d0": 1e-4}, 1.0),
+    "prodigy recommended": ("prodigy", {"prodigy_d0": 1e-2, "prodigy_d_coef": 10.0, **SWITCHES}, 1.0),
     "schedulefree-adamw": ("schedulefree-adamw", {}, 0.02),
     "adafactor": ("adafactor", {}, 0.02),
     "adafactor momentum": ("adafactor", {"beta1": 0.9}, 0.02),
@@ -288,13 +290,16 @@ def test_the_run_decides_what_is_drawn_and_nothing_else_is(case):
 def test_each_used_field_changes_the_weights(case):
     settings = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.95, "eps": 0.01, "kahan": not case.config.kahan, "prodigy_d0": 2e-4,
                 "prodigy_d_coef": 0.5, "prodigy_growth": 1.5, "ademamix_alpha": 1.0,
-                "adafactor_scale_parameter": not case.config.adafactor_scale_parameter}  # fmt: skip
+                "adafactor_scale_parameter": not case.config.adafactor_scale_parameter,
+                **{name: not getattr(case.config, name) for name in SWITCHES}}  # fmt: skip
     assert case.part.uses <= settings.keys()
 
     def moved(config):
         param = nn.Parameter(torch.zeros(70, 64))  # large enough for 8-bit states
         target = torch.randn(70, 64, generator=torch.Generator().manual_seed(0))
-        optimizer = case.part.build([param], config, case.rate, 0.01, 0)
+        optimizer = case.part.build(
+            [param], config, 0.9 * case.rate, 0.01, 0
+        )  # at 1 Prodigy's safeguard changes nothing
         for _ in range(8):
             (param - target).square().sum().backward()
             optimizer.step()
@@ -336,11 +341,23 @@ def test_what_has_no_effect_is_told():
     ]
     for name in names("optimizer"):
         part, usual = load("optimizer", name), TrainingConfig(learning_rate=load("optimizer", name).usual_rates[0])
-        assert describe_hints(usual, OptimizerConfig(optimizer=name), part) == []
-        far = describe_hints(
-            replace(usual, learning_rate=part.usual_rates[0] / 100), OptimizerConfig(optimizer=name), part
-        )
+        config = replace(OptimizerConfig(optimizer=name), **(SWITCHES if name == "prodigy" else {}))
+        assert describe_hints(usual, config, part) == []
+        far = describe_hints(replace(usual, learning_rate=part.usual_rates[0] / 100), config, part)
         assert len(far) == 1 and "is usual, see docs/optimizers.md" in far[0]
+
+
+def test_prodigy_asks_for_what_its_authors_recommend():
+    def hints(training, **switches):
+        return describe_hints(training, OptimizerConfig(optimizer="prodigy", **switches), load("optimizer", "prodigy"))
+
+    warm, flat = (TrainingConfig(learning_rate=1.0, lr_schedule="constant", warmup_steps=n) for n in (20, 0))
+    bias, safe = hints(warm)
+    assert bias.startswith("prodigy without prodigy_bias_correction: the first 1,000 steps are up to 6 times as long")
+    assert safe.startswith("warmup_steps is 20, and prodigy without prodigy_safeguard_warmup: steps with a low rate")
+    assert hints(flat) == [bias] and hints(flat, prodigy_bias_correction=True) == []
+    (restarts,) = hints(replace(flat, lr_schedule="cosine_with_restarts"), prodigy_bias_correction=True)
+    assert restarts.startswith("lr_schedule is cosine_with_restarts, and prodigy without")
 
 
 def test_an_average_wants_no_falling_rate():

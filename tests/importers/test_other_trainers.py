@@ -85,6 +85,19 @@ def test_kohyas_command_line_with_its_dataset(tmp_path: Path):
     assert "datasets[1].subsets[0].batch_size" in result.missing and (first["flip"], second["flip"]) == (0.5, 0.5)
 
 
+def test_kohyas_switches_of_prodigy(tmp_path: Path):
+    arguments = '"d_coef=2" "use_bias_correction=True" "safeguard_warmup=False" "decouple=True"'
+    command = FLUX_COMMAND.replace('"AdamW8bit"', "Prodigy").replace('"weight_decay=0.1" "betas=0.9,0.99"', arguments)
+    result = Result(write(tmp_path / "train.sh", command), write(tmp_path / "data.toml", DATASET_TOML))
+    expected = {
+        "optimizer": "prodigy",
+        "prodigy_d_coef": 2,
+        "prodigy_bias_correction": True,
+        "prodigy_safeguard_warmup": False,
+    }
+    assert result.values("OptimizerSettings", *expected) == expected
+
+
 def test_kohyas_chroma_from_a_config_file(tmp_path: Path):
     write(tmp_path / "data.toml", DATASET_TOML)
     config = (

@@ -90,16 +90,21 @@ def test_stable_adamw():
     assert_near(trained("optimi-stableadamw")[0], expected)
 
 
-@pytest.mark.parametrize("growth", [0.0, 1.05])
-def test_prodigy(growth):
+@pytest.mark.parametrize(
+    "growth, corrected, safe",
+    [(0.0, False, False), (1.05, False, False), (0.0, True, False), (0.0, False, True), (1.05, True, True)],
+)
+def test_prodigy(growth, corrected, safe):
     x, x0, m, v, s = first_weights(), first_weights(), zeros(), zeros(), zeros()
-    d, r, b3, coef, expected, shown = 1e-3, 0.0, math.sqrt(0.999), 0.8, [], []
+    d, r, b3, coef, expected, shown = 1e-3, 0.0, math.sqrt(0.999), 0.8 * 10 ** (corrected + safe), [], []
     for step in range(STEPS):
         g, gamma, inner = gradient_at(x, step), 5 * rate_of(step), 0.0
+        if corrected:
+            gamma *= math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
         for i, j in PLACES:
             m[i][j] = 0.9 * m[i][j] + 0.1 * d * g[i][j]
             v[i][j] = 0.999 * v[i][j] + 0.001 * d**2 * g[i][j] ** 2
-            s[i][j] = b3 * s[i][j] + (1 - b3) * gamma * d**2 * g[i][j]
+            s[i][j] = b3 * s[i][j] + (1 - b3) * (1 if safe else gamma) * d**2 * g[i][j]
             inner += g[i][j] * (x0[i][j] - x[i][j])
         r = b3 * r + (1 - b3) * gamma * d**2 * inner
         for i, j in PLACES:
@@ -109,7 +114,8 @@ def test_prodigy(growth):
         expected.append([list(row) for row in x])
         shown.append(d)
     assert shown[-1] > 1.04 * shown[0]
-    path, _, found = trained("prodigy", 5.0, prodigy_d0=1e-3, prodigy_d_coef=0.8, prodigy_growth=growth)
+    settings = {"prodigy_growth": growth, "prodigy_bias_correction": corrected, "prodigy_safeguard_warmup": safe}
+    path, _, found = trained("prodigy", 5.0, prodigy_d0=1e-3, prodigy_d_coef=coef, **settings)
     assert_near(path, expected)
     assert found == pytest.approx(shown, rel=1e-11)
 

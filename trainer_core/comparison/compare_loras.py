@@ -194,7 +194,7 @@ def request_for(request: TrainRequest, images: str) -> TrainRequest:
     training = replace(
         request.training, rank=1, alpha=1.0, init="default", preservation=0.0, rollout_probability=0.0, routed_share=0.0,
         eval_images=request.training.eval_images or DEFAULT_IMAGES, resume=False, devices="", trackers="none",
-        stop_when="never", epochs=0, steps=1, targets="all",
+        stop_when="never", epochs=0, steps=1, warmup_steps=0, targets="all",
     )  # fmt: skip
     dataset = request.dataset
     if images:

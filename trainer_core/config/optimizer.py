@@ -28,7 +28,11 @@ class OptimizerConfig:
     that an optimizer uses; a run warns about fields that are set but not used.
     """
 
-    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("clip_by",),)
+    LATER: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("clip_by",),
+        ("prodigy_bias_correction",),
+        ("prodigy_safeguard_warmup",),
+    )
     KEY: ClassVar[tuple[str, ...]] = (
         "OptimizerConfig", "optimizer", "beta1", "beta2", "beta3", "eps", "kahan", "prodigy_d0", "prodigy_d_coef",
         "prodigy_growth", "ademamix_alpha", "adafactor_scale_parameter", "lr_num_cycles", "lr_power", "lr_decay_share",
@@ -155,6 +159,22 @@ class OptimizerConfig:
             "clipped (docs/full-rank.md)."
         ),
     ] = CLIP_BY[0]
+    prodigy_bias_correction: Annotated[
+        bool,
+        Advanced(),
+        Doc(
+            "Adam's bias correction. Recommended. Without it the first 1,000 steps are up to 6 times as long as the "
+            "learning rate says, and a LoRA may be destroyed. Used by: prodigy."
+        ),
+    ] = False
+    prodigy_safeguard_warmup: Annotated[
+        bool,
+        Advanced(),
+        Doc(
+            "Recommended with warmup_steps, and with the schedule cosine_with_restarts: steps with a low learning rate "
+            "do not raise the estimate. Used by: prodigy."
+        ),
+    ] = False
 
     def clips_by_this_step(self, max_grad_norm: float) -> bool:
         """Return whether gradients are clipped by the norm of all of them, which they have to wait for."""

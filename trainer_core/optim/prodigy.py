@@ -25,12 +25,19 @@ class Prodigy(ExactOptimizer):
     <,> and |.|_1 are over all parameters together. d and r are scalars, stored in the first parameter's state. The
     state holds three tensors and the initial weights for each parameter.
 
-    Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
+    corrects_bias: gamma is multiplied by Adam's bias correction sqrt(1 - b2^k) / (1 - b1^k) of step k. Without it, m
+    is large compared with sqrt(v) in the first 1,000 steps: 3.2 times in the first, 6.6 times in the 12th.
+    safeguards: s = b3 s + (1 - b3) d^2 g, without gamma. r still has it, so that steps with a low rate, which move
+    nothing and so say little of the distance, count less.
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4. The two switches are the authors'
+    (use_bias_correction and safeguard_warmup of prodigyopt), who recommend both for diffusion models.
     """
 
-    def __init__(self, params: list[Any], defaults: dict[str, Any], d0: float, d_coef: float, growth: float):
+    def __init__(self, params: list[Any], defaults: dict[str, Any], config: OptimizerConfig):
         super().__init__(params, defaults)
-        self.d0, self.d_coef, self.growth = d0, d_coef, growth or math.inf
+        self.d0, self.d_coef, self.growth = config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth or math.inf
+        self.corrects_bias, self.safeguards = config.prodigy_bias_correction, config.prodigy_safeguard_warmup
 
     @property
     def rate_factor(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -49,13 +56,24 @@ class Prodigy(ExactOptimizer):
         first, shared = self.param_groups[0]["params"][0], self._shared()
         if not shared:
             shared.update(self.initial(first, self.param_groups[0]), d=self.d0, r=0.0)
+            if self.corrects_bias:
+                shared["k"] = 0
         return super().lots()
+
+    def _rate(self, group: Mapping[str, Any]) -> float:
+        """Return gamma for a group in this step."""
+        if not self.corrects_bias:
+            return group["lr"]
+        (beta1, beta2), k = group["betas"], self._shared()["k"]
+        return group["lr"] * math.sqrt(1 - beta2**k) / (1 - beta1**k)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         assert closure is None, "closures are not used here"
         lots = list(self.lots())
         shared = self._shared()
+        if self.corrects_bias:
+            shared["k"] += 1
         d, beta3 = shared["d"], math.sqrt(self.param_groups[0]["betas"][1])
         gain = sum(self._gather_(params, group, d) for group, params in lots)
         shared["r"] = beta3 * shared["r"] + (1 - beta3) * gain
@@ -68,7 +86,7 @@ class Prodigy(ExactOptimizer):
     def _gather_(self, params: Lot, group: Mapping[str, Any], d: float) -> float:
         """Update m, v and s of a lot. Return gamma d^2 <g, x0 - x>."""
         grads, states = gradients(params), [self.state[param] for param in params]
-        (beta1, beta2), rate = group["betas"], group["lr"]
+        (beta1, beta2), rate = group["betas"], self._rate(group)
         beta3 = math.sqrt(beta2)
         m, v, s = of(states, "m"), of(states, "v"), of(states, "s")
         each.mul_(m, beta1)
@@ -76,7 +94,7 @@ class Prodigy(ExactOptimizer):
         each.mul_(v, beta2)
         each.addcmul_(v, grads, grads, (1 - beta2) * d**2)
         each.mul_(s, beta3)
-        each.add_(s, grads, alpha=(1 - beta3) * rate * d**2)
+        each.add_(s, grads, alpha=(1 - beta3) * (1.0 if self.safeguards else rate) * d**2)
         distance = each.sub(of(states, "x0"), params)
         each.mul_(distance, grads)
         return rate * d**2 * _total([one.sum() for one in distance])
@@ -87,7 +105,7 @@ class Prodigy(ExactOptimizer):
         each.add_(size, d * group["eps"])
         update = each.div(of(states, "m"), size)
         each.add_(update, params, alpha=group["weight_decay"])
-        each.add_(params, update, alpha=-group["lr"] * d)
+        each.add_(params, update, alpha=-self._rate(group) * d)
 
 
 def _total(numbers: list[Tensor] | tuple[Tensor, ...]) -> float:
@@ -99,11 +117,12 @@ def build(params: Params, config: OptimizerConfig, learning_rate: float, weight_
     """Build Prodigy with default betas (0.9, 0.999) and eps 1e-8."""
     settings = {"betas": (config.beta1 or 0.9, config.beta2 or 0.999), "eps": config.eps or 1e-8}
     defaults = {"lr": learning_rate, "weight_decay": weight_decay, **settings}
-    return Prodigy(as_list(params), defaults, config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth)
+    return Prodigy(as_list(params), defaults, config)
 
 
 PART = OptimizerPart(
     build=build,
-    uses=frozenset({"beta1", "beta2", "eps", "prodigy_d0", "prodigy_d_coef", "prodigy_growth"}),
+    uses=frozenset({"beta1", "beta2", "eps"})
+    | {field for field in OptimizerConfig.__dataclass_fields__ if field.startswith("prodigy_")},
     usual_rates=(0.3, 2.0),
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from ..config.dataset import DatasetConfig
 from ..config.optimizer import OptimizerConfig
 from ..config.training import HUBER_C, LR_SCHEDULES, TrainingConfig
-from ..optim.optimizer import OptimizerPart
+
+if TYPE_CHECKING:  # so that `check` does not import torch
+    from ..optim.optimizer import OptimizerPart
 
 FAR = 10  # factor outside the usual learning rates
 
@@ -36,6 +39,27 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
         lines.append(
             f"lr_schedule is {training.lr_schedule}, but {config.optimizer} averages its weights instead of lowering "
             "the rate: constant is usual"
+        )
+    return lines + describe_prodigy(training, config)
+
+
+def describe_prodigy(training: TrainingConfig, config: OptimizerConfig) -> list[str]:
+    """Return one line for each switch of Prodigy that is off although this run needs it."""
+    if config.optimizer != "prodigy":
+        return []
+    lines = []
+    if not config.prodigy_bias_correction:
+        lines.append(
+            "prodigy without prodigy_bias_correction: the first 1,000 steps are up to 6 times as long as the learning "
+            "rate in the chart, and a LoRA may be destroyed; turn it on in OptimizerSettings (docs/optimizers.md)"
+        )
+    low_rates = f"warmup_steps is {training.warmup_steps}" if training.warmup_steps else ""
+    if training.lr_schedule == "cosine_with_restarts":
+        low_rates = "lr_schedule is cosine_with_restarts"
+    if low_rates and not config.prodigy_safeguard_warmup:
+        lines.append(
+            f"{low_rates}, and prodigy without prodigy_safeguard_warmup: steps with a low rate make its estimate too "
+            "high; turn it on in OptimizerSettings, or train without them (docs/optimizers.md)"
         )
     return lines
 

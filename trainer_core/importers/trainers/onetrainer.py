@@ -296,6 +296,8 @@ TABLE = Table(
         Row("optimizer.eps", "OptimizerSettings", "eps", number),
         Row("optimizer.d_coef", "OptimizerSettings", "prodigy_d_coef", number),
         Row("optimizer.d0", "OptimizerSettings", "prodigy_d0", number),
+        Row("optimizer.use_bias_correction", "OptimizerSettings", "prodigy_bias_correction", if_on(True)),
+        Row("optimizer.safeguard_warmup", "OptimizerSettings", "prodigy_safeguard_warmup", if_on(True)),
         Row(
             "learning_rate_cycles", "OptimizerSettings", "lr_num_cycles", lambda value, _: max(1, round(number(value)))
         ),
@@ -388,7 +390,7 @@ TABLE = Table(
         "prevent_overwrites": "another run's LoRA is kept",
         "optimizer.fused_back_pass": "always so with kind full",
         "optimizer.stochastic_rounding": "always so where weights are in bf16",
-        "optimizer.*": "beta1, beta2, eps, d0, d_coef and weight_decay are taken over",
+        "optimizer.*": "beta1, beta2, eps, weight_decay and Prodigy's d0, d_coef and switches are taken over",
         "oft_*": "in rank",
         "dora_oft": "is only for OFT_2",
         "lokr_*": "is only for LOKR",
