@@ -28,6 +28,8 @@ class Prodigy(ExactOptimizer):
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
     """
 
+    stored_name = "Prodigy"
+
     def __init__(self, params: list[Any], defaults: dict[str, Any], d0: float, d_coef: float, growth: float):
         super().__init__(params, defaults)
         self.d0, self.d_coef, self.growth = d0, d_coef, growth or math.inf

@@ -14,12 +14,12 @@ from torch import nn
 
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..config.serialize import key_text
 from ..data.dataset import Index
 from ..models.family import Family
 from ..storage.atomic import sha256_text
 from ..storage.model_header import model_header_of
 from ..storage.packed.packed_header import is_packed
+from ..storage.stored_names import key_text
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
