@@ -117,7 +117,7 @@ def _files_of(model: ModelConfig) -> tuple[str, ...]:
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
-    empty = family.empty_transformer(model)
+    empty = family.shared_transformer(model)
     noted = [(name, getattr(part, "packed", None)) for name, part in empty.named_modules()]
     packed = [(name, weight.type) for name, weight in noted if weight is not None]
     return sha256_text(model.family, shapes_of(empty), *((repr(packed),) if packed else ()))
