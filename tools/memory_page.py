@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig, FolderConfig
 from chroma_trainer.trainer_core.config.flux import FluxOptions
@@ -23,10 +22,8 @@ from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.training import TrainingConfig
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
-from chroma_trainer.trainer_core.models.chroma.transformer import ChromaTransformer
 from chroma_trainer.trainer_core.models.flux.family import FluxFamily
-from chroma_trainer.trainer_core.models.flux.transformer import FluxTransformer
-from chroma_trainer.trainer_core.models.loading.locate import load_shipped_config
+from chroma_trainer.trainer_core.models.loading.locate import Part, load_shipped_config
 from chroma_trainer.trainer_core.models.text.t5 import without_numbers
 from chroma_trainer.trainer_core.planner.auto_tune import SHARE, with_memory
 from chroma_trainer.trainer_core.planner.cost_model import ModelCost, OptimizerCost, Shape, step_flops
@@ -70,9 +67,8 @@ OFFLOADS: tuple[tuple[str, dict[str, Any]], ...] = (
 class Released(ChromaFamily):
     """The released Chroma's shapes, without its files."""
 
-    def empty_transformer(self, model: ModelConfig) -> Any:
-        with torch.device("meta"):
-            return ChromaTransformer.from_config(load_shipped_config("chroma_transformer"))
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        return Part((), load_shipped_config("chroma_transformer"))
 
     def empty_text_encoder(self, model: ModelConfig, convert: Any = None) -> Any:
         return without_numbers(load_shipped_config("t5_xxl"), model, convert)
@@ -81,9 +77,8 @@ class Released(ChromaFamily):
 class ReleasedFlux(FluxFamily):
     """The released Flux's shapes, without its files."""
 
-    def empty_transformer(self, model: ModelConfig) -> Any:
-        with torch.device("meta"):
-            return self._set_guidance(FluxTransformer.from_config(load_shipped_config("flux_transformer")), model)
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        return Part((), load_shipped_config("flux_transformer"))
 
 
 def request(level: str, family: str = "chroma", flavour: str = "hd") -> TrainRequest:

@@ -330,6 +330,20 @@ Event = (
     | SweepReported
     | MemoryInUse
 )
+# Name of each event in event logs, on the page and in webhooks -> its class.
+EVENT_KINDS: Mapping[str, type[Event]] = {
+    "Notice": Notice, "PhaseStarted": PhaseStarted, "PhaseProgress": PhaseProgress, "StepReport": StepReport,
+    "PreviewReady": PreviewReady, "SamplingPreview": SamplingPreview, "CheckpointSaved": CheckpointSaved,
+    "LoraSaved": LoraSaved, "RunOpened": RunOpened, "MemoryPlanned": MemoryPlanned, "EvalReport": EvalReport,
+    "EvalCompared": EvalCompared, "LeakMeasured": LeakMeasured, "ImagesScored": ImagesScored,
+    "RunReported": RunReported, "SweepReported": SweepReported, "MemoryInUse": MemoryInUse,
+}  # fmt: skip
+_KIND_OF = {kind: name for name, kind in EVENT_KINDS.items()}
+
+
+def event_kind(event: Event | type[Event]) -> str:
+    """Return the name of an event, or of a kind of events, in event logs, on the page and in webhooks."""
+    return _KIND_OF[event if isinstance(event, type) else type(event)]
 
 
 @dataclass(frozen=True)

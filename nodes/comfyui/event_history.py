@@ -26,6 +26,7 @@ from ...trainer_core.host import (
     PreviewReady,
     RunOpened,
     StepReport,
+    event_kind,
 )
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.event_log import RESUMED
@@ -223,19 +224,19 @@ class RunHistory:
 # The kinds of lines that are read, by the names under which event_log.py writes them.
 APPLY: dict[str, Callable[[RunHistory, Mapping[str, Any]], None]] = {
     RESUMED: RunHistory._resume,
-    StepReport.__name__: RunHistory._report_step,
-    RunOpened.__name__: RunHistory._open_run,
-    CheckpointSaved.__name__: RunHistory._add_checkpoint,
-    EvalReport.__name__: RunHistory._add_eval,
-    EvalCompared.__name__: RunHistory._compare_eval,
-    LeakMeasured.__name__: RunHistory._add_leak,
-    ImagesScored.__name__: RunHistory._add_scores,
-    PreviewReady.__name__: RunHistory._add_image,
-    LoraSaved.__name__: RunHistory._save_lora,
-    MemoryPlanned.__name__: RunHistory._plan_memory,
-    PhaseStarted.__name__: RunHistory._start_phase,
-    PhaseProgress.__name__: RunHistory._continue_phase,
-    Notice.__name__: RunHistory._add_notice,
+    event_kind(StepReport): RunHistory._report_step,
+    event_kind(RunOpened): RunHistory._open_run,
+    event_kind(CheckpointSaved): RunHistory._add_checkpoint,
+    event_kind(EvalReport): RunHistory._add_eval,
+    event_kind(EvalCompared): RunHistory._compare_eval,
+    event_kind(LeakMeasured): RunHistory._add_leak,
+    event_kind(ImagesScored): RunHistory._add_scores,
+    event_kind(PreviewReady): RunHistory._add_image,
+    event_kind(LoraSaved): RunHistory._save_lora,
+    event_kind(MemoryPlanned): RunHistory._plan_memory,
+    event_kind(PhaseStarted): RunHistory._start_phase,
+    event_kind(PhaseProgress): RunHistory._continue_phase,
+    event_kind(Notice): RunHistory._add_notice,
 }
 
 

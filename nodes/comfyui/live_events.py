@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -28,11 +27,13 @@ from ...trainer_core.host import (
     SamplingPreview,
     StepReport,
     SweepReported,
+    event_kind,
 )
 from ...trainer_core.launch.run_queue import Entry
 from ...trainer_core.runs import layout
 from ...trainer_core.runs.control import read_status
 from ...trainer_core.runs.layout import listed_name
+from ...trainer_core.storage.stored_names import stored_values
 
 SECONDS = 0.1  # minimum time between two progress messages of the same kind
 MEMORY_SECONDS = 1.0  # minimum time between two memory measurements
@@ -137,7 +138,7 @@ class Feed:
 
 def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     """Return an event as JSON values for the editor, or None if the editor does not use it."""
-    kind = {"kind": type(event).__name__}
+    kind = {"kind": event_kind(event)}
     if isinstance(event, PhaseStarted):
         return {**kind, "phase": event.phase, "total": event.total, "unit": event.unit}
     if isinstance(event, Notice):
@@ -147,9 +148,9 @@ def message_of(event: Event, output: Path) -> dict[str, Any] | None:
     if isinstance(event, SamplingPreview):
         return {**kind, "step": event.step, "total": event.num_steps, "url": view_url(event.path, output)}
     if isinstance(event, EvalReport | EvalCompared | LeakMeasured | ImagesScored):
-        return {**kind, **{name: finite_all(value) for name, value in dataclasses.asdict(event).items()}}
+        return {**kind, **{name: finite_all(value) for name, value in stored_values(event).items()}}
     if isinstance(event, SweepReported):
-        return {**kind, **dataclasses.asdict(event)}
+        return {**kind, **stored_values(event)}
     if isinstance(event, CheckpointSaved):
         return {**kind, "step": event.step}
     if isinstance(event, LoraSaved):

@@ -14,12 +14,13 @@ from chroma_trainer.nodes.validate_sampler import SPEC
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
-from chroma_trainer.trainer_core.config.serialize import key_text, to_record
+from chroma_trainer.trainer_core.config.serialize import to_record
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, bytes_to_reserve
 from chroma_trainer.trainer_core.setup.preflight import problems_of
+from chroma_trainer.trainer_core.storage.stored_names import key_text
 from chroma_trainer.trainer_core.train import run as run_module
 from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import plan_run

@@ -30,9 +30,11 @@ class Update(ABC):
     """The update of one layer as a file stores it, in CPU tensors. Subclasses are frozen dataclasses.
 
     Attributes:
+        kind: Name of the kind, in the order of which a file of several kinds names its network.
         keys: Maps the suffixes of keys in files to the part names that `from_parts` takes.
     """
 
+    kind: ClassVar[str]
     keys: ClassVar[Mapping[str, str]]
 
     @classmethod

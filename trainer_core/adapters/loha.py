@@ -32,6 +32,7 @@ class LohaUpdate(Update):
     w2_b: Tensor
     alpha: float | None = None
 
+    kind: ClassVar[str] = "loha"
     keys: ClassVar[Mapping[str, str]] = {**{f".hada_{name}": name for name in NAMES}, ".alpha": "alpha"}
 
     @classmethod

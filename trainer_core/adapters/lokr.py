@@ -56,6 +56,7 @@ class LokrUpdate(Update):
     w2_b: Tensor | None = None
     alpha: float | None = None
 
+    kind: ClassVar[str] = "lokr"
     keys: ClassVar[Mapping[str, str]] = {
         **{f".lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}, ".alpha": "alpha",
     }  # fmt: skip

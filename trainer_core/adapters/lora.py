@@ -38,6 +38,7 @@ class LoraPair(Update):
     magnitude: Tensor | None = None
     ratio: Tensor | None = None
 
+    kind: ClassVar[str] = "lora"
     keys: ClassVar[Mapping[str, str]] = {
         ".lora.down.weight": "down", ".lora.up.weight": "up",
         ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
@@ -277,8 +278,7 @@ class LoraLinear(AdapterLayer):
             IncompatibleUpdate: The update is of another kind, or its rank is higher.
         """
         if not isinstance(update, LoraPair):
-            kind = type(update).__name__.removesuffix("Update").lower()
-            raise IncompatibleUpdate(f"the file contains {kind} weights; set kind to {kind}")
+            raise IncompatibleUpdate(f"the file contains {update.kind} weights; set kind to {update.kind}")
         pair = update if update.rank <= self.rank else update.trim()
         if pair.rank > self.rank:
             raise IncompatibleUpdate(

@@ -28,6 +28,7 @@ class OftUpdate(Update):
 
     blocks: Tensor
 
+    kind: ClassVar[str] = "oft"
     keys: ClassVar[Mapping[str, str]] = {".oft_blocks": "blocks", ".alpha": "alpha"}
 
     @classmethod

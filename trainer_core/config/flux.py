@@ -98,6 +98,10 @@ class FluxOptions:
 
     PATHS: ClassVar[tuple[str, ...]] = ("clip_file", "assistant_file")
     LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("t5_padding",),)
+    KEY: ClassVar[tuple[str, ...]] = (
+        "FluxOptions", "clip_file", "max_tokens", "guidance", "drawn_guidance", "is_masked", "is_fast",
+        "assistant_file", "t5_padding",
+    )  # fmt: skip
 
     clip_file: str = ""
     max_tokens: int = 512

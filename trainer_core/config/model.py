@@ -127,6 +127,10 @@ class ModelConfig:
 
     PATHS: ClassVar[tuple[str, ...]] = ("repo", "transformer_file", "text_encoder_file", "vae_file")
     LATER: ClassVar[tuple[tuple[str, ...], ...]] = (("flux",),)
+    KEY: ClassVar[tuple[str, ...]] = (
+        "ModelConfig", "family", "flavour", "repo", "transformer_file", "text_encoder_file", "vae_file", "dtype",
+        "quantization", "flux",
+    )  # fmt: skip
 
     family: str
     flavour: str

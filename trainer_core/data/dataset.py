@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.dataset import DatasetConfig, FolderConfig
-from ..config.serialize import key_text
 from ..errors import Problem, UserError
 from ..host import Host, collect
 from ..storage.atomic import sha256_texts
+from ..storage.stored_names import key_text
 from .buckets import place
 from .captions import final_captions
 from .dataset_report import count_encodings, log_report, make_report

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..config.dataset import DatasetConfig
 from ..config.degradation import Step, steps_of
-from ..config.serialize import key_text
 from ..errors import Problem, UserError
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import Numbers
+from ..storage.stored_names import key_text
 from .buckets import Placement
 from .cache.latents import LatentCache
 from .dataset import Index

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import host as events_module
 from ..config.request import TrainRequest
 from ..errors import Problem
-from ..host import Event, Paths
+from ..host import EVENT_KINDS, Event, Paths, event_kind
 from ..storage.atomic import write_atomic
+from ..storage.stored_names import stored_fields, stored_values
 
 JOB, EVENTS, RESULT, LOG, LOGS, STOP = "job.json", "events.jsonl", "result.json", "log.txt", "logs", "stop"
 FINISHED, PAUSED, STOPPED, REFUSED, FAILED = "finished", "paused", "stopped", "refused", "failed"
@@ -91,19 +91,19 @@ class Result:
 
 def encode_event(event: Event) -> str:
     """Return an event as a line of JSON."""
-    return json.dumps({"kind": type(event).__name__, **encode(event)})
+    return json.dumps({"kind": event_kind(event), **encode(event)})
 
 
 def decode_event(line: str) -> Event:
     """Return the event of a line."""
     value = json.loads(line)
-    return decode(getattr(events_module, value.pop("kind")), value)
+    return decode(EVENT_KINDS[value.pop("kind")], value)
 
 
 def encode(value: Any) -> Any:
     """Return a value as JSON, for decode."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {name: encode(item) for name, item in stored_values(value).items()}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
@@ -123,6 +123,6 @@ def decode(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {key: decode(parts[1], item) for key, item in value.items()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: decode(hints[name], item) for name, item in value.items()})
+        hints, names = typing.get_type_hints(kind), {stored: name for name, stored in stored_fields(kind).items()}
+        return kind(**{names[stored]: decode(hints[names[stored]], item) for stored, item in value.items()})
     return Path(value) if kind is Path else value

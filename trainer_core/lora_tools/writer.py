@@ -40,12 +40,7 @@ OWN = (
     "ss_network_args",
     "ss_output_name",
 )
-NETWORKS = {
-    "LoraPair": "networks.lora",
-    "LohaUpdate": "lycoris.kohya",
-    "LokrUpdate": "lycoris.kohya",
-    "OftUpdate": "lycoris.kohya",
-}
+NETWORKS = {"lora": "networks.lora", "loha": "lycoris.kohya", "lokr": "lycoris.kohya", "oft": "lycoris.kohya"}
 RECORDED = ("prompt", "chroma_trainer", "workflow")  # what of a parent's metadata a file of several parents keeps
 MAX_METADATA = 8 << 20  # bytes; the largest known workflows have about 5 MB
 
@@ -106,20 +101,20 @@ class LoraWriter:
     metadata: dict[str, str]
     probes: dict[str, Tensor] = field(default_factory=dict)
     ranks: set[int] = field(default_factory=set)
-    networks: set[str] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
 
     def tensors_of(self, layer: str, update: Update) -> dict[str, Tensor]:
         """Return the tensors of a layer by key. layer: a name for key_of."""
         tensors = {key_of(layer) + end: to_file_dtype(tensor, self.dtype) for end, tensor in update.tensors().items()}
         self.probes[layer] = update.applied(probe(update.shape[1]))
-        self.networks.add(type(update).__name__)
+        self.kinds.add(update.kind)
         if isinstance(update, LoraPair):
             self.ranks.add(update.rank)
         return tensors
 
     def header(self) -> dict[str, str]:
         """Return the metadata with what the layers add."""
-        own = {"ss_network_module": NETWORKS[sorted(self.networks)[-1]]} if self.networks else {}
+        own = {"ss_network_module": NETWORKS[max(self.kinds)]} if self.kinds else {}
         if self.ranks:  # alpha / rank is multiplied into the factors
             own |= {"ss_network_dim": str(max(self.ranks)), "ss_network_alpha": f"{max(self.ranks):g}"}
         return dict(sorted({**self.metadata, **own}.items()))

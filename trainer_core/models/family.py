@@ -162,6 +162,13 @@ class Family(Protocol):
         """Return the transformer on the meta device, with the buffers that no file holds. Reads file headers only."""
         ...
 
+    def shared_transformer(self, model: ModelConfig) -> nn.Module:
+        """Return what empty_transformer returns, built once for all callers as long as the files stay the same.
+
+        It must not be changed. load_transformer loads into it, so it must not be kept either.
+        """
+        ...
+
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module:
         """Load the transformer on the CPU, in the model's dtype, frozen, in eval mode.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from ..config.model import ModelConfig
 from ..devices import DTYPES
 from ..errors import Problem, UserError
 from ..host import collect
+from ..storage.model_header import stamp_of
 from .family import Convert
 from .latent_packing import image_ids
 from .loading.header_check import part_fault
@@ -30,6 +33,7 @@ from .loading.locate import (
 from .loading.weights import T5, VAE, Kind, Layout, Weights, load_weights_, mark_packed_, same_names
 
 MAX_ROPE_GRIDS = 32  # image shapes with cached positions: every bucket of an ordinary dataset
+MAX_SHARED = 2  # transformers without weights that a family holds: the trained model's and the sampling one's
 
 
 class FluxLikeFamily:
@@ -45,6 +49,15 @@ class FluxLikeFamily:
     transformer_kind: ClassVar[Kind]
     parts: ClassVar[tuple[str, ...]] = tuple(SINGLE_FILES)
     ignored_keys: ClassVar[tuple[str, ...]] = ()
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """Transformers without weights, by what decides them. A family lives as long as a request."""
+        return {}
+
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        """Describe the transformer's files and config, without downloading weights."""
+        raise NotImplementedError
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         """Create the transformer of these files on the meta device."""
@@ -66,7 +79,7 @@ class FluxLikeFamily:
         """Load the transformer. Return it and its files."""
         part = find_part(model, "transformer")
         weights = Weights(part.files, self.transformer_kind, mapped=convert is None)
-        transformer = self.build_on_meta(part, weights)
+        transformer = self._take_shared(part) or self.build_on_meta(part, weights)
         load_weights_(
             transformer, weights, lambda name: self.dtype_of(name, DTYPES[model.dtype]),
             self.layout_of(transformer, weights), lambda key: key in self.ignored_keys, convert,
@@ -81,8 +94,32 @@ class FluxLikeFamily:
         """Return which keys of the files hold a parameter of the transformer."""
         return original_layout(transformer.inner_dim) if is_original(weights) else same_names
 
-    def empty_of(self, part: Part) -> Any:
-        """Return the transformer of these files on the meta device, with a note on each layer that a GGUF file packs."""
+    def empty_transformer(self, model: ModelConfig) -> nn.Module:
+        return self._empty_of(self.describe_transformer(model))
+
+    def shared_transformer(self, model: ModelConfig) -> nn.Module:
+        part = self.describe_transformer(model)
+        key = _key_of(part)
+        with torch.inference_mode(False):  # a check may run in ComfyUI's, and the training loads into it
+            transformer = self._shared.pop(key, None) or self._empty_of(part)
+        if key:
+            self._shared[key] = transformer  # the last one used is the last one dropped
+            while len(self._shared) > MAX_SHARED:
+                self._shared.pop(next(iter(self._shared)))
+        return transformer
+
+    def _take_shared(self, part: Part) -> Any:
+        """Return the shared transformer of these files, which is the caller's from now on; None where it can't be loaded into.
+
+        Before a download the config alone is known.
+        """
+        keys = [key for key in (_key_of(part), _key_of(Part((), part.config))) if key in self._shared]
+        transformer = self._shared.pop(keys[0]) if keys else None
+        is_packed = transformer is not None and any(hasattr(module, "packed") for module in transformer.modules())
+        return None if is_packed else transformer
+
+    def _empty_of(self, part: Part) -> Any:
+        """Return the transformer of these files on the meta device, with a note on each layer that a file packs."""
         weights = Weights(part.files, self.transformer_kind)
         transformer = self.build_on_meta(part, weights)
         if part.files:
@@ -124,6 +161,12 @@ class FluxLikeFamily:
             raise UserError.at(located.files[0].name, f"{fault} ({located.files[0]})")
         kinds = {"transformer": self.transformer_kind, "text_encoder": T5, "vae": VAE}
         self.check_files(located, Weights(located.files, kinds[part]))
+
+
+def _key_of(part: Part) -> str:
+    """Return what decides a transformer without weights: its config and its files. "" for files that may be changing."""
+    stamps = [stamp_of(file) for file in part.files]
+    return json.dumps([part.config, stamps], sort_keys=True) if all(stamps) else ""
 
 
 def rope(

@@ -27,6 +27,8 @@ class Adafactor(ExactOptimizer):
     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 to 6.
     """
 
+    stored_name = "Adafactor"
+
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         direction = {"m": torch.zeros_like(param)} if group["beta1"] else {}
         return {"step": 0, **factored_state("v", param), **direction}

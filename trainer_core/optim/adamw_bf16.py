@@ -52,6 +52,7 @@ class AdamWBf16(ExactOptimizer):
     Source: Zamirai et al. 2020, arXiv:2010.06192 (stochastic rounding and Kahan summation in bf16).
     """
 
+    stored_name = "AdamWBf16"
     rounds_weights = True
 
     def __init__(self, params: list[Any], defaults: dict[str, Any], seed: int):

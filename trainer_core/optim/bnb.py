@@ -47,13 +47,16 @@ def _flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build_part(
-    make: Callable[[Any, OptimizerConfig], tuple[type, dict[str, Any]]], uses: set[str], rates: tuple[float, float]
+    make: Callable[[Any, OptimizerConfig], tuple[type, dict[str, Any]]],
+    stored_name: str,
+    uses: set[str],
+    rates: tuple[float, float],
 ):
     def build(
         params: Params, config: OptimizerConfig, learning_rate: float, weight_decay: float, seed: int = 0
     ) -> torch.optim.Optimizer:
         kind, settings = make(importlib.import_module("bitsandbytes.optim"), config)
-        flat_kind: Any = type(kind.__name__, (FlatState, kind), {})
+        flat_kind: Any = type(stored_name, (FlatState, kind), {"stored_name": stored_name})
         groups = as_list(params)
         optimizer = flat_kind(groups, lr=learning_rate, weight_decay=weight_decay, **settings)
         if any(param.is_meta for param in flat(groups)):  # shapes alone, for the memory plan: nothing to page
@@ -79,6 +82,8 @@ def _ademamix8bit(optim: Any, config: OptimizerConfig) -> tuple[type, dict[str, 
     return optim.AdEMAMix8bit, {"betas": betas, "alpha": config.ademamix_alpha, "eps": config.eps or 1e-8}
 
 
-ADAMW8BIT = _build_part(_adamw8bit, {"beta1", "beta2", "eps"}, (1e-5, 1e-3))
-LION8BIT_PAGED = _build_part(_lion8bit_paged, {"beta1", "beta2"}, (1e-6, 2e-4))
-ADEMAMIX8BIT = _build_part(_ademamix8bit, {"beta1", "beta2", "beta3", "eps", "ademamix_alpha"}, (1e-5, 1e-3))
+ADAMW8BIT = _build_part(_adamw8bit, "AdamW8bit", {"beta1", "beta2", "eps"}, (1e-5, 1e-3))
+LION8BIT_PAGED = _build_part(_lion8bit_paged, "PagedLion8bit", {"beta1", "beta2"}, (1e-6, 2e-4))
+ADEMAMIX8BIT = _build_part(
+    _ademamix8bit, "AdEMAMix8bit", {"beta1", "beta2", "beta3", "eps", "ademamix_alpha"}, (1e-5, 1e-3)
+)

@@ -29,6 +29,8 @@ class Came(ExactOptimizer):
     Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2.
     """
 
+    stored_name = "Came"
+
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         stray = factored_state("stray", param) if param.dim() > 1 else {}
         return {"m": torch.zeros_like(param), **factored_state("v", param), **stray}

@@ -39,6 +39,8 @@ class Unguarded(OptimizerAbilities, Optimizer):
 class AdamW(Unguarded, torch.optim.AdamW):
     """torch's AdamW, bit for bit. Not differentiable itself, so its step runs without gradients."""
 
+    stored_name = "AdamW"
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         return _ADAMW_STEP(self, closure)

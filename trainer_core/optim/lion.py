@@ -22,6 +22,8 @@ class Lion(ExactOptimizer):
     Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
     """
 
+    stored_name = "Lion"
+
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"m": torch.zeros_like(param)}
 

@@ -40,12 +40,14 @@ class OptimizerAbilities:
     """What the trainer needs from an optimizer besides torch's interface. The defaults suit an ordinary optimizer.
 
     Attributes:
+        stored_name: Name of the kind of state in checkpoints. It stays when the class is renamed.
         rate_factor: For optimizers that find their own learning rate: its ratio to the given one.
         planned_for: Device type of the memory estimate, in which the parameters are on the meta device.
         rounds_weights: The optimizer itself computes in fp32 and rounds bf16 weights stochastically.
         slices: Parameters that are a slice of a larger one. Random numbers belong to the elements of the larger one.
     """
 
+    stored_name: str
     rate_factor: float = 1.0
     planned_for: str = ""
     rounds_weights: bool = False

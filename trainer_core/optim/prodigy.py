@@ -34,6 +34,8 @@ class Prodigy(ExactOptimizer):
     (use_bias_correction and safeguard_warmup of prodigyopt), who recommend both for diffusion models.
     """
 
+    stored_name = "Prodigy"
+
     def __init__(self, params: list[Any], defaults: dict[str, Any], config: OptimizerConfig):
         super().__init__(params, defaults)
         self.d0, self.d_coef, self.growth = config.prodigy_d0, config.prodigy_d_coef, config.prodigy_growth or math.inf

@@ -30,6 +30,8 @@ class ScheduleFreeAdamW(ExactOptimizer):
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
     """
 
+    stored_name = "ScheduleFreeAdamW"
+
     def __init__(self, params: list[Any], defaults: dict[str, Any]):
         super().__init__(params, defaults)
         self._is_averaged = False

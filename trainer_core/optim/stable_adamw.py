@@ -25,6 +25,8 @@ class StableAdamW(ExactOptimizer):
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
     """
 
+    stored_name = "StableAdamW"
+
     def initial(self, param: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": 0, "m": torch.zeros_like(param), "v": torch.zeros_like(param)}
 

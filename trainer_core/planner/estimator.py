@@ -14,12 +14,12 @@ from torch import nn
 
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..config.serialize import key_text
 from ..data.dataset import Index
 from ..models.family import Family
 from ..storage.atomic import sha256_text
 from ..storage.model_header import model_header_of
 from ..storage.packed.packed_header import is_packed
+from ..storage.stored_names import key_text
 from .cost_cache import CostCache
 from .cost_model import ModelCost, OptimizerCost, Shape
 from .memory_plan import Machine, MemoryPlan
@@ -117,7 +117,7 @@ def _files_of(model: ModelConfig) -> tuple[str, ...]:
 
 def layers_of(family: Family, model: ModelConfig) -> str:
     """Return the digest of the names and shapes of the transformer's parameters. No weight file is read."""
-    empty = family.empty_transformer(model)
+    empty = family.shared_transformer(model)
     noted = [(name, getattr(part, "packed", None)) for name, part in empty.named_modules()]
     packed = [(name, weight.type) for name, weight in noted if weight is not None]
     return sha256_text(model.family, shapes_of(empty), *((repr(packed),) if packed else ()))

@@ -5,6 +5,7 @@ Blocks of one kind with the same trained layers have the same cost, so one of ea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -52,7 +53,7 @@ class MetaModel:
         kept: Callable[[Callable[[], OptimizerCost]], OptimizerCost] = lambda count: count(),
     ):
         training = request.training
-        transformer = family.empty_transformer(request.model)
+        transformer = copy.deepcopy(family.shared_transformer(request.model))
         transformer = transformer.to(DTYPES[request.model.dtype]).requires_grad_(False)
         rates = learning(transformer, family, request)
         self.family, self.request, self.transformer = family, request, transformer

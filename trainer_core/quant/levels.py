@@ -33,7 +33,7 @@ def with_level_to_draw(
         level = trained.quantization.level
     else:
         width = 4 if model.dtype == "fp32" else 2
-        size = width * sum(parameter.numel() for parameter in family.empty_transformer(model).parameters())
+        size = width * sum(parameter.numel() for parameter in family.shared_transformer(model).parameters())
         room = SHARE * total_bytes(device)
         level = next((level for level, share in FINEST_FIRST.items() if share * size <= room), list(FINEST_FIRST)[-1])
     return replace(model, quantization=replace(model.quantization, level=level))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +34,7 @@ class Source(Protocol):
 
     def identity(self, model: ModelConfig, part: str) -> str: ...
 
-    def empty_transformer(self, model: ModelConfig) -> nn.Module: ...
+    def shared_transformer(self, model: ModelConfig) -> nn.Module: ...
 
     def load_transformer(self, model: ModelConfig, convert: Convert | None = None) -> nn.Module: ...
 
@@ -95,11 +96,13 @@ def load_quantized(
     key = base_key(identity, config.level, quantizer, model.dtype, keep, encoder.type)
     root = Path(host.paths.cache) / "quantized"
     cached = CachedBase(root / key[:32], quantizer, lambda text: host.emit(Notice(text, "warning")))
-    empty = family.empty_transformer(model)
-    names = [name for name, m in empty.named_modules() if isinstance(m, nn.Linear) and not is_kept(name, keep)]
+    shared = family.shared_transformer(model)
+    names = [name for name, m in shared.named_modules() if isinstance(m, nn.Linear) and not is_kept(name, keep)]
     host.emit(PhaseStarted("load", len(names), "layers"))
-    if config.cached_bases and cached.fill_(empty):
-        return empty
+    if config.cached_bases and cached.is_there:
+        base = copy.deepcopy(shared)
+        if cached.fill_(base):
+            return base
     writer = cached.writer() if config.cached_bases else None
     done = 0
 

@@ -60,13 +60,18 @@ class CachedBase:
     quantizer: Quantizer
     log: Callable[[str], None]
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder contains a model, sound or not."""
+        return (self.folder / INDEX).is_file()
+
     def fill_(self, empty: nn.Module) -> bool:
         """Put the quantized layers and the other weights, memory-mapped, into an empty transformer.
 
         Returns:
             Whether the folder contains a valid model.
         """
-        if not (self.folder / INDEX).is_file():
+        if not self.is_there:
             return False
         store = Store(self.folder)
         index = _read_index(self.folder / INDEX)

@@ -16,7 +16,6 @@ import torch
 
 from ..config.model import ModelConfig
 from ..config.request import TrainRequest
-from ..config.serialize import key_text
 from ..config.validation import ValidationConfig
 from ..devices import pick_device
 from ..errors import UserError
@@ -27,6 +26,7 @@ from ..quant.levels import with_level_to_draw
 from ..registry import load
 from ..runs import layout
 from ..storage.atomic import sha256_text
+from ..storage.stored_names import key_text
 from ..train.hooks.checkpoint import newest_sound
 from ..validation.render import Counter, Renderer
 from ..validation.sample_images import draw_grids, prompts_of

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..config.serialize import key_text
 from ..config.validation import CheckpointChoice, ValidationConfig
 from ..errors import Problem, UserError
 from ..host import Notice, SinkHost, collect
@@ -21,6 +20,7 @@ from ..plots.image_grid import save_png
 from ..runs import layout
 from ..runs.saved_loras import find_lora
 from ..storage.atomic import sha256_of, sha256_text, write_json
+from ..storage.stored_names import key_text
 from ..validation.render import Counter, Renderer
 from ..validation.sample_images import Pictures, prompts_of
 from ..workflow.execute import TrainerNode

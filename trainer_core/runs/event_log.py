@@ -19,7 +19,9 @@ from ..host import (
     RunReported,
     SamplingPreview,
     StepReport,
+    event_kind,
 )
+from ..storage.stored_names import stored_values
 from .control import Status, write_status
 from .layout import EVENTS
 
@@ -108,12 +110,11 @@ def scored_text(event: ImagesScored) -> str:
 
 def event_json(event: Event, folder: Path) -> dict[str, Any]:
     """Return an event as JSON values: its kind and its fields. Paths in the run folder are relative to it."""
-    values: dict[str, Any] = {"kind": type(event).__name__}
-    for field in dataclasses.fields(event):
-        value = getattr(event, field.name)
+    values: dict[str, Any] = {"kind": event_kind(event)}
+    for name, value in stored_values(event).items():
         if isinstance(value, Path):
             value = value.relative_to(folder).as_posix() if value.is_relative_to(folder) else str(value)
-        values[field.name] = value
+        values[name] = value
     return values
 
 

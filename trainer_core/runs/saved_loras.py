@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError, nearest, reason_of
-from ..host import Host, LoraSaved, Notice
+from ..host import Host, LoraSaved, Notice, event_kind
 from ..storage.atomic import sha256_of
 from ..storage.bounded_files import Unusable, parse_json
 from ..storage.lora_name import numbered
@@ -46,7 +46,7 @@ def keep_other_lora(path: Path, folder: Path, host: Host) -> Iterator[None]:
 def has_saved(folder: Path, sha256: str) -> bool:
     """Return whether the run of a folder has saved the LoRA with this digest."""
     return any(
-        isinstance(event, dict) and event.get("kind") == LoraSaved.__name__ and event.get("sha256") == sha256
+        isinstance(event, dict) and event.get("kind") == event_kind(LoraSaved) and event.get("sha256") == sha256
         for event in read_events(folder)
     )
 

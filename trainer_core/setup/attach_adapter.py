@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,12 @@ def check_fit(request: TrainRequest, family: Family) -> None:
     Raises:
         UserError: targets, block_lr or init_lora do not fit the model.
     """
-    empty = family.empty_transformer(request.model)
-    names = list(learning(empty, family, request))
-    updates, _ = _file_updates(empty, request)
+    shared = family.shared_transformer(request.model)
+    names = list(learning(shared, family, request))
+    updates, _ = _file_updates(shared, request)
     config, training = request.adapter, request.training
     if updates:
-        layers = inject_(empty, names, training.rank, training.alpha, config=config)
+        layers = inject_(copy.deepcopy(shared), names, training.rank, training.alpha, config=config)
         _load_updates_(layers, updates, training.seed)
         if config.checkpoint:
             _refuse_other_weights(layers, Path(config.checkpoint))

@@ -11,12 +11,12 @@ from pathlib import Path
 from ..adapters.files.peft_config import config_file
 from ..config.adapter import NO_LORA
 from ..config.request import TrainRequest
-from ..config.serialize import key_text
 from ..errors import UserError
 from ..models.family import Family
 from ..quant.loading import text_identity
 from ..runs.layout import CHECKPOINT_MANIFEST
 from ..storage.atomic import sha256_of, sha256_text
+from ..storage.stored_names import key_text
 
 
 def weight_identities(request: TrainRequest, family: Family) -> dict[str, str]:

@@ -107,7 +107,7 @@ def refuse_other_layers(request: TrainRequest, family: Family) -> None:
     other = request.sampling_model
     if other is None:
         return
-    trained, sampled = family.empty_transformer(request.model), family.empty_transformer(other)
+    trained, sampled = family.shared_transformer(request.model), family.shared_transformer(other)
     shapes, other_shapes = _shapes_of(trained), _shapes_of(sampled)
     names = learning(trained, family, request)
     differing = [name for name in names if shapes[name] != other_shapes.get(name)]

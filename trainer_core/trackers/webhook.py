@@ -7,7 +7,6 @@ post. So it is in no workflow, no file and no message.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import http.client
 import io
 import json
@@ -35,7 +34,9 @@ from ..host import (
     Notice,
     PreviewReady,
     StepReport,
+    event_kind,
 )
+from ..storage.stored_names import stored_values
 from ..version import VERSION
 from .tracker import Opening
 
@@ -97,7 +98,7 @@ class Webhook:
             return
         if isinstance(event, Notice) and event.level != "warning":
             return
-        value = {"kind": type(event).__name__, **_values(event, self._opening.folder)}
+        value = {"kind": event_kind(event), **_values(event, self._opening.folder)}
         image = _jpeg(event.path) if isinstance(event, PreviewReady) else None
         self._send(value, self._text(event), image, is_important=not isinstance(event, StepReport))
 
@@ -251,7 +252,7 @@ def _values(event: Event, folder: Path) -> dict[str, Any]:
             return value if math.isfinite(value) else None
         return [portable(item) for item in value] if isinstance(value, tuple) else value
 
-    return {field.name: portable(getattr(event, field.name)) for field in dataclasses.fields(event)}
+    return {name: portable(value) for name, value in stored_values(event).items()}
 
 
 def _json(value: Any) -> bytes:

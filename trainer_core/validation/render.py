@@ -16,7 +16,6 @@ from ..adapters.files.load import apply_lora_
 from ..adapters.inject import remove_, set_strength_
 from ..config.model import ModelConfig
 from ..config.request import TrainedLora
-from ..config.serialize import key_text
 from ..config.validation import ValidationConfig
 from ..data.cache.prompts import cache_prompts
 from ..devices import DTYPES, empty_cache, pick_device
@@ -31,6 +30,7 @@ from ..registry import load
 from ..runs.layout import PREVIEW, VALIDATION, runs_folder
 from ..runs.portable import portable
 from ..storage.atomic import sha256_text
+from ..storage.stored_names import key_text
 from ..storage.tensor_store import Store
 from .attention import drawing_problems
 from .comparison import Drawn, Version, grids_of, singles_of, versions_of

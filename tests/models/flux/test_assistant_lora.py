@@ -103,4 +103,4 @@ def test_it_is_part_of_what_is_trained(assisted, tiny_flux_model):
 def test_what_can_not_assist_is_refused_before_loading(tiny_flux_model, tmp_path):
     file = lora_file(tiny_flux_model, tmp_path / "other.safetensors", "lokr")
     model = replace(tiny_flux_model, flux=replace(tiny_flux_model.flux, assistant_file=str(file)))
-    assert "assistant: other.safetensors is not a plain LoRA (LokrUpdate)" in str(FAMILY.problems(model)[0])
+    assert "assistant: other.safetensors is not a plain LoRA (lokr)" in str(FAMILY.problems(model)[0])

@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...config.serialize import key_text
 from ...distributed.ranks import ALONE, Ranks
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
+from ...storage.stored_names import key_text
 from ...storage.tensor_store import Store, fill
 from ..buckets import Placement
 from ..dataset import Index, Unreadable

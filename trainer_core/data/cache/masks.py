@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...config.dataset import DatasetConfig
-from ...config.serialize import key_text
 from ...distributed.ranks import ALONE, Ranks
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text
 from ...storage.digest_table import digests
+from ...storage.stored_names import key_text
 from ...storage.tensor_store import Store, fill
 from ..dataset import Unreadable
 from ..masks import Masks

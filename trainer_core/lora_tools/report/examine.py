@@ -250,12 +250,8 @@ def _kind(part: dict[str, Tensor]) -> str:
 
 def name_of_kind(update: Update) -> str:
     """Return the name of an update's kind, as in reports."""
-    name = type(update).__name__.removesuffix("Update")
-    return (
-        ("DoRA" if update.is_dora else "LoRA")
-        if isinstance(update, LoraPair)
-        else {"Lokr": "LoKr", "Loha": "LoHa", "Oft": "OFT"}.get(name, name)
-    )
+    is_dora = isinstance(update, LoraPair) and update.is_dora
+    return "DoRA" if is_dora else {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa", "oft": "OFT"}[update.kind]
 
 
 def _findings(

@@ -97,9 +97,8 @@ class ChromaFamily(FluxLikeFamily):
 
         return empty_t5(model, convert)
 
-    def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        part = describe(model, "transformer", load_shipped_config("chroma_transformer"))
-        return self.empty_of(part)
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        return describe(model, "transformer", load_shipped_config("chroma_transformer"))
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import ChromaTransformer

@@ -33,7 +33,8 @@ def check_assistant(transformer: nn.Module, path: Path) -> None:
     Raises:
         UserError: It is not a LoRA of this model, or not a plain LoRA.
     """
-    other_kinds = {type(u).__name__ for u in layer_updates(transformer, path).values() if not _is_plain(u)}
+    updates = [update for update in layer_updates(transformer, path).values() if not _is_plain(update)]
+    other_kinds = {"dora" if isinstance(update, LoraPair) else update.kind for update in updates}
     if other_kinds:
         raise UserError.at(
             FIELD, f"{path.name} is not a plain LoRA ({', '.join(sorted(other_kinds))}); use a plain LoRA file ({path})"

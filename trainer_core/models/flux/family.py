@@ -118,13 +118,16 @@ class FluxFamily(FluxLikeFamily):
 
         return EmptyFluxText(model, convert)
 
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        has_guidance = _flavour(model).has_guidance
+        shipped = {**load_shipped_config("flux_transformer"), "guidance_embeds": has_guidance}
+        return describe(model, "transformer", shipped)
+
+    def shared_transformer(self, model: ModelConfig) -> nn.Module:
+        return self._set_guidance(super().shared_transformer(model), model)
+
     def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        part = describe(
-            model,
-            "transformer",
-            {**load_shipped_config("flux_transformer"), "guidance_embeds": _flavour(model).has_guidance},
-        )
-        return self._set_guidance(self.empty_of(part), model)
+        return self._set_guidance(super().empty_transformer(model), model)
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import FluxTransformer
@@ -207,7 +210,7 @@ class FluxFamily(FluxLikeFamily):
 
         file = _assistant(model)
         assert file is not None
-        check_assistant(self.empty_transformer(model), file)
+        check_assistant(self.shared_transformer(model), file)
 
     def _check_clip(self, model: ModelConfig, needs_weights: bool) -> None:
         assert model.flux is not None

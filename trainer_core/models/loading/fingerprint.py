@@ -20,13 +20,12 @@ from typing import Any
 from ...errors import UserError
 from ...host import Host, PhaseProgress, PhaseStarted
 from ...storage.atomic import sha256_text, write_json
+from ...storage.model_header import SETTLED_SECONDS
 
 SMALL_BYTES = 8 << 20  # a file of at most this size is read each time
 CHUNK_BYTES = 16 << 20
 READERS = max(1, min(8, os.cpu_count() or 1))  # hashing 18 GB takes a CPU 12 to 40 s, and a disk as long
 SAMPLE_BYTES, NUM_SAMPLES = 1 << 20, 8
-# A file that changed less than this long ago may change again without another time of change.
-SETTLED_SECONDS = 2.0
 MEMORY = "weight-digests.json"
 
 Digest = Callable[[Path], str]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...storage.gguf.blocks import DECODERS, PackedWeight, decode, unpack_
 from ...storage.gguf.header import BLOCKS, is_gguf
-from ...storage.model_header import model_header_of
+from ...storage.model_header import ModelHeader, model_header_of
 from ...storage.packed import decode_packed as scaled
 from ...storage.packed import packed_header
 from ...storage.packed.packed_header import MAX_DESCRIPTION, Packed, Unreadable, layers_in_metadata, packed_weights
@@ -80,7 +80,7 @@ T5 = Kind("T5 text encoder", ANCHORS["text_encoder"])
 VAE = Kind("VAE", ANCHORS["vae"])
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
+def read_header(file: Path) -> ModelHeader:
     """Read the header of a safetensors or GGUF file, and the offset of the first tensor.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...config.model import ModelConfig
 from ...storage.atomic import sha256_text
@@ -59,8 +59,8 @@ class RadianceFamily(ChromaFamily):
     def empty_codec(self, model: ModelConfig) -> None:
         return None
 
-    def empty_transformer(self, model: ModelConfig) -> nn.Module:
-        return self.empty_of(describe(model, "transformer", {}))
+    def describe_transformer(self, model: ModelConfig) -> Part:
+        return describe(model, "transformer", {})
 
     def build_on_meta(self, part: Part, weights: Weights) -> Any:
         from .transformer import RadianceTransformer

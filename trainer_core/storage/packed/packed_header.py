@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..gguf.header import is_gguf
-from ..safetensors_header import header_of
+from ..model_header import model_header_of
 
 MAX_DESCRIPTION = 4096  # bytes of a layer's JSON
 COMFY, METADATA = "comfy_quant", "_quantization_metadata"
@@ -72,7 +72,7 @@ def is_packed(source: Path | str) -> bool:
     if is_gguf(path):
         return True
     try:
-        header, _ = header_of(path)
+        header, _ = model_header_of(path)
     except (OSError, ValueError):  # reported where the file is read
         return False
     return METADATA in _metadata(header) or any(key.endswith((COMFY, *BNB)) for key in header)

@@ -37,6 +37,7 @@ from ...distributed.ranks import ALONE, Ranks
 from ...errors import UserError
 from ...full_rank.sharding import SHARD_PREFIX
 from ...host import CheckpointSaved, Host, Notice
+from ...optim.optimizer import able
 from ...runs import layout
 from ...runs.layout import list_checkpoints, step_name, step_of
 from ...runs.manifest import ResumeFrom
@@ -285,7 +286,7 @@ def history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, A
         "evaluations": {str(step): value.as_json() for step, value in state.evaluations.items()},
         "leaks": {str(step): value.as_json() for step, value in state.leaks.items()},
         "optimizer": others,
-        "optimizer_kind": type(state.optimizer).__name__,
+        "optimizer_kind": able(state.optimizer).stored_name,
         "accumulation": state.config.accumulation,
     }
     if state.steps_before:
@@ -410,7 +411,8 @@ def load_optimizer_(
 
 
 def refuse_other_optimizer(state: TrainState, saved: Mapping[str, Any], checkpoint: Path) -> None:
-    expected, stored = type(state.optimizer).__name__, saved.get("optimizer_kind", type(state.optimizer).__name__)
+    expected = able(state.optimizer).stored_name
+    stored = saved.get("optimizer_kind", expected)
     if expected != stored:
         raise UserError.at(
             "on_change",
