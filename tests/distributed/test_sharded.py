@@ -12,6 +12,7 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.host import CheckpointSaved
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -63,6 +64,25 @@ def test_any_number_resumes_with_the_same_bytes(fleet: Fleet, workshop: Any, tmp
     assert {path.name for path in last.iterdir()} == {
         "shard-0000.safetensors", "shard-0001.safetensors", "state.json", "manifest.json",
     }  # fmt: skip
+
+
+def test_checkpoints_are_written_beside_the_training(fleet: Fleet, workshop: Any, tmp_path: Path):
+    """A step ends while one of two disks still writes. A process that is killed then leaves the checkpoint before."""
+    values = {"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 1, "accumulation": 2, "max_grad_norm": 0.0}
+    request, cache = request_of(workshop, "bf16", ema_decay=0.9, **values), workshop.root / "cache"
+    start(fleet, tmp_path / "whole", 1, [(request, tmp_path / "alone", cache)])
+    runs = [(request, tmp_path / "output", cache)]
+    _, statuses = start(fleet, tmp_path / "killed", 2, runs, fault="kill in a save", at=2)
+    folder = run_folder(tmp_path / "output") / "checkpoints"
+    assert statuses[1] == KILLED and [path.name for path in folder.glob("step-*")] == ["step-000001"]
+    job, statuses = start(fleet, tmp_path / "slow", 2, runs, fault="slow disk", at=2, on=0)
+    assert statuses == [0, 0] and not any(job.result(0).errors + job.result(1).errors), job.log(1)
+    assert "resumed from step 1" in str(job.result(0).events[0])
+    saved = [event.step for event in job.result(0).events[0] if isinstance(event, CheckpointSaved)]
+    assert saved == [2, 3, 4] and [path.name for path in folder.iterdir()] == ["step-000004"]
+    assert digest(model_of(tmp_path / "output")) == digest(model_of(tmp_path / "alone"))
+    for path in (run_folder(tmp_path / "alone") / "checkpoints" / "step-000004").glob("state.json"):
+        assert path.read_bytes() == (folder / "step-000004" / path.name).read_bytes()
 
 
 def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_path: Path):
