@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
@@ -83,6 +84,42 @@ def test_checkpoints_are_written_beside_the_training(fleet: Fleet, workshop: Any
     assert digest(model_of(tmp_path / "output")) == digest(model_of(tmp_path / "alone"))
     for path in (run_folder(tmp_path / "alone") / "checkpoints" / "step-000004").glob("state.json"):
         assert path.read_bytes() == (folder / "step-000004" / path.name).read_bytes()
+
+
+# What goes with shard: settings of the training and the adapter, of the memory, and whether the bytes are those without.
+BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "blocks recomputed": ({"gradient_checkpointing": True}, {}, True),
+    "every second block recomputed": ({"gradient_checkpointing": True}, {"checkpointing_interval": 2}, True),
+    "shares in RAM": ({}, {"group_offload": "block"}, True),
+    "averaged weights": ({"ema_decay": 0.9}, {}, False),
+    "compiled blocks": ({}, {"compile": True}, False),
+}
+
+
+@pytest.fixture(scope="module")
+def beside(fleet: Fleet, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Return the digests of the models of one process and of two, by the setting."""
+    folder = tmp_path_factory.mktemp("beside")
+    values = {"steps": 2, "accumulation": 2, "max_grad_norm": 0.0, "checkpoint_every": 0}
+    requests = {
+        name: replace(request_of(workshop, "bf16", **values, **training), memory=MemoryConfig(**memory))
+        for name, (training, memory, _) in {"none": ({}, {}, True), **BESIDE}.items()
+    }
+    for size in (1, 2):
+        runs = [(request, folder / f"{name}-{size}", workshop.root / "cache") for name, request in requests.items()]
+        job, _ = start(fleet, folder / f"job-{size}", size, runs, compiler="eager")
+        assert not any(job.result(0).errors) and not any("not compiled" in str(e) for e in job.result(0).events), (
+            job.log(0)
+        )
+    return {name: [digest(model_of(folder / f"{name}-{size}")) for size in (1, 2)] for name in requests}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_goes_with_shared_out_weights(beside: dict[str, list[str]], name: str):
+    """Any number of processes writes the same bytes. What is refused: tests/setup/test_full_rank_check.py."""
+    one, two = beside[name]
+    assert one == two and (one == beside["none"][0]) == BESIDE[name][2]
 
 
 def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_path: Path):
