@@ -24,6 +24,7 @@ from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
 from chroma_trainer.trainer_core.planner import auto_tune
+from chroma_trainer.trainer_core.planner.advice.sharing_advice import shared_out, sharing_advice
 from chroma_trainer.trainer_core.planner.auto_tune import advice, changes, choose_memory
 from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.estimates.sharded_cost import cost_of_one
@@ -31,7 +32,6 @@ from chroma_trainer.trainer_core.planner.estimator import MemoryEstimator, make_
 from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, MemoryPlan, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
-from chroma_trainer.trainer_core.planner.sharing_advice import shared_out, sharing_advice
 from chroma_trainer.trainer_core.planner.step_peak import away, resident_bytes, states_away, training_peak
 from chroma_trainer.trainer_core.registry import load
 from chroma_trainer.trainer_core.setup.attach_adapter import learning

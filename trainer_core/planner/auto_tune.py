@@ -13,9 +13,9 @@ from ..config.request import TrainRequest
 from ..config.training import IN_BF16
 from ..distributed.device_list import accelerators
 from ..memory.activation_checkpointing import INTERVALS
+from .advice.sharing_advice import sharing_advice
 from .estimator import MemoryEstimator
 from .memory_plan import MemoryPlan, bytes_to_reserve, gb
-from .sharing_advice import sharing_advice
 
 LEVELS = ("int8-quanto", "int4-quanto")
 EDGES = (768, 512)

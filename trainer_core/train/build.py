@@ -218,7 +218,7 @@ def _step_in_backward(
 def _background_save(host: Host, ranks: Ranks, sharding: Sharding | None) -> BackgroundSave:
     if sharding is None:
         return BackgroundSave(host)
-    from .hooks.sharded_background_save import ShardedBackgroundSave  # imports torch.distributed.checkpoint
+    from .hooks.sharded.sharded_background_save import ShardedBackgroundSave  # imports torch.distributed.checkpoint
 
     return ShardedBackgroundSave(host, ranks)
 

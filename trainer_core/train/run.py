@@ -270,7 +270,7 @@ def _loader(state: TrainState) -> Load:
     """Return what loads the tensors of a checkpoint."""
     if state.sharding is None:
         return load_weights_
-    from .hooks.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
+    from .hooks.sharded.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
 
     return load_sharded_
 

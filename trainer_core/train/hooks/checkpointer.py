@@ -35,7 +35,7 @@ def save_and_prune(
         measure_leak(state, host)
     best = best_step(state)
     if state.sharding is not None:
-        from .sharded_checkpoint import save_sharded as save  # imports torch.distributed.checkpoint
+        from .sharded.sharded_checkpoint import save_sharded as save  # imports torch.distributed.checkpoint
     elif state.ranks.is_main:
         save = save_checkpoint
     else:

@@ -21,15 +21,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ...adapters.ema import COUNT
-from ...adapters.inject import adapter_state, load_adapter_state_
-from ...distributed.ranks import Ranks
-from ...errors import UserError, one_line
-from ...full_rank.shard_files import ShardReader, ShardWriter, shard_file, shard_files
-from ...full_rank.sharding import Shard, Sharding
-from ...host import Host
-from ..step.state import TrainState
-from .checkpoint import (
+from ....adapters.ema import COUNT
+from ....adapters.inject import adapter_state, load_adapter_state_
+from ....distributed.ranks import Ranks
+from ....errors import UserError, one_line
+from ....full_rank.shard_files import ShardReader, ShardWriter, shard_file, shard_files
+from ....full_rank.sharding import Shard, Sharding
+from ....host import Host
+from ...step.state import TrainState
+from ..checkpoint import (
     find_saved,
     finish_staged,
     history,

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...distributed.ranks import Ranks
-from ...errors import one_line
-from ...full_rank.shard_files import ShardWriter
-from ...host import Host
-from ..step.state import TrainState
-from .background_save import BackgroundSave
-from .checkpoint import report_saved, staged, unwritable
+from ....distributed.ranks import Ranks
+from ....errors import one_line
+from ....full_rank.shard_files import ShardWriter
+from ....host import Host
+from ...step.state import TrainState
+from ..background_save import BackgroundSave
+from ..checkpoint import report_saved, staged, unwritable
 from .sharded_checkpoint import find_saved_together, finish_together, shares_of
 
 

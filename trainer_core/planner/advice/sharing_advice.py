@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..config.memory import MemoryConfig
-from ..config.optimizer import ELEMENTWISE
-from ..config.request import TrainRequest
-from ..config.training import IN_BF16, IN_FP32
-from .estimator import MemoryEstimator
-from .memory_plan import gb
+from ...config.memory import MemoryConfig
+from ...config.optimizer import ELEMENTWISE
+from ...config.request import TrainRequest
+from ...config.training import IN_BF16, IN_FP32
+from ..estimator import MemoryEstimator
+from ..memory_plan import gb
 
 SIZES = (2, 4, 8)  # numbers of devices that are tried for a request of one device
 STAYS = ("mode", "attention", "compile", "text_encoder", "vae_tiling", "vae_slicing")  # memory settings beside shard
