@@ -7,9 +7,11 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.data.cache import latents
 from chroma_trainer.trainer_core.distributed.process_group import join
 from chroma_trainer.trainer_core.host import Event, StepReport
+from chroma_trainer.trainer_core.models.attention_backends import compile_blocks_
 from chroma_trainer.trainer_core.runs.control import request as send_command
+from chroma_trainer.trainer_core.setup import placement
 from chroma_trainer.trainer_core.train.hooks import checkpoint
 from chroma_trainer.trainer_core.train.results import metadata
 from chroma_trainer.trainer_core.train.run import run
@@ -124,6 +128,7 @@ def train(
     at: int = 0,
     on: int = 1,
     own_disks: bool = False,
+    compiler: str = "",
 ) -> Result:
     """Run requests one after another.
 
@@ -133,8 +138,11 @@ def train(
         at: at which step.
         on: which rank.
         own_disks: each rank has folders of its own, as on machines without a shared disk.
+        compiler: backend of torch.compile; inductor takes minutes.
     """
     result = Result()
+    if compiler:
+        placement.compile_blocks_ = partial(compile_blocks_, backend=compiler)
     for number, (request, output, cache) in enumerate(runs):
         if own_disks:
             output, cache = output / f"machine-{rank}", cache / f"machine-{rank}"
@@ -198,7 +206,27 @@ def kill_within_a_save(host: Recorder, step: int) -> None:
 
         return write
 
+    from chroma_trainer.trainer_core.full_rank import shard_files
+
     checkpoint.save_file, checkpoint.write_tensors = dying(checkpoint.save_file), dying(checkpoint.write_tensors)
+    shard_files.write_tensors = dying(shard_files.write_tensors)
+
+
+def slow_disk(host: Recorder, step: int) -> None:
+    """The checkpoint of this step is written once the step after it has ended; the job fails if it waits for the disk."""
+    from chroma_trainer.trainer_core.full_rank import shard_files
+
+    real, goes_on = shard_files.write_tensors, threading.Event()
+
+    def waiting(path: Path, *others: Any) -> str:
+        if f"step-{step:06}" in str(path):
+            assert goes_on.wait(100), "the training waits for the disk"
+            (step_before_last,) = path.parent.parent.glob("step-*")
+            assert step_before_last.name == f"step-{step - 1:06}"
+        return real(path, *others)
+
+    shard_files.write_tensors = waiting
+    at_step(host, step + 1, goes_on.set)
 
 
 def full_disk(host: Recorder, step: int) -> None:
@@ -294,6 +322,7 @@ FAULTS: dict[str, Callable[[Recorder, int], None]] = {
     "kill in a step": kill_within_a_step,
     "kill in a save": kill_within_a_save,
     "full disk": full_disk,
+    "slow disk": slow_disk,
     "not finite": not_finite,
     "out of memory": out_of_memory_once,
     "a bit flips": flip_a_bit,

@@ -33,6 +33,15 @@ def test_what_a_setting_selects(four: None, text: str, accumulation: int, expect
 
 
 @pytest.mark.parametrize(
+    ("accumulation", "machines", "expected"), [(4, 1, 4), (6, 1, 3), (5, 1, 0), (8, 2, 4), (6, 2, 3), (1, 1, 0)]
+)
+def test_auto_selects_devices_that_share_out_the_micro_batches_evenly(four: None, accumulation, machines, expected):
+    """Devices that share out the weights compute together (shard). 0: this process alone."""
+    assert devices_of("auto", accumulation, machines, is_even=True) == FOUR[:expected]
+    assert devices_of("3", accumulation, machines, is_even=True) == FOUR[:3]  # an explicit number is not changed
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("5", "5 devices are wanted; this machine has cuda:0, cuda:1, cuda:2, cuda:3. Use at most that many, or cpu:5"),

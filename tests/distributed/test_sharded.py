@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.host import CheckpointSaved, StepReport
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -63,6 +65,72 @@ def test_any_number_resumes_with_the_same_bytes(fleet: Fleet, workshop: Any, tmp
     assert {path.name for path in last.iterdir()} == {
         "shard-0000.safetensors", "shard-0001.safetensors", "state.json", "manifest.json",
     }  # fmt: skip
+
+
+def test_checkpoints_are_written_beside_the_training(fleet: Fleet, workshop: Any, tmp_path: Path):
+    """A step ends while one of two disks still writes. A process that is killed then leaves the checkpoint before."""
+    values = {"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 1, "accumulation": 2, "max_grad_norm": 0.0}
+    request, cache = request_of(workshop, "bf16", ema_decay=0.9, **values), workshop.root / "cache"
+    start(fleet, tmp_path / "whole", 1, [(request, tmp_path / "alone", cache)])
+    runs = [(request, tmp_path / "output", cache)]
+    _, statuses = start(fleet, tmp_path / "killed", 2, runs, fault="kill in a save", at=2)
+    folder = run_folder(tmp_path / "output") / "checkpoints"
+    assert statuses[1] == KILLED and [path.name for path in folder.glob("step-*")] == ["step-000001"]
+    job, statuses = start(fleet, tmp_path / "slow", 2, runs, fault="slow disk", at=2, on=0)
+    assert statuses == [0, 0] and not any(job.result(0).errors + job.result(1).errors), job.log(1)
+    assert "resumed from step 1" in str(job.result(0).events[0])
+    saved = [event.step for event in job.result(0).events[0] if isinstance(event, CheckpointSaved)]
+    assert saved == [2, 3, 4] and [path.name for path in folder.iterdir()] == ["step-000004"]
+    assert digest(model_of(tmp_path / "output")) == digest(model_of(tmp_path / "alone"))
+    for path in (run_folder(tmp_path / "alone") / "checkpoints" / "step-000004").glob("state.json"):
+        assert path.read_bytes() == (folder / "step-000004" / path.name).read_bytes()
+
+
+# What goes with shard: settings of the training and the adapter, of the memory, and whether the bytes are those without.
+BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "blocks recomputed": ({"gradient_checkpointing": True}, {}, True),
+    "every second block recomputed": ({"gradient_checkpointing": True}, {"checkpointing_interval": 2}, True),
+    "shares in RAM": ({}, {"group_offload": "block"}, True),
+    "averaged weights": ({"ema_decay": 0.9}, {}, False),
+}
+
+
+@pytest.fixture(scope="module")
+def beside(fleet: Fleet, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Return the models of one process and of two, by the setting."""
+    folder = tmp_path_factory.mktemp("beside")
+    values = {"steps": 2, "accumulation": 2, "max_grad_norm": 0.0, "checkpoint_every": 0}
+    requests = {
+        name: replace(request_of(workshop, "bf16", **values, **training), memory=MemoryConfig(**memory))
+        for name, (training, memory, _) in {"none": ({}, {}, True), **BESIDE}.items()
+    }
+    for size in (1, 2):
+        runs = [(request, folder / f"{name}-{size}", workshop.root / "cache") for name, request in requests.items()]
+        start(fleet, folder / f"job-{size}", size, runs)
+    return {name: [model_of(folder / f"{name}-{size}") for size in (1, 2)] for name in requests}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_goes_with_shared_out_weights(beside: dict[str, list[Path]], name: str):
+    """Any number of processes writes the same bytes. What is refused: tests/setup/test_full_rank_check.py."""
+    one, two = beside[name]
+    assert digest(one) == digest(two)
+    weights, plain = load_file(one), load_file(beside["none"][0])  # their headers hold the settings
+    assert all(torch.equal(weights[key], plain[key]) for key in plain) == BESIDE[name][2]
+
+
+@pytest.mark.slow
+def test_compiled_blocks(fleet: Fleet, workshop: Any, tmp_path: Path):
+    """By the compiler's front end alone: inductor takes minutes. Losses are close to those of plain blocks, not equal."""
+    request = request_of(workshop, "bf16", steps=2, accumulation=2, max_grad_norm=0.0, checkpoint_every=0)
+    compiled = replace(request, memory=MemoryConfig(compile=True))
+    runs = [(one, tmp_path / str(number), workshop.root / "cache") for number, one in enumerate((request, compiled))]
+    job, statuses = start(fleet, tmp_path / "job", 2, runs, compiler="eager")
+    assert statuses == [0, 0] and not any(job.result(0).errors), job.log(0)
+    assert "not compiled" not in str(job.result(0).events)
+    plain, ours = ([e.loss for e in run if isinstance(e, StepReport)] for run in job.result(0).events)
+    assert ours == pytest.approx(plain, rel=2e-3) and len(ours) == 2
 
 
 def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_path: Path):

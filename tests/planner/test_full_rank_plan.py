@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -22,11 +23,13 @@ from chroma_trainer.trainer_core.full_rank.trained_layer import ShardedLayer
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.memory.activation_checkpointing import checkpoint_blocks_
 from chroma_trainer.trainer_core.optim.optimizer import parameter_groups
-from chroma_trainer.trainer_core.planner.auto_tune import changes, choose_memory
+from chroma_trainer.trainer_core.planner import auto_tune
+from chroma_trainer.trainer_core.planner.advice.sharing_advice import shared_out, sharing_advice
+from chroma_trainer.trainer_core.planner.auto_tune import advice, changes, choose_memory
 from chroma_trainer.trainer_core.planner.cost_model import Shape
 from chroma_trainer.trainer_core.planner.estimates.sharded_cost import cost_of_one
-from chroma_trainer.trainer_core.planner.estimator import make_estimator
-from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine
+from chroma_trainer.trainer_core.planner.estimator import MemoryEstimator, make_estimator
+from chroma_trainer.trainer_core.planner.memory_plan import GB, Machine, MemoryPlan, bytes_to_reserve
 from chroma_trainer.trainer_core.planner.meta_counter import MemoryTracker, bytes_of
 from chroma_trainer.trainer_core.planner.meta_model import MetaModel, text_width
 from chroma_trainer.trainer_core.planner.step_peak import away, resident_bytes, states_away, training_peak
@@ -35,6 +38,7 @@ from chroma_trainer.trainer_core.setup.attach_adapter import learning
 from chroma_trainer.trainer_core.setup.placement import place_sharded_
 from chroma_trainer.trainer_core.setup.preflight import problems_of
 from chroma_trainer.trainer_core.train import disk_space
+from chroma_trainer.trainer_core.train.planning import plan_request
 from chroma_trainer.trainer_core.train.prepare import check_run
 from chroma_trainer.trainer_core.train.run import run
 
@@ -134,6 +138,74 @@ def test_auto_and_advice_where_weights_are_shared_out(workshop):
     of_two, of_one = (next(phase.device for phase in own.phases if phase.name == "train") for own in (plan, alone))
     assert plan.disk == alone.disk and of_two < 0.7 * of_one
     assert "shared out in fp32" in plan.settings
+
+
+def small_beside(request: TrainRequest) -> TrainRequest:
+    """Let the transformer be what needs most of the device: beside the tiny one T5 is large."""
+    return replace(request, memory=MemoryConfig(text_encoder="cpu"))
+
+
+@pytest.fixture
+def room_for_shares(workshop):
+    """Return the plan of a request for some devices, each with more memory than a share needs and less than the whole."""
+
+    def room(request: TrainRequest, count: int) -> tuple[MemoryEstimator, MemoryPlan]:
+        host = workshop.host()
+        checked = check_run(request, host, {})
+        estimator = make_estimator(
+            request, FAMILY, checked.index, Machine("card", 1 << 40, 8 * GB), host.paths.cache, count
+        )
+        peaks = []
+        for shard, size in (("off", count), ("bf16", max(2, count))):
+            training = replace(request.training, shard=shard, accumulation=size)
+            plan = replace(estimator, num_devices=size).plan(replace(request, training=training))
+            peaks.append(plan.device_peak)
+        assert peaks[1] < peaks[0]
+        machine = replace(estimator.machine, device_bytes=bytes_to_reserve(sum(peaks) // 2))
+        own = replace(estimator, machine=machine)
+        return own, own.plan(request)
+
+    return room
+
+
+def test_where_shares_fit_and_whole_copies_do_not_shard_is_named_with_its_memory(workshop, room_for_shares):
+    """The request keeps its optimizer and its batches. On one device the number of devices is named as well."""
+    values = {"targets": "all+ffs", "gradient_checkpointing": True}
+    for count, expected in ((2, "shard bf16 ("), (1, "devices 2, accumulation 2, shard bf16 (")):
+        devices = f"cpu:{count}" if count > 1 else ""
+        request = small_beside(full(workshop, "adamw", accumulation=count, devices=devices, **values))
+        estimator, plan = room_for_shares(request, count)
+        assert plan.unfit()
+        text = sharing_advice(estimator, request)
+        assert text.startswith(f"sharing out the weights over 2 devices fits: {expected}") and "MB of tensors" in text
+        (_, changed), *_ = shared_out(request, 2)
+        assert changed.optimizer == request.optimizer and problems_of(changed, workshop.host()) == []
+    adafactor = small_beside(full(workshop, **values))
+    assert "shard bf16, optimizer " in sharing_advice(estimator, adafactor)
+    assert sharing_advice(estimator, replace(adafactor, adapter=AdapterConfig())) == ""  # a LoRA is not shared out
+    assert sharing_advice(estimator, small_beside(full(workshop, rollout_probability=0.5, **values))) == ""
+
+
+def test_the_advice_names_both_ways(workshop, room_for_shares, monkeypatch):
+    values = {"targets": "all+ffs", "gradient_checkpointing": True}
+    request = small_beside(full(workshop, "adamw", accumulation=2, devices="cpu:2", **values))
+    estimator, plan = room_for_shares(request, 2)
+    both = advice(estimator, request, plan, request)
+    assert re.match("the cheapest change that fits: .*; sharing out the weights over 2 devices fits: shard bf16", both)
+    alone = replace(request, training=replace(request.training, accumulation=1, devices=""))
+    estimator, plan = room_for_shares(alone, 1)
+    assert "shard" not in advice(estimator, alone, plan, alone)  # of a machine without several devices
+    monkeypatch.setattr(auto_tune, "accelerators", lambda: ["cuda:0", "cuda:1"])
+    assert "devices 2, accumulation 2, shard bf16" in advice(estimator, alone, plan, alone)
+
+
+def test_shared_out_over_one_device(workshop):
+    """What each of several devices would gather is there: the plan counts it, and fits where the whole fits with room."""
+    host = workshop.host()
+    request = full(workshop, "adamw", targets="all+ffs", gradient_checkpointing=True, shard="bf16", devices="auto")
+    plan, fix, resolved = plan_request(request, host, Machine("card", 4 * GB, 8 * GB))
+    assert not plan.unfit() and not fix and resolved.training.shard == "bf16"
+    assert "processes" not in plan.settings and problems_of(request, host) == []
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
@@ -104,7 +106,6 @@ def test_an_optimizer_that_moves_its_states_itself(workshop):
 
 
 def test_a_file_in_8_bits(workshop, tmp_path):
-    import torch
     from safetensors.torch import save_file
 
     file = tmp_path / "fp8.safetensors"
@@ -132,6 +133,10 @@ REFUSED_WHERE_SHARED = {
     "offload_share": ({"memory": {"group_offload": "block", "offload_share": 0.5}}, "RAM holds all blocks or none; use 1"),
     "blocks_per_group": ({"memory": {"group_offload": "block", "blocks_per_group": 2}}, "use 1"),
     "skip_bad_steps": ({"training": {"skip_bad_steps": 1}}, "can't be undone"),
+    "level": ({"model": {"quantization": QuantizationConfig("int8-quanto")}}, "quantized weights can't be trained"),
+    "model.gguf": ({"model": {"transformer_file": "/models/model.gguf"}}, "is stored in GGUF blocks"),
+    "offload_to_disk": ({"memory": {"group_offload": "block", "offload_to_disk": True}}, "the disk can only be read"),
+    "offload_stream": ({"memory": {"group_offload": "block", "offload_stream": True}}, "freed again block by block"),
 }  # fmt: skip
 
 
@@ -175,4 +180,19 @@ def test_a_torch_that_can_not_share_out_weights(workshop, monkeypatch):
     assert sharding_problems(request) == []
     monkeypatch.setattr(sharding, "NEEDED", (*sharding.NEEDED, "set_more"))
     (problem,) = sharding_problems(request)
-    assert "lacks set_more of FSDPModule; install a newer torch" in problem.message
+    assert problem.message.startswith(f"torch {torch.__version__} lacks set_more of FSDPModule; ")
+    assert "install a newer torch (2.13 is tested), or use off" in problem.message
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.distributed.tensor"]
+)
+def test_a_torch_without_a_module_that_shares_need(workshop, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    (problem,) = sharding_problems(workshop.request(**SHARED))
+    assert problem.message.startswith(f"torch {torch.__version__} has no {name} (") and problem.field == "shard"
+
+
+def test_a_torch_that_needs_no_shares(workshop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", None)
+    assert sharding_problems(workshop.request()) == []

@@ -12,13 +12,20 @@ from ..errors import UserError
 if TYPE_CHECKING:  # so that checks of settings do not import torch
     import torch
 
+    from ..config.training import TrainingConfig
+
 DEVICES_VARIABLE = "CHROMA_TRAINER_DEVICES"  # devices of the processes on this machine, separated by commas
 ACCELERATORS = ("cuda", "xpu")  # of which a machine can have several
 FORMS = "auto, a number (1, 2), numbers of devices (0,1), names (cuda:0,cuda:1) or a number of CPU processes (cpu:2)"
 MOST_PROCESSES = 1024  # for cpu:N
 
 
-def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]:
+def devices_for(training: TrainingConfig, num_machines: int = 1) -> list[str]:
+    """Return the names of the devices that the settings of a training select, see devices_of."""
+    return devices_of(training.devices, training.accumulation, num_machines, training.is_sharded)
+
+
+def devices_of(text: str, accumulation: int, num_machines: int = 1, is_even: bool = False) -> list[str]:
     """Return the names of the devices that a setting selects, each for a process of its own.
 
     [] stands for this process, and "" for the device that the trainer chooses.
@@ -27,6 +34,7 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
         text: the setting.
         accumulation: micro-batches of a step. auto does not select more devices than these can occupy.
         num_machines: machines that train together.
+        is_even: all devices need the same number of micro-batches (shard). auto selects as many as divide them.
     Raises:
         UserError: it is malformed, or this machine lacks one of the devices.
     """
@@ -38,6 +46,8 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
     available = accelerators()
     if text == "auto":
         usable = available[: max(1, accumulation // num_machines)]
+        if is_even:
+            usable = usable[: _largest_even(len(usable), accumulation, num_machines)]
         return usable if len(usable) > 1 or num_machines > 1 else []
     if text == "1":
         return [""]
@@ -55,6 +65,12 @@ def devices_of(text: str, accumulation: int, num_machines: int = 1) -> list[str]
     if len(set(parts)) < len(parts):
         raise UserError.at("devices", f"{text!r} names a device twice; use each of them once, or cpu:{len(parts)}")
     return parts
+
+
+def _largest_even(most: int, accumulation: int, num_machines: int) -> int:
+    """Return the largest number of devices, up to `most` on each machine, that divides the micro-batches of a step."""
+    fitting = (count for count in range(most, 0, -1) if accumulation % (count * num_machines) == 0)
+    return next(fitting, most)
 
 
 def only_device(text: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,16 @@ class ShardWriter(StorageWriter):
     Args:
         folder: The folder, which exists.
         rank: Number of the rank.
+        copies: Only copy the tensors to RAM. `write` writes the copies later, in any thread: all messages between the
+            ranks have been exchanged by then.
     Attributes:
         sha256: Of the file, once it is written.
     """
 
-    def __init__(self, folder: Path, rank: int):
-        self.path, self.sha256 = folder / shard_file(rank), ""
+    def __init__(self, folder: Path, rank: int, copies: bool = False):
+        self.path, self.sha256, self._copies = folder / shard_file(rank), "", copies
+        self._tensors: dict[str, Planned] = {}
+        self._slices: dict[str, list[list[int]]] = {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         pass
@@ -71,20 +76,33 @@ class ShardWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        tensors: dict[str, Planned] = {}
-        slices: dict[str, list[list[int]]] = {}
         results = []
         for item in plan.items:
             data, name = item.tensor_data, item.index.fqn
-            assert data is not None and name not in tensors, f"{name} is no tensor, or has several parts on a rank"
-            tensors[name] = Planned(data.properties.dtype, tuple(data.chunk.sizes), _resolver(planner, item))
-            slices[name] = [[*data.size], [*data.chunk.offsets]]
+            assert data is not None and name not in self._tensors, (
+                f"{name} is no tensor, or has several parts on a rank"
+            )
+            resolve = _resolver(planner, item)
+            if self._copies:
+                resolve = partial(_same, resolve().detach().to("cpu", copy=True))
+            self._tensors[name] = Planned(data.properties.dtype, tuple(data.chunk.sizes), resolve)
+            self._slices[name] = [[*data.size], [*data.chunk.offsets]]
             size = data.chunk.sizes.numel() * data.properties.dtype.itemsize
             results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=None))
-        self.sha256 = write_tensors(self.path, tensors, {SLICES: json.dumps(slices, sort_keys=True)})
+        if not self._copies:
+            self.write()
+        return _finished(results)
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: The disk is full or can't be written to.
+        """
+        tensors, self._tensors = self._tensors, {}
+        self.sha256 = write_tensors(self.path, tensors, {SLICES: json.dumps(self._slices, sort_keys=True)})
         with self.path.open("rb+") as stream:
             os.fsync(stream.fileno())
-        return _finished(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         pass
@@ -92,6 +110,10 @@ class ShardWriter(StorageWriter):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return True
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _resolver(planner: SavePlanner, item: Any) -> Callable[[], Tensor]:

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -31,7 +32,12 @@ from ..optim.optimizer import Slice
 from .trained_layer import ShardedLayer
 
 SHARD_PREFIX = "shard-"  # of a checkpoint's files with the rows of a rank (shard_files.py)
-NEEDED = ("set_custom_all_gather", "set_custom_reduce_scatter", "set_force_sum_reduction_for_comms")  # of FSDPModule
+# What torch must have, of which 2.6 has the modules and the names. Builds without torch.distributed have none of it.
+MODULES = tuple(f"torch.distributed.{name}" for name in ("fsdp", "device_mesh", "tensor", "checkpoint"))
+NAMES = ("fully_shard", "FSDPModule", "CPUOffloadPolicy", "MixedPrecisionPolicy", "OffloadPolicy")  # of MODULES[0]
+NEEDED = (  # of FSDPModule
+    "set_custom_all_gather", "set_custom_reduce_scatter", "set_force_sum_reduction_for_comms", "set_gradient_divide_factor",
+)  # fmt: skip
 Consume = Callable[["Shard", Tensor], None]
 
 
@@ -71,11 +77,16 @@ def holds_gradients(request: TrainRequest, size: int) -> bool:
 
 def fault_of_torch() -> str:
     """Return '' if torch has what the shares need, else what is missing."""
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError as error:
-        return f"torch {torch.__version__} has no torch.distributed.fsdp ({error})"
-    missing = [name for name in NEEDED if not hasattr(FSDPModule, name)]
+    for module in MODULES:
+        try:
+            import_module(module)
+        except ImportError as error:
+            return f"torch {torch.__version__} has no {module} ({error})"
+    fsdp: Any = import_module(MODULES[0])
+    missing = [name for name in NAMES if not hasattr(fsdp, name)]
+    if missing:
+        return f"torch {torch.__version__} lacks {', '.join(missing)} of {MODULES[0]}"
+    missing = [name for name in NEEDED if not hasattr(fsdp.FSDPModule, name)]
     return f"torch {torch.__version__} lacks {', '.join(missing)} of FSDPModule" if missing else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config.request import TrainRequest
 from ..devices import pick_device
-from ..distributed.device_list import accelerators, devices_of, is_worker, num_launched
+from ..distributed.device_list import accelerators, devices_for, is_worker, num_launched
 from ..errors import Cancelled, Problem, UserError
 from ..host import Event, Host, Notice, RunOpened
 from ..runs.control import read_status, write_status
@@ -27,11 +27,11 @@ def devices_to_start(request: TrainRequest, host: Host) -> list[str]:
     """Return the devices that each need a process of their own; [] where this process trains by itself.
 
     Raises:
-        UserError: see devices_of.
+        UserError: see devices_for.
     """
     if num_launched() or is_worker():
         return []
-    devices = devices_of(request.training.devices, request.training.accumulation, host.machines.count)
+    devices = devices_for(request.training, host.machines.count)
     if host.machines.count > 1:
         return [name for name in devices if name] or accelerators()[:1] or ["cpu"]
     return [name or str(pick_device(host.device)) for name in devices]

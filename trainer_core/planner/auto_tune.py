@@ -11,7 +11,9 @@ import torch
 from ..config.memory import MemoryConfig
 from ..config.request import TrainRequest
 from ..config.training import IN_BF16
+from ..distributed.device_list import accelerators
 from ..memory.activation_checkpointing import INTERVALS
+from .advice.sharing_advice import sharing_advice
 from .estimator import MemoryEstimator
 from .memory_plan import MemoryPlan, bytes_to_reserve, gb
 
@@ -190,6 +192,23 @@ def describe(change: tuple[str, TrainRequest, MemoryPlan] | None) -> str:
     words, _, plan = change
     room = f"{gb(plan.device_peak)} of tensors" if plan.machine.device_bytes else gb(plan.ram_peak)
     return f"the cheapest change that fits: {words} ({room})"
+
+
+def advice(estimator: MemoryEstimator, request: TrainRequest, plan: MemoryPlan, asked: TrainRequest) -> str:
+    """Return what makes a request fit, in words: the cheapest change, and for a whole model sharing out its weights.
+
+    Args:
+        request: With the memory settings of the run.
+        plan: Of the request; it does not fit.
+        asked: The request before mode auto has chosen its memory settings.
+    """
+    change = suggestion(estimator, request, plan)
+    easy, asked = easy_changes(asked, plan)
+    # The machine of the plan, which may be smaller than the estimator's.
+    shares = sharing_advice(replace(estimator, machine=plan.machine), asked, easy)
+    if not shares or (change and not (estimator.num_devices > 1 or len(accelerators()) > 1)):
+        return describe(change)
+    return f"{describe(change)}; {shares}"
 
 
 def choose_memory(estimator: MemoryEstimator, request: TrainRequest) -> MemoryConfig:

@@ -165,7 +165,7 @@ def _copy_in_ram(request: TrainRequest, cost: ModelCost, machine: Machine, ram: 
     Without RAM for it the training waits for the disk, see train/hooks/background_save.py.
     """
     copy = cost.optimizer_cost.saved + average_in_ram(request, cost)[0]
-    is_made = request.adapter.is_full and request.training.checkpoint_every and not request.training.is_sharded
+    is_made = request.adapter.is_full and request.training.checkpoint_every
     return copy if is_made and PROCESS_BYTES + ram + copy + SPARE_RAM <= machine.ram_bytes else 0
 
 

@@ -10,7 +10,7 @@ from ..config.optimizer import ELEMENTWISE, STEP_BEFORE, THIS_STEP, TOGETHER
 from ..config.request import TrainRequest
 from ..config.serialize import is_as_before
 from ..config.training import IN_BF16, IN_FP32, WHOLE
-from ..distributed.device_list import devices_of, num_launched
+from ..distributed.device_list import devices_for, num_launched
 from ..errors import Problem, UserError
 from ..host import Host
 from ..registry import names
@@ -58,7 +58,7 @@ def device_problems(request: TrainRequest, host: Host) -> list[Problem]:
     """
     count = request.training.accumulation
     try:
-        size = max(1, len(devices_of(request.training.devices, count, host.machines.count)))
+        size = max(1, len(devices_for(request.training, host.machines.count)))
     except UserError as error:
         return list(error.problems)
     size = num_launched() or size * host.machines.count

@@ -13,7 +13,7 @@ from ..config.adapter import KIND_RULES, NO_LORA
 from ..config.request import TrainRequest
 from ..data.places.open_source import has_archives, is_remote
 from ..data.source.folder import FolderBackend, no_images
-from ..distributed.device_list import devices_of, idle_text, num_launched
+from ..distributed.device_list import devices_for, idle_text, num_launched
 from ..errors import Problem, UserError, reason_of
 from ..host import Host, collect
 from ..models.lora_targets import Linears
@@ -153,7 +153,7 @@ def devices_problems(request: TrainRequest, host: Host) -> list[Problem]:
     """Return problems of the devices: one is missing, or there are more of them than micro-batches in a step."""
     accumulation = request.training.accumulation
     try:
-        devices = devices_of(request.training.devices, accumulation, host.machines.count)
+        devices = devices_for(request.training, host.machines.count)
     except UserError as error:
         return list(error.problems)
     size = num_launched() or max(1, len(devices)) * host.machines.count

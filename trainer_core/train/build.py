@@ -115,7 +115,7 @@ def build_run(
         ranks=ranks,
         in_backward=in_backward,
         sharding=sharding,
-        background_save=BackgroundSave(host) if in_backward and sharding is None else None,
+        background_save=_background_save(host, ranks, sharding) if in_backward else None,
         dtype=plan.request.model.dtype,
         oom_recovery=None if in_backward else OomRecovery.where_auto(  # a step that has begun can't be retried
             plan.request.memory, memory, config, blocks, device, host
@@ -213,6 +213,14 @@ def _step_in_backward(
     stepper = StepInBackward(optimizer, parameters, seed, ranks)
     give_stepper_(layers.values(), stepper)
     return stepper
+
+
+def _background_save(host: Host, ranks: Ranks, sharding: Sharding | None) -> BackgroundSave:
+    if sharding is None:
+        return BackgroundSave(host)
+    from .hooks.sharded.sharded_background_save import ShardedBackgroundSave  # imports torch.distributed.checkpoint
+
+    return ShardedBackgroundSave(host, ranks)
 
 
 def _cache_mirrored(plan: RunPlan, host: Host, ranks: Ranks, store: Store) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.request import TrainRequest
-from ..distributed.device_list import devices_of, num_launched
+from ..distributed.device_list import devices_for, num_launched
 from ..errors import UserError
 from ..host import Host, Notice
-from ..planner.auto_tune import choose_memory, describe, explain_choice, suggestion
+from ..planner.auto_tune import advice, choose_memory, explain_choice
 from ..planner.estimator import make_estimator
 from ..planner.memory_plan import Machine, MemoryPlan, this_machine, with_memory
 from .prepare import RunPlan, check_run, device_of
@@ -32,7 +32,7 @@ def plan_request(
     Raises:
         UserError: all problems of the request.
     """
-    count = max(1, len(devices_of(request.training.devices, request.training.accumulation)))
+    count = max(1, len(devices_for(request.training)))
     whole = machine or machine_of(request, host)
     room = whole.shared_by(count)
     checked = check_run(request, host, {}, room if machine or count > 1 else None, needs_weights=False)
@@ -44,10 +44,10 @@ def plan_request(
         choice = explain_choice(estimator, request, memory)
         request = replace(request, memory=memory)
     plan = replace(estimator.plan(request), choice=choice)
-    advice = describe(suggestion(estimator, request, plan)) if plan.unfit() else ""
+    fix = advice(estimator, request, plan, checked.request) if plan.unfit() else ""
     if count > 1:
         plan = plan.on_devices(count, request.training.accumulation, whole, request.training.is_sharded)
-    return plan, advice, request
+    return plan, fix, request
 
 
 def plan_for(request: TrainRequest, host: Host, vram_gb: float = 0.0, ram_gb: float = 0.0) -> tuple[MemoryPlan, str]:
@@ -61,13 +61,13 @@ def plan_for(request: TrainRequest, host: Host, vram_gb: float = 0.0, ram_gb: fl
     Returns:
         The estimate, and advice that makes the run fit ("" if it fits).
     """
-    plan, advice, _ = plan_request(request, host, with_memory(machine_of(request, host), vram_gb, ram_gb))
-    return plan, advice
+    plan, fix, _ = plan_request(request, host, with_memory(machine_of(request, host), vram_gb, ram_gb))
+    return plan, fix
 
 
-def plan_text(plan: MemoryPlan, advice: str) -> str:
+def plan_text(plan: MemoryPlan, fix: str) -> str:
     """Return an estimate and its advice as text."""
-    return plan.text() + (f"\n  {advice}" if advice else "")
+    return plan.text() + (f"\n  {fix}" if fix else "")
 
 
 def resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan | None]:
@@ -103,8 +103,8 @@ def _resolve_memory(plan: RunPlan, host: Host) -> tuple[RunPlan, MemoryPlan]:
         if estimate.choice:
             host.emit(Notice(estimate.choice))
     if estimate.unfit():
-        host.emit(Notice(f"the plan does not fit; {describe(suggestion(estimator, request, estimate))}", "warning"))
-    return plan, replace(estimate, suggestion=lambda: describe(suggestion(estimator, request, _shrink(estimate))))
+        host.emit(Notice(f"the plan does not fit; {advice(estimator, request, estimate, plan.request)}", "warning"))
+    return plan, replace(estimate, suggestion=lambda: advice(estimator, request, _shrink(estimate), plan.request))
 
 
 def _shrink(plan: MemoryPlan) -> MemoryPlan:

@@ -270,7 +270,7 @@ def _loader(state: TrainState) -> Load:
     """Return what loads the tensors of a checkpoint."""
     if state.sharding is None:
         return load_weights_
-    from .hooks.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
+    from .hooks.sharded.sharded_checkpoint import load_sharded_  # imports torch.distributed.checkpoint
 
     return load_sharded_
 
@@ -304,8 +304,10 @@ def _save_unfinished(
     saved: the newest checkpoint takes its place. An error while saving is logged, and does not hide the one that ended
     the run.
     """
-    _finish_background_save(state, host)
-    if state.sharding and not (state.is_consistent and (state.ranks.size == 1 or state.ranks.ends_together)):
+    is_together = not state.sharding or state.ranks.size == 1 or state.ranks.ends_together
+    if is_together:
+        _finish_background_save(state, host)
+    if state.sharding and not (state.is_consistent and is_together):
         text = "the weights of all devices can't be saved here, because one of them ended alone, or within a step; "
         host.emit(Notice(text + "run it again to resume from the last checkpoint", "warning"))
         return

@@ -18,7 +18,7 @@ from ...devices import free_bytes
 from ...host import Host, Notice
 from ...planner.phase_estimate import SPARE_RAM
 from ..step.state import TrainState
-from .checkpoint import Contents, contents_of, find_saved, report_saved, write_checkpoint
+from .checkpoint import contents_of, find_saved, report_saved, write_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ class BackgroundSave:
         if find_saved(folder, state):
             return False
         contents = contents_of(state, folder)
-        if not self._has_room(contents):
+        if not self._has_room(contents.num_bytes):
             return False
         contents = contents.copied()
         target, host = contents.target(folder), self.host
@@ -62,10 +62,21 @@ class BackgroundSave:
             report_saved(target, contents.step, host)
             then(target)
 
-        self._finish = finish
-        self._thread = threading.Thread(target=self._write, args=(folder, contents), name="checkpoint")
-        self._thread.start()
+        self._begin(lambda: write_checkpoint(folder, contents), finish)
         return True
+
+    def _begin(self, write: Callable[[], object], finish: Callable[[], None], daemon: bool = False) -> None:
+        """Call `write` in a thread, and `finish` in the thread of the training once it has returned."""
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as error:  # raised by wait()
+                self._error = error
+
+        self._finish = finish
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=daemon)
+        self._thread.start()
 
     def poll(self) -> None:
         """Finish the checkpoint if it is written. Called between two steps.
@@ -82,22 +93,20 @@ class BackgroundSave:
             return
         self._thread.join()
         self._thread, error, self._error = None, self._error, None
+        finish, self._finish = self._finish, lambda: None  # it holds the copy
+        self._end(error, finish)
+
+    def _end(self, error: BaseException | None, finish: Callable[[], None]) -> None:
         if error is not None:
             raise error
-        self._finish()
+        finish()
 
-    def _write(self, folder: Path, contents: Contents) -> None:
-        try:
-            write_checkpoint(folder, contents)
-        except BaseException as error:  # raised by wait()
-            self._error = error
-
-    def _has_room(self, contents: Contents) -> bool:
-        needed, available = contents.num_bytes + SPARE_RAM, free_bytes(CPU)
+    def _has_room(self, num_bytes: int) -> bool:
+        needed, available = num_bytes + SPARE_RAM, free_bytes(CPU)
         if needed > available and not self._has_warned:
             self._has_warned = True
             text = (
-                f"the training waits while a checkpoint is written: a copy of it takes {contents.num_bytes / 1e9:.1f} GB of "
+                f"the training waits while a checkpoint is written: a copy of it takes {num_bytes / 1e9:.1f} GB of "
                 f"RAM, and {available / 1e9:.1f} GB are free"
             )
             self.host.emit(Notice(text))

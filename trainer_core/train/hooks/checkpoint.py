@@ -165,15 +165,22 @@ def staged(folder: Path, step: int, num_bytes: int, ranks: Ranks = ALONE) -> Ite
         staging.mkdir(parents=True)
         _refuse_full_disk(folder, num_bytes)
 
-    try:
+    with unwritable(staging, ranks):
         ranks.from_main(make)
         yield staging
+
+
+@contextmanager
+def unwritable(staging: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Raise an OSError within the context as an error of this checkpoint, and remove what is there of it."""
+    try:
+        yield
     except OSError as error:
         if ranks.is_main:
             shutil.rmtree(staging, ignore_errors=True)
         raise UserError.at(
-            str(folder),
-            f"the checkpoint of step {step} can't be written: {error.strerror or error}; "
+            str(staging.parent),
+            f"the checkpoint of step {step_of(target_of(staging))} can't be written: {error.strerror or error}; "
             "earlier checkpoints are intact",
         ) from error
 

@@ -35,20 +35,18 @@ def save_and_prune(
         measure_leak(state, host)
     best = best_step(state)
     if state.sharding is not None:
-        from .sharded_checkpoint import save_sharded  # imports torch.distributed.checkpoint
-
-        newest = save_sharded(folder, state, host)
-        if state.ranks.is_main:
-            prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)
-        return
-    if not state.ranks.is_main:
+        from .sharded.sharded_checkpoint import save_sharded as save  # imports torch.distributed.checkpoint
+    elif state.ranks.is_main:
+        save = save_checkpoint
+    else:
         return
 
     def delete_older(newest: Path) -> None:
-        prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)
+        if state.ranks.is_main:
+            prune(folder, newest, state.config.keep_checkpoints, state.config.keep_every, best)
 
     if not (in_background and state.background_save and state.background_save.start(folder, state, delete_older)):
-        delete_older(save_checkpoint(folder, state, host))
+        delete_older(save(folder, state, host))
 
 
 def catch_up(state: TrainState, host: Host) -> None:

@@ -67,7 +67,7 @@ def _shards_of(state: TrainState, checkpoint: Path) -> AbstractContextManager[No
     """Within the context, weights that are shared out are those of a checkpoint."""
     if state.sharding is None:
         return nullcontext()
-    from ..hooks.sharded_checkpoint import weights_of_sharded  # imports torch.distributed.checkpoint
+    from ..hooks.sharded.sharded_checkpoint import weights_of_sharded  # imports torch.distributed.checkpoint
 
     return weights_of_sharded(state, checkpoint)
 

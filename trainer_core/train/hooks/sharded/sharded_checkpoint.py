@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ...adapters.ema import COUNT
-from ...adapters.inject import adapter_state, load_adapter_state_
-from ...errors import UserError, one_line
-from ...full_rank.shard_files import ShardReader, ShardWriter, shard_file, shard_files
-from ...full_rank.sharding import Shard, Sharding
-from ...host import Host
-from ..step.state import TrainState
-from .checkpoint import (
+from ....adapters.ema import COUNT
+from ....adapters.inject import adapter_state, load_adapter_state_
+from ....distributed.ranks import Ranks
+from ....errors import UserError, one_line
+from ....full_rank.shard_files import ShardReader, ShardWriter, shard_file, shard_files
+from ....full_rank.sharding import Shard, Sharding
+from ....host import Host
+from ...step.state import TrainState
+from ..checkpoint import (
     find_saved,
     finish_staged,
     history,
@@ -38,7 +40,6 @@ from .checkpoint import (
     refuse_other_optimizer,
     report_saved,
     staged,
-    target_of,
 )
 
 WEIGHT, OPTIMIZER, AVERAGE = "weight", "optimizer", "average"  # first part of a tensor's name, before a |
@@ -52,26 +53,70 @@ def save_sharded(folder: Path, state: TrainState, host: Host) -> Path:
     Raises:
         UserError: As save_checkpoint.
     """
-    assert state.sharding is not None
-    ranks = state.ranks
-    saved = ranks.from_main(lambda: str(find_saved(folder, state) or ""))
-    if saved:
-        return Path(saved)
-    weights = {shard.name: shard.local.detach() for shard in state.sharding.shards.values()}
-    ranks.together(lambda: refuse_not_finite(weights, folder, state.step))
-    tensors, others = _tensors(state, state.sharding)
-    num_bytes = sum(ranks.together(lambda: _local_bytes(tensors)))
-    with staged(folder, state.step, num_bytes, ranks) as staging:
-        writer = ShardWriter(staging, ranks.rank)
+    if saved := find_saved_together(folder, state):
+        return saved
+    contents = shares_of(state, folder)
+    with staged(folder, state.step, contents.num_bytes, state.ranks) as staging:
+        writer = contents.give(ShardWriter(staging, state.ranks.rank))
+        target = finish_together(staging, contents.saved, writer, state.ranks)
+    if state.ranks.is_main:
+        report_saved(target, state.step, host)
+    return target
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a checkpoint is made of.
+
+    Attributes:
+        tensors: This rank's rows of sharded tensors, and others as they are, by name.
+        saved: Content of state.json.
+        own_bytes: Size of this rank's tensors.
+        num_bytes: Size of those of all ranks.
+    """
+
+    tensors: Mapping[str, Tensor]
+    saved: Mapping[str, Any]
+    own_bytes: int
+    num_bytes: int
+
+    def give(self, writer: ShardWriter) -> ShardWriter:
+        """Let a writer write the tensors, or copy them. All ranks call it together.
+
+        Raises:
+            OSError: The disk of any rank is full or can't be written to.
+        """
         with _errors_of_the_disk():
-            save(tensors, storage_writer=writer)
-        digests = ranks.together(lambda: writer.sha256)
-        if ranks.is_main:
-            hashes = {shard_file(rank): digest for rank, digest in enumerate(digests)}
-            target = finish_staged(staging, history(state, folder, others), hashes)
-            report_saved(target, state.step, host)
-    ranks.wait()
-    return target_of(staging)
+            save(dict(self.tensors), storage_writer=writer)
+        return writer
+
+
+def find_saved_together(folder: Path, state: TrainState) -> Path | None:
+    """Return the intact checkpoint of the current step; None where there is none. All ranks call it together."""
+    saved = state.ranks.from_main(lambda: str(find_saved(folder, state) or ""))
+    return Path(saved) if saved else None
+
+
+def shares_of(state: TrainState, folder: Path) -> Shares:
+    """Return what a checkpoint of the current step is made of. All ranks call it together.
+
+    Raises:
+        UserError: A weight of any rank is not finite.
+    """
+    assert state.sharding is not None
+    weights = {shard.name: shard.local.detach() for shard in state.sharding.shards.values()}
+    state.ranks.together(lambda: refuse_not_finite(weights, folder, state.step))
+    tensors, others = _tensors(state, state.sharding)
+    own_bytes = _local_bytes(tensors)
+    num_bytes = sum(state.ranks.together(lambda: own_bytes))
+    return Shares(tensors, history(state, folder, others), own_bytes, num_bytes)
+
+
+def finish_together(staging: Path, saved: Mapping[str, Any], writer: ShardWriter, ranks: Ranks) -> Path:
+    """Let rank 0 complete a checkpoint whose files all ranks have written, and rename it. Return its folder."""
+    digests = ranks.together(lambda: writer.sha256)
+    hashes = {shard_file(rank): digest for rank, digest in enumerate(digests)}
+    return Path(ranks.from_main(lambda: str(finish_staged(staging, saved, hashes))))
 
 
 def _tensors(state: TrainState, sharding: Sharding) -> tuple[dict[str, Tensor], Mapping[str, Mapping[str, Any]]]:

@@ -1,0 +1,1 @@
+"""Checkpoints of weights that are shared out over the devices (shard)."""
