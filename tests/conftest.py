@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may access the Hugging F
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are slower on tiny tensors
 
 
-pytest_plugins = ["tests.workshop", "tests.pictures"]
+pytest_plugins = ["tests.workshop", "tests.pictures", "tests.processor_time"]
 
 # If set, all tests run on a second device in the host's memory. 1: as strict as CUDA; mps: like MPS. See
 # tests/device/second.py.

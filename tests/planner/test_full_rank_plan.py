@@ -76,7 +76,10 @@ def real_peak(request: TrainRequest, shape: Shape) -> int:
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "edge", "recomputed"),
-    [("adafactor", "bf16", 96, True), ("adafactor", "fp32", 64, False), ("adamw", "bf16", 96, True), ("adamw_bf16", "bf16", 64, True)],
+    [
+        ("adafactor", "fp32", 64, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("adafactor", "bf16", 96, True), ("adamw", "bf16", 96, True), ("adamw_bf16", "bf16", 64, True))),
+    ],
 )  # fmt: skip
 def test_the_peak_of_a_real_step_within_a_tenth(workshop, optimizer, dtype, edge, recomputed):
     request = full(workshop, optimizer, dtype, targets="all+ffs", gradient_checkpointing=recomputed)
@@ -105,6 +108,7 @@ def test_what_makes_it_fit_is_no_quantization(workshop):
     assert all(changed.training.accumulation == 1 for _, changed in changes(request))
 
 
+@pytest.mark.slow
 def test_auto_offloads_trained_weights_last(workshop):
     host = workshop.host()
     request = full(workshop, targets="all+ffs", gradient_checkpointing=True)
@@ -152,7 +156,9 @@ def test_true_size_with_the_weights_in_ram(workshop):
     assert peak(compile=True) - peak() < 1e9  # the gradients of one block
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adafactor", "block"), ("adamw", "leaf")])
+@pytest.mark.parametrize(
+    ("optimizer", "kind"), [pytest.param("adafactor", "block", marks=pytest.mark.slow), ("adamw", "leaf")]
+)
 def test_weights_and_states_in_ram_are_counted(workshop, optimizer, kind):
     request = full(workshop, optimizer, targets="all+ffs", gradient_checkpointing=True)
     offloaded = replace(request, memory=MemoryConfig(group_offload=kind))
@@ -219,7 +225,7 @@ def real_peak_of_shares(request: TrainRequest, shape: Shape, host: Any) -> int:
     return bytes_of(*parameters.values(), *states, *frozen, *transformer.buffers()) + max(accumulate(freed_and_made))
 
 
-@pytest.mark.parametrize(("rounds", "edge"), [(1, 96), (2, 64)])
+@pytest.mark.parametrize(("rounds", "edge"), [(1, 96), pytest.param(2, 64, marks=pytest.mark.slow)])
 def test_the_peak_of_shared_out_weights_within_a_seventh(workshop, rounds, edge):
     values = {"targets": "all+ffs", "gradient_checkpointing": True, "shard": "fp32", "accumulation": rounds}
     request, shape = full(workshop, "adamw", **values), Shape(edge, edge, 1, 6)

@@ -196,7 +196,9 @@ def pictured(workshop, tmp_path_factory) -> Path:
     return host.paths.output
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "text"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("cut", "empty", "text"))]
+)
 def test_damaged_validation_images_are_sampled_again_or_named(workshop, pictured, tmp_path, how):
     shutil.copytree(pictured, tmp_path / "output")
     host = workshop.host(tmp_path / "output")

@@ -105,6 +105,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_options_answer_all_questions(new: New, home: Path, capsys: pytest.CaptureFixture):
     assert new(*(word for option in OPTIONS.items() for word in option), "-o", "own.json") == 0
     printed = capsys.readouterr().out
@@ -176,6 +177,7 @@ def test_a_folder_elsewhere_is_named_by_an_option(
     assert "put the folder *dogs* into `input`" in note and str(elsewhere) not in note
 
 
+@pytest.mark.slow
 def test_the_card_is_asked_of_the_device(new: New, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(new_command, "detect_card", lambda: Card("Card X", 24.0))
     assert new("--yes", "--images", "my-dog") == 0
