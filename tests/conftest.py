@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -29,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         library = second.register(second.folder())
         second.as_mps(library) if os.environ[SECOND] == "mps" else second.as_cuda()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a full garbage collection scans 60 ms of pytest's and the libraries' objects, and runs collect often
 
 
 @pytest.fixture(scope="session")

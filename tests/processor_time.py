@@ -1,12 +1,13 @@
-"""`pytest --processor-time SECONDS` lists the tests that take more and are not marked `slow`: see docs/decisions/0113.
+"""`pytest --processor-time SECONDS` lists the tests that take more and are not marked `slow` (docs/decisions/0113).
 
-Processor time is user and system time of pytest's process and of the processes that it started and waited for. Other programs on the
-machine hardly change it, and so it can be compared where seconds on the clock can't.
+Processor time is the user and system time of pytest's process and of the processes that it started and waited for. Other programs on the
+machine hardly change it, so it can be compared where seconds on the clock can't.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -22,19 +23,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--processor-time") is not None:
-        is_worker = hasattr(config, "workerinput")
         config.pluginmanager.register(Meter(), "processor-time-meter")
-        if not is_worker:
+        if not hasattr(config, "workerinput"):  # the process that prints, not one of pytest-xdist's workers
             config.pluginmanager.register(Summary(config.getoption("--processor-time")), "processor-time-summary")
 
 
 def processor_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 class Meter:
-    """Writes into each report what setup, call or teardown took, fixtures included."""
+    """Adds to each report what the setup, call or teardown took, fixtures included.
+
+    A process that a session fixture starts counts where it is waited for: in the last test of the session.
+    """
 
     def __init__(self) -> None:
         self.before = processor_seconds()
@@ -56,6 +59,8 @@ class Meter:
 
 
 class Summary:
+    """Collects the reports of all tests, and prints the list at the end."""
+
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.tests: Counter[str] = Counter()
