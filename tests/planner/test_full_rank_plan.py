@@ -173,6 +173,7 @@ def test_weights_and_states_in_ram_are_counted(workshop, optimizer, kind):
     assert away(cost, offloaded.memory) + states - on_device <= 2 * largest
 
 
+@pytest.mark.slow
 def test_the_disk_is_what_a_run_writes(workshop):
     host = workshop.host()
     report = run(full(workshop, eval_images=0, targets="all+ffs"), host).report

@@ -137,6 +137,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(workshop, host):
     assert run(workshop.request(), host).report["resumed_from"] == 3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_that_comes_during_the_training_is_set_aside(workshop, plain_run, host):
     other = workshop.host(host.paths.output.parent / "other")
     run(workshop.request(seed=9, steps=4), other)

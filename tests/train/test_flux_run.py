@@ -86,6 +86,7 @@ def test_the_same_wherever_weights_wait(workshop, request_of, finished, memory):
     assert again.losses == finished[1].losses
 
 
+@pytest.mark.slow
 def test_it_learns(workshop, request_of):
     host = workshop.host()
     asked = request_of(

@@ -117,11 +117,12 @@ def test_recomputed_blocks_give_the_same_bytes(workshop, uninterrupted):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
-        pytest.param("fp32", "adamw", marks=pytest.mark.slow),
-        pytest.param("fp32", "adafactor", marks=pytest.mark.slow),
+        ("fp32", "adamw"),
+        ("fp32", "adafactor"),
         ("bf16", "adamw_bf16"),
     ],
 )

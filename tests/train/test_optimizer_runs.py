@@ -21,9 +21,10 @@ def request_with(workshop, optimizer, training=None, **settings):
     return replace(workshop.request(**(training or {})), optimizer=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, rate, settings",
-    [("prodigy", 1.0, {"prodigy_d0": 1e-3}), pytest.param("schedulefree-adamw", 0.01, {}, marks=pytest.mark.slow)],
+    [("prodigy", 1.0, {"prodigy_d0": 1e-3}), ("schedulefree-adamw", 0.01, {})],
 )
 def test_it_goes_on_to_the_same_bytes(workshop, name, rate, settings):
     request = request_with(

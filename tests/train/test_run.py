@@ -209,7 +209,8 @@ def test_checkpointed_blocks_give_the_same_run(workshop, uninterrupted):
     assert torch.allclose(torch.tensor(result.losses), torch.tensor(uninterrupted[1].losses), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_int8_learns_nearly_as_well(workshop, uninterrupted, dtype):
     model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"), dtype=dtype)
     result = run(workshop.request(model=model), workshop.host())
@@ -315,6 +316,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_earlier_one(workshop, uninterrupt
     assert run(workshop.request(), host).lora.sha256 == uninterrupted[1].lora.sha256
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_lora_is_told_and_leaves_the_old_one(workshop, uninterrupted, monkeypatch):
     host = workshop.host()
     run(workshop.request(steps=2), host)
