@@ -118,6 +118,7 @@ def test_auto_offloads_trained_weights_last(workshop):
     assert memory.group_offload == "leaf" and memory.activation_offload
 
 
+@pytest.mark.slow
 def test_auto_and_advice_where_weights_are_shared_out(workshop):
     host = workshop.host()
     values = {"targets": "all+ffs", "gradient_checkpointing": True, "shard": "fp32", "accumulation": 2}

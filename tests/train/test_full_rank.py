@@ -348,6 +348,7 @@ def test_a_checkpoint_is_written_while_the_training_continues(workshop, uninterr
     assert resumed.report["resumed_from"] == 2 and resumed.lora.sha256 == result.lora.sha256
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_can_not_be_written_ends_the_run_at_the_next_step(workshop, uninterrupted, monkeypatch):
     write = background_save.write_checkpoint
 
@@ -365,6 +366,7 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_run_at_the_next_step(work
     assert run(request_of(workshop), host).lora.sha256 == uninterrupted[1].lora.sha256
 
 
+@pytest.mark.slow
 def test_without_ram_for_a_copy_the_training_waits_for_the_disk(workshop, uninterrupted, monkeypatch):
     monkeypatch.setattr(background_save, "free_bytes", lambda device: 1000)
     host = workshop.host()
