@@ -22,10 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--processor-time") is not None:
+    limit = config.getoption("--processor-time")
+    if limit is not None:
         config.pluginmanager.register(Meter(), "processor-time-meter")
         if not hasattr(config, "workerinput"):  # the process that prints, not one of pytest-xdist's workers
-            config.pluginmanager.register(Summary(config.getoption("--processor-time")), "processor-time-summary")
+            config.pluginmanager.register(Summary(limit), "processor-time-summary")
 
 
 def processor_seconds() -> float:
