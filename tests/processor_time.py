@@ -1,7 +1,7 @@
 """`pytest --processor-time SECONDS` lists the tests that take more and are not marked `slow` (docs/decisions/0113).
 
-Processor time is the user and system time of pytest's process and of the processes that it started and waited for. Other programs on the
-machine hardly change it, so it can be compared where seconds on the clock can't.
+Processor time is the user and system time of pytest's process and of the processes that it started and waited for.
+Other programs on the machine change it much less than seconds on the clock.
 """
 
 from __future__ import annotations
