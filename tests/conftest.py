@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may access the Hugging F
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are slower on tiny tensors
 
 
-pytest_plugins = ["tests.workshop", "tests.pictures"]
+pytest_plugins = ["tests.workshop", "tests.pictures", "tests.processor_time"]
 
 # If set, all tests run on a second device in the host's memory. 1: as strict as CUDA; mps: like MPS. See
 # tests/device/second.py.
@@ -29,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         library = second.register(second.folder())
         second.as_mps(library) if os.environ[SECOND] == "mps" else second.as_cuda()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a full garbage collection scans 60 ms of pytest's and the libraries' objects, and runs collect often
 
 
 @pytest.fixture(scope="session")

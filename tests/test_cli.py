@@ -102,7 +102,7 @@ def test_the_report(home, first):
     assert sum(first["seconds"].values()) <= first["total_seconds"]
 
 
-@pytest.mark.parametrize("carrier", ["lora", "grid"])
+@pytest.mark.parametrize("carrier", ["lora", pytest.param("grid", marks=pytest.mark.slow)])
 def test_a_workflow_in_a_file_of_the_run_gives_the_same_bytes(cli, home, first, carrier):
     path = first["lora"] if carrier == "lora" else first["files"]["validation"][0]
     assert cli("run", path, "--models", "models", "--output", f"out-{carrier}", "--report", f"{carrier}.json") == 0
@@ -387,6 +387,7 @@ def test_inspect_of_other_files(cli, home, capsys):
     assert "not written by ChromaTrainer" in told.out and "is not a safetensors file" in told.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
 def test_ctrl_c_ends_it_after_the_step_with_a_lora(home, tmp_path):
     settings = ["--set", "5.steps=100000", "--set", "5.checkpoint_every=1", "--set", "5.name=stopped"]

@@ -144,7 +144,9 @@ def test_merged_into_the_weights_it_is_the_trained_model(train, tiny_model, kind
     assert_same(ours(fresh), ours(transformer))
 
 
-@pytest.mark.parametrize("strength", [0.5, -0.75, 2.0])
+@pytest.mark.parametrize(
+    "strength", [pytest.param(0.5, marks=pytest.mark.slow), -0.75, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_file_at_any_strength_is_the_adapter_at_that_strength(train, tiny_model, tmp_path, kind, strength):
     """W + strength (W' - W), as ComfyUI's loaders have it, for DoRA too. They multiply an OFT by it twice."""
@@ -410,7 +412,7 @@ def test_doras_norms_are_those_of_the_whole_weight():
         torch.testing.assert_close(layer.norms(), whole.norm(dim=1), rtol=2e-3, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_masters_stay_fp32_beside_a_narrow_base(kind, dtype):
     model, layer = one_layer(kind, dtype=dtype)

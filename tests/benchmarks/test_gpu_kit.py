@@ -144,7 +144,7 @@ def run_fakes(kit: Any, tmp_path: Path) -> Any:
     return run
 
 
-@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("is_shared", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_whatever_becomes_of_an_item_the_next_one_runs(run_fakes, is_shared):
     found = run_fakes(["good", "fail", "crash", "hang", "good"], is_shared=is_shared)
     assert [entry["status"] for entry in found.values()] == ["ok", "failed", "died", "timeout", "ok"]
@@ -168,6 +168,7 @@ def test_items_that_would_not_end_in_time_are_skipped(run_fakes):
     assert found["0-good"]["status"] == "skipped" and "time was over" in found["0-good"]["reason"]
 
 
+@pytest.mark.slow
 def test_what_would_disturb_a_figure_is_over_before_it(run_fakes, kit, monkeypatch):
     items: ModuleType = kit("items")
     monkeypatch.setattr(kit("runner"), "GRACE", 0.0)

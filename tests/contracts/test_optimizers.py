@@ -180,7 +180,7 @@ def test_a_small_net_learns(case):
     assert after < 0.8 * before, (before, after)
 
 
-@pytest.mark.parametrize("groups", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("groups", [pytest.param(False, marks=pytest.mark.slow), True], ids=["one group", "two groups"])
 def test_going_on_from_a_checkpoint_is_going_on_to_the_bit(case, host, tmp_path, groups):
     straight = train(new_run(case, groups), case, 11)
     run = train(new_run(case, groups), case, 4)

@@ -61,6 +61,7 @@ def test_a_holdout_is_a_choice():
     assert [list(part) for part in listed] == [list(trained), list(held)]
 
 
+@pytest.mark.slow
 def test_rows_are_no_objects():
     tracemalloc.start()
     try:

@@ -60,6 +60,7 @@ def without(values: dict[str, str], step: int) -> dict[str, str]:
     return {name: value for name, value in values.items() if step % 2 == 0 or f"step-{step:06}" not in name}
 
 
+@pytest.mark.slow
 def test_rank_0_killed_within_a_save(start: Any, tmp_path: Path, whole: dict[str, str]):
     job, statuses = start(2, fault="kill in a save", at=4, on=0)
     assert statuses == [KILLED, 0] and job.result(1).errors[0].startswith("RankLost"), job.log(1)
@@ -69,7 +70,8 @@ def test_rank_0_killed_within_a_save(start: Any, tmp_path: Path, whole: dict[str
     assert statuses == [0] * 4 and saved(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("fault", ["stop", pytest.param("pause", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stop", "pause"])
 def test_a_command_ends_all_at_the_same_step(start: Any, tmp_path: Path, whole: dict[str, str], fault: str):
     job, statuses = start(2, fault=fault, at=3, on=0)
     assert statuses == [0, 0] and job.result(0).steps == [3]
@@ -87,6 +89,7 @@ def test_a_signal_to_another_rank_ends_all_at_the_same_step(start: Any, tmp_path
     assert (run_folder(tmp_path / "out") / "checkpoints" / "step-000003").is_dir()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_rank(start: Any, tmp_path: Path):
     """All refuse the step alike, and its files are those of all ranks' batches."""
     job, statuses = start(2, fault="not finite", at=3, on=1)
@@ -96,6 +99,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank(start: Any, tmp_path: Path):
     assert (run_folder(tmp_path / "out") / "checkpoints" / "step-000003").is_dir()
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_skipped_by_all(start: Any, workshop: Any):
     request = workshop.request(**VALUES, skip_bad_steps=1)
     job, statuses = start(2, request, fault="not finite", at=3, on=1)
@@ -113,6 +117,7 @@ def test_an_error_of_another_rank_is_said_by_rank_0(start: Any, tmp_path: Path, 
     assert statuses == [0] and saved_without(tmp_path, 3) == without(whole, 3)
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_on_one_rank(start: Any, tmp_path: Path, whole: dict[str, str]):
     job, statuses = start(3, fault="a bit flips", at=3, on=2)
     assert statuses == [0, 0, 0]
@@ -134,6 +139,7 @@ def test_a_bit_is_noticed_without_a_checkpoint(start: Any, workshop: Any, tmp_pa
     assert not (tmp_path / "out" / "loras").exists() and not (run_folder(tmp_path / "out") / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_one_rank_repeats_its_micro_batch(start: Any, workshop: Any, tmp_path: Path):
     def request() -> Any:
         asked = workshop.request(**{**VALUES, "gradient_checkpointing": True})

@@ -67,7 +67,8 @@ def alone(workshop: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 FAULTS = (("kill in a save", 0, 2), ("kill in a step", 1, 3), ("sigterm", 0, 5))
 
 
-@pytest.mark.parametrize("faults", [(), pytest.param(FAULTS, marks=pytest.mark.slow)], ids=["whole", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [(), FAULTS], ids=["whole", "killed"])
 def test_the_bytes_are_those_of_one_process_whatever_is_killed(
     fleet: Fleet, workshop: Any, tmp_path: Path, alone: Any, faults: Any
 ):

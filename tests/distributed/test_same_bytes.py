@@ -50,9 +50,9 @@ def cases(workshop: Any, masks: Path) -> dict[str, TrainRequest]:
 # Three processes share out 4 micro-batches unevenly. Plain LoRAs are in test_faults.py, with 2 to 4 processes.
 GROUPS = [
     pytest.param(2, ("dora, ema, dropout, held out",), id="dora-2"),
-    pytest.param(4, ("dora, ema, dropout, held out",), id="dora-4", marks=pytest.mark.slow),
-    pytest.param(3, ("lokr, uneven rounds", "bf16, routed", "masks, prior"), id="options-3", marks=pytest.mark.slow),
-    pytest.param(3, ("int8, rollouts", "int4, eva"), id="quantized-3", marks=pytest.mark.slow),
+    pytest.param(4, ("dora, ema, dropout, held out",), id="dora-4"),
+    pytest.param(3, ("lokr, uneven rounds", "bf16, routed", "masks, prior"), id="options-3"),
+    pytest.param(3, ("int8, rollouts", "int4, eva"), id="quantized-3"),
 ]
 
 
@@ -102,6 +102,7 @@ def alone(fleet: Fleet, workshop: Any, masks: Path, tmp_path_factory: pytest.Tem
     return {"requests": requests, "run": run}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "names"), GROUPS)
 def test_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path, alone: dict[str, Any], size: int, names: tuple):
     requests = [alone["requests"][name] for name in names]
@@ -110,6 +111,7 @@ def test_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path, alone: dict[str
         assert saved(output) == saved(alone["run"](name)), name
 
 
+@pytest.mark.slow
 def test_caches_figures_images_and_events_are_the_same(fleet: Fleet, workshop: Any, tmp_path: Path):
     """From an empty cache: two processes share out captions, images, the evaluation and the validation images."""
     validation = ValidationConfig(prompts="a red cat\na blue dog\nsks", resolutions="32x32", steps=2, cfg=2.0)

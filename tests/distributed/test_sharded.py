@@ -46,6 +46,7 @@ def model_of(output: Path, name: str = "tiny") -> Path:
     return output / "diffusion_models" / f"{name}.safetensors"
 
 
+@pytest.mark.slow
 def test_any_number_resumes_with_the_same_bytes(fleet: Fleet, workshop: Any, tmp_path: Path):
     """2 processes until one finds the disk full, 1 that is stopped, 4 of which one is killed, and 2 to the end."""
     request, cache = request_of(workshop, "bf16", max_grad_norm=0.5, ema_decay=0.9), workshop.root / "cache"
@@ -149,6 +150,7 @@ def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_pa
     assert not [name for name, tensor in expected.items() if not torch.equal(tensor, weights[name])]
 
 
+@pytest.mark.slow
 def test_evaluations_images_and_the_best_model(
     fleet: Fleet, workshop: Any, tmp_path: Path, tiny_flux_model: Any, tiny_radiance_model: Any
 ):

@@ -99,7 +99,7 @@ def test_with_the_policy_stop_all_are_told_at_once_and_nothing_is_loaded(tiny_mo
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop"])
-@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("shown", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_image_that_looks_whole_and_is_not(tiny_model, tmp_path, monkeypatch, policy, shown):
     """Its structure is in order, so the scan passes it: met when the crop sheet is drawn, or when latents are made."""
     from chroma_trainer.trainer_core.data.source import scan as scans_module

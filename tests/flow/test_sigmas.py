@@ -15,7 +15,7 @@ def test_levels_are_comfyuis(name):
     assert sampling_sigmas(scheduler, int(steps), float(shift)).tolist() == REFERENCE["sigmas"][name]
 
 
-@pytest.mark.parametrize("scheduler", ["beta", "simple", "normal"])
+@pytest.mark.parametrize("scheduler", [pytest.param("beta", marks=pytest.mark.slow), "simple", "normal"])
 def test_levels_are_comfyuis_to_the_last_bit_for_many_steps_and_shifts(scheduler):
     for shift, sums in REFERENCE["crc32"][scheduler].items():
         for steps, expected in zip(REFERENCE["steps"], sums, strict=True):

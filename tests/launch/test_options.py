@@ -44,6 +44,7 @@ def test_devices_that_have_work_are_no_problem(capsys: pytest.CaptureFixture[str
     assert main(["check", WORKFLOW, *FOUR, "--devices", "cpu:4"]) == 0
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_ram_of_all_processes(capsys: pytest.CaptureFixture[str]):
     plans = {}
     for devices in ("", "cpu:2", "cpu:3"):

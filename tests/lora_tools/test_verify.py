@@ -105,6 +105,7 @@ def test_another_dataset_is_reported_before_the_training(lora, home, capsys, tmp
     assert "the dataset differs (digest" in out and "images or captions were changed" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_stopped_at_the_same_step(home, monkeypatch, tmp_path, capsys):
     from chroma_trainer.trainer_core.host import StepReport
     from chroma_trainer.trainer_core.lora_tools import verify as module

@@ -49,6 +49,7 @@ def test_the_outputs_are_a_model_and_a_lora_of_the_difference(trained):
     assert not any("x_embedder" in key or "context_embedder" in key for key in lora)
 
 
+@pytest.mark.slow
 def test_without_extract_rank_the_output_lora_model_is_empty_and_the_log_says_so(workshop):
     host = workshop.host()
     _, weights, _, _ = lora_trainer.run(inputs_of(workshop), host)

@@ -85,6 +85,7 @@ def test_the_lora_is_that_of_the_unfolded_graph(home: Path):
     assert "| LoRA Trainer `rank` | 16 |" in choices and any("rank 16" in text for text in notices)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_headless_run_plan_captions_and_verify(home: Path, capsys: pytest.CaptureFixture):
     file = write(home)

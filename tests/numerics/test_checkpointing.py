@@ -48,7 +48,7 @@ def prepared(tiny_model, level):
     return transformer, layers
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("level", [pytest.param("none", marks=pytest.mark.slow), "int8-quanto"])
 @pytest.mark.parametrize("lengths", [(5,), (5, 5), (3, 9)], ids=["one", "equal", "mixed"])
 def test_same_loss_and_gradients_to_the_last_bit(tiny_model, level, lengths):
     """With a mask (mixed lengths) as well, which diffusers' own switch loses in single blocks."""
@@ -66,7 +66,10 @@ OF_FLUX = ", time_text_embed.*, norm_out.linear"  # gates that learn: their grad
 
 
 @pytest.mark.parametrize("kind", names("adapter"))
-@pytest.mark.parametrize("targets", ["all", "ai-toolkit", "everything"])
+@pytest.mark.parametrize(
+    "targets",
+    [pytest.param("all", marks=pytest.mark.slow), pytest.param("ai-toolkit", marks=pytest.mark.slow), "everything"],
+)
 def test_what_no_gradient_reads_is_all_that_is_left_out(tiny_model, kind, targets):
     transformer = FAMILY.load_transformer(tiny_model)
     if targets == "everything":

@@ -82,7 +82,10 @@ def plain_of(tiny_model, text, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto", "int4-quanto"])
+@pytest.mark.parametrize(
+    "level",
+    ["int8-quanto", pytest.param("none", marks=pytest.mark.slow), pytest.param("int4-quanto", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_same_losses_and_gradients_to_the_last_bit(
@@ -95,7 +98,7 @@ def test_same_losses_and_gradients_to_the_last_bit(
     assert any(value.abs().max() > 0 for value in plain[1:])
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("level", [pytest.param("none", marks=pytest.mark.slow), "int8-quanto"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("kind", ["block", "leaf"])
 def test_never_more_than_one_group_is_on_the_device(tiny_model, tmp_path, monkeypatch, level, checkpointing, kind):

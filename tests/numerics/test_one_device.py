@@ -12,7 +12,7 @@ import pytest
 MUST_FAIL = {"two devices": "at least two devices", "a wait": "waits for the device"}
 
 
-QUICK = ("chroma, int8-quanto", "flux", "optimizer adamw")
+QUICK = ("chroma, int8-quanto", "optimizer adamw")
 
 
 def faults_of(tiny_chroma: Path, tiny_flux: Path, *cases: str) -> dict[str, str]:

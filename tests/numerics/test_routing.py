@@ -95,7 +95,7 @@ def plainly_(transformer: Any, way: Route) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("lengths", [(3, 9), (5, 5)], ids=["masked", "equal"])
+@pytest.mark.parametrize("lengths", [(3, 9), pytest.param((5, 5), marks=pytest.mark.slow)], ids=["masked", "equal"])
 def test_outputs_and_gradients_are_those_of_plain_code(some_model, window, lengths):
     transformer, parameters = prepared(some_model)
     way, given = route(*window), inputs(lengths)
@@ -136,7 +136,7 @@ def test_through_the_last_block_a_skipped_token_is_what_it_was(some_model):
     assert not torch.isclose(before[skipped.expand_as(before)], after[skipped.expand_as(before)]).any()
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("level", [pytest.param("none", marks=pytest.mark.slow), "int8-quanto"])
 @pytest.mark.parametrize("change", ["checkpointed", "swapped"])
 def test_where_activations_or_weights_are_not_kept_it_is_the_same(some_model, level, change):
     transformer, parameters = prepared(some_model, level)

@@ -33,6 +33,7 @@ def released(monkeypatch) -> ModelConfig:
     return ModelConfig("chroma", "hd", "lodestones/Chroma1-HD", quantization=LEFT_TO_THE_PLAN)
 
 
+@pytest.mark.slow
 def test_the_finest_level_that_fits_a_card_whatever_is_free_on_it(workshop, released):
     request = replace(workshop.request(model=released), memory=MemoryConfig(mode="auto"))
     for card, level in ((80, "none"), (24, "none"), (16, "int8-quanto"), (10, "int4-quanto"), (4, "int4-quanto")):

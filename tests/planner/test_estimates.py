@@ -122,6 +122,7 @@ def test_checkpoints_that_stay(workshop, values, count):
     assert num_checkpoints(request, 6) == count
 
 
+@pytest.mark.slow
 def test_disk_is_what_a_run_writes(workshop):
     request = workshop.request(steps=6, checkpoint_every=2, rank=256, **EVALUATED)
     request = replace(request, model=replace(request.model, quantization=QuantizationConfig("int8-quanto")))

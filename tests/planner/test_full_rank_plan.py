@@ -80,7 +80,10 @@ def real_peak(request: TrainRequest, shape: Shape) -> int:
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "edge", "recomputed"),
-    [("adafactor", "bf16", 96, True), ("adafactor", "fp32", 64, False), ("adamw", "bf16", 96, True), ("adamw_bf16", "bf16", 64, True)],
+    [
+        ("adafactor", "fp32", 64, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("adafactor", "bf16", 96, True), ("adamw", "bf16", 96, True), ("adamw_bf16", "bf16", 64, True))),
+    ],
 )  # fmt: skip
 def test_the_peak_of_a_real_step_within_a_tenth(workshop, optimizer, dtype, edge, recomputed):
     request = full(workshop, optimizer, dtype, targets="all+ffs", gradient_checkpointing=recomputed)
@@ -109,6 +112,7 @@ def test_what_makes_it_fit_is_no_quantization(workshop):
     assert all(changed.training.accumulation == 1 for _, changed in changes(request))
 
 
+@pytest.mark.slow
 def test_auto_offloads_trained_weights_last(workshop):
     host = workshop.host()
     request = full(workshop, targets="all+ffs", gradient_checkpointing=True)
@@ -118,6 +122,7 @@ def test_auto_offloads_trained_weights_last(workshop):
     assert memory.group_offload == "leaf" and memory.activation_offload
 
 
+@pytest.mark.slow
 def test_auto_and_advice_where_weights_are_shared_out(workshop):
     host = workshop.host()
     values = {"targets": "all+ffs", "gradient_checkpointing": True, "shard": "fp32", "accumulation": 2}
@@ -224,7 +229,9 @@ def test_true_size_with_the_weights_in_ram(workshop):
     assert peak(compile=True) - peak() < 1e9  # the gradients of one block
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adafactor", "block"), ("adamw", "leaf")])
+@pytest.mark.parametrize(
+    ("optimizer", "kind"), [pytest.param("adafactor", "block", marks=pytest.mark.slow), ("adamw", "leaf")]
+)
 def test_weights_and_states_in_ram_are_counted(workshop, optimizer, kind):
     request = full(workshop, optimizer, targets="all+ffs", gradient_checkpointing=True)
     offloaded = replace(request, memory=MemoryConfig(group_offload=kind))
@@ -239,6 +246,7 @@ def test_weights_and_states_in_ram_are_counted(workshop, optimizer, kind):
     assert away(cost, offloaded.memory) + states - on_device <= 2 * largest
 
 
+@pytest.mark.slow
 def test_the_disk_is_what_a_run_writes(workshop):
     host = workshop.host()
     report = run(full(workshop, eval_images=0, targets="all+ffs"), host).report
@@ -291,7 +299,7 @@ def real_peak_of_shares(request: TrainRequest, shape: Shape, host: Any) -> int:
     return bytes_of(*parameters.values(), *states, *frozen, *transformer.buffers()) + max(accumulate(freed_and_made))
 
 
-@pytest.mark.parametrize(("rounds", "edge"), [(1, 96), (2, 64)])
+@pytest.mark.parametrize(("rounds", "edge"), [(1, 96), pytest.param(2, 64, marks=pytest.mark.slow)])
 def test_the_peak_of_shared_out_weights_within_a_seventh(workshop, rounds, edge):
     values = {"targets": "all+ffs", "gradient_checkpointing": True, "shard": "fp32", "accumulation": rounds}
     request, shape = full(workshop, "adamw", **values), Shape(edge, edge, 1, 6)

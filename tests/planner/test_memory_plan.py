@@ -76,6 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stableadamw, dropout": {"edge": 64, "rank": 32, "dropout": 0.1, "optimizer": "optimi-stableadamw"},
     "loftq on int4, block rates": {"edge": 64, "rank": 16, "init": "loftq", "level": "int4-quanto", "block_lr": "single_*=0"},
 }  # fmt: skip
+QUICK = ("every second", "int8", "routed, recomputed", "prodigy, dora")  # `make quick` runs these cases alone
 ADAPTER = {field.name for field in fields(AdapterConfig)}
 
 
@@ -130,7 +131,10 @@ def requested(workshop, level="none", memory=None, **values) -> TrainRequest:
     return replace(request, model=model, memory=memory or MemoryConfig())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in CASES.items()],
+)
 def test_the_peak_of_a_real_step(workshop, case):
     values = {"rank": 4, "targets": "all", "batch_size": 1, **case}
     edge, level = values.pop("edge"), values.pop("level", "none")

@@ -46,7 +46,8 @@ def test_rollouts_are_drawn_as_often_as_expected(workshop):
     assert rollout_passes(training, PriorShares(some=0.5, only=0.25)) == pytest.approx(0.75 * 0.4 * 3)
 
 
-@pytest.mark.parametrize("case", ["rollout", pytest.param("prior", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["rollout", "prior"])
 def test_the_plan_of_a_step_is_what_is_counted_in_it(workshop, case):
     """A real step's operations on the CPU. Rank 1, for the base's own prediction is one without the adapter;
     attention by matrices, for torch's counter knows no other on a CPU."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -26,13 +27,25 @@ def linear(out: int, width: int, dtype: torch.dtype = torch.float32) -> nn.Linea
     return layer
 
 
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return optimum.quanto without its C++ extension, which takes a minute to compile, in some installations every time."""
+    from optimum import quanto
+    from optimum.quanto.library.extensions.extension import Extension
+
+    monkeypatch.setattr(Extension, "lib", SimpleNamespace(unpack=unpack))
+    return quanto
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("quantizer", QTYPES)
-def test_every_weight_is_the_packages_own(quantizer, width):
-    from optimum import quanto
-
+def test_every_weight_is_the_packages_own(package, quantizer, width):
     layer = linear(48, width)
-    theirs = present(quanto.nn.QLinear.from_module(linear(48, width), weights=getattr(quanto, QTYPES[quantizer])))
+    theirs = present(package.nn.QLinear.from_module(linear(48, width), weights=getattr(package, QTYPES[quantizer])))
     theirs.freeze()
     ours, weight = quantizer().layer(layer), theirs.weight
     if quantizer in (Int4Quanto, Int2Quanto):
@@ -84,9 +97,7 @@ def test_codes_of_groups_fit_the_rounded_scales(quantizer, dtype):
     codes = ((groups - offset.float()) / scale.float()).round().clamp(0, highest).to(torch.uint8)
     stored = of_type(quantizer().layer(layer), QuantizedLinear).stored
     assert torch.equal(stored["scale"], scale) and torch.equal(stored["offset"], offset)
-    packed = stored["packed"]
-    unpacked = torch.cat([(packed >> shift) & highest for shift in range(0, 8, quantizer.bits)])
-    assert torch.equal(unpacked[: len(codes)], codes)
+    assert torch.equal(unpack(stored["packed"], quantizer.bits)[: len(codes)], codes)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 48])
@@ -101,6 +112,7 @@ def test_the_meta_device_gives_the_same_shapes(quantizer, width, rows):
     assert described[0] == described[1]
 
 
+@pytest.mark.slow
 def test_only_encoding_imports_the_package():
     """A start with a cached base checks the level, and counts and loads its layers."""
     code = (

@@ -62,6 +62,7 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_paused_run_draws_and_goes_on_to_the_same_bytes(cli, tmp_path, monkeypatch, capsys):
     assert cli("run", "workflow.json", "--output", "whole") == 0
     drawn: list[Path] = []

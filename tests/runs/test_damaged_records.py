@@ -137,6 +137,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(workshop, host):
     assert run(workshop.request(), host).report["resumed_from"] == 3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_that_comes_during_the_training_is_set_aside(workshop, plain_run, host):
     other = workshop.host(host.paths.output.parent / "other")
     run(workshop.request(seed=9, steps=4), other)
@@ -196,7 +197,9 @@ def pictured(workshop, tmp_path_factory) -> Path:
     return host.paths.output
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "text"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("cut", "empty", "text"))]
+)
 def test_damaged_validation_images_are_sampled_again_or_named(workshop, pictured, tmp_path, how):
     shutil.copytree(pictured, tmp_path / "output")
     host = workshop.host(tmp_path / "output")

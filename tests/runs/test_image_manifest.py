@@ -48,6 +48,7 @@ def begun(tmp_path_factory):
     return folder, first
 
 
+@pytest.mark.slow
 def test_an_image_takes_few_bytes_on_disk_and_none_in_memory(begun, tmp_path):
     _, first = begun
     tracemalloc.start()

@@ -79,7 +79,7 @@ def test_what_can_not_work(workshop, monkeypatch, training, level, adapter, mess
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_a_finished_run_is_written_anew_in_another_precision(workshop, precision):
     host = workshop.host()
     exact = run(request_of(workshop, {"steps": 2}), host)
@@ -252,6 +252,7 @@ def test_the_header_says_what_the_file_is(workshop, training, adapter, wanted):
     assert tuple(found.get(name) for name in names) == wanted
 
 
+@pytest.mark.slow
 def test_a_finished_run_writes_its_file_in_another_format(workshop):
     host = workshop.host()
     run(request_of(workshop, {"steps": 2}), host)
@@ -265,6 +266,7 @@ def test_a_finished_run_writes_its_file_in_another_format(workshop):
     assert torch.equal(second["single_blocks.0.linear1"].rows(slice(64, 128)).delta(one.up), one.delta(one.up))
 
 
+@pytest.mark.slow
 def test_blocks_learn_at_their_own_rates(workshop):
     """One step shows them: halves, wholes, and layers that are not in the file."""
     text = "*=0.5; transformer_blocks.0-0=0; single_transformer_blocks.1.attn.to_q=1"
@@ -284,6 +286,7 @@ def test_blocks_learn_at_their_own_rates(workshop):
         assert plain[name].abs().median().item() == pytest.approx(1e-3, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_average_is_saved_and_not_the_last_weights(workshop):
     host, plain = workshop.host(), workshop.host()
     run(request_of(workshop, ema_decay=0.9), host)
@@ -297,6 +300,7 @@ def test_the_average_is_saved_and_not_the_last_weights(workshop):
     assert averages["num_updates"].item() == 6
 
 
+@pytest.mark.slow
 def test_eva_looks_along_the_data_before_it_trains(workshop):
     starts = []
     for _ in range(2):

@@ -17,7 +17,7 @@ def header_size(path) -> int:
     return 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
 
-@pytest.mark.parametrize("level", ["none", "int8-quanto"])
+@pytest.mark.parametrize("level", [pytest.param("none", marks=pytest.mark.slow), "int8-quanto"])
 def test_the_same_bytes_wherever_weights_wait(workshop, level):
     request = workshop.request(rank=4, steps=3, gradient_checkpointing=True)
     request = replace(request, model=replace(request.model, quantization=QuantizationConfig(level)))

@@ -163,6 +163,7 @@ def test_closing_lets_go_of_the_files(tmp_path):
     assert torch.equal(store.get("a"), kept)
 
 
+@pytest.mark.slow
 def test_a_million_keys_would_take_no_memory_and_every_tensor_is_found(tmp_path):
     """Tables of like length become one, so that there are few; what a key takes is in files."""
 

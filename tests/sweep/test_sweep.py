@@ -38,6 +38,7 @@ def test_what_it_needs_is_asked_for(cli, capsys, values, text):
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
     """Killed within its second run: the first is not trained again, and the second goes on from its checkpoint."""
     command = ("sweep", "workflow.json", "--over", "learning_rate=3,0.003", "--output", "out")

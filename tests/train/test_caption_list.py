@@ -11,7 +11,10 @@ from chroma_trainer.trainer_core.train.caption_list import trained_captions
 from chroma_trainer.trainer_core.train.run import run
 
 
-@pytest.mark.parametrize("training", [{}, {"epochs": 2, "steps": 0, "accumulation": 3, "holdout": 0.25}])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param({}, marks=pytest.mark.slow), {"epochs": 2, "steps": 0, "accumulation": 3, "holdout": 0.25}],
+)
 def test_it_is_the_order_of_the_captions_that_a_run_looks_up(workshop, monkeypatch, training):
     part = replace(workshop.dataset.parts[0], tag_orders=3, tag_dropout=0.3, repeats=2)
     request = workshop.request(**{"eval_images": 0 if not training else 4, "caption_dropout": 0.3, **training})

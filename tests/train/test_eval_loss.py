@@ -11,6 +11,7 @@ from chroma_trainer.trainer_core.train.run import run
 from tests.workshop import EVALUATED
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_a_lora_starts_from_its_loss(workshop):
     host = workshop.host()
     first = run(workshop.request(name="first", checkpoint_every=0, **EVALUATED), host)

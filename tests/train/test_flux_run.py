@@ -63,6 +63,7 @@ def test_the_file_and_what_it_says(finished):
     assert host.all(PreviewReady) and result.report["memory"]["predicted"]
 
 
+@pytest.mark.slow
 def test_cancelled_and_resumed_it_is_the_same(workshop, request_of, finished):
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
@@ -74,7 +75,9 @@ def test_cancelled_and_resumed_it_is_the_same(workshop, request_of, finished):
 @pytest.mark.parametrize(
     "memory",
     [
-        {"group_offload": "block", "activation_offload": True, "checkpointing_interval": 3},
+        pytest.param(
+            {"group_offload": "block", "activation_offload": True, "checkpointing_interval": 3}, marks=pytest.mark.slow
+        ),
         {"group_offload": "leaf", "offload_to_disk": True, "text_encoder": "blocks"},
     ],
 )
@@ -83,6 +86,7 @@ def test_the_same_wherever_weights_wait(workshop, request_of, finished, memory):
     assert again.losses == finished[1].losses
 
 
+@pytest.mark.slow
 def test_it_learns(workshop, request_of):
     host = workshop.host()
     asked = request_of(
@@ -146,6 +150,7 @@ def test_the_plan_counts_all_rows_of_text(workshop, request_of):
     assert long.flops_per_step > 2 * short.flops_per_step and long.disk["text"] > 8 * short.disk["text"]
 
 
+@pytest.mark.slow
 def test_schnell_trains_at_its_own_levels(workshop, request_of, tmp_path):
     write_tiny_flux(tmp_path / "schnell", guidance_embeds=False)
     model = request_of().model

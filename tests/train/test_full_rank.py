@@ -117,11 +117,12 @@ def test_recomputed_blocks_give_the_same_bytes(workshop, uninterrupted):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
-        pytest.param("fp32", "adamw", marks=pytest.mark.slow),
-        pytest.param("fp32", "adafactor", marks=pytest.mark.slow),
+        ("fp32", "adamw"),
+        ("fp32", "adafactor"),
         ("bf16", "adamw_bf16"),
     ],
 )
@@ -140,7 +141,7 @@ def test_steps_after_the_backward_pass_give_the_same_bytes(workshop, monkeypatch
     assert run(request, workshop.host()).lora.sha256 == inside.lora.sha256
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, step):
     host = workshop.host().cancelling_at(step)
     with pytest.raises(Cancelled):
@@ -187,9 +188,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(workshop, monk
     assert all(tensor.isfinite().all() for tensor in load_file(model_of(host)).values())
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name == "chroma" else pytest.mark.slow) for name in names("family")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", names("family"))
 def test_every_parameter_can_be_trained(workshop, request, family):
     model = request.getfixturevalue(f"tiny_{family}_model")
     host = workshop.host()
@@ -204,6 +204,7 @@ def test_every_parameter_can_be_trained(workshop, request, family):
     assert not [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
 
 
+@pytest.mark.slow
 def test_weight_decay_shrinks_matrices_and_leaves_biases_and_scales(workshop):
     """Steps of a rate so high that the decay is all that is left of a weight: 1 - rate x decay = 0."""
     values = {"targets": "all+ffs, norms", "steps": 1, "checkpoint_every": 0, "learning_rate": 0.01}
@@ -230,6 +231,7 @@ def test_clipping_by_the_step_before_resumes_exactly(workshop):
     assert run(request_of(workshop, **values), host.cancelling_at(0)).lora.sha256 == whole.lora.sha256
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_saved_from_its_file(workshop):
     host = workshop.host()
     result = run(request_of(workshop, holdout=0.25, learning_rate=0.02, checkpoint_every=1, eval_images=4), host)
@@ -290,7 +292,7 @@ def same_weights(first, second) -> bool:
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("kind", ["block", "leaf"])
+@pytest.mark.parametrize("kind", ["block", pytest.param("leaf", marks=pytest.mark.slow)])
 def test_offloaded_weights_give_the_same_bytes(workshop, uninterrupted, offloading, kind):
     result = offloading(workshop.host(), kind)
     assert result.losses == uninterrupted[1].losses and same_weights(result, uninterrupted[1])
@@ -321,6 +323,7 @@ def slow_disk(monkeypatch):
     return released
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_while_the_training_continues(workshop, uninterrupted, slow_disk):
     """A run that is killed before it is written resumes from the one before, and ends in the same bytes."""
     killed, on_disk = workshop.host(), {}
@@ -345,6 +348,7 @@ def test_a_checkpoint_is_written_while_the_training_continues(workshop, uninterr
     assert resumed.report["resumed_from"] == 2 and resumed.lora.sha256 == result.lora.sha256
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_can_not_be_written_ends_the_run_at_the_next_step(workshop, uninterrupted, monkeypatch):
     write = background_save.write_checkpoint
 
@@ -362,6 +366,7 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_run_at_the_next_step(work
     assert run(request_of(workshop), host).lora.sha256 == uninterrupted[1].lora.sha256
 
 
+@pytest.mark.slow
 def test_without_ram_for_a_copy_the_training_waits_for_the_disk(workshop, uninterrupted, monkeypatch):
     monkeypatch.setattr(background_save, "free_bytes", lambda device: 1000)
     host = workshop.host()

@@ -174,7 +174,14 @@ def test_an_interrupt_while_averages_are_put_in_place_is_marked(workshop):
 
 
 @pytest.mark.parametrize(
-    ("error", "step"), [(KeyboardInterrupt, 1), (KeyboardInterrupt, 5), (MemoryError, 5), (RuntimeError, 1)]
+    ("error", "step"),
+    [
+        (KeyboardInterrupt, 5),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((KeyboardInterrupt, 1), (MemoryError, 5), (RuntimeError, 1))
+        ),
+    ],
 )
 def test_a_step_that_breaks_off_leads_back_to_the_newest_checkpoint(workshop, plain_run, monkeypatch, error, step):
     """In the middle of the optimizer's own step: half of the weights have moved."""

@@ -126,6 +126,7 @@ def mended(workshop) -> DatasetConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_run_from_pictures_made_worse(workshop, request_of, mended):
     host = workshop.host()
     whole = run(request_of(dataset=mended, holdout=0.25), host)

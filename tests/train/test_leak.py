@@ -204,6 +204,7 @@ def test_the_noise_does_not_depend_on_the_run(built, workshop):
     assert all(torch.equal(*pair) for key in bases[0] for pair in zip(bases[0][key], bases[1][key], strict=True))
 
 
+@pytest.mark.slow
 def test_without_a_trigger_it_is_skipped_and_that_is_reported(workshop):
     host = workshop.host()
     report = run(with_parts(workshop.request(steps=2, **EVALUATED), {"trigger": " "}), host).report

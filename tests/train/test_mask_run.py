@@ -89,6 +89,7 @@ def test_evaluation_weighs_alike(workshop, own):
     assert eval_loss(made, host) == pytest.approx(eval_loss(plain, host), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_and_plain_parts_resume_to_the_same_bytes(workshop, own):
     _, request = own
     whole = run(request(), workshop.host())

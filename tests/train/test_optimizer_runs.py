@@ -21,8 +21,10 @@ def request_with(workshop, optimizer, training=None, **settings):
     return replace(workshop.request(**(training or {})), optimizer=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, rate, settings", [("prodigy", 1.0, {"prodigy_d0": 1e-3}), ("schedulefree-adamw", 0.01, {})]
+    "name, rate, settings",
+    [("prodigy", 1.0, {"prodigy_d0": 1e-3}), ("schedulefree-adamw", 0.01, {})],
 )
 def test_it_goes_on_to_the_same_bytes(workshop, name, rate, settings):
     request = request_with(
@@ -89,6 +91,7 @@ def test_a_missing_package_is_said_before_anything_loads(workshop, monkeypatch):
     assert str(caught.value).startswith("optimizer: bitsandbytes is not installed; pip install 'chroma-trainer[bnb]'")
 
 
+@pytest.mark.slow
 def test_another_optimiser_can_not_go_on_from_a_checkpoint(workshop):
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
@@ -101,7 +104,9 @@ def test_another_optimiser_can_not_go_on_from_a_checkpoint(workshop):
     )
 
 
-@pytest.mark.parametrize("schedule, goes_on", [("constant_with_warmup", True), ("wsd", False)])
+@pytest.mark.parametrize(
+    "schedule, goes_on", [("constant_with_warmup", True), pytest.param("wsd", False, marks=pytest.mark.slow)]
+)
 def test_only_a_schedule_without_an_end_can_be_made_longer(workshop, schedule, goes_on):
     host = workshop.host()
     run(workshop.request(steps=2, lr_schedule=schedule), host)

@@ -107,7 +107,9 @@ def first(runs: dict[int, Evaluation], happens) -> int | None:
 # By how much the weights wander: 2 % and 10 % of what the run learns. Of 100 seeds 0 to 7 raise a false alarm.
 @pytest.mark.parametrize("wander", [0.002, 0.01])
 @pytest.mark.parametrize("kind", ["good", "nothing"])
-@pytest.mark.parametrize("images", [4, 8, 16])
+@pytest.mark.parametrize(
+    "images", [pytest.param(4, marks=pytest.mark.slow), 8, pytest.param(16, marks=pytest.mark.slow)]
+)
 def test_false_alarms_are_rare(kind, images, wander):
     alarms = [first(simulate(kind, images, wander, seed), overfits) for seed in range(20)]
     assert sum(alarm is not None for alarm in alarms) <= 1
@@ -121,7 +123,9 @@ def test_overfitting_is_noticed(images, least):
 
 
 @pytest.mark.parametrize("wander", [0.002, 0.01])
-@pytest.mark.parametrize("images", [4, 8, 16])
+@pytest.mark.parametrize(
+    "images", [pytest.param(4, marks=pytest.mark.slow), 8, pytest.param(16, marks=pytest.mark.slow)]
+)
 def test_stopping(images, wander):
     """With patience 3: a run that overfits ends soon after its best step, one that learns steadily does not.
 

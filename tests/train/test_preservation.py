@@ -101,6 +101,7 @@ def everything(workshop):
     return replace(request, dataset=DatasetConfig((part,), workshop.dataset.roots))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_all_of_it_ends_with_the_same_bytes(workshop):
     whole = run(everything(workshop), workshop.host())
     host = workshop.host()

@@ -81,6 +81,7 @@ def test_layers_that_keep_exact_products_are_told(workshop, monkeypatch):
     assert any("quantized layers keep exact products" in text for text in host.told())
 
 
+@pytest.mark.slow
 def test_the_plan_counts_them(workshop):
     """The same operations; whole numbers that wait to be scaled take more, once there are many tokens for each weight."""
     model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"))

@@ -42,6 +42,7 @@ def test_a_run_trains_draws_and_saves(workshop, x0_model):
     )
 
 
+@pytest.mark.slow
 def test_the_plan_counts_pixels_on_disk(workshop, x0_model):
     """Three bytes a pixel, and nothing for a VAE."""
     request = workshop.request(DRAWN, x0_model)

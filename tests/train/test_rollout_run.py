@@ -160,7 +160,11 @@ def test_what_keeps_the_model_as_it_is_stays_on_the_path(workshop):
 
 
 @pytest.mark.parametrize(
-    "memory", [MemoryConfig(group_offload="block", activation_offload=True), MemoryConfig(checkpointing_interval=2)]
+    "memory",
+    [
+        MemoryConfig(group_offload="block", activation_offload=True),
+        pytest.param(MemoryConfig(checkpointing_interval=2), marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_wherever_weights_wait(workshop, memory):
     asked = workshop.request(gradient_checkpointing=True, steps=2, **ALWAYS)

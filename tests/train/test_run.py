@@ -79,7 +79,7 @@ def test_another_seed_writes_others(workshop, uninterrupted):
     assert run(workshop.request(seed=6), workshop.host()).losses != uninterrupted[1].losses
 
 
-@pytest.mark.parametrize(("step", "values"), [(1, {}), (3, EVALUATED)])
+@pytest.mark.parametrize(("step", "values"), [(1, {}), pytest.param(3, EVALUATED, marks=pytest.mark.slow)])
 def test_cancel_and_resume_equals_an_uninterrupted_run(workshop, uninterrupted, step, values):
     request = workshop.request(**values)
     whole = run(request, workshop.host()) if values else uninterrupted[1]
@@ -126,6 +126,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(workshop, 
     ) in host.told()
 
 
+@pytest.mark.slow
 def test_going_on_with_more_steps_and_back_to_fewer(workshop, uninterrupted):
     host = workshop.host()
     run(workshop.request(steps=4), host)
@@ -145,6 +146,7 @@ def test_a_finished_run_is_not_trained_again(workshop):
     assert len(host.all(StepReport)) == 2
 
 
+@pytest.mark.slow
 def test_without_resume_it_begins_anew(workshop, uninterrupted):
     host = workshop.host().cancelling_at(3)
     with pytest.raises(Cancelled):
@@ -207,6 +209,7 @@ def test_checkpointed_blocks_give_the_same_run(workshop, uninterrupted):
     assert torch.allclose(torch.tensor(result.losses), torch.tensor(uninterrupted[1].losses), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_int8_learns_nearly_as_well(workshop, uninterrupted, dtype):
     model = replace(workshop.model, quantization=QuantizationConfig("int8-quanto"), dtype=dtype)
@@ -244,7 +247,9 @@ def test_validation_draws_the_base_and_the_lora(workshop, uninterrupted):
     assert result.losses == uninterrupted[1].losses and result.report["seconds"]["validate"] > 0
 
 
-@pytest.mark.parametrize("when", ["before", "between", "after"])
+@pytest.mark.parametrize(
+    "when", ["before", *(pytest.param(when, marks=pytest.mark.slow) for when in ("between", "after"))]
+)
 def test_a_cancel_while_pictures_are_drawn_loses_nothing(workshop, when):
     settings = ValidationConfig(prompts="a cat", steps=1, cfg=1.0, resolutions="32x32")
     request = workshop.request(settings, validate_every=2, steps=3, checkpoint_every=0)
@@ -296,7 +301,7 @@ def full_disk(kind: str):
     return call
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_full_disk_at_a_checkpoint_keeps_the_earlier_one(workshop, uninterrupted, monkeypatch, step):
     host = workshop.host()
     monkeypatch.setattr(os, "replace", full_disk(f"step-{step:06}"))
@@ -311,6 +316,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_earlier_one(workshop, uninterrupt
     assert run(workshop.request(), host).lora.sha256 == uninterrupted[1].lora.sha256
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_lora_is_told_and_leaves_the_old_one(workshop, uninterrupted, monkeypatch):
     host = workshop.host()
     run(workshop.request(steps=2), host)
@@ -382,7 +388,10 @@ def test_a_cancel_between_a_checkpoint_and_its_pictures_loses_no_picture(worksho
     assert len([name for name in drawn if name.endswith(".png")]) == 3
 
 
-@pytest.mark.parametrize("change", ["nothing", "a damaged file", "another seed"])
+@pytest.mark.parametrize(
+    "change",
+    ["nothing", *(pytest.param(change, marks=pytest.mark.slow) for change in ("a damaged file", "another seed"))],
+)
 def test_a_resumed_run_takes_the_base_models_images_from_its_folder(workshop, monkeypatch, change):
     settings = ValidationConfig(prompts="a cat\na dog", steps=1, cfg=1.0, resolutions="32x32, 48x32")
     strengths, draw = [], validation_module.draw_pictures

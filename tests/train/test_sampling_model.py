@@ -79,6 +79,7 @@ def test_the_images_are_those_that_the_file_makes_with_the_other_model(workshop,
     assert grid.tobytes() == images_of(host)["step-000004-32x32.png"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_the_same_images(workshop, sampled):
     request, whole, result = sampled
     host = workshop.host().cancelling_at(1)
@@ -105,6 +106,7 @@ def test_the_bytes_do_not_depend_on_where_the_models_are(workshop, sampled, monk
     assert again.losses == result.losses and images_of(host) == images_of(whole)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_both_models(workshop, flash):
     def plan(gigabytes: float, **values):
         settings = ValidationConfig(**SETTINGS, **values)

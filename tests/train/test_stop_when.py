@@ -102,6 +102,7 @@ def test_an_interrupted_run_ends_at_the_same_step_with_the_same_bytes(workshop, 
     assert states[0] == states[1] and json.loads(states[0])["evaluations"]
 
 
+@pytest.mark.slow
 def test_it_changes_nothing_where_it_does_not_stop(workshop, dataset):
     plain, early = (request_of(workshop, dataset, steps=2, stop_when=when) for when in ("never", "no longer better"))
     assert "stop_when" not in plain.as_json()["training"] and "patience" not in plain.as_json()["training"]
@@ -129,6 +130,7 @@ def test_what_it_needs_is_asked_for_before_the_run(workshop, dataset, values, fi
     assert problem.field == field and text in problem.message
 
 
+@pytest.mark.slow
 def test_overfitting_is_reported_once(workshop, dataset, monkeypatch):
     from chroma_trainer.trainer_core.train.figures import paired_evals
     from chroma_trainer.trainer_core.train.hooks import eval_loss

@@ -100,6 +100,7 @@ def test_names_of_files_flavours_and_families(models: Path):
         offer_named("schnell", shown[:1], ("chroma",))
 
 
+@pytest.mark.slow
 def test_a_workflow_of_files_is_checked_and_trained(
     models: Path, tiny_chroma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

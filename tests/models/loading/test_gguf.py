@@ -205,6 +205,7 @@ def workflow(**files):
     }
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_it(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     Path("w.json").write_text(json.dumps(workflow()), encoding="utf-8")

@@ -107,6 +107,7 @@ def run(home: Path, script: str = SCRIPT, **variables: str) -> tuple[list[str], 
     return result.stdout.split(), result.stderr
 
 
+@pytest.mark.slow
 def test_endpoint(hub, tiny_model, tmp_path):
     """The variable is read when huggingface_hub is imported, so this runs in a process of its own."""
     from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily

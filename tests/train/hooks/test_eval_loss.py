@@ -82,6 +82,7 @@ def test_held_out_images_need_it(workshop):
     assert problem.field == "eval_images" and "holdout" in problem.message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_measured_twice(workshop):
     """The last one is that of the end of the training."""
     host = workshop.host()

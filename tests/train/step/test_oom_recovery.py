@@ -86,7 +86,7 @@ def test_settings_made_by_hand_are_kept(workshop, gelu_fails):
         run(replace(request(workshop), memory=MemoryConfig(checkpointing_interval=3)), workshop.host())
 
 
-@pytest.mark.parametrize("interval", [2, 64])
+@pytest.mark.parametrize("interval", [2, pytest.param(64, marks=pytest.mark.slow)])
 def test_any_interval_gives_the_same_weights(workshop, interval):
     """To the bit, so that what the plan chooses on a machine changes nothing. The file's header holds the settings."""
     every, some = (
