@@ -19,7 +19,8 @@ WORKFLOW = PACKAGE / "workflows" / "first-lora.json"
 QUICK = ("LoRATrainer.steps=1", "LoRATrainer.warmup_steps=0", "4.steps=1", "6.steps=1", "LoRATrainer.name=\u00e9\u732b")
 
 
-@pytest.mark.parametrize("command", ["check", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_console.py tries the same console without a process of its own
+@pytest.mark.parametrize("command", ["check", "run"])
 def test_without_posix_on_a_console_in_cp1252(command, tmp_path):
     """Every module is imported, and the embedded model is trained."""
     environment = {

@@ -40,6 +40,13 @@ HEIGHT, WIDTH = 8, 6
 KINDS: dict[str, type[AdapterLayer]] = {name: load("adapter", name) for name in names("adapter")}
 STARTS = [(kind, init) for kind, layer in KINDS.items() for init in layer.inits if init != "loftq"]
 FILES = [(kind, init, form) for kind, init in STARTS for form in KINDS[kind].formats]
+
+
+def everyday(cases: list[tuple[str, ...]]) -> list[Any]:
+    """Mark the cases of other inits than the default one slow: each is trained first."""
+    return [case if case[1] == "default" else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 SETTINGS = {"lokr": {"lokr_factor": 4, "lokr_decompose_both": True}}
 
 
@@ -122,7 +129,7 @@ def train(tiny_model):
 # --- the file ---
 
 
-@pytest.mark.parametrize(("kind", "init", "form"), FILES)
+@pytest.mark.parametrize(("kind", "init", "form"), everyday(FILES))
 def test_the_file_on_the_clean_base_is_the_trained_model(train, tiny_model, tmp_path, kind, init, form):
     transformer, layers = train(kind, init)
     saved = export_lora(layers, transformer, tmp_path / "a.safetensors", {}, form=form)
@@ -134,7 +141,7 @@ def test_the_file_on_the_clean_base_is_the_trained_model(train, tiny_model, tmp_
     assert_same(ours(fresh), ours(transformer))
 
 
-@pytest.mark.parametrize(("kind", "init"), STARTS)
+@pytest.mark.parametrize(("kind", "init"), everyday(STARTS))
 def test_merged_into_the_weights_it_is_the_trained_model(train, tiny_model, kind, init):
     transformer, layers = train(kind, init)
     fresh = FAMILY.load_transformer(tiny_model)
@@ -166,7 +173,7 @@ def test_a_file_at_any_strength_is_the_adapter_at_that_strength(train, tiny_mode
 
 
 @pytest.mark.parametrize(
-    ("kind", "init"), [(kind, init) for kind, init in STARTS if kind not in ("lokr", "loha", "oft")]
+    ("kind", "init"), everyday([(kind, init) for kind, init in STARTS if kind not in ("lokr", "loha", "oft")])
 )
 def test_exact_in_diffusers(train, tiny_chroma, tmp_path, kind, init):
     """What ChromaPipeline.load_lora_weights does; DoRA by lora_magnitude_vector."""

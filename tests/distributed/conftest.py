@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,3 +31,17 @@ def whole(fleet: Fleet, workshop: Any, tmp_path_factory: pytest.TempPathFactory)
     job = Job(1, "train", {"runs": [(workshop.request(**VALUES), folder / "out", workshop.root / "cache")]}, folder)
     assert fleet.run(job) == [0], job.log(0)
     return saved(folder / "out")
+
+
+@pytest.fixture
+def start(fleet: Fleet, workshop: Any, tmp_path: Path) -> Any:
+    """start(size, **fault) starts or resumes the run, and returns the job and the exit statuses."""
+    count = [0]
+
+    def run(size: int, request: Any = None, **values: Any) -> tuple[Job, list[int]]:
+        count[0] += 1
+        runs = [(request or workshop.request(**VALUES), tmp_path / "out", workshop.root / "cache")]
+        job = Job(size, "train", {"runs": runs, **values}, tmp_path / f"job-{count[0]}")
+        return job, fleet.run(job)
+
+    return run

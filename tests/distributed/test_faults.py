@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,53 +10,15 @@ from typing import Any
 import pytest
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
 from chroma_trainer.trainer_core.config.memory import MemoryConfig
-from chroma_trainer.trainer_core.host import CheckpointSaved, Notice
+from chroma_trainer.trainer_core.host import Notice
 
 from tests.distributed.fleet import Fleet, Job
-from tests.distributed.jobs import KILLED, VALUES, run_folder, saved
+from tests.distributed.jobs import KILLED, VALUES, run_folder, saved, saved_without, without
 from tests.distributed.test_same_bytes import tensors_of
-
-
-@pytest.fixture
-def start(fleet: Fleet, workshop: Any, tmp_path: Path) -> Any:
-    """start(size, **fault) starts or resumes the run, and returns the job and the exit statuses."""
-    count = [0]
-
-    def run(size: int, request: Any = None, **values: Any) -> tuple[Job, list[int]]:
-        count[0] += 1
-        runs = [(request or workshop.request(**VALUES), tmp_path / "out", workshop.root / "cache")]
-        job = Job(size, "train", {"runs": runs, **values}, tmp_path / f"job-{count[0]}")
-        return job, fleet.run(job)
-
-    return run
 
 
 def texts(job: Job, rank: int = 0) -> list[str]:
     return [event.text for event in job.result(rank).events[0] if isinstance(event, Notice)]
-
-
-@pytest.mark.parametrize("on", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_process(start: Any, tmp_path: Path, whole: dict[str, str], on: int):
-    step = random.Random(on).randrange(1, 6)
-    job, statuses = start(2, fault="kill in a step", at=step, on=on)
-    assert statuses[on] == KILLED and statuses[1 - on] == 0
-    (error,) = job.result(1 - on).errors
-    assert error.startswith("RankLost: devices: another process of this run ended"), error
-    if on == 1:  # rank 0 saves the last whole step
-        saves = [event.step for event in job.result(0).events[0] if isinstance(event, CheckpointSaved)]
-        assert saves[-1] == step and (tmp_path / "out" / "loras" / "tiny.safetensors").is_file()
-    again, statuses = start(2)
-    assert statuses == [0, 0] and again.result(0).errors == [""], again.log(0)
-    assert saved_without(tmp_path, step) == without(whole, step)
-
-
-def saved_without(tmp_path: Path, step: int) -> dict[str, str]:
-    return without(saved(tmp_path / "out"), step)
-
-
-def without(values: dict[str, str], step: int) -> dict[str, str]:
-    """Leave out the checkpoint of a step that only an interrupted run has."""
-    return {name: value for name, value in values.items() if step % 2 == 0 or f"step-{step:06}" not in name}
 
 
 @pytest.mark.slow
@@ -183,6 +144,7 @@ def test_an_image_that_cannot_be_read_is_left_out_by_all(fleet: Fleet, workshop:
     assert saved(tmp_path / "1" / "out") == saved(tmp_path / "2" / "out")
 
 
+@pytest.mark.slow
 def test_another_dataset_on_a_rank_is_refused_by_name(fleet: Fleet, workshop: Any, tmp_path: Path):
     job = Job(2, "train_other_dataset", {"request": workshop.request(**VALUES), "folder": tmp_path}, tmp_path, nodes=2)
     assert fleet.run(job) == [0, 0], job.log(0)
@@ -194,6 +156,7 @@ def test_another_dataset_on_a_rank_is_refused_by_name(fleet: Fleet, workshop: An
     assert not (tmp_path / "out" / "loras").exists()
 
 
+@pytest.mark.slow
 def test_another_version_on_a_rank_is_refused_by_name(fleet: Fleet, workshop: Any, tmp_path: Path):
     values = {"request": workshop.request(**VALUES), "folder": tmp_path, "version": "0.0.1"}
     job = Job(2, "train_other_dataset", values, tmp_path, nodes=2)

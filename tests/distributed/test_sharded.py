@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
-from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.request import TrainRequest
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
@@ -68,6 +67,7 @@ def test_any_number_resumes_with_the_same_bytes(fleet: Fleet, workshop: Any, tmp
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_beside_the_training(fleet: Fleet, workshop: Any, tmp_path: Path):
     """A step ends while one of two disks still writes. A process that is killed then leaves the checkpoint before."""
     values = {"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 1, "accumulation": 2, "max_grad_norm": 0.0}
@@ -134,22 +134,6 @@ def test_compiled_blocks(fleet: Fleet, workshop: Any, tmp_path: Path):
     assert ours == pytest.approx(plain, rel=2e-3) and len(ours) == 2
 
 
-def test_the_bytes_are_those_of_whole_copies(fleet: Fleet, workshop: Any, tmp_path: Path):
-    """With a micro-batch for each device both step inside of the backward pass, and add and round alike."""
-    values = {"accumulation": 2, "max_grad_norm": 0.0, "steps": 3, "checkpoint_every": 0}
-    copies, shares = (request_of(workshop, shard, "adamw_bf16", **values) for shard in ("off", "bf16"))
-    shares = replace(
-        shares, memory=MemoryConfig(group_offload="block")
-    )  # CPUOffloadPolicy, here without another device
-    runs = [
-        (copies, tmp_path / "copies", workshop.root / "cache"),
-        (shares, tmp_path / "shares", workshop.root / "cache"),
-    ]
-    start(fleet, tmp_path / "job", 2, runs)
-    expected, weights = load_file(model_of(tmp_path / "copies")), load_file(model_of(tmp_path / "shares"))
-    assert not [name for name, tensor in expected.items() if not torch.equal(tensor, weights[name])]
-
-
 @pytest.mark.slow
 def test_evaluations_images_and_the_best_model(
     fleet: Fleet, workshop: Any, tmp_path: Path, tiny_flux_model: Any, tiny_radiance_model: Any
@@ -179,6 +163,7 @@ def test_evaluations_images_and_the_best_model(
             assert expected.tobytes() == image.tobytes()
 
 
+@pytest.mark.slow
 def test_rows_are_read_by_any_number_of_ranks(fleet: Fleet, tmp_path: Path):
     """2 -> 1 -> 4 -> 2, to the bit; 3 rows on 4 ranks leave one without."""
     generator = torch.Generator().manual_seed(0)
