@@ -158,6 +158,12 @@ def _synchronize(device: torch.device) -> None:
         module_of(device).synchronize(device)
 
 
+def wait_for_stream(device: torch.device) -> None:
+    """Wait until the device has done what was queued in the current stream, such as copies to RAM."""
+    if works_beside(device):
+        module_of(device).current_stream(device).synchronize()
+
+
 def memory_in_use(device: torch.device) -> tuple[str, int]:
     """Return ("VRAM", bytes reserved by torch) or ("RAM", bytes of this process).
 

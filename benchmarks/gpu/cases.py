@@ -14,6 +14,7 @@ class Case:
     attention: of MemoryConfig; native is the product's own choice.
     kind: of AdapterConfig; full trains the model itself. optimizer: of OptimizerConfig.
     graphs: compiled blocks are replayed as CUDA graphs (docs/decisions/0105). The product does not do this yet.
+    apart: bases that read the same input are not joined, as where weights are offloaded (docs/decisions/0118).
     """
 
     family: str = "chroma"
@@ -30,6 +31,7 @@ class Case:
     kind: str = "lora"
     optimizer: str = "adamw"
     graphs: bool = False
+    apart: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -46,6 +48,7 @@ class Case:
         words += {0: ["stored"], 1: []}.get(self.interval, [f"interval-{self.interval}"])
         words += ["compiled"] if self.compiled else []
         words += ["graphs"] if self.graphs else []
+        words += ["apart"] if self.apart else []
         words += [f"{self.offload}-offload"] if self.offload != "none" else []
         words += ["stream"] if self.stream else []
         words += ["activation-offload"] if self.activations else []
@@ -74,6 +77,7 @@ STEPS = (
     Case(interval=0),
     Case(level="int8-quanto", products="int8", edge=1024),
     Case(family="flux", edge=1024),
+    Case(apart=True),
 )
 TRACED = STEPS[0]
 

@@ -184,7 +184,8 @@ def random_run(
         text=RandomCache("text", (rows, width), DTYPES[dtype]),  # pyright: ignore[reportArgumentType]
         device=device, num_steps=steps, dtype=dtype,
         working=WorkingCopies(
-            injected.layers, projection_groups(family.blocks(transformer)), joins_bases=weights_stay(memory, device)
+            injected.layers, projection_groups(family.blocks(transformer)),
+            joins_bases=weights_stay(memory, device) and not case.apart,
         ),
         in_backward=_step_in_backward(injected.layers, optimizer) if case.is_full else None,
     )  # fmt: skip

@@ -85,7 +85,7 @@ def module(library: ctypes.CDLL) -> Any:
     made.manual_seed = made.manual_seed_all = generator.manual_seed
     made.get_rng_state = lambda device=0: generator.get_state()
     made.set_rng_state = lambda state, device=0: generator.set_state(state)
-    made.Stream, made.Event = (lambda device=NAME: torch.Stream(device=device)), (lambda: torch.Event(NAME))
+    made.Stream, made.Event = (lambda device=NAME, priority=0: torch.Stream(device=device)), (lambda: torch.Event(NAME))
     made.stream = lambda stream: stream
     made.device = lambda index: contextlib.nullcontext()
     made.current_stream = lambda device=None: torch.accelerator.current_stream()

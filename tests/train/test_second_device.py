@@ -21,7 +21,10 @@ from chroma_trainer.trainer_core.config.memory import MemoryConfig
 from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.config.validation import ValidationConfig
+from chroma_trainer.trainer_core.distributed.process_group import default_group, leave_own
+from chroma_trainer.trainer_core.distributed.ranks import ALONE
 from chroma_trainer.trainer_core.errors import Cancelled
+from chroma_trainer.trainer_core.full_rank.sharding import Shard, Sharding
 from chroma_trainer.trainer_core.host import Notice, StepReport
 from chroma_trainer.trainer_core.memory.group_offload import swap_blocks_
 from chroma_trainer.trainer_core.models import attention_check, mmdit_layers
@@ -144,6 +147,55 @@ def test_a_whole_model_in_ram_gives_the_bytes_of_one_on_the_device(workshop, lib
     assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
     gc.collect()
     assert library.second_used() == 0 and library.second_races() == 0
+
+
+def shared_out(workshop: Any, **memory: Any) -> Any:
+    """Kind full with shared-out weights, of one process; with memory settings that say so, the shares are in RAM."""
+    values = {"shard": "bf16", "steps": 3, "accumulation": 2, "max_grad_norm": 0.0, "checkpoint_every": 2}
+    request = workshop.request(model=replace(workshop.model, dtype="bf16"), rank=16, alpha=16.0, **values)
+    settings = {"adapter": AdapterConfig(kind="full", ema_decay=0.9), "optimizer": OptimizerConfig(optimizer="adamw")}
+    return with_memory(replace(request, **settings), **memory)
+
+
+@pytest.fixture
+def fsdp(monkeypatch):
+    """FSDP2 moves parameters by set_data, which knows no device from outside."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_init
+
+    def move(params: list[nn.Parameter], buffers: list[torch.Tensor], device: torch.device) -> None:
+        for tensor in (*params, *buffers):
+            if tensor.device != device:
+                moved = tensor.detach().to(device)
+                torch.utils.swap_tensors(tensor, nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved)
+
+    monkeypatch.setattr(_fsdp_init, "_move_states_to_device", move)
+
+
+@as_cuda
+def test_shares_in_ram_give_the_bytes_of_shares_on_the_device(workshop, library, fsdp):
+    """The gradients of shares in RAM are copied there, and are read when the copy is done."""
+    there, moved = (run(shared_out(workshop, **memory), workshop.host()) for memory in ({}, {"group_offload": "block"}))
+    first, second = (load_file(result.lora.path) for result in (there, moved))
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert all(tensor.isfinite().all() for tensor in first.values())
+    gc.collect()
+    assert library.second_races() == 0
+
+
+@as_cuda
+def test_rows_in_ram_stay_there_in_a_checkpoint(library):
+    """Else the weights, states and averages of all layers would be on the device at once, and memory run out."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    try:
+        sharding = Sharding(ALONE, DeviceMesh.from_group(default_group(), "second"))
+        shape = torch.Size((4, 3))
+        for device in ("cpu", "second"):
+            rows = torch.ones(shape, device=device)
+            saved = sharding.sharded(rows, Shard("x", nn.Parameter(rows), shape, 1, 0))
+            assert saved.to_local().device.type == device and saved.shape == shape  # pyright: ignore
+    finally:
+        leave_own()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_bf16", "prodigy", "schedulefree-adamw"])

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
+from ..devices import wait_for_stream
 from ..distributed.gradient_exchange import ShardSum, Wire
 from ..distributed.process_group import JoinedRanks, default_group
 from ..distributed.ranks import Ranks
@@ -188,8 +190,17 @@ class Sharding:
         from torch.distributed.tensor import DTensor
         from torch.distributed.tensor import Shard as Placement
 
+        # A DTensor moves its rows to the device of its mesh: those that are in RAM have a mesh of their own.
+        mesh = self._mesh_in_ram if local.device.type == "cpu" else self.mesh
         strides = torch.empty(shard.shape, device="meta").stride()
-        return DTensor.from_local(local, self.mesh, [Placement(0)], run_check=False, shape=shard.shape, stride=strides)
+        return DTensor.from_local(local, mesh, [Placement(0)], run_check=False, shape=shard.shape, stride=strides)
+
+    @cached_property
+    def _mesh_in_ram(self) -> Any:
+        """The mesh with the same ranks, for tensors in RAM. Nothing is exchanged over it."""
+        from torch.distributed.device_mesh import DeviceMesh
+
+        return DeviceMesh.from_group(self.mesh.get_group(), "cpu")
 
     def _on_gradient(self, shard: Shard, total: ShardSum | None, gradient: Tensor) -> None:
         """Take the gradient of a parameter. FSDP2 calls it after it has exchanged the gradients of a module."""
@@ -264,7 +275,7 @@ def shard_(
         if total is not None:
             sharding.sums.append(total)
         for name, layer, part in members:
-            _adopt(sharding, f"{name}.{part}", layer, part, total)
+            _adopt(sharding, f"{name}.{part}", layer, part, total, device, on_host)
     assert not owners, "parameters of no module"
     return sharding
 
@@ -292,7 +303,15 @@ def _exchange_in_order_(module: Any, wire: Wire | None) -> ShardSum | None:
     return total
 
 
-def _adopt(sharding: Sharding, name: str, layer: AdapterLayer, part: str, total: ShardSum | None) -> None:
+def _adopt(
+    sharding: Sharding,
+    name: str,
+    layer: AdapterLayer,
+    part: str,
+    total: ShardSum | None,
+    device: torch.device,
+    on_host: bool,
+) -> None:
     """Put the rows of a parameter that this device owns among the shards."""
     assert isinstance(layer, ShardedLayer)
     parameter: Any = layer.base.get_parameter(part)  # a DTensor
@@ -307,6 +326,8 @@ def _adopt(sharding: Sharding, name: str, layer: AdapterLayer, part: str, total:
     def on_gradient(own: Tensor) -> None:
         gradient, own.grad = own.grad, None
         if (owner := itself()) is not None and gradient is not None:
+            if on_host:  # torch 2.6 to 2.12: the copy to RAM may have just begun, in the current stream
+                wait_for_stream(device)
             owner._on_gradient(shard, total, gradient)
 
     parameter.register_post_accumulate_grad_hook(on_gradient)

@@ -48,6 +48,10 @@ class SavedOnHost:
         """Copy a saved tensor to the host. Small tensors and those of `stays` are returned as they are."""
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() * tensor.element_size() < MIN_BYTES:
             return tensor
+        # Weights that were joined or moved since, and working copies of the adapter (train/step/joined_lora.py). A product
+        # saves its weight transposed: a view of it.
+        if isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            return tensor
         storage = tensor.untyped_storage()
         if storage._cdata in self._stays:
             return tensor

@@ -85,6 +85,10 @@ class QuantizedLinear(nn.Linear):
         if self.product is not None and torch.is_grad_enabled():
             stored = self.stored
             y = self.product(x, stored["codes"], stored["scale"])
+        elif not (x.requires_grad and torch.is_grad_enabled()):
+            # Without the autograd function: torch.compile (torch 2.6 to 2.13) loses its context where no gradient is
+            # needed, if there are two stored tensors.
+            y = F.linear(x, self.format.decode(self.stored, (self.out_features, self.in_features), x.dtype))
         else:
             stored = [getattr(self, name) for name in self.stored_names]
             shape = self.out_features, self.in_features

@@ -9,6 +9,8 @@ import torch
 from chroma_trainer.trainer_core.adapters.inject import inject_, set_strength_, trainable_parameters
 from chroma_trainer.trainer_core.adapters.layer import Dropout
 from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.memory import activation_offload
+from chroma_trainer.trainer_core.memory.activation_offload import SavedOnHost
 from chroma_trainer.trainer_core.models.projections import project
 from chroma_trainer.trainer_core.train.step.joined_lora import JoinedLora, can_join
 from chroma_trainer.trainer_core.train.step.working_copies import WorkingCopies
@@ -125,3 +127,23 @@ def test_views_change_no_bit_and_sums_keep_their_order(dtype, split):
         gradients = [whole.grad, *(parameter.grad for _, parameter in trainable_parameters(layers))]
         results.append([*(output.detach() for output in outputs), *gradients])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("joins_bases", [False, True], ids=["bases apart", "bases joined"])
+def test_weights_and_working_copies_are_no_activations(monkeypatch, joins_bases):
+    """activation_offload moves what the forward pass saves, and not weights that were joined after the model was placed."""
+    monkeypatch.setattr(activation_offload, "MIN_BYTES", 0)
+    base, layers = model()
+    host = SavedOnHost(base.parameters())
+    group = [base[name] for name in NAMES]
+    copies = WorkingCopies(layers, [group], joins_bases)
+    x, moved = torch.randn(2, 5, 24).bfloat16().requires_grad_(), []
+
+    def pack(tensor: Tensor) -> Any:
+        packed = host.pack(tensor)
+        moved.extend([tuple(tensor.shape)] if packed is not tensor else [])
+        return packed
+
+    with copies.active(), torch.autograd.graph.saved_tensors_hooks(pack, host.unpack):
+        project(group, x)
+    assert moved and all(10 in shape for shape in moved)  # of 10 tokens

@@ -69,7 +69,12 @@ class JoinedLora:
         n, rank = self.num_stacked, self.layers[0].rank
         inner = F.linear(x, self.down).flatten(0, -2)
         first, *others = inner.split([n * rank, *[rank] * len(self.other_ups)], dim=1)
-        outputs = self.base(x) if self.base else [layer.base(x) for layer in self.layers]
+        outputs: list[Tensor] = self.base(x) if self.base else []
+        if not self.base:
+            for (
+                layer
+            ) in self.layers:  # no comprehension: where nf4 breaks the graph, torch 2.11 fails within one (Python 3.12)
+                outputs.append(layer.base(x))
         bases = torch.stack([output.flatten(0, -2) for output in outputs[:n]])
         first = first.unflatten(1, (n, rank)).transpose(0, 1)
         sums = list(bases.baddbmm_(first, self.ups.transpose(1, 2)).unbind(0))
