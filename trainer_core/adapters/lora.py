@@ -21,6 +21,9 @@ from .dense_weight import dense_weight, to_double
 from .initializers import gaussian, olora, orthogonal, pissa, uniform
 from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of, product_dtype
 
+# Suffixes of a DoRA's norms of whole rows, of which the update is a small part: too much of it is lost in 16 bits.
+ROW_NORMS = (".lora_magnitude_vector", ".dora_scale")
+
 
 @dataclass(frozen=True)
 class LoraPair(Update):
