@@ -225,6 +225,13 @@ class AdapterLayer(nn.Module, ABC):
         """
         return frozenset()
 
+    def rounded_(self, before: Mapping[str, Tensor]) -> None:
+        """Keep the update where it was, after an optimizer has rounded the trainable weights to fewer bits.
+
+        Args:
+            before: The weights in full precision, by their names.
+        """
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what a checkpoint stores: the trainable parameters, and initial values where they are needed later."""
         yield from self.trainable()

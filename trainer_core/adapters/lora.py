@@ -233,6 +233,13 @@ class LoraLinear(AdapterLayer):
         return frozenset() if self.lora_A0 is None else frozenset({"lora_A", "lora_B"})
 
     @torch.no_grad()
+    def rounded_(self, before: Mapping[str, Tensor]) -> None:
+        """Count the update from the rounded factors: that of the rounding would be as large as 0.1 % of the weight."""
+        if self.lora_A0 is not None and self.lora_B0 is not None:
+            self.lora_A0.copy_(self.lora_A)
+            self.lora_B0.copy_(self.lora_B)
+
+    @torch.no_grad()
     def start_(self, start: Start) -> None:
         if start.init in ("pissa", "olora", "loftq"):
             self._start_from_weight_(start)

@@ -32,7 +32,7 @@ from ..full_rank.step_in_backward import StepInBackward
 from ..full_rank.trained_layer import give_stepper_
 from ..host import Host, Notice
 from ..models.projections import projection_groups
-from ..optim.optimizer import parameter_groups
+from ..optim.optimizer import build_optimizer, parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
@@ -195,9 +195,9 @@ def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
 
 
 def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer:
-    config, part = plan.request.training, load("optimizer", plan.request.optimizer.optimizer)
-    groups = parameter_groups(injected.layers, injected.rates)
-    return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
+    request = plan.request
+    part, groups = load("optimizer", request.optimizer.optimizer), parameter_groups(injected.layers, injected.rates)
+    return build_optimizer(part, injected.layers, groups, request.optimizer, request.training)
 
 
 def _step_in_backward(
