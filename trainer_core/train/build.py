@@ -26,6 +26,7 @@ from ..data.reference_images import ReferenceLatents
 from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, columns
 from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
+from ..flow.loss_scale import LossScale
 from ..flow.sigma_density import density
 from ..full_rank.sharding import Sharding
 from ..full_rank.step_in_backward import StepInBackward
@@ -109,6 +110,7 @@ def build_run(
         drawn_text=caches.drawn_text,
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
+        loss_scale=LossScale() if plan.request.model.dtype == "fp16" and not in_backward else None,
         ema=new_ema(plan.request, layers),
         leak_meter=LeakMeter(caches.probes),
         judge=judge,
