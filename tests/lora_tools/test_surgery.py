@@ -209,7 +209,10 @@ def test_row_norms_of_a_dora_are_not_rounded(save, tmp_path):
     name = "transformer.transformer_blocks.0.attn.to_q."
     factors = {"lora_A.weight": randn(4, 64) * 0.125, "lora_B.weight": randn(64, 4) * 0.002, "dora_scale": norms}
     path = save({name + end: tensor for end, tensor in factors.items()})
-    assert main(["lora", "resize", str(path), "--rank", "4", "--dtype", "bf16", "-o", str(tmp_path / "b.safetensors")]) == 0
+    assert (
+        main(["lora", "resize", str(path), "--rank", "4", "--dtype", "bf16", "-o", str(tmp_path / "b.safetensors")])
+        == 0
+    )
     exact, rounded = (open_lora(file).layer(name[12:-1]).delta(weight) for file in (path, tmp_path / "b.safetensors"))
     assert (rounded - exact).norm() <= 0.01 * exact.norm()
     assert load_file(tmp_path / "b.safetensors")[f"{name}lora_A.weight"].dtype == torch.bfloat16

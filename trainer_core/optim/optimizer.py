@@ -133,7 +133,11 @@ def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
 
 
 def build_optimizer(
-    part: OptimizerPart, layers: Mapping[str, AdapterLayer], groups: Params, config: OptimizerConfig, training: TrainingConfig
+    part: OptimizerPart,
+    layers: Mapping[str, AdapterLayer],
+    groups: Params,
+    config: OptimizerConfig,
+    training: TrainingConfig,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a run. It may change the precision of the trainable weights, see AdapterLayer.rounded_.
 
