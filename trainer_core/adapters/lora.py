@@ -193,17 +193,29 @@ class LoraLinear(AdapterLayer):
             return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.out_features)
         y = self.base(x)
         if self.strength == 0:
-            return y
+            return self._add_start(y, x, 1.0) if self.corrects_base else y
         return self.add_update(y, self.apply_dropout(x), self.strength)
 
     def add_update(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
         """Return y + strength * s B A x. y: (..., out), x: (..., in)."""
         if self.working is not None and strength == 1.0:
-            down, up = self.working
-        else:
-            down, up = self.factors(moved_from_start=not self.base_keeps_start)
-            factor = self.scale * strength
-            down, up = down.to(x.dtype), (up if factor == 1.0 else up * factor).to(x.dtype)
+            return self._add(y, x, *self.working)
+        if strength != 1.0:
+            y = self._add_start(y, x, 1.0 - strength)
+        down, up = self.factors(moved_from_start=not self.base_keeps_start)
+        return self._add(y, x, down.to(x.dtype), self._scaled(up, strength).to(x.dtype))
+
+    def _add_start(self, y: Tensor, x: Tensor, share: float) -> Tensor:
+        """Return y + share * s B0 A0 x with init loftq, whose start corrects the base and is no part of the update; else y."""
+        if not self.base_keeps_start or self.lora_A0 is None or self.lora_B0 is None:
+            return y
+        return self._add(y, x, self.lora_A0.to(x.dtype), self._scaled(self.lora_B0, share).to(x.dtype))
+
+    def _scaled(self, up: Tensor, strength: float) -> Tensor:
+        factor = self.scale * strength
+        return up if factor == 1.0 else up * factor
+
+    def _add(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         inner = F.linear(x, down)
         # addmm reads y once instead of twice for a product and a sum.
         if y.ndim == 2:
