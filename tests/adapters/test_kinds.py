@@ -578,6 +578,10 @@ def test_loftq_mends_the_base_and_its_file_is_for_the_clean_one(level):
     x = torch.randn(3, 128)
     acting = quantized + layer.scale * layer.lora_B @ layer.lora_A
     torch.testing.assert_close(layer(x), nn.functional.linear(x, acting, layer.bias), rtol=0.02, atol=0.02)
+    layer.strength = 0.25  # of what the file holds: the base is corrected at any strength
+    start = quantized + layer.scale * b0 @ a0
+    acting = start + 0.25 * (acting - start)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, acting, layer.bias), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -347,6 +347,16 @@ def test_what_has_no_effect_is_told():
         assert len(far) == 1 and "is usual, see docs/optimizers.md" in far[0]
 
 
+def test_an_update_that_rounding_starts_beside_0_is_told():
+    training = TrainingConfig(init="orthogonal")
+    told = [
+        line
+        for name in ("adamw", "adamw_bf16")
+        for line in describe_hints(training, OptimizerConfig(optimizer=name), load("optimizer", name))
+    ]
+    assert len(told) == 1 and told[0].startswith("init orthogonal with adamw_bf16") and told[0].endswith("another init")
+
+
 def test_prodigy_asks_for_what_its_authors_recommend():
     def hints(training, **switches):
         return describe_hints(training, OptimizerConfig(optimizer="prodigy", **switches), load("optimizer", "prodigy"))

@@ -202,6 +202,22 @@ def test_a_resized_dora_keeps_its_scales(save, tmp_path):
     assert torch.equal(before[f"{key}dora_scale"], after[f"{key}dora_scale"]) and len(after[f"{key}lora_A.weight"]) == 2
 
 
+def test_row_norms_of_a_dora_are_not_rounded(save, tmp_path):
+    """They belong to whole rows of the base: 0.2 % of these is a tenth of an update of 2 %."""
+    weight = randn(64, 64) * 0.03
+    norms = weight.norm(dim=1, keepdim=True) * (1 + 0.01 * randn(64, 1))
+    name = "transformer.transformer_blocks.0.attn.to_q."
+    factors = {"lora_A.weight": randn(4, 64) * 0.125, "lora_B.weight": randn(64, 4) * 0.002, "dora_scale": norms}
+    path = save({name + end: tensor for end, tensor in factors.items()})
+    assert (
+        main(["lora", "resize", str(path), "--rank", "4", "--dtype", "bf16", "-o", str(tmp_path / "b.safetensors")])
+        == 0
+    )
+    exact, rounded = (open_lora(file).layer(name[12:-1]).delta(weight) for file in (path, tmp_path / "b.safetensors"))
+    assert (rounded - exact).norm() <= 0.01 * exact.norm()
+    assert load_file(tmp_path / "b.safetensors")[f"{name}lora_A.weight"].dtype == torch.bfloat16
+
+
 def test_rounding_that_loses_the_update_is_refused(save, tmp_path, capsys):
     tensors = {key: tensor * (1e-9 if "lora_B" in key else 1) for key, tensor in diffusers_tensors().items()}
     assert main(["lora", "strength", str(save(tensors)), "--dtype", "fp16", "-o", str(tmp_path / "b.safetensors")]) == 2

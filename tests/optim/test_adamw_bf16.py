@@ -70,6 +70,24 @@ def test_with_kahan_weight_and_rest_together_are_nearly_fp32():
 
 
 @pytest.mark.parametrize("kahan", [False, True])
+def test_a_weight_in_fp32_is_not_rounded(kahan):
+    """Beside weights in bf16: row norms of a DoRA, which hold parts of the base."""
+    exact, ours = (nn.Parameter(torch.linspace(0.5, 1.5, 65)) for _ in range(2))
+    beside = nn.Parameter(torch.ones(5, 5))
+    optimizer = PART.build([beside, ours], OptimizerConfig(kahan=kahan), 1e-3, 0.01, 0)
+    ours.data = exact.detach().clone()  # build has rounded it
+    reference = torch.optim.AdamW([exact], lr=1e-3, weight_decay=0.01)
+    for step in range(20):
+        beside.grad = torch.ones_like(beside)
+        exact.grad = torch.randn(65, generator=torch.Generator().manual_seed(step))
+        ours.grad = exact.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert beside.dtype == torch.bfloat16 and ours.dtype == torch.float32
+    torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kahan", [False, True])
 def test_its_second_moment_can_shrink(kahan):
     """Rounded to the nearest bf16, 0.999 v is v again, for ever."""
     param = nn.Parameter(torch.zeros(64, 64))

@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.config.adapter import AdapterConfig
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.config.optimizer import OptimizerConfig
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.optim import bnb
 from chroma_trainer.trainer_core.train import run as run_module
+from chroma_trainer.trainer_core.train.build import build_run
+from chroma_trainer.trainer_core.train.phase_timer import PhaseTimer
+from chroma_trainer.trainer_core.train.prepare import plan_run
 from chroma_trainer.trainer_core.train.run import run
 from safetensors.torch import load_file
 
@@ -72,6 +77,24 @@ def test_bf16_weights_make_a_file_of_the_usual_form(workshop, plain_run):
     assert {tensor.dtype for tensor in load_file(result.lora.path).values()} == {torch.float32}
     plain = plain_run[1]
     assert torch.allclose(torch.tensor(result.losses), torch.tensor(plain.losses), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "kind, init", [("lora", "pissa"), ("rslora", "olora"), ("dora", "default"), ("dora", "pissa"), ("lora", "loftq")]
+)
+def test_weights_that_are_rounded_start_at_an_update_of_0_too(workshop, kind, init):
+    """Factors of the base's own weight, and its row norms: rounded, they changed it by 0.1 to 0.2 %."""
+    request = replace(
+        request_with(workshop, "adamw_bf16", {"init": init}), adapter=AdapterConfig(kind=kind, svd_iterations=0)
+    )
+    if init == "loftq":
+        quantized = replace(request.model, quantization=QuantizationConfig(level="fp8-native"))
+        request = replace(request, model=quantized)
+    host = workshop.host()
+    state = build_run(plan_run(request, host), host, PhaseTimer())
+    for name, layer in state.layers.items():
+        assert layer.delta().norm() <= 1e-6 * layer.weight.norm(), name  # what the file changes
+        assert layer.lora_A.dtype == torch.bfloat16
 
 
 def test_what_is_without_effect_is_told_and_the_run_goes_on(workshop):

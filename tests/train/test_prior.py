@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chroma_trainer.trainer_core.adapters.files.load import read_lora
 from chroma_trainer.trainer_core.adapters.inject import set_strength_
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
+from chroma_trainer.trainer_core.config.model import QuantizationConfig
 from chroma_trainer.trainer_core.flow.loss import velocity_loss
 from chroma_trainer.trainer_core.host import StepReport
 from chroma_trainer.trainer_core.train.build import build_run
@@ -35,6 +37,17 @@ def test_alone_they_teach_nothing(workshop):
     assert [event.loss for event in host.all(StepReport)] == [0.0, 0.0, 0.0]
     weights = load_file(trained.lora.path)
     assert not any(weights[key].any() for key in weights if "lora_B" in key)
+
+
+def test_alone_they_teach_nothing_on_a_base_that_loftq_corrects(workshop):
+    """The file is for the clean base, which the corrected one stands for. Held at the quantized one, it would undo the correction."""
+    model = replace(workshop.model, quantization=QuantizationConfig(level="int4-quanto"))
+    asked = workshop.request(model=model, steps=3, weight_decay=0.0, init="loftq")
+    host = workshop.host()
+    trained = run(replace(asked, dataset=dataset(workshop, True)), host)
+    assert max(event.loss for event in host.all(StepReport)) < 1e-10
+    for name, update in read_lora(trained.lora.path).items():
+        assert update.delta(torch.zeros(update.shape)).abs().max() < 1e-6, name
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

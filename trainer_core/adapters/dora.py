@@ -57,6 +57,11 @@ class DoraLinear(LoraLinear):
     def parts_of_base(self) -> frozenset[str]:
         return super().parts_of_base() | {"magnitude"}
 
+    def rounded_(self, before: Mapping[str, Tensor]) -> None:
+        """Keep the magnitudes in full precision: they are few, and 0.2 % of one is 0.2 % of a whole row of the base."""
+        super().rounded_(before)
+        self.magnitude.data = before["magnitude"]
+
     @property
     def summed_base(self) -> None:
         """None: the magnitude's gradient reads the base's output."""

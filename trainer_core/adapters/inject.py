@@ -17,6 +17,7 @@ from .lora import LoraLinear
 __all__ = [
     "AdapterLayer", "LoraLinear", "adapter_state", "inject_", "live_state", "load_adapter_state_", "lora_layers", "remove_",
     "replace_", "set_dropout_", "set_micro_", "set_strength_", "trainable_parameters", "without_dropout",
+    "without_updates",
 ]  # fmt: skip
 
 PLAIN = AdapterConfig()
@@ -109,6 +110,24 @@ def set_strength_(transformer: nn.Module, strength: float) -> None:
     """Set the multiplier of every update. 0 gives exactly the base model."""
     for layer in lora_layers(transformer).values():
         layer.strength = float(strength)
+
+
+@contextmanager
+def without_updates(transformer: nn.Module) -> Iterator[None]:
+    """Context manager in which the model is what its updates are relative to, then sets all strengths to 1.
+
+    That is the base model; with init loftq it is the quantized one with its correction, which stands for the clean one.
+    """
+    layers = lora_layers(transformer).values()
+    set_strength_(transformer, 0.0)
+    for layer in layers:
+        layer.corrects_base = True
+    try:
+        yield
+    finally:
+        set_strength_(transformer, 1.0)
+        for layer in layers:
+            layer.corrects_base = False
 
 
 def set_dropout_(layers: Mapping[str, AdapterLayer], rate: float, seed: int) -> None:

@@ -131,6 +131,7 @@ class AdapterLayer(nn.Module, ABC):
         formats: File formats that can store this kind, see AdapterConfig.format. Defined in config.adapter.KIND_RULES.
         network: File metadata that describes this kind, besides rank and alpha.
         strength: Multiplier of the weight change. At 0 the output equals the base layer's, bit for bit.
+        corrects_base: At strength 0 a base that init loftq corrects is corrected, see inject.without_updates.
     """
 
     inits: ClassVar[tuple[str, ...]] = ("default", "gaussian")
@@ -142,7 +143,7 @@ class AdapterLayer(nn.Module, ABC):
         super().__init__()
         self.base = base
         self.rank, self.alpha, self.strength = rank, float(alpha), 1.0
-        self.name, self.dropout = "", None
+        self.name, self.dropout, self.corrects_base = "", None, False
         self.working: tuple[Tensor, Tensor] | None = None
         self.together: Callable[[Tensor], list[Tensor] | None] | None = None  # see models/projections.py
 
@@ -224,6 +225,13 @@ class AdapterLayer(nn.Module, ABC):
         Weight decay would pull the base itself towards zero, so these parameters are not decayed.
         """
         return frozenset()
+
+    def rounded_(self, before: Mapping[str, Tensor]) -> None:
+        """Keep the update where it was, after an optimizer has rounded the trainable weights to fewer bits.
+
+        Args:
+            before: The weights in full precision, by their names.
+        """
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what a checkpoint stores: the trainable parameters, and initial values where they are needed later."""

@@ -21,6 +21,9 @@ from .dense_weight import dense_weight, to_double
 from .initializers import gaussian, olora, orthogonal, pissa, uniform
 from .layer import AdapterLayer, IncompatibleUpdate, Part, Start, Update, device_of, product_dtype
 
+# Suffixes of a DoRA's norms of whole rows, of which the update is a small part: too much of it is lost in 16 bits.
+ROW_NORMS = (".lora_magnitude_vector", ".dora_scale")
+
 
 @dataclass(frozen=True)
 class LoraPair(Update):
@@ -190,17 +193,29 @@ class LoraLinear(AdapterLayer):
             return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.out_features)
         y = self.base(x)
         if self.strength == 0:
-            return y
+            return self._add_start(y, x, 1.0) if self.corrects_base else y
         return self.add_update(y, self.apply_dropout(x), self.strength)
 
     def add_update(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
         """Return y + strength * s B A x. y: (..., out), x: (..., in)."""
         if self.working is not None and strength == 1.0:
-            down, up = self.working
-        else:
-            down, up = self.factors(moved_from_start=not self.base_keeps_start)
-            factor = self.scale * strength
-            down, up = down.to(x.dtype), (up if factor == 1.0 else up * factor).to(x.dtype)
+            return self._add(y, x, *self.working)
+        if strength != 1.0:
+            y = self._add_start(y, x, 1.0 - strength)
+        down, up = self.factors(moved_from_start=not self.base_keeps_start)
+        return self._add(y, x, down.to(x.dtype), self._scaled(up, strength).to(x.dtype))
+
+    def _add_start(self, y: Tensor, x: Tensor, share: float) -> Tensor:
+        """Return y + share * s B0 A0 x with init loftq, whose start corrects the base and is no part of the update; else y."""
+        if not self.base_keeps_start or self.lora_A0 is None or self.lora_B0 is None:
+            return y
+        return self._add(y, x, self.lora_A0.to(x.dtype), self._scaled(self.lora_B0, share).to(x.dtype))
+
+    def _scaled(self, up: Tensor, strength: float) -> Tensor:
+        factor = self.scale * strength
+        return up if factor == 1.0 else up * factor
+
+    def _add(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         inner = F.linear(x, down)
         # addmm reads y once instead of twice for a product and a sum.
         if y.ndim == 2:
@@ -228,6 +243,13 @@ class LoraLinear(AdapterLayer):
 
     def parts_of_base(self) -> frozenset[str]:
         return frozenset() if self.lora_A0 is None else frozenset({"lora_A", "lora_B"})
+
+    @torch.no_grad()
+    def rounded_(self, before: Mapping[str, Tensor]) -> None:
+        """Count the update from the rounded factors: that of the rounding would be as large as 0.1 % of the weight."""
+        if self.lora_A0 is not None and self.lora_B0 is not None:
+            self.lora_A0.copy_(self.lora_A)
+            self.lora_B0.copy_(self.lora_B)
 
     @torch.no_grad()
     def start_(self, start: Start) -> None:

@@ -19,6 +19,7 @@ from .buckets import Placement
 from .cache.latents import LatentCache
 from .dataset import Index
 from .degradation import degrade
+from .masks import is_same_shape
 from .sample_table import Sample, SampleTable, TableWriter
 from .source.backend import Backend, Entry, printable_name, stem
 from .source.decode import BrokenImage
@@ -143,16 +144,22 @@ def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) ->
 
 
 def _place_reference(sample: Sample, name: str, backend: Backend) -> Sample:
-    """Return the sample of a reference file, placed in its target's bucket."""
+    """Return the sample of a reference file, placed in its target's bucket.
+
+    A reference of the target's shape shows the same part as the target, however that is cropped: what the model learns
+    to change is not where things are. Of one of another shape it is the middle.
+    """
     scan = scan_bytes(backend.read(name))
-    width, height = scan.width, scan.height
-    bucket = sample.placement.bucket
-    scale = max(bucket[0] / width, bucket[1] / height)
-    resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
-    crop = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
-    placed = Placement(bucket, resize, crop)
-    path, digest = backend.path(name), scan.pixels_sha256
-    return replace(sample, name=name, path=path, sha256=digest, size=(width, height), placement=placed)
+    size = scan.width, scan.height
+    placed = sample.placement if is_same_shape(size, sample.size) else _around_middle(size, sample.placement.bucket)
+    return replace(sample, name=name, path=backend.path(name), sha256=scan.pixels_sha256, size=size, placement=placed)
+
+
+def _around_middle(size: tuple[int, int], bucket: tuple[int, int]) -> Placement:
+    """Return the placement of the largest part of the bucket's shape, from the middle of an image of this size."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    resize = max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
+    return Placement(bucket, resize, ((resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2))
 
 
 def _index_by_stem(entries: Iterable[Entry]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..adapters.files.keys import layers_of
 from ..adapters.files.safetensors import header_entry, raw_bytes, to_file_dtype
 from ..adapters.layer import Update, probe
-from ..adapters.lora import LoraPair
+from ..adapters.lora import ROW_NORMS, LoraPair
 from ..errors import UserError
 from ..storage.atomic import HASH_CHUNK_BYTES, replace_atomic, sha256_of
 from ..storage.safetensors_header import METADATA, header_bytes
@@ -105,7 +105,12 @@ class LoraWriter:
 
     def tensors_of(self, layer: str, update: Update) -> dict[str, Tensor]:
         """Return the tensors of a layer by key. layer: a name for key_of."""
-        tensors = {key_of(layer) + end: to_file_dtype(tensor, self.dtype) for end, tensor in update.tensors().items()}
+        tensors = {
+            key_of(layer) + end: to_file_dtype(
+                tensor, torch.promote_types(tensor.dtype, self.dtype) if end in ROW_NORMS else self.dtype
+            )
+            for end, tensor in update.tensors().items()
+        }
         self.probes[layer] = update.applied(probe(update.shape[1]))
         self.kinds.add(update.kind)
         if isinstance(update, LoraPair):

@@ -44,7 +44,8 @@ class AdamWBf16(ExactOptimizer):
     With rounding to the nearest bf16, a step of less than 1/512 of a weight would be lost, and v with b2 = 0.999 could
     never shrink. So w, m and v are rounded stochastically (round_stochastically). With kahan the weight is w + c
     instead, where w is rounded to the nearest bf16 and c is a second bf16 for the remainder, rounded stochastically: 16
-    of the 24 significant bits of fp32.
+    of the 24 significant bits of fp32. Weights that stay in fp32 (row norms of a DoRA), and their states, are not
+    rounded.
 
     The random numbers are a function of (seed, step, index of the parameter) and are generated on the parameter's
     device: generating 60 M of them on the CPU would take longer than the step.
@@ -91,14 +92,14 @@ class AdamWBf16(ExactOptimizer):
         size = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
         w.addcdiv_(m, size, value=-rate / (1 - beta1**step))
         noise = torch.cat([self._noise(param, step) for param in params], dim=1)
-        _unflatten_(of(states, "m"), round_stochastically(m, noise[0]))
-        _unflatten_(of(states, "v"), round_stochastically(v, noise[1]))
+        _store_(of(states, "m"), m, noise[0])
+        _store_(of(states, "v"), v, noise[1])
         if group["kahan"]:
-            nearest = w.bfloat16()
-            _unflatten_(of(states, "c"), round_stochastically(w - nearest.float(), noise[2]))
+            nearest = w.to(params[0].dtype)
+            _store_(of(states, "c"), w - nearest.float(), noise[2])
             _unflatten_(params, nearest)
         else:
-            _unflatten_(params, round_stochastically(w, noise[2]))
+            _store_(params, w, noise[2])
 
     def _noise(self, param: nn.Parameter, step: int) -> Tensor:
         """Return int32 noise in [0, 65536), (3, elements), for m, v and w or c. Each random int64 gives four values."""
@@ -123,6 +124,11 @@ def _split_lots(params: Lot, limit: int) -> Iterator[slice]:
 
 def _flatten(tensors: list[Any]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).float()
+
+
+def _store_(targets: list[Any], values: Tensor, noise: Tensor) -> None:
+    """Copy flat fp32 values into tensors, rounded where these are in bf16."""
+    _unflatten_(targets, round_stochastically(values, noise) if targets[0].dtype == torch.bfloat16 else values)
 
 
 def _unflatten_(targets: list[Any], flat_values: Tensor) -> None:

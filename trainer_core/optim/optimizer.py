@@ -18,6 +18,7 @@ from torch import nn
 
 from ..adapters.layer import AdapterLayer
 from ..config.optimizer import OptimizerConfig
+from ..config.training import TrainingConfig
 
 # Parameters, or named groups: {"params": [...], "name": "...", "lr_scale": 0.5}.
 Params = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
@@ -128,6 +129,30 @@ def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]
 def able(optimizer: torch.optim.Optimizer) -> OptimizerAbilities:
     """Return the optimizer typed as OptimizerAbilities, which every optimizer built by an OptimizerPart is."""
     assert isinstance(optimizer, OptimizerAbilities), f"{type(optimizer).__name__} was not built by an OptimizerPart"
+    return optimizer
+
+
+def build_optimizer(
+    part: OptimizerPart,
+    layers: Mapping[str, AdapterLayer],
+    groups: Params,
+    config: OptimizerConfig,
+    training: TrainingConfig,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a run. It may change the precision of the trainable weights, see AdapterLayer.rounded_.
+
+    Args:
+        part: The optimizer.
+        layers: Adapter layers by name.
+        groups: Their parameters, see parameter_groups.
+        config: The optimizer's settings.
+        training: The run's.
+    """
+    before = {name: {key: weight.detach() for key, weight in layer.trainable()} for name, layer in layers.items()}
+    optimizer = part.build(groups, config, training.learning_rate, training.weight_decay, training.seed)
+    for name, layer in layers.items():
+        if any(weight.dtype != before[name][key].dtype for key, weight in layer.trainable()):
+            layer.rounded_(before[name])
     return optimizer
 
 

@@ -11,7 +11,7 @@ from ..adapters.inject import trainable_parameters
 from ..adapters.layer import AdapterLayer
 from ..config.request import TrainRequest
 from ..full_rank.step_in_backward import StepInBackward
-from ..optim.optimizer import OptimizerPart, able, evaluating, parameter_groups
+from ..optim.optimizer import OptimizerPart, able, build_optimizer, evaluating, parameter_groups
 from ..registry import load
 from ..setup.attach_adapter import new_ema
 from .cost_model import OptimizerCost
@@ -29,10 +29,9 @@ def optimizer_of(
         device_type: type of the device of the training. The size of temporary tensors may depend on it (adamw_bf16).
     """
     part: OptimizerPart = load("optimizer", request.optimizer.optimizer)
-    training = request.training
     # One block of each kind has its initial values; the others' parameters get the same groups.
     groups = parameter_groups(layers, rates, frozenset().union(*(layer.parts_of_base() for layer in layers.values())))
-    optimizer = part.build(groups, request.optimizer, training.learning_rate, training.weight_decay, training.seed)
+    optimizer = build_optimizer(part, layers, groups, request.optimizer, request.training)
     able(optimizer).planned_for = device_type
     return optimizer
 

@@ -29,6 +29,11 @@ def describe_hints(training: TrainingConfig, config: OptimizerConfig, part: Opti
             f"{training.alpha / training.rank:g} times, like a learning rate that is as much higher; set alpha to 0 "
             "for a scale of 1"
         )
+    if training.init == "orthogonal" and config.optimizer == "adamw_bf16":
+        lines.append(
+            "init orthogonal with adamw_bf16: the product of its factors is 0 until they are rounded to bf16, and the "
+            "update then starts at about 0.2 % of each weight; use adamw, or another init"
+        )
     low, high = part.usual_rates
     if not low / FAR <= training.learning_rate <= high * FAR:
         lines.append(

@@ -26,13 +26,14 @@ from ..data.reference_images import ReferenceLatents
 from ..data.sample_table import Captions, ClassCaptions, Mirrored, Sample, columns
 from ..devices import empty_cache, trim_heap
 from ..distributed.ranks import ALONE, Ranks
+from ..flow.loss_scale import LossScale
 from ..flow.sigma_density import density
 from ..full_rank.sharding import Sharding
 from ..full_rank.step_in_backward import StepInBackward
 from ..full_rank.trained_layer import give_stepper_
 from ..host import Host, Notice
 from ..models.projections import projection_groups
-from ..optim.optimizer import parameter_groups
+from ..optim.optimizer import build_optimizer, parameter_groups
 from ..quant.loading import load_base, text_identity
 from ..quant.low_precision_matmul import choose_products_
 from ..registry import load
@@ -109,6 +110,7 @@ def build_run(
         drawn_text=caches.drawn_text,
         parts=plan.request.dataset.parts,
         working=WorkingCopies(layers, projection_groups(blocks), joins_bases=weights_stay(memory, device)),
+        loss_scale=LossScale() if plan.request.model.dtype == "fp16" and not in_backward else None,
         ema=new_ema(plan.request, layers),
         leak_meter=LeakMeter(caches.probes),
         judge=judge,
@@ -195,9 +197,9 @@ def _load_model(plan: RunPlan, host: Host) -> tuple[nn.Module, Injected]:
 
 
 def _build_optimizer(plan: RunPlan, injected: Injected) -> torch.optim.Optimizer:
-    config, part = plan.request.training, load("optimizer", plan.request.optimizer.optimizer)
-    groups = parameter_groups(injected.layers, injected.rates)
-    return part.build(groups, plan.request.optimizer, config.learning_rate, config.weight_decay, config.seed)
+    request = plan.request
+    part, groups = load("optimizer", request.optimizer.optimizer), parameter_groups(injected.layers, injected.rates)
+    return build_optimizer(part, injected.layers, groups, request.optimizer, request.training)
 
 
 def _step_in_backward(

@@ -45,7 +45,7 @@ def new_run(keep_last: int = 2, keep_every: int = 0, every: int = 2) -> Any:
         is_consistent=True,
         transformer=model, layers=layers, optimizer=optimizer, step=0, num_steps=100, losses=[], learning_rates=[],
         eval_losses={}, evaluations={}, leaks={}, leak_meter=None, judge=None, stop_reason="", held=(), ema=None,
-        ranks=ALONE, is_full=False, background_save=None, sharding=None, steps_before=0,
+        ranks=ALONE, is_full=False, background_save=None, sharding=None, steps_before=0, loss_scale=None,
         config=TrainingConfig(keep_checkpoints=keep_last, keep_every=keep_every, checkpoint_every=every),
     )  # fmt: skip
 

@@ -298,6 +298,8 @@ def history(state: TrainState, folder: Path, others: Mapping[str, Mapping[str, A
     }
     if state.steps_before:
         saved["steps_before"] = state.steps_before
+    if state.loss_scale:
+        saved["loss_scale"] = state.loss_scale.as_json()
     if state.is_full:
         saved["grad_norm"] = None if math.isnan(state.grad_norm) else state.grad_norm
     return saved
@@ -335,6 +337,7 @@ def restore_(state: TrainState, checkpoint: Path, load: Load | None = None) -> N
     (load or load_weights_)(state, checkpoint, saved)
     state.step, state.learning_rates = saved["step"], saved["learning_rates"]
     state.steps_before = saved.get("steps_before", 0)
+    _restore_scale_(state, saved)
     state.grad_norm = math.nan if saved.get("grad_norm") is None else saved["grad_norm"]
     state.losses = [math.nan if loss is None else loss for loss in saved["losses"]]
     state.eval_losses = {int(step): tuple(value) for step, value in saved["eval_losses"].items()}
@@ -356,9 +359,15 @@ def continue_(state: TrainState, checkpoint: Path) -> None:
         raise UserError.at("init_optimizer", f"{checkpoint} is damaged ({fault}); set init_optimizer to new")
     saved = _read_state(checkpoint)
     load_weights_(state, checkpoint, saved)
+    _restore_scale_(state, saved)
     accumulation = saved.get("accumulation", state.config.accumulation)
     batches = (saved.get("steps_before", 0) + saved["step"]) * accumulation
     state.steps_before = -(-batches // state.config.accumulation)
+
+
+def _restore_scale_(state: TrainState, saved: Mapping[str, Any]) -> None:
+    if state.loss_scale and "loss_scale" in saved:  # older checkpoints have none
+        state.loss_scale.load_(saved["loss_scale"])
 
 
 @contextmanager

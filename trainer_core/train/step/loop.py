@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adapters.inject import set_micro_
 from ...flow.loss import velocity_loss
@@ -27,6 +27,7 @@ from .full_rank.full_rank_step import full_rank_step
 from .nan_guard import describe_skipped, refuse_or_skip
 from .prefetch import prefetch_batches
 from .preservation import added_apart, preservation_loss, prior_target
+from .retried_step import with_recovery, within_range
 from .scheduled_sampling import roll_out
 from .state import Fetch, Hook, TrainState
 
@@ -65,9 +66,7 @@ def train_step(state: TrainState, learning_rate: float, fetch: Fetch | None = No
     if state.in_backward:
         return full_rank_step(state, state.in_backward, micro_loss, fetch)
     first = state.first_micro
-    total = _accumulate_gradients(state, first, fetch)
-    norm = nn.utils.clip_grad_norm_(state.parameters, state.config.max_grad_norm or math.inf)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only host-device synchronization
+    loss_value, norm_value = within_range(state, lambda: _accumulate_gradients(state, first, fetch))
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         refuse_or_skip(state, first, loss_value, norm_value)
         state.optimizer.zero_grad(set_to_none=True)
@@ -92,10 +91,10 @@ def _accumulate_gradients(state: TrainState, first: int, fetch: Fetch | None) ->
         return total
 
     if state.ranks.size == 1:
-        return _with_recovery(state, add_up)
+        return with_recovery(state, add_up)
     with state.working.active() if state.working else nullcontext():
         return state.ranks.add_gradients_(  # out of memory on one rank repeats its micro-batch, not the others' step
-            state.parameters, micros, lambda micro: _with_recovery(state, lambda: _backward(state, micro, fetch))
+            state.parameters, micros, lambda micro: with_recovery(state, lambda: _backward(state, micro, fetch))
         )
 
 
@@ -108,27 +107,11 @@ def _backward(state: TrainState, micro: int, fetch: Fetch | None) -> Tensor:
     with added_apart(state.parameters) if len(parts) > 1 else nullcontext():
         for part in parts:  # each by itself, so that the activations of one are in memory at a time
             loss = part(state, micro, lambda _: batch) / state.config.accumulation
-            loss.backward()
+            (loss * state.loss_scale.value if state.loss_scale else loss).backward()
             if state.working:
                 state.working.collect_()
             total += loss.detach()
     return total
-
-
-def _with_recovery(state: TrainState, compute: Callable[[], Tensor]) -> Tensor:
-    """Compute gradients. Retry from gradients of zero where out-of-memory recovery can help."""
-    while True:
-        try:
-            return compute()
-        except Exception as error:
-            if state.oom_recovery is None or not state.oom_recovery.helps(error):
-                raise
-        finally:
-            set_micro_(state.layers, None)
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.working:
-            state.working.clear_gradients()
-        state.oom_recovery.take_()
 
 
 def micro_loss(state: TrainState, micro: int, fetch: Fetch | None = None) -> Tensor:

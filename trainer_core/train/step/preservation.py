@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...adapters.inject import set_strength_
+from ...adapters.inject import without_updates
 from ...flow.loss import velocity_loss
 from .batch import make_batch
 from .state import Batch, Fetch, TrainState
@@ -20,11 +20,8 @@ from .state import Batch, Fetch, TrainState
 @contextmanager
 def base_model(state: TrainState) -> Iterator[None]:
     """Predict without the LoRA until the context exits."""
-    set_strength_(state.transformer, 0.0)
-    try:
+    with without_updates(state.transformer):
         yield
-    finally:
-        set_strength_(state.transformer, 1.0)
 
 
 @contextmanager

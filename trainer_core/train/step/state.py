@@ -21,6 +21,7 @@ from ...data.dataset import Sample
 from ...data.reference_images import ReferenceLatents
 from ...devices import works_beside
 from ...distributed.ranks import ALONE, Ranks
+from ...flow.loss_scale import LossScale
 from ...flow.sigma_density import Density
 from ...full_rank.sharding import Sharding
 from ...full_rank.step_in_backward import StepInBackward
@@ -69,6 +70,7 @@ class TrainState:
     masks: MaskWeights | None = None
     oom_recovery: OomRecovery | None = None  # where the plan chose to store activations: the fallback on out of memory
     working: WorkingCopies | None = None  # of the adapter, in the model's precision; None: computes with its masters
+    loss_scale: LossScale | None = None  # where the model computes in fp16
     ema: Any = None  # adapters.ema.Ema, where the run averages its weights
     parts: Sequence[FolderConfig] = ()  # settings of the dataset's folders; (): as the defaults
     ranks: Ranks = ALONE  # the processes that train together
