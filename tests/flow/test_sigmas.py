@@ -1,10 +1,11 @@
 import json
+import math
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.flow.sigmas import sampling_sigmas
+from chroma_trainer.trainer_core.flow.sigmas import NUM_LEVELS_FLUX, sampling_sigmas
 
 REFERENCE = json.loads((Path(__file__).parent / "references" / "comfyui_sigmas.json").read_text(encoding="utf-8"))
 
@@ -23,6 +24,16 @@ def test_levels_are_comfyuis_to_the_last_bit_for_many_steps_and_shifts(scheduler
                 continue  # the quantiles don't depend on the shift
             sigmas = sampling_sigmas(scheduler, steps, float(shift))
             assert zlib.crc32(sigmas.numpy().tobytes()) == expected, (scheduler, steps, shift)
+
+
+@pytest.mark.parametrize("scheduler", [pytest.param("beta", marks=pytest.mark.slow), "simple", "normal"])
+def test_levels_of_a_flux_with_a_guidance_embedding_are_comfyuis_to_the_last_bit(scheduler):
+    for mu, sums in REFERENCE["crc32_flux"][scheduler].items():
+        for steps, expected in zip(REFERENCE["steps"], sums, strict=True):
+            if steps > 30 and scheduler == "beta" and mu != "1.15":
+                continue  # the quantiles don't depend on the shift
+            sigmas = sampling_sigmas(scheduler, steps, math.exp(float(mu)), NUM_LEVELS_FLUX)
+            assert zlib.crc32(sigmas.numpy().tobytes()) == expected, (scheduler, steps, mu)
 
 
 @pytest.mark.parametrize("scheduler", ["beta", "simple", "normal"])

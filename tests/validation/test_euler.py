@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from chroma_trainer.trainer_core.flow.adaptive_guidance import AdaptiveGuidance
-from chroma_trainer.trainer_core.flow.sigmas import sampling_sigmas
+from chroma_trainer.trainer_core.flow.sigmas import NUM_LEVELS_FLUX, sampling_sigmas
 from chroma_trainer.trainer_core.models.chroma.family import ChromaFamily
 from chroma_trainer.trainer_core.validation.euler import sample, starting_noise
 
@@ -60,6 +60,14 @@ def test_cfg_1_is_a_single_pass_and_needs_no_negative_prompt():
     sample(toy, MODEL, POSITIVE, None, **SETTINGS, steps=4, cfg=1.0)
     assert toy.texts == ["positive"] * 4
     assert toy.sigmas == sampling_sigmas("beta", 4)[:-1].tolist()
+
+
+def test_the_family_says_how_finely_comfyui_divides_the_sigmas_of_its_model():
+    toy = Toy()
+    toy.num_noise_levels = lambda transformer: NUM_LEVELS_FLUX
+    sample(toy, MODEL, POSITIVE, None, **SETTINGS, steps=7, cfg=1.0, scheduler="simple", shift=3.0)
+    assert toy.sigmas == sampling_sigmas("simple", 7, 3.0, NUM_LEVELS_FLUX)[:-1].tolist()
+    assert toy.sigmas != sampling_sigmas("simple", 7, 3.0)[:-1].tolist()
 
 
 def test_cfg_is_two_real_passes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ class FluxFlavour:
     drawn_guidance: float = 3.5
     cfg: float = 1.0
     steps: int = 28
-    shift: float = 3.158
+    shift: float = math.exp(1.15)  # 3.158
     is_masked: bool = False
     is_fast: bool = False
     architecture: str = "flux-1-dev/lora"

@@ -192,6 +192,10 @@ class Family(Protocol):
         """Context manager for sampling: uses the sampling guidance and disables training-only parts."""
         ...
 
+    def num_noise_levels(self, transformer: nn.Module) -> int:
+        """Return the size of the table of sigmas that ComfyUI samples this model with, see flow/sigmas.py."""
+        ...
+
     def predict(
         self,
         transformer: nn.Module,

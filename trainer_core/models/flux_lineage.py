@@ -14,6 +14,7 @@ from ..adapters.files.keys import original_parameter
 from ..config.model import ModelConfig
 from ..devices import DTYPES
 from ..errors import Problem, UserError
+from ..flow.sigmas import NUM_LEVELS
 from ..host import collect
 from ..storage.model_header import stamp_of
 from .family import Convert
@@ -65,6 +66,10 @@ class FluxLikeFamily:
 
     def check_files(self, part: Part, weights: Weights) -> None:
         """Do further checks of a part's files. Raises UserError if they fail."""
+
+    def num_noise_levels(self, transformer: Any) -> int:
+        """See Family. ComfyUI's templates for these models contain ModelSamplingAuraFlow."""
+        return NUM_LEVELS
 
     def part_problems(self, model: ModelConfig, needs_weights: bool = True) -> list[Problem]:
         """Return the problems with the dtype and with each part's files."""

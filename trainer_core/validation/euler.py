@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flow.adaptive_guidance import AdaptiveGuidance
-from ..flow.sigma_density import shift_sigma
-from ..flow.sigmas import sampling_sigmas
+from ..flow.sigmas import sampling_sigmas, shift_as_comfyui
 from ..models.family import Family
 
 OnStep = Callable[[int, int, Tensor], None]
@@ -78,9 +77,11 @@ def sample(
     Returns:
         (1, channels, height / factor, width / factor), fp32, on the device, for ImageCodec.decode.
     """
-    sigmas = sampling_sigmas(scheduler, steps, shift)
+    num_levels = family.num_noise_levels(transformer)
+    sigmas = sampling_sigmas(scheduler, steps, shift, num_levels)
     adaptive = guidance or AdaptiveGuidance(cfg=cfg, threshold=1.0)
-    run = adaptive.start(sigmas.tolist(), float(shift_sigma(torch.tensor(1 - adaptive.cfg_start_pct), shift)))
+    starts_at = shift_as_comfyui(torch.tensor(1 - adaptive.cfg_start_pct), shift, num_levels)
+    run = adaptive.start(sigmas.tolist(), float(starts_at))
     device = next(transformer.parameters()).device
     extra_inputs: dict[str, Any] = {} if reference is None else {"reference": reference}
     noise = starting_noise(width, height, seed=seed, channels=channels, factor=factor)

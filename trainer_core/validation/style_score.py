@@ -88,7 +88,8 @@ def draw_together(
         [renderer.text.get(prompt).to(device) for prompt in texts]
         for texts in (prompts, [settings.negative_prompt] * len(prompts))
     )
-    sigmas = sampling_sigmas(settings.scheduler, settings.steps, settings.shift).to(device)
+    num_levels = family.num_noise_levels(transformer)
+    sigmas = sampling_sigmas(settings.scheduler, settings.steps, settings.shift, num_levels).to(device)
     images: list[np.ndarray] = []
     for width, height in settings.sizes():
         noise = starting_noise(width, height, seed=seed, channels=codec.channels, factor=codec.factor)

@@ -21,6 +21,7 @@ import torch
 SHIFTS = (0.01, 0.5, 1.0, 1.73, 3.0, 3.158, 10.0)
 STEPS = (*range(1, 61), 75, 100, 150, 200, 333, 500, 999, 1000, 1500)
 IN_FULL = ((26, 1.0), (7, 3.0), (3, 0.01))
+FLUX_SHIFTS = (-1.0, 0.0, 0.5, 1.15, 3.0)  # of ModelSamplingFlux: logarithms
 
 
 def take(path: Path, names: set[str], space: dict) -> None:
@@ -31,10 +32,12 @@ def take(path: Path, names: set[str], space: dict) -> None:
 
 comfy = Path(sys.argv[1]) / "comfy"
 space: dict[str, Any] = {"torch": torch, "numpy": numpy, "scipy": scipy, "math": math}
-take(comfy / "model_sampling.py", {"time_snr_shift", "ModelSamplingDiscreteFlow"}, space)
+samplings = {"time_snr_shift", "ModelSamplingDiscreteFlow", "flux_time_shift", "ModelSamplingFlux"}
+take(comfy / "model_sampling.py", samplings, space)
 take(comfy / "samplers.py", {"simple_scheduler", "normal_scheduler", "beta_scheduler"}, space)
 
 crc: dict[str, dict[str, list[int]]] = {}
+flux: dict[str, dict[str, list[int]]] = {}
 full: dict[str, list[float]] = {}
 for scheduler in ("beta", "simple", "normal"):
     for shift in SHIFTS:
@@ -43,7 +46,12 @@ for scheduler in ("beta", "simple", "normal"):
         sigmas = {steps: space[f"{scheduler}_scheduler"](model_sampling, steps) for steps in STEPS}
         crc.setdefault(scheduler, {})[str(shift)] = [zlib.crc32(sigmas[steps].numpy().tobytes()) for steps in STEPS]
         full |= {f"{scheduler} {n} {shift}": sigmas[n].tolist() for n, s in IN_FULL if s == shift}
+    for mu in FLUX_SHIFTS:
+        model_sampling = space["ModelSamplingFlux"]()
+        model_sampling.set_parameters(shift=mu)
+        sigmas = [space[f"{scheduler}_scheduler"](model_sampling, steps) for steps in STEPS]
+        flux.setdefault(scheduler, {})[str(mu)] = [zlib.crc32(s.numpy().tobytes()) for s in sigmas]
 
-text = json.dumps({"steps": STEPS, "crc32": crc, "sigmas": full}, separators=(",", ":"))
+text = json.dumps({"steps": STEPS, "crc32": crc, "crc32_flux": flux, "sigmas": full}, separators=(",", ":"))
 text = text.replace("},", "},\n").replace("],", "],\n") + "\n"
 Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")

@@ -38,6 +38,11 @@ def reference(model):
     return FluxTransformer2DModel.from_pretrained(model.repo, subfolder="transformer").eval().requires_grad_(False)
 
 
+def test_comfyui_divides_the_sigmas_of_a_flux_with_a_guidance_embedding_more_finely(model, reference):
+    transformer = FAMILY.load_transformer(model)
+    assert FAMILY.num_noise_levels(transformer) == (10_000 if reference.config["guidance_embeds"] else 1000)
+
+
 def inputs(sigma: float = 0.7, lengths: tuple[int, ...] = (5,)):
     generator = torch.Generator().manual_seed(1)
     rows = [join(torch.randn(k, 32, generator=generator), torch.randn(16, generator=generator)) for k in lengths]

@@ -17,6 +17,7 @@ from ...config.training import TrainingConfig
 from ...config.validation import ValidationConfig
 from ...devices import DTYPES
 from ...errors import Problem, UserError
+from ...flow.sigmas import NUM_LEVELS, NUM_LEVELS_FLUX
 from ...host import collect
 from ..family import Convert
 from ..flux_lineage import FluxLikeFamily, can_be_planned, check_hub, input_form, is_original, rope
@@ -162,6 +163,9 @@ class FluxFamily(FluxLikeFamily):
             transformer.guidance = training_guidance
             if assistant:
                 assistant.is_on = True
+
+    def num_noise_levels(self, transformer: Any) -> int:
+        return NUM_LEVELS_FLUX if transformer.time_text_embed.has_guidance else NUM_LEVELS
 
     def predict(
         self,
