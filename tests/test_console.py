@@ -50,9 +50,9 @@ def test_the_printed_loss_is_that_of_the_live_page():
     stream, smoothed, losses = io.StringIO(), Smoothed(20), [9.0, *[1.0] * 19]
     console = Console(stream)
     for step, loss in enumerate(losses, start=1):
-        console(StepReport(step, 20, loss, 1e-4, 0.1))
-        shown = smoothed(step, loss)
-    assert f"  20/20  loss {shown:.4f}  lr" in stream.getvalue() and shown < 2.3
+        console(StepReport(step, 20, loss, 1e-4, grad_norm=1.0, seconds=0.1))
+    shown = [smoothed(step, loss) for step, loss in enumerate(losses, start=1)]
+    assert f"  20/20  loss {shown[-1]:.4f}  lr" in stream.getvalue() and shown[-1] < 2.3
 
 
 def test_one_unit_is_in_the_singular():

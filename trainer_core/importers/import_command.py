@@ -43,9 +43,12 @@ def import_config(arguments: argparse.Namespace) -> int:
 
     target = Path(arguments.output)
     problems: list[Problem] = []
-    imported = collect(problems, import_files, [Path(name) for name in arguments.files], arguments.catalogue)
     collect(problems, refuse_existing, "--output", arguments.output, arguments.force)
-    if problems or imported is None:
+    try:
+        imported = import_files([Path(name) for name in arguments.files], arguments.catalogue)
+    except UserError as error:
+        raise UserError([*error.problems, *problems]) from error
+    if problems:
         raise UserError(problems)
     write_json(target, imported.workflow)
     if arguments.json:

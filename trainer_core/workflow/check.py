@@ -75,8 +75,9 @@ def check(
         elif spec.preflight and not faults and _has_inputs(spec, node, resolved):
             faults.extend(spec.preflight(made[node_id], host))
             if warnings is not None and spec.review and not faults:
-                found = collect(faults, spec.review, made[node_id], host) or ()
-                warnings += (f"node {node.id} ({node.type}): {text}" for text in found)
+                found = collect(faults, spec.review, made[node_id], host)
+                if isinstance(found, list):
+                    warnings += (f"node {node.id} ({node.type}): {text}" for text in found)
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 
