@@ -49,6 +49,7 @@ from .trainer_core.lora_tools.verify_command import add_verify, verify_lora
 from .trainer_core.publishing.publish_command import add_publish, publish_lora
 from .trainer_core.run_images.draw_command import add_draw, draw_prompts
 from .trainer_core.sweep.sweep_command import add_sweep, sweep
+from .trainer_core.version import VERSION
 from .trainer_core.wizard.new_command import add_new, new
 
 Call = Callable[[argparse.Namespace], int]
@@ -142,6 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chroma-trainer", description="Train Chroma and Flux LoRAs from ComfyUI workflows."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.set_defaults(trainer=trainer_node, read_graph=read_graph, make_host=tool_host)
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in COMMANDS:

@@ -10,7 +10,7 @@ from chroma_trainer.nodes import CATALOGUE
 from chroma_trainer.nodes.widget_schemas import schemas
 from chroma_trainer.trainer_core.config.model import LEVELS
 from chroma_trainer.trainer_core.data.source.folder import SUFFIXES
-from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.errors import Problem, UserError
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 from chroma_trainer.trainer_core.workflow.check import check
 from chroma_trainer.trainer_core.workflow.execute import execute
@@ -71,10 +71,10 @@ VALUES = [
     # LoadChroma
     ("LoadChroma", {"dtype": "float16"}, "dtype: 'float16' is not one of bf16, fp16, fp32"),
     ("LoadChroma", {"dtype": "bf 16"}, "dtype: 'bf 16' is not one of bf16, fp16, fp32; did you mean 'bf16'?"),
-    ("LoadChroma", {"folder": "Chroma1-HD"}, "folder: 'Chroma1-HD' is not in the diffusers folders (ROOT/models/diffusers)"),
-    ("LoadChroma", {"folder": "../../etc"}, "folder: '../../etc' is not in the diffusers folders (ROOT/models/diffusers)"),
+    ("LoadChroma", {"folder": "Chroma1-HD"}, "folder: 'Chroma1-HD' is not in the diffusers folders (ROOT/models/diffusers); put it there, or name another models folder (headless: --models)"),
+    ("LoadChroma", {"folder": "../../etc"}, "folder: '../../etc' is not in the diffusers folders (ROOT/models/diffusers); put it there, or name another models folder (headless: --models)"),
     ("LoadChroma", {"vae": "ea.safetensors"}, "vae: 'ea.safetensors' is not in the vae folders (ROOT/models/vae); did you mean 'ae.safetensors'?"),
-    ("LoadChroma", {"diffusion_model": "x.safetensors"}, "diffusion_model: 'x.safetensors' is not in the diffusion_models folders (ROOT/models/diffusion_models)"),
+    ("LoadChroma", {"diffusion_model": "x.safetensors"}, "diffusion_model: 'x.safetensors' is not in the diffusion_models folders (ROOT/models/diffusion_models); put it there, or name another models folder (headless: --models)"),
     ("LoadChroma", {"text_encoder": 5}, "text_encoder: 5 is not a string"),
     # QuantizeModel
     ("QuantizeModel", {"level": "int8"}, f"level: 'int8' is not one of {', '.join(LEVELS)}, auto; did you mean 'int8-bnb'?"),
@@ -144,7 +144,7 @@ def test_a_folder_outside_of_what_may_be_read(host, root, tmp_path_factory):
     graph["3"]["inputs"]["folder"] = str(outside)
     assert told(graph, host, root) == [
         f"node 3 (DatasetBackend).folder: {str(outside)!r} is outside the allowed folders (ROOT/data, ASSETS); "
-        "move it into one of them, or set CHROMA_TRAINER_ROOTS to its parent folder"
+        "move it into one of them, or allow its parent folder with CHROMA_TRAINER_ROOTS (headless: --datasets)"
     ]
 
 
@@ -155,7 +155,7 @@ def test_a_link_that_leads_outside(host, root, tmp_path_factory):
     graph["3"]["inputs"]["folder"] = "link"
     assert told(graph, host, root) == [
         "node 3 (DatasetBackend).folder: 'link' is outside the allowed folders (ROOT/data, ASSETS); "
-        "move it into one of them, or set CHROMA_TRAINER_ROOTS to its parent folder"
+        "move it into one of them, or allow its parent folder with CHROMA_TRAINER_ROOTS (headless: --datasets)"
     ]
 
 
@@ -205,3 +205,60 @@ def test_pictures_that_are_all_too_small(host, root):
         "node 5 (LoRATrainer).dataset: none of 1 images can be used: ROOT/data/cats/a.png: "
         "its shorter edge has 32 pixels, min_size is 512"
     ]
+
+
+@pytest.mark.parametrize(
+    ("beside", "fix"),
+    [
+        ("", "Add a .txt file next to each image"),
+        ("metadata.jsonl", "metadata.jsonl lies there: set captions to 'table' to use it"),
+        ("a.caption", "a.caption lies beside it: rename such files to .txt"),
+        ("a.json", "a.json lies beside it: set captions to 'json file' to use such files"),
+    ],
+)
+def test_a_dataset_without_any_caption_is_an_error_of_the_check(host, root, beside, fix):
+    folder = root / "data" / "bare"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    if beside:
+        (folder / beside).write_text('{"file_name": "a.png", "text": "a cat", "caption": "a cat"}', "utf-8")
+    graph = nodes()
+    graph["3"]["inputs"]["folder"] = "bare"
+    problems = check(graph_from_json(graph, schemas()), CATALOGUE, host, warnings := [])
+    assert [(p.node, p.field) for p in problems] == [("5", "dataset")] and warnings == []
+    assert "none of 1 images can be used" in problems[0].message and fix in problems[0].message
+
+
+def test_one_caption_is_enough(host, root):
+    Image.new("RGB", (32, 32)).save(root / "data" / "cats" / "b.png")
+    problems = check(graph_from_json(nodes(), schemas()), CATALOGUE, host, warnings := [])
+    assert problems == [] and any("b.png: its caption file b.txt is missing" in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "it is a pointer of Git LFS to the file, not the file; fetch it with git lfs pull ("),
+        (b"<!DOCTYPE html><html>log in</html>", "only .safetensors files can be read; download it again ("),
+    ],
+)  # fmt: skip
+def test_a_model_file_that_is_no_model_file_is_told_by_the_check(host, root, content, text):
+    (root / "models" / "vae" / "ae.safetensors").write_bytes(content)
+    graph = nodes()
+    graph["1"]["inputs"]["vae"] = "ae.safetensors"
+    (problem,) = check(graph_from_json(graph, schemas()), CATALOGUE, host)
+    assert problem.where == "node 1 (LoadChroma).vae"
+    assert problem.message.startswith("ae.safetensors is not a complete safetensors file: ") and text in problem.message
+
+
+def test_the_package_of_an_optimizer_is_told_by_the_check(host, root, monkeypatch):
+    monkeypatch.setattr("chroma_trainer.trainer_core.quant.packages.version_of", lambda package: "")
+    graph = nodes() | {"6": {"class_type": "OptimizerSettings", "inputs": {"optimizer": "bnb-adamw8bit"}}}
+    graph["5"]["inputs"]["optimizer"] = ["6", 0]
+    (problem,) = check(graph_from_json(graph, schemas()), CATALOGUE, host)
+    assert problem.field == "optimizer" and "bitsandbytes is not installed" in problem.message
+
+
+def test_a_file_is_no_field_of_its_node():
+    assert Problem("a b/c.png", "is broken", "3", "DatasetBackend").where == "node 3 (DatasetBackend): a b/c.png"
+    assert Problem("folder", "is empty", "3", "DatasetBackend").where == "node 3 (DatasetBackend).folder"

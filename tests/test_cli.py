@@ -18,6 +18,7 @@ import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.command_line.interrupts import Interrupts
 from chroma_trainer.trainer_core.storage.atomic import sha256_of
+from chroma_trainer.trainer_core.version import VERSION
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -169,6 +170,27 @@ def test_the_lora_of_another_run_is_kept(cli, home, first, capsys):
 def test_a_sound_workflow(cli, capsys):
     assert cli("check", "workflow.json", *FOLDERS) == 0
     assert capsys.readouterr().out == "workflow.json: no problems\n"
+
+
+def test_the_version(cli, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli("--version")
+    assert end.value.code == 0 and capsys.readouterr().out == f"chroma-trainer {VERSION}\n"
+
+
+def test_configurations_of_other_trainers_are_sent_to_import(cli, home, capsys):
+    (home / "dataset.toml").write_text("[general]\n", "utf-8")
+    assert cli("check", "dataset.toml", *FOLDERS) == 2
+    assert "chroma-trainer import dataset.toml" in capsys.readouterr().err
+    (home / "taken.json").write_text("{}", "utf-8")
+    assert cli("import", "nowhere.json", "-o", "taken.json") == 2
+    text = capsys.readouterr().err
+    assert "nowhere.json: can't be read" in text and "'taken.json' exists already" in text
+
+
+def test_a_field_that_is_none_lists_those_that_are(cli, capsys):
+    assert cli("check", "workflow.json", *FOLDERS, "--set", "LoadChroma.model=hd") == 2
+    assert "its fields are flavour, folder, diffusion_model" in capsys.readouterr().err
 
 
 def test_a_users_mistake_is_exit_code_2_and_no_traceback(cli, capsys):

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from .errors import encodable, printable, reason_of
 from .host import CheckpointSaved, Event, LoraSaved, Notice, PhaseProgress, PhaseStarted, PreviewReady, StepReport
+from .smoothed import Smoothed
 
 PHASES = {
     "start": "checking the request and scanning the dataset",
@@ -27,7 +28,6 @@ PHASES = {
     "validate": "sampling validation images",
     "save": "saving",
 }
-SMOOTHING = 0.05  # weight of the newest step in the moving average of the printed loss
 PLAIN_LINES = 20  # progress lines per loop if the output is not a terminal
 
 
@@ -37,7 +37,8 @@ class Console:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr or open(os.devnull, "w")  # noqa: SIM115  2>&-
         self.alive = self.stream.isatty()
-        self.loss, self.start_time, self.first_step, self.open_line = None, 0.0, 0, False
+        self.smoothed: Smoothed | None = None
+        self.start_time, self.first_step, self.open_line = 0.0, 0, False
         self.phase = ""
 
     def __call__(self, event: Event) -> None:
@@ -45,7 +46,7 @@ class Console:
             if event.phase != self.phase or event.total:
                 self._print_line(
                     f"- {PHASES.get(event.phase, event.phase)}"
-                    + (f": {event.total} {event.unit}" if event.total else "")
+                    + (f": {event.total} {_unit(event)}" if event.total else "")
                 )
             self.phase = event.phase
         elif isinstance(event, PhaseProgress):
@@ -64,13 +65,14 @@ class Console:
             self._print_line(f"  {event.what}: {event.path} ({event.applied} of {event.num_keys} keys match)")
 
     def _print_step(self, event: StepReport) -> None:
-        if self.loss is None or event.step <= self.first_step:  # another trainer in the same graph
-            self.loss, self.start_time, self.first_step = event.loss, time.monotonic() - event.seconds, event.step - 1
-        self.loss += SMOOTHING * (event.loss - self.loss)
+        if self.smoothed is None or event.step <= self.first_step:  # another trainer in the same graph
+            self.smoothed = Smoothed(event.total)
+            self.start_time, self.first_step = time.monotonic() - event.seconds, event.step - 1
+        loss = self.smoothed(event.step, event.loss)
         rate = (time.monotonic() - self.start_time) / max(1, event.step - self.first_step)
         remaining = _format_duration(rate * (event.total - event.step))
         text = (
-            f"  {event.step}/{event.total}  loss {self.loss:.4f}  lr {event.learning_rate:.2e}  {rate:.3g} s/step  "
+            f"  {event.step}/{event.total}  loss {loss:.4f}  lr {event.learning_rate:.2e}  {rate:.3g} s/step  "
             f"{remaining} left"
         )
         self._show_progress(text, event.step, event.total)
@@ -132,3 +134,7 @@ def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _unit(event: PhaseStarted) -> str:
+    return event.unit.removesuffix("s") if event.total == 1 else event.unit

@@ -33,7 +33,9 @@ class Problem:
         if not self.node and not self.node_type:
             return self.field
         place = f"node {self.node} ({self.node_type})" if self.node else self.node_type
-        return f"{place}.{self.field}" if self.field else place
+        if not self.field.isidentifier():  # the name of a file or folder, or ""
+            return f"{place}: {self.field}" if self.field else place
+        return f"{place}.{self.field}"
 
     def at(self, node: str, node_type: str) -> Problem:
         """Return the problem with a node assigned, unless it has one already."""

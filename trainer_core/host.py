@@ -416,6 +416,8 @@ class Paths:
                 return path
         searched = ", ".join(str(root) for root in roots) or "there are none; set --models"
         hint = nearest(relative, self.list_models(kind))
+        if roots and not hint:
+            hint = "; put it there, or name another models folder (headless: --models)"
         raise UserError.at(field_name, f"{name!r} is not in the {kind} folders ({searched}){hint}")
 
     def find_source(self, folder: str, field_name: str) -> str:
@@ -481,7 +483,7 @@ class Paths:
         allowed = ", ".join(str(root) for root in roots)
         is_outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as by a symlink
         if is_outside:
-            fix = f"move it into one of them, or set {ROOTS_VARIABLE} to its parent folder"
+            fix = f"move it into one of them, or allow its parent folder with {ROOTS_VARIABLE} (headless: --datasets)"
             raise UserError.at(field_name, f"{folder!r} is outside the allowed folders ({allowed}); {fix}")
         hint = nearest(text, [path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()])
         raise UserError.at(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from chroma_trainer.cli import main
 from chroma_trainer.trainer_core.comparison.compare_loras import Comparison, Contender, Measured
+from chroma_trainer.trainer_core.storage.safetensors_header import read_header
 from chroma_trainer.trainer_core.train.figures.paired_evals import Evaluation
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -97,6 +98,18 @@ def test_given_images(cli, home, capsys):
     result = json.loads(printed.out)
     assert result["images"] == {"count": 5, "of": "given images"} and result["grids"] == []
     assert "no ValidateSampler is connected" in printed.err
+
+
+@pytest.mark.slow
+def test_the_images_that_a_lora_was_trained_on_are_told(cli, home, capsys):
+    """With --images too, where all of them judge, and of a run that held none out."""
+    file = home / "out" / "loras" / "a.safetensors"
+    metadata = dict(read_header(file).metadata)
+    record = json.loads(metadata["chroma_trainer"])
+    record["request"]["training"]["holdout"] = 0.0
+    save_file(load_file(file), home / "c.safetensors", metadata | {"chroma_trainer": json.dumps(record)})
+    assert cli("c.safetensors", "b", "--workflow", "workflow.json", "--images", "images") == 0
+    assert "A was trained on this dataset with holdout 0.0, so it may know the images" in capsys.readouterr().err
 
 
 def test_all_faults_of_the_files_at_once(cli, home, capsys):

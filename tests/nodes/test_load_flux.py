@@ -23,7 +23,7 @@ def host(tmp_path):
         models[kind] = (tmp_path / kind,)
         (tmp_path / kind).mkdir()
         for name in names.split():
-            (tmp_path / kind / f"{name}.safetensors").touch()
+            (tmp_path / kind / f"{name}.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
     return SinkHost(paths=Paths(output=tmp_path, cache=tmp_path, models=models))
 
 

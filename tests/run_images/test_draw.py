@@ -141,6 +141,19 @@ def test_runs_that_can_not(tmp_path, monkeypatch, state, checkpoints, text):
         drawable_run("cat", tmp_path)
 
 
+def test_a_run_of_a_whole_model_has_no_lora_to_draw_with(tmp_path):
+    folder = run_folder(tmp_path, "finished")
+    (folder / "checkpoints" / "step-000001" / "state.json").write_text("{}", "utf-8")
+    with pytest.raises(UserError, match="has no LoRA in its checkpoints, as it trains the whole model"):
+        drawable_run("cat", tmp_path)
+
+
+def test_a_prompt_is_asked_for_in_words_of_the_command(tmp_path, capsys):
+    run_folder(tmp_path, "finished")
+    assert main(["draw", "cat", "--output", str(tmp_path)]) == 2
+    assert "error: PROMPT: is missing; write at least one after the run" in capsys.readouterr().err
+
+
 def test_all_faults_of_the_node_at_once(tmp_path):
     host = SinkHost(Paths(tmp_path, tmp_path))
     problems = sample_run.preflight(sample_run.Inputs(run="dog", prompts=" \n "), host)

@@ -236,3 +236,10 @@ def test_the_workflow_trains(new: New, home: Path):
     arguments = ["run", "workflow.json", "--output", "out", "--device", "cpu"]
     assert main([*arguments, *(word for value in short for word in ("--set", value))]) == 0
     assert (home / "out" / "loras" / "first.safetensors").is_file()
+
+
+def test_captions_in_another_form_are_told(new: New, home: Path, capsys: pytest.CaptureFixture):
+    (home / "my-dog" / "IMG_0003.txt").unlink()
+    (home / "my-dog" / "metadata.jsonl").write_text('{"file_name": "IMG_0003.png", "text": "a dog"}', "utf-8")
+    assert new("--yes") == 0
+    assert "no captions (metadata.jsonl lies there: set captions to 'table' to use it" in capsys.readouterr().out

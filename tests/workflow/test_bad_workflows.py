@@ -20,7 +20,10 @@ from chroma_trainer.trainer_core.workflow.overrides import override
 from chroma_trainer.trainer_core.workflow.read import graph_from_json, read_workflow
 
 PNG = b"\x89PNG\r\n\x1a\n"
-NO_WORKFLOW = "is JSON, but not a ComfyUI workflow; export one from ComfyUI's menu: Workflow > Export or Export (API)"
+NO_WORKFLOW = (
+    "is JSON, but not a ComfyUI workflow; export one from ComfyUI's menu (Workflow > Export or Export (API)); of another "
+    "trainer's configuration, chroma-trainer import makes one"
+)
 NO_PICTURE = "the image contains no workflow; use one that ComfyUI saved with metadata, or an exported .json"
 NO_FILE = "the file contains no workflow; use a LoRA that ChromaTrainer saved from a workflow, or an exported .json"
 

@@ -224,7 +224,7 @@ def compare(request: TrainRequest, contenders: Sequence[Contender], host: SinkHo
     with torch.inference_mode(False), torch.no_grad():
         plan = plan_run(request, host, is_main=False)
         for contender in contenders:
-            _warn_trained_on(contender, plan, host)
+            _warn_trained_on(contender, plan, host, given)
         state = _build(plan, host)
         folder = (
             host.paths.output / FOLDER / "-".join(contender.path.stem for contender in contenders if contender.path)
@@ -307,15 +307,19 @@ class _Drawer:
         return paths
 
 
-def _warn_trained_on(contender: Contender, plan: RunPlan, host: Host) -> None:
-    """Warn where the file's own record says that it was trained on the images that judge it."""
+def _warn_trained_on(contender: Contender, plan: RunPlan, host: Host, given: bool) -> None:
+    """Warn where the file's own record says that it was trained on the images that judge it.
+
+    Args:
+        given: Whether all images of a folder judge, and not those that are held out.
+    """
     assert contender.path
     try:
         record = json.loads(read_header(contender.path).metadata.get(RECORD, "{}"))
         same, holdout = record["dataset"]["digest"] == plan.index.digest, record["request"]["training"]["holdout"]
     except (OSError, ValueError, KeyError, TypeError, UserError, AttributeError):
         return
-    if same and holdout != plan.request.training.holdout:
+    if same and (given or holdout != plan.request.training.holdout):
         text = f"{contender.label} was trained on this dataset with holdout {holdout}, so it may know the images that are judged"
         host.emit(Notice(text, "warning"))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..config.dataset import CAPTIONS, FolderConfig
 from ..errors import Problem
 from .source.backend import MAX_LISTED, Backend
+from .tables.caption_row import NAMES
 from .tables.caption_source import NO_CAPTION
 
 NUM_SHOWN = 5  # names in a log message; the report lists them all
@@ -73,4 +75,19 @@ def truncate_problems(problems: list[Problem], num_unlisted: int) -> list[Proble
 def _suggest_caption_fix(skipped: list[dict[str, str]]) -> str:
     if not any(entry["reason"].startswith(NO_CAPTION) for entry in skipped):
         return ""
-    return f". Add a .txt file next to each image, or set captions to {', '.join(map(repr, CAPTIONS[1:]))}"
+    image = next(entry["image"] for entry in skipped if entry["reason"].startswith(NO_CAPTION))
+    others = ", ".join(map(repr, CAPTIONS[1:]))
+    return ". " + (find_other_captions(image) or f"Add a .txt file next to each image, or set captions to {others}")
+
+
+def find_other_captions(image: str) -> str:
+    """Return how to use the captions that lie beside an image in another form; "" if there are none."""
+    folder, base = os.path.split(os.path.splitext(image)[0])
+    table = next((name for name in NAMES if os.path.isfile(os.path.join(folder, name))), "")
+    if table:
+        return f"{table} lies there: set captions to 'table' to use it"
+    if os.path.isfile(f"{os.path.join(folder, base)}.json"):
+        return f"{base}.json lies beside it: set captions to 'json file' to use such files"
+    if os.path.isfile(f"{os.path.join(folder, base)}.caption"):
+        return f"{base}.caption lies beside it: rename such files to .txt"
+    return ""

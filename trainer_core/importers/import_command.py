@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..console import print_text
+from ..errors import Problem, UserError
+from ..host import collect
 from ..paths import refuse_existing
 from ..spec import NodeSpec
 from ..storage.atomic import write_json
@@ -40,8 +42,14 @@ def import_config(arguments: argparse.Namespace) -> int:
     from .engine import import_files
 
     target = Path(arguments.output)
-    refuse_existing("--output", arguments.output, arguments.force)
-    imported = import_files([Path(name) for name in arguments.files], arguments.catalogue)
+    problems: list[Problem] = []
+    collect(problems, refuse_existing, "--output", arguments.output, arguments.force)
+    try:
+        imported = import_files([Path(name) for name in arguments.files], arguments.catalogue)
+    except UserError as error:
+        raise UserError([*error.problems, *problems]) from error
+    if problems:
+        raise UserError(problems)
     write_json(target, imported.workflow)
     if arguments.json:
         print(json.dumps({"trainer": imported.trainer, "workflow": str(target), **imported.report.as_json()}, indent=2))

@@ -1,4 +1,4 @@
-"""Optional packages that quantization levels and sage attention need. Imports neither them nor torch."""
+"""Optional packages that quantization levels, optimizers and sage attention need. Imports neither them nor torch."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def missing_for_drawing(settings: ValidationConfig | None) -> list[Problem]:
     """Return a problem if the attention kernel for sampling images is not installed."""
     missing = missing_for(settings.attention) if settings else ""
     return [Problem("attention", f"sage: {missing}; or use same")] if missing else []
+
+
+def missing_for_optimizer(name: str) -> list[Problem]:
+    """Return a problem if the package of an optimizer is not installed."""
+    missing = missing_for("bnb") if name.startswith("bnb-") else ""
+    text = f"{name}: {missing}; or choose adamw_bf16, which needs no extra package"
+    return [Problem("optimizer", text)] if missing else []
 
 
 def version_of(package: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..console import print_text
+from ..errors import UserError
 
 
 def add_draw(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,9 @@ def draw_prompts(arguments: argparse.Namespace) -> int:
     from .drawable import Asked, drawable_run, prompts_in
 
     asked = Asked(arguments.compare or "", arguments.strengths or "", arguments.seeds, arguments.checkpoints or "")
+    if not asked.is_set and not any(prompt.strip() for prompt in arguments.prompts):
+        text = "is missing; write at least one after the run, such as: chroma-trainer draw my-run 'a cat'"
+        raise UserError.at("PROMPT", text)
     prompts = [] if asked.is_set and not arguments.prompts else prompts_in(arguments.prompts)
     folder = drawable_run(arguments.run, Path(arguments.output or "output"))
     arguments.output = str(folder.parent.parent)

@@ -102,8 +102,13 @@ def drawable_run(text: str, output: Path, only_inside: bool = False) -> Path:
     if status and status.state == "running":
         way = f"pause it first: chroma-trainer pause {folder.name}"
         raise UserError.at("run", f"{folder.name} {status.clause()}, and its model fills the memory; {way}")
-    if not layout.list_checkpoints(folder / layout.CHECKPOINTS):
+    checkpoints = layout.list_checkpoints(folder / layout.CHECKPOINTS)
+    if not checkpoints:
         raise UserError.at("run", f"{folder.name} has no checkpoint yet, so there are no weights to sample with")
+    newest = checkpoints[-1]
+    if (newest / layout.CHECKPOINT_STATE).is_file() and not (newest / layout.CHECKPOINT_LORA).is_file():
+        way = f"sample with its model, in {layout.MODELS} of the output folder, as with any other model"
+        raise UserError.at("run", f"{folder.name} has no LoRA in its checkpoints, as it trains the whole model; {way}")
     return folder
 
 

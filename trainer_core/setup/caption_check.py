@@ -13,9 +13,11 @@ from ..config.model import ModelConfig
 from ..config.request import TrainRequest
 from ..data.captions import WILDCARD, final_captions
 from ..data.places.open_source import has_archives, is_remote
+from ..data.skipped_images import SkippedImages
 from ..data.source.backend import Backend, describe_left_out, left_out_report
 from ..data.source.folder import FolderBackend
 from ..data.tables.caption_source import CaptionSource, NoCaption
+from ..errors import UserError
 from ..models.text.tokenizer import find_local_t5_tokenizer, read_t5_pieces
 from ..models.text.unknown_tokens import Encoding, UnknownText, find_unknown
 from .long_texts import LongTexts, watch_lengths
@@ -29,10 +31,15 @@ def describe_dataset(request: TrainRequest) -> list[str]:
 
     Files that are left out or can't be read, and captions that the text encoder can't read or takes only in part. Reads
     every caption and no image. The captions are not checked where the tokenizer is not on this machine yet.
+
+    Raises:
+        UserError: No image of the dataset has a caption, so that a run could not start.
     """
     backends: list[Backend] = []
     wildcards = Wildcards()
     unknown, long = check_texts(wildcards.watch(_captions(request.dataset, backends)), request.model)
+    if not wildcards.has_texts:
+        _refuse_unusable(request.dataset, backends)
     lines = [describe_left_out(entry) for entry in left_out_report(backends)]
     unreadable = [entry for backend in backends for entry in sorted(backend.left_out.unreadable)]
     lines += [f"can't be used: {location}: {reason}" for location, reason in unreadable[:NUM_SHOWN]]
@@ -41,15 +48,28 @@ def describe_dataset(request: TrainRequest) -> list[str]:
     return [*lines, *wildcards.describe(), *describe_texts(unknown, long, "captions")]
 
 
+def _refuse_unusable(dataset: DatasetConfig, backends: list[Backend]) -> None:
+    """Raise the run's own error if images were found: none of them has a caption."""
+    if len(backends) < len(dataset.parts):  # the run reads the others
+        return
+    skipped, num_found = SkippedImages([]), 0
+    for part, backend in zip(dataset.parts, backends, strict=True):
+        skipped.add_unreadable(part, backend)
+        num_found += len(backend.entries())
+    if num_found:
+        raise UserError.at("dataset", skipped.describe_none_used(num_found))
+
+
 class Wildcards:
     """Count captions with wildcards of other trainers, such as {red|blue}, which are not expanded here."""
 
     def __init__(self) -> None:
-        self.count, self.example, self.place = 0, "", ""
+        self.count, self.example, self.place, self.has_texts = 0, "", "", False
 
     def watch(self, texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         """Yield the texts, and where each comes from, as they come."""
         for place, text in texts:
+            self.has_texts = True
             if "{" in text and (match := WILDCARD.search(text)):
                 self.count += 1
                 if not self.example:

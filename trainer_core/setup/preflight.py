@@ -17,7 +17,7 @@ from ..distributed.device_list import devices_for, idle_text, num_launched
 from ..errors import Problem, UserError, reason_of
 from ..host import Host, collect
 from ..models.lora_targets import Linears
-from ..quant.packages import missing_for_drawing, missing_packages
+from ..quant.packages import missing_for_drawing, missing_for_optimizer, missing_packages
 from ..registry import load
 from ..runs.layout import MANIFEST
 from ..storage.bounded_files import Unusable
@@ -74,11 +74,12 @@ def all_problems(
         *family.problems(request.model, needs_weights),
         *device_problems(request.memory, device, dtype),
         *drawing_problems(request.validation, device, dtype),
-        *optimizer_problems(optimizer, device),
         *quantization_problems(quantization, device),
         *products_problems(quantization, device),
         *sharding_problems(request),
     ]
+    if not any(problem.field == "optimizer" for problem in problems):
+        problems += optimizer_problems(optimizer, device)
     if not is_checked_by_family(request.model):
         problems += tokenizer_problems(request.model)
     if not problems:
@@ -116,6 +117,7 @@ def problems_of(request: TrainRequest, host: Host) -> list[Problem]:
         if not (is_remote(root) or backend.has_images() or has_archives(Path(root))):
             problems.append(Problem("dataset", no_images(part.folder, backend)))
     problems += missing_packages(request.model.quantization)
+    problems += missing_for_optimizer(request.optimizer.optimizer)
     problems += missing_for_drawing(request.validation)
     problems += score_problems(request.validation)
     problems += missing_trackers(request)

@@ -21,6 +21,8 @@ MAX_BYTES = 24_000_000
 MAX_TENSORS, MAX_AXES = 200_000, 16
 ALIGNMENT = 8
 METADATA = "__metadata__"
+LFS_START = b"version "  # of the text that Git LFS leaves in place of a file
+LFS_FIX = "fetch it with git lfs pull"
 DTYPE_BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -57,7 +59,10 @@ def read_header(path: Path) -> Header:
     handle = open_regular(path)
     with os.fdopen(handle, "rb") as stream:
         file_size = os.fstat(handle).st_size
-        size = int.from_bytes(stream.read(8).ljust(8, b"\0"), "little")
+        start = stream.read(8)
+        size = int.from_bytes(start.ljust(8, b"\0"), "little")
+        if start == LFS_START:
+            raise Unusable(f"it is a pointer of Git LFS to the file, not the file; {LFS_FIX}")
         if not 2 <= size <= max(2, file_size - 8):
             raise Unusable(f"its first 8 bytes give a header size of {size} bytes; only .safetensors files can be read")
         if size > MAX_BYTES:

@@ -21,6 +21,7 @@ from ..host import (
     StepReport,
 )
 from ..registry import load
+from ..smoothed import Smoothed
 from .tracker import NONE, Opening
 from .worker import Call, TrackerThread
 
@@ -28,30 +29,6 @@ LAST_SECONDS = 60.0  # how long a run waits at its end for pending writes and up
 MAX_NAME = 60  # characters of a prompt's name in the name of a curve
 MEMORY_SECONDS = 5.0  # between two measurements of memory use
 SUMMARY = ("lora", "sha256", "steps", "resumed_from", "seconds_per_step", "peak_ram_bytes", "peak_vram_bytes", "device")
-
-
-class Smoothed:
-    """The bias-corrected running mean of the losses that the live page shows (js/run_state.js).
-
-    m_t = sum_s k^(t - s) x_s / sum_s k^(t - s),   k = 1 - min(0.1, max(0.005, 20 / steps))
-    """
-
-    def __init__(self, num_steps: int):
-        self.keep = 1 - min(0.1, max(0.005, 20 / max(1, num_steps)))
-        self.total = self.weight = 0.0
-        self.last = 0
-
-    def __call__(self, step: int, loss: float) -> float:
-        """Return the mean after this loss.
-
-        Args:
-            step: Counted from 1, increasing; skipped steps are left out.
-            loss: Loss of the step.
-        """
-        decay = self.keep ** (step - self.last)
-        self.total, self.weight = self.total * decay + loss * (1 - decay), self.weight * decay + 1 - decay
-        self.last = step
-        return self.total / self.weight
 
 
 class TrackerSink:

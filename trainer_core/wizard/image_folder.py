@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from ..config.dataset import FolderConfig
 from ..data.captions import COUNTER, written_captions
+from ..data.skipped_images import find_other_captions
 from ..data.source.folder import FolderBackend, no_images
 from ..data.source.formats import readable_suffixes
 from ..data.source.scan import scans
@@ -43,6 +44,7 @@ class ImageFolder:
         num_captioned: images with a caption file that has a caption.
         common_tag: what all captions begin with, up to the first comma; "" if they differ.
         has_telling_names: whether most names describe the image, as far as can be told.
+        other_captions: how to use captions that lie there in another form, if no image has a caption file; else "".
     """
 
     name: str
@@ -53,6 +55,7 @@ class ImageFolder:
     num_captioned: int = 0
     common_tag: str = ""
     has_telling_names: bool = False
+    other_captions: str = ""
 
     @property
     def num_images(self) -> int:
@@ -72,7 +75,8 @@ class ImageFolder:
         small, large = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
         sizes = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}" if large != small else "")
         without = self.num_images - self.num_captioned
-        captions = "no captions" if not self.num_captioned else f"{without} without a caption"
+        captions = f"{without} without a caption" if self.num_captioned else "no captions"
+        captions += f" ({self.other_captions})" if self.other_captions else ""
         left = f"; {len(self.unusable)} can't be used" if self.unusable else ""
         left += f", such as {': '.join(self.unusable[0])}" if self.unusable and with_example else ""
         images = f"{self.num_images} image" + ("s" if self.num_images > 1 else "")
@@ -108,6 +112,7 @@ def look_into(typed: str, host: SinkHost, keeps_scan: bool = False) -> ImageFold
             OPTION, f"none of {len(unusable)} images in {typed!r} can be used, such as {place}: {reason}"
         )
     captions = [_captions(backend, name) for name, _ in usable]
+    others = "" if any(captions) else find_other_captions(backend.path(usable[0][0]))
     return ImageFolder(
         name=name or root.name,
         root=root,
@@ -117,6 +122,7 @@ def look_into(typed: str, host: SinkHost, keeps_scan: bool = False) -> ImageFold
         num_captioned=sum(bool(texts) for texts in captions),
         common_tag=_common_tag(captions),
         has_telling_names=2 * sum(_is_telling(name) for name, _ in usable) > len(usable),
+        other_captions=others and f"{others}, in Dataset Backend of the workflow",
     )
 
 

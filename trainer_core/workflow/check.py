@@ -75,7 +75,9 @@ def check(
         elif spec.preflight and not faults and _has_inputs(spec, node, resolved):
             faults.extend(spec.preflight(made[node_id], host))
             if warnings is not None and spec.review and not faults:
-                warnings += (f"node {node.id} ({node.type}): {text}" for text in spec.review(made[node_id], host))
+                found = collect(faults, spec.review, made[node_id], host)
+                if isinstance(found, list):
+                    warnings += (f"node {node.id} ({node.type}): {text}" for text in found)
         problems.extend(fault.at(node.id, node.type) for fault in faults)
     return problems
 

@@ -16,6 +16,7 @@ from .png_metadata import PNG_MAGIC, read_texts
 
 MAX_BYTES = 16 << 20  # of a workflow's text; the largest known workflows have about 5 MB
 KEYS = ("prompt", "workflow")
+CONFIGURATIONS = (".toml", ".yaml", ".yml", ".sh", ".bat", ".ps1", ".env")  # of other trainers
 NO_IMAGE_WORKFLOW = "the image contains no workflow; use one that ComfyUI saved with metadata, or an exported .json"
 NO_FILE_WORKFLOW = (
     "the file contains no workflow; use a LoRA that ChromaTrainer saved from a workflow, or an exported .json"
@@ -97,4 +98,6 @@ def _suggest_fix(reason: str, where: str) -> str:
         return "save it as UTF-8, or use a .json, .png or .safetensors file"
     if reason.startswith("is not JSON") and where.endswith(".png"):
         return "is not a PNG either; use an image that ComfyUI saved"
+    if reason.startswith("is not JSON") and where.lower().endswith(CONFIGURATIONS):
+        return f"a workflow of another trainer's configuration is made by: chroma-trainer import {where}"
     return "export the workflow again"

@@ -46,7 +46,8 @@ def override(graph: Graph, settings: Sequence[str], catalogue: Mapping[str, Node
         )
         if node.type in catalogue and field not in fields:
             is_socket = any(item.name == field for item in catalogue[node.type].fields())
-            unknown = f"{node.type} has no field {field!r}{nearest(field, tuple(fields))}"
+            hint = nearest(field, tuple(fields)) or f"; its fields are {', '.join(fields)}"
+            unknown = f"{node.type} has no field {field!r}{hint}"
             message = f"{node.type}.{field} is a connection, not a value" if is_socket else unknown
             problems.append(Problem(option, message))
             continue

@@ -13,7 +13,10 @@ from .editor.convert import graph_from_editor, looks_like_editor
 from .embedded import read_carrier
 from .graph import Graph, Schema
 
-HOW_TO_EXPORT = "export one from ComfyUI's menu: Workflow > Export or Export (API)"
+HOW_TO_EXPORT = (
+    "export one from ComfyUI's menu (Workflow > Export or Export (API)); of another trainer's configuration, "
+    "chroma-trainer import makes one"
+)
 
 
 def read_workflow(path: Path, schemas: Mapping[str, Schema]) -> Graph:
