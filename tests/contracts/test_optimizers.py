@@ -134,7 +134,7 @@ def new_run(case, groups=False, seed=3) -> Any:
     return SimpleNamespace(
         is_consistent=True,
         transformer=model, layers=layers, parameters=parameters, optimizer=build(case, params, 0.01, seed), ema=None, step=0, is_full=False,
-        num_steps=100, losses=[], learning_rates=[], eval_losses={}, evaluations={}, leaks={}, leak_meter=None, judge=None, stop_reason="",
+        num_steps=100, losses=[], loss_scale=None, learning_rates=[], eval_losses={}, evaluations={}, leaks={}, leak_meter=None, judge=None, stop_reason="",
         sharding=None, steps_before=0, config=TrainingConfig(),
     )  # fmt: skip
 
