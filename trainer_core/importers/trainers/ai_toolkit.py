@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from ..source_files import ConfigFile, SourceFiles
 from ..value_readers import (
     FAMILIES,
@@ -74,9 +74,9 @@ def _density(value: Any, options: Mapping[str, Any]) -> Values:
     named = {
         "sigmoid": ("logit-normal", 1.0),
         "linear": ("uniform", 1.0),
-        "shift": ("logit-normal", 0.0),
-        "flux_shift": ("logit-normal", 0.0),
-        "lumina2_shift": ("logit-normal", 0.0),
+        "shift": ("uniform", 0.0),
+        "flux_shift": ("uniform", 0.0),
+        "lumina2_shift": ("uniform", 0.0),
     }
     if text(value).lower() not in named:
         raise NotThere("not there; sigmoid there is logit-normal here; auto is used")
@@ -104,6 +104,29 @@ attention = one_of(
 
 def _rate(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
+
+
+def _micro_steps(options: Mapping[str, Any]) -> int:
+    """Return how many of its steps are one step of the optimizer. gradient_accumulation is not counted: a step has all of it."""
+    value = options.get("train.gradient_accumulation_steps")
+    return 1 if value is None else max(1, whole(value))
+
+
+def _accumulation(value: Any, options: Mapping[str, Any]) -> int:
+    unless_zero(value, options)
+    own = options.get("train.gradient_accumulation")
+    return _micro_steps(options) * (1 if own is None else max(1, whole(own)))
+
+
+def _steps(field: str) -> Convert:
+    """Return a converter of a number of steps, which are those of the optimizer here."""
+
+    def convert(value: Any, options: Mapping[str, Any]) -> Values:
+        steps, each = whole(value), _micro_steps(options)
+        note = f"{each} steps there are one here, by gradient_accumulation_steps" if each > 1 and steps else ""
+        return Values({field: -(-steps // each)}, note)
+
+    return convert
 
 
 def _offload(value: Any, options: Mapping[str, Any]) -> Values:
@@ -152,18 +175,17 @@ TABLE = Table(
         Row("network.pretrained_lora_path", "AdapterSettings", "init_lora", model_file("init_lora")),
         Row("save.dtype", "AdapterSettings", "precision", precision),
         Row("train.ema_config.ema_decay", "AdapterSettings", "ema_decay", _ema),
-        Row("train.steps", "LoRATrainer", "steps", whole),
+        Row("train.steps", "LoRATrainer", "steps", _steps("steps")),
         Row("train.batch_size", "LoRATrainer", "batch_size", whole),
-        Row(
-            "train.gradient_accumulation|train.gradient_accumulation_steps", "LoRATrainer", "accumulation", unless_zero
-        ),
+        Row("train.gradient_accumulation", "LoRATrainer", "accumulation", _accumulation),
+        Row("train.gradient_accumulation_steps", "LoRATrainer", "accumulation", _accumulation),
         Row("train.lr", "LoRATrainer", "learning_rate", _rate),
         Row("train.lr_scheduler", "LoRATrainer", "lr_schedule", schedule),
         Row(
             "train.lr_scheduler_params.warmup_steps|train.lr_scheduler_params.num_warmup_steps",
             "LoRATrainer",
             "warmup_steps",
-            whole,
+            _steps("warmup_steps"),
         ),
         Row("train.optimizer_params.weight_decay", "LoRATrainer", "weight_decay", number),
         Row("train.max_grad_norm", "LoRATrainer", "max_grad_norm", number),
@@ -174,9 +196,9 @@ TABLE = Table(
         Row("train.blank_prompt_preservation", "LoRATrainer", "preservation", _blank_preservation),
         Row("train.optimal_noise_pairing_samples", "LoRATrainer", "noise_choice", whole),
         Row("train.seed|training_seed", "LoRATrainer", "seed", whole),
-        Row("save.save_every", "LoRATrainer", "checkpoint_every", whole),
+        Row("save.save_every", "LoRATrainer", "checkpoint_every", _steps("checkpoint_every")),
         Row("save.max_step_saves_to_keep", "LoRATrainer", "keep_checkpoints", whole),
-        Row("sample.sample_every", "LoRATrainer", "validate_every", whole),
+        Row("sample.sample_every", "LoRATrainer", "validate_every", _steps("validate_every")),
         Row("logging.use_wandb", "LoRATrainer", "trackers", if_on("wandb")),
         Row("train.optimizer", "OptimizerSettings", "optimizer", optimizer),
         Row("train.optimizer_params.betas", "OptimizerSettings", "beta1", betas),

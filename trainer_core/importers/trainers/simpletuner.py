@@ -80,6 +80,10 @@ LEVELS = {
     "fp16": NothingToSet("not quantized"),
     "fp32": NothingToSet("not quantized"),
 }
+# Options of the main file that count for every backend without its own.
+INHERITED = (
+    "resolution", "resolution_type", "minimum_image_size", "caption_strategy", "instance_prompt", "aspect_bucket_alignment",
+)  # fmt: skip
 level = one_of(LEVELS, "not there; the model is not quantized")
 ROLLOUT_STEP = 40  # of their timesteps: 0.04 in sigma
 
@@ -373,11 +377,12 @@ TABLE = Table(
         "read_batch_size": "chosen by itself",
         "image_processing_batch_size": "chosen by itself",
         "aspect_bucket_rounding": "bucket sizes are multiples of bucket_step",
-        "resolution": "each folder has its own",
-        "resolution_type": "each folder has its own",
-        "minimum_image_size": "each folder has its own",
-        "aspect_bucket_alignment": "each folder has its own",
-        "instance_prompt": "each folder has its own",
+        "resolution": "of the folders without their own",
+        "resolution_type": "of the folders without their own",
+        "minimum_image_size": "of the folders without their own",
+        "aspect_bucket_alignment": "of the folders without their own",
+        "caption_strategy": "of the folders without their own",
+        "instance_prompt": "of the folders without their own",
         "data_backend_config": "its folders are listed below",
         "user_prompt_library": "its prompts are taken over",
         "validation_prompt": "one of the prompts",
@@ -601,7 +606,7 @@ FOLDERS = Table(
         "video.*": "is for videos",
         "max_num_samples": "would have left out images",
     },
-    defaults={"crop_aspect": "square"},
+    defaults={"crop": False, "crop_style": "random", "crop_aspect": "square"},
 )
 
 
@@ -686,7 +691,8 @@ def _add_folders(settings: Settings, backends: list[Any]) -> None:
 def _folder_options(
     backend: Mapping[str, Any], by_id: Mapping[str, Any], settings: Settings, label: str
 ) -> dict[str, Any]:
-    options = dict(backend)
+    shared = {name: value for name in INHERITED if (value := settings.options.get(name)) is not None}
+    options = {**shared, **backend}
     for name in ("caption_shuffle", "huggingface", "parquet", "video"):
         nested = options.pop(name, None)
         options.update({f"{name}.{key}": value for key, value in nested.items()} if isinstance(nested, dict) else {})
