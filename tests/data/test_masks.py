@@ -125,6 +125,17 @@ def test_what_has_no_mask_is_left_out_with_the_reason_or_stops(pictures, masks, 
     assert len(caught.value.problems) == 3
 
 
+def test_a_mask_that_was_replaced_after_the_scan_is_not_taken_for_the_one_before(pictures, masks, host, tmp_path):
+    for i in range(4):
+        Image.new("L", (80, 60), 50 * (i + 1)).save(masks / f"{i}.png")
+    config = with_masks(pictures.config(), masks)
+    index = build_index(config, host, 0)
+    Image.new("L", (80, 60), 255).save(masks / "2.png")
+    with pytest.raises(UserError, match=r"mask 2\.png was replaced or edited while the run was starting") as caught:
+        weights_of(index, config, host, tmp_path)
+    assert len(caught.value.problems) == 1
+
+
 def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tmp_path):
     half().save(masks / "0.png")
     for i in (1, 2):

@@ -19,6 +19,7 @@ from .buckets import Placement
 from .cache.latents import LatentCache
 from .dataset import Index
 from .degradation import degrade
+from .masks import is_same_shape
 from .sample_table import Sample, SampleTable, TableWriter
 from .source.backend import Backend, Entry, printable_name, stem
 from .source.decode import BrokenImage
@@ -94,7 +95,13 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     backends = tuple(
         FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True)
     )
-    names = [_index_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
+    names: list[dict[str, str]] = []
+    for part, backend, root in zip(config.parts, backends, roots, strict=True):
+        by_stem, copy = _index_by_stem(backend.entries()) if root else ({}, "")
+        names.append(by_stem)
+        if copy:
+            text = f"{part.references!r} has two images named {stem(copy)}, one of them {copy}; remove one"
+            problems.append(Problem(FIELD, text))
     for part, root, degradations in zip(config.parts, roots, steps, strict=True):
         if not root and not degradations:
             message = (
@@ -143,18 +150,30 @@ def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) ->
 
 
 def _place_reference(sample: Sample, name: str, backend: Backend) -> Sample:
-    """Return the sample of a reference file, placed in its target's bucket."""
+    """Return the sample of a reference file, placed in its target's bucket.
+
+    One of the target's shape is resized and cropped exactly as the target, so that both show the same part. Another one
+    is cropped around its middle.
+    """
     scan = scan_bytes(backend.read(name))
     width, height = scan.width, scan.height
-    bucket = sample.placement.bucket
-    scale = max(bucket[0] / width, bucket[1] / height)
-    resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
-    crop = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
-    placed = Placement(bucket, resize, crop)
+    placed = sample.placement if is_same_shape((width, height), sample.size) else _around_middle(sample, width, height)
     path, digest = backend.path(name), scan.pixels_sha256
     return replace(sample, name=name, path=path, sha256=digest, size=(width, height), placement=placed)
 
 
-def _index_by_stem(entries: Iterable[Entry]) -> dict[str, str]:
-    """Return {name without extension: name}."""
-    return {stem(entry.name): entry.name for entry in entries}
+def _around_middle(sample: Sample, width: int, height: int) -> Placement:
+    bucket = sample.placement.bucket
+    scale = max(bucket[0] / width, bucket[1] / height)
+    resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
+    return Placement(bucket, resize, ((resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2))
+
+
+def _index_by_stem(entries: Iterable[Entry]) -> tuple[dict[str, str], str]:
+    """Return {name without extension: name}, and an entry whose name without extension another one has; "" if none."""
+    names: dict[str, str] = {}
+    copy = ""
+    for entry in entries:
+        if names.setdefault(stem(entry.name), entry.name) != entry.name:
+            copy = copy or printable_name(entry.name)
+    return names, copy

@@ -130,7 +130,7 @@ def _planner(trainer: TrainerNode, stop_losers: bool) -> Callable[[Any, SinkHost
         if problems := requirements(request.training, stop_losers):
             raise UserError(problems)
         checked = plan_run(request, host)
-        held = num_held(len(checked.index.samples), request.training.holdout)
+        held = num_held(checked.index.samples, request.training.holdout)
         if held < MIN_HELD_OUT:
             text = f"{held} of {len(checked.index.samples)} images are held out; a sweep needs {MIN_HELD_OUT} or more"
             raise UserError.at("holdout", f"{text}, to tell runs apart; set it higher, or add images")

@@ -24,6 +24,7 @@ from ..buckets import Placement
 from ..dataset import Index, Unreadable
 from ..sample_table import Sample, columns
 from ..source.decode import BrokenImage, decode
+from .changed import Changed, check_unchanged, refuse_changed
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one image of 1024 px, or 256 of 64 px
 LARGEST_BATCH = 8
@@ -86,6 +87,7 @@ def cache_latents(
     Raises:
         Cancelled: Between two batches; latents encoded so far are stored.
         Unreadable: All images that can't be decoded; the others are encoded and stored.
+        UserError: Images were replaced since the index was made; the others are encoded and stored.
     """
 
     faults: dict[str, str] = {}
@@ -118,6 +120,7 @@ def cache_latents(
     keys = digests(latent_key(sample, identity) for sample in index.samples)
     fill(store, keys, make, workers=ranks.as_workers)
     if faults := ranks.merge(faults):
+        refuse_changed(faults)
         raise Unreadable(faults)
     return LatentCache(store, identity)
 
@@ -156,10 +159,16 @@ def _pixels(
     faults: dict[str, str] = {}
     for sample in batch:
         try:
-            image = place_image(decode(index.read(sample)), sample)
+            raw = index.read(sample)
+            whole = decode(raw)
+            if change is None:  # else sha256 also identifies what is done to the image
+                check_unchanged(raw, sample)
+            image = place_image(whole, sample)
             image = change(image, sample) if change else image
             pixels.append(to_tensor(ImageOps.mirror(image) if sample.is_mirrored else image))
             decoded.append(sample)
+        except Changed as error:
+            faults[sample.key] = str(error)
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"
     return decoded, pixels, faults
