@@ -21,7 +21,7 @@ from .dataset import Index
 from .degradation import degrade
 from .masks import is_same_shape
 from .sample_table import Sample, SampleTable, TableWriter
-from .source.backend import Backend, Entry, printable_name, stem
+from .source.backend import Backend, Entry, printable_name, same_name, stem
 from .source.decode import BrokenImage
 from .source.folder import FolderBackend
 from .source.scan import scan_bytes
@@ -116,7 +116,7 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         if steps[sample.part]:
             table.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, descriptions[sample.part])))
             continue
-        name = names[sample.part].get(stem(sample.name))
+        name = names[sample.part].get(same_name(stem(sample.name)))
         if name is None:
             faults.append(f"{printable_name(sample.name)} (no file with that name)")
             continue
@@ -174,6 +174,6 @@ def _index_by_stem(entries: Iterable[Entry]) -> tuple[dict[str, str], str]:
     names: dict[str, str] = {}
     copy = ""
     for entry in entries:
-        if names.setdefault(stem(entry.name), entry.name) != entry.name:
+        if names.setdefault(same_name(stem(entry.name)), entry.name) != entry.name:
             copy = copy or printable_name(entry.name)
     return names, copy
