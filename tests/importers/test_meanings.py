@@ -74,11 +74,12 @@ def test_how_long_kohya_ss_trains(tmp_path: Path, options: dict[str, Any], expec
     assert result.values("LoRATrainer", "learning_rate") == {"learning_rate": 3e-4}  # 0 is none of its own
 
 
-def imported_ai_toolkit(tmp_path: Path, train: dict[str, Any]) -> Result:
+def imported_ai_toolkit(tmp_path: Path, train: dict[str, Any], **more: Any) -> Result:
     process = {
         "type": "sd_trainer", "model": {"arch": "chroma", "name_or_path": "lodestones/Chroma1-HD"},
         "datasets": [{"folder_path": "cats"}], "train": {"lr": 1e-4, **train},
         "save": {"save_every": 200}, "sample": {"sample_every": 250, "prompts": ["a cat"]},
+        **more,
     }  # fmt: skip
     return Result(write(tmp_path / "job.json", {"job": "extension", "config": {"name": "cats", "process": [process]}}))
 
@@ -98,6 +99,30 @@ def test_ai_toolkits_newer_accumulation_is_within_a_step(tmp_path: Path):
     assert result.values("LoRATrainer", *expected) == expected
     both = imported_ai_toolkit(tmp_path, {"steps": 2000, "gradient_accumulation": 2, "gradient_accumulation_steps": 4})
     assert both.values("LoRATrainer", "steps", "accumulation") == {"steps": 500, "accumulation": 8}
+
+
+def test_a_lokr_of_whole_matrices_is_not_scaled(tmp_path: Path):
+    """A dimension of 10000 with an alpha of 1 is a scale of 1 there: alpha divides only factors."""
+    result = imported_kohya(
+        tmp_path, "network_dim = 10000\nnetwork_alpha = 1\nnetwork_args = ['algo=lokr', 'factor=8']"
+    )
+    assert result.values("LoRATrainer", "rank", "alpha") == {"rank": 512, "alpha": 0}
+    assert imported_kohya(tmp_path, "network_dim = 768\nnetwork_alpha = 384").values("LoRATrainer", "alpha") == {
+        "alpha": 256
+    }
+    assert imported_kohya(tmp_path, "network_dim = 32\nnetwork_alpha = 8").values("LoRATrainer", "alpha") == {
+        "alpha": 8
+    }
+    network = {"type": "lokr", "linear": 32, "linear_alpha": 32, "lokr_full_rank": True, "lokr_factor": 8}
+    assert imported_ai_toolkit(tmp_path, {}, network=network).values("LoRATrainer", "rank", "alpha") == {
+        "rank": 512,
+        "alpha": 0,
+    }
+    network["lokr_full_rank"] = False
+    assert imported_ai_toolkit(tmp_path, {}, network=network).values("LoRATrainer", "rank", "alpha") == {
+        "rank": 32,
+        "alpha": 32,
+    }
 
 
 @pytest.mark.parametrize("kind", ["shift", "flux_shift", "lumina2_shift"])

@@ -10,6 +10,7 @@ from ..option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, S
 from ..source_files import ConfigFile, SourceFiles
 from ..value_readers import (
     FAMILIES,
+    MAX_RANK,
     base_model,
     betas,
     cfg_scale,
@@ -106,6 +107,24 @@ def _rate(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
+def _is_whole(options: Mapping[str, Any]) -> bool:
+    """Return whether the matrices of a LoKr are whole, whatever the rank and alpha."""
+    is_lokr = str(options.get("network.type", "")).lower() == "lokr"
+    return is_lokr and flag(options.get("network.lokr_full_rank") or False)
+
+
+def _rank(value: Any, options: Mapping[str, Any]) -> Values:
+    if _is_whole(options):
+        return Values({"rank": MAX_RANK}, "lokr_full_rank: whole matrices, here up to 1024 features")
+    return Values({"rank": whole(value)})
+
+
+def _alpha(value: Any, options: Mapping[str, Any]) -> Values:
+    if _is_whole(options):
+        return Values({"alpha": 0.0}, "lokr_full_rank: whole matrices are not scaled")
+    return Values({"alpha": number(value)})
+
+
 def _micro_steps(options: Mapping[str, Any]) -> int:
     """Return how many of its steps are one step of the optimizer. gradient_accumulation is not counted: a step has all of it."""
     value = options.get("train.gradient_accumulation_steps")
@@ -166,8 +185,8 @@ TABLE = Table(
         Row("model.quantize_te", "QuantizeModel", "text_encoder", _quantized("model.qtype_te")),
         Row("model.low_vram", "QuantizeModel", "quantize_via", if_on("cpu")),
         Row("name", "LoRATrainer", "name", text),
-        Row("network.linear|network.rank", "LoRATrainer", "rank", whole),
-        Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", number),
+        Row("network.linear|network.rank", "LoRATrainer", "rank", _rank),
+        Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", _alpha),
         Row("network.network_kwargs.only_if_contains", "LoRATrainer", "targets", substrings),
         Row("network.type", "AdapterSettings", "kind", kind),
         Row("network.lokr_factor", "AdapterSettings", "lokr_factor", whole),
@@ -257,7 +276,7 @@ TABLE = Table(
         "model.model_kwargs*": "is for other models",
         "logging.*": "set WANDB_PROJECT and WANDB_NAME",
         "sqlite_db_path": "is for its page",
-        "network.lokr_full_rank": "by the rank",
+        "network.lokr_full_rank": "in the rank",
         "sample.network_multiplier": "1",
         "network.old_lokr_format": "the file's format is ComfyUI's",
         "save.hf_*": "nothing is uploaded",

@@ -145,7 +145,7 @@ TABLE = Table(
         Row("fp8_base|fp8_base_unet", "QuantizeModel", "level", if_on("fp8-native")),
         Row("output_name", "LoRATrainer", "name", text),
         Row("network_dim", "LoRATrainer", "rank", whole),
-        Row("network_alpha", "LoRATrainer", "alpha", alpha_of_rank("network_dim", 4)),
+        Row("network_alpha", "LoRATrainer", "alpha", alpha_of_rank("network_dim", 4, "network_args.algo")),
         Row("network_module", "LoRATrainer", "targets", all_linears),
         Row("max_train_steps", "LoRATrainer", "steps", _steps),
         Row("max_train_epochs", "LoRATrainer", "epochs", unless_zero),
