@@ -176,3 +176,21 @@ def test_simpletuners_backends_without_options_of_their_own(tmp_path: Path):
     assert {name: first[name] for name in expected} == expected
     expected = {"resolution": 512, "min_size": 256, "crop": True, "crop_style": "random", "crop_aspect": "square"}
     assert {name: second[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "shift"),
+    [
+        ({}, 3),
+        ({"flow_schedule_shift": None, "flow_schedule_auto_shift": False}, 3),
+        ({"flow_use_uniform_schedule": True}, 3),
+        ({"flow_schedule_shift": 1.5}, 1.5),
+        ({"flow_schedule_shift": 0}, 1),
+        ({"flow_schedule_auto_shift": True}, 0),
+        ({"flux_fast_schedule": True}, 1),
+        ({"model_family": "chroma"}, 1),
+    ],
+)
+def test_simpletuners_shift_for_flux_is_3_unless_it_is_set(tmp_path: Path, options: dict[str, Any], shift: float):
+    main = {"model_family": "flux", "data_backend_config": "config/multidatabackend.json", **options}
+    assert Result(write_simpletuner(tmp_path, main)).values("LoRATrainer", "shift") == {"shift": shift}

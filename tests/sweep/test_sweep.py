@@ -89,7 +89,10 @@ def test_a_run_that_fails_does_not_end_the_others(cli, home, capsys, monkeypatch
     command = ("sweep", "workflow.json", "--set", "LoRATrainer.steps=1", "--over", "rank=4,2", "--output", "fails")
     assert cli(*command) == 2
     printed = capsys.readouterr()
-    assert "rank=4 failed: " in printed.out and "does not fit in the memory. The same command tries it again" in printed.out
+    assert (
+        "rank=4 failed: " in printed.out
+        and "does not fit in the memory. The same command tries it again" in printed.out
+    )
     assert printed.out.splitlines()[1].split()[0] == "2" and "the sweep goes on without it" in printed.err
     failing.add(2)
     monkeypatch.setattr(sweep_module.Sweep, "_has_lora", lambda self, result: False)

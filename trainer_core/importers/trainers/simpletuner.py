@@ -87,6 +87,7 @@ INHERITED = (
     "resolution", "resolution_type", "minimum_image_size", "caption_strategy", "instance_prompt", "aspect_bucket_alignment",
 )  # fmt: skip
 level = one_of(LEVELS, "not there; the model is not quantized")
+DEFAULT_SHIFT = 3  # its Chroma remaps the noise levels by itself, and its guide says that no shift is needed
 ROLLOUT_STEP = 40  # of their timesteps: 0.04 in sigma
 
 
@@ -638,6 +639,8 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
         settings.missing.append(("lr_scheduler", reason))
     elif options["lr_scheduler"] == "constant":  # has no warm-up there
         options.setdefault("lr_warmup_steps", 0)
+    if family == "flux" and not _says_shift(options):
+        options["flow_schedule_shift"] = DEFAULT_SHIFT
     _add_lycoris(settings, file, files)
     _add_prompts(settings, file, files)
     if not is_off(options.get("data_backend_config")):
@@ -647,6 +650,13 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     if isinstance(destination, str) and file_name(destination):
         settings.options["name"] = re.sub(r"[^\w.\- ]+", "-", file_name(destination)).strip(" .-") or "my-lora"
     return settings
+
+
+def _says_shift(options: Mapping[str, Any]) -> bool:
+    """Return whether the noise levels are shifted as an option says, instead of by the default."""
+    instead = ("flow_schedule_auto_shift", "flux_schedule_auto_shift", "flux_fast_schedule")
+    static = (options.get("flow_schedule_shift"), options.get("flux_schedule_shift"))
+    return any(value not in (None, "") for value in static) or any(not is_off(options.get(name)) for name in instead)
 
 
 def _name(name: Any) -> str:
