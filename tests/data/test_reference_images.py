@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
-from chroma_trainer.trainer_core.data.cache.latents import place_image
+from chroma_trainer.trainer_core.data.cache.latents import cache_latents, place_image
 from chroma_trainer.trainer_core.data.dataset import build_index
 from chroma_trainer.trainer_core.data.reference_images import find_references
 from chroma_trainer.trainer_core.data.source.decode import decode
 from chroma_trainer.trainer_core.errors import UserError
+from chroma_trainer.trainer_core.storage.tensor_store import Store
 from PIL import Image
 
 
@@ -77,3 +79,25 @@ def test_two_references_of_one_name_are_one_clear_problem(pictures, host, starts
     config = config_of(pictures, starts)
     with pytest.raises(UserError, match=r"references: 'starts' has two images named a, one of them a\.png; remove one"):
         find_references(build_index(config, host, 0), config)
+
+
+class Codec:
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+
+@pytest.mark.parametrize("degrade", ["", "jpeg 40"])
+def test_a_reference_that_was_replaced_is_not_stored_under_the_hash_of_what_was_there(
+    pictures, host, starts, tmp_path, degrade
+):
+    for shade, name in enumerate(("a.png", "b.png")):
+        pictures(name)
+        for folder in (pictures.folder, starts):
+            Image.new("RGB", (150, 80), (9, 9, shade)).save(folder / name)
+    config = pictures.config(degrade=degrade) if degrade else config_of(pictures, starts)
+    index = build_index(config, host, 0)
+    references = find_references(index, config)
+    cache_latents(references.index, "id", Codec, Store(tmp_path / "unchanged"), host, change=references)
+    Image.new("RGB", (150, 80), (7, 8, 9)).save((pictures.folder if degrade else starts) / "b.png")
+    with pytest.raises(UserError, match=r"b\.png was replaced or edited while the run was starting"):
+        cache_latents(references.index, "id", Codec, Store(tmp_path / "store"), host, change=references)

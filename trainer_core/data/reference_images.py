@@ -38,11 +38,13 @@ class References:
         index: The reference images.
         numbers: Index of the reference by key of the target.
         steps: For each part, how references are made from their targets; () if they are files of their own.
+        descriptions: For each part, a text that identifies its steps.
     """
 
     index: Index
     numbers: Numbers
     steps: tuple[tuple[Step, ...], ...]
+    descriptions: tuple[str, ...]
 
     def of(self, sample: Sample) -> Sample:
         """Return the reference of a sample."""
@@ -58,6 +60,10 @@ class References:
             start: The reference's sample in `index`.
         """
         return degrade(image, self.steps[start.part], start.sha256)
+
+    def identify(self, digest: str, start: Sample) -> str:
+        """Return the sha256 of the reference that is made of a file with this sha256."""
+        return _degraded(digest, self.descriptions[start.part]) if self.steps[start.part] else digest
 
 
 class Targeted(SampleTable):
@@ -114,7 +120,7 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     faults: list[str] = []
     for sample in index.samples if not problems else ():
         if steps[sample.part]:
-            table.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, descriptions[sample.part])))
+            table.append(replace(sample, sha256=_degraded(sample.sha256, descriptions[sample.part])))
             continue
         name = names[sample.part].get(same_name(stem(sample.name)))
         if name is None:
@@ -135,7 +141,12 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         raise UserError(problems)
     samples = Targeted(table.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {key_text(s.placement)}" for s in samples)
-    return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples), steps)
+    numbers = Numbers(sample.key for sample in index.samples)
+    return References(Index(samples, digest, {}, backends), numbers, steps, tuple(descriptions))
+
+
+def _degraded(sha256: str, description: str) -> str:
+    return sha256_text("degraded", sha256, description)
 
 
 def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:

@@ -33,7 +33,12 @@ LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads on each side, at 
 WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode images while the codec runs; a GPU is faster than 1 or 2
 
 
-Change = Callable[[Image.Image, Sample], Image.Image]
+class Change(Protocol):
+    """What is made of images: see reference_images.py."""
+
+    def change(self, image: Image.Image, start: Sample, /) -> Image.Image: ...
+
+    def identify(self, digest: str, start: Sample, /) -> str: ...
 
 
 class Codec(Protocol):
@@ -80,7 +85,8 @@ def cache_latents(
         store: Where latents are stored.
         host: Receives progress.
         largest_batch: Images encoded at once. 1 is best on a CPU, where a batch of 8 takes 1.3 times as long.
-        change: Applied to each image after it is resized and cropped. The sample's sha256 must identify it.
+        change: Its `change` is applied to each image after it is resized and cropped. The sample's sha256 must be the one
+            that `identify` returns for that of the image.
         ranks: Processes that share out the batches. A batch has the same images, whoever encodes it.
         are_pixels: The codec returns the pixels of the images, which are stored in 8 bits: exactly, in a quarter of the
             space.
@@ -161,10 +167,9 @@ def _pixels(
         try:
             raw = index.read(sample)
             whole = decode(raw)
-            if change is None:  # else sha256 also identifies what is done to the image
-                check_unchanged(raw, sample)
+            check_unchanged(raw, sample, change.identify if change else None)
             image = place_image(whole, sample)
-            image = change(image, sample) if change else image
+            image = change.change(image, sample) if change else image
             pixels.append(to_tensor(ImageOps.mirror(image) if sample.is_mirrored else image))
             decoded.append(sample)
         except Changed as error:
