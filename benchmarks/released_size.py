@@ -36,7 +36,7 @@ def measure(level: str, scratch: Path) -> dict[str, Any]:
 
     context = Context(torch.device("cpu"), is_rehearsal=False, out=scratch, scratch=scratch)
     model = replace(product.model_of(context), quantization=QuantizationConfig(level))
-    request, _ = product.request_of(context, model, EDGE, "auto")
+    request = product.request_of(context, model, EDGE, "auto")
     images = str(picture_folder(IMAGES, EDGE, mixed=False, words=product.WORDS))
     dataset = replace(request.dataset, parts=(replace(request.dataset.parts[0], folder=images),), roots=(images,))
     training = replace(request.training, steps=1, eval_images=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,27 @@ def test_what_has_no_mask_is_left_out_with_the_reason_or_stops(pictures, masks, 
     ) as caught:
         build_index(with_masks(pictures.config(on_broken="stop"), masks), host, 0)
     assert len(caught.value.problems) == 3
+
+
+def test_a_mask_that_was_replaced_after_the_scan_is_not_taken_for_the_one_before(pictures, masks, host, tmp_path):
+    for i in range(4):
+        Image.new("L", (80, 60), 50 * (i + 1)).save(masks / f"{i}.png")
+    config = with_masks(pictures.config(), masks)
+    index = build_index(config, host, 0)
+    Image.new("L", (80, 60), 255).save(masks / "2.png")
+    with pytest.raises(UserError, match=r"mask 2\.png was replaced or edited while the run was starting") as caught:
+        weights_of(index, config, host, tmp_path)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_mask_has_the_name_of_its_image_in_any_spelling_of_unicode(pictures, masks, host):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for number in range(4):
+        half().save(masks / f"{number}.png")
+    pictures(f"{composed}.png", (80, 60))
+    half().save(masks / f"{decomposed}.png")
+    index = build_index(with_masks(pictures.config(), masks), host, 0)
+    assert len(index.samples) == 5 == len(present(index.masks).samples)
 
 
 def test_masks_that_teach_nothing_are_told_all_at_once(pictures, masks, host, tmp_path):

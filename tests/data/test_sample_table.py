@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from chroma_trainer.trainer_core.data.buckets import Placement
-from chroma_trainer.trainer_core.data.holdout import split
+from chroma_trainer.trainer_core.data.holdout import keeps_copies_together, num_held, split
 from chroma_trainer.trainer_core.data.sample_table import BLOCK, Chosen, Sample, TableWriter, columns
 
 
@@ -59,6 +60,32 @@ def test_a_holdout_is_a_choice():
     assert sorted(s.sha256 for s in (*trained, *held)) == [sample(i).sha256 for i in range(10)]
     listed = split([sample(i) for i in range(10)], 0.3)
     assert [list(part) for part in listed] == [list(trained), list(held)]
+
+
+def copies(count: int, times: int) -> list[Sample]:
+    """Each image in several parts, as at several resolutions."""
+    return [replace(sample(i), key=f"{part}/{i}", part=part) for part in range(times) for i in range(count)]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.25, 0.5])
+def test_samples_of_one_image_are_held_out_together(share):
+    samples = copies(12, 3)
+    trained, held = split(samples, share)
+    assert held and not {s.sha256 for s in held} & {s.sha256 for s in trained}
+    assert len(held) <= max(3, share * len(samples)) and len(held) == num_held(samples, share)
+    assert sorted(s.key for s in (*trained, *held)) == sorted(s.key for s in samples)
+    assert keeps_copies_together(samples, share)
+
+
+def test_a_single_image_is_split_all_the_same():
+    samples = copies(1, 4)
+    trained, held = split(samples, 0.3)
+    assert (len(trained), len(held)) == (3, 1) == (4 - num_held(samples, 0.3), num_held(samples, 0.3))
+
+
+def test_images_without_copies_are_chosen_one_by_one():
+    assert not keeps_copies_together(table(10), 0.3) and num_held(table(10), 0.3) == 3
+    assert num_held(table(10), 0) == 0 and not keeps_copies_together(table(10), 0)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import PurePosixPath
 
@@ -10,6 +11,7 @@ import pytest
 from chroma_trainer.trainer_core.config.dataset import DatasetConfig
 from chroma_trainer.trainer_core.dataset_doctor.clean_copy import captions_table, free_folder, to_leave_out, write_copy
 from chroma_trainer.trainer_core.dataset_doctor.examine_dataset import examine_dataset
+from chroma_trainer.trainer_core.dataset_doctor.image_list import list_images
 from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from PIL import Image
 
@@ -81,6 +83,42 @@ def test_an_archive_becomes_a_folder(host, cats, tmp_path):
     write_copy(images, to_leave_out(report), tmp_path / "clean", host)
     files = {PurePosixPath(name).name: content for name, content in files_of(tmp_path / "clean").items()}
     assert files == {"a.png": (cats / "a.png").read_bytes(), "a.txt": b"one\n"}
+
+
+@pytest.mark.parametrize("name", ["../../../stolen.png", "/../../../stolen.png"])
+def test_no_name_in_an_archive_leads_out_of_the_copy(host, cats, tmp_path, name):
+    """An archive may come from a stranger."""
+    folder = tmp_path / "strangers"
+    folder.mkdir()
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        archive.add(cats / "a.png", "a.png")
+        archive.add(cats / "b.png", name)
+        archive.add(cats / "b.txt", name.replace(".png", ".txt"))
+    images = list_images(dataset(folder), host)
+    (stranger,) = (image for image in images.images if "stolen" in image.name)
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=r"stolen\.png leads out of the folder of the copy"):
+        write_copy(images, (), tmp_path / "deep" / "er" / "copy", host)
+    assert files_of(tmp_path) == before
+    assert write_copy(images, {stranger.number}, tmp_path / "deep" / "er" / "copy", host) == 1
+    assert not [path for path in tmp_path.rglob("stolen*")]
+
+
+def test_a_folder_is_listed_once_for_all_of_its_images(host, folder, save, tmp_path, monkeypatch):
+    for number in range(12):
+        save(f"{number}.png", scene(number), "a scene")
+        Image.new("L", (128, 128), 255).save(folder / f"{number}-masklabel.png")
+    images = list_images(dataset(folder), host)
+    listed: list[str] = []
+
+    def counting(call):
+        return lambda path=".": listed.append(str(path)) or call(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, counting(getattr(os, name)))
+    assert write_copy(images, (), tmp_path / "copy", host) == 12
+    assert sum(path == str(folder) for path in listed) <= 2  # the other time for the tables
+    assert len(files_of(tmp_path / "copy")) == 36
 
 
 def test_the_table_of_captions_is_read_back(host, cats):

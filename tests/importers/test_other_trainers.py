@@ -239,7 +239,7 @@ def test_diffusion_pipe(tmp_path: Path):
         "flavour": "hd",
     }
     assert [(node["resolution"], node["repeats"]) for node in result.nodes("DatasetBackend")] == [(512, 5), (1024, 5)]
-    assert [node["max_aspect"] for node in result.nodes("DatasetBackend")] == [2, 2] and not result.missing
+    assert [len(node["aspects"].split(",")) for node in result.nodes("DatasetBackend")] == [7, 7] and not result.missing
     assert result.values("LoRATrainer", "loss", "huber_c") == {"loss": "huber", "huber_c": 0.5}
 
 

@@ -140,7 +140,7 @@ def test_lycoris_and_degraded_references(tmp_path: Path):
     result = Result(path)
     expected = {"kind": "lokr", "lokr_factor": 16}
     assert result.values("AdapterSettings", *expected) == expected
-    assert result.values("LoRATrainer", "rank", "alpha") == {"rank": 512, "alpha": 1}
+    assert result.values("LoRATrainer", "rank", "alpha") == {"rank": 512, "alpha": 0}
     assert result.values("DatasetBackend", "degrade") == {"degrade": "jpeg 10-30 + jpeg 10-30"}
     assert "canny" in result.missing["a.conditioning"]
 

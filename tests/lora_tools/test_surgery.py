@@ -82,6 +82,20 @@ def test_a_merge_is_exact_and_ranks_add(save, tmp_path, capsys):
     assert_equal(delta(tmp_path / "c.safetensors"), expected(0.8 * 0.5 - 0.5))
 
 
+def test_a_file_of_strength_0_adds_no_layers(save, tmp_path, capsys):
+    """Also not those that it has alone."""
+    one, two = diffusers_tensors(), diffusers_tensors()
+    layer = next(iter(two)).rpartition(".lora_")[0]
+    paths = [
+        save(one, name="one.safetensors"),
+        save({k: v for k, v in two.items() if not k.startswith(layer)}, name="two.safetensors"),
+    ]
+    assert main(["lora", "merge", f"{paths[0]}:0", str(paths[1]), "-o", str(tmp_path / "c.safetensors")]) == 0
+    assert delta(tmp_path / "c.safetensors").keys() == delta(paths[1]).keys()
+    assert main(["lora", "merge", f"{paths[0]}:0", f"{paths[1]}:0", "-o", str(tmp_path / "d.safetensors")]) == 2
+    assert "would have no layers" in capsys.readouterr().err
+
+
 def test_a_merge_to_a_rank_states_its_error(save, tmp_path, capsys):
     one, two = (
         save(diffusers_tensors(), name="one.safetensors"),

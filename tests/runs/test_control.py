@@ -82,6 +82,32 @@ def test_resume_needs_a_pause(tmp_path, holder):
     assert take_command(tmp_path) == ""
 
 
+def test_resume_leaves_a_stop_that_was_not_heard_yet(tmp_path, holder):
+    control.write_status(tmp_path, control.Status("running", 3, 9, "train", holder.pid))
+    request(tmp_path, "stop")
+    with pytest.raises(UserError, match="only a paused run can be resumed"):
+        request(tmp_path, "resume")
+    assert take_command(tmp_path) == "stop"
+
+
+def test_a_command_sent_while_another_is_read_is_heard_next(tmp_path, holder, monkeypatch):
+    control.write_status(tmp_path, control.Status("running", 3, 9, "train", holder.pid))
+    request(tmp_path, "pause")
+    read = control.read_json
+
+    def read_slowly(path, size):
+        value = read(path, size)
+        monkeypatch.setattr(control, "read_json", read)
+        request(tmp_path, "stop")
+        return value
+
+    monkeypatch.setattr(
+        control, "read_json", lambda path, size: (read_slowly if "command" in path.name else read)(path, size)
+    )
+    assert [take_command(tmp_path) for _ in range(3)] == ["pause", "stop", ""]
+    assert not list(tmp_path.glob("*command*")) and not list(tmp_path.glob(".*command*"))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"command": "rm -rf"}', '{"command": 3}'])
 def test_what_is_no_command_is_none(tmp_path, text):
     (tmp_path / control.COMMAND).write_text(text, "utf-8")

@@ -146,6 +146,22 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1 and store.missing(["a", "b"]) == ["b"]
 
 
+def test_a_shard_that_another_process_sets_aside_or_that_is_deleted_is_made_again(tmp_path):
+    Store(tmp_path).put(tensors("a", "b"))
+    told: list[str] = []
+    one, other, emptied = (Store(tmp_path, told.append) for _ in range(3))
+    (path,) = tmp_path.glob("*.safetensors")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert [store.missing(["a", "b"]) for store in (one, other)] == [["a", "b"]] * 2 and len(told) == 1
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert emptied.missing(["b"]) == ["b"]
+    for store in (one, other):
+        store.put(tensors("a", "b"))
+        assert torch.equal(store.get("a"), tensors("a")["a"]) and store.missing(["a", "b"]) == []
+
+
 def test_headers_of_strange_files_are_passed_over(tmp_path):
     header = json.dumps([1, 2]).encode()
     (tmp_path / "list.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -69,6 +69,9 @@ def test_all_faults_at_once_and_too_many_runs():
     assert len(raised.value.problems) == 3
     with pytest.raises(UserError, match="600 runs"):
         axes_of(f"rank={','.join(map(str, range(1, 601)))}")
+    fields = ("rank", "LoRATrainer.seed", "LoRATrainer.steps", "batch_size", "accumulation", "patience", "noise_choice")
+    with pytest.raises(UserError, match=f"makes {49**7} runs"):  # none of them is made
+        axes_of(*(f"{field}={','.join(map(str, range(1, 50)))}" for field in fields))
     with pytest.raises(UserError, match="is missing"):
         axes_of()
     with pytest.raises(UserError, match="swept twice"):

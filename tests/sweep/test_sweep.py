@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from chroma_trainer.trainer_core.errors import UserError
 from chroma_trainer.trainer_core.host import Notice
 from chroma_trainer.trainer_core.sweep import sweep as sweep_module
 from chroma_trainer.trainer_core.train import run as run_module
@@ -72,6 +73,37 @@ def test_a_sweep_that_was_ended_goes_on(cli, home, capsys, monkeypatch):
     }  # fmt: skip
     assert cli(*command, "--json") == 0  # nothing is left to train
     assert trained == [1, 2, 3, 1, 2, 3] and len(json.loads(capsys.readouterr().out)["runs"]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_end_the_others(cli, home, capsys, monkeypatch):
+    """Such as one that does not fit in the memory, at night."""
+    fit, failing = run_module.fit, {4}
+
+    def fit_or_fail(state, host, hooks):
+        if state.config.rank in failing:
+            raise UserError.at("rank", "does not fit in the memory")
+        fit(state, host, hooks)
+
+    monkeypatch.setattr(run_module, "fit", fit_or_fail)
+    command = ("sweep", "workflow.json", "--set", "LoRATrainer.steps=1", "--over", "rank=4,2", "--output", "fails")
+    assert cli(*command) == 2
+    printed = capsys.readouterr()
+    assert (
+        "rank=4 failed: " in printed.out
+        and "does not fit in the memory. The same command tries it again" in printed.out
+    )
+    assert printed.out.splitlines()[1].split()[0] == "2" and "the sweep goes on without it" in printed.err
+    failing.add(2)
+    monkeypatch.setattr(sweep_module.Sweep, "_has_lora", lambda self, result: False)
+    assert cli(*command) == 2
+    told = capsys.readouterr().err
+    assert all(f"does not fit in the memory (with rank={rank})" in told for rank in (2, 4))
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    assert cli(*command, "--json") == 0  # the first one alone is left
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["runs"]) == 2 and result["failed"] == {}
 
 
 def test_the_runs_of_a_graph_with_a_sweep_stand_alone():

@@ -14,7 +14,7 @@ from ..host import Host
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
 from .sample_table import Sample, TableWriter
-from .source.backend import Entry, printable_name, stem
+from .source.backend import Entry, printable_name, same_name, stem
 from .source.decode import decode_mask
 from .source.folder import MASK_LABEL, FolderBackend
 from .source.scan import scans
@@ -200,4 +200,4 @@ def _stems(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def _stem(name: str) -> str:
-    return MASK_LABEL.sub("", stem(name))
+    return same_name(MASK_LABEL.sub("", stem(name)))

@@ -21,7 +21,7 @@ from .dataset import Index
 from .degradation import degrade
 from .masks import is_same_shape
 from .sample_table import Sample, SampleTable, TableWriter
-from .source.backend import Backend, Entry, printable_name, stem
+from .source.backend import Backend, Entry, printable_name, same_name, stem
 from .source.decode import BrokenImage
 from .source.folder import FolderBackend
 from .source.scan import scan_bytes
@@ -38,11 +38,13 @@ class References:
         index: The reference images.
         numbers: Index of the reference by key of the target.
         steps: For each part, how references are made from their targets; () if they are files of their own.
+        descriptions: For each part, a text that identifies its steps.
     """
 
     index: Index
     numbers: Numbers
     steps: tuple[tuple[Step, ...], ...]
+    descriptions: tuple[str, ...]
 
     def of(self, sample: Sample) -> Sample:
         """Return the reference of a sample."""
@@ -58,6 +60,10 @@ class References:
             start: The reference's sample in `index`.
         """
         return degrade(image, self.steps[start.part], start.sha256)
+
+    def identify(self, digest: str, start: Sample) -> str:
+        """Return the sha256 of the reference that is made of a file with this sha256."""
+        return _degraded(digest, self.descriptions[start.part]) if self.steps[start.part] else digest
 
 
 class Targeted(SampleTable):
@@ -95,7 +101,13 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     backends = tuple(
         FolderBackend(Path(root)) if root else own for root, own in zip(roots, index.backends, strict=True)
     )
-    names = [_index_by_stem(backend.entries()) if root else {} for backend, root in zip(backends, roots, strict=True)]
+    names: list[dict[str, str]] = []
+    for part, backend, root in zip(config.parts, backends, roots, strict=True):
+        by_stem, copy = _index_by_stem(backend.entries()) if root else ({}, "")
+        names.append(by_stem)
+        if copy:
+            text = f"{part.references!r} has two images named {stem(copy)}, one of them {copy}; remove one"
+            problems.append(Problem(FIELD, text))
     for part, root, degradations in zip(config.parts, roots, steps, strict=True):
         if not root and not degradations:
             message = (
@@ -108,9 +120,9 @@ def find_references(index: Index, config: DatasetConfig) -> References:
     faults: list[str] = []
     for sample in index.samples if not problems else ():
         if steps[sample.part]:
-            table.append(replace(sample, sha256=sha256_text("degraded", sample.sha256, descriptions[sample.part])))
+            table.append(replace(sample, sha256=_degraded(sample.sha256, descriptions[sample.part])))
             continue
-        name = names[sample.part].get(stem(sample.name))
+        name = names[sample.part].get(same_name(stem(sample.name)))
         if name is None:
             faults.append(f"{printable_name(sample.name)} (no file with that name)")
             continue
@@ -129,7 +141,12 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         raise UserError(problems)
     samples = Targeted(table.finish(lambda part, name: backends[part].path(name)), index.samples)
     digest = sha256_texts(f"{s.key} {s.sha256} {key_text(s.placement)}" for s in samples)
-    return References(Index(samples, digest, {}, backends), Numbers(sample.key for sample in index.samples), steps)
+    numbers = Numbers(sample.key for sample in index.samples)
+    return References(Index(samples, digest, {}, backends), numbers, steps, tuple(descriptions))
+
+
+def _degraded(sha256: str, description: str) -> str:
+    return sha256_text("degraded", sha256, description)
 
 
 def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) -> list[str]:
@@ -146,22 +163,28 @@ def _describe_steps(config: DatasetConfig, steps: Sequence[tuple[Step, ...]]) ->
 def _place_reference(sample: Sample, name: str, backend: Backend) -> Sample:
     """Return the sample of a reference file, placed in its target's bucket.
 
-    A reference of the target's shape shows the same part as the target, however that is cropped: what the model learns
-    to change is not where things are. Of one of another shape it is the middle.
+    One of the target's shape is resized and cropped exactly as the target, so that both show the same part. Another one
+    is cropped around its middle.
     """
     scan = scan_bytes(backend.read(name))
-    size = scan.width, scan.height
-    placed = sample.placement if is_same_shape(size, sample.size) else _around_middle(size, sample.placement.bucket)
-    return replace(sample, name=name, path=backend.path(name), sha256=scan.pixels_sha256, size=size, placement=placed)
+    width, height = scan.width, scan.height
+    placed = sample.placement if is_same_shape((width, height), sample.size) else _around_middle(sample, width, height)
+    path, digest = backend.path(name), scan.pixels_sha256
+    return replace(sample, name=name, path=path, sha256=digest, size=(width, height), placement=placed)
 
 
-def _around_middle(size: tuple[int, int], bucket: tuple[int, int]) -> Placement:
-    """Return the placement of the largest part of the bucket's shape, from the middle of an image of this size."""
-    scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    resize = max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
+def _around_middle(sample: Sample, width: int, height: int) -> Placement:
+    bucket = sample.placement.bucket
+    scale = max(bucket[0] / width, bucket[1] / height)
+    resize = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
     return Placement(bucket, resize, ((resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2))
 
 
-def _index_by_stem(entries: Iterable[Entry]) -> dict[str, str]:
-    """Return {name without extension: name}."""
-    return {stem(entry.name): entry.name for entry in entries}
+def _index_by_stem(entries: Iterable[Entry]) -> tuple[dict[str, str], str]:
+    """Return {name without extension: name}, and an entry whose name without extension another one has; "" if none."""
+    names: dict[str, str] = {}
+    copy = ""
+    for entry in entries:
+        if names.setdefault(same_name(stem(entry.name)), entry.name) != entry.name:
+            copy = copy or printable_name(entry.name)
+    return names, copy

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -22,7 +22,8 @@ from .image_list import ImageList, ListedImage
 PHASE = "copying the images"
 END = "-clean"
 IN_NO_FILE = ("filename", "instance prompt")  # captions that are in no file
-BESIDE = (".txt", ".json", "-masklabel.*", "-condlabel.*")  # ends of the files that belong to an image
+BESIDE = (".txt", ".json")  # ends of the files that belong to an image
+LABEL = re.compile(r"(.+)-(?:mask|cond)label\.[^.]*", re.IGNORECASE)  # masks and conditioning images of one
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -78,9 +79,10 @@ def write_copy(images: ImageList, left_out: Collection[int], target: Path, host:
         staging = Path(temporary) / target.name
         staging.mkdir()
         host.emit(PhaseStarted(PHASE, len(chosen), "images"))
+        labels: dict[Path, dict[str, list[str]]] = {}
         for done, image in enumerate(chosen, 1):
             host.check_cancelled()
-            _copy_image(images, image, staging)
+            _copy_image(images, image, staging, labels)
             host.emit(PhaseProgress(PHASE, done, len(chosen)))
         _copy_tables(images, staging)
         if target.exists():
@@ -101,19 +103,47 @@ def _refuse(images: ImageList, chosen: Collection[ListedImage], target: Path) ->
     roots = (Path(backend.root) for backend in images.backends.values() if isinstance(backend, FolderBackend))
     if any(target.resolve().is_relative_to(root.resolve()) for root in roots):
         problems.append(Problem("copy", f"{str(target)!r} is inside of the dataset, which would train it too"))
+    outside = [image.label for image in chosen if not _is_inside(target, image.name)]
+    if outside:
+        others = f" and {len(outside) - 1} others lead" if len(outside) > 1 else " leads"
+        text = f"{outside[0]}{others} out of the folder of the copy; rename it in the archive or store, or leave it out"
+        problems.append(Problem("copy", text))
     if problems:
         raise UserError(problems)
 
 
-def _copy_image(images: ImageList, image: ListedImage, target: Path) -> None:
+def _is_inside(target: Path, name: str) -> bool:
+    """Return whether a name is that of a file below a folder. Names in archives and stores may have .. or be absolute."""
+    folder = os.path.abspath(target)
+    return Path(os.path.abspath(os.path.join(folder, name))).is_relative_to(folder)
+
+
+def _labels_in(folder: Path) -> dict[str, list[str]]:
+    """Return the masks and conditioning images in a folder by the name of their image without its ending."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        if match := LABEL.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    return found
+
+
+def _copy_image(images: ImageList, image: ListedImage, target: Path, labels: dict[Path, dict[str, list[str]]]) -> None:
+    """Copy an image and what belongs to it.
+
+    Args:
+        labels: See _labels_in, by folder; filled in, so that each folder is listed once.
+    """
     path, backend = target / image.name, images.backends[image.part]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(images.read(image))
     if isinstance(backend, FolderBackend):
         source = Path(backend.root) / image.name
-        for file in (file for end in BESIDE for file in source.parent.glob(f"{glob.escape(stem(source.name))}{end}")):
-            if file.is_file():
-                shutil.copyfile(file, path.parent / file.name)
+        if source.parent not in labels:
+            labels[source.parent] = _labels_in(source.parent)
+        own = stem(source.name)
+        for name in (*(own + end for end in BESIDE), *labels[source.parent].get(own, ())):
+            if (source.parent / name).is_file():
+                shutil.copyfile(source.parent / name, path.parent / name)
     elif image.captions and images.parts[image.part].captions not in IN_NO_FILE:
         Path(f"{stem(str(path))}.txt").write_text("\n".join(image.captions) + "\n", "utf-8", newline="\n")
 

@@ -18,7 +18,7 @@ from ..data.source.backend import describe_left_out, left_out_report
 from ..data.source.decode import BrokenImage, decode
 from ..host import Host, PhaseProgress, PhaseStarted
 from .checks.caption_checks import CountTokens, case_of, check_captions
-from .checks.copies import find_copies
+from .checks.copies import Copy, find_copies
 from .checks.image_measures import Measures, measure
 from .checks.loss_outliers import LossReport, check_losses
 from .checks.repeated_marks import find_marks, gradients_of, pick_for_marks
@@ -143,12 +143,14 @@ def _finding(
 def _check_copies(looked: Sequence[Looked], host: Host) -> list[Finding]:
     """Return the images that are copies of others, each group with the image that it is a copy of."""
     copies = find_copies([item.measures for item in looked], host.check_cancelled)
-    groups = {first: number for number, first in enumerate(dict.fromkeys(copy.of for copy in copies), 1)}
+    groups: dict[int, list[Copy]] = {}
+    for copy in copies:
+        groups.setdefault(copy.of, []).append(copy)
     cases = []
-    for first, number in groups.items():
+    for number, (first, group) in enumerate(groups.items(), 1):
         original = looked[first].image
         cases.append(case_of(original, group=number))
-        for copy in (copy for copy in copies if copy.of == first):
+        for copy in group:
             image, how = looked[copy.index].image, "mirror image of" if copy.is_mirrored else "nearly"
             how = "exact copy of" if image.sha256 == original.sha256 else how
             cases.append(case_of(image, f"{how} #{original.number}", group=number))

@@ -18,6 +18,7 @@ from .option_table import Convert, NothingToSet, NotThere, Values, Wrong
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 RENAMED_REPOS = {"lodestones/chroma": "hd", "lodestones/chroma1-hd-flash": "flash"}
+MAX_RANK = 512  # of an adapter here
 NUM_BLOCKS = 57  # of Chroma and Flux
 FAMILIES = "there is chroma and flux"  # what can be trained
 MEMBER = re.compile(r"(\d+)\s*[xX*,]\s*(\d+)")
@@ -119,16 +120,23 @@ def all_linears(value: Any, others: Mapping[str, Any]) -> Values:
     return Values({"targets": "ai-toolkit"}, "all Linears of the blocks")
 
 
-def alpha_of_rank(rank_option: str, usual_rank: int) -> Convert:
+def alpha_of_rank(rank_option: str, usual_rank: int, kind_option: str = "") -> Convert:
     """Return a converter of alpha that says how the update is scaled.
+
+    A LoKr of a rank above MAX_RANK has whole matrices there, which alpha does not scale.
 
     Args:
         rank_option: their name of the rank.
         usual_rank: the rank where it is not set.
+        kind_option: their name of the kind of adapter; "" if it is never a LoKr.
     """
 
     def convert(value: Any, others: Mapping[str, Any]) -> Values:
         alpha, rank = number(value), number(others.get(rank_option) or usual_rank)
+        if rank > MAX_RANK:
+            is_whole = str(others.get(kind_option, "")).lower() == "lokr"
+            note = "whole matrices there, which it does not scale" if is_whole else f"for a rank of {MAX_RANK}"
+            return Values({"alpha": 0.0 if is_whole else round(alpha * MAX_RANK / rank, 2)}, note)
         is_scaled = alpha < rank != 0
         note = f"the update is scaled by {alpha / rank:.3g}, as there; keep the learning rate" if is_scaled else ""
         return Values({"alpha": alpha}, note)

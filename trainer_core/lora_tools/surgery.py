@@ -151,8 +151,13 @@ def merge(loras: Sequence[tuple[LoraReader, float]], cut: Cut, losses: Losses, p
         require_lora(lora)
     names = list(dict.fromkeys(name for lora, _ in loras for name in lora.places))
     for done, name in enumerate(names):
-        pairs = [(_product(lora, name, lora.layer(name)), strength) for lora, strength in loras if name in lora.places]
-        yield name, _sum(name, [pair for pair in pairs if pair[1]], cut, losses)
+        pairs = [
+            (_product(lora, name, lora.layer(name)), strength)
+            for lora, strength in loras
+            if strength and name in lora.places
+        ]
+        if pairs:  # else the layer is only in files of strength 0
+            yield name, _sum(name, pairs, cut, losses)
         progress(done + 1, len(names))
 
 

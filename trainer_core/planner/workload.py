@@ -13,8 +13,9 @@ from torch import nn
 
 from ..config.request import TrainRequest
 from ..config.training import TrainingConfig
+from ..data.batch_sampler import BatchPlan
 from ..data.dataset import Index
-from ..data.holdout import num_held
+from ..data.holdout import num_held, split
 from ..data.sample_table import Sample, columns
 from ..devices import DTYPES
 from ..models.family import Family
@@ -121,11 +122,12 @@ def facts_of(
     repeats = np.array([part.repeats for part in request.dataset.parts])
     preserves_prior = np.array([part.prior_preservation for part in request.dataset.parts])
     num_prompts = captions.distinct * (2 if training.preservation else 1) + 1
-    passes = int(repeats[rows["part"]].sum()) / training.batch_size
     is_flipped = np.array([part.flip > 0 for part in request.dataset.parts])[rows["part"]]
     encoded_area = int(areas.sum()) + int(areas[is_flipped].sum())  # mirrored images have latents of their own
     pixels = int(encoded_area * ratio * ratio) * (2 if family.takes_references(request.model) else 1)
-    num_steps = training.steps or math.ceil(training.epochs * passes / training.accumulation)
+    num_steps = training.steps or -(
+        -training.epochs * batches_per_epoch(samples, repeats, training) // training.accumulation
+    )
     validation_sizes = request.validation.sizes() if request.validation else []
     return RunFacts(
         largest=Shape(size[0], size[1], training.batch_size, family.text_rows(request.model, tokens)),
@@ -138,17 +140,27 @@ def facts_of(
             rows["bucket"], preserves_prior[rows["part"]], repeats[rows["part"]], training.batch_size
         ),
         image_sizes=len({*map(tuple, rows["bucket"].tolist()), *validation_sizes}),
-        eval_images=evaluated_images(training, len(samples)),
+        eval_images=evaluated_images(training, samples),
         text_tokens=num_prompts * family.text_rows(request.model, int(captions.mean) // CHARACTERS_A_WORD + 1),
         validation_passes=validation_passes(request, num_steps),
         score=score_cost(request.validation),
     )  # fmt: skip
 
 
-def evaluated_images(training: TrainingConfig, num_images: int) -> int:
+def batches_per_epoch(samples: Sequence[Sample], repeats: np.ndarray, training: TrainingConfig) -> int:
+    """Return the micro-batches of an epoch. Each bucket's last one may be smaller, and held-out images are in none.
+
+    Args:
+        repeats: of each part.
+    """
+    rows = columns(split(samples, training.holdout)[0])
+    return BatchPlan(rows["bucket"], repeats[rows["part"]], training.batch_size, training.seed).batches_per_epoch
+
+
+def evaluated_images(training: TrainingConfig, samples: Sequence[Sample]) -> int:
     """Return the images of an evaluation: held-out ones and trained ones, or trained ones alone."""
-    num_held_out = num_held(num_images, training.holdout)
-    trained = min(training.eval_images, num_images - num_held_out)
+    num_held_out = num_held(samples, training.holdout)
+    trained = min(training.eval_images, len(samples) - num_held_out)
     return min(training.eval_images, num_held_out) + trained
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Problem, UserError, nearest
-from ..storage.atomic import set_aside, write_json
+from ..storage.atomic import TEMPORARY, set_aside, write_json
 from ..storage.bounded_files import Unusable, read_json
 from .layout import CHECKPOINTS, COMMAND, STATUS, flat_name, list_checkpoints, name_of_run, runs_folder, step_of
 from .lock import is_held
@@ -165,12 +166,18 @@ def request(folder: Path, command: str) -> Status:
         raise UserError.at(
             str(folder), f"{status.clause()}: no process is running that could {command}; to resume the run: {way}"
         )
-    if command == "resume" and status.state == "running" and take_command(folder) == "pause":
-        return status  # the run had not read the pause yet
+    if command == "resume" and status.state == "running" and (unread := take_command(folder)):
+        if unread == "pause":
+            return status
+        _write_command(folder, unread)
     if command == "resume" and status.state != "paused":
         raise UserError.at(str(folder), f"{status.clause()}; only a paused run can be resumed")
-    write_json(Path(folder) / COMMAND, {"command": command, "time": time.time()})
+    _write_command(folder, command)
     return status
+
+
+def _write_command(folder: Path, command: str) -> None:
+    write_json(Path(folder) / COMMAND, {"command": command, "time": time.time()})
 
 
 def take_command(folder: Path) -> str:
@@ -178,12 +185,14 @@ def take_command(folder: Path) -> str:
     path = Path(folder) / COMMAND
     if not os.path.exists(path):  # cheap, because it is checked at every step
         return ""
+    taken = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{COMMAND}")
     try:
-        command = read_json(path, MAX_BYTES)["command"]
+        os.replace(path, taken)  # a command that is sent while this one is read stays
+        command = read_json(taken, MAX_BYTES)["command"]
     except (OSError, ValueError, TypeError, KeyError):
         command = ""
     with suppress(OSError):
-        path.unlink(missing_ok=True)
+        taken.unlink(missing_ok=True)
     return command if command in COMMANDS else ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 VARIABLE = "CHROMA_TRAINER_URLS"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -44,7 +44,7 @@ def normal_url(text: str) -> str:
         raise ValueError("contains a user name or password; set them in the environment, because a workflow is shared")
     if any(ord(letter) < 33 for letter in url):
         raise ValueError("contains spaces or control characters")
-    if {".", ".."} & set(parts.path.split("/")):
+    if {".", ".."} & set(re.split(r"[/\\]", unquote(parts.path))):  # servers decode %2e%2e before they resolve it
         raise ValueError("contains . or .. as a folder; write the address without them")
     if scheme not in PORTS and (parts.query or parts.fragment or "?" in url or "#" in url):
         raise ValueError("contains ? or #, which addresses of stores do not have")

@@ -175,18 +175,23 @@ class Store:
     def _verify(self, shard: int) -> None:
         path = self.folder / self._shards[shard]
         self._verified.add(shard)
-        if sha256_of(path) == path.stem:
-            return
-        self._mapped.pop(shard, None)
         aside = path.with_suffix(".damaged")
-        rename(path, aside)
+        try:
+            if sha256_of(path) == path.stem:
+                return
+            self._mapped.pop(shard, None)
+            rename(path, aside)
+            text = (
+                f"cache file {path.name} is damaged; it was renamed to {aside.name} and its content will be recomputed"
+            )
+        except FileNotFoundError:  # another process has set it aside, or the cache was emptied
+            text = ""
         self._tables = [
             DigestTable(table.keys[table.values["shard"] != shard], table.values[table.values["shard"] != shard])
             for table in self._tables
         ]
-        self.on_damage(
-            f"cache file {path.name} is damaged; it was renamed to {aside.name} and its content will be recomputed"
-        )
+        if text:
+            self.on_damage(text)
 
 
 def _tensors(path: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:

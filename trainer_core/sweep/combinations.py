@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def read_axes(texts: Sequence[str], graph: Graph, catalogue: Mapping[str, NodeSp
             problems.append(Problem(option, f"{name} is swept twice; write all of its values into one --over"))
         else:
             axes.append(Axis(".".join(target), name.strip(), values))
-    count = len([*product(*(axis.values for axis in axes))])
+    count = math.prod(len(axis.values) for axis in axes)
     if not problems and count > MAX_RUNS:
         problems.append(Problem("--over", f"makes {count} runs, more than {MAX_RUNS}; use fewer values"))
     if problems:

@@ -130,7 +130,7 @@ def _planner(trainer: TrainerNode, stop_losers: bool) -> Callable[[Any, SinkHost
         if problems := requirements(request.training, stop_losers):
             raise UserError(problems)
         checked = plan_run(request, host)
-        held = num_held(len(checked.index.samples), request.training.holdout)
+        held = num_held(checked.index.samples, request.training.holdout)
         if held < MIN_HELD_OUT:
             text = f"{held} of {len(checked.index.samples)} images are held out; a sweep needs {MIN_HELD_OUT} or more"
             raise UserError.at("holdout", f"{text}, to tell runs apart; set it higher, or add images")
@@ -168,9 +168,16 @@ class Sweep:
         self.name, self.folder = name, sweep_folder(host.paths.output, name)
         self.quiet = quiet_host(host)
         self.results = self._read()
+        self.failed: dict[str, tuple[Problem, ...]] = {}  # by combination, in words; errors would hold a run's memory
 
     def run(self) -> list[Row]:
-        """Train all runs that have not ended yet, in order, and return the table."""
+        """Train all runs that have not ended yet, in order, and return the table.
+
+        A run that fails, such as one that does not fit in the memory, is left out; another start tries it again.
+
+        Raises:
+            UserError: All runs failed.
+        """
         self.write()
         for number, plan in enumerate(self.plans, 1):
             of = f"run {number} of {len(self.plans)}: {plan.combination.label}"
@@ -178,8 +185,18 @@ class Sweep:
                 self.host.emit(Notice(f"{of}: has ended before"))
                 continue
             self.host.emit(Notice(of))
-            self.results[plan.folder] = self._train(plan)
+            try:
+                self.results[plan.folder] = self._train(plan)
+            except UserError as error:
+                self.failed[plan.combination.label] = error.problems
+                self.host.emit(Notice(f"{of}: failed: {error}; the sweep goes on without it", "warning"))
             self.write()
+        if self.failed and not self._finished():
+            raise UserError(
+                replace(problem, message=f"{problem.message} (with {label})")
+                for label, problems in self.failed.items()
+                for problem in problems
+            )
         return self.write()
 
     def _train(self, plan: PlannedRun) -> RunResult:

@@ -8,6 +8,8 @@ import json
 from ..console import print_text
 from ..host import Notice
 
+FAILED = 2  # exit status, as for one run that fails
+
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, beside those for a workflow."""
@@ -41,12 +43,16 @@ def sweep(arguments: argparse.Namespace) -> int:
     plans = plan_sweep(graph, combinations, name, trainer, host, arguments.stop_losers)
     run = Sweep(name, plans, trainer, host, arguments.stop_losers)
     rows = run.run()
+    status = FAILED if run.failed else 0
+    failed = {label: "; ".join(map(str, problems)) for label, problems in run.failed.items()}
     if arguments.json:
-        print(json.dumps({"runs": as_json(rows), "folder": str(run.folder)}, indent=2))
-        return 0
+        print(json.dumps({"runs": as_json(rows), "failed": failed, "folder": str(run.folder)}, indent=2))
+        return status
     print_text(table(rows))
     for row in rows:
         if row.result.stopped:
             print_text(f"{row.result.name} was stopped at step {row.result.steps}: {row.result.stopped}")
+    for label, reason in failed.items():
+        print_text(f"{label} failed: {reason}. The same command tries it again")
     print_text(f"chart: {run.folder / CHART}")
-    return 0
+    return status

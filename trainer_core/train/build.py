@@ -142,7 +142,7 @@ def _cache_dataset(plan: RunPlan, host: Host, phases: PhaseTimer, ranks: Ranks) 
         store = _store(host, "latents")
         latents = _cache_latents(plan, plan.index, host, ranks, store)
         if plan.references:
-            encoded = _cache_latents(plan, plan.references.index, host, ranks, store, plan.references.change)
+            encoded = _cache_latents(plan, plan.references.index, host, ranks, store, plan.references)
             references = ReferenceLatents(plan.references, encoded)
         if any(part.flip for part in plan.request.dataset.parts):
             _cache_mirrored(plan, host, ranks, store)
@@ -230,7 +230,7 @@ def _cache_mirrored(plan: RunPlan, host: Host, ranks: Ranks, store: Store) -> No
     is_flipped = np.array([part.flip > 0 for part in plan.request.dataset.parts])
     for index in filter(None, (plan.index, plan.references and plan.references.index)):
         numbers = np.flatnonzero(is_flipped[columns(index.samples)["part"]])
-        change = plan.references.change if plan.references and index is plan.references.index else None
+        change = plan.references if plan.references and index is plan.references.index else None
         _cache_latents(plan, replace(index, samples=Mirrored(index.samples, numbers)), host, ranks, store, change)
 
 

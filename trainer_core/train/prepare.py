@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,9 @@ from ..config.model import AUTO
 from ..config.request import TrainRequest
 from ..config.training import MIN_HELD_OUT, NEVER, TrainingConfig
 from ..data.dataset import Index, Unreadable, build_index
-from ..data.holdout import num_held
+from ..data.holdout import keeps_copies_together, num_held
 from ..data.reference_images import References, find_references
+from ..data.sample_table import Sample
 from ..devices import pick_device
 from ..distributed.device_list import only_device
 from ..errors import Problem, UserError
@@ -133,7 +135,7 @@ def check_run(
     problems = all_problems(request, host, family, optimizer, device, needs_weights)
     index = collect(problems, build_index, request.dataset, host, request.training.seed, unreadable)
     if isinstance(index, Index):
-        problems += _held_out_problems(request.training, len(index.samples))
+        problems += _held_out_problems(request.training, index.samples)
     references = None
     if isinstance(index, Index) and family.takes_references(request.model) and request.dataset.has_references:
         references = collect(problems, find_references, index, request.dataset)
@@ -160,10 +162,11 @@ def _with_level_to_sample(request: TrainRequest, family: Family, device: torch.d
     return replace(request, validation=replace(request.validation, sampling_model=other))
 
 
-def _held_out_problems(training: TrainingConfig, num_images: int) -> list[Problem]:
+def _held_out_problems(training: TrainingConfig, samples: Sequence[Sample]) -> list[Problem]:
     """Return a problem where too few images are held out for stop_when."""
-    count = num_held(num_images, training.holdout)
-    if training.stop_when == NEVER or not count or count >= MIN_HELD_OUT:
+    num_images = len(samples)
+    count = num_held(samples, training.holdout) if training.stop_when != NEVER else 0
+    if not count or count >= MIN_HELD_OUT:
         return []
     share = math.ceil(100 * MIN_HELD_OUT / num_images) / 100
     fix = f"set holdout to {share:g} or more" if share <= 0.5 else "add images, or set stop_when to never"
@@ -181,7 +184,7 @@ def _name_run(checked: CheckedRequest, host: Host, is_main: bool) -> RunPlan:
         if request.sampling_model:  # read here, with progress, and remembered: they identify images of the base
             model_identities(request.for_drawing, family)
     folder = _folder_of(checked, identities, host)
-    manifest = RunManifest(settings_of(request), identities, index.samples, masks)
+    manifest = RunManifest(_settings_of(request, index), identities, index.samples, masks)
     if not layout.has_checkpoints(folder):  # it may have begun under its sampled identity
         with sampling():
             sampled = {**identities, **model_identities(request, family)}
@@ -253,5 +256,16 @@ def _describe_choices(before: TrainingConfig, after: TrainingConfig, family: Fam
 
 def run_digest(request: TrainRequest, index: Index, identities: Mapping[str, str]) -> str:
     """Return the hex digest of everything that decides the training, so that only the same run is resumed."""
-    settings = json.dumps(settings_of(request), sort_keys=True)
+    settings = json.dumps(_settings_of(request, index), sort_keys=True)
     return sha256_text(settings, index.digest, *identities.values())
+
+
+def _settings_of(request: TrainRequest, index: Index) -> dict[str, Any]:
+    """Return what decides the course of the training, as settings_of does, and how several samples of an image are held out.
+
+    Earlier versions chose such samples one by one. A run that began so is not the same one.
+    """
+    settings = settings_of(request)
+    if request.training.holdout and keeps_copies_together(index.samples, request.training.holdout):
+        settings["training"]["holdout_of_copies"] = "together"
+    return settings

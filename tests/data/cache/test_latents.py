@@ -11,7 +11,7 @@ from chroma_trainer.trainer_core.data.cache import latents as latents_module
 from chroma_trainer.trainer_core.data.cache.latents import LatentCache, cache_latents, place_image, to_tensor
 from chroma_trainer.trainer_core.data.dataset import Sample, Unreadable, build_index
 from chroma_trainer.trainer_core.data.source.decode import decode
-from chroma_trainer.trainer_core.errors import Cancelled
+from chroma_trainer.trainer_core.errors import Cancelled, UserError
 from chroma_trainer.trainer_core.host import PhaseProgress, SinkHost
 from chroma_trainer.trainer_core.storage.tensor_store import Store
 from PIL import Image
@@ -117,6 +117,25 @@ def test_images_that_went_bad_after_the_scan_are_named_and_the_others_encoded(in
     assert caught.value.faults == {"0/wide-0.png": reason, "0/wide-1.png": reason}
     kept = LatentCache(store, "id")
     assert all(kept.get(sample).isfinite().all() for sample in index.samples if sample.key not in caught.value.faults)
+
+
+def test_what_was_replaced_after_the_scan_is_not_stored_under_the_hash_of_what_was_there(
+    index, host, pictures, tmp_path
+):
+    before = {name: (pictures.folder / name).read_bytes() for name in ("wide-1.png", "wide-0.png")}
+    for name in before:
+        Image.new("RGB", (128, 64), (7, 8, 9)).save(pictures.folder / name)
+    store = Store(tmp_path / "store")
+    with pytest.raises(UserError) as caught:
+        cache_latents(index, "id", Codec, store, host)
+    told = "was replaced or edited while the run was starting; start it again"
+    assert [problem.message for problem in caught.value.problems] == [f"0/wide-{i}.png {told}" for i in (0, 1)]
+    for name, raw in before.items():
+        (pictures.folder / name).write_bytes(raw)
+    cache = cache_latents(index, "id", Codec, store, host)
+    for sample in index.samples:
+        pixels = to_tensor(place_image(decode(index.read(sample)), sample))
+        assert torch.allclose(cache.get(sample), torch.nn.functional.avg_pool2d(pixels, 8), atol=1e-6)
 
 
 def test_white_is_one_and_black_minus_one():

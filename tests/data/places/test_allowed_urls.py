@@ -32,7 +32,7 @@ def test_normal_forms(text, expected):
     "text",
     [
         "file:///etc/passwd", "local:///etc", "simplecache::file:///etc/passwd", "s3://bucket::file://etc", "dir::x://y",
-        "s3://key:secret@bucket/cats", "https://user@example.com/", "s3://bucket/../other", "https://example.com/a b",
+        "s3://key:secret@bucket/cats", "https://user@example.com/", "s3://bucket/../other", "https://example.com/cats/%2e%2E/private", "https://example.com/cats/..%2fprivate", "https://example.com/a b",
         "s3://bucket?list/cats", "s3://bucket/cats#x", "http://[::1", "http://example.com:99999999/",
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,17 @@ def dataset_of(folder, **values) -> DatasetConfig:
 
 def captions(index) -> dict[str, tuple[str, ...]]:
     return {sample.name: sample.captions for sample in index.samples}
+
+
+def test_names_are_the_same_in_both_spellings_of_unicode(pictures, host):
+    """As on macOS, or in archives from there: é is one character, or e and an accent."""
+    spellings = [unicodedata.normalize(form, name) for name in ("café.png", "がんばれ.png") for form in ("NFC", "NFD")]
+    for spelling in (spellings[0], spellings[3]):
+        pictures(spelling, (80, 60), caption=None)
+    rows = [{"file_name": spellings[1], "text": "one"}, {"file_name": spellings[2].removesuffix(".png"), "text": "two"}]
+    (pictures.folder / "metadata.jsonl").write_bytes(jsonl(*rows))
+    found = captions(build_index(dataset_of(pictures, captions="table"), host, 0))
+    assert found == {spellings[0]: ("one",), spellings[3]: ("two",)}
 
 
 EXPECTED = {"a.png": ("a cat",), "b.png": ("a dog, red",), "sub/c.png": ("ein Fuß",)}

@@ -24,6 +24,7 @@ from ..buckets import Placement
 from ..dataset import Index, Unreadable
 from ..sample_table import Sample, columns
 from ..source.decode import BrokenImage, decode
+from .changed import Changed, check_unchanged, refuse_changed
 
 BATCH_PIXELS = 1 << 20  # pixels encoded at once: one image of 1024 px, or 256 of 64 px
 LARGEST_BATCH = 8
@@ -32,7 +33,12 @@ LANCZOS_RADIUS = 3  # pixels that Pillow's widest filter reads on each side, at 
 WORKERS = max(2, min(6, (os.cpu_count() or 2) - 1))  # decode images while the codec runs; a GPU is faster than 1 or 2
 
 
-Change = Callable[[Image.Image, Sample], Image.Image]
+class Change(Protocol):
+    """What is made of images: see reference_images.py."""
+
+    def change(self, image: Image.Image, start: Sample, /) -> Image.Image: ...
+
+    def identify(self, digest: str, start: Sample, /) -> str: ...
 
 
 class Codec(Protocol):
@@ -79,13 +85,15 @@ def cache_latents(
         store: Where latents are stored.
         host: Receives progress.
         largest_batch: Images encoded at once. 1 is best on a CPU, where a batch of 8 takes 1.3 times as long.
-        change: Applied to each image after it is resized and cropped. The sample's sha256 must identify it.
+        change: Its `change` is applied to each image after it is resized and cropped. The sample's sha256 must be the one
+            that `identify` returns for that of the image.
         ranks: Processes that share out the batches. A batch has the same images, whoever encodes it.
         are_pixels: The codec returns the pixels of the images, which are stored in 8 bits: exactly, in a quarter of the
             space.
     Raises:
         Cancelled: Between two batches; latents encoded so far are stored.
         Unreadable: All images that can't be decoded; the others are encoded and stored.
+        UserError: Images were replaced since the index was made; the others are encoded and stored.
     """
 
     faults: dict[str, str] = {}
@@ -118,6 +126,7 @@ def cache_latents(
     keys = digests(latent_key(sample, identity) for sample in index.samples)
     fill(store, keys, make, workers=ranks.as_workers)
     if faults := ranks.merge(faults):
+        refuse_changed(faults)
         raise Unreadable(faults)
     return LatentCache(store, identity)
 
@@ -156,10 +165,15 @@ def _pixels(
     faults: dict[str, str] = {}
     for sample in batch:
         try:
-            image = place_image(decode(index.read(sample)), sample)
-            image = change(image, sample) if change else image
+            raw = index.read(sample)
+            whole = decode(raw)
+            check_unchanged(raw, sample, change.identify if change else None)
+            image = place_image(whole, sample)
+            image = change.change(image, sample) if change else image
             pixels.append(to_tensor(ImageOps.mirror(image) if sample.is_mirrored else image))
             decoded.append(sample)
+        except Changed as error:
+            faults[sample.key] = str(error)
         except (OSError, BrokenImage) as error:
             faults[sample.key] = f"can't be decoded: {error}"
     return decoded, pixels, faults

@@ -21,6 +21,7 @@ from ..dataset import Unreadable
 from ..masks import Masks
 from ..sample_table import Sample
 from ..source.decode import BrokenImage, decode_mask
+from .changed import Changed, check_unchanged, refuse_changed
 from .latents import WORKERS, place_image
 
 SLICE = 64  # masks that are computed between two progress reports
@@ -64,9 +65,12 @@ class MaskWeights:
         Raises:
             OSError: The mask can't be read.
             BrokenImage: It can't be decoded, or all of its weights are 0.
+            Changed: It was replaced since it was scanned.
         """
         # Bilinear: Lanczos, which resizes images, rings and would give weight to pixels next to an edge.
-        image = decode_mask(self.masks.read(mask))
+        raw = self.masks.read(mask)
+        image = decode_mask(raw)
+        check_unchanged(raw, mask)
         values = np.asarray(place_image(image, mask, Image.Resampling.BILINEAR), dtype=np.float32) / 255
         height, width = (edge // self._factor for edge in values.shape)
         white = values.reshape(height, self._factor, width, self._factor).mean(axis=(1, 3))
@@ -86,6 +90,7 @@ def cache_masks(
     Raises:
         Cancelled: Weights computed so far are stored.
         Unreadable: All images whose masks can't be used; the weights of the others are computed and stored.
+        UserError: Masks were replaced since they were scanned.
     """
     weights = MaskWeights(masks, config, factor, store)
     faults: dict[str, str] = {}
@@ -94,7 +99,7 @@ def cache_masks(
         mask = masks.samples[number]
         try:
             return weights.key(mask), weights.make(mask)
-        except (OSError, BrokenImage) as error:
+        except (OSError, BrokenImage, Changed) as error:
             return weights.key(mask), str(error)
 
     def make(absent: np.ndarray) -> Iterator[Mapping[str, Tensor]]:
@@ -109,6 +114,7 @@ def cache_masks(
 
     fill(store, digests(weights.key(mask) for mask in masks.samples), make, workers=ranks.as_workers)
     if faults := ranks.merge(faults):  # report each image: several may have masks of the same bytes
-        by_mask = ((mask, faults.get(weights.key(mask))) for mask in masks.samples)
-        raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in by_mask if fault})
+        by_mask = [(mask, fault) for mask in masks.samples if (fault := faults.get(weights.key(mask)))]
+        refuse_changed({f"mask {mask.captions[0]}": fault for mask, fault in by_mask})
+        raise Unreadable({mask.key: f"its mask {mask.captions[0]}: {fault}" for mask, fault in by_mask})
     return weights

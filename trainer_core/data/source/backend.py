@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,14 @@ class Entry:
 def stem(name: str) -> str:
     """Return the name without its extension, which an image shares with its caption, mask and reference."""
     return os.path.splitext(name)[0]
+
+
+def same_name(name: str) -> str:
+    """Return a name in the composed form of Unicode, which is equal for all spellings of a name.
+
+    macOS and archives from there write é as e and an accent.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def printable_name(name: str) -> str:

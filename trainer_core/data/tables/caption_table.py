@@ -19,7 +19,7 @@ import numpy as np
 from ...config.dataset import FolderConfig
 from ...errors import UserError
 from ...storage.digest_table import DigestTable, digests, first_of_each
-from ..source.backend import Entry, printable_name, stem
+from ..source.backend import Entry, printable_name, same_name, stem
 from .caption_row import KOHYA, BadRow, Columns, Row, unpack_row
 from .table_files import BadTable, Values, table_rows
 
@@ -49,7 +49,10 @@ class CaptionTable:
         if self._table.has_duplicates():
             raise _duplicate(self.name, names, lines, first_of_each(keys), keys)
         prefix = path.parent.relative_to(root).as_posix() + "/" if path.is_relative_to(root) else "./"
-        self._rows = self._match(entries, "" if prefix == "./" else prefix)
+        composed = None
+        if not all(map(str.isascii, names)):
+            composed = DigestTable(digests(map(same_name, names)), np.arange(len(names), dtype=np.int32))
+        self._rows = self._match(entries, "" if prefix == "./" else prefix, composed)
         used, counts = np.unique(self._rows[self._rows >= 0], return_counts=True)
         self._shared = used[counts > 1]  # rows of several images
         is_used = np.zeros(len(names), dtype=bool)
@@ -59,31 +62,38 @@ class CaptionTable:
         self.unused = printable_name(names[int(unused[0])]) if len(unused) else ""
         self.first_name = printable_name(names[0]) if names else ""
 
-    def _match(self, entries: Sequence[Entry], prefix: str) -> np.ndarray:
+    def _match(self, entries: Sequence[Entry], prefix: str, composed: DigestTable | None) -> np.ndarray:
         """Return the index of each image's row, or -1.
 
         A name is looked up from the folder of the table, from the folder of the images, and without folders; each time
-        whole, then without its extension. A row that an earlier way has matched is left to that image.
+        whole, then without its extension; at last in the composed form of Unicode, because macOS and archives from there
+        have é as two characters. A row that an earlier way has matched is left to that image.
 
         Args:
             entries: The images.
             prefix: The folder of the table in that of the images, "" if both are the same.
+            composed: The rows by names in the composed form; None if no row has other letters than those of ASCII.
         """
         rows = np.full(len(entries), -1, dtype=np.int64)
         is_free = np.ones(len(self._table), dtype=bool)
         folders: list[Callable[[str], str]] = [lambda name: name, lambda name: name.rpartition("/")[2]]
         if prefix:
             folders.insert(0, lambda name: name[len(prefix) :] if name.startswith(prefix) else "")
-        for way in (part for folder in folders for part in (folder, lambda name, folder=folder: stem(folder(name)))):
-            missing = np.flatnonzero(rows < 0)
-            if not len(missing):
-                break
-            images = entries if len(missing) == len(entries) else (entries[i] for i in missing.tolist())
-            indices = self._table.find(digests(way(entry.name) for entry in images))
-            matches = np.where(indices >= 0, self._table.values[indices], -1)
-            matches[(matches >= 0) & ~is_free[matches]] = -1
-            rows[missing] = matches
-            is_free[matches[matches >= 0]] = False
+        ways = [part for folder in folders for part in (folder, lambda name, folder=folder: stem(folder(name)))]
+        tables = [(self._table, lambda name: name)]
+        if composed is not None:
+            tables.append((composed, same_name))
+        for table, form in tables:
+            for way in ways:
+                missing = np.flatnonzero(rows < 0)
+                if not len(missing):
+                    return rows
+                images = entries if len(missing) == len(entries) else (entries[i] for i in missing.tolist())
+                indices = table.find(digests(form(way(entry.name)) for entry in images))
+                matches = np.where(indices >= 0, table.values[indices], -1)
+                matches[(matches >= 0) & ~is_free[matches]] = -1
+                rows[missing] = matches
+                is_free[matches[matches >= 0]] = False
         return rows
 
     def row(self, number: int, name: str) -> Row | None:

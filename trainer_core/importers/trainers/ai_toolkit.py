@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
+from ..option_table import LOAD, Convert, Folder, NothingToSet, NotThere, Row, Settings, Table, Trainer, Values
 from ..source_files import ConfigFile, SourceFiles
 from ..value_readers import (
     FAMILIES,
+    MAX_RANK,
     base_model,
     betas,
     cfg_scale,
@@ -74,9 +75,9 @@ def _density(value: Any, options: Mapping[str, Any]) -> Values:
     named = {
         "sigmoid": ("logit-normal", 1.0),
         "linear": ("uniform", 1.0),
-        "shift": ("logit-normal", 0.0),
-        "flux_shift": ("logit-normal", 0.0),
-        "lumina2_shift": ("logit-normal", 0.0),
+        "shift": ("uniform", 0.0),
+        "flux_shift": ("uniform", 0.0),
+        "lumina2_shift": ("uniform", 0.0),
     }
     if text(value).lower() not in named:
         raise NotThere("not there; sigmoid there is logit-normal here; auto is used")
@@ -104,6 +105,47 @@ attention = one_of(
 
 def _rate(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
+
+
+def _is_whole(options: Mapping[str, Any]) -> bool:
+    """Return whether the matrices of a LoKr are whole, whatever the rank and alpha."""
+    is_lokr = str(options.get("network.type", "")).lower() == "lokr"
+    return is_lokr and flag(options.get("network.lokr_full_rank") or False)
+
+
+def _rank(value: Any, options: Mapping[str, Any]) -> Values:
+    if _is_whole(options):
+        return Values({"rank": MAX_RANK}, "lokr_full_rank: whole matrices, here up to 1024 features")
+    return Values({"rank": whole(value)})
+
+
+def _alpha(value: Any, options: Mapping[str, Any]) -> Values:
+    if _is_whole(options):
+        return Values({"alpha": 0.0}, "lokr_full_rank: whole matrices are not scaled")
+    return Values({"alpha": number(value)})
+
+
+def _micro_steps(options: Mapping[str, Any]) -> int:
+    """Return how many of its steps are one step of the optimizer. gradient_accumulation is not counted: a step has all of it."""
+    value = options.get("train.gradient_accumulation_steps")
+    return 1 if value is None else max(1, whole(value))
+
+
+def _accumulation(value: Any, options: Mapping[str, Any]) -> int:
+    unless_zero(value, options)
+    own = options.get("train.gradient_accumulation")
+    return _micro_steps(options) * (1 if own is None else max(1, whole(own)))
+
+
+def _steps(field: str) -> Convert:
+    """Return a converter of a number of steps, which are those of the optimizer here."""
+
+    def convert(value: Any, options: Mapping[str, Any]) -> Values:
+        steps, each = whole(value), _micro_steps(options)
+        note = f"{each} steps there are one here, by gradient_accumulation_steps" if each > 1 and steps else ""
+        return Values({field: -(-steps // each)}, note)
+
+    return convert
 
 
 def _offload(value: Any, options: Mapping[str, Any]) -> Values:
@@ -143,8 +185,8 @@ TABLE = Table(
         Row("model.quantize_te", "QuantizeModel", "text_encoder", _quantized("model.qtype_te")),
         Row("model.low_vram", "QuantizeModel", "quantize_via", if_on("cpu")),
         Row("name", "LoRATrainer", "name", text),
-        Row("network.linear|network.rank", "LoRATrainer", "rank", whole),
-        Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", number),
+        Row("network.linear|network.rank", "LoRATrainer", "rank", _rank),
+        Row("network.linear_alpha|network.alpha", "LoRATrainer", "alpha", _alpha),
         Row("network.network_kwargs.only_if_contains", "LoRATrainer", "targets", substrings),
         Row("network.type", "AdapterSettings", "kind", kind),
         Row("network.lokr_factor", "AdapterSettings", "lokr_factor", whole),
@@ -152,18 +194,17 @@ TABLE = Table(
         Row("network.pretrained_lora_path", "AdapterSettings", "init_lora", model_file("init_lora")),
         Row("save.dtype", "AdapterSettings", "precision", precision),
         Row("train.ema_config.ema_decay", "AdapterSettings", "ema_decay", _ema),
-        Row("train.steps", "LoRATrainer", "steps", whole),
+        Row("train.steps", "LoRATrainer", "steps", _steps("steps")),
         Row("train.batch_size", "LoRATrainer", "batch_size", whole),
-        Row(
-            "train.gradient_accumulation|train.gradient_accumulation_steps", "LoRATrainer", "accumulation", unless_zero
-        ),
+        Row("train.gradient_accumulation", "LoRATrainer", "accumulation", _accumulation),
+        Row("train.gradient_accumulation_steps", "LoRATrainer", "accumulation", _accumulation),
         Row("train.lr", "LoRATrainer", "learning_rate", _rate),
         Row("train.lr_scheduler", "LoRATrainer", "lr_schedule", schedule),
         Row(
             "train.lr_scheduler_params.warmup_steps|train.lr_scheduler_params.num_warmup_steps",
             "LoRATrainer",
             "warmup_steps",
-            whole,
+            _steps("warmup_steps"),
         ),
         Row("train.optimizer_params.weight_decay", "LoRATrainer", "weight_decay", number),
         Row("train.max_grad_norm", "LoRATrainer", "max_grad_norm", number),
@@ -174,9 +215,9 @@ TABLE = Table(
         Row("train.blank_prompt_preservation", "LoRATrainer", "preservation", _blank_preservation),
         Row("train.optimal_noise_pairing_samples", "LoRATrainer", "noise_choice", whole),
         Row("train.seed|training_seed", "LoRATrainer", "seed", whole),
-        Row("save.save_every", "LoRATrainer", "checkpoint_every", whole),
+        Row("save.save_every", "LoRATrainer", "checkpoint_every", _steps("checkpoint_every")),
         Row("save.max_step_saves_to_keep", "LoRATrainer", "keep_checkpoints", whole),
-        Row("sample.sample_every", "LoRATrainer", "validate_every", whole),
+        Row("sample.sample_every", "LoRATrainer", "validate_every", _steps("validate_every")),
         Row("logging.use_wandb", "LoRATrainer", "trackers", if_on("wandb")),
         Row("train.optimizer", "OptimizerSettings", "optimizer", optimizer),
         Row("train.optimizer_params.betas", "OptimizerSettings", "beta1", betas),
@@ -235,7 +276,7 @@ TABLE = Table(
         "model.model_kwargs*": "is for other models",
         "logging.*": "set WANDB_PROJECT and WANDB_NAME",
         "sqlite_db_path": "is for its page",
-        "network.lokr_full_rank": "by the rank",
+        "network.lokr_full_rank": "in the rank",
         "sample.network_multiplier": "1",
         "network.old_lokr_format": "the file's format is ComfyUI's",
         "save.hf_*": "nothing is uploaded",

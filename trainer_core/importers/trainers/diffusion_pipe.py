@@ -15,7 +15,6 @@ from ..value_readers import (
     base_model,
     betas,
     blocks_to_swap,
-    bucketed,
     file_name,
     flag,
     flatten,
@@ -33,6 +32,9 @@ from ..value_readers import (
     unless_zero,
     whole,
 )
+
+RANGE = ("min_ar", "max_ar", "num_ar_buckets")
+MOST_BUCKETS = 50
 
 
 def _family(options: Mapping[str, Any]) -> str:
@@ -176,11 +178,19 @@ def _edge(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
-def _aspects(value: Any, options: Mapping[str, Any]) -> Values:
-    aspects = aspect_list(value)
-    if not aspects:
-        raise NothingToSet("empty: every bucket")
-    return Values({"aspects": aspects, "crop_aspect": "closest"})
+def _buckets(value: Any, options: Mapping[str, Any]) -> Any:
+    """Return the aspect ratios that images are cropped to: those of ar_buckets, or num_ar_buckets from min_ar to max_ar."""
+    if not flag(value):
+        return "square"
+    given = options.get("ar_buckets")
+    if given is None and not any(is_off(options.get(name)) for name in RANGE):
+        low, high, count = (number(options[name]) for name in RANGE)
+        last = round(count) - 1
+        if low > 0 and high > 0 and 0 <= last < MOST_BUCKETS:
+            given = [low * (high / low) ** (i / max(last, 1)) for i in range(last + 1)]
+    if aspects := aspect_list(given):
+        return Values({"aspects": aspects, "crop_aspect": "closest"}, "others are cropped to the nearest, as there")
+    return "preserve"
 
 
 FOLDERS = Table(
@@ -191,16 +201,16 @@ FOLDERS = Table(
         Row("mask_path", "DatasetBackend", "masks", text),
         Row("control_path", "DatasetBackend", "references", text),
         Row("caption_prefix", "DatasetBackend", "caption_prefix", text),
-        Row("min_ar", "DatasetBackend", "min_aspect", number),
-        Row("max_ar", "DatasetBackend", "max_aspect", number),
-        Row("ar_buckets", "DatasetBackend", "aspects", _aspects),
-        Row("enable_ar_bucket", "DatasetBackend", "crop_aspect", bucketed),
+        Row("enable_ar_bucket", "DatasetBackend", "crop_aspect", _buckets),
         Row("cache_shuffle_num", "DatasetBackend", "tag_orders", unless_zero),
         Row("shuffle_tags", "DatasetBackend", "tag_orders", if_on(8)),
     ),
     equal={
         "resolutions": "one DatasetBackend for each",
-        "num_ar_buckets": "see bucket_step",
+        "ar_buckets": "in aspects",
+        "min_ar": "in aspects",
+        "max_ar": "in aspects",
+        "num_ar_buckets": "in aspects",
         "frame_buckets": "is for videos",
         "cache_shuffle_delimiter": "tags are separated by commas",
         "skip_empty_caption": "see on_broken",

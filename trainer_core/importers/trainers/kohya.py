@@ -46,7 +46,7 @@ from ..value_readers import (
 MODULES = {
     "networks.lora_flux": "lora",
     "networks.lora": "lora",
-    "lycoris.kohya": "loha",
+    "lycoris.kohya": "lora",
     "networks.oft_flux": "oft",
     "networks.oft": "oft",
 }
@@ -60,19 +60,15 @@ def family_of(options: Mapping[str, Any]) -> str:
 
 def _sampling(value: Any, options: Mapping[str, Any]) -> Values:
     name = text(value).lower()
-    if name == "sigma":
-        return Values({"sigma_density": "uniform"}, "sigma there is uniform with its default weighting_scheme")
-    if name not in ("uniform", "sigmoid", "shift", "flux_shift"):
+    if name not in ("sigma", "uniform", "sigmoid", "shift", "flux_shift"):
         raise NotThere("not there; auto is used")
-    if name == "uniform":
-        return Values({"sigma_density": "uniform", "shift": 1.0})
-    shift = {"sigmoid": 1.0, "flux_shift": 0.0}.get(name)
-    return Values(
-        {
-            "sigma_density": "logit-normal",
-            "shift": number(options.get("discrete_flow_shift", 3.0)) if shift is None else shift,
-        }
-    )
+    given = options.get("discrete_flow_shift")
+    shift = {"uniform": 1.0, "sigmoid": 1.0, "flux_shift": 0.0}.get(name)
+    shift = number(3.0 if given is None else given) if shift is None else shift
+    if name == "sigma":  # the sigmas of a scheduler, which are shifted, drawn as weighting_scheme says
+        density = {"logit_normal": "logit-normal", "mode": "mode"}.get(str(options.get("weighting_scheme")), "uniform")
+        return Values({"sigma_density": density, "shift": shift}, "by weighting_scheme and discrete_flow_shift")
+    return Values({"sigma_density": "uniform" if name == "uniform" else "logit-normal", "shift": shift})
 
 
 def _guidance(value: Any, options: Mapping[str, Any]) -> float:
@@ -117,6 +113,13 @@ def _warmup(value: Any, options: Mapping[str, Any]) -> int:
     return round(steps * total) if 0 < steps < 1 else whole(steps)
 
 
+def _weighting(value: Any, options: Mapping[str, Any]) -> str:
+    kind = text(options.get("model_prediction_type") or "sigma_scaled")
+    if kind != "sigma_scaled":
+        raise NothingToSet(f"weights no loss with model_prediction_type {kind}")
+    return WEIGHTING(value, options)
+
+
 WEIGHTING = one_of(
     {
         "none": "none",
@@ -142,7 +145,7 @@ TABLE = Table(
         Row("fp8_base|fp8_base_unet", "QuantizeModel", "level", if_on("fp8-native")),
         Row("output_name", "LoRATrainer", "name", text),
         Row("network_dim", "LoRATrainer", "rank", whole),
-        Row("network_alpha", "LoRATrainer", "alpha", alpha_of_rank("network_dim", 4)),
+        Row("network_alpha", "LoRATrainer", "alpha", alpha_of_rank("network_dim", 4, "network_args.algo")),
         Row("network_module", "LoRATrainer", "targets", all_linears),
         Row("max_train_steps", "LoRATrainer", "steps", _steps),
         Row("max_train_epochs", "LoRATrainer", "epochs", unless_zero),
@@ -158,7 +161,7 @@ TABLE = Table(
         Row("loss_type", "LoRATrainer", "loss", huber_loss),
         Row("huber_c", "LoRATrainer", "huber_c", huber_option("loss_type", number)),
         Row("huber_schedule", "LoRATrainer", "huber_c", huber_option("loss_type", huber_schedule)),
-        Row("weighting_scheme", "LoRATrainer", "loss_weighting", WEIGHTING),
+        Row("weighting_scheme", "LoRATrainer", "loss_weighting", _weighting),
         Row("seed", "LoRATrainer", "seed", whole),
         Row("save_every_n_steps", "LoRATrainer", "checkpoint_every", unless_zero),
         Row("save_last_n_steps_state", "LoRATrainer", "keep_checkpoints", unless_zero),
@@ -490,6 +493,9 @@ def add_datasets(settings: Settings, config: Mapping[str, Any]) -> None:
             if isinstance(subset, dict):
                 options = {**own, **subset}
                 settings.folders.append(Folder(f"datasets[{i}].subsets[{j}]", options))
+    has_own_size = any(folder.options.get("batch_size") is not None for folder in settings.folders)
+    if has_own_size and (size := settings.options.pop("train_batch_size", None)) is not None:
+        settings.equal.append(("train_batch_size", f"{shorten(size)}: the datasets have their own, which counts"))
 
 
 def _add_directory(settings: Settings) -> None:

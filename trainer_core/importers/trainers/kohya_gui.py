@@ -8,14 +8,13 @@ from typing import Any
 from ...errors import UserError
 from ..option_table import Settings, Table, Trainer
 from ..source_files import ConfigFile, SourceFiles, parse_words
-from ..value_readers import shorten
+from ..value_readers import is_off, shorten
 from .kohya import FOLDERS, TABLE, add_prompt_lines, read_options
 
 # GUI's name -> sd-scripts' option. Others are the same.
 RENAMED = {
     "optimizer": "optimizer_type",
     "max_resolution": "resolution",
-    "epoch": "max_train_epochs",
     "flux1_t5xxl": "t5xxl",
     "t5xxl": "t5xxl",
     "flux1_clip_l": "clip_l",
@@ -120,7 +119,6 @@ LOST = {
     "save_last_n_*": "see keep_checkpoints",
     "extra_*": "would have been added to the command",
     "lr_warmup": "a share of the steps; see warmup_steps",
-    "max_train_steps": "max_train_epochs counts",
     "reg_data_dir": "see prior_preservation of a second DatasetBackend",
 }
 GUI_TABLE = Table(
@@ -138,6 +136,9 @@ def _is_main(value: Any) -> bool:
 
 def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     options = {RENAMED.get(str(name), str(name)): _set(value) for name, value in file.value.items()}
+    _settle_length(options)
+    if is_off(options.get("unet_lr")):  # 0: learning_rate counts
+        options.pop("unet_lr", None)
     kind = str(options.get("LoRA_type", "Flux1")).lower()
     if kind not in MODULES:
         raise UserError.at(f"{file.path.name}: LoRA_type", f"{shorten(options['LoRA_type'])} is not for Flux or Chroma")
@@ -156,6 +157,15 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     if isinstance(prompts, str):
         add_prompt_lines(settings, re.split(r"\n", prompts))
     return settings
+
+
+def _settle_length(options: dict[str, Any]) -> None:
+    """Keep what decides the length: the GUI counts `epoch` only where neither max_train_epochs nor max_train_steps is set."""
+    epochs = options.pop("epoch", None)
+    if is_off(options.get("max_train_epochs")):
+        options.pop("max_train_epochs", None)
+        if is_off(options.get("max_train_steps")) and is_off(options.get("dataset_config")) and not is_off(epochs):
+            options["max_train_epochs"] = epochs
 
 
 def _set(value: Any) -> Any:

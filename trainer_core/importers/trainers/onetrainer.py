@@ -100,6 +100,17 @@ def _shift(value: Any, options: Mapping[str, Any]) -> float:
     return number(value)
 
 
+def _resolutions(text: Any) -> list[str]:
+    return [part.strip() for part in str(text or 512).split(",") if part.strip()]
+
+
+def _epochs(value: Any, options: Mapping[str, Any]) -> Values:
+    """Return the epochs: with several resolutions an image is trained at one of them in each epoch there, at all here."""
+    epochs, count = unless_zero(value, options), max(1, len(_resolutions(options.get("resolution"))))
+    note = f"an epoch has every image at each of {count} resolutions here, at one of them there" if count > 1 else ""
+    return Values({"epochs": -(-epochs // count)}, note)
+
+
 def _filter(value: Any, options: Mapping[str, Any]) -> Any:
     if flag(options.get("layer_filter_regex") or False) and text(value):
         raise NotThere("regular expressions are not there; the default targets are used")
@@ -255,7 +266,7 @@ TABLE = Table(
         Row("lora_rank", "LoRATrainer", "rank", whole),
         Row("lora_alpha", "LoRATrainer", "alpha", alpha_of_rank("lora_rank", 16)),
         Row("layer_filter", "LoRATrainer", "targets", _filter),
-        Row("epochs", "LoRATrainer", "epochs", unless_zero),
+        Row("epochs", "LoRATrainer", "epochs", _epochs),
         Row("batch_size", "LoRATrainer", "batch_size", whole),
         Row("gradient_accumulation_steps", "LoRATrainer", "accumulation", unless_zero),
         Row("learning_rate", "LoRATrainer", "learning_rate", number),
@@ -593,7 +604,10 @@ def _add_folders(settings: Settings, concept: Mapping[str, Any], label: str) -> 
     resolution = options.get("image.resolution_override") if override else settings.options.get("resolution")
     if flag(settings.options.get("masked_training") or False) and isinstance(options.get("path"), str):
         options["masks"], options["unmasked_weight"] = options["path"], settings.options.get("unmasked_weight", 0.1)
-    several = [part.strip() for part in str(resolution or 512).split(",") if part.strip()]
+    several = _resolutions(resolution)
+    if override and len(several) != len(_resolutions(settings.options.get("resolution"))):
+        text = f"{shorten(resolution)}: every image is trained at each of them in an epoch here, at one of them there"
+        settings.missing.append((f"{label}.image.resolution_override", text))
     for part in several:
         edge = part.split("x")[0] if "x" in part else part
         settings.folders.append(

@@ -14,6 +14,8 @@ from ..option_table import LOAD, Folder, NothingToSet, NotThere, Row, Settings, 
 from ..source_files import ConfigFile, SourceFiles, parse_words
 from ..value_readers import (
     FAMILIES,
+    MAX_RANK,
+    alpha_of_rank,
     aspect_list,
     attention,
     base_model,
@@ -80,7 +82,12 @@ LEVELS = {
     "fp16": NothingToSet("not quantized"),
     "fp32": NothingToSet("not quantized"),
 }
+# Options of the main file that count for every backend without its own.
+INHERITED = (
+    "resolution", "resolution_type", "minimum_image_size", "caption_strategy", "instance_prompt", "aspect_bucket_alignment",
+)  # fmt: skip
 level = one_of(LEVELS, "not there; the model is not quantized")
+DEFAULT_SHIFT = 3  # its Chroma remaps the noise levels by itself, and its guide says that no shift is needed
 ROLLOUT_STEP = 40  # of their timesteps: 0.04 in sigma
 
 
@@ -311,8 +318,13 @@ TABLE = Table(
             "kind",
             same("lokr", "loha", "lora", instead="not there; lora is used"),
         ),
-        Row("lycoris_config.linear_dim", "LoRATrainer", "rank", lambda value, _: min(whole(value), 512)),
-        Row("lycoris_config.linear_alpha", "LoRATrainer", "alpha", lambda value, _: min(number(value), 1024)),
+        Row("lycoris_config.linear_dim", "LoRATrainer", "rank", lambda value, _: min(whole(value), MAX_RANK)),
+        Row(
+            "lycoris_config.linear_alpha",
+            "LoRATrainer",
+            "alpha",
+            alpha_of_rank("lycoris_config.linear_dim", 16, "lycoris_config.algo"),
+        ),
         Row("lycoris_config.factor", "AdapterSettings", "lokr_factor", whole),
         Row("model_type", "AdapterSettings", "kind", _model_type),
         Row("lora_format", "AdapterSettings", "format", one_of({"diffusers": "universal", "comfyui": "comfyui"})),
@@ -373,11 +385,12 @@ TABLE = Table(
         "read_batch_size": "chosen by itself",
         "image_processing_batch_size": "chosen by itself",
         "aspect_bucket_rounding": "bucket sizes are multiples of bucket_step",
-        "resolution": "each folder has its own",
-        "resolution_type": "each folder has its own",
-        "minimum_image_size": "each folder has its own",
-        "aspect_bucket_alignment": "each folder has its own",
-        "instance_prompt": "each folder has its own",
+        "resolution": "of the folders without their own",
+        "resolution_type": "of the folders without their own",
+        "minimum_image_size": "of the folders without their own",
+        "aspect_bucket_alignment": "of the folders without their own",
+        "caption_strategy": "of the folders without their own",
+        "instance_prompt": "of the folders without their own",
         "data_backend_config": "its folders are listed below",
         "user_prompt_library": "its prompts are taken over",
         "validation_prompt": "one of the prompts",
@@ -601,7 +614,7 @@ FOLDERS = Table(
         "video.*": "is for videos",
         "max_num_samples": "would have left out images",
     },
-    defaults={"crop_aspect": "square"},
+    defaults={"crop": False, "crop_style": "random", "crop_aspect": "square"},
 )
 
 
@@ -626,6 +639,8 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
         settings.missing.append(("lr_scheduler", reason))
     elif options["lr_scheduler"] == "constant":  # has no warm-up there
         options.setdefault("lr_warmup_steps", 0)
+    if family == "flux" and not _says_shift(options):
+        options["flow_schedule_shift"] = DEFAULT_SHIFT
     _add_lycoris(settings, file, files)
     _add_prompts(settings, file, files)
     if not is_off(options.get("data_backend_config")):
@@ -635,6 +650,13 @@ def _read(file: ConfigFile, files: SourceFiles) -> Settings:
     if isinstance(destination, str) and file_name(destination):
         settings.options["name"] = re.sub(r"[^\w.\- ]+", "-", file_name(destination)).strip(" .-") or "my-lora"
     return settings
+
+
+def _says_shift(options: Mapping[str, Any]) -> bool:
+    """Return whether the noise levels are shifted as an option says, instead of by the default."""
+    instead = ("flow_schedule_auto_shift", "flux_schedule_auto_shift", "flux_fast_schedule")
+    static = (options.get("flow_schedule_shift"), options.get("flux_schedule_shift"))
+    return any(value not in (None, "") for value in static) or any(not is_off(options.get(name)) for name in instead)
 
 
 def _name(name: Any) -> str:
@@ -686,7 +708,8 @@ def _add_folders(settings: Settings, backends: list[Any]) -> None:
 def _folder_options(
     backend: Mapping[str, Any], by_id: Mapping[str, Any], settings: Settings, label: str
 ) -> dict[str, Any]:
-    options = dict(backend)
+    shared = {name: value for name in INHERITED if (value := settings.options.get(name)) is not None}
+    options = {**shared, **backend}
     for name in ("caption_shuffle", "huggingface", "parquet", "video"):
         nested = options.pop(name, None)
         options.update({f"{name}.{key}": value for key, value in nested.items()} if isinstance(nested, dict) else {})
