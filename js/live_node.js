@@ -34,8 +34,11 @@ function showOn(node, state) {
   makeRoom(node);
 }
 
-// A node on the canvas grows with its panel; Nodes 2.0 do so by themselves.
+// A node on the canvas grows with its panel. Nodes 2.0 are as high as their content: the least height keeps the node from
+// growing and shrinking with each line of text.
 function makeRoom(node) {
+  const { element, minHeight } = panels.get(node);
+  element.style.minHeight = window.LiteGraph?.vueNodesMode ? `${minHeight}px` : "";
   if (!window.LiteGraph?.vueNodesMode) {
     const least = node.computeSize();
     const width = Math.max(node.size[0], node.subgraph ? SUBGRAPH_WIDTH : 0);
@@ -70,6 +73,7 @@ function addPanel(node) {
   const widget = node.addDOMWidget("live", "chroma_trainer_live", panel.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // the page's panel of properties would show an empty field
     getMinHeight: () => panel.minHeight,
     getValue: () => "",
     setValue: () => {},

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 STYLE = (Path(__file__).resolve().parents[1] / "js" / "style.css").read_text("utf-8")
-# ComfyUI 0.33's palettes, read from its page: colors of texts (--input-text), the backgrounds of inputs, menus, PrimeVue's panels and nodes, and
+# ComfyUI 0.33's palettes, read from its page: colors of texts (--input-text), the backgrounds of inputs, menus, PrimeVue's panels, nodes and fields of Nodes 2.0, and
 # --p-primary-color. Solarized's own texts
 # have a contrast of 4.9 on its menus, so that softer ones can't reach 4.5: they must keep three quarters of it.
 THEMES = {
-    "dark": ("#dddddd", ("#222222", "#171718", "#303030", "#18181b", "#262729"), "#60a5fa"),
-    "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee"), "#3b82f6"),
+    "dark": ("#dddddd", ("#222222", "#171718", "#303030", "#18181b", "#262729", "#313235"), "#60a5fa"),
+    "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee", "#e9e9e9"), "#3b82f6"),
     "arc": ("#dddddd", ("#2b2f38", "#242730", "#18181b", "#262729"), "#60a5fa"),
     "nord": ("#bcc2c8", ("#2e3440", "#161b22", "#18181b", "#262729"), "#60a5fa"),
     "github": ("#bcc2c8", ("#161b22", "#13171d", "#18181b", "#262729"), "#60a5fa"),
