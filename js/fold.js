@@ -2,10 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { after } from "./dom.js";
-import { isConnected } from "./graph.js";
+import { isConnected, isOurs } from "./graph.js";
 import { say } from "./texts.js";
 
-const CATEGORY = "ChromaTrainer";
 const ROW = 24; // pixels: height of a field on the canvas
 const STATE = "folded"; // in the node's properties, so that the saved workflow keeps its look
 const folds = new Set();
@@ -69,10 +68,6 @@ class Fold {
   keepHeight(saved, hidden) {
     if (saved?.size) this.node.setSize([this.node.size[0], Math.max(0, saved.size[1] - hidden)]);
   }
-}
-
-function isOurs(node) {
-  return String(node.constructor.nodeData?.category ?? "").startsWith(CATEGORY);
 }
 
 app.registerExtension({

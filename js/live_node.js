@@ -8,6 +8,7 @@ import { isOfSweep } from "./names.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
+const ADDED_MS = 500;
 const SUBGRAPH_WIDTH = 300; // pixels, for a panel that can be read
 const panels = new WeakMap(); // node -> Panel
 
@@ -85,7 +86,13 @@ function addPanel(node) {
 
 function follow(node) {
   const panel = addPanel(node);
-  after(node, "onConfigure", () => setTimeout(() => refill(node)));
+  let isConfigured = false;
+  after(node, "onConfigure", () => {
+    isConfigured = true;
+    setTimeout(() => refill(node));
+  });
+  // A node that is added, or read from the prompt in a LoRA or an image, is not configured: it gets its values after it is created.
+  setTimeout(() => isConfigured || !node.graph || refill(node), ADDED_MS);
   after(node, "onExecuted", async (output) => {
     const run = output?.chroma_trainer_run?.[0]; // also set by a cached node
     const [id] = idsOf(node);

@@ -6,7 +6,7 @@ import { app } from "../../scripts/app.js";
 import { nodesAt } from "./graph.js";
 
 const WAIT_MS = 800; // until the page has shown what it shows by itself
-const LIFE_MS = 20000;
+const LIFE_MS = 30000;
 
 // Tells the problems of a node, unless the page shows them already: in the dialog of an older front end, or told before.
 export function tell({ node, problems }, shown = document.body.textContent) {

@@ -10,6 +10,7 @@
 //   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
 //   drop        OUTPUT.json: what the page shows and would send after files of the folder WORKFLOW are dropped on it; OUTPUT.png: the report
 //   rejected    OUTPUT.json: the texts of the page after a run that ComfyUI rejects; OUTPUT.png beside it
+//   added       OUTPUT.json: {node type: {name: value} of a new node of this pack that has a seed}
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -27,7 +28,7 @@ await withPage(url, async (context, page) => {
   if (command === "allBoxes") return allBoxes(page);
   if (command === "drop") return drop(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours, fold, boxes, least, unfold, rejected }[command](page);
+  await { prompt, run, screenshot, colours, fold, boxes, least, unfold, rejected, added }[command](page);
 }, { width, height });
 
 function write(value) {
@@ -116,6 +117,14 @@ async function unfold(page) {
   await page.waitForTimeout(500);
   write({ error, ...(await promptOf(page)) });
   await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+}
+
+async function added(page) {
+  write(await page.evaluate(() => Object.fromEntries(["LoRATrainer", "ValidateSampler"].map((type) => {
+    const node = window.LiteGraph.createNode(type);
+    window.app.graph.add(node);
+    return [type, Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]))];
+  }))));
 }
 
 async function rejected(page) {

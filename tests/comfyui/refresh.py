@@ -36,7 +36,7 @@ HEIGHTS = {"PreviewImage": 470, "SaveImage": 470, "LossGraphNode": 300, "CLIPTex
 # columns. A ValidateSampler that samples has room for its image. Together they are small enough to be read at 65 % of a window of 1600 x 1000 (test_page.py).
 LAYOUTS: dict[str, tuple[list[tuple[int, list[Any]]], tuple[int, ...]]] = {
     "first-lora": (
-        [(310, [(8, 500), 1, 2]), (300, [9, 3]), (300, [(4, 560)]), (370, [5]), (330, [(6, 776), (7, 240)])],
+        [(310, [(8, 500), 1, 2]), (300, [9, 3]), (300, [(4, 700)]), (370, [5]), (330, [(6, 776), (7, 240)])],
         (2, 2, 1),
     ),
     "compare-checkpoints": ([(330, [(7, 280), (8, 300), 1]), (320, [2, 3]), (380, [4]), (440, [(5, 780), (6, 300)])], ()),

@@ -97,6 +97,12 @@ def test_fields_that_few_runs_need_are_folded_away(each_page, tmp_path):
     assert found["again"] == found["folded"] and found["same"]
 
 
+def test_a_new_node_keeps_its_seed(each_page, tmp_path):
+    """Else Run after Cancel would train something else than before, and not go on."""
+    for values in each_page("added", WORKFLOWS / "quick-lora.json", tmp_path / "added.json").values():
+        assert values["control_after_generate"] == "fixed"
+
+
 def test_a_rejected_run_says_why(each_page, short_workflow, tmp_path):
     """ComfyUI 0.33 itself says that LoRA Trainer rejected the value for name, whichever field is wrong."""
     workflow = short_workflow("rejected", warmup_steps=2000)
