@@ -63,7 +63,10 @@ def test_it_goes_on_from_there(life):
 def test_a_graph_from_a_prompt_shows_its_run(life):
     """ComfyUI opens a LoRA or an image that holds only a prompt without configuring the nodes."""
     seen = life[1]
-    assert (seen["fromPrompt"]["run"], seen["fromPrompt"]["points"]) == (seen["resumed"]["run"], seen["resumed"]["points"])
+    assert (seen["fromPrompt"]["run"], seen["fromPrompt"]["points"]) == (
+        seen["resumed"]["run"],
+        seen["resumed"]["points"],
+    )
 
 
 def test_a_cached_node_fills_its_panel(life):

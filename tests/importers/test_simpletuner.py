@@ -146,7 +146,14 @@ def test_lycoris_and_degraded_references(tmp_path: Path):
 
 
 def test_what_is_unknown_or_has_no_equivalent_is_listed(tmp_path: Path):
-    config = {**CHROMA_GUIDE, "learning_rat": 1, "an*odd*`name`": 1, "push_to_hub": True, "optimizer": "muon", "noise_offset": 0.1}
+    config = {
+        **CHROMA_GUIDE,
+        "learning_rat": 1,
+        "an*odd*`name`": 1,
+        "push_to_hub": True,
+        "optimizer": "muon",
+        "noise_offset": 0.1,
+    }
     result = Result(write_simpletuner(tmp_path, config))
     assert "did you mean 'learning_rate'" in result.missing["learning_rat"]
     assert {"push_to_hub", "optimizer", "noise_offset"} < set(result.missing)
