@@ -2,10 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { after } from "./dom.js";
-import { isConnected } from "./graph.js";
+import { isConnected, isOurs } from "./graph.js";
 import { say } from "./texts.js";
 
-const CATEGORY = "ChromaTrainer";
+const ROW = 24; // pixels: height of a field on the canvas
 const STATE = "folded"; // in the node's properties, so that the saved workflow keeps its look
 const folds = new Set();
 
@@ -55,8 +55,8 @@ class Fold {
   // A workflow saved before folding existed has the height of all fields.
   configured(saved) {
     this.isConfigured = true;
-    if (this.isNative) setTimeout(() => this.keepHeight(saved));
     const wasFolded = saved?.properties?.[STATE];
+    if (this.isNative) setTimeout(() => this.keepHeight(saved, wasFolded === undefined ? this.advanced.length * ROW : 0));
     if (wasFolded !== undefined) return this.apply();
     this.node.properties[STATE] = false;
     this.apply();
@@ -64,14 +64,10 @@ class Fold {
   }
 
   // Nodes 2.0 draw a node as high as its content, or higher. When it loads, the page makes room for the fields that
-  // Nodes 2.0 hide; they need none.
-  keepHeight(saved) {
-    if (saved?.size) this.node.setSize([this.node.size[0], saved.size[1]]);
+  // Nodes 2.0 hide; they need none. hidden: the part of the saved height that those fields had.
+  keepHeight(saved, hidden) {
+    if (saved?.size) this.node.setSize([this.node.size[0], Math.max(0, saved.size[1] - hidden)]);
   }
-}
-
-function isOurs(node) {
-  return String(node.constructor.nodeData?.category ?? "").startsWith(CATEGORY);
 }
 
 app.registerExtension({

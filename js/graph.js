@@ -2,6 +2,13 @@
 
 import { app } from "../../scripts/app.js";
 
+const CATEGORY = "ChromaTrainer";
+
+// Whether a node is one of this pack.
+export function isOurs(node) {
+  return String(node.constructor.nodeData?.category ?? "").startsWith(CATEGORY);
+}
+
 // Whether a node trains, and thus has a name of its LoRA and a panel.
 export function isTrainer(node) {
   return ["LoRATrainer", "QuickLora"].includes(node.comfyClass);

@@ -8,6 +8,7 @@ import { isOfSweep } from "./names.js";
 import { Panel } from "./panel.js";
 import { RunState } from "./run_state.js";
 
+const ADDED_MS = 500;
 const SUBGRAPH_WIDTH = 300; // pixels, for a panel that can be read
 const panels = new WeakMap(); // node -> Panel
 
@@ -34,8 +35,11 @@ function showOn(node, state) {
   makeRoom(node);
 }
 
-// A node on the canvas grows with its panel; Nodes 2.0 do so by themselves.
+// A node on the canvas grows with its panel. Nodes 2.0 are as high as their content: the least height keeps the node from
+// growing and shrinking with each line of text.
 function makeRoom(node) {
+  const { element, minHeight } = panels.get(node);
+  element.style.minHeight = window.LiteGraph?.vueNodesMode ? `${minHeight}px` : "";
   if (!window.LiteGraph?.vueNodesMode) {
     const least = node.computeSize();
     const width = Math.max(node.size[0], node.subgraph ? SUBGRAPH_WIDTH : 0);
@@ -70,6 +74,7 @@ function addPanel(node) {
   const widget = node.addDOMWidget("live", "chroma_trainer_live", panel.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // the page's panel of properties would show an empty field
     getMinHeight: () => panel.minHeight,
     getValue: () => "",
     setValue: () => {},
@@ -81,7 +86,13 @@ function addPanel(node) {
 
 function follow(node) {
   const panel = addPanel(node);
-  after(node, "onConfigure", () => setTimeout(() => refill(node)));
+  let isConfigured = false;
+  after(node, "onConfigure", () => {
+    isConfigured = true;
+    setTimeout(() => refill(node));
+  });
+  // A node that is added, or read from the prompt in a LoRA or an image, is not configured: it gets its values after it is created.
+  setTimeout(() => isConfigured || !node.graph || refill(node), ADDED_MS);
   after(node, "onExecuted", async (output) => {
     const run = output?.chroma_trainer_run?.[0]; // also set by a cached node
     const [id] = idsOf(node);

@@ -40,7 +40,8 @@ export class RunState {
   get doing() {
     if (this.state !== "running") return stateText(this.state);
     const { phase } = this.phase;
-    return has(`phase.${phase}`) ? say(`phase.${phase}`) : phase ?? "";
+    if (!phase) return say("state.starting"); // a process of its own takes seconds to its first phase
+    return has(`phase.${phase}`) ? say(`phase.${phase}`) : phase;
   }
 
   // [done, total] of the progress bar: of the phase if it has its own count, else of the steps.

@@ -1,25 +1,28 @@
-"""The colors of the page: texts and marks can be told from the backgrounds of ComfyUI's dark and light themes (WCAG 2.2, 1.4.3 and 1.4.11)."""
+"""The colors of the page and of notes: texts and marks can be told from the backgrounds of ComfyUI's dark and light themes (WCAG 2.2, 1.4.3 and 1.4.11)."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 STYLE = (Path(__file__).resolve().parents[1] / "js" / "style.css").read_text("utf-8")
-# ComfyUI 0.33's palettes, read from its page: colors of texts (--input-text), the backgrounds of inputs, menus, PrimeVue's panels and nodes, and
+# ComfyUI 0.33's palettes, read from its page: colors of texts (--input-text), the backgrounds of inputs, menus, PrimeVue's panels, nodes and fields of Nodes 2.0, and
 # --p-primary-color. Solarized's own texts
 # have a contrast of 4.9 on its menus, so that softer ones can't reach 4.5: they must keep three quarters of it.
 THEMES = {
-    "dark": ("#dddddd", ("#222222", "#171718", "#303030", "#18181b", "#262729"), "#60a5fa"),
-    "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee"), "#3b82f6"),
+    "dark": ("#dddddd", ("#222222", "#171718", "#303030", "#18181b", "#262729", "#313235"), "#60a5fa"),
+    "light": ("#222222", ("#c9c9c9", "#ffffff", "#eeeeee", "#e9e9e9"), "#3b82f6"),
     "arc": ("#dddddd", ("#2b2f38", "#242730", "#18181b", "#262729"), "#60a5fa"),
     "nord": ("#bcc2c8", ("#2e3440", "#161b22", "#18181b", "#262729"), "#60a5fa"),
     "github": ("#bcc2c8", ("#161b22", "#13171d", "#18181b", "#262729"), "#60a5fa"),
     "solarized": ("#93a1a1", ("#002b36", "#073642", "#18181b", "#262729"), "#60a5fa"),
 }
 TEXTS, MARKS = ("soft", "ink", "warn", "bad"), ("accent", "rate", "good", "held", "clip", "bad")
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+CODE = ("#007aff", "#60a5fa")
 Color = tuple[float, ...]
 
 
@@ -76,3 +79,14 @@ def test_texts_and_marks_stand_out(theme):
 def test_what_has_the_focus_is_outlined():
     assert not re.search(r"outline: (none|0)", STYLE)
     assert re.search(r"summary\):focus-visible \{ outline: 2px solid", STYLE)
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_inline_code_in_a_note_can_be_read(path):
+    """Nodes 2.0 of ComfyUI 0.33 draw it in CODE[0] on a fifth of CODE[1]. A note that has no color is brown."""
+    text, blue = (parse_hex(color) for color in CODE)
+    for node in json.loads(path.read_text("utf-8"))["nodes"]:
+        if node["type"] in ("Note", "MarkdownNote"):
+            note = parse_hex(node.get("bgcolor", "#653"))
+            behind = tuple(0.2 * a + 0.8 * b for a, b in zip(blue, note, strict=True))
+            assert "`" not in node["widgets_values"][0] or contrast(text, behind) >= 4.5

@@ -16,6 +16,7 @@ export default {
   "copy.renamed": "The copied trainer is named {name}",
   "state.none": "Not run yet",
   "state.running": "Running",
+  "state.starting": "Starting",
   "state.finished": "Finished",
   "state.paused": "Paused",
   "state.stopped": "Stopped",

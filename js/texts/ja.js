@@ -19,6 +19,7 @@ export default {
   "copy.renamed": "コピーした学習ノードの名前は {name} です",
   "state.none": "未実行",
   "state.running": "実行中",
+  "state.starting": "開始しています",
   "state.finished": "完了",
   "state.paused": "一時停止中",
   "state.stopped": "停止",

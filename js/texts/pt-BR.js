@@ -19,6 +19,7 @@ export default {
   "copy.renamed": "O treinador copiado se chama {name}",
   "state.none": "Ainda não executado",
   "state.running": "Em execução",
+  "state.starting": "Iniciando",
   "state.finished": "Concluída",
   "state.paused": "Pausada",
   "state.stopped": "Parada",

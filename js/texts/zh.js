@@ -19,6 +19,7 @@ export default {
   "copy.renamed": "复制的训练器名为 {name}",
   "state.none": "尚未运行",
   "state.running": "运行中",
+  "state.starting": "正在启动",
   "state.finished": "已完成",
   "state.paused": "已暂停",
   "state.stopped": "已停止",

@@ -40,11 +40,12 @@ from ...trainer_core.paths import DATASETS, cache_folder
 from ...trainer_core.spec import ABSENT, Field, NodeSpec, build_inputs
 from .. import ALL_NODES, CATALOGUE
 from .live_events import Feed, memory_json, waiting_message
-from .prompt_check import problems_of, remember, reported_field, text_of
+from .prompt_check import asking_page, message_of, problems_of, remember, reported_field, text_of
 
 MODEL_KINDS = ("diffusion_models", "text_encoders", "vae", "loras", "diffusers", "vae_approx", "clip_vision")
 PREVIEW_EDGE = 512  # longer edge of a preview in the editor, in pixels
 EVENT_NAME = "chroma_trainer.event"
+PROBLEMS_NAME = "chroma_trainer.problems"
 # Key in a node's UI output: the name of the run's folder, so that the editor finds the run of a cached node.
 UI_RUN = "chroma_trainer_run"
 
@@ -117,7 +118,11 @@ def _validate_inputs(spec: NodeSpec) -> Any:
     """Return ComfyUI's validation function of a node: the problems that a check of the whole prompt finds on it."""
 
     async def validate_inputs(cls, **values: Any) -> bool | str:
-        problems = await problems_of(str(cls.hidden.unique_id))
+        node_id = str(cls.hidden.unique_id)
+        problems = await problems_of(node_id)
+        server = _server()
+        if problems and server is not None and asking_page():
+            server.send_sync(PROBLEMS_NAME, message_of(node_id, problems), asking_page())
         return text_of(problems, spec) if problems else True
 
     # ComfyUI reads the names of the parameters: with `**values` it would leave out its own checks of all fields.

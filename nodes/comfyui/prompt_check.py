@@ -29,7 +29,7 @@ _current: ContextVar[PromptCheck | None] = ContextVar("chroma_trainer_prompt", d
 
 def remember(request: dict[str, Any], host: Callable[[], Host]) -> dict[str, Any]:
     """Handle a request to /prompt before ComfyUI validates it. Returns the request unchanged."""
-    _current.set(PromptCheck(request.get("prompt"), host))
+    _current.set(PromptCheck(request.get("prompt"), host, str(request.get("client_id") or "")))
     return request
 
 
@@ -37,6 +37,17 @@ async def problems_of(node_id: str) -> list[Problem]:
     """Return the problems of a node of the prompt that is being validated, without those that ComfyUI reports itself."""
     current = _current.get()
     return await current.problems_of(node_id) if current else []
+
+
+def asking_page() -> str:
+    """Return the client id of the page that queued the prompt that is being validated, "" if no page did."""
+    current = _current.get()
+    return current.page if current else ""
+
+
+def message_of(node_id: str, problems: list[Problem]) -> dict[str, Any]:
+    """Return the problems of a node for the page, each with the name of its field."""
+    return {"node": node_id, "problems": [[problem.field, problem.message] for problem in problems]}
 
 
 def reported_field(spec: NodeSpec) -> str:
@@ -63,10 +74,11 @@ class PromptCheck:
     Args:
         prompt: the prompt as it was sent.
         host: returns the host of the check.
+        page: client id of the page that queued it.
     """
 
-    def __init__(self, prompt: Any, host: Callable[[], Host]):
-        self._prompt, self._host = prompt, host
+    def __init__(self, prompt: Any, host: Callable[[], Host], page: str = ""):
+        self._prompt, self._host, self.page = prompt, host, page
 
     async def problems_of(self, node_id: str) -> list[Problem]:
         """Return the problems of a node."""

@@ -93,6 +93,8 @@ async function life(context, page) {
   seen.resumed = await until(page, "d.state === 'finished'");
   const { prompt } = await promptOf(page);
   seen.ran = prompt;
+  await page.evaluate((prompt) => window.app.loadApiJson(prompt, "life"), prompt); // as when the LoRA is dropped on the page
+  seen.fromPrompt = await until(page, "n(d.points) > 0");
 
   await page.route("**/chroma_trainer/runs", (route) => route.abort()); // nothing to refill from
   await open(page, url);

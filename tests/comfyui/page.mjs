@@ -4,11 +4,13 @@
 //   run         OUTPUT.json: {end: the event that ended the run, detail, events: count of chroma_trainer.event}; OUTPUT.png beside it
 //   screenshot  OUTPUT.png: the graph
 //   colours     OUTPUT.json: {type of each connection in the graph: [colour of the link, of the slot, of the slot in Nodes 2.0]}
-//   allBoxes    OUTPUT.json: {name: {boxes: as below, groups: {title: box}}} of every *.json in the folder WORKFLOW, while each of its trainers shows a run
+//   allBoxes    OUTPUT.json: {name: {boxes: as below, groups: {title: box}}} of every *.json in the folder WORKFLOW, while each of its trainers shows a run and each of its samplers images
 //   boxes       OUTPUT.json: {scale: the zoom after opening it, boxes: {id: [left, top, right, bottom] of each node with its title}}
 //   least       OUTPUT.json: {id: [least height on the canvas, least height with the title while a trainer shows a run]}
 //   unfold      OUTPUT.json: {error: whether a wrong folder of images was told, prompt, workflow: of the unfolded graph}; OUTPUT.png beside it
 //   drop        OUTPUT.json: what the page shows and would send after files of the folder WORKFLOW are dropped on it; OUTPUT.png: the report
+//   rejected    OUTPUT.json: the texts of the page after a run that ComfyUI rejects; OUTPUT.png beside it
+//   added       OUTPUT.json: {node type: {name: value} of a new node of this pack that has a seed}
 //   fold        OUTPUT.json: {folded, open, again: {names: fields of the LoRATrainer that are shown, height}, same: whether open or not it is the same prompt and file}
 import fs from "node:fs";
 import path from "node:path";
@@ -26,7 +28,7 @@ await withPage(url, async (context, page) => {
   if (command === "allBoxes") return allBoxes(page);
   if (command === "drop") return drop(page);
   await load(page, workflow);
-  await { prompt, run, screenshot, colours, fold, boxes, least, unfold }[command](page);
+  await { prompt, run, screenshot, colours, fold, boxes, least, unfold, rejected, added }[command](page);
 }, { width, height });
 
 function write(value) {
@@ -117,6 +119,21 @@ async function unfold(page) {
   await page.screenshot({ path: output.replace(/\.json$/, ".png") });
 }
 
+async function added(page) {
+  write(await page.evaluate(() => Object.fromEntries(["LoRATrainer", "ValidateSampler"].map((type) => {
+    const node = window.LiteGraph.createNode(type);
+    window.app.graph.add(node);
+    return [type, Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]))];
+  }))));
+}
+
+async function rejected(page) {
+  await page.evaluate(() => void window.app.queuePrompt(0, 1));
+  await page.waitForTimeout(3000);
+  write(await page.evaluate(() => document.body.innerText));
+  await page.screenshot({ path: output.replace(/\.json$/, ".png") });
+}
+
 // A workflow of ComfyUI's own, another trainer's configuration in several files, and one that can't be read.
 async function drop(page) {
   const dropAll = async (names, ready) => {
@@ -148,19 +165,30 @@ async function drop(page) {
   write({ own, imported, closed, failed: await read() });
 }
 
-// Every trainer shows a run with a curve and an image, as the server's messages would have it: its panel needs more room then.
+// Every trainer shows a run with a curve, an image, many figures and a notice, and every Validate Sampler that samples its images, as the
+// server's messages would have it: they need more room then.
 async function showRuns(page) {
   await page.evaluate(async () => {
     const { api } = await import("/scripts/api.js");
     const steps = { step: [1, 2], loss: [1, 0.9], learning_rate: [1e-3, 1e-3], grad_norm: [1, 1], seconds: [0.1, 0.1] };
-    for (const node of window.app.graph.nodes.filter(({ type }) => ["LoRATrainer", "QuickLora"].includes(type))) {
+    const { graph } = window.app;
+    for (const node of graph.nodes.filter(({ type }) => ["LoRATrainer", "QuickLora"].includes(type))) {
       const { value: name } = node.widgets.find((widget) => widget.name === "name");
       const image = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=#";
-      for (const message of [{ kind: "StepReports", steps, total: 2 }, { kind: "PreviewReady", step: 1, label: "", url: image }])
-        api.dispatchEvent(new CustomEvent("chroma_trainer.event", { detail: { node: String(node.id), name, ...message } }));
+      for (const message of [
+        { kind: "StepReports", steps, total: 2 }, { kind: "LeakMeasured", step: 2, leak: 0.917, standard_error: 0.0318 },
+        { kind: "LoraSaved", lora: `${name}.safetensors`, applied: 88, num_keys: 88 }, { kind: "PreviewReady", step: 1, label: "", url: image },
+        { kind: "Notice", level: "warning", text: "stopped at step 2 of 3; run it again to resume from there" },
+      ]) api.dispatchEvent(new CustomEvent("chroma_trainer.event", { detail: { node: String(node.id), name, ...message } }));
+    }
+    const canvas = Object.assign(document.createElement("canvas"), { width: 341, height: 512 });
+    const blob = await new Promise((done) => canvas.toBlob(done));
+    for (const node of graph.nodes.filter(({ type, outputs }) => type === "ValidateSampler" && [0, 2].some((slot) => outputs[slot].links?.length))) {
+      const id = String(node.id);
+      api.dispatchEvent(new CustomEvent("b_preview_with_metadata", { detail: { blob, nodeId: id, displayNodeId: id, realNodeId: id, jobId: "job" } }));
     }
   });
-  await page.waitForTimeout(700);
+  await page.waitForTimeout(1200);
 }
 
 function boxesOf() {

@@ -60,6 +60,15 @@ def test_it_goes_on_from_there(life):
     assert seen["resumed"]["run"] == seen["first"]["run"]
 
 
+def test_a_graph_from_a_prompt_shows_its_run(life):
+    """ComfyUI opens a LoRA or an image that holds only a prompt without configuring the nodes."""
+    seen = life[1]
+    assert (seen["fromPrompt"]["run"], seen["fromPrompt"]["points"]) == (
+        seen["resumed"]["run"],
+        seen["resumed"]["points"],
+    )
+
+
 def test_a_cached_node_fills_its_panel(life):
     seen = life[1]
     assert seen["emptied"]["points"] == "0"

@@ -97,6 +97,20 @@ def test_fields_that_few_runs_need_are_folded_away(each_page, tmp_path):
     assert found["again"] == found["folded"] and found["same"]
 
 
+def test_a_new_node_keeps_its_seed(each_page, tmp_path):
+    """Else Run after Cancel would train something else than before, and not go on."""
+    for values in each_page("added", WORKFLOWS / "quick-lora.json", tmp_path / "added.json").values():
+        assert values["control_after_generate"] == "fixed"
+
+
+def test_a_rejected_run_says_why(each_page, short_workflow, tmp_path):
+    """ComfyUI 0.33 itself says that LoRA Trainer rejected the value for name, whichever field is wrong."""
+    workflow = short_workflow("rejected", warmup_steps=2000)
+    (tmp_path / "wrong.json").write_text(json.dumps(workflow), "utf-8")
+    shown = each_page("rejected", tmp_path / "wrong.json", tmp_path / "rejected.json")
+    assert shown.count("warmup_steps: ") == 1 and "2000" in shown.partition("warmup_steps: ")[2][:200]
+
+
 def test_run_on_the_page(page, tmp_path):
     """Run trains, events arrive at the page, and the end is a success."""
     workflow = json.loads((WORKFLOWS / "first-lora.json").read_text("utf-8"))

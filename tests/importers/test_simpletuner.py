@@ -146,12 +146,20 @@ def test_lycoris_and_degraded_references(tmp_path: Path):
 
 
 def test_what_is_unknown_or_has_no_equivalent_is_listed(tmp_path: Path):
-    config = {**CHROMA_GUIDE, "learning_rat": 1, "push_to_hub": True, "optimizer": "muon", "noise_offset": 0.1}
+    config = {
+        **CHROMA_GUIDE,
+        "learning_rat": 1,
+        "an*odd*`name`": 1,
+        "push_to_hub": True,
+        "optimizer": "muon",
+        "noise_offset": 0.1,
+    }
     result = Result(write_simpletuner(tmp_path, config))
     assert "did you mean 'learning_rate'" in result.missing["learning_rat"]
     assert {"push_to_hub", "optimizer", "noise_offset"} < set(result.missing)
     (note,) = [node for node in result.imported.workflow["nodes"] if node["type"] == "MarkdownNote"]
-    assert "noise_offset" in note["widgets_values"][0]
+    assert "- **noise_offset**: " in note["widgets_values"][0]
+    assert r"- **an\*odd\*\`name\`**: " in note["widgets_values"][0]  # what Markdown would take for marks
 
 
 def test_a_full_fine_tune_becomes_kind_full(tmp_path: Path):

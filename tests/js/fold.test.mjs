@@ -64,10 +64,10 @@ class Node {
   }
 
   // LiteGraph sets properties and values of a saved node, then calls onConfigure.
-  configure({ properties = {}, values = {} }) {
+  configure({ properties = {}, values = {}, size }) {
     Object.assign(this.properties, properties);
     for (const [name, value] of Object.entries(values)) this.widget(name).value = value;
-    this.onConfigure({ properties });
+    this.onConfigure({ properties, size });
   }
 }
 
@@ -275,6 +275,17 @@ describe("Nodes 2.0, which folds by itself", () => {
     const node = new Node(FIELDS);
     assert.deepEqual(node.shown, Object.keys(FIELDS));
     assert.equal(node.button.hidden, true);
+  });
+
+  test("keep the saved height, without the rows of the fields that they hide if those were saved unfolded", () => {
+    window.LiteGraph.vueNodesMode = true;
+    for (const [properties, height] of [[{ folded: true }, 500], [{}, 500 - 3 * ROW]]) {
+      const node = new Node(FIELDS);
+      node.configure({ properties, size: [200, 500] });
+      node.size = [200, 900]; // the page makes room for all fields
+      runTimers();
+      assert.equal(node.size[1], height);
+    }
   });
 
   test("can be switched on and off", () => {

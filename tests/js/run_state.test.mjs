@@ -51,6 +51,13 @@ describe("a run from its messages", () => {
     assert.deepEqual(state.progress, [0, 0]);
   });
 
+  test("a process that has begun no phase yet is starting", () => {
+    const state = new RunState();
+    state.take({ kind: "RunWaiting" });
+    state.take({ kind: "Notice", level: "info", text: "training in the background" });
+    assert.equal(state.doing, "Starting");
+  });
+
   test("phases, steps, files and the end update the state", () => {
     const state = after({ kind: "RunOpened" }, { kind: "PhaseStarted", phase: "latents", total: 8, unit: "images" });
     assert.equal(state.doing, "Caching latents");

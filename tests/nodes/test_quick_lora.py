@@ -82,7 +82,7 @@ def test_the_lora_is_that_of_the_unfolded_graph(home: Path):
     (unfolded,) = [values[0] for id, values in outputs.items() if graph.nodes[id].type == "LoRATrainer"]
     assert Path(lora.path).read_bytes() == Path(unfolded.path).read_bytes()
     assert weights and len(losses["loss"]) == 2 and name == "dog.safetensors"
-    assert "| LoRA Trainer `rank` | 16 |" in choices and any("rank 16" in text for text in notices)
+    assert "| LoRA Trainer *rank* | 16 |" in choices and any("rank 16" in text for text in notices)
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_a_folder_elsewhere_is_named_by_an_option(
     folder = values(read_workflow(home / "workflow.json", schemas()), "DatasetBackend")
     assert folder["folder"] == "dogs"
     note = json.loads((home / "workflow.json").read_text("utf-8"))["nodes"][0]["widgets_values"][0]
-    assert "put the folder *dogs* into `input`" in note and str(elsewhere) not in note
+    assert "put the folder *dogs* into *input*" in note and str(elsewhere) not in note
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def note_of(answers: Answers) -> str:
 def values_text(answers: Answers) -> str:
     """Return the values that were chosen, in one line."""
     return ", ".join(
-        f"{name.rpartition(' ')[2].strip('`')} {_format_value(value)}" for name, value in reasons(_recipe(answers))
+        f"{name.rpartition(' ')[2].strip('*')} {_format_value(value)}" for name, value in reasons(_recipe(answers))
     )
 
 
@@ -87,7 +87,7 @@ def _hints(answers: Answers) -> list[str]:
     hints = []
     if answers.images.outside:
         text = (
-            f"**In ComfyUI** put the folder *{answers.images.name}* into `input`; headless, `--datasets` names its "
+            f"**In ComfyUI** put the folder *{answers.images.name}* into *input*; headless, *--datasets* names its "
             "parent"
         )
         hints.append(text)

@@ -180,10 +180,13 @@ def _resolution(quality: str, edge: float, vram: float) -> Value:
 
 
 def reasons(recipe: Recipe) -> Sequence[tuple[str, Value]]:
-    """Return the values with their reasons, by the names that the nodes give them, for the workflow's note."""
+    """Return the values with their reasons, by the names that the nodes give them, for the workflow's note.
+
+    Without inline code: Nodes 2.0 draw it in blue, which can't be read on a note's brown.
+    """
     return [
-        *((f"LoRA Trainer `{name}`", value) for name, value in recipe.training.items()),
-        ("Dataset Backend `resolution`", recipe.resolution),
-        ("Load model `dtype`", recipe.dtype),
-        ("Quantize Model `level`", recipe.quantization),
+        *((f"LoRA Trainer *{name}*", value) for name, value in recipe.training.items()),
+        ("Dataset Backend *resolution*", recipe.resolution),
+        ("Load model *dtype*", recipe.dtype),
+        ("Quantize Model *level*", recipe.quantization),
     ]

@@ -7,7 +7,14 @@ import threading
 
 import pytest
 from chroma_trainer.nodes import ALL_NODES, CATALOGUE
-from chroma_trainer.nodes.comfyui.prompt_check import problems_of, remember, reported_field, text_of
+from chroma_trainer.nodes.comfyui.prompt_check import (
+    asking_page,
+    message_of,
+    problems_of,
+    remember,
+    reported_field,
+    text_of,
+)
 from chroma_trainer.trainer_core.host import ASSETS, Paths, SinkHost
 
 
@@ -123,6 +130,25 @@ def test_how_comfyui_shows_them(host):
 
     lines = asyncio.run(validate()).splitlines()
     assert lines[0].startswith("is empty; enter the name") and lines[1].startswith("instance_prompt: is empty")
+
+
+def test_what_the_page_is_told(host):
+    """Every problem with the name of its field: the page itself names the reported field alone."""
+    graph = prompt(LoRATrainer={"targets": "nothing.*", "warmup_steps": 31})
+
+    async def validate():
+        remember({"prompt": graph, "client_id": "a-page"}, host)
+        return asking_page(), message_of("5", await problems_of("5"))
+
+    page, message = asyncio.run(validate())
+    assert page == "a-page" and message["node"] == "5"
+    assert [field for field, _ in message["problems"]] == ["warmup_steps", "targets"]
+
+    async def without_a_page():
+        remember({"prompt": graph}, host)
+        return asking_page()
+
+    assert asyncio.run(without_a_page()) == ""
 
 
 @pytest.mark.parametrize("spec", ALL_NODES.values(), ids=lambda spec: spec.id)
