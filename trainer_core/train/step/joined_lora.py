@@ -71,9 +71,8 @@ class JoinedLora:
         first, *others = inner.split([n * rank, *[rank] * len(self.other_ups)], dim=1)
         outputs: list[Tensor] = self.base(x) if self.base else []
         if not self.base:
-            for (
-                layer
-            ) in self.layers:  # no comprehension: where nf4 breaks the graph, torch 2.11 fails within one (Python 3.12)
+            # No comprehension: where nf4 breaks the graph, torch 2.11 on Python 3.12 fails within one.
+            for layer in self.layers:
                 outputs.append(layer.base(x))
         bases = torch.stack([output.flatten(0, -2) for output in outputs[:n]])
         first = first.unflatten(1, (n, rank)).transpose(0, 1)
