@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..trainer_core.config.dataset import DatasetConfig, FolderConfig
-from ..trainer_core.errors import UserError
+from ..trainer_core.errors import UserError, quoted
 from ..trainer_core.host import Host, Paths
 from ..trainer_core.runs.portable import portable_path
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
@@ -71,7 +71,7 @@ def find_table(inputs: FolderConfig, root: str, paths: Paths) -> str:
         return str(paths.find_beside(folder.parent if folder.is_file() else folder, inputs.table, "table"))
     path = next((folder / usual for usual in NAMES if (folder / usual).is_file()), None)
     if path is None and not folder.is_file() and not any(folder.rglob("*.parquet")):
-        text = f"is empty, and {inputs.folder!r} has none of {', '.join(NAMES)}; enter the name of the table"
+        text = f"is empty, and {quoted(inputs.folder)} has none of {', '.join(NAMES)}; enter the name of the table"
         raise UserError.at("table", text)
     return str(path or "")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ..trainer_core.config.model import ModelConfig
 from ..trainer_core.config.request import TrainedLora
 from ..trainer_core.config.validation import TAEF1, ValidationConfig
-from ..trainer_core.errors import Problem, UserError
+from ..trainer_core.errors import Problem, UserError, quoted
 from ..trainer_core.host import Host, Paths, collect
 from ..trainer_core.paths import find_taef1
 from ..trainer_core.spec import Doc, NodeSpec, Output, Socket
@@ -65,7 +65,7 @@ def _find_file(name: str, field: str, what: str, paths: Paths) -> Path:
     folder, _, file = name.strip().strip('"').replace("\\", "/").rpartition("/")
     path = paths.find_dataset(folder or ("/" if name.startswith("/") else "."), field) / file
     if not path.is_file():
-        raise UserError.at(field, f"{name!r} is not {what}; there is no {file!r} in {path.parent}")
+        raise UserError.at(field, f"{quoted(name)} is not {what}; there is no {quoted(file)} in {path.parent}")
     return path
 
 
@@ -75,22 +75,22 @@ def _read_library(name: str, paths: Paths) -> str:
     try:
         if path.stat().st_size > MAX_LIBRARY_BYTES:
             raise UserError.at(
-                "prompts", f"{name!r} has more than {MAX_LIBRARY_BYTES >> 20} MiB; it is no prompt library"
+                "prompts", f"{quoted(name)} has more than {MAX_LIBRARY_BYTES >> 20} MiB; it is no prompt library"
             )
         text = path.read_text("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise UserError.at(
-            "prompts", f"{name!r} is not valid UTF-8 (at byte {error.start}); save it as UTF-8"
+            "prompts", f"{quoted(name)} is not valid UTF-8 (at byte {error.start}); save it as UTF-8"
         ) from error
     except OSError as error:
-        raise UserError.at("prompts", f"{name!r} can't be read: {error.strerror or error}") from error
+        raise UserError.at("prompts", f"{quoted(name)} can't be read: {error.strerror or error}") from error
     if not text.startswith("{"):
-        message = f"{name!r} is not a prompt library; it must be a JSON object of names and prompts"
+        message = f"{quoted(name)} is not a prompt library; it must be a JSON object of names and prompts"
         raise UserError.at("prompts", message)
     try:
         ValidationConfig(prompts=text).library()
     except UserError as error:
-        raise UserError(Problem(p.field, f"{name!r} {p.message}") for p in error.problems) from error
+        raise UserError(Problem(p.field, f"{quoted(name)} {p.message}") for p in error.problems) from error
     return text
 
 

@@ -104,7 +104,7 @@ VALUES = [
     ("LoRATrainer", {"name": "styles/lpt1.v2"}, "name: 'styles/lpt1.v2' is not a valid file name on every system; use letters, digits, spaces, - and _, and / for subfolders"),
     ("LoRATrainer", {"name": ""}, "name: '' is not a valid file name on every system; use letters, digits, spaces, - and _, and / for subfolders"),
     ("LoRATrainer", {"name": "cats."}, "name: 'cats.' is not a valid file name on every system; use letters, digits, spaces, - and _, and / for subfolders"),
-    ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\\\cats' is outside the folder of LoRAs; use a name, or a path within it such as styles/my-lora"),
+    ("LoRATrainer", {"name": "..\\cats"}, "name: '..\\cats' is outside the folder of LoRAs; use a name, or a path within it such as styles/my-lora"),
     ("LoRATrainer", {"name": "/tmp/cats"}, "name: '/tmp/cats' is outside the folder of LoRAs; use a name, or a path within it such as styles/my-lora"),
     ("LoRATrainer", {"name": "cats-%width%"}, "name: '%width%' is not known here; use %date%, %date:yyyy-MM-dd%, %year%, %month%, %day%, %hour%, %minute%, %second%, or type the value itself"),
     ("LoRATrainer", {"name": "猫" * 41}, "name: is 123 bytes long; use at most 120"),

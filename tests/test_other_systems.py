@@ -79,6 +79,13 @@ def test_names_with_backslashes_are_found(tmp_path):
             paths.find_dataset(outside, "folder")
 
 
+@pytest.mark.parametrize("typed", [r"C:\Users\Ann\my cats", r"\\server\share\cats", r"cats\big"])
+def test_errors_show_a_path_as_it_was_typed(typed, tmp_path):
+    with pytest.raises(UserError) as caught:
+        Paths(tmp_path, tmp_path, {"loras": ()}, (tmp_path,)).find_dataset(typed, "folder")
+    assert str(caught.value).startswith(f"folder: '{typed}' is ")
+
+
 @pytest.mark.parametrize("name", ["../x.safetensors", r"..\x.safetensors", "C:x.safetensors", r"C:\x.safetensors"])
 def test_an_index_names_files_beside_it_alone_on_every_system(name, tmp_path):
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"

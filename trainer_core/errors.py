@@ -77,6 +77,11 @@ LONGEST_NAME = 255  # characters of a name that similar ones are searched for
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
+def quoted(text: object) -> str:
+    """Return a value in quotes, as repr does, but with the backslashes of a Windows path as they were typed."""
+    return repr(str(text)).replace("\\\\", "\\")
+
+
 def printable(text: str, lines: bool = False) -> str:
     """Return a text with its control characters as JSON writes them (\\u001b), so that it can't command a terminal.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import Cancelled, Problem, UserError, encodable, nearest, reason_of
+from .errors import Cancelled, Problem, UserError, encodable, nearest, quoted, reason_of
 from .storage.allowed_urls import VARIABLE, environment_urls, is_allowed, is_url, normal_url
 from .storage.bounded_files import path_fault
 
@@ -418,7 +418,7 @@ class Paths:
         hint = nearest(relative, self.list_models(kind))
         if roots and not hint:
             hint = "; put it there, or name another models folder (headless: --models)"
-        raise UserError.at(field_name, f"{name!r} is not in the {kind} folders ({searched}){hint}")
+        raise UserError.at(field_name, f"{quoted(name)} is not in the {kind} folders ({searched}){hint}")
 
     def find_source(self, folder: str, field_name: str) -> str:
         """Return where images are: the path of a folder or of a table of addresses, or an address that is allowed.
@@ -484,10 +484,10 @@ class Paths:
         is_outside = os.path.isdir(text) or any(os.path.isdir(root / text) for root in roots)  # such as by a symlink
         if is_outside:
             fix = f"move it into one of them, or allow its parent folder with {ROOTS_VARIABLE} (headless: --datasets)"
-            raise UserError.at(field_name, f"{folder!r} is outside the allowed folders ({allowed}); {fix}")
+            raise UserError.at(field_name, f"{quoted(folder)} is outside the allowed folders ({allowed}); {fix}")
         hint = nearest(text, [path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()])
         raise UserError.at(
-            field_name, f"{folder!r} is not a folder in ({allowed}){hint or '; put it into one of them'}"
+            field_name, f"{quoted(folder)} is not a folder in ({allowed}){hint or '; put it into one of them'}"
         )
 
     def find_beside(self, folder: Path, name: str, field_name: str) -> Path:
@@ -507,10 +507,10 @@ class Paths:
         roots = [folder, *self.datasets, ASSETS, *extra_roots()]
         if not any(path.is_relative_to(root.resolve()) for root in roots):
             fix = f"put it into the folder of the images, or set {ROOTS_VARIABLE} to its folder"
-            raise UserError.at(field_name, f"{name!r} is outside the allowed folders; {fix}")
+            raise UserError.at(field_name, f"{quoted(name)} is outside the allowed folders; {fix}")
         if not path.is_file():
             names = [item.name for item in folder.iterdir() if item.is_file()] if folder.is_dir() else []
-            raise UserError.at(field_name, f"{name!r} is not a file in {folder.name!r}{nearest(text, names)}")
+            raise UserError.at(field_name, f"{quoted(name)} is not a file in {folder.name!r}{nearest(text, names)}")
         return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import Problem, UserError
+from .errors import Problem, UserError, quoted
 from .host import MODELS, Paths
 from .storage.allowed_urls import check_entries
 from .storage.atomic import fault_of
@@ -86,7 +86,7 @@ def local_paths(
 def refuse_existing(option: str, name: str, force: bool) -> None:
     """Raise UserError if a file would be replaced without --force."""
     if not force and Path(name).exists():
-        raise UserError.at(option, f"{name!r} exists already; use another name, or --force")
+        raise UserError.at(option, f"{quoted(name)} exists already; use another name, or --force")
 
 
 def check_writable(option: str, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.dataset import DatasetConfig
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, quoted
 from ..host import Host
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import DigestTable, Numbers, digests, first_of_each
@@ -86,7 +86,7 @@ class MaskFolder:
         """
         number = int(self._numbers[image_index])
         if number < 0:
-            return None, f"it has no mask with the same name in {self.name!r}"
+            return None, f"it has no mask with the same name in {quoted(self.name)}"
         name = self._entries[number].name
         shown = printable_name(name)
         if number in self._faults:
@@ -155,7 +155,7 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     for settings, other in zip(config.parts, config.roots, strict=True):
         if Path(root).resolve().is_relative_to(Path(other).resolve()) and not (is_beside and len(entries)):
             message = (
-                f"{name!r} is inside the image folder {settings.folder!r}, so masks would be trained on as images; "
+                f"{quoted(name)} is inside the image folder {quoted(settings.folder)}, so masks would be trained on as images; "
                 "move it somewhere else, or name the masks like OneTrainer's, a-masklabel.png beside a.jpg, and set "
                 "masks to the image folder itself"
             )
@@ -165,7 +165,7 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
             [
                 Problem(
                     FIELD,
-                    f"no images in {name!r} or its subfolders; put masks there, each with the name of its image",
+                    f"no images in {quoted(name)} or its subfolders; put masks there, each with the name of its image",
                 )
             ]
         )
@@ -174,7 +174,11 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     if len(firsts) < len(entries):
         duplicate = printable_name(entries[int(np.setdiff1d(np.arange(len(entries)), firsts)[0])].name)
         raise UserError(
-            [Problem(FIELD, f"{name!r} has two masks named {_stem(duplicate)}, one of them {duplicate}; remove one")]
+            [
+                Problem(
+                    FIELD, f"{quoted(name)} has two masks named {_stem(duplicate)}, one of them {duplicate}; remove one"
+                )
+            ]
         )
     table = DigestTable(stems, np.arange(len(stems), dtype=np.int32))
     rows = table.find(_stems(images))
@@ -182,7 +186,7 @@ def open_masks(config: DatasetConfig, part: int, images: Sequence[Entry], host: 
     if len(images) and numbers.max() < 0:
         image = printable_name(images[0].name)
         message = (
-            f"none of the {len(entries)} masks in {name!r} has the name of an image in {folder!r}; name the mask of "
+            f"none of the {len(entries)} masks in {quoted(name)} has the name of an image in {quoted(folder)}; name the mask of "
             f"{image}, for example, {stem(image)}.png"
         )
         raise UserError([Problem(FIELD, message)])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.dataset import DatasetConfig
 from ..config.degradation import Step, steps_of
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, quoted
 from ..storage.atomic import sha256_text, sha256_texts
 from ..storage.digest_table import Numbers
 from ..storage.stored_names import key_text
@@ -106,12 +106,12 @@ def find_references(index: Index, config: DatasetConfig) -> References:
         by_stem, copy = _index_by_stem(backend.entries()) if root else ({}, "")
         names.append(by_stem)
         if copy:
-            text = f"{part.references!r} has two images named {stem(copy)}, one of them {copy}; remove one"
+            text = f"{quoted(part.references)} has two images named {stem(copy)}, one of them {copy}; remove one"
             problems.append(Problem(FIELD, text))
     for part, root, degradations in zip(config.parts, roots, steps, strict=True):
         if not root and not degradations:
             message = (
-                f"is empty for {part.folder!r}; set it to the folder of reference images, or set degrade to make them "
+                f"is empty for {quoted(part.folder)}; set it to the folder of reference images, or set degrade to make them "
                 "from the images"
             )
             problems.append(Problem(FIELD, message))

@@ -13,7 +13,7 @@ from ..data.places.open_source import open_source
 from ..data.source.backend import Backend, printable_name
 from ..data.source.scan import Scan, scans
 from ..data.tables.caption_source import CaptionSource, NoCaption
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, quoted
 from ..host import Host, collect
 
 
@@ -103,7 +103,7 @@ def list_images(config: DatasetConfig, host: Host, seed: int = 0) -> ImageList:
         raise UserError(problems)
     if not images:
         names = ", ".join(config.parts[part].folder for part in parts)
-        raise UserError.at("folder", f"{names!r} has no images that can be read")
+        raise UserError.at("folder", f"{quoted(names)} has no images that can be read")
     chosen = {part: config.parts[part] for part in parts}
     return ImageList(tuple(images), chosen, backends, len(config.parts) - len(parts))
 

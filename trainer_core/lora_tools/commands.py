@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import print_json, print_text
-from ..errors import UserError, encodable
+from ..errors import UserError, encodable, quoted
 from ..host import SinkHost
 from ..paths import check_writable, refuse_existing
 
@@ -107,7 +107,7 @@ def check_target(option: str, name: str | None, force: bool) -> None:
         return
     path = Path(name)
     if path.is_dir():
-        raise UserError.at(option, f"{name!r} is a folder; use the path of a file")
+        raise UserError.at(option, f"{quoted(name)} is a folder; use the path of a file")
     refuse_existing(option, name, force)
     check_writable(option, path.parent)
 

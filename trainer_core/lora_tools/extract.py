@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapters.initializers import principal
 from ..adapters.lora import LoraPair
 from ..config.model import ModelConfig
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..models.flux_lineage import is_original, original_layout, shape_of
 from ..models.loading.header_check import GUIDANCE, part_fault
 from ..models.loading.locate import find_part, folder_of_part, is_hub_id
@@ -62,7 +62,7 @@ def open_model(source: str, field: str) -> ModelWeights:
     if not path.exists() and not is_hub_id(source):
         raise UserError.at(
             field,
-            f"{source!r} does not exist; use a .safetensors file, a diffusers folder or a Hugging Face repository",
+            f"{quoted(source)} does not exist; use a .safetensors file, a diffusers folder or a Hugging Face repository",
         )
     faults = []
     for family in names("family"):
@@ -72,7 +72,7 @@ def open_model(source: str, field: str) -> ModelWeights:
             return open_config(model, path.name or source)
         except UserError as error:
             faults.append(error.problems[0].message)
-    raise UserError.at(field, f"{source!r} is no Chroma or Flux.1 transformer: {faults[0]}")
+    raise UserError.at(field, f"{quoted(source)} is no Chroma or Flux.1 transformer: {faults[0]}")
 
 
 def open_config(model: ModelConfig, name: str = "") -> ModelWeights:

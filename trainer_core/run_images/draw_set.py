@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ..config.validation import CheckpointChoice, ValidationConfig
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, quoted
 from ..host import Notice, SinkHost, collect
 from ..plots.image_grid import save_png
 from ..runs import layout
@@ -84,7 +84,9 @@ def _version(name: str, run: Path, output: Path) -> Version:
     if not name.isdecimal():
         path = find_lora(name, output)
         if not path.resolve().is_relative_to((output / layout.LORAS).resolve()):
-            raise UserError.at("compare", f"{name!r} is outside of the output folder; use the name of a LoRA in it")
+            raise UserError.at(
+                "compare", f"{quoted(name)} is outside of the output folder; use the name of a LoRA in it"
+            )
         return Version(path.relative_to(output / layout.LORAS).as_posix(), path)
     steps = {layout.step_of(path): path for path in layout.list_checkpoints(run / layout.CHECKPOINTS)}
     path = steps.get(int(name), run) / layout.CHECKPOINT_LORA

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.validation import CheckpointChoice, ValidationConfig
-from ..errors import Problem, UserError
+from ..errors import Problem, UserError, quoted
 from ..host import collect
 from ..runs import layout
 from ..runs.control import find_run, read_status
@@ -97,7 +97,7 @@ def drawable_run(text: str, output: Path, only_inside: bool = False) -> Path:
         raise UserError.at("run", "is empty; enter the name of a run's folder, or of its LoRA")
     folder = find_run(text.strip(), output)
     if only_inside and not folder.resolve().is_relative_to(layout.runs_folder(output).resolve()):
-        raise UserError.at("run", f"{text!r} is outside of the output folder; use the name of a run in it")
+        raise UserError.at("run", f"{quoted(text)} is outside of the output folder; use the name of a run in it")
     status = read_status(folder)
     if status and status.state == "running":
         way = f"pause it first: chroma-trainer pause {folder.name}"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problem, UserError, nearest
+from ..errors import Problem, UserError, nearest, quoted
 from ..storage.atomic import TEMPORARY, set_aside, write_json
 from ..storage.bounded_files import Unusable, read_json
 from .layout import CHECKPOINTS, COMMAND, STATUS, flat_name, list_checkpoints, name_of_run, runs_folder, step_of
@@ -228,9 +228,11 @@ def find_run_by_name(text: str, output: Path) -> Path:
     active = [folder for folder in matches if is_held(folder)]
     if len(active) > 1:
         names = ", ".join(folder.name for folder in active)
-        raise UserError([Problem("run", f"{text!r} matches several active runs: {names}; use one of these names")])
+        raise UserError(
+            [Problem("run", f"{quoted(text)} matches several active runs: {names}; use one of these names")]
+        )
     if not matches:
         hint = nearest(text, [name for f in folders for name in (f.name, name_of_run(f))])
         hint = hint or "; `chroma-trainer status` lists all runs, --output selects another output folder"
-        raise UserError.at("run", f"no run {text!r} in {runs_folder(output)}{hint}")
+        raise UserError.at("run", f"no run {quoted(text)} in {runs_folder(output)}{hint}")
     return (active or matches)[0]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError, nearest, reason_of
+from ..errors import UserError, nearest, quoted, reason_of
 from ..host import Host, LoraSaved, Notice, event_kind
 from ..storage.atomic import sha256_of
 from ..storage.bounded_files import Unusable, parse_json
@@ -125,4 +125,4 @@ def find_lora(text: str, output: Path) -> Path:
     files = loras.rglob("*.safetensors") if loras.is_dir() else ()
     names = [path.relative_to(loras).as_posix().removesuffix(path.suffix) for path in files]
     hint = nearest(text, names) or f"; use a path, or the name of a file in {loras}"
-    raise UserError.at("lora", f"there is no LoRA {text!r}{hint}")
+    raise UserError.at("lora", f"there is no LoRA {quoted(text)}{hint}")

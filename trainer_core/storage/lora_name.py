@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from ..errors import quoted
+
 ENDING = ".safetensors"
 MAX_BYTES = 120
 PLACEHOLDER = re.compile(r"%([A-Za-z][^%/\\]*)%")
@@ -64,11 +66,11 @@ def faults_of_name(typed: str) -> list[str]:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         faults.append(
-            f"{typed!r} is outside the folder of LoRAs; use a name, or a path within it such as styles/my-lora"
+            f"{quoted(typed)} is outside the folder of LoRAs; use a name, or a path within it such as styles/my-lora"
         )
     elif not all(is_portable(part) for part in parts):
         faults.append(
-            f"{typed!r} is not a valid file name on every system; use letters, digits, spaces, - and _, and / for "
+            f"{quoted(typed)} is not a valid file name on every system; use letters, digits, spaces, - and _, and / for "
             "subfolders"
         )
     size = len(name.encode("utf-8", "replace"))

@@ -17,7 +17,7 @@ from ..data.source.folder import FolderBackend, no_images
 from ..data.source.formats import readable_suffixes
 from ..data.source.scan import scans
 from ..data.source.text_encoding import UnreadableText
-from ..errors import UserError, nearest, printable
+from ..errors import UserError, nearest, printable, quoted
 from ..host import ASSETS, Paths, SinkHost, expand_home, extra_roots
 from ..storage.bounded_files import path_fault
 
@@ -109,7 +109,7 @@ def look_into(typed: str, host: SinkHost, keeps_scan: bool = False) -> ImageFold
     if not usable:
         place, reason = unusable[0]
         raise UserError.at(
-            OPTION, f"none of {len(unusable)} images in {typed!r} can be used, such as {place}: {reason}"
+            OPTION, f"none of {len(unusable)} images in {quoted(typed)} can be used, such as {place}: {reason}"
         )
     captions = [_captions(backend, name) for name, _ in usable]
     others = "" if any(captions) else find_other_captions(backend.path(usable[0][0]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 from ...host import Host
 from ...registry import load, names
 from ...storage.allowed_urls import VARIABLE, is_allowed, is_url, named_hosts
@@ -57,7 +57,7 @@ def describe_empty(folder: str, root: str, backend: Backend) -> str:
     if isinstance(backend, FolderBackend):
         return no_images(folder, FolderBackend(Path(root)))
     reasons = [f"{path}: {reason}" for path, reason in backend.left_out.unreadable[:3]]
-    return f"no images in {folder!r}{f' (left out: {chr(59).join(reasons)})' if reasons else ''}"
+    return f"no images in {quoted(folder)}{f' (left out: {chr(59).join(reasons)})' if reasons else ''}"
 
 
 def _cache(host: Host) -> ByteCache:

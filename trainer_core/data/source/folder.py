@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ...errors import quoted
 from ...storage.bounded_files import Unusable, read_regular
 from .backend import Entry, LeftOut, printable_name, stem
 from .file_list import Entries
@@ -205,7 +206,7 @@ def no_images(folder: str, backend: FolderBackend) -> str:
     reasons += [f"{path}: {reason}" for reason, path in backend.left_out.by_rule.items()][:3]
     others = f" (left out: {'; '.join(reasons)})" if reasons else ""
     endings = " ".join(sorted(SUFFIXES))
-    return f"no images in {folder!r} or its subfolders{others}; put files there that end in {endings}"
+    return f"no images in {quoted(folder)} or its subfolders{others}; put files there that end in {endings}"
 
 
 def _walk(folder: str, rules: Rules) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.validation import CLIP, ValidationConfig
-from ...errors import Problem, UserError, reason_of
+from ...errors import Problem, UserError, quoted, reason_of
 from ...host import Host, Notice, Paths, collect
 from ...models.loading.config_file import read_config
 from ...models.loading.locate import find_cached, is_hub_id, is_offline, weight_files
@@ -95,7 +95,7 @@ def with_score_folder(settings: ValidationConfig, paths: Paths) -> ValidationCon
     if is_hub_id(name):
         return replace(settings, score_model=name)
     searched = ", ".join(str(root) for kind in KINDS for root in paths.models.get(kind, ())) or "there are none"
-    raise UserError.at(FIELD, f"{name!r} is not a folder of the folders of models ({searched}); {FIX}")
+    raise UserError.at(FIELD, f"{quoted(name)} is not a folder of the folders of models ({searched}); {FIX}")
 
 
 def score_problems(settings: ValidationConfig | None) -> list[Problem]:
