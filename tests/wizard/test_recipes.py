@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -68,9 +69,9 @@ def test_the_workflow_of_a_style(tmp_path: Path):
         (FLUX, "character", "best", 60, 1024, 24, (16, 1e-4, 3000, 1024, "cosine", "logit-normal")),
         (CHROMA, "subject", "quick", 60, 1024, 24, (8, 3e-4, 1000, 512, "constant", "chroma")),
         (CHROMA, "style", "good", 30, 1024, 0, (16, 2e-4, 1500, 512, "constant", "chroma")),
-        (NANO, "style", "quick", 28, 64, 0, (16, 2e-3, 250, 64, "cosine", "chroma")),
-        (NANO, "subject", "good", 28, 64, 0, (16, 2e-3, 900, 64, "cosine", "chroma")),
-        (NANO, "style", "best", 28, 64, 24, (16, 2e-3, 1350, 64, "cosine", "chroma")),
+        (NANO, "style", "quick", 28, 64, 0, (16, 3e-3, 250, 64, "cosine", "chroma")),
+        (NANO, "subject", "good", 28, 64, 0, (16, 3e-3, 900, 64, "cosine", "chroma")),
+        (NANO, "style", "best", 28, 64, 24, (16, 3e-3, 1350, 64, "cosine", "chroma")),
     ],
 )
 def test_values(model: Offer, learn: str, quality: str, images: int, edge: float, vram: float, expected: tuple):
@@ -81,6 +82,13 @@ def test_values(model: Offer, learn: str, quality: str, images: int, edge: float
     assert (rank, rate, steps, recipe.resolution.value, schedule, density) == expected
     assert training["batch_size"] == (6 if model is NANO else 1)
     assert recipe.dtype.value == ("fp32" if model is NANO else "bf16")
+
+
+def test_the_values_of_nano_are_those_of_the_template_that_they_name():
+    template = json.loads((Path(recipes.__file__).parents[2] / "workflows" / "api" / "first-lora.json").read_text())
+    (trainer,) = [node["inputs"] for node in template.values() if node["class_type"] == "LoRATrainer"]
+    assert {name: value.value for name, value in recipes.NANO.items()} == {name: trainer[name] for name in recipes.NANO}
+    assert recipes.NANO_STEPS["good"] == trainer["steps"]
 
 
 def test_only_images_with_captions_count():

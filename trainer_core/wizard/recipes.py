@@ -65,7 +65,7 @@ CHECKPOINTS = 4  # in a run: the defaults are 250 of 1000 steps
 NANO_STEPS = {QUICK: 250, GOOD: 900, BEST: 1350}
 NANO = {
     "rank": Value(16, "the template first-lora"),
-    "learning_rate": Value(2e-3, "the template first-lora: the tiny model needs a higher rate"),
+    "learning_rate": Value(3e-3, "the template first-lora: the tiny model needs a higher rate"),
     "lr_schedule": Value("cosine", "the template first-lora"),
     "batch_size": Value(6, "the template first-lora"),
     "targets": Value("all+ffs", "the template first-lora"),
