@@ -352,3 +352,15 @@ def test_what_blocks_of_a_text_encoder_share_comes_to_the_device(tiny_model):
     meta = torch.device("meta")
     encoder = place_text_encoder_(FAMILY.load_text_encoder(tiny_model, CPU), meta)
     assert encoder.model(torch.zeros(1, 5, dtype=torch.long, device=meta))[0].device == meta
+
+
+def test_a_tensor_at_the_address_of_a_freed_weight_is_an_activation():
+    """Weights are freed after the run has begun where they are joined, and the next tensors lie where they lay."""
+    weights = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(100)]
+    host = SavedOnHost(weights)
+    view = weights[0].data
+    assert host.pack(view) is view
+    del view
+    weights.clear()
+    activations = [torch.zeros(4096) for _ in range(100)]
+    assert all(isinstance(host.pack(activation), HostCopy) for activation in activations)

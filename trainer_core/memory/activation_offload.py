@@ -41,7 +41,8 @@ class SavedOnHost:
     """
 
     def __init__(self, stays: Iterable[Tensor]):
-        self._stays = {tensor.untyped_storage()._cdata for tensor in stays}
+        # The references keep the address of a storage that is freed, as of weights that are joined, from being another's.
+        self._stays = {storage._cdata: StorageWeakRef(storage) for storage in (t.untyped_storage() for t in stays)}
         self._copies: WeakValueDictionary[tuple, HostCopy] = WeakValueDictionary()
 
     def pack(self, tensor: Tensor) -> Tensor | HostCopy:
