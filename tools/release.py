@@ -191,7 +191,7 @@ def _faults_of_install(path: Path, python: Path, folder: Path, constraints: Path
     command = fresh.with_name("chroma-trainer.exe" if os.name == "nt" else "chroma-trainer")
     calls = [[str(command), "--help"], [str(fresh), "-m", "chroma_trainer", "import", "--help"]]
     if constraints:
-        where = "import chroma_trainer.cli as c; print(c.DEMO)"
+        where = "from chroma_trainer.trainer_core.commands.demo_command import DEMO; print(DEMO)"
         demo = _run(fresh, "-c", where, cwd=empty).stdout.strip()
         calls += [
             [str(command), "check", demo],
