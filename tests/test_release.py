@@ -98,3 +98,9 @@ def test_an_archive_is_equal_each_time_and_is_imported_from_its_folder(tmp_path,
     tool.write_archive(pack, tmp_path / "c.zip")
     (fault,) = tool.faults_of_archive(tmp_path / "c.zip", tmp_path / "c pack")
     assert "can't be imported from its folder" in fault and "no_such_module" in fault
+
+
+def test_an_installed_package_says_where_its_demo_is():
+    """`make release` trains it, in an environment that takes minutes to make."""
+    done = subprocess.run([sys.executable, "-c", tool.PRINT_DEMO], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).name == "first-lora.json" and Path(done.stdout.strip()).is_file()

@@ -50,6 +50,7 @@ spec.loader.exec_module(pack)
 import pack.nodes
 assert len(pack.nodes.ALL_NODES) > 20 and pack.WEB_DIRECTORY == "./js" and pack.comfy_entrypoint
 """
+PRINT_DEMO = "from chroma_trainer.trainer_core.commands.demo_command import DEMO; print(DEMO)"
 
 
 def read_project(root: Path) -> dict[str, Any]:
@@ -191,8 +192,7 @@ def _faults_of_install(path: Path, python: Path, folder: Path, constraints: Path
     command = fresh.with_name("chroma-trainer.exe" if os.name == "nt" else "chroma-trainer")
     calls = [[str(command), "--help"], [str(fresh), "-m", "chroma_trainer", "import", "--help"]]
     if constraints:
-        where = "from chroma_trainer.trainer_core.commands.demo_command import DEMO; print(DEMO)"
-        demo = _run(fresh, "-c", where, cwd=empty).stdout.strip()
+        demo = _run(fresh, "-c", PRINT_DEMO, cwd=empty).stdout.strip()
         calls += [
             [str(command), "check", demo],
             [str(command), "run", demo, "--output", str(empty / "results"), *SHORT_RUN],
