@@ -46,11 +46,11 @@ def local_paths(
     """
     for folder in models:
         if not folder.is_dir():
-            raise UserError.at("--models", f"{str(folder)!r} is not a folder; set it to ComfyUI's models folder")
+            raise UserError.at("--models", f"{quoted(folder)} is not a folder; set it to ComfyUI's models folder")
     for folder in datasets:
         if not folder.is_dir():
             raise UserError.at(
-                "--datasets", f"{str(folder)!r} is not a folder; set it to a folder that contains datasets"
+                "--datasets", f"{quoted(folder)} is not a folder; set it to a folder that contains datasets"
             )
     if faults := check_entries(urls):
         raise UserError(Problem("--allow-url", fault) for fault in faults)
@@ -92,7 +92,7 @@ def refuse_existing(option: str, name: str, force: bool) -> None:
 def check_writable(option: str, folder: Path) -> None:
     """Raise UserError if nothing can be written in a folder. It is created if it does not exist."""
     if fault := fault_of(folder):
-        raise UserError.at(option, f"can't write to {str(folder)!r} ({fault}); use another folder")
+        raise UserError.at(option, f"can't write to {quoted(folder)} ({fault}); use another folder")
 
 
 def cache_folder(output: Path) -> Path:

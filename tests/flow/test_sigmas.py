@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chroma_trainer.trainer_core.flow.sigmas import NUM_LEVELS_FLUX, sampling_sigmas
+from chroma_trainer.trainer_core.flow.sigmas import NUM_LEVELS, NUM_LEVELS_FLUX, sampling_sigmas
 
 REFERENCE = json.loads((Path(__file__).parent / "references" / "comfyui_sigmas.json").read_text(encoding="utf-8"))
 
@@ -17,23 +17,18 @@ def test_levels_are_comfyuis(name):
 
 
 @pytest.mark.parametrize("scheduler", [pytest.param("beta", marks=pytest.mark.slow), "simple", "normal"])
-def test_levels_are_comfyuis_to_the_last_bit_for_many_steps_and_shifts(scheduler):
-    for shift, sums in REFERENCE["crc32"][scheduler].items():
+@pytest.mark.parametrize(
+    ("sums_of", "usual", "shift_of", "num_levels"),
+    [("crc32", "1.0", float, NUM_LEVELS), ("crc32_flux", "1.15", lambda mu: math.exp(float(mu)), NUM_LEVELS_FLUX)],
+    ids=["table of 1000", "table of a Flux with a guidance embedding"],
+)
+def test_levels_are_comfyuis_to_the_last_bit_for_many_steps_and_shifts(scheduler, sums_of, usual, shift_of, num_levels):
+    for shift, sums in REFERENCE[sums_of][scheduler].items():
         for steps, expected in zip(REFERENCE["steps"], sums, strict=True):
-            if steps > 30 and scheduler == "beta" and shift != "1.0":
+            if steps > 30 and scheduler == "beta" and shift != usual:
                 continue  # the quantiles don't depend on the shift
-            sigmas = sampling_sigmas(scheduler, steps, float(shift))
+            sigmas = sampling_sigmas(scheduler, steps, shift_of(shift), num_levels)
             assert zlib.crc32(sigmas.numpy().tobytes()) == expected, (scheduler, steps, shift)
-
-
-@pytest.mark.parametrize("scheduler", [pytest.param("beta", marks=pytest.mark.slow), "simple", "normal"])
-def test_levels_of_a_flux_with_a_guidance_embedding_are_comfyuis_to_the_last_bit(scheduler):
-    for mu, sums in REFERENCE["crc32_flux"][scheduler].items():
-        for steps, expected in zip(REFERENCE["steps"], sums, strict=True):
-            if steps > 30 and scheduler == "beta" and mu != "1.15":
-                continue  # the quantiles don't depend on the shift
-            sigmas = sampling_sigmas(scheduler, steps, math.exp(float(mu)), NUM_LEVELS_FLUX)
-            assert zlib.crc32(sigmas.numpy().tobytes()) == expected, (scheduler, steps, mu)
 
 
 @pytest.mark.parametrize("scheduler", ["beta", "simple", "normal"])

@@ -23,7 +23,7 @@ def split(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Se
         samples: All samples.
         share: Share of the images that is held out, in [0, 0.5].
     """
-    if not num_held(samples, share):
+    if not share or len(samples) < 2:
         return samples, ()
     is_held = _held_out(samples, share)
     return _choose(samples, ~is_held), _choose(samples, is_held)
@@ -36,7 +36,7 @@ def num_held(samples: Sequence[Sample], share: float) -> int:
 
 def keeps_copies_together(samples: Sequence[Sample], share: float) -> bool:
     """Return whether other samples are held out than if those of one image were chosen one by one."""
-    if not share or len(samples) < 2:
+    if not share or len(samples) < 2 or len(_images(samples)[0]) == len(samples):
         return False
     one_by_one = np.zeros(len(samples), dtype=bool)
     one_by_one[_ranked(samples)[: _count(len(samples), share)]] = True

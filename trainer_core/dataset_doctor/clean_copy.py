@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from ..data.source.backend import stem
-from ..data.source.folder import FolderBackend
-from ..errors import Problem, UserError
+from ..data.source.folder import CONDITION_LABEL, MASK_LABEL, FolderBackend
+from ..errors import Problem, UserError, quoted
 from ..host import Host, PhaseProgress, PhaseStarted
 from ..storage.atomic import TEMPORARY, rename, write_atomic
 from ..storage.lora_name import free_path
@@ -23,7 +22,6 @@ PHASE = "copying the images"
 END = "-clean"
 IN_NO_FILE = ("filename", "instance prompt")  # captions that are in no file
 BESIDE = (".txt", ".json")  # ends of the files that belong to an image
-LABEL = re.compile(r"(.+)-(?:mask|cond)label\.[^.]*", re.IGNORECASE)  # masks and conditioning images of one
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -97,12 +95,12 @@ def _refuse(images: ImageList, chosen: Collection[ListedImage], target: Path) ->
         text = f"is made of one folder, and this dataset has {len(images.parts)}; examine each by itself"
         problems.append(Problem("copy", text))
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-        problems.append(Problem("copy", f"{str(target)!r} exists already; use a new folder"))
+        problems.append(Problem("copy", f"{quoted(target)} exists already; use a new folder"))
     if not chosen:
         problems.append(Problem("copy", "would have no images; leave fewer out"))
     roots = (Path(backend.root) for backend in images.backends.values() if isinstance(backend, FolderBackend))
     if any(target.resolve().is_relative_to(root.resolve()) for root in roots):
-        problems.append(Problem("copy", f"{str(target)!r} is inside of the dataset, which would train it too"))
+        problems.append(Problem("copy", f"{quoted(target)} is inside of the dataset, which would train it too"))
     outside = [image.label for image in chosen if not _is_inside(target, image.name)]
     if outside:
         others = f" and {len(outside) - 1} others lead" if len(outside) > 1 else " leads"
@@ -122,8 +120,10 @@ def _labels_in(folder: Path) -> dict[str, list[str]]:
     """Return the masks and conditioning images in a folder by the name of their image without its ending."""
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
-        if match := LABEL.fullmatch(name):
-            found.setdefault(match[1], []).append(name)
+        base, ending = os.path.splitext(name)
+        match = MASK_LABEL.search(base) or CONDITION_LABEL.search(base)
+        if match and ending:
+            found.setdefault(base[: match.start()], []).append(name)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config.serialize import to_record
 from ..config.validation import ValidationConfig
-from ..errors import Problem, UserError, reason_of
+from ..errors import Problem, UserError, quoted, reason_of
 from ..host import Host, Notice
 from ..runs import layout
 from ..runs.control import runs_in
@@ -69,7 +69,7 @@ def write_locally(lora: Path, target: Path, host: Host, base: str = "") -> list[
         UserError: the folder has files in it.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError.at("--dry-run", f"{str(target)!r} exists and is not an empty folder; use another one")
+        raise UserError.at("--dry-run", f"{quoted(target)} exists and is not an empty folder; use another one")
     files = files_of(gather(lora, host, base), lora)
     for name, content in files.items():
         write_atomic(target / name, content.read_bytes() if isinstance(content, Path) else content)

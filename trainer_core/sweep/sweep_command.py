@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..command_line.outcome import EXIT_USER
 from ..console import print_text
 from ..host import Notice
-
-FAILED = 2  # exit status, as for one run that fails
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +42,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     plans = plan_sweep(graph, combinations, name, trainer, host, arguments.stop_losers)
     run = Sweep(name, plans, trainer, host, arguments.stop_losers)
     rows = run.run()
-    status = FAILED if run.failed else 0
+    status = EXIT_USER if run.failed else 0
     failed = {label: "; ".join(map(str, problems)) for label, problems in run.failed.items()}
     if arguments.json:
         print(json.dumps({"runs": as_json(rows), "failed": failed, "folder": str(run.folder)}, indent=2))

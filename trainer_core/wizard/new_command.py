@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..console import print_text
-from ..errors import UserError, encodable, printable
+from ..errors import UserError, encodable, printable, quoted
 from ..host import SinkHost, collect
 from ..paths import refuse_existing
 from ..spec import NodeSpec
@@ -117,7 +117,7 @@ def _read_target(text: str) -> Path:
         raise UserError.at("--output", f"{text[:60]!r} is a folder; use the path of a file")
     parent = next(folder for folder in (*path.absolute().parents,) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError.at("--output", f"can't write to {str(parent)!r}; use another folder")
+        raise UserError.at("--output", f"can't write to {quoted(parent)}; use another folder")
     return path
 
 

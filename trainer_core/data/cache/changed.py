@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from ...errors import Problem, UserError
-from ...storage.atomic import sha256_text
 from ..sample_table import Sample
 from ..source.backend import printable_name
-from ..source.scan import TO_SRGB
+from ..source.scan import converted_sha256
 
 CHANGED = "was replaced or edited while the run was starting; start it again"
 MOST_SHOWN = 20  # in one error
@@ -33,7 +32,7 @@ def check_unchanged(raw: bytes, sample: Sample, identify: Callable[[str, Sample]
         Changed: It has others.
     """
     digest = hashlib.sha256(raw).hexdigest()
-    possible = (digest, sha256_text(digest, TO_SRGB))
+    possible = (digest, converted_sha256(digest))
     if sample.sha256 not in (map(identify, possible, (sample, sample)) if identify else possible):
         raise Changed
 

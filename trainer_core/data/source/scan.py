@@ -25,6 +25,11 @@ SLICE = 400  # images that are scanned between two progress reports
 SLOW_SLICE = 32  # the same, where images may be downloaded
 
 
+def converted_sha256(sha256: str) -> str:
+    """Return the digest of the pixels of a file with this digest, where they are converted to sRGB."""
+    return sha256_text(sha256, TO_SRGB)
+
+
 @dataclass(frozen=True)
 class Scan:
     """The result of reading an image once.
@@ -49,7 +54,7 @@ class Scan:
 
         Caches of earlier versions, which did not convert, are thus not used.
         """
-        return sha256_text(self.sha256, TO_SRGB) if self.profile else self.sha256
+        return converted_sha256(self.sha256) if self.profile else self.sha256
 
 
 def scans(backend: Backend, entries: Sequence[Entry], root: str, host: Host) -> Iterator[Scan]:
